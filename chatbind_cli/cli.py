@@ -1,0 +1,196 @@
+"""The `chatbind` program: a table of lazy commands, and the one place where errors become exits.
+
+Knows the commands' names and one-line helps; a command's module is imported when it is chosen.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from chatbind_cli import __version__, launch
+from chatbind_cli.errors import ChatBindError, SomeRecordsFailed
+
+# name -> (module, one-line help); a test holds the helps equal to the commands' own
+COMMANDS: dict[str, tuple[str, str]] = {
+    "download": ("download", "Fetch weights and data, verified and resumable."),
+    "apply-delta": ("apply_delta", "Add published delta weights to a base model."),
+    "make-delta": ("make_delta", "Subtract a base model from a target model."),
+    "encode": ("encode", "Turn media into ImageBind embeddings."),
+    "pretrain": ("pretrain", "Stage 1: fit the projector on captions."),
+    "extract-projector": ("extract_projector", "Take the projector out of a checkpoint."),
+    "finetune": ("finetune", "Stage 2: fit projector and language model on instructions."),
+    "ask": ("ask", "Ask a question about media."),
+    "vqa": ("vqa", "Answer question records with answer records."),
+    "review": ("review", "Let a judge score two sets of answers."),
+    "summarize": ("summarize", "Tabulate review records."),
+    "toy": ("toy", "Make a small world to try everything in."),
+}
+
+
+class LazyCommand(click.Command):
+    """A command's name and one-line help; its module is imported when it is chosen."""
+
+    def __init__(self, name: str, module: str, short_help: str) -> None:
+        super().__init__(name, short_help=short_help)
+        self.module = module
+
+    def load(self) -> click.Command:
+        """The command itself."""
+        module = importlib.import_module(f"chatbind_cli.commands.{self.module}")
+        loaded: click.Command = module.command
+        return loaded
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        """The context of the command itself, so that parsing, help and running are its own."""
+        return self.load().make_context(info_name, args, parent, **extra)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        """The command's own completions."""
+        return self.load().shell_complete(ctx, incomplete)
+
+
+class InOrder(click.Group):
+    """A group that lists its commands in the order in which they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names in the table's order."""
+        return list(self.commands)
+
+
+def _config_option(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
+    if value is None:
+        return
+    from chatbind_cli.commands import _base  # noqa: PLC0415  only when it is used
+
+    document = _base.read_config(value)
+    shared = {key: item for key, item in document.items() if not isinstance(item, dict)}
+    unknown = [k for k, v in document.items() if isinstance(v, dict) and k not in COMMANDS]
+    if unknown:
+        raise click.UsageError(f"{value}: no command is named {unknown[0]!r}", ctx)
+    ctx.default_map = {name: {**shared, **document.get(name, {})} for name in COMMANDS}
+
+
+@click.group(
+    cls=InOrder,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "auto_envvar_prefix": "CHATBIND",
+        "token_normalize_func": lambda token: token.replace("_", "-"),
+    },
+    epilog="`chatbind COMMAND --help` shows a command's options and examples.",
+)
+@click.version_option(__version__, message="%(prog)s %(version)s")
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    expose_value=False,
+    callback=_config_option,
+    help="TOML file with a table of option values a command.",
+)
+@click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
+@click.option("--quiet", is_flag=True, help="No notes and no progress on stderr.")
+def app(debug: bool, quiet: bool) -> None:
+    """Talk with a language model about images, video, audio, depth, thermal and motion."""
+    if debug:
+        os.environ["CHATBIND_DEBUG"] = "1"
+    if quiet:
+        os.environ["CHATBIND_QUIET"] = "1"
+
+
+for _name, (_module, _help) in COMMANDS.items():
+    app.add_command(LazyCommand(_name, _module, _help))
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Runs the program on `args` (`sys.argv[1:]`) and exits with its code."""
+    words = list(sys.argv[1:] if args is None else args)
+    code, message = run(words)
+    if launch.is_worker():
+        launch.report_outcome(code, message)
+        # The work is finished; any other code would make the launcher kill the other workers.
+        code = 0 if code == SomeRecordsFailed.exit_code else code
+    elif message:
+        sys.stderr.write(message + "\n")
+    if code == _CLOSED_PIPE:
+        # The interpreter flushes stdout once more at its end; let that go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+_CLOSED_PIPE = 141
+_INTERRUPTED = 130
+
+
+def run(args: list[str]) -> tuple[int, str]:
+    """Runs the program and turns every way to end into an exit code and a line for stderr."""
+    try:
+        _complete_shell()
+        with app.make_context("chatbind", list(args), obj=list(args)) as ctx:
+            app.invoke(ctx)
+        sys.stdout.flush()
+    except click.exceptions.Exit as error:
+        return error.exit_code, ""
+    except (click.Abort, KeyboardInterrupt):
+        return _INTERRUPTED, "chatbind: interrupted"
+    except click.ClickException as error:
+        return error.exit_code, _click_text(error)
+    except BrokenPipeError:
+        return _CLOSED_PIPE, ""
+    except ChatBindError as error:
+        return error.exit_code, _text(error, f"chatbind: error: {error}", args)
+    except OSError as error:
+        return 1, _text(error, f"chatbind: error: {_one_line(error)}", args)
+    except Exception as error:  # a bug of ours, or of a library: the user gets a line for that too
+        return 1, _text(error, _unexpected(error), args)
+    return 0, ""
+
+
+def _complete_shell() -> None:
+    instruction = os.environ.get("_CHATBIND_COMPLETE")
+    if instruction:
+        from click.shell_completion import shell_complete  # noqa: PLC0415  only for TAB
+
+        code = shell_complete(app, {}, "chatbind", "_CHATBIND_COMPLETE", instruction)
+        raise click.exceptions.Exit(code)
+
+
+def _click_text(error: click.ClickException) -> str:
+    """A usage error as click words it: the usage line, where to find help, what is wrong."""
+    context = getattr(error, "ctx", None)
+    lines = []
+    if context is not None:
+        lines = [context.get_usage(), f"Try '{context.command_path} --help' for help.", ""]
+    return "\n".join([*lines, f"Error: {error.format_message()}"])
+
+
+def _text(error: BaseException, line: str, args: Sequence[str]) -> str:
+    if os.environ.get("CHATBIND_DEBUG", "") not in ("", "0") or "--debug" in args:
+        return "".join(traceback.format_exception(error)) + line
+    return line
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _unexpected(error: Exception) -> str:
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return "chatbind: error: out of memory; try a smaller --batch-size or --dtype bfloat16"
+    return (
+        f"chatbind: internal error: {type(error).__name__}: {_one_line(error)}; "
+        "run again with --debug and report the traceback"
+    )

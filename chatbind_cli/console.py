@@ -1,0 +1,89 @@
+"""What a person reads while a command works: notes and progress, all of it on stderr.
+
+Knows nothing of records: those go to stdout through `artifacts` and `jsonl`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import rich.progress
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+def quiet() -> bool:
+    """Whether notes and progress are off (`--quiet`, or a worker that is not the first)."""
+    return (
+        os.environ.get("CHATBIND_QUIET", "") not in ("", "0") or os.environ.get("RANK", "0") != "0"
+    )
+
+
+def note(text: str) -> None:
+    """Writes one line for the person at the terminal or the reader of the log."""
+    if not quiet():
+        sys.stderr.write(f"chatbind: {' '.join(text.split())}\n")
+        sys.stderr.flush()
+
+
+class Progress:
+    """Counts work done: a bar on a terminal, else a plain line every ten seconds.
+
+    Args:
+        total: how many units there will be, or None where that is not known.
+        label: what is being done, in the present continuous ("encoding").
+        unit: what is counted, in the plural ("files").
+    """
+
+    def __init__(self, total: int | None, label: str, unit: str = "items") -> None:
+        self.total = total
+        self.label = label
+        self.unit = unit
+        self.n = 0
+        self._bar: rich.progress.Progress | None = None
+        self._task: rich.progress.TaskID | None = None
+        self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
+
+    def __enter__(self) -> Progress:
+        """Starts the bar."""
+        if sys.stderr.isatty() and not quiet():
+            import rich.console
+            import rich.progress as rp
+
+            self._bar = rp.Progress(
+                rp.TextColumn("{task.description}"),
+                rp.BarColumn(),
+                rp.MofNCompleteColumn(),
+                rp.TimeElapsedColumn(),
+                rp.TimeRemainingColumn(),
+                console=rich.console.Console(stderr=True),
+                transient=True,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self.label, total=self.total)
+        return self
+
+    def advance(self, n: int = 1) -> None:
+        """Counts `n` more units as done."""
+        self.n += n
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, advance=n)
+        elif time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
+            of_total = f"/{self.total}" if self.total is not None else ""
+            note(f"{self.label}: {self.n}{of_total} {self.unit}")
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Takes the bar away."""
+        if self._bar is not None:
+            self._bar.stop()

@@ -1,0 +1,83 @@
+"""The errors that a user can cause or meet, each with the exit code it ends the program with.
+
+Anything else that escapes is a bug in ChatBind and says so. The tree:
+
+    ChatBindError            1  the work failed
+    ├── UsageError           2  the words of the call are off
+    ├── MediaError           1  a picture, sound, ... that cannot be read
+    ├── RecordError          1  a record that cannot be read or used
+    ├── WeightsError         1  a weights file that is not what it should be
+    ├── CheckpointError      1  a model or checkpoint folder that cannot be used
+    ├── StoreError           1  an embedding store that cannot be used
+    ├── DownloadError        1  a file that could not be fetched or verified
+    ├── JudgeError           1  a judge that cannot be reached or understood
+    ├── LaunchError          1  worker processes that failed
+    └── SomeRecordsFailed    3  finished, but some records carry an error
+"""
+
+from __future__ import annotations
+
+
+class ChatBindError(Exception):
+    """One line that says what is wrong, where, and what to do about it.
+
+    Args:
+        what: what is wrong, without a final full stop.
+        where: file and line number, or record id, that it is about.
+        hint: what the user can do next.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
+        self.what = what
+        self.where = where
+        self.hint = hint
+        text = f"{where}: {what}" if where else what
+        if hint:
+            text = f"{text}; {hint}"
+        super().__init__(" ".join(text.split()))
+
+
+class UsageError(ChatBindError):
+    """The words of the call do not fit together."""
+
+    exit_code = 2
+
+
+class MediaError(ChatBindError):
+    """A media file, URL or stream cannot be read as its modality."""
+
+
+class RecordError(ChatBindError):
+    """A record is not JSON, lacks a key, or contradicts itself."""
+
+
+class WeightsError(ChatBindError):
+    """A weights file is broken, or its tensors do not fit the model."""
+
+
+class CheckpointError(ChatBindError):
+    """A model folder or training checkpoint is incomplete or of another kind."""
+
+
+class StoreError(ChatBindError):
+    """An embedding store is broken, or was made by another encoder."""
+
+
+class DownloadError(ChatBindError):
+    """An artefact could not be fetched, or is not what the catalogue says."""
+
+
+class JudgeError(ChatBindError):
+    """A judge cannot be reached, or refuses to work."""
+
+
+class LaunchError(ChatBindError):
+    """Worker processes could not be started, or died without saying why."""
+
+
+class SomeRecordsFailed(ChatBindError):
+    """The run went through, but some of its output records carry an `error`."""
+
+    exit_code = 3

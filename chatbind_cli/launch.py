@@ -1,0 +1,232 @@
+"""Runs a command in place, or as `accelerate launch` on several processes and machines.
+
+The launched workers are the very same command: what `--dry-run` prints can be typed by hand.
+Launchers flatten a worker's exit code to 1 and mix the workers' output; so each worker leaves
+its outcome in a file, and the parent turns the files into its own exit code. Knows nothing of
+what the command does.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from chatbind_cli.errors import ChatBindError, LaunchError, UsageError
+
+_STATUS_FOLDER = "CHATBIND_STATUS_FOLDER"
+_DEFAULT_PORT = 29500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dispatch:
+    """On how many processes and machines a command runs; None: SLURM's or the machine's own."""
+
+    num_processes: int | None = None
+    num_machines: int | None = None
+    machine_rank: int | None = None
+    main_address: str | None = None
+    launch_config: Path | None = None
+    device: str = "auto"
+    dry_run: bool = False
+
+    def with_slurm(self, environ: Mapping[str, str]) -> Dispatch:
+        """Fills what is None from the variables of a SLURM job step."""
+        machines = self.num_machines or _int(environ, "SLURM_NNODES")
+        rank = self.machine_rank
+        if rank is None:
+            rank = _int(environ, "SLURM_NODEID")
+        address = self.main_address
+        if address is None and machines and machines > 1:
+            hosts = environ.get("SLURM_JOB_NODELIST") or environ.get("SLURM_NODELIST")
+            address = first_slurm_host(hosts) if hosts else None
+        return Dispatch(
+            num_processes=self.num_processes,
+            num_machines=machines,
+            machine_rank=rank,
+            main_address=address,
+            launch_config=self.launch_config,
+            device=self.device,
+            dry_run=self.dry_run,
+        )
+
+
+def is_worker() -> bool:
+    """Whether this process was started by `dispatch`, and so has a parent to report to."""
+    return _STATUS_FOLDER in os.environ
+
+
+def rank() -> int:
+    """This process's number among all workers, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """The number of workers over all machines."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def dispatch(args: Sequence[str], plan: Dispatch, extra: Sequence[str] = ()) -> bool:
+    """Runs `chatbind ARGS` in worker processes where the plan wants that.
+
+    Args:
+        args: the command and its words, as the user wrote them.
+        plan: on what to run.
+        extra: words put at the end, where they win: what the parent has read from its standard
+            input ("--projector", "/path"), since workers get none.
+
+    Returns:
+        True: done, or the dry run is printed. False: the caller goes on in this process.
+
+    Raises:
+        LaunchError: the workers could not be started, or died without leaving a word.
+        ChatBindError: a worker failed; the same message and exit code.
+        UsageError: several machines, and no address to meet at.
+    """
+    if is_worker() or "RANK" in os.environ or "LOCAL_RANK" in os.environ:
+        return False
+    plan = plan.with_slurm(os.environ)
+    command = _worker_command(args, extra)
+    n = _wanted_processes(plan)
+    launched = n > 1 or (plan.num_machines or 1) > 1 or plan.launch_config is not None
+    launched = launched or _uses_gpu(plan)
+    environment = {} if _uses_gpu(plan) else {"ACCELERATE_USE_CPU": "true"}
+    line = [*_launcher(plan, n), *command] if launched else [sys.executable, *command]
+    if plan.dry_run:
+        prefix = [f"{name}={value}" for name, value in environment.items()] if launched else []
+        sys.stdout.write(shlex.join([*prefix, *line]) + "\n")
+        return True
+    if not launched:
+        return False
+    _run_workers(line, environment)
+    return True
+
+
+def report_outcome(code: int, message: str) -> None:
+    """Leaves this worker's exit code and message where the parent looks for them."""
+    folder = Path(os.environ[_STATUS_FOLDER])
+    if folder.is_dir():
+        outcome = {"rank": rank(), "exit_code": code, "message": message}
+        (folder / f"rank-{rank():05}.json").write_text(json.dumps(outcome), encoding="utf-8")
+
+
+def first_slurm_host(hosts: str) -> str:
+    """The first host of SLURM's compressed list: `node[03-05,9],x1` -> `node03`."""
+    head, bracket, rest = hosts.partition("[")
+    if not bracket or "," in head:
+        return hosts.split(",")[0]
+    return head + rest.split("]")[0].split(",")[0].split("-")[0]
+
+
+def _worker_command(args: Sequence[str], extra: Sequence[str]) -> list[str]:
+    return ["-m", "chatbind_cli", *args, *extra]
+
+
+def _uses_gpu(plan: Dispatch) -> bool:
+    if plan.device == "cpu":
+        return False
+    return plan.device.startswith("cuda") or gpu_count() > 0
+
+
+def gpu_count() -> int:
+    """The number of NVIDIA GPUs, counted without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+
+
+def _wanted_processes(plan: Dispatch) -> int:
+    if plan.num_processes is not None:
+        return plan.num_processes
+    machines = plan.num_machines or 1
+    one_device = plan.device not in ("auto", "cuda")
+    gpus = 0 if one_device or plan.device == "cpu" else gpu_count()
+    return machines * max(1, gpus)
+
+
+def _launcher(plan: Dispatch, n: int) -> list[str]:
+    if importlib.util.find_spec("accelerate") is None:
+        raise LaunchError("accelerate is not installed", hint="pip install accelerate")
+    line = [sys.executable, "-m", "accelerate.commands.launch"]
+    if plan.launch_config is not None:
+        line += ["--config_file", str(plan.launch_config)]
+        if plan.num_processes is not None:
+            line += ["--num_processes", str(n)]
+    else:
+        machines = plan.num_machines or 1
+        # `--multi_gpu` is the launcher's word for torch's elastic agent; with
+        # ACCELERATE_USE_CPU in the environment its workers meet over gloo on CPUs.
+        line += ["--multi_gpu"] if n > 1 else []
+        line += ["--num_processes", str(n), "--num_machines", str(machines)]
+        line += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    return line + _meeting_point(plan)
+
+
+def _meeting_point(plan: Dispatch) -> list[str]:
+    if (plan.num_machines or 1) == 1:
+        return ["--main_process_port", "0"] if plan.launch_config is None else []
+    if plan.main_address is None:
+        raise UsageError(
+            "several machines need --main-address HOST:PORT",
+            hint="name machine 0 and a free port of it",
+        )
+    host, _, port = plan.main_address.partition(":")
+    words = ["--machine_rank", str(plan.machine_rank or 0)]
+    return [
+        *words,
+        "--main_process_ip",
+        host,
+        "--main_process_port",
+        port or str(_DEFAULT_PORT),
+    ]
+
+
+def _run_workers(line: Sequence[str], environment: Mapping[str, str]) -> None:
+    with tempfile.TemporaryDirectory(prefix="chatbind-") as folder:
+        variables = {**os.environ, **environment, _STATUS_FOLDER: folder}
+        # One thread a worker unless the user says otherwise: the launcher's own default, set
+        # here because its warning about it would be noise.
+        variables.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // 2)))
+        process = subprocess.Popen(line, env=variables, stdin=subprocess.DEVNULL)
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            # The terminal has sent the signal to the whole group; the workers end themselves.
+            process.wait()
+            raise
+        _raise_outcome(Path(folder), code)
+
+
+def _raise_outcome(folder: Path, launcher_code: int) -> None:
+    outcomes = [json.loads(file.read_text()) for file in sorted(folder.glob("rank-*.json"))]
+    failed = [outcome for outcome in outcomes if outcome["exit_code"] != 0]
+    if failed:
+        # A worker that was told to stop because another one failed has less to say.
+        worst = next((o for o in failed if o["exit_code"] not in (130, 143)), failed[0])
+        raise WorkerFailed(worst["exit_code"], worst["message"])
+    if launcher_code != 0:
+        raise LaunchError(
+            f"the launcher ended with exit code {launcher_code}, and no worker said why",
+            hint="see the lines above; a worker that was killed may have run out of memory",
+        )
+
+
+class WorkerFailed(ChatBindError):
+    """What a worker said when it failed, with its exit code."""
+
+    def __init__(self, exit_code: int, message: str) -> None:
+        super().__init__(message.removeprefix("chatbind: error: ") or "a worker failed")
+        self.exit_code = exit_code
+
+
+def _int(environ: Mapping[str, str], name: str) -> int | None:
+    value = environ.get(name, "")
+    return int(value) if value.isdigit() else None

@@ -1,0 +1,230 @@
+"""What every command shares: grouped options, examples, the config file, the seed's spellings.
+
+A command file says `@command("vqa", ...)` and gets the whole contract of the command line.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+def _kebab(token: str) -> str:
+    """The seed writes `--data_path`; both spellings name the same option."""
+    return token.replace("_", "-")
+
+
+CONTEXT_SETTINGS: dict[str, Any] = {
+    "help_option_names": ["-h", "--help"],
+    "token_normalize_func": _kebab,
+    "max_content_width": 100,
+}
+
+
+class GroupedOption(click.Option):
+    """An option that the help lists under a heading of its own.
+
+    Args:
+        group: the heading, "Options" where none is given.
+    """
+
+    def __init__(self, *args: Any, group: str | None = None, **kwargs: Any) -> None:
+        if not kwargs.get("is_flag") and kwargs.get("default") is not None:
+            kwargs.setdefault("show_default", True)
+        super().__init__(*args, **kwargs)
+        self.group = group
+
+
+class ListOption(GroupedOption):
+    """An option that takes one or more words: `--answer-list A B`, or repeated."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs["multiple"] = True
+        super().__init__(*args, **kwargs)
+
+
+class BoolOption(GroupedOption):
+    """A switch that may also be given a value, as the seed does: `--bf16` or `--bf16 True`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.update(type=click.BOOL, is_flag=False, flag_value="true")
+        kwargs.setdefault("metavar", "[BOOL]")
+        super().__init__(*args, **kwargs)
+
+
+class ChatBindCommand(click.Command):
+    """A click command with examples, option groups, `--config`, `--debug` and `--quiet`."""
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
+        kwargs.setdefault("context_settings", CONTEXT_SETTINGS)
+        super().__init__(*args, **kwargs)
+        self.examples = tuple(examples)
+        self.params.extend(_common_options())
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Repeats list options before every one of their words, then parses as click does."""
+        _drop_stale_config(ctx)
+        return super().parse_args(ctx, self._one_word_each(ctx, args))
+
+    def _one_word_each(self, ctx: click.Context, args: list[str]) -> list[str]:
+        lists = {
+            _kebab(name)
+            for param in self.get_params(ctx)
+            if isinstance(param, ListOption)
+            for name in (*param.opts, *param.secondary_opts)
+        }
+        out: list[str] = []
+        current: str | None = None
+        for position, word in enumerate([*args, "--"]):
+            if word.startswith("-") and word != "-":
+                if current is not None and args[position - 1] == current:
+                    raise click.BadOptionUsage(current, f"Option {current!r} needs words.", ctx)
+                if word == "--":
+                    return [*out, *args[position:]]
+                name, equals, _ = word.partition("=")
+                # `--opt=value` is complete in itself; only the two-word form goes on.
+                current = word if _kebab(name) in lists and not equals else None
+                out += [word] if current is None else []
+            elif current is not None:
+                out += [current, word]
+            else:
+                out.append(word)
+        return out
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the options under their headings, the common ones last."""
+        groups: dict[str, list[tuple[str, str]]] = {"Options": []}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                own = "Common" if param.name == "help" else "Options"
+                groups.setdefault(getattr(param, "group", None) or own, []).append(record)
+        common = groups.pop("Common", [])
+        for heading, records in [*groups.items(), ("Common", common)]:
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the examples, unwrapped, so that they can be pasted."""
+        if self.examples:
+            with formatter.section("Examples"):
+                for example in self.examples:
+                    formatter.write(f"  {example}\n")
+
+
+def command(
+    name: str, *, short_help: str, examples: Sequence[str]
+) -> Callable[[Callable[..., Any]], ChatBindCommand]:
+    """Makes a function the ChatBind command `name`.
+
+    Args:
+        name: the command's word on the line.
+        short_help: its one sentence in `chatbind --help`; the table in `cli` repeats it.
+        examples: at least two lines that work as they stand.
+    """
+
+    def wrap(function: Callable[..., Any]) -> ChatBindCommand:
+        return click.command(name, cls=ChatBindCommand, short_help=short_help, examples=examples)(
+            function
+        )
+
+    return wrap
+
+
+def _common_options() -> list[click.Option]:
+    return [
+        GroupedOption(
+            ["--config"],
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            is_eager=True,
+            expose_value=False,
+            callback=_apply_config,
+            group="Common",
+            help="TOML file with values for options; the line and the environment win over it.",
+        ),
+        _switch("--debug", "CHATBIND_DEBUG", "Show a traceback when something fails."),
+        _switch("--quiet", "CHATBIND_QUIET", "No notes and no progress on stderr."),
+    ]
+
+
+def _switch(name: str, variable: str, text: str) -> click.Option:
+    def remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+        # The environment reaches the workers of a launched command too.
+        if value:
+            os.environ[variable] = "1"
+
+    return GroupedOption(
+        [name],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=remember,
+        envvar=variable,
+        group="Common",
+        help=text,
+    )
+
+
+def _drop_stale_config(ctx: click.Context) -> None:
+    """Turns the spellings of a config table that came from `chatbind --config` into our names."""
+    if isinstance(ctx.default_map, dict) and ctx.default_map:
+        ctx.default_map = config_values(ctx.command, ctx, dict(ctx.default_map), strict=False)
+
+
+def _apply_config(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
+    if value is None:
+        return
+    document = read_config(value)
+    shared = {key: item for key, item in document.items() if not isinstance(item, dict)}
+    table = document.get(ctx.command.name or "", {})
+    try:
+        values = config_values(ctx.command, ctx, shared, strict=False)
+        values.update(config_values(ctx.command, ctx, table, strict=True))
+    except click.UsageError as error:
+        raise click.UsageError(f"{value}: {error.message}", ctx) from error
+    ctx.default_map = {**(ctx.default_map or {}), **values}
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The config file's tables, under the commands' names.
+
+    Raises:
+        click.UsageError: it is not TOML.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"{path}: is not TOML ({error})") from error
+    return {_kebab(k) if isinstance(v, dict) else k: v for k, v in document.items()}
+
+
+def config_values(
+    command: click.Command, ctx: click.Context, table: Mapping[str, Any], *, strict: bool
+) -> dict[str, Any]:
+    """The values of a config table under the parameters' own names.
+
+    Any spelling of an option is a key: `max-new-tokens`, `max_new_tokens`, an alias.
+
+    Raises:
+        click.UsageError: `strict`, and a key is no option of the command.
+    """
+    names: dict[str, str] = {}
+    for param in command.get_params(ctx):
+        if param.name:
+            names[_kebab(param.name)] = param.name
+            for option in (*param.opts, *param.secondary_opts):
+                names[_kebab(option.lstrip("-"))] = param.name
+    values: dict[str, Any] = {}
+    for key, item in table.items():
+        name = names.get(_kebab(key))
+        if name is not None:
+            values[name] = item
+        elif strict:
+            raise click.UsageError(f"{key!r} is no option of `chatbind {command.name}`", ctx)
+    return values

@@ -1,0 +1,37 @@
+"""How a stage names what it made, and how the next one finds it."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from chatbind_cli.artifacts import artifact_record, resolve_artifact
+from chatbind_cli.errors import CheckpointError
+from chatbind_cli.jsonl import dumps
+
+
+def stream(*records):
+    return io.BytesIO("".join(dumps(record) + "\n" for record in records).encode())
+
+
+def test_a_path_is_a_path():
+    assert str(resolve_artifact("a/b", {"projector"})) == "a/b"
+
+
+def test_the_artefact_record_ends_a_stream_of_log_records(tmp_path):
+    made = artifact_record("checkpoint", tmp_path, made_by="pretrain")
+    found = resolve_artifact("-", {"checkpoint"}, stdin=stream({"step": 1, "loss": 2.0}, made))
+    assert found == tmp_path
+
+
+@pytest.mark.parametrize("records", [[], [{"step": 1}], [{"artifact": "store", "path": "/"}]])
+def test_an_end_without_one_says_that_the_stage_before_did_not_finish(records):
+    with pytest.raises(CheckpointError, match="did not finish"):
+        resolve_artifact("-", {"checkpoint"}, stdin=stream(*records))
+
+
+def test_a_path_that_is_gone_is_named(tmp_path):
+    made = artifact_record("checkpoint", tmp_path / "gone", made_by="pretrain")
+    with pytest.raises(CheckpointError, match=r"gone: .*not there"):
+        resolve_artifact("-", {"checkpoint"}, stdin=stream(made))

@@ -1,0 +1,140 @@
+"""Records: formats, positions in errors, and output files that a second run continues."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+
+import pytest
+import zstandard
+
+from chatbind_cli.errors import RecordError
+from chatbind_cli.jsonl import RecordWriter, dumps, read_records, record_id
+
+ROWS = [{"question_id": 1, "text": "é"}, {"question_id": 2, "text": "b"}]
+LINES = "".join(dumps(row) + "\n" for row in ROWS)
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstandard.compress])
+@pytest.mark.parametrize("text", [LINES, json.dumps(ROWS), "\n" + json.dumps(ROWS, indent=1)])
+def test_jsonl_and_arrays_are_read_plain_and_compressed(tmp_path, pack, text):
+    path = tmp_path / "records"  # no ending: the content says what it is
+    path.write_bytes(pack(text.encode()))
+    assert [record for record, _ in read_records(path)] == ROWS
+    assert [
+        record for record, _ in read_records("-", stdin=io.BytesIO(pack(text.encode())))
+    ] == ROWS
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"a": 1}\n{"a": \n', "f:2: is not JSON"),
+        (b'{"a": 1}\n\n3\n', "f:3: must be a JSON object, not int"),
+        (b'{"a": 1}\n\xff\n', "f:2: is not UTF-8"),
+        (b'[{"a": 1}, 2]', r"f\[1\]: must be a JSON object"),
+        (b'[{"a": 1},\n', "f:2: is not a JSON array"),
+        (gzip.compress(b'{"a": 1}\n' * 1000)[:-20], "f: broken compression"),
+        (b"[" * 100_000, "is not a JSON array|nested too deeply"),
+        (b'{"a":' * 100_000, "nested too deeply"),
+    ],
+)
+def test_an_error_names_the_file_and_the_line(tmp_path, monkeypatch, content, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "f").write_bytes(content)
+    with pytest.raises(RecordError, match=message):
+        list(read_records("f"))
+
+
+def test_a_missing_file_is_one_line(tmp_path):
+    with pytest.raises(RecordError, match="No such file or directory; check the path"):
+        list(read_records(tmp_path / "nosuch"))
+
+
+def test_reading_starts_before_the_stream_ends():
+    class Slow(io.RawIOBase):
+        given = 0
+
+        def readable(self):
+            return True
+
+        def readinto(self, buffer):
+            assert self.given == 0, "read further than the first record"
+            line = b'{"a": 1}\n'
+            buffer[: len(line)] = line
+            self.given += 1
+            return len(line)
+
+    record, where = next(read_records("-", stdin=io.BufferedReader(Slow())))
+    assert (record, where) == ({"a": 1}, "<stdin>:1")
+
+
+def test_an_id_is_text_or_a_whole_number():
+    assert record_id({"id": "x"}) == "x"
+    assert record_id({"question_id": 0, "id": "x"}) == 0
+    for bad in ({}, {"id": 1.5}, {"id": True}, {"id": ["a"]}):
+        with pytest.raises(RecordError):
+            record_id(bad)
+
+
+def test_a_second_run_goes_by_id_and_drops_the_half_written_line(tmp_path):
+    path = tmp_path / "out.jsonl"
+    path.write_text(LINES + '{"question_id": 3, "te')
+    with RecordWriter(path) as writer:
+        assert writer.done == {1, 2}
+        writer.write({"question_id": 3})
+    assert path.read_text() == LINES + '{"question_id": 3}\n'
+
+
+def test_a_half_written_line_that_is_whole_json_is_dropped_too(tmp_path):
+    # Killed between the object and its line end: the next record would land on the same line.
+    path = tmp_path / "out.jsonl"
+    path.write_text(LINES.rstrip("\n"))
+    with RecordWriter(path) as writer:
+        assert writer.done == {1}
+
+
+def test_failed_and_doubled_records_leave_the_file_when_it_is_continued(tmp_path):
+    path = tmp_path / "out.jsonl"
+    failed = dumps({"question_id": 9, "error": "x"}) + "\n"
+    path.write_text(failed + LINES + LINES)
+    with RecordWriter(path) as writer:
+        assert writer.done == {1, 2}
+    assert path.read_text() == LINES
+
+
+def test_overwrite_starts_anew(tmp_path):
+    path = tmp_path / "out.jsonl"
+    path.write_text("not a record\n")
+    with RecordWriter(path, overwrite=True) as writer:
+        assert writer.done == set()
+        writer.write({"question_id": 1})
+    assert path.read_text() == '{"question_id": 1}\n'
+
+
+def test_a_file_of_something_else_is_not_touched(tmp_path):
+    path = tmp_path / "thesis.txt"
+    path.write_text("Chapter one\n")
+    with pytest.raises(RecordError, match=r"thesis.txt:1: .*--overwrite"):
+        RecordWriter(path)
+    assert path.read_text() == "Chapter one\n"
+
+
+def test_another_model_s_file_is_not_continued(tmp_path):
+    path = tmp_path / "out.jsonl"
+    path.write_text('{"question_id": 1, "model_id": "a"}\n')
+    with pytest.raises(RecordError, match="has model_id 'a', but this run has 'b'"):
+        RecordWriter(path, expect={"model_id": "b"})
+
+
+def test_several_keys_make_one_id(tmp_path):
+    with RecordWriter(tmp_path / "o", key=("path", "modality")) as writer:
+        writer.write({"path": "a", "modality": "image"})
+    with RecordWriter(tmp_path / "o", key=("path", "modality")) as writer:
+        assert writer.done == {("a", "image")}
+
+
+def test_nan_is_refused():
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        dumps({"loss": float("nan")})

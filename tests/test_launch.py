@@ -1,0 +1,97 @@
+"""Dispatch: what is launched, with which words, and what comes back from the workers."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+import pytest
+
+from chatbind_cli import launch
+from chatbind_cli.errors import LaunchError, UsageError
+from chatbind_cli.launch import Dispatch
+
+
+@pytest.fixture(autouse=True)
+def _plain_machine(monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "CHATBIND_STATUS_FOLDER", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(launch, "gpu_count", lambda: 0)
+
+
+def printed(capsys, plan, args=("pretrain", "-m", "a b")):
+    assert launch.dispatch(args, plan)
+    return shlex.split(capsys.readouterr().out)
+
+
+def test_one_cpu_process_runs_in_place():
+    assert launch.dispatch(["vqa"], Dispatch()) is False
+
+
+def test_a_dry_run_in_place_prints_the_command_itself(capsys):
+    line = printed(capsys, Dispatch(dry_run=True))
+    assert line[1:] == ["-m", "chatbind_cli", "pretrain", "-m", "a b"]
+
+
+def test_two_cpu_processes_go_through_accelerate(capsys):
+    line = printed(capsys, Dispatch(num_processes=2, dry_run=True))
+    assert line[0] == "ACCELERATE_USE_CPU=true"
+    assert line[2:4] == ["-m", "accelerate.commands.launch"]
+    assert line[line.index("--num_processes") + 1] == "2"
+    assert line[-5:] == ["-m", "chatbind_cli", "pretrain", "-m", "a b"]
+
+
+def test_gpu_work_is_launched_with_one_process_a_gpu(capsys, monkeypatch):
+    monkeypatch.setattr(launch, "gpu_count", lambda: 4)
+    line = printed(capsys, Dispatch(dry_run=True))
+    assert "ACCELERATE_USE_CPU=true" not in line
+    assert line[line.index("--num_processes") + 1] == "4"
+
+
+def test_slurm_gives_the_machines_and_the_meeting_point(capsys, monkeypatch):
+    monkeypatch.setenv("SLURM_NNODES", "2")
+    monkeypatch.setenv("SLURM_NODEID", "1")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "node[07-08]")
+    line = printed(capsys, Dispatch(num_processes=8, dry_run=True))
+    assert line[line.index("--num_machines") + 1] == "2"
+    assert line[line.index("--machine_rank") + 1] == "1"
+    assert line[line.index("--main_process_ip") + 1] == "node07"
+
+
+@pytest.mark.parametrize(
+    ("hosts", "first"),
+    [("a", "a"), ("a,b", "a"), ("n[03-05,9],x", "n03"), ("n[3,5]", "n3"), ("a,n[1-2]", "a")],
+)
+def test_the_first_host_of_a_slurm_list(hosts, first):
+    assert launch.first_slurm_host(hosts) == first
+
+
+def test_several_machines_need_a_meeting_point(monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_NODELIST", raising=False)
+    with pytest.raises(UsageError, match="--main-address"):
+        launch.dispatch(["vqa"], Dispatch(num_machines=2, num_processes=2))
+
+
+def test_a_worker_does_not_launch_again(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert launch.dispatch(["vqa"], Dispatch(num_processes=2)) is False
+
+
+def outcome(folder, rank, code, message=""):
+    record = {"rank": rank, "exit_code": code, "message": message}
+    (folder / f"rank-{rank:05}.json").write_text(json.dumps(record))
+
+
+def test_the_parent_takes_the_failing_worker_s_code_and_words(tmp_path):
+    outcome(tmp_path, 0, 130, "chatbind: interrupted")
+    outcome(tmp_path, 1, 3, "chatbind: error: 2 records failed")
+    with pytest.raises(launch.WorkerFailed) as caught:
+        launch._raise_outcome(tmp_path, 1)
+    assert (caught.value.exit_code, str(caught.value)) == (3, "2 records failed")
+
+
+def test_workers_that_die_without_a_word_are_an_error(tmp_path):
+    outcome(tmp_path, 0, 0)
+    with pytest.raises(LaunchError, match="no worker said why"):
+        launch._raise_outcome(tmp_path, 1)
+    launch._raise_outcome(tmp_path, 0)
