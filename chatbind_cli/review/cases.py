@@ -1,0 +1,263 @@
+"""What is to be judged: a question, two answers, and what belongs to them, matched by id.
+
+Nothing is matched by its place in a file. What does not fit together (an answer that is missing
+or given twice, a context that is not there) becomes a `Case` with a `problem` or a line in
+`Inputs.remarks`, never a silent gap. Knows nothing of judges.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePath, PurePosixPath
+
+from chatbind_cli.errors import RecordError
+from chatbind_cli.jsonl import Record, read_records, record_id
+
+MODALITIES = ("image", "video", "audio", "depth", "thermal", "imu")
+_COCO_PREFIXES = ("COCO_val2014_", "COCO_train2014_")
+
+Source = Iterable[tuple[Record, str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One question with its two answers, as it goes to a judge.
+
+    Attributes:
+        question: the question's record.
+        answers: the two answers' records, in the order of the answer files.
+        context: the captions and boxes of what the question is about.
+        references: texts that count as right answers.
+        sources: names of the two answer files, for answers that do not say who gave them.
+        problem: why this case cannot be judged, None if it can.
+    """
+
+    question: Record
+    answers: tuple[Record, ...] = ()
+    context: Record | None = None
+    references: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    problem: str | None = None
+
+    @property
+    def question_id(self) -> str | int:
+        """The id that everything is matched by."""
+        return record_id(self.question)
+
+    @property
+    def category(self) -> str:
+        """The question's category, `default` where it names none."""
+        return str(self.question.get("category", "default"))
+
+    @property
+    def modality(self) -> str | None:
+        """What the question is about, None for plain text."""
+        return next((name for name in MODALITIES if self.question.get(name)), None)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The two answers themselves."""
+        return tuple(str(answer["text"]) for answer in self.answers)
+
+    @property
+    def models(self) -> list[str]:
+        """Who gave the answers: what their records say, else the name of their file."""
+        names = [PurePath(source).name.partition(".json")[0] for source in self.sources]
+        if not self.answers:
+            return names
+        return [
+            str(answer.get("model_id") or name)
+            for answer, name in zip(self.answers, names, strict=True)
+        ]
+
+
+@dataclass(slots=True)
+class Inputs:
+    """The files of a review, read by id.
+
+    Attributes:
+        remarks: what did not fit together and has no case of its own; a run that has any does not
+            end with exit code 0.
+    """
+
+    questions: dict[str, Record]
+    answers: Sequence[dict[str, Record] | Source]
+    names: Sequence[str]
+    contexts: dict[str, Record] | None = None
+    references: dict[str, Record] | None = None
+    remarks: list[str] = field(default_factory=list)
+
+    def cases(self) -> Iterator[Case]:
+        """The cases in the order of the questions, or in that of the answers that stream in.
+
+        A side of `answers` that is no dictionary is read as it comes, so that each case can be
+        judged as soon as its answer is there.
+        """
+        stream = next((side for side in self.answers if not isinstance(side, dict)), None)
+        if stream is None:
+            for key in self.questions:
+                yield self._case(key, None)
+        else:
+            name = self.names[list(self.answers).index(stream)]
+            seen: set[str] = set()
+            for key, record in self._stream(stream, name, seen):
+                yield self._case(key, record)
+            for key in self.questions:
+                if key not in seen:
+                    yield self._case(key, None)
+        for side, name in zip(self.answers, self.names, strict=True):
+            if isinstance(side, dict):
+                self._strangers(side, name)
+
+    def _stream(self, stream: Source, name: str, seen: set[str]) -> Iterator[tuple[str, Record]]:
+        for record, where in stream:
+            key = str(_id_at(record, where))
+            if key in seen:
+                self.remarks.append(_doubled(key, name))
+            elif key not in self.questions:
+                self.remarks.append(f"{name}: answers question {key}, which was not asked")
+            else:
+                yield key, record
+            seen.add(key)
+
+    def _strangers(self, side: dict[str, Record], name: str) -> None:
+        strangers = [key for key in side if key not in self.questions]
+        if strangers:
+            shown = ", ".join(strangers[:5]) + (", ..." if len(strangers) > 5 else "")
+            self.remarks.append(
+                f"{name}: {len(strangers)} answers to questions that were not asked ({shown})"
+            )
+
+    def _case(self, key: str, streamed: Record | None) -> Case:
+        question = self.questions[key]
+        answers: list[Record] = []
+        problems: list[str] = []
+        for side, name in zip(self.answers, self.names, strict=True):
+            answer = side.get(key) if isinstance(side, dict) else streamed
+            if answer is None:
+                problems.append(f"no answer in {name}")
+            elif "error" in answer:
+                problems.append(f"the answer in {name} failed ({answer['error']})")
+            elif not isinstance(answer.get("text"), str):
+                problems.append(f"the answer in {name} has no text")
+            else:
+                answers.append(answer)
+        case = Case(question=question, sources=tuple(self.names))
+        if problems:
+            return replace(case, problem="; ".join(problems))
+        case = replace(case, answers=tuple(answers))
+        if self.contexts is not None and case.modality is not None:
+            context = _find_context(question, case.modality, self.contexts)
+            if context is None:
+                problem = f"no context for {case.modality} {question[case.modality]}"
+                return replace(case, problem=problem)
+            case = replace(case, context=context)
+        return replace(case, references=self._references(key, question, answers))
+
+    def _references(self, key: str, question: Record, answers: Sequence[Record]) -> tuple[str, ...]:
+        """The right answers: the reference file's, the question's own, or the first answer."""
+        if self.references is not None:
+            given = self.references.get(key, {}).get("text")
+        else:
+            given = question.get("reference", question.get("answer", answers[0]["text"]))
+        if isinstance(given, list):
+            return tuple(str(text) for text in given)
+        return () if given is None else (str(given),)
+
+
+def read_inputs(
+    questions: Path | str,
+    answers: Sequence[Path | str | Source],
+    *,
+    contexts: Path | None = None,
+    references: Path | None = None,
+) -> Inputs:
+    """Reads the files of a review.
+
+    Args:
+        questions: the question records.
+        answers: two answer files; at most one may be a stream of `(record, where)`.
+        contexts: captions and boxes by media name.
+        references: answers that count as right, by question id.
+
+    Raises:
+        RecordError: a file cannot be read, or a record has no id.
+    """
+    remarks: list[str] = []
+    asked = _by_id(questions, remarks)
+    sides: list[dict[str, Record] | Source] = []
+    names: list[str] = []
+    for side in answers:
+        if isinstance(side, Path | str):
+            names.append(str(side))
+            sides.append(_by_id(side, remarks))
+        else:
+            names.append("stdin")
+            sides.append(side)
+    return Inputs(
+        questions=asked,
+        answers=sides,
+        names=names,
+        contexts=None if contexts is None else _contexts(contexts),
+        references=None if references is None else _by_id(references, remarks),
+        remarks=remarks,
+    )
+
+
+def digest(*parts: object) -> str:
+    """A short hash of JSON values, the same in every run."""
+    text = json.dumps(parts, ensure_ascii=False, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:22]
+
+
+def _by_id(path: Path | str, remarks: list[str]) -> dict[str, Record]:
+    """The records by id. Of two with the same id the first counts, and the second is reported."""
+    found: dict[str, Record] = {}
+    for record, where in read_records(path):
+        key = str(_id_at(record, where))
+        if key in found:
+            remarks.append(_doubled(key, str(path)))
+        else:
+            found[key] = record
+    return found
+
+
+def _doubled(key: str, name: str) -> str:
+    return f"{name}: question {key} is there more than once; the first one counts"
+
+
+def _id_at(record: Record, where: str) -> str | int:
+    try:
+        return record_id(record)
+    except RecordError as error:
+        raise RecordError(error.what, where=where) from error
+
+
+def _contexts(path: Path) -> dict[str, Record]:
+    """Contexts by each name that a question may use for the media."""
+    found: dict[str, Record] = {}
+    for record, where in read_records(path):
+        names = [record[key] for key in (*MODALITIES, "id", "question_id") if key in record]
+        if not names:
+            raise RecordError("a context names no media", where=where)
+        for name in names:
+            found.setdefault(_media_key(name), record)
+    return found
+
+
+def _find_context(question: Record, modality: str, contexts: dict[str, Record]) -> Record | None:
+    named = question[modality]
+    name = named[0] if isinstance(named, list) and named else named
+    return contexts.get(_media_key(name)) or contexts.get(str(record_id(question)))
+
+
+def _media_key(name: object) -> str:
+    """One spelling for `000000296284`, `000000296284.jpg` and `COCO_val2014_000000296284.jpg`."""
+    text = str(name)
+    for prefix in _COCO_PREFIXES:
+        text = text.removeprefix(prefix)
+    path = PurePosixPath(text)
+    return str(path.with_suffix("")) if path.suffix else text

@@ -1,0 +1,105 @@
+"""Review records: what is written for a verdict, and which of them stand for the same thing.
+
+Two hashes tell reviews apart. `review_id` names exactly what was judged (the question, both
+answers, judge, rule, order, sample): a finished one is never paid for again. `metadata.slot`
+names the place that it fills in a report (all of these but the answers' words and the rule's):
+of two reviews in the same slot the later one counts, which is how a changed answer replaces its
+old review. Knows nothing of judges.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chatbind_cli.files import replace_file
+from chatbind_cli.jsonl import Record
+from chatbind_cli.review.cases import Case, digest
+from chatbind_cli.review.judges import Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One judgement to be made: a case, the order in which it is shown, and which sample it is."""
+
+    case: Case
+    swapped: bool
+    sample: int
+    judge: str
+    fingerprint: str
+
+    @property
+    def review_id(self) -> str:
+        """The same for the same question, answers, judge, rule, order and sample."""
+        answers = [self.case.texts, self.case.problem]
+        return digest(self.slot, answers, self.fingerprint)
+
+    @property
+    def slot(self) -> str:
+        """The same for every review that fills this place in a report."""
+        question = {key: value for key, value in self.case.question.items() if key != "metadata"}
+        return digest(question, self.judge, self.case.models, self.swapped, self.sample)
+
+
+def review_record(task: Task, verdict: Verdict) -> Record:
+    """The record of one judgement; with an `error` and without scores if it failed."""
+    case = task.case
+    answer_ids = [answer.get("answer_id") for answer in case.answers] or [None, None]
+    metadata: dict[str, Any] = {
+        "slot": task.slot,
+        "order": [2, 1] if task.swapped else [1, 2],
+        "sample": task.sample,
+        **verdict.metadata,
+    }
+    if case.modality is not None:
+        metadata["modality"] = case.modality
+    metadata["models"] = case.models
+    if case.answers:
+        metadata["answers"] = [digest(text) for text in case.texts]
+    record: Record = {
+        "review_id": task.review_id,
+        "question_id": case.question_id,
+        "answer1_id": answer_ids[0],
+        "answer2_id": answer_ids[1],
+        "category": case.category,
+        "content": verdict.content,
+        "tuple": None if verdict.scores is None else list(verdict.scores),
+        "reviewer_id": task.judge,
+        "metadata": metadata,
+    }
+    if verdict.scores is None:
+        record["error"] = verdict.error or "no scores"
+    return record
+
+
+def put_in_order(path: Path, tasks: Sequence[tuple[str, str]]) -> None:
+    """Puts a finished file's records into the order of the questions, whatever came first.
+
+    Args:
+        path: the review file, closed.
+        tasks: `(review_id, slot)` of this run, in order.
+
+    Records of other runs (another judge's, other answers') stay, before this run's; a record
+    that another one has replaced in its slot goes. The file is left alone if it is in order.
+    """
+    place = {review_id: position for position, (review_id, _) in enumerate(tasks)}
+    slots = {slot for _, slot in tasks}
+    spans: list[tuple[int, int, int]] = []
+    start = 0
+    with path.open("rb") as file:
+        for line in file:
+            record = json.loads(line)
+            position = place.get(record["review_id"], -1)
+            if position >= 0 or record.get("metadata", {}).get("slot") not in slots:
+                spans.append((position, start, start + len(line)))
+            start += len(line)
+    wanted = sorted(spans, key=lambda span: (span[0], span[1]))
+    if wanted == spans and sum(end - begin for _, begin, end in spans) == start:
+        return
+    with replace_file(path) as temporary, path.open("rb") as old, temporary.open("wb") as new:
+        for _, begin, end in wanted:
+            old.seek(begin)
+            new.write(old.read(end - begin))

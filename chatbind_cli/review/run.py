@@ -1,0 +1,214 @@
+"""Runs a review: cases in, judgements out, each on disk as soon as it is there.
+
+The caller's thread reads the cases (it may wait for a pipe, and Ctrl-C must reach it there);
+an event loop in a second thread talks to the judge and writes what comes back. Knows nothing of
+what a judge is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from chatbind_cli.errors import JudgeError, RecordError
+from chatbind_cli.jsonl import RecordWriter
+from chatbind_cli.review.cases import Case, digest
+from chatbind_cli.review.judges import Judge, Verdict
+from chatbind_cli.review.records import Task, review_record
+
+Orders = Literal["as-given", "both", "random"]
+_Submit = Callable[[Coroutine[Any, Any, None]], "Future[None]"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """How often and in which order each case is judged.
+
+    Attributes:
+        orders: show the answers as given, in both orders (two reviews), or in an order drawn
+            from the question's hash.
+        samples: reviews a case and order.
+        concurrency: judgements under way at the same time.
+        on_error: write failed reviews, leave them out, or stop at the first.
+    """
+
+    orders: Orders = "as-given"
+    samples: int = 1
+    concurrency: int = 8
+    on_error: Literal["record", "skip", "fail"] = "record"
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run did.
+
+    Attributes:
+        judged: reviews made now.
+        reused: reviews that were already in the output.
+        failed: reviews without scores.
+        tasks: `(review_id, slot)` of all of them, in the order of the cases.
+        tokens: prompt and completion tokens that the judge says it used now.
+    """
+
+    judged: int = 0
+    reused: int = 0
+    failed: int = 0
+    tasks: list[tuple[str, str]] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=lambda: [0, 0])
+
+
+def tasks_of(case: Case, judge: Judge, options: RunOptions) -> Iterator[Task]:
+    """The judgements that one case needs; one failed task if it cannot be judged."""
+    fingerprint = ""
+    if case.problem is None:
+        try:
+            fingerprint = judge.fingerprint(case)
+        except RecordError as error:
+            case = replace(case, problem=str(error))
+    if options.orders == "random":
+        swaps: tuple[bool, ...] = (int(digest(case.question, case.texts)[:2], 16) % 2 == 1,)
+    else:
+        swaps = (False, True) if options.orders == "both" else (False,)
+    for sample in range(options.samples):
+        for swapped in swaps:
+            yield Task(
+                case=case,
+                swapped=swapped,
+                sample=sample,
+                judge=judge.name,
+                fingerprint=fingerprint,
+            )
+        if case.problem is not None:
+            # It fails in the same way in every sample.
+            return
+
+
+def run_reviews(
+    cases: Iterable[Case],
+    judge: Judge,
+    writer: RecordWriter,
+    options: RunOptions,
+    *,
+    on_done: Callable[[], None] = lambda: None,
+) -> Outcome:
+    """Judges all cases and writes a record for each judgement.
+
+    Args:
+        cases: what is to be judged; read as fast as the judge can follow.
+        judge: the judge.
+        writer: where the records go; what it has `done` is not judged again.
+        options: how often, in which order, how many at a time.
+        on_done: called after each judgement.
+
+    Raises:
+        JudgeError: the judge cannot work at all, or a review failed and `on_error` is `fail`.
+    """
+    run = _Run(judge, writer, options, on_done)
+    with _event_loop(judge) as submit:
+        run.feed(cases, submit)
+    if run.stop:
+        raise run.stop[0]
+    return run.outcome
+
+
+class _Run:
+    """The state of one run; `feed` is in the caller's thread, the rest in the loop's."""
+
+    def __init__(
+        self,
+        judge: Judge,
+        writer: RecordWriter,
+        options: RunOptions,
+        on_done: Callable[[], None],
+    ) -> None:
+        self.outcome = Outcome()
+        self.stop: list[BaseException] = []
+        self._judge = judge
+        self._writer = writer
+        self._options = options
+        self._on_done = on_done
+        self._seats = threading.BoundedSemaphore(options.concurrency)
+
+    def feed(self, cases: Iterable[Case], submit: _Submit) -> None:
+        """Hands every judgement that is not there yet to the loop, and waits for the last."""
+        for case in cases:
+            for task in tasks_of(case, self._judge, self._options):
+                self.outcome.tasks.append((task.review_id, task.slot))
+                if task.review_id in self._writer.done:
+                    self.outcome.reused += 1
+                    self._on_done()
+                elif self._take_seat():
+                    submit(self._work(task)).add_done_callback(self._leave_seat)
+            if self.stop:
+                return
+        for _ in range(self._options.concurrency):
+            self._take_seat()
+
+    def _take_seat(self) -> bool:
+        """Waits for a free seat; False if the run is to stop."""
+        while not self.stop:
+            if self._seats.acquire(timeout=0.2):
+                return not self.stop
+        return False
+
+    def _leave_seat(self, future: Future[None]) -> None:
+        error = None if future.cancelled() else future.exception()
+        if error is not None:
+            self.stop.append(error)
+        self._seats.release()
+
+    async def _work(self, task: Task) -> None:
+        if self.stop:
+            return
+        if task.case.problem is not None:
+            verdict = Verdict(error=task.case.problem)
+        else:
+            swapped, sample = task.swapped, task.sample
+            verdict = await self._judge.judge(task.case, swapped=swapped, sample=sample)
+        self._finish(task, verdict)
+        self._on_done()
+
+    def _finish(self, task: Task, verdict: Verdict) -> None:
+        """Counts and writes one judgement; nothing awaits in between, so lines never mix."""
+        record = review_record(task, verdict)
+        self.outcome.tokens[0] += verdict.metadata.get("prompt_tokens", 0)
+        self.outcome.tokens[1] += verdict.metadata.get("completion_tokens", 0)
+        if verdict.scores is not None:
+            self.outcome.judged += 1
+            self._writer.write(record)
+            return
+        self.outcome.failed += 1
+        if self._options.on_error == "fail":
+            raise JudgeError(record["error"], where=f"question {task.case.question_id}")
+        if self._options.on_error == "record":
+            self._writer.write(record)
+
+
+@contextmanager
+def _event_loop(judge: Judge) -> Iterator[_Submit]:
+    """An event loop in a thread of its own; what is still under way at the end is dropped."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="judge", daemon=True)
+    thread.start()
+
+    async def wind_up() -> None:
+        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await judge.close()
+
+    try:
+        yield lambda coroutine: asyncio.run_coroutine_threadsafe(coroutine, loop)
+    finally:
+        try:
+            asyncio.run_coroutine_threadsafe(wind_up(), loop).result(timeout=10)
+        finally:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()

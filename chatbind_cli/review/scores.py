@@ -1,0 +1,78 @@
+"""The two numbers in what a judge wrote.
+
+The form asked for is two numbers on the first line ("8 7"). Judges also write "8, 7",
+"**8 7**", "8/10 7/10", "Assistant 1: 8 Assistant 2: 7", or put the pair last ("(8, 7)"); all of
+these are read, because there is only one way to understand them. Everything else is unreadable,
+which is never a number. Knows nothing of who judged, or of what becomes of a failed review.
+"""
+
+from __future__ import annotations
+
+import re
+
+LOWEST, HIGHEST = 0.0, 10.0
+"""The scale. Judges are asked for 1-10, and some answer 0 for "no answer at all"."""
+
+_NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
+_OF_TEN = r"(?:\s*/\s*10(?:\.0)?(?!\d)|\s+out\s+of\s+10)?"
+_PREFIX = r"(?:(?:final\s+)?(?:scores?|ratings?|output|answer)\s*[:=]\s*)?"
+_PAIR = re.compile(
+    rf"{_PREFIX}[(\[]?\s*({_NUMBER}){_OF_TEN}(?:\s*[,;|&]\s*|\s+and\s+|\s+)({_NUMBER}){_OF_TEN}"
+    r"\s*[)\]]?\s*[.,;]?",
+    re.IGNORECASE,
+)
+_LABELLED = re.compile(
+    rf"\b[^\W\d]+\s+([12])\s*(?:\([^()]*\)\s*)?[:=]\s*({_NUMBER}){_OF_TEN}(?=$|[\s,;.(])",
+    re.IGNORECASE,
+)
+_DECORATION = str.maketrans("", "", "*_`#")
+
+
+class UnreadableScores(ValueError):
+    """A review does not say two scores in a form that can be read in only one way."""
+
+
+def read_scores(text: str) -> tuple[float, float]:
+    """The scores of the first and of the second answer.
+
+    Args:
+        text: what the judge wrote.
+
+    Raises:
+        UnreadableScores: there are not two scores, or they lie outside the scale.
+    """
+    lines = [line.translate(_DECORATION).strip() for line in text.splitlines()]
+    lines = [line for line in lines if line]
+    if not lines:
+        raise UnreadableScores("the judge wrote nothing")
+    first = _PAIR.fullmatch(lines[0])
+    if first is not None:
+        return _on_scale(first[1], first[2])
+    labelled = _labelled(lines)
+    if labelled is not None:
+        return _on_scale(*labelled)
+    last = _PAIR.fullmatch(lines[-1])
+    # Without brackets a last line such as "1 2" could be anything.
+    if last is not None and lines[-1].endswith((")", "]", ").", "].")):
+        return _on_scale(last[1], last[2])
+    shown = lines[0] if len(lines[0]) <= 60 else lines[0][:57] + "..."
+    raise UnreadableScores(f"no two scores in {shown!r}")
+
+
+def _labelled(lines: list[str]) -> tuple[str, str] | None:
+    """The scores of lines like "Assistant 1: 8", if each label has exactly one value."""
+    values: dict[str, set[str]] = {"1": set(), "2": set()}
+    for line in lines:
+        for match in _LABELLED.finditer(line):
+            values[match[1]].add(match[2])
+    if len(values["1"]) == len(values["2"]) == 1:
+        return values["1"].pop(), values["2"].pop()
+    return None
+
+
+def _on_scale(first: str, second: str) -> tuple[float, float]:
+    scores = float(first), float(second)
+    for score in scores:
+        if not LOWEST <= score <= HIGHEST:
+            raise UnreadableScores(f"score {score:g} is not on the scale of 1 to 10")
+    return scores

@@ -1,0 +1,138 @@
+"""A chat server on this machine that misbehaves on request."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+Answer = Callable[[dict[str, Any]], str]
+
+
+class JudgeServer:
+    """An OpenAI-compatible endpoint.
+
+    `faults` are used up first, one a request: a status (429), (status, headers, body), a number
+    of seconds to sleep ("slow", 3), "reset", "cut", "garbage", "text", "no choices", or a string
+    that is the reply's text. After them every reply is what `answer` makes of the request.
+    """
+
+    def __init__(self) -> None:
+        self.faults: deque[Any] = deque()
+        self.answer: Answer = lambda request: "8 6\nfine"
+        self.requests: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.times: list[float] = []
+        self.most_at_a_time = 0
+        self._now = 0
+        self._lock = threading.Lock()
+        handler = type("Handler", (_Handler,), {"judge": self})
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
+        threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+    def next_fault(self, request: dict[str, Any], headers: dict[str, str]) -> Any:
+        with self._lock:
+            self.requests.append(request)
+            self.headers.append(headers)
+            self.times.append(time.monotonic())
+            return self.faults.popleft() if self.faults else None
+
+    def enter(self, step: int) -> None:
+        with self._lock:
+            self._now += step
+            self.most_at_a_time = max(self.most_at_a_time, self._now)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    judge: JudgeServer
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path != "/v1/chat/completions":
+            self._send(404, json.dumps({"error": {"message": f"no {self.path}"}}))
+            return
+        request = json.loads(body)
+        self.judge.enter(1)
+        try:
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            self._reply(request, self.judge.next_fault(request, headers))
+        finally:
+            self.judge.enter(-1)
+
+    def _reply(self, request: dict[str, Any], fault: Any) -> None:
+        if isinstance(fault, tuple) and fault[0] == "slow":
+            time.sleep(fault[1])
+            fault = None
+        if isinstance(fault, int):
+            fault = (fault, {}, json.dumps({"error": {"message": f"status {fault}"}}))
+        if isinstance(fault, tuple):
+            self._send(fault[0], fault[2], fault[1])
+        elif fault == "reset":
+            self.close_connection = True
+        elif fault == "cut":
+            text = json.dumps(_completion(request, "8 6"))
+            self._send(200, text[: len(text) // 2], {"Content-Length": str(len(text))})
+            self.close_connection = True
+        elif fault == "garbage":
+            self._send(200, '{"choices": [{"mess')
+        elif fault == "text":
+            self._send(200, "<html>proxy login</html>", {"Content-Type": "text/html"})
+        elif fault == "no choices":
+            self._send(200, json.dumps({**_completion(request, ""), "choices": []}))
+        else:
+            text = fault if isinstance(fault, str) else self.judge.answer(request)
+            self._send(200, json.dumps(_completion(request, text)))
+
+    def _send(self, status: int, body: str, headers: dict[str, str] | None = None) -> None:
+        data = body.encode()
+        wanted = {"Content-Type": "application/json", "Content-Length": str(len(data))}
+        wanted.update(headers or {})
+        self.send_response(status)
+        for name, value in wanted.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data)
+
+
+def _completion(request: dict[str, Any], text: str) -> dict[str, Any]:
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1700000000,
+        "model": f"{request['model']}-0314",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": text},
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
+    }
+
+
+@pytest.fixture
+def judge_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[JudgeServer]:
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    server = JudgeServer()
+    yield server
+    server.close()

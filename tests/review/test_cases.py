@@ -1,0 +1,178 @@
+"""Matching questions, answers, contexts and references by id."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chatbind_cli.errors import RecordError
+from chatbind_cli.review.cases import Case, Inputs, digest, read_inputs
+
+
+def _write(path: Path, records: Sequence[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def _answers(path: Path, ids: Sequence[object], word: str) -> Path:
+    return _write(path, [{"question_id": i, "text": f"{word} {i}"} for i in ids])
+
+
+def _questions(path: Path, ids: Sequence[object]) -> Path:
+    return _write(path, [{"question_id": i, "text": f"q{i}", "category": "conv"} for i in ids])
+
+
+def _inputs(tmp_path: Path, questions: list[Any], a: list[Any], b: list[Any]) -> Inputs:
+    return read_inputs(
+        _questions(tmp_path / "q.jsonl", questions),
+        [_answers(tmp_path / "a.jsonl", a, "a"), _answers(tmp_path / "b.jsonl", b, "b")],
+    )
+
+
+def test_answers_are_matched_by_id_and_never_by_line(tmp_path: Path) -> None:
+    inputs = _inputs(tmp_path, [1, 2, 3], [3, 1, 2], [2, 3, 1])
+    assert [(case.question_id, case.texts) for case in inputs.cases()] == [
+        (1, ("a 1", "b 1")),
+        (2, ("a 2", "b 2")),
+        (3, ("a 3", "b 3")),
+    ]
+    assert inputs.remarks == []
+
+
+def test_an_id_as_text_and_as_number_is_the_same_id(tmp_path: Path) -> None:
+    inputs = _inputs(tmp_path, [1], ["1"], [1])
+    assert [case.texts for case in inputs.cases()] == [("a 1", "b 1")]
+
+
+def test_a_missing_answer_is_a_case_with_a_problem(tmp_path: Path) -> None:
+    cases = list(_inputs(tmp_path, [1, 2], [1], []).cases())
+    assert [case.problem for case in cases] == [
+        f"no answer in {tmp_path}/b.jsonl",
+        f"no answer in {tmp_path}/a.jsonl; no answer in {tmp_path}/b.jsonl",
+    ]
+
+
+def test_doubled_and_unasked_answers_are_remarked(tmp_path: Path) -> None:
+    inputs = _inputs(tmp_path, [1], [1, 1], [1, 7, 8])
+    assert [case.problem for case in inputs.cases()] == [None]
+    assert inputs.remarks == [
+        f"{tmp_path}/a.jsonl: question 1 is there more than once; the first one counts",
+        f"{tmp_path}/b.jsonl: 2 answers to questions that were not asked (7, 8)",
+    ]
+
+
+def test_a_failed_answer_of_vqa_is_a_problem_and_no_text(tmp_path: Path) -> None:
+    failed = _write(tmp_path / "b.jsonl", [{"question_id": 1, "error": "no such file"}])
+    inputs = read_inputs(
+        _questions(tmp_path / "q.jsonl", [1]), [_answers(tmp_path / "a.jsonl", [1], "a"), failed]
+    )
+    (case,) = inputs.cases()
+    assert case.problem == f"the answer in {failed} failed (no such file)"
+
+
+def test_streamed_answers_give_a_case_as_soon_as_they_come(tmp_path: Path) -> None:
+    taken: list[int] = []
+
+    def stream() -> Any:
+        for number in (2, 9, 2, 1):
+            taken.append(number)
+            yield {"question_id": number, "text": f"b {number}"}, "<stdin>:1"
+
+    inputs = read_inputs(
+        _questions(tmp_path / "q.jsonl", [1, 2, 3]),
+        [_answers(tmp_path / "a.jsonl", [1, 2, 3], "a"), stream()],
+    )
+    cases = inputs.cases()
+    first = next(cases)
+    assert (first.question_id, first.texts, taken) == (2, ("a 2", "b 2"), [2])
+    rest = list(cases)
+    assert [(case.question_id, case.problem) for case in rest] == [
+        (1, None),
+        (3, "no answer in stdin"),
+    ]
+    assert inputs.remarks == [
+        "stdin: answers question 9, which was not asked",
+        "stdin: question 2 is there more than once; the first one counts",
+    ]
+
+
+def test_contexts_are_found_under_every_spelling_of_the_picture(tmp_path: Path) -> None:
+    names = ["000000000001.jpg", "COCO_val2014_000000000001.jpg", "000000000001"]
+    questions = [{"question_id": i, "text": "q", "image": name} for i, name in enumerate(names)]
+    answers = _answers(tmp_path / "a.jsonl", range(3), "a")
+    context = {"id": "000000000001", "image": "000000000001.jpg", "captions": ["a dog"]}
+    inputs = read_inputs(
+        _write(tmp_path / "q.jsonl", questions),
+        [answers, answers],
+        contexts=_write(tmp_path / "c.jsonl", [context]),
+    )
+    assert [case.context for case in inputs.cases()] == [context] * 3
+
+
+def test_a_missing_context_is_a_problem_but_a_text_question_needs_none(tmp_path: Path) -> None:
+    questions = [{"question_id": 0, "text": "q", "audio": "x.wav"}, {"question_id": 1, "text": "q"}]
+    answers = _answers(tmp_path / "a.jsonl", [0, 1], "a")
+    inputs = read_inputs(
+        _write(tmp_path / "q.jsonl", questions),
+        [answers, answers],
+        contexts=_write(tmp_path / "c.jsonl", [{"audio": "y.wav", "captions": ["z"]}]),
+    )
+    assert [case.problem for case in inputs.cases()] == ["no context for audio x.wav", None]
+    assert [case.modality for case in inputs.cases()] == ["audio", None]
+
+
+def test_the_right_answer_comes_from_the_file_then_the_question_then_the_first_side(
+    tmp_path: Path,
+) -> None:
+    questions = [
+        {"question_id": 0, "text": "q", "reference": ["x", "y"]},
+        {"question_id": 1, "text": "q", "answer": "z"},
+        {"question_id": 2, "text": "q"},
+    ]
+    path = _write(tmp_path / "q.jsonl", questions)
+    answers = _answers(tmp_path / "a.jsonl", range(3), "a")
+    inputs = read_inputs(path, [answers, answers])
+    assert [case.references for case in inputs.cases()] == [("x", "y"), ("z",), ("a 2",)]
+    references = _write(tmp_path / "r.jsonl", [{"question_id": 2, "text": "right"}])
+    inputs = read_inputs(path, [answers, answers], references=references)
+    assert [case.references for case in inputs.cases()] == [(), (), ("right",)]
+
+
+def test_a_record_without_an_id_names_its_line(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.jsonl", [{"question_id": 1, "text": "x"}, {"text": "y"}])
+    with pytest.raises(RecordError, match=r"a\.jsonl:2: a record has no question_id or id"):
+        read_inputs(_questions(tmp_path / "q.jsonl", [1]), [path, path])
+
+
+def test_who_answered_is_the_record_s_word_or_the_file_s_name() -> None:
+    case = Case(
+        question={"question_id": 1},
+        answers=({"text": "x", "model_id": "m"}, {"text": "y"}),
+        sources=("dir/a.jsonl", "dir/b.jsonl.gz"),
+    )
+    assert case.models == ["m", "b"]
+
+
+def test_digests_follow_values_and_not_the_order_of_keys() -> None:
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    assert digest("a", "b") != digest("ab")
+    assert digest({"a": "1"}) != digest({"a": 1})
+
+
+def test_the_published_questions_contexts_and_answers_fit_together(shared_data: Path) -> None:
+    folder = shared_data / "llava"
+    answers = folder / "qa90_gpt4_answer.jsonl"
+    inputs = read_inputs(
+        folder / "qa90_questions.jsonl",
+        [answers, answers],
+        contexts=folder / "caps_boxes_coco2014_val_80.jsonl",
+    )
+    cases = list(inputs.cases())
+    assert len(cases) == 90
+    assert {case.category for case in cases} == {"conv", "detail", "complex"}
+    assert all(case.problem is None and case.context for case in cases)
+    assert inputs.remarks == []

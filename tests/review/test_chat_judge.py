@@ -1,0 +1,214 @@
+"""The judge behind an endpoint: the real `openai` client against a server on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from chatbind_cli.errors import JudgeError
+from chatbind_cli.review.cases import Case
+from chatbind_cli.review.chat_judge import ChatJudge, ChatJudgeOptions
+from chatbind_cli.review.judges import Verdict
+from chatbind_cli.review.rules import Rules
+
+KEY = "sk-secret-1234567890"
+
+
+def _case(number: int = 0) -> Case:
+    question = {"question_id": number, "text": "What is it?", "category": "conv"}
+    return Case(question=question, answers=({"text": "A dog."}, {"text": "A cat."}))
+
+
+def _options(server: Any, **changes: Any) -> ChatJudgeOptions:
+    values = {"base_url": server.url, "model": "gpt-9", "first_wait_s": 0.01, "longest_wait_s": 2.0}
+    return ChatJudgeOptions(**{**values, **changes})
+
+
+def _judge(
+    server: Any, cases: list[Case] | None = None, *, swapped: bool = False, **changes: Any
+) -> list[Verdict]:
+    async def go() -> list[Verdict]:
+        judge = ChatJudge(Rules(), _options(server, **changes))
+        try:
+            wanted = cases or [_case()]
+            return [await judge.judge(case, swapped=swapped, sample=0) for case in wanted]
+        finally:
+            await judge.close()
+
+    return asyncio.run(go())
+
+
+@pytest.fixture(autouse=True)
+def _key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+
+def test_scores_content_tokens_and_model_come_back(judge_server: Any) -> None:
+    (verdict,) = _judge(judge_server)
+    assert verdict.scores == (8, 6)
+    assert verdict.content == "8 6\nfine"
+    assert verdict.error is None
+    assert verdict.metadata["model"] == "gpt-9-0314"
+    assert verdict.metadata["prompt_tokens"] == 100
+    assert judge_server.requests[0]["model"] == "gpt-9"
+    assert judge_server.requests[0]["temperature"] == 0
+    assert judge_server.headers[0]["authorization"] == f"Bearer {KEY}"
+
+
+def test_scores_of_swapped_answers_are_turned_back(judge_server: Any) -> None:
+    (verdict,) = _judge(judge_server, swapped=True)
+    assert verdict.scores == (6, 8)
+    prompt = judge_server.requests[0]["messages"][1]["content"]
+    assert prompt.index("A cat.") < prompt.index("A dog.")
+
+
+@pytest.mark.parametrize(
+    "fault", [429, 500, 502, 408, "reset", "cut", "garbage", "text", "no choices"]
+)
+def test_what_can_pass_is_tried_again(judge_server: Any, fault: Any) -> None:
+    judge_server.faults.extend([fault, fault])
+    (verdict,) = _judge(judge_server)
+    assert verdict.scores == (8, 6)
+    assert len(judge_server.requests) == 3
+
+
+@pytest.mark.parametrize("fault", [500, "cut", "garbage", "text", "no choices", "reset"])
+def test_attempts_are_bounded_and_the_failure_is_no_number(judge_server: Any, fault: Any) -> None:
+    judge_server.faults.extend([fault] * 50)
+    (verdict,) = _judge(judge_server, retries=2)
+    assert verdict.scores is None
+    assert verdict.error is not None
+    assert verdict.error.endswith("(3 attempts)")
+    assert "\n" not in verdict.error
+    assert len(judge_server.requests) == 3
+
+
+def test_retry_after_is_waited_for_by_every_request(judge_server: Any) -> None:
+    judge_server.faults.append((429, {"Retry-After": "0.6"}, "{}"))
+
+    async def go() -> None:
+        judge = ChatJudge(Rules(), _options(judge_server))
+        first = asyncio.create_task(judge.judge(_case(1), swapped=False, sample=0))
+        await asyncio.sleep(0.3)
+        await judge.judge(_case(2), swapped=False, sample=0)
+        await first
+        await judge.close()
+
+    asyncio.run(go())
+    start = judge_server.times[0]
+    assert len(judge_server.times) == 3
+    assert all(time - start >= 0.55 for time in judge_server.times[1:])
+
+
+def test_a_longer_wait_than_allowed_is_cut_short(judge_server: Any) -> None:
+    judge_server.faults.append((429, {"Retry-After": "3600"}, "{}"))
+    (verdict,) = _judge(judge_server, longest_wait_s=0.05)
+    assert verdict.scores == (8, 6)
+
+
+def test_a_slow_server_is_given_up_after_the_timeout(judge_server: Any) -> None:
+    judge_server.faults.extend([("slow", 1.0)] * 2)
+    (verdict,) = _judge(judge_server, timeout_s=0.1, retries=1)
+    assert verdict.error == "no reply within 0.1 s (2 attempts)"
+
+
+@pytest.mark.parametrize(
+    ("fault", "hint"),
+    [
+        (401, "check the key in OPENAI_API_KEY"),
+        (403, "the key may not use this model"),
+        (404, "check --judge-model and --judge-url"),
+        ((429, {}, '{"error": {"message": "x", "code": "insufficient_quota"}}'), "no quota"),
+    ],
+)
+def test_what_cannot_pass_stops_the_run_at_once(judge_server: Any, fault: Any, hint: str) -> None:
+    judge_server.faults.extend([fault] * 5)
+    with pytest.raises(JudgeError, match=hint):
+        _judge(judge_server)
+    assert len(judge_server.requests) == 1
+
+
+def test_the_key_stands_in_no_message(judge_server: Any) -> None:
+    body = json.dumps({"error": {"message": f"Incorrect API key provided: {KEY}"}})
+    judge_server.faults.append((401, {}, body))
+    with pytest.raises(JudgeError) as caught:
+        _judge(judge_server)
+    assert KEY not in str(caught.value)
+    assert "[key]" in str(caught.value)
+
+
+def test_a_refused_request_fails_its_case_without_a_second_try(judge_server: Any) -> None:
+    judge_server.faults.append((400, {}, '{"error": {"message": "context is too long"}}'))
+    first, second = _judge(judge_server, [_case(1), _case(2)])
+    assert first.error is not None
+    assert "context is too long" in first.error
+    assert second.scores == (8, 6)
+    assert len(judge_server.requests) == 2
+
+
+def test_parameters_that_a_model_refuses_are_renamed_or_left_out(judge_server: Any) -> None:
+    refused = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+    judge_server.faults.append((400, {}, json.dumps({"error": {"message": refused}})))
+    refused = "Unsupported value: 'temperature' does not support 0"
+    judge_server.faults.append((400, {}, json.dumps({"error": {"message": refused}})))
+    first, second = _judge(judge_server, [_case(1), _case(2)])
+    assert first.scores == second.scores == (8, 6)
+    assert len(judge_server.requests) == 4
+    last = judge_server.requests[-1]
+    assert last["max_completion_tokens"] == 1024
+    assert "max_tokens" not in last
+    assert "temperature" not in last
+
+
+def test_unreadable_scores_are_asked_for_once_more(judge_server: Any) -> None:
+    judge_server.faults.append("Both are nice.")
+    (verdict,) = _judge(judge_server)
+    assert verdict.scores == (8, 6)
+    assert verdict.content == "Both are nice.\n\n8 6\nfine"
+    assert verdict.metadata["asked_again"] is True
+    assert verdict.metadata["prompt_tokens"] == 200
+    again = judge_server.requests[1]["messages"]
+    assert [message["role"] for message in again] == ["system", "user", "assistant", "user"]
+    assert again[2]["content"] == "Both are nice."
+
+
+@pytest.mark.parametrize("said", ["Both are nice.", "", "95 90", "-1 -1", "nan 8"])
+def test_scores_that_stay_unreadable_are_a_failure_with_its_text(
+    judge_server: Any, said: str
+) -> None:
+    judge_server.answer = lambda request: said
+    (verdict,) = _judge(judge_server)
+    assert verdict.scores is None
+    assert verdict.error is not None
+    assert verdict.error.startswith("the scores cannot be read: ")
+    assert said in verdict.content
+    assert len(judge_server.requests) == 2
+
+
+def test_a_dead_server_stops_the_run_after_several_cases(judge_server: Any) -> None:
+    judge_server.close()
+    with pytest.raises(JudgeError, match="8 requests in a row failed, the last with no connection"):
+        _judge(judge_server, [_case(i) for i in range(20)], retries=1)
+
+
+def test_without_key_only_a_server_of_ones_own_is_asked(
+    judge_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert _judge(judge_server)[0].scores == (8, 6)
+    with pytest.raises(JudgeError, match="no API key in OPENAI_API_KEY"):
+        ChatJudge(Rules(), ChatJudgeOptions())
+
+
+def test_the_fingerprint_follows_the_rule_the_context_and_the_model(judge_server: Any) -> None:
+    judge = ChatJudge(Rules(), _options(judge_server))
+    same = ChatJudge(Rules(), _options(judge_server, timeout_s=3.0, retries=1))
+    other = ChatJudge(Rules(), _options(judge_server, model="other"))
+    case = _case()
+    with_context = Case(question=case.question, answers=case.answers, context={"captions": ["x"]})
+    assert judge.fingerprint(case) == same.fingerprint(case)
+    assert judge.fingerprint(case) != other.fingerprint(case)
+    assert judge.fingerprint(case) != judge.fingerprint(with_context)

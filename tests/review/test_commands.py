@@ -1,0 +1,321 @@
+"""`chatbind review` and `chatbind summarize` as a person or a script runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+KEYS = [
+    "category",
+    "n",
+    "mean_1",
+    "mean_2",
+    "relative",
+    "ci95",
+    "win",
+    "tie",
+    "lose",
+    "consistency",
+    "failed",
+]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    """Four questions about two senses, right answers, and a model that is half right."""
+    questions, right, said, contexts = [], [], [], []
+    for i in range(4):
+        sense = "image" if i < 2 else "audio"
+        category = "conv" if i < 3 else "detail"
+        question = {"question_id": i, "text": f"Which digit {i}?", sense: f"{i}.x"}
+        questions.append({**question, "category": category})
+        right.append({"question_id": i, "text": f"The digit is {i}.", "model_id": "reference"})
+        text = f"The digit is {i if i % 2 == 0 else 9}."
+        said.append({"question_id": i, "text": text, "model_id": "toy", "answer_id": f"a{i}"})
+        contexts.append({sense: f"{i}.x", "captions": [f"caption {i}"]})
+    for name, records in (("q", questions), ("ref", right), ("said", said), ("ctx", contexts)):
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    return tmp_path
+
+
+def _chatbind(
+    *words: object, cwd: Path, stdin: str | None = None, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "chatbind_cli", *map(str, words)]
+    environment = {**os.environ, **(env or {})}
+    return subprocess.run(
+        command, cwd=cwd, input=stdin or "", env=environment, capture_output=True, text=True
+    )
+
+
+def _records(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+RULE = ["review", "--question", "q.jsonl", "--answer-list", "ref.jsonl"]
+
+
+def test_the_rule_judge_works_on_the_words_of_the_seed(world: Path) -> None:
+    done = _chatbind(*RULE, "said.jsonl", "--output", "review.json", cwd=world)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert "chatbind: judge: rule" in done.stderr
+    records = _records((world / "review.json").read_text())
+    assert [record["question_id"] for record in records] == [0, 1, 2, 3]
+    # "digit is 9" against "digit is 1": two of three words each, F1 2/3, score 1 + 8 * 2/3.
+    assert [record["tuple"] for record in records] == [[10, 10], [10, 6.33], [10, 10], [10, 6.33]]
+    assert records[1]["answer2_id"] == "a1"
+    assert records[1]["metadata"]["exact"] == [True, False]
+
+
+@pytest.mark.parametrize("words", [["-", "--judge", "rule"], []])
+def test_answers_from_a_pipe_are_the_second_side(world: Path, words: list[str]) -> None:
+    done = _chatbind(*RULE, *words, cwd=world, stdin=(world / "said.jsonl").read_text())
+    assert done.returncode == 0, done.stderr
+    summary = _chatbind("summarize", cwd=world, stdin=done.stdout)
+    assert summary.returncode == 0, summary.stderr
+    rows = {row["category"]: row for row in _records(summary.stdout)}
+    assert list(rows) == ["conv", "all", "detail"]
+    assert list(rows["all"])[: len(KEYS)] == KEYS
+    assert (rows["all"]["n"], rows["all"]["exact_2"], rows["all"]["relative"]) == (4, 0.5, 81.6)
+
+
+def test_records_come_one_at_a_time_and_a_closed_pipe_ends_quietly(world: Path) -> None:
+    command = [sys.executable, "-m", "chatbind_cli", *RULE, "-"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=world, text=True, **pipes) as process:  # type: ignore[call-overload]
+        lines = (world / "said.jsonl").read_text().splitlines(keepends=True)
+        process.stdin.write(lines[0])
+        process.stdin.flush()
+        assert json.loads(process.stdout.readline())["question_id"] == 0
+        process.stdout.close()
+        try:
+            process.stdin.write("".join(lines[1:]))
+            process.stdin.close()
+        except BrokenPipeError:
+            pass
+        assert process.wait(10) in (0, 141)
+        assert "Traceback" not in process.stderr.read()
+
+
+def test_missing_doubled_and_unasked_answers_are_told_and_end_with_3(world: Path) -> None:
+    lines = (world / "said.jsonl").read_text().splitlines(keepends=True)
+    stranger = json.dumps({"question_id": 77, "text": "x"}) + "\n"
+    (world / "said.jsonl").write_text("".join([*lines[:3], lines[0], stranger]))
+    done = _chatbind(*RULE, "said.jsonl", cwd=world)
+    assert done.returncode == 3
+    assert "said.jsonl: question 0 is there more than once; the first one counts" in done.stderr
+    assert "said.jsonl: 1 answers to questions that were not asked (77)" in done.stderr
+    failed = [record for record in _records(done.stdout) if "error" in record]
+    assert [(r["question_id"], r["tuple"], r["error"]) for r in failed] == [
+        (3, None, "no answer in said.jsonl")
+    ]
+    summary = _chatbind("summarize", cwd=world, stdin=done.stdout)
+    assert summary.returncode == 0
+    assert _records(summary.stdout)[1]["failed"] == 1
+    assert "stdin: 1 failed, in no mean: no answer in said.jsonl" in summary.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["said.jsonl", "-", "q.jsonl"], "--answer-list needs two answer files, not 4"),
+        (["nowhere.jsonl"], "nowhere.jsonl: there is no such answer file"),
+        (["said.jsonl", "--judge", "openai"], "no API key in OPENAI_API_KEY"),
+        (["said.jsonl", "--judge-url", "http://127.0.0.1:1/v1", "--rule", "q.jsonl"], "rule file"),
+    ],
+)
+def test_wrong_calls_get_one_line(world: Path, words: Sequence[str], message: str) -> None:
+    done = _chatbind(*RULE, *words, cwd=world, env={"OPENAI_API_KEY": ""})
+    assert done.returncode in (1, 2)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_chat_model_judges_with_rules_contexts_and_both_orders(
+    world: Path, judge_server: Any
+) -> None:
+    judge_server.faults.append((429, {"Retry-After": "0"}, "{}"))
+    judge_server.answer = lambda request: (
+        "7 9" if "9." in request["messages"][1]["content"].split("[Assistant 2]")[0] else "9 8\nok"
+    )
+    rule = {name: {"role": "Assistant", "prompt": f"RULE {name}"} for name in ("conv", "detail")}
+    (world / "rule.json").write_text(json.dumps(rule))
+    words = [*RULE, "said.jsonl", "--context", "ctx.jsonl", "--rule", "rule.json"]
+    words += ["--judge-url", judge_server.url, "--judge-model", "m", "-o", "r.jsonl"]
+    done = _chatbind(*words, cwd=world, env={"OPENAI_API_KEY": "sk-secret"})
+    assert done.returncode == 0, done.stderr
+    assert "sk-secret" not in done.stderr + (world / "r.jsonl").read_text()
+    assert "800 tokens sent, 80 received" in done.stderr
+    records = _records((world / "r.jsonl").read_text())
+    assert [(r["question_id"], r["metadata"]["order"]) for r in records] == [
+        (i, order) for i in range(4) for order in ([1, 2], [2, 1])
+    ]
+    # Where the wrong 9 stood first, the judge said "7 9"; that is 9 for the first answer file.
+    assert [r["tuple"] for r in records[:4]] == [[9, 8], [8, 9], [9, 8], [9, 7]]
+    users = [request["messages"][1]["content"] for request in judge_server.requests]
+    assert any("[Context]\ncaption 3\n" in user and "RULE detail" in user for user in users)
+
+    again = _chatbind(*words, cwd=world, env={"OPENAI_API_KEY": "sk-secret"})
+    assert again.returncode == 0
+    assert "0 reviews made, 8 were there already" in again.stderr
+    assert len(judge_server.requests) == 9
+    rows = _records(_chatbind("summarize", "r.jsonl", cwd=world).stdout)
+    assert rows[1]["category"] == "all"
+    assert rows[1]["consistency"] == 0.5
+
+
+def test_the_seeds_command_line_asks_the_chat_model(world: Path, judge_server: Any) -> None:
+    """`OPENAI_API_KEY=... review --question --context --answer-list A B --rule --output`."""
+    rule = {"default": {"role": "Assistant", "prompt": "Score."}}
+    (world / "rule.json").write_text(json.dumps(rule))
+    words = "review --question q.jsonl --context ctx.jsonl --answer-list ref.jsonl said.jsonl"
+    words += " --rule rule.json --output r.json"
+    env = {"OPENAI_API_KEY": "sk-secret", "OPENAI_BASE_URL": judge_server.url}
+    done = _chatbind(*words.split(), cwd=world, env=env)
+    assert done.returncode == 0, done.stderr
+    assert {request["model"] for request in judge_server.requests} == {"gpt-4o"}
+    assert "judge: gpt-4o" in done.stderr
+
+
+def test_a_wrong_key_ends_with_1_and_one_line(world: Path, judge_server: Any) -> None:
+    judge_server.faults.extend([401] * 50)
+    words = [*RULE, "said.jsonl", "--judge-url", judge_server.url]
+    done = _chatbind(*words, cwd=world, env={"OPENAI_API_KEY": "sk-secret"})
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if "error" in line]
+    assert line.endswith("check the key in OPENAI_API_KEY")
+
+
+def test_unreadable_reviews_end_with_3_and_the_rest_is_summarized(
+    world: Path, judge_server: Any
+) -> None:
+    judge_server.answer = lambda request: (
+        "no idea" if "Which digit 2" in request["messages"][1]["content"] else "8 6"
+    )
+    words = [*RULE, "said.jsonl", "--judge-url", judge_server.url, "--orders", "as-given"]
+    done = _chatbind(*words, cwd=world)
+    assert done.returncode == 3
+    assert "chatbind: error: 1 reviews failed" in done.stderr
+    row = _records(_chatbind("summarize", cwd=world, stdin=done.stdout).stdout)[1]
+    assert (row["n"], row["failed"], row["relative"]) == (3, 1, 75.0)
+
+
+def test_a_killed_review_goes_on_where_it_was(world: Path, judge_server: Any) -> None:
+    words = [*RULE, "said.jsonl", "--judge-url", judge_server.url, "--concurrency", "2"]
+    whole = _chatbind(*words, "-o", "whole.jsonl", cwd=world)
+    assert whole.returncode == 0, whole.stderr
+    n_whole = len(judge_server.requests)
+    assert n_whole == 8
+
+    judge_server.answer = lambda request: time.sleep(0.15) or "8 6\nfine"  # type: ignore[func-returns-value]
+    command = [sys.executable, "-m", "chatbind_cli", *words, "-o", "cut.jsonl"]
+    with subprocess.Popen(command, cwd=world, stderr=subprocess.DEVNULL) as process:
+        cut = world / "cut.jsonl"
+        deadline = time.monotonic() + 20
+        while not (cut.exists() and cut.read_text().count("\n") >= 3):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    kept = cut.read_text().count("\n")
+    assert 3 <= kept < 8
+    judge_server.answer = lambda request: "8 6\nfine"
+    before = len(judge_server.requests)
+    again = _chatbind(*words, "-o", "cut.jsonl", cwd=world)
+    assert again.returncode == 0, again.stderr
+    assert len(judge_server.requests) - before == 8 - kept
+    assert cut.read_bytes() == (world / "whole.jsonl").read_bytes()
+
+
+def test_ctrl_c_while_waiting_for_a_pipe_ends_with_130(world: Path) -> None:
+    command = [sys.executable, "-m", "chatbind_cli", *RULE, "-", "-o", "r.jsonl"]
+    with subprocess.Popen(
+        command, cwd=world, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdin.write((world / "said.jsonl").read_text().splitlines(keepends=True)[0])
+        process.stdin.flush()
+        deadline = time.monotonic() + 20
+        while not ((world / "r.jsonl").exists() and (world / "r.jsonl").read_text()):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+        assert "Traceback" not in process.stderr.read()
+    assert len(_records((world / "r.jsonl").read_text())) == 1
+
+
+def test_summarize_reads_the_review_files_of_a_folder(world: Path) -> None:
+    done = _chatbind(*RULE, "said.jsonl", "-o", "review/review_toy.jsonl", cwd=world)
+    assert done.returncode == 0
+    done = _chatbind(*RULE, "ref.jsonl", "-o", "review/gpt4_text_same.jsonl", cwd=world)
+    assert done.returncode == 0
+    done = _chatbind("summarize", "-d", "review", "-i", "1", "3", cwd=world)
+    rows = _records(done.stdout)
+    assert {(r["review"], r["n"], r["relative"]) for r in rows if r["category"] == "all"} == {
+        ("toy", 2, 100.0),
+        ("same", 2, 100.0),
+    }
+    named = _chatbind(
+        "summarize", "-f", "review/review_toy.jsonl", "--by", "modality", "--format", "markdown",
+        cwd=world,
+    )  # fmt: skip
+    assert "| image | 2 | 10 | 8.165 | 81.6 |" in named.stdout
+    assert "| audio | 2 |" in named.stdout
+    table = _chatbind("summarize", "review/review_toy.jsonl", "--format", "table", cwd=world)
+    assert "judge: rule" in table.stdout
+    assert "100.0 % / 50.0 %" in table.stdout
+
+
+def test_a_report_is_written_beside_the_figures(world: Path) -> None:
+    done = _chatbind(*RULE, "said.jsonl", "-o", "r.jsonl", cwd=world)
+    words = ["--html", "out/report.html", "-q", "q.jsonl", "--answers", "ref.jsonl", "said.jsonl"]
+    done = _chatbind("summarize", "r.jsonl", *words, cwd=world)
+    assert done.returncode == 0, done.stderr
+    assert len(_records(done.stdout)) == 3
+    page = (world / "out" / "report.html").read_text()
+    assert page.count("<details") == 4
+    assert "Which digit 3?" in page
+    assert page.count("The digit is 9.") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "stdin", "code", "message"),
+    [
+        ([], "", 1, "<stdin>: holds no reviews"),
+        ([], "nonsense\n", 1, "<stdin>:1: is not JSON"),
+        (["nowhere.jsonl"], "", 1, "nowhere.jsonl: No such file or directory"),
+        (["-d", "."], "", 2, "no file named"),
+        ([], '{"question_id": 1, "error": "x"}\n', 1, "every review failed"),
+    ],
+)
+def test_nothing_to_summarize_is_said_in_one_line(
+    tmp_path: Path, words: list[str], stdin: str, code: int, message: str
+) -> None:
+    done = _chatbind("summarize", *words, cwd=tmp_path, stdin=stdin)
+    assert done.returncode == code
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_and_usage_errors_load_nothing_heavy(world: Path) -> None:
+    code = (
+        "import sys\nfrom chatbind_cli.cli import run\n"
+        "for words in (['review', '--help'], ['summarize', '--help'], ['review']):\n"
+        "    run(words)\n"
+        "heavy = {'torch', 'transformers', 'openai', 'httpx', 'numpy', 'rich', 'asyncio'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=world, capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == "[]"
+    assert "--judge-url" in done.stdout

@@ -1,0 +1,132 @@
+"""The report in one HTML file: what is in it, and that nothing in it runs but its own script."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import time
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from chatbind_cli.review.report import render_report
+from chatbind_cli.review.summary import summarize
+
+NASTY = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'{{ 7*7 }}</details>"
+
+
+class Page(HTMLParser):
+    """Counts tags and attributes, and takes the text out."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.data: dict[str, list[str]] = {}
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "input"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.data.setdefault(self.open[-1] if self.open else "", []).append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def _review(question: int, pair: Any, **more: Any) -> dict[str, Any]:
+    metadata = {"order": [1, 2], "modality": "image", **more.pop("metadata", {})}
+    record = {"question_id": question, "category": "conv", "tuple": pair, "content": "8 6\nwhy"}
+    return {**record, "reviewer_id": "judge", "metadata": metadata, **more}
+
+
+REVIEWS = [
+    _review(1, [8, 6]),
+    _review(1, [6, 7], metadata={"order": [2, 1]}),
+    _review(2, [5, 9], category="detail"),
+    _review(3, None, error="no reply", content=NASTY, category=NASTY),
+]
+QUESTIONS = {"1": {"question_id": 1, "text": NASTY, "image": "dog.jpg"}}
+ANSWERS = [{"1": {"text": NASTY}}, {"1": {"text": "A cat."}, "2": {"text": "A dog."}}]
+
+
+@pytest.fixture(scope="module")
+def html() -> str:
+    return render_report([summarize(REVIEWS, name="run")], questions=QUESTIONS, answers=ANSWERS)
+
+
+def test_every_question_has_an_entry_with_its_winner_and_a_link(html: str) -> None:
+    page = Page(html)
+    entries = page.all("details")
+    assert [(e["data-winner"], e["data-differs"]) for e in entries] == [
+        ("first", "1"),
+        ("second", "0"),
+        ("failed", "0"),
+    ]
+    links = {attributes["href"] for attributes in page.all("a")}
+    assert links == {f"#{entry['id']}" for entry in entries}
+    for text in ("A cat.", "dog.jpg", "no reply", "8 : 6", "second answer shown first", "judge"):
+        assert text in html
+
+
+def test_what_models_wrote_is_text_and_the_only_script_is_the_pages_own(html: str) -> None:
+    page = Page(html)
+    assert page.open == []
+    assert len(page.all("script")) == 1
+    assert page.all("img") == []
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert "".join(page.data["div"]).count(NASTY) == 2
+    assert NASTY in "".join(page.data["span"])
+    assert page.all("details")[2]["data-category"] == NASTY
+
+
+def test_the_policy_names_the_script_and_the_style_by_their_hashes(html: str) -> None:
+    (policy,) = [meta["content"] for meta in Page(html).all("meta") if "http-equiv" in meta]
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; ")
+    for kind in ("script", "style"):
+        (text,) = re.findall(f"<{kind}>(.*?)</{kind}>", html, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}'" in policy
+    assert " style=" not in html
+
+
+def test_nothing_is_fetched_from_anywhere(html: str) -> None:
+    assert not re.findall(r"""(?:src|href)=["'](?!#)""", html)
+    assert "http://" not in html
+    assert "https://" not in html
+    assert "@import" not in html
+
+
+def test_the_charts_show_the_figures(html: str) -> None:
+    summary = summarize(REVIEWS)
+    titles = Page(html).data["title"]
+    assert any(title.startswith("conv: 92.9 %") for title in titles)
+    assert any(title.startswith(f"all: {summary.rows[1].relative} %") for title in titles)
+    assert "first 7, second 6.5: 1 questions" in titles
+    assert "first 5, second 9: 1 questions" in titles
+
+
+def test_a_report_without_any_score_still_comes(html: str) -> None:
+    page = Page(render_report([summarize([_review(1, None, error="x")])]))
+    assert page.open == []
+    assert page.all("svg") == []
+
+
+def test_thousands_of_reviews_are_rendered_in_seconds() -> None:
+    reviews = [_review(i, [8, i % 10], content="word " * 200) for i in range(5000)]
+    start = time.perf_counter()
+    html = render_report([summarize(reviews)])
+    assert time.perf_counter() - start < 15  # about 1.5 s on one core of a laptop
+    assert html.count("<details") == 5000

@@ -1,0 +1,272 @@
+"""Running a review: concurrency, order, resuming, failing. With judges made for the test."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chatbind_cli.errors import JudgeError
+from chatbind_cli.jsonl import RecordWriter
+from chatbind_cli.review.cases import Case
+from chatbind_cli.review.judges import RuleJudge, Verdict
+from chatbind_cli.review.records import put_in_order
+from chatbind_cli.review.run import Outcome, RunOptions, run_reviews
+
+
+class FakeJudge:
+    """Scores by the length of the answers; slow for even questions."""
+
+    name = "fake"
+
+    def __init__(self, rule: str = "r1") -> None:
+        self.rule = rule
+        self.calls: list[tuple[Any, bool, int]] = []
+        self.now = self.most = 0
+        self.broken: set[object] = set()
+        self.stops_at: object = None
+        self.closed = False
+
+    def fingerprint(self, case: Case) -> str:
+        return self.rule
+
+    async def judge(self, case: Case, *, swapped: bool, sample: int) -> Verdict:
+        self.calls.append((case.question_id, swapped, sample))
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await asyncio.sleep(0.02 if int(case.question_id) % 2 == 0 else 0.001)
+        self.now -= 1
+        if case.question_id == self.stops_at:
+            raise JudgeError("the server is gone")
+        if case.question_id in self.broken:
+            return Verdict(content="hm", error="the scores cannot be read")
+        first, second = (float(len(text)) for text in case.texts)
+        return Verdict(scores=(first, second), content=f"{first} {second}")
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+def _case(number: int, text: str = "abc", **more: Any) -> Case:
+    question = {"question_id": number, "text": "q", "category": "conv"}
+    answers = ({"text": "ab", "answer_id": f"a{number}"}, {"text": text, "model_id": "m"})
+    return Case(question=question, answers=answers, sources=("a.jsonl", "b.jsonl"), **more)
+
+
+def _run(path: Path, cases: Any, judge: Any, **options: Any) -> Outcome:
+    with RecordWriter(path, key="review_id") as writer:
+        outcome = run_reviews(cases, judge, writer, RunOptions(**options))
+    put_in_order(path, outcome.tasks)
+    return outcome
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_record_has_the_keys_of_the_design(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    _run(path, [_case(1)], FakeJudge())
+    (record,) = _records(path)
+    assert list(record) == [
+        "review_id",
+        "question_id",
+        "answer1_id",
+        "answer2_id",
+        "category",
+        "content",
+        "tuple",
+        "reviewer_id",
+        "metadata",
+    ]
+    assert record["tuple"] == [2.0, 3.0]
+    assert record["answer1_id"] == "a1"
+    assert record["reviewer_id"] == "fake"
+    assert record["metadata"]["order"] == [1, 2]
+    assert record["metadata"]["models"] == ["a", "m"]
+
+
+def test_many_are_judged_at_a_time_and_the_file_is_in_the_order_of_the_questions(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "r.jsonl"
+    judge = FakeJudge()
+    outcome = _run(path, [_case(i) for i in range(40)], judge, concurrency=4)
+    assert judge.most == 4
+    assert judge.closed
+    assert outcome.judged == 40
+    assert [record["question_id"] for record in _records(path)] == list(range(40))
+
+
+def test_every_judgement_is_on_disk_while_others_are_still_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    seen: list[int] = []
+
+    def cases() -> Iterator[Case]:
+        for number in (1, 3, 5):
+            yield _case(number)
+            if number != 5:
+                for _ in range(200):
+                    if len(path.read_text().splitlines()) > len(seen):
+                        break
+                    threading.Event().wait(0.01)
+            seen.append(len(path.read_text().splitlines()))
+
+    _run(path, cases(), FakeJudge(), concurrency=4)
+    assert seen[:2] == [1, 2]
+
+
+def test_both_orders_and_samples_make_a_record_each(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    judge = FakeJudge()
+    _run(path, [_case(1)], judge, orders="both", samples=2)
+    assert sorted(judge.calls) == [(1, False, 0), (1, False, 1), (1, True, 0), (1, True, 1)]
+    records = _records(path)
+    assert [(r["metadata"]["order"], r["metadata"]["sample"]) for r in records] == [
+        ([1, 2], 0),
+        ([2, 1], 0),
+        ([1, 2], 1),
+        ([2, 1], 1),
+    ]
+    assert len({record["review_id"] for record in records}) == 4
+    assert all(record["tuple"] == [2.0, 3.0] for record in records)
+
+
+def test_a_random_order_is_fair_and_the_same_in_every_run(tmp_path: Path) -> None:
+    judge, again = FakeJudge(), FakeJudge()
+    _run(tmp_path / "r.jsonl", [_case(i) for i in range(60)], judge, orders="random")
+    _run(tmp_path / "s.jsonl", [_case(i) for i in range(60)], again, orders="random")
+    assert sorted(judge.calls) == sorted(again.calls)
+    # 60 fair coins: outside 15..45 once in 20,000 seeds, and the seed is the question
+    assert 15 < sum(swapped for _, swapped, _ in judge.calls) < 45
+
+
+def test_what_is_judged_is_not_judged_again(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    _run(path, [_case(i) for i in range(5)], FakeJudge())
+    before = path.read_bytes()
+    judge = FakeJudge()
+    outcome = _run(path, [_case(i) for i in range(7)], judge)
+    assert [call[0] for call in sorted(judge.calls)] == [5, 6]
+    assert (outcome.reused, outcome.judged) == (5, 2)
+    assert path.read_bytes().startswith(before)
+
+
+def test_a_cut_file_is_continued_to_the_same_bytes(tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+    cases = [_case(i) for i in range(8)]
+    _run(whole, cases, FakeJudge(), orders="both")
+    data = whole.read_bytes()
+    for place in (0, 1, len(data) // 3, len(data) // 2, len(data) - 1):
+        cut.write_bytes(data[:place])
+        _run(cut, cases, FakeJudge(), orders="both")
+        assert cut.read_bytes() == data
+
+
+def test_a_changed_answer_is_judged_anew_and_replaces_its_old_review(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    _run(path, [_case(1), _case(2), _case(3)], FakeJudge())
+    judge = FakeJudge()
+    _run(path, [_case(1), _case(2, "changed"), _case(3)], judge)
+    assert [call[0] for call in judge.calls] == [2]
+    assert [(r["question_id"], r["tuple"]) for r in _records(path)] == [
+        (1, [2.0, 3.0]),
+        (2, [2.0, 7.0]),
+        (3, [2.0, 3.0]),
+    ]
+
+
+def test_another_rule_or_judge_judges_anew_and_only_the_rule_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    _run(path, [_case(1)], FakeJudge("r1"))
+    _run(path, [_case(1)], FakeJudge("r2"))
+    assert len(_records(path)) == 1
+    other = FakeJudge("r2")
+    other.name = "other"
+    _run(path, [_case(1)], other)
+    assert [record["reviewer_id"] for record in _records(path)] == ["fake", "other"]
+
+
+def test_a_failed_review_is_kept_with_its_text_and_made_again_next_time(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    judge = FakeJudge()
+    judge.broken = {2}
+    outcome = _run(path, [_case(1), _case(2), _case(3)], judge)
+    assert (outcome.judged, outcome.failed) == (2, 1)
+    failed = _records(path)[1]
+    assert failed["error"] == "the scores cannot be read"
+    assert failed["tuple"] is None
+    assert failed["content"] == "hm"
+    judge.broken = set()
+    outcome = _run(path, [_case(1), _case(2), _case(3)], judge)
+    assert (outcome.judged, outcome.reused, outcome.failed) == (1, 2, 0)
+    assert [record["question_id"] for record in _records(path)] == [1, 2, 3]
+    assert not any("error" in record for record in _records(path))
+
+
+def test_failed_reviews_can_be_left_out_or_stop_the_run(tmp_path: Path) -> None:
+    judge = FakeJudge()
+    judge.broken = {2}
+    path = tmp_path / "skip.jsonl"
+    outcome = _run(path, [_case(1), _case(2)], judge, on_error="skip")
+    assert outcome.failed == 1
+    assert [record["question_id"] for record in _records(path)] == [1]
+    with pytest.raises(JudgeError, match="question 2: the scores cannot be read"):
+        _run(tmp_path / "f.jsonl", [_case(i) for i in range(9)], judge, on_error="fail")
+
+
+def test_a_case_with_a_problem_is_a_failed_review_without_asking_the_judge(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    judge = FakeJudge()
+    outcome = _run(path, [_case(1, problem="no answer in b.jsonl")], judge, samples=3)
+    assert judge.calls == []
+    assert outcome.failed == 1
+    assert _records(path)[0]["error"] == "no answer in b.jsonl"
+
+
+def test_a_judge_that_stops_leaves_what_is_finished_on_disk(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    judge = FakeJudge()
+    judge.stops_at = 5
+    with pytest.raises(JudgeError, match="the server is gone"):
+        _run(path, (_case(i) for i in range(1000)), judge, concurrency=1)
+    assert [record["question_id"] for record in _records(path)] == [0, 1, 2, 3, 4]
+    assert judge.closed
+
+
+def test_ctrl_c_while_reading_stops_the_judge_and_leaves_its_thread(tmp_path: Path) -> None:
+    def cases() -> Iterator[Case]:
+        yield _case(1)
+        raise KeyboardInterrupt
+
+    judge = FakeJudge()
+    with pytest.raises(KeyboardInterrupt):
+        _run(tmp_path / "r.jsonl", cases(), judge)
+    assert judge.closed
+    assert "judge" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_the_rule_judge_needs_no_network_and_says_what_is_exact() -> None:
+    case = Case(
+        question={"question_id": 1, "text": "q", "label": 7},
+        answers=({"text": "It is a seven."}, {"text": "It is the digit nine."}),
+        references=("It is seven",),
+    )
+    verdict = asyncio.run(RuleJudge().judge(case, swapped=False, sample=0))
+    # F1 of {it, is, digit, 9} against {it, is, 7}: 2 * 2 / (4 + 3)
+    assert verdict.scores == (10.0, round(1 + 8 * 4 / 7, 2))
+    assert verdict.metadata["exact"] == [True, False]
+    assert verdict.metadata["label"] == [True, False]
+    assert verdict.content.splitlines()[0] == "10 5.57"
+
+
+def test_the_rule_judge_fails_without_a_reference() -> None:
+    case = Case(question={"question_id": 1}, answers=({"text": "a"}, {"text": "b"}))
+    verdict = asyncio.run(RuleJudge().judge(case, swapped=False, sample=0))
+    assert verdict.scores is None
+    assert verdict.error == "no reference answer to compare with"

@@ -1,0 +1,217 @@
+"""From review records to figures, against the reference's printed summary and plain loops."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chatbind_cli.review.summary import Row, Summary, scores_of, summarize
+from chatbind_cli.review.tables import csv_table, markdown_table, print_table
+
+
+def _review(question: object, pair: Any, category: str = "conv", **more: Any) -> dict[str, Any]:
+    metadata = {"models": ["a", "b"], **more.pop("metadata", {})}
+    record = {"question_id": question, "category": category, "tuple": pair, "reviewer_id": "j"}
+    return {**record, "metadata": metadata, **more}
+
+
+def _rows(records: list[dict[str, Any]], **options: Any) -> dict[str, Row]:
+    return {row.category: row for row in summarize(records, **options).rows}
+
+
+def _synth(golden: Path) -> list[dict[str, Any]]:
+    lines = (golden / "review" / "gpt4_text_synth.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_figures_equal_the_reference_where_no_review_failed(golden: Path) -> None:
+    expected = json.loads((golden / "review" / "summarize_golden.json").read_text())["parsed"]
+    rows = _rows(_synth(golden))
+    assert list(rows) == list(expected) == ["conv", "all", "detail", "complex"]
+    assert rows["complex"].failed == 0
+    assert [rows["complex"].mean_1, rows["complex"].mean_2] == expected["complex"]["mean"]
+    assert rows["complex"].relative == expected["complex"]["relative_percent"]
+
+
+def test_failed_reviews_are_counted_and_in_no_mean_unlike_in_the_reference(golden: Path) -> None:
+    """The reference averages its two [-1, -1] in; these are the means without them."""
+    expected = json.loads((golden / "review" / "summarize_golden.json").read_text())["parsed"]
+    reviews = _synth(golden)
+    rows = _rows(reviews)
+    assert {key: row.failed for key, row in rows.items()} == {
+        "conv": 1,
+        "all": 2,
+        "detail": 1,
+        "complex": 0,
+    }
+    for key in ("conv", "detail", "all"):
+        good = [r["tuple"] for r in reviews if key in ("all", r["category"]) and r["tuple"][0] >= 0]
+        means = [round(sum(pair[side] for pair in good) / len(good), 3) for side in (0, 1)]
+        assert [rows[key].mean_1, rows[key].mean_2] == means
+        assert rows[key].relative == round(means[1] / means[0] * 100, 1)
+        assert rows[key].relative != expected[key]["relative_percent"]
+        assert rows[key].n == len(good)
+
+
+def test_vicunas_published_reviews_are_read_as_they_are(shared_data: Path) -> None:
+    """Without a category there is one line, as the reference prints it."""
+    lines = (shared_data / "vicuna" / "review_gpt35_vicuna-13b.jsonl").read_text().splitlines()
+    reviews = [json.loads(line) for line in lines if line.strip()]
+    summary = summarize(reviews)
+    (row,) = summary.rows
+    assert (row.category, row.n, row.failed) == ("all", 80, 0)
+    # Sums of the published scores: 693 and 638 of 80 reviews; 92 % is what was published.
+    assert row.mean_1 == round(sum(review["score"][0] for review in reviews) / 80, 3)
+    assert (row.mean_1, row.mean_2, row.relative) == (8.662, 7.975, 92.1)
+    assert row.win + row.tie + row.lose == 80
+    assert summary.judges[0] == "gpt-4-0328-generic"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [-1, -1],
+        [8, -1],
+        [float("nan"), 8],
+        [float("inf"), 3],
+        [8],
+        [8, 7, 6],
+        "8 7",
+        None,
+        [True, 1],
+    ],
+)
+def test_what_is_no_pair_of_scores_is_a_failure(value: Any) -> None:
+    assert scores_of({"tuple": value}) is None
+
+
+def test_an_error_outweighs_scores_and_zero_is_a_score() -> None:
+    assert scores_of({"tuple": [8, 7], "error": "cut off"}) is None
+    assert scores_of({"tuple": [0, 7]}) == (0, 7)
+    assert scores_of({"score": [9.0, 8.5]}) == (9, 8.5)
+
+
+def test_a_zero_baseline_has_no_relative_score_and_no_traceback() -> None:
+    """The reference ends with a ZeroDivisionError here."""
+    rows = _rows([_review(1, [0, 5]), _review(2, [0, 6])])
+    assert (rows["all"].mean_1, rows["all"].mean_2, rows["all"].relative) == (0, 5.5, None)
+    assert rows["all"].ci95 is None
+
+
+def test_both_orders_of_a_question_are_averaged_first_and_compared() -> None:
+    reviews = [
+        _review(1, [8, 6], metadata={"order": [1, 2], "slot": "a"}),
+        _review(1, [7, 9], metadata={"order": [2, 1], "slot": "b"}),
+        _review(2, [5, 9], metadata={"order": [1, 2], "slot": "c"}),
+        _review(2, [6, 7], metadata={"order": [2, 1], "slot": "d"}),
+        _review(3, [4, 4], metadata={"order": [1, 2], "slot": "e"}),
+    ]
+    row = _rows(reviews)["all"]
+    assert row.n == 3
+    assert row.mean_1 == round((7.5 + 5.5 + 4) / 3, 3)
+    assert row.mean_2 == round((7.5 + 8 + 4) / 3, 3)
+    assert (row.win, row.tie, row.lose) == (1, 2, 0)
+    # Question 1 changes its winner with the order, question 2 does not, 3 was shown in one.
+    assert row.consistency == 0.5
+
+
+def test_one_failed_order_leaves_the_other_to_speak() -> None:
+    reviews = [
+        _review(1, [8, 6], metadata={"order": [1, 2], "slot": "a"}),
+        _review(1, None, error="x", metadata={"order": [2, 1], "slot": "b"}),
+    ]
+    row = _rows(reviews)["all"]
+    assert (row.n, row.failed, row.mean_1, row.consistency) == (1, 1, 8, None)
+
+
+def test_the_later_review_in_a_slot_counts() -> None:
+    reviews = [
+        _review(1, [8, 6], metadata={"slot": "a"}),
+        _review(2, [5, 5], metadata={"slot": "b"}),
+        _review(1, [2, 4], metadata={"slot": "a"}),
+    ]
+    summary = summarize(reviews)
+    assert len(summary.reviews) == 2
+    assert summary.rows[0].mean_1 == 3.5
+
+
+def test_the_same_question_of_two_models_or_senses_is_two_questions() -> None:
+    reviews = [
+        _review(1, [8, 6], metadata={"modality": "image"}),
+        _review(1, [8, 4], metadata={"modality": "audio"}),
+        _review(1, [8, 2], metadata={"modality": "audio", "models": ["a", "c"]}),
+    ]
+    assert _rows(reviews)["all"].n == 3
+    rows = _rows(reviews, by="modality")
+    assert {key: row.n for key, row in rows.items()} == {"image": 1, "all": 3, "audio": 2}
+
+
+def test_exact_matches_become_shares_where_the_judge_compared() -> None:
+    reviews = [
+        _review(1, [10, 10], metadata={"exact": [True, True], "label": [True, True]}),
+        _review(2, [10, 3], metadata={"exact": [True, False], "label": [True, True]}),
+        _review(3, [10, 3], metadata={"exact": [True, False], "label": [True, False]}),
+        _review(4, [8, 8], "chat"),
+    ]
+    rows = _rows(reviews)
+    assert (rows["conv"].exact_1, rows["conv"].exact_2) == (1.0, 0.3333)
+    assert rows["conv"].label_2 == 0.6667
+    assert rows["chat"].exact_2 is None
+
+
+def test_ignored_questions_and_all_failed_reviews() -> None:
+    reviews = [_review(1, [8, 6]), _review("2", None, error="no reply")]
+    assert _rows(reviews, ignore=["2"])["all"].failed == 0
+    summary = summarize(reviews, ignore=["1"])
+    assert summary.failures == {"no reply": 1}
+    row = summary.rows[0]
+    assert (row.n, row.mean_1, row.relative, row.ci95, row.failed) == (0, None, None, None, 1)
+
+
+def test_records_have_the_keys_that_scripts_rely_on() -> None:
+    record = summarize([_review(1, [8, 6]), _review(2, [4, 6])]).rows[0].record()
+    keys = [
+        "category",
+        "n",
+        "mean_1",
+        "mean_2",
+        "relative",
+        "ci95",
+        "win",
+        "tie",
+        "lose",
+        "consistency",
+        "failed",
+    ]
+    assert list(record)[: len(keys)] == keys
+    assert isinstance(record["ci95"], list)
+    assert json.loads(json.dumps(record)) == record
+
+
+def _table(summaries: list[Summary]) -> str:
+    out = io.StringIO()
+    print_table(summaries, out)
+    return out.getvalue()
+
+
+def test_tables_say_the_same_in_every_form() -> None:
+    reviews = [_review(1, [8, 6]), _review(2, [8, 9], "detail"), _review(3, None, error="x")]
+    summary = summarize(reviews, name="run")
+    for text in (_table([summary]), markdown_table([summary])):
+        for word in ("conv", "detail", "all", "93.8", "1/0/1", "first: a, second: b", "judge: j"):
+            assert word in text
+        assert "same in both orders" not in text
+    lines = csv_table([summary]).splitlines()
+    assert lines[0].startswith("category,n,mean_1,mean_2,relative,win,")
+    assert lines[2].startswith("all,2,8.0,7.5,93.8,1,0,1,")
+    assert len(lines) == 4
+
+
+def test_names_from_files_are_text_and_never_markup() -> None:
+    summary = summarize([_review(1, [8, 6], "[red]a|b[/red]")])
+    assert "[red]a|b[/red]" in _table([summary])
+    assert "\\|" in markdown_table([summary])
