@@ -1,13 +1,21 @@
 # Everything that one does with a checkout. `make demo` and `make test` need nothing but Python.
+#
+#   make help                     the targets
+#   make demo                     the whole path on a toy world, on a CPU
+#   make summary GPUS=4           the real thing: download, train, answer, review a 7B model
+#   make summary DRY_RUN=1        every command line of that, without running one
 
-PYTHON ?= python3
-VENV   ?= .venv
-BIN     = $(VENV)/bin
+PYTHON  ?= python3
+VENV    ?= .venv
+BIN      = $(VENV)/bin
+CHATBIND = $(BIN)/chatbind
+SHELL    = bash
+.SHELLFLAGS = -euo pipefail -c
 
 .PHONY: help install check test build clean
 
-help:
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -26,8 +34,14 @@ check: install  ## ruff, mypy, codespell
 test: install  ## the whole test suite
 	$(BIN)/python -m pytest -q
 
-build: install  ## a wheel, and a smoke test of it outside the checkout
+build: install  ## a wheel, installed and started outside the checkout
+	rm -rf build dist
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall --target dist/installed dist/*.whl
+	cd dist && PYTHONPATH=installed ../$(BIN)/python -m chatbind_cli --version
 
-clean:  ## what was built here, not what was installed
+clean:  ## what was built here; downloads and checkpoints stay
 	rm -rf build dist demo *.egg-info .mypy_cache .ruff_cache .pytest_cache
+
+include make/demo.mk
+include make/reproduce.mk
