@@ -1,0 +1,195 @@
+"""Opening sound and video files with the FFmpeg that PyAV carries, and asking how long they are.
+
+Files may come from strangers, so only container formats that hold their own data are accepted:
+playlists and the like could make FFmpeg open other files or addresses. What the streams hold is the
+business of `audio` and `video`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from typing import BinaryIO, Literal
+
+import av
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Disposition, Stream
+from av.subtitles.subtitle import AssSubtitle, BitmapSubtitle
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from chatbind_cli.errors import MediaError
+from chatbind_cli.media.source import MediaSource
+
+_FORMATS = (
+    "aac", "ac3", "aiff", "amr", "amrnb", "amrwb", "ape", "asf", "au", "avi", "caf", "dts", "eac3",
+    "flac", "flv", "gif", "matroska", "mov", "mp3", "mpeg", "mpegts", "mxf", "nut", "ogg", "tta",
+    "voc", "w64", "wav", "wv",
+)  # fmt: skip
+
+_STATES_ITS_LENGTH = frozenset({"flac", "matroska", "mov", "mp4", "wav", "webm", "w64"})
+"""Containers whose header says how long the content is; others let FFmpeg estimate."""
+
+
+_UNKNOWN_RIFF_SIZE = 0x7FFF_F000
+
+
+class _ContentOnly:
+    """A stream without a name, so that the format is told by content and never by extension."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.read = stream.read
+        self.seek = stream.seek
+        self.tell = stream.tell
+
+
+@contextmanager
+def open_container(source: MediaSource) -> Iterator[InputContainer]:
+    """The opened container; it and the file are closed at the end of the block.
+
+    Raises:
+        MediaError: FFmpeg cannot read it, here or later inside the block; or the file is shorter
+            than it says.
+    """
+    _refuse_cut_riff(source)
+    with source.open() as stream:
+        try:
+            with av.open(
+                _ContentOnly(stream),
+                mode="r",
+                options={"format_whitelist": ",".join(_FORMATS)},
+                metadata_errors="replace",
+            ) as container:
+                yield container
+        except (av.FFmpegError, EOFError) as error:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise MediaError(f"cannot be decoded ({reason})", where=source.name) from error
+
+
+def video_streams(container: InputContainer) -> list[VideoStream]:
+    """The streams of moving pictures that can be decoded; cover pictures are none."""
+    return [
+        stream
+        for stream in container.streams.video
+        if stream.codec_context is not None and not stream.disposition & Disposition.attached_pic
+    ]
+
+
+def audio_streams(container: InputContainer) -> list[AudioStream]:
+    """The streams of sound that can be decoded."""
+    return [stream for stream in container.streams.audio if stream.codec_context is not None]
+
+
+def decoded(
+    container: InputContainer, stream: Stream
+) -> Iterator[VideoFrame | AudioFrame | AssSubtitle | BitmapSubtitle]:
+    """Frames from the current position on. A broken packet is passed over, as every player does.
+
+    After a jump the first packets often refer to ones before it, so they alone are no sign of a
+    broken file.
+    """
+    for packet in _packets(container, stream):
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError:
+            continue
+        yield from frames
+
+
+def declared_seconds(container: InputContainer, stream: Stream) -> Fraction | None:
+    """How long the stream is, by what its header says or FFmpeg estimates; None: not known."""
+    if stream.duration is not None and stream.duration > 0 and stream.time_base is not None:
+        return Fraction(stream.duration * stream.time_base)
+    if container.duration is not None and container.duration > 0:
+        return Fraction(container.duration, av.time_base)
+    return None
+
+
+def measured_seconds(container: InputContainer, stream: Stream) -> Fraction | None:
+    """How long the stream is, by reading through its packets without decoding them."""
+    rewind(container)
+    first: int | None = None
+    end = 0
+    for packet in _packets(container, stream):
+        if packet.pts is None:
+            continue
+        first = packet.pts if first is None else min(first, packet.pts)
+        end = max(end, packet.pts + (packet.duration or 0))
+    rewind(container)
+    if first is None or stream.time_base is None or end <= first:
+        return None
+    return Fraction((end - first) * stream.time_base)
+
+
+def _packets(container: InputContainer, stream: Stream) -> Iterator[Packet[Stream]]:
+    try:
+        yield from container.demux(stream)
+    except IndexError as error:
+        # how PyAV fails where a broadcast stream announces a further stream midway
+        raise av.error.InvalidDataError(0, "a stream begins midway") from error
+
+
+def rewind(container: InputContainer) -> None:
+    """Back to the first packet."""
+    start = min(container.start_time or 0, 0)
+    try:
+        # a second early: codecs with a delay have packets before the time stamp 0
+        container.seek(start - av.time_base)
+    except av.FFmpegError:
+        container.seek(start)
+
+
+def seek_before(container: InputContainer, stream: Stream, time: Fraction) -> None:
+    """To the last point at or before `time` from which decoding can begin; else to the start."""
+    if stream.time_base is None:
+        rewind(container)
+        return
+    try:
+        container.seek(math.floor(time / stream.time_base), stream=stream, backward=True)
+    except av.FFmpegError:
+        rewind(container)
+
+
+def start_seconds(stream: Stream) -> Fraction:
+    """The time stamp at which the stream's clock begins; often 0."""
+    if stream.start_time is None or stream.time_base is None:
+        return Fraction(0)
+    return Fraction(stream.start_time * stream.time_base)
+
+
+def refuse_cut_short(
+    container: InputContainer, source: MediaSource, declared: Fraction | None, found: Fraction
+) -> None:
+    """Refuses a file that ends well before the length in its header: a broken download.
+
+    Raises:
+        MediaError: less than nine tenths of the content is there.
+    """
+    if declared is None or not _STATES_ITS_LENGTH & set(container.format.name.split(",")):
+        return
+    if found < declared * Fraction(9, 10) - Fraction(1, 5):
+        raise MediaError(
+            f"is cut short: {float(found):.4g} of {float(declared):.4g} seconds are there",
+            where=source.name,
+        )
+
+
+def _refuse_cut_riff(source: MediaSource) -> None:
+    """FFmpeg takes the length of a cut WAV or AIFF from the file, so its header is asked here."""
+    head = source.head(8)
+    order: Literal["little", "big"]
+    if head[:4] in (b"RIFF", b"FORM"):
+        order = "little" if head[:4] == b"RIFF" else "big"
+    else:
+        return
+    size = int.from_bytes(head[4:8], order) + 8
+    # programs that write to a pipe cannot know the size, and put 0 or the largest one
+    if size < _UNKNOWN_RIFF_SIZE and source.size < size * 0.9:
+        raise MediaError(
+            f"is cut short: {source.size:,} of {size:,} bytes are there", where=source.name
+        )

@@ -1,0 +1,71 @@
+"""One door to the loaders: a file, URL, byte string or stream goes in, a tensor comes out.
+
+Knows which loader serves which modality and nothing of how they work. Loaders are imported when
+their modality is first asked for, so a picture does not wait for the audio libraries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from chatbind_cli.errors import UsageError
+from chatbind_cli.media.modality import MODALITIES
+from chatbind_cli.media.options import MediaOptions
+from chatbind_cli.media.sniff import sniff
+from chatbind_cli.media.source import MediaSource, open_source
+
+
+@dataclass(frozen=True, eq=False)
+class Media:
+    """One file as the encoder wants it.
+
+    `tensor` is float32: image [3, 224, 224]; video [clips * 3 crops, 3 colours, 2 frames, 224,
+    224]; audio [clips, 1, 128 mel bins, 204 steps]; depth and thermal [1, 224, 224]; imu [6, 2000].
+    """
+
+    source: MediaSource
+    modality: str
+    tensor: torch.Tensor
+
+
+def load_media(
+    source: MediaSource | str | Path | bytes,
+    modality: str | None = None,
+    options: MediaOptions = MediaOptions(),  # noqa: B008 (frozen, so safe to share)
+) -> Media:
+    """Reads one file, URL, data URI or byte string.
+
+    Args:
+        source: an opened source, or whatever `open_source` takes.
+        modality: what it is; None looks at the content.
+        options: how to read it.
+
+    Raises:
+        MediaError: it cannot be found, told or read.
+        UsageError: `modality` is not the name of a modality.
+    """
+    if modality is not None and modality not in MODALITIES:
+        raise UsageError(f"{modality!r} is not a modality", hint=f"one of {', '.join(MODALITIES)}")
+    opened = source if isinstance(source, MediaSource) else open_source(source)
+    found = modality if modality is not None else sniff(opened)
+    return Media(source=opened, modality=found, tensor=_load(opened, found, options))
+
+
+def _load(source: MediaSource, modality: str, options: MediaOptions) -> torch.Tensor:
+    match modality:
+        case "image":
+            from chatbind_cli.media.image import load_image as load  # noqa: PLC0415
+        case "video":
+            from chatbind_cli.media.video import load_video as load  # noqa: PLC0415
+        case "audio":
+            from chatbind_cli.media.audio import load_audio as load  # noqa: PLC0415
+        case "depth":
+            from chatbind_cli.media.depth import load_depth as load  # noqa: PLC0415
+        case "thermal":
+            from chatbind_cli.media.thermal import load_thermal as load  # noqa: PLC0415
+        case _:
+            from chatbind_cli.media.imu import load_imu as load  # noqa: PLC0415
+    return load(source, options)

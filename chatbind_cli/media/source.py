@@ -1,0 +1,278 @@
+"""Where the bytes of a media file come from: a path, a URL, a data URI, a stream, or memory.
+
+A `MediaSource` names its bytes, opens them as often as a decoder likes, and knows their hash. What
+the bytes mean is not known here; `sniff` looks at that.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import io
+import os
+import stat
+import sys
+import urllib.parse
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, BinaryIO
+
+from chatbind_cli.errors import MediaError
+from chatbind_cli.files import sha256_file
+
+_SHOWN_CHARACTERS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceLimits:
+    """What a source may cost. Files on disk are read where they lie and have no size limit."""
+
+    max_bytes: int = 512 * 1024 * 1024
+    """Most bytes taken from a URL, a data URI, a stream or a pipe: they are held in memory."""
+    connect_timeout_s: float = 10.0
+    read_timeout_s: float = 20.0
+    """Longest silence of a server."""
+    total_timeout_s: float = 300.0
+    """Longest time for one URL, all redirects included."""
+    max_redirects: int = 5
+
+
+@dataclass(frozen=True, eq=False)
+class MediaSource:
+    """Bytes with a name. Exactly one of `path` and `data` is set.
+
+    `ref` is what the user wrote: a path, a URL, `-`, or `<bytes>` for bytes from a program.
+    """
+
+    ref: str
+    path: Path | None = None
+    data: bytes | None = None
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.data is None):
+            raise ValueError("a media source has either a path or data")
+
+    @property
+    def name(self) -> str:
+        """`ref`, short enough for an error line and without a password."""
+        return shown(self.ref)
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the content, 64 hexadecimal digits."""
+        if self.data is not None:
+            return hashlib.sha256(self.data).hexdigest()
+        assert self.path is not None
+        try:
+            return sha256_file(self.path)
+        except OSError as error:
+            raise _unreadable(self.name, error) from error
+
+    @cached_property
+    def size(self) -> int:
+        """Length of the content in bytes."""
+        if self.data is not None:
+            return len(self.data)
+        assert self.path is not None
+        try:
+            return self.path.stat().st_size
+        except OSError as error:
+            raise _unreadable(self.name, error) from error
+
+    def open(self) -> BinaryIO:
+        """A fresh seekable stream over the content; the caller closes it.
+
+        Raises:
+            MediaError: the file is gone or may not be read.
+        """
+        if self.data is not None:
+            return io.BytesIO(self.data)
+        assert self.path is not None
+        try:
+            return self.path.open("rb")
+        except OSError as error:
+            raise _unreadable(self.name, error) from error
+
+    def head(self, count: int) -> bytes:
+        """The first `count` bytes, or all of a shorter content."""
+        with self.open() as stream:
+            try:
+                return stream.read(count)
+            except OSError as error:
+                raise _unreadable(self.name, error) from error
+
+
+def open_source(
+    ref: str | Path | bytes,
+    *,
+    stdin: IO[bytes] | None = None,
+    limits: SourceLimits = SourceLimits(),
+) -> MediaSource:
+    """Finds the bytes behind a path, an http(s) URL, a data URI, `-` (standard input) or bytes.
+
+    URLs, streams and pipes are read at once and held in memory, up to `limits.max_bytes`; a file on
+    disk is only looked at. A `Path` is always a path, whatever its name.
+
+    Raises:
+        MediaError: there is nothing there, it is empty, too large, too slow, or of a kind that is
+            not read (another URL scheme, a folder, a device).
+    """
+    if isinstance(ref, bytes):
+        source = MediaSource(ref="<bytes>", data=ref)
+    elif isinstance(ref, str) and ref == "-":
+        stream = stdin if stdin is not None else sys.stdin.buffer
+        source = MediaSource(ref="-", data=_read_bounded(stream, "standard input", limits))
+    elif isinstance(ref, str) and ref[:5].lower() == "data:":
+        source = MediaSource(ref=ref, data=_decode_data_uri(ref, limits))
+    elif isinstance(ref, str) and _scheme(ref) in ("http", "https"):
+        from chatbind_cli.media.fetch import fetch_url  # noqa: PLC0415
+
+        source = MediaSource(ref=ref, data=fetch_url(ref, limits))
+    elif isinstance(ref, str) and _scheme(ref) and "://" in ref:
+        raise MediaError(
+            f"{_scheme(ref)} addresses are not read",
+            where=shown(ref),
+            hint="give a path, an http(s) URL or a data URI",
+        )
+    else:
+        source = _open_path(ref, limits)
+    if source.size == 0:
+        raise MediaError("is empty", where=source.name)
+    return source
+
+
+def resolve_in_root(
+    name: str, root: Path | None, *, prefix: str = "", allow_outside: bool = False
+) -> Path:
+    """The file that a record means by `name`, kept inside the media root.
+
+    Args:
+        name: the path as the record has it.
+        root: the media root; None: the current folder.
+        prefix: put before the file name (COCO: `COCO_val2014_`). Without one, a root folder whose
+            name ends in `val2014` or `train2014` adds COCO's prefix where only the prefixed file
+            exists.
+        allow_outside: let `..`, absolute paths and links lead out of the root.
+
+    Raises:
+        MediaError: the path leaves the root, or no file is there.
+    """
+    base = (root if root is not None else Path()).absolute()
+    where = shown(name)
+    if not name or "\0" in name:
+        raise MediaError("is not a file name", where=repr(name[:_SHOWN_CHARACTERS]))
+    relative = Path(name)
+    hint = "allow it with --allow-outside"
+    if not allow_outside and (relative.is_absolute() or ".." in relative.parts):
+        raise MediaError("leaves the media root", where=where, hint=hint)
+    try:
+        path = _with_prefix(base / relative, base, prefix)
+        if not allow_outside and not path.resolve().is_relative_to(base.resolve()):
+            raise MediaError("is a link that leaves the media root", where=where, hint=hint)
+        found = path.is_file()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise MediaError(f"cannot be looked up ({error})", where=where) from error
+    if not found:
+        raise MediaError("no such file", where=str(path), hint="is --media-root right?")
+    return path
+
+
+def _with_prefix(path: Path, base: Path, prefix: str) -> Path:
+    if prefix:
+        return path if path.name.startswith(prefix) else path.with_name(prefix + path.name)
+    for split in ("val2014", "train2014"):
+        if base.name.endswith(split) and not path.exists():
+            prefixed = path.with_name(f"COCO_{split}_{path.name}")
+            if prefixed.exists():
+                return prefixed
+    return path
+
+
+def _open_path(ref: str | Path, limits: SourceLimits) -> MediaSource:
+    text = str(ref)
+    if not text or "\0" in text:
+        raise MediaError("is not a file name", where=repr(shown(text)))
+    path = Path(ref)
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode):
+            return MediaSource(ref=text, path=path)
+        if stat.S_ISDIR(mode):
+            raise MediaError("is a folder, not a file", where=shown(text))
+        if not stat.S_ISFIFO(mode):
+            raise MediaError("is not a file", where=shown(text))
+        # a pipe (`<(command)` in a shell) can be read only once
+        with path.open("rb") as stream:
+            return MediaSource(ref=text, data=_read_bounded(stream, text, limits))
+    except FileNotFoundError as error:
+        raise MediaError("no such file", where=shown(text)) from error
+    except OSError as error:
+        raise _unreadable(shown(text), error) from error
+
+
+def _read_bounded(stream: IO[bytes], name: str, limits: SourceLimits) -> bytes:
+    parts = []
+    size = 0
+    try:
+        while part := stream.read(1 << 20):
+            size += len(part)
+            if size > limits.max_bytes:
+                raise too_large(name, limits)
+            parts.append(part)
+    except OSError as error:
+        raise _unreadable(name, error) from error
+    return b"".join(parts)
+
+
+def _decode_data_uri(ref: str, limits: SourceLimits) -> bytes:
+    """RFC 2397: `data:[<type>][;base64],<content>`."""
+    header, comma, content = ref.partition(",")
+    if not comma:
+        raise MediaError("is a data URI without a comma", where=shown(ref))
+    if len(content) > limits.max_bytes * 4 // 3 + 4:
+        raise too_large(shown(ref), limits)
+    content_bytes = urllib.parse.unquote_to_bytes(content)
+    if header.lower().endswith(";base64"):
+        try:
+            # white space may come from wrapped lines; padding is often left out
+            packed = b"".join(content_bytes.split())
+            packed = packed.translate(bytes.maketrans(b"-_", b"+/"))
+            packed += b"=" * (-len(packed) % 4)
+            return base64.b64decode(packed, validate=True)
+        except binascii.Error as error:
+            raise MediaError("is a data URI with broken base64", where=shown(ref)) from error
+    return content_bytes
+
+
+def too_large(name: str, limits: SourceLimits) -> MediaError:
+    """The error for a stream or download that goes past its limit."""
+    return MediaError(
+        f"is larger than {limits.max_bytes / 2**20:.4g} MiB",
+        where=shown(name),
+        hint="save it to a file first: files on disk have no limit",
+    )
+
+
+def _unreadable(name: str, error: OSError) -> MediaError:
+    return MediaError(f"cannot be read ({os.strerror(error.errno or 5)})", where=name)
+
+
+def _scheme(ref: str) -> str:
+    """The URL scheme in lower case, or nothing; one letter is a Windows drive."""
+    scheme, colon, _ = ref.partition(":")
+    plain = scheme.replace("+", "").replace("-", "").replace(".", "")
+    if colon and len(scheme) > 1 and plain.isascii() and plain.isalnum() and scheme[0].isalpha():
+        return scheme.lower()
+    return ""
+
+
+def shown(ref: str) -> str:
+    """A reference for an error line: short, printable, without user name and password."""
+    if _scheme(ref) and "@" in ref and "://" in ref:
+        scheme, _, rest = ref.partition("://")
+        authority, slash, tail = rest.partition("/")
+        ref = f"{scheme}://{authority.rpartition('@')[2]}{slash}{tail}"
+    ref = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in ref)
+    return ref if len(ref) <= _SHOWN_CHARACTERS else ref[: _SHOWN_CHARACTERS - 3] + "..."

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from chatbind_cli.errors import MediaError
+from chatbind_cli.media.source import MediaSource, SourceLimits, open_source, resolve_in_root
+
+SMALL = SourceLimits(max_bytes=1000)
+
+
+def content(source: MediaSource) -> bytes:
+    with source.open() as stream:
+        return stream.read()
+
+
+def test_a_path_is_read_where_it_lies_and_hashed_by_content(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"hello")
+    for ref in (path, str(path)):
+        source = open_source(ref, limits=SourceLimits(max_bytes=1))
+        assert source.path == path and source.data is None
+        assert content(source) == b"hello" and source.size == 5
+        assert source.sha256 == hashlib.sha256(b"hello").hexdigest()
+
+
+def test_bytes_and_stdin_and_data_uris_give_the_same_hash(tmp_path: Path) -> None:
+    data = bytes(range(256))
+    plain = base64.b64encode(data).decode()
+    refs = [
+        open_source(data),
+        open_source("-", stdin=io.BytesIO(data)),
+        open_source(f"data:image/png;base64,{plain}"),
+        open_source(f"DATA:;base64,{plain.rstrip('=')}"),
+        open_source(f"data:;base64,{base64.urlsafe_b64encode(data).decode()}"),
+        open_source("data:," + "".join(f"%{byte:02x}" for byte in data)),
+    ]
+    assert {source.sha256 for source in refs} == {hashlib.sha256(data).hexdigest()}
+
+
+def test_a_path_object_named_like_stdin_is_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("-").write_bytes(b"x")
+    assert open_source(Path("-")).path is not None
+
+
+@pytest.mark.parametrize(
+    ("ref", "what"),
+    [
+        ("missing.jpg", "no such file"),
+        ("", "is not a file name"),
+        ("a\0b", "is not a file name"),
+        ("file:///etc/passwd", "file addresses are not read"),
+        ("ftp://example.org/x.jpg", "ftp addresses are not read"),
+        ("data:image/png;base64", "without a comma"),
+        ("data:;base64,!!!!", "broken base64"),
+        ("/dev/zero", "is not a file"),
+        (b"", "is empty"),
+        ("x" * 5000, "cannot be read"),
+    ],
+)
+def test_what_is_no_source_is_one_line(ref: str | bytes, what: str) -> None:
+    with pytest.raises(MediaError, match=what) as caught:
+        open_source(ref)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
+    with pytest.raises(MediaError, match="is a folder"):
+        open_source(tmp_path)
+
+
+def test_streams_stop_at_the_limit_without_being_read_to_the_end() -> None:
+    class Endless(io.RawIOBase):
+        given = 0
+
+        def read(self, size: int = -1) -> bytes:
+            self.given += size
+            return bytes(size)
+
+    endless = Endless()
+    with pytest.raises(MediaError, match="standard input: is larger"):
+        open_source("-", stdin=endless, limits=SMALL)
+    assert endless.given < 10_000_000
+    with pytest.raises(MediaError, match="is larger"):
+        open_source("data:," + "x" * 5000, limits=SMALL)
+
+
+def test_a_named_pipe_is_read_like_stdin(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(b"through"))
+    writer.start()
+    source = open_source(pipe)
+    writer.join(timeout=5)
+    assert source.data == b"through" and source.ref == str(pipe)
+
+
+def test_a_file_that_vanishes_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "gone"
+    path.write_bytes(b"x")
+    source = open_source(path)
+    path.unlink()
+    with pytest.raises(MediaError, match="gone: cannot be read"):
+        source.open()
+    with pytest.raises(MediaError, match="gone: cannot be read"):
+        _ = source.sha256
+
+
+def test_names_in_errors_are_short_and_keep_no_password() -> None:
+    assert MediaSource(ref="http://me:secret@host/x.jpg", data=b"x").name == "http://host/x.jpg"
+    assert len(MediaSource(ref="data:," + "x" * 9999, data=b"x").name) == 100
+    assert "\n" not in MediaSource(ref="a\nb", data=b"x").name
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "secret.txt").write_text("secret")
+    root = tmp_path / "root"
+    (root / "sub").mkdir(parents=True)
+    (root / "sub" / "a.jpg").write_bytes(b"a")
+    (root / "link.jpg").symlink_to(tmp_path / "secret.txt")
+    (root / "inner.jpg").symlink_to(root / "sub" / "a.jpg")
+    (root / "out").symlink_to(tmp_path)
+    return root
+
+
+def test_records_reach_files_inside_the_root_and_links_that_stay_inside(root: Path) -> None:
+    assert resolve_in_root("sub/a.jpg", root) == root / "sub/a.jpg"
+    assert resolve_in_root("inner.jpg", root).read_bytes() == b"a"
+    assert resolve_in_root("./sub//a.jpg", root).read_bytes() == b"a"
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret.txt", "sub/../../secret.txt", "/etc/passwd", "link.jpg", "out/secret.txt"]
+)
+def test_records_cannot_leave_the_root_unless_allowed(root: Path, name: str) -> None:
+    with pytest.raises(MediaError, match="leaves the media root; allow it with --allow-outside"):
+        resolve_in_root(name, root)
+    assert resolve_in_root(name, root, allow_outside=True).is_file()
+
+
+@pytest.mark.parametrize("name", ["missing.jpg", "sub", "", "a\0b", "x" * 5000])
+def test_what_is_not_there_is_one_line(root: Path, name: str) -> None:
+    with pytest.raises(MediaError) as caught:
+        resolve_in_root(name, root)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_link_that_leads_to_itself_is_one_line(root: Path) -> None:
+    (root / "loop").symlink_to(root / "loop")
+    with pytest.raises(MediaError):
+        resolve_in_root("loop", root)
+
+
+def test_coco_prefixes_are_added_where_only_the_prefixed_file_exists(tmp_path: Path) -> None:
+    folder = tmp_path / "val2014"
+    folder.mkdir()
+    (folder / "COCO_val2014_000001.jpg").write_bytes(b"a")
+    (folder / "000002.jpg").write_bytes(b"b")
+    assert resolve_in_root("000001.jpg", folder).name == "COCO_val2014_000001.jpg"
+    assert resolve_in_root("000002.jpg", folder).name == "000002.jpg"
+    found = resolve_in_root("val2014/000001.jpg", tmp_path, prefix="COCO_val2014_")
+    assert found == folder / "COCO_val2014_000001.jpg"
+    assert resolve_in_root("COCO_val2014_000001.jpg", folder, prefix="COCO_val2014_").is_file()
