@@ -1,0 +1,232 @@
+"""Files and repositories of the Hugging Face hub, through the hub's own library.
+
+That library brings the cache, tokens, `HF_ENDPOINT`, `HF_HUB_OFFLINE`, resume and Xet; here its
+failures become one line that says what to do.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub  # noqa: TID253  this module is imported once something is fetched
+from huggingface_hub import errors as hub_errors  # noqa: TID253
+from huggingface_hub.utils import tqdm as hub_tqdm  # type: ignore[attr-defined]  # noqa: TID253
+
+from chatbind_cli.download.wanted import HubRef
+from chatbind_cli.errors import DownloadError
+
+# The base of all failures of the HTTP client that the hub's library uses, whichever that is.
+_HTTP_ERROR: type[Exception] = hub_errors.HTTPError  # type: ignore[attr-defined]
+
+# Copies of the same weights for other programs, and the repository's own housekeeping.
+_NEVER = ("*.h5", "*.msgpack", "*.gguf", "*.onnx", "*.ot", ".gitattributes", "*.md5", "*.sha256")
+_BIN = ("*.bin", "*.bin.index.json", "*.pth", "*.pt")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubFile:
+    """A file of a repository as the hub describes it; `sha256` for files in large-file storage."""
+
+    path: str
+    bytes: int | None
+    sha256: str | None
+
+
+class Hub:
+    """The hub.
+
+    Args:
+        endpoint: its address, `HF_ENDPOINT` or the public one unless given.
+    """
+
+    def __init__(self, endpoint: str | None = None) -> None:
+        self.endpoint = endpoint
+        self._api = huggingface_hub.HfApi(endpoint=endpoint, library_name="chatbind")
+
+    def files(self, ref: HubRef, include: Sequence[str] = ()) -> tuple[list[HubFile], str | None]:
+        """The files of a repository that are wanted, and the commit that they belong to.
+
+        Without `include`: all but copies for other programs; where weights are there as
+        safetensors, their `.bin` twins count as such copies.
+
+        Raises:
+            DownloadError: the repository cannot be reached or is not for this user.
+        """
+        with _explained(ref):
+            info = self._api.repo_info(
+                ref.repo,
+                repo_type=ref.kind,
+                revision=ref.revision,
+                files_metadata=True,
+                timeout=30,
+            )
+        found = [
+            HubFile(
+                path=sibling.rfilename,
+                bytes=sibling.size,
+                sha256=sibling.lfs.sha256 if sibling.lfs is not None else None,
+            )
+            for sibling in getattr(info, "siblings", None) or ()
+        ]
+        names = _wanted([file.path for file in found], include)
+        return [file for file in found if file.path in names], info.sha
+
+    def fetch(
+        self,
+        ref: HubRef,
+        folder: Path | None,
+        *,
+        advance: Callable[[int], None] = lambda n: None,
+    ) -> Path:
+        """Fetches one file, resuming what an earlier call began.
+
+        Args:
+            ref: names a file.
+            folder: where the file goes, under its path in the repository; None keeps it in the
+                hub's cache.
+            advance: called with the number of bytes that have come.
+
+        Returns:
+            Where it is.
+
+        Raises:
+            DownloadError: it cannot be had.
+        """
+        with _explained(ref):
+            path = huggingface_hub.hf_hub_download(
+                ref.repo,
+                ref.file or "",
+                repo_type=ref.kind,
+                revision=ref.revision,
+                local_dir=folder,
+                endpoint=self.endpoint,
+                library_name="chatbind",
+                tqdm_class=_counting_bar(advance),
+            )
+        return Path(str(path))
+
+
+def fetch_snapshot(repo: str, *, revision: str | None = None, endpoint: str | None = None) -> Path:
+    """A whole model repository in the hub's cache: what `--delta owner/name` means.
+
+    With `HF_HUB_OFFLINE`, what is in the cache already.
+
+    Returns:
+        The snapshot's folder.
+
+    Raises:
+        DownloadError: it cannot be had.
+    """
+    ref = HubRef(repo=repo, revision=revision)
+    offline = huggingface_hub.is_offline_mode()
+    unwanted = [*_NEVER, *_BIN]
+    if not offline:
+        files, _ = Hub(endpoint).files(ref)
+        if any(fnmatch.fnmatch(file.path, pattern) for file in files for pattern in _BIN):
+            unwanted = [*_NEVER]
+    with _explained(ref):
+        folder = huggingface_hub.snapshot_download(
+            repo,
+            revision=revision,
+            ignore_patterns=unwanted,
+            endpoint=endpoint,
+            library_name="chatbind",
+            local_files_only=offline,
+            tqdm_class=_counting_bar(lambda n: None),
+        )
+    return Path(folder)
+
+
+def _wanted(names: Sequence[str], include: Sequence[str]) -> set[str]:
+    if include:
+        return {name for name in names if any(fnmatch.fnmatch(name, p) for p in include)}
+    safe = any(name.endswith(".safetensors") for name in names)
+    unwanted = (*_NEVER, *_BIN) if safe else _NEVER
+    return {name for name in names if not any(fnmatch.fnmatch(name, p) for p in unwanted)}
+
+
+def _counting_bar(advance: Callable[[int], None]) -> type[Any]:
+    """A progress bar for the hub's library that draws nothing and counts for us."""
+
+    class Counting(hub_tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            kwargs["disable"] = True
+            super().__init__(*args, **kwargs)
+
+        def update(self, n: float | None = 1) -> bool | None:
+            advance(int(n or 0))
+            return None
+
+    return Counting
+
+
+@contextmanager
+def _explained(ref: HubRef) -> Iterator[None]:
+    """Turns the hub library's failures into one line with the next step."""
+    page = f"https://huggingface.co/{'datasets/' if ref.kind == 'dataset' else ''}{ref.repo}"
+    where = str(ref)
+    try:
+        yield
+    except hub_errors.GatedRepoError as error:
+        raise DownloadError(
+            "is open only to those whom its owner lets in",
+            where=where,
+            hint=f"ask on {page}, then log in with `hf auth login` or set HF_TOKEN",
+        ) from error
+    except hub_errors.RepositoryNotFoundError as error:
+        raise DownloadError(
+            "there is no such repository, or it is not open to you",
+            where=where,
+            hint="check the name; a private one needs `hf auth login` or HF_TOKEN",
+        ) from error
+    except hub_errors.RevisionNotFoundError as error:
+        raise DownloadError(
+            f"has no revision {ref.revision!r}", where=where, hint=f"see {page}"
+        ) from error
+    except hub_errors.RemoteEntryNotFoundError as error:
+        raise DownloadError("there is no such file", where=where, hint=f"see {page}") from error
+    except hub_errors.OfflineModeIsEnabled as error:
+        raise DownloadError(
+            "is not on this machine, and HF_HUB_OFFLINE is set", where=where, hint="unset it"
+        ) from error
+    except hub_errors.LocalEntryNotFoundError as error:
+        raise DownloadError(
+            f"cannot be reached ({_root_reason(error)})",
+            where=where,
+            hint="check the network and HF_ENDPOINT, and run the same command again",
+        ) from error
+    except hub_errors.HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else None
+        raise DownloadError(
+            f"the hub says {status}" if status else _line(error),
+            where=where,
+            hint=_STATUS_HINTS.get(status or 0, "run the same command again in a while"),
+        ) from error
+    except (_HTTP_ERROR, hub_errors.XetDownloadError, OSError, ValueError) as error:
+        raise DownloadError(
+            f"could not be fetched ({_line(error)})",
+            where=where,
+            hint="run the same command again: it goes on where it stopped",
+        ) from error
+
+
+_STATUS_HINTS = {
+    401: "the token is wrong or expired: `hf auth login`, or set HF_TOKEN",
+    403: "the token may not read it: make one that may, or ask its owner",
+    429: "too many requests: wait a minute, or log in with `hf auth login`",
+}
+
+
+def _line(error: BaseException) -> str:
+    text = str(error).strip().split("\n")[0]
+    return text[:200] or type(error).__name__
+
+
+def _root_reason(error: BaseException) -> str:
+    cause = error.__cause__
+    return _line(cause) if cause is not None else _line(error)

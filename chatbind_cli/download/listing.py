@@ -1,0 +1,64 @@
+"""The catalogue as records, and as a table for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TextIO
+
+from chatbind_cli.download.catalogue import Entry
+from chatbind_cli.download.presence import is_present
+from chatbind_cli.download.verify import in_words
+from chatbind_cli.download.wanted import Request
+from chatbind_cli.jsonl import Record
+
+
+def entry_record(entry: Entry, requests: Sequence[Request]) -> Record:
+    """What `--list` says of an entry.
+
+    Args:
+        entry: the entry.
+        requests: its files as they would be fetched, for a look at what is there.
+    """
+    record: Record = {
+        "name": entry.name,
+        "title": entry.title,
+        "purpose": entry.purpose,
+        "source": entry.source,
+        "licence": entry.licence,
+        "gated": entry.gated,
+        "stages": list(entry.stages),
+        "commands": list(entry.commands),
+        "path": str(requests[0].path if requests[0].is_repository else requests[0].path.parent),
+        "present": all(is_present(request) for request in requests),
+    }
+    if entry.bytes is not None:
+        record["bytes"] = entry.bytes
+    elif entry.about is not None:
+        record["about"] = entry.about
+    return record
+
+
+def print_entries(records: Sequence[Record], stream: TextIO) -> None:
+    """Prints the catalogue as a table as wide as the terminal."""
+    import rich.box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=rich.box.SIMPLE, pad_edge=False)
+    table.add_column("name", style="bold", no_wrap=True)
+    table.add_column("here", no_wrap=True)
+    table.add_column("size", no_wrap=True)
+    table.add_column("for")
+    table.add_column("what", ratio=1)
+    table.add_column("licence", ratio=1)
+    for record in records:
+        size = in_words(record["bytes"]) if "bytes" in record else record.get("about", "")
+        table.add_row(
+            record["name"],
+            "yes" if record["present"] else "",
+            size,
+            ", ".join(record["stages"]),
+            f"{record['title']}: {record['purpose']}",
+            record["licence"],
+        )
+    Console(file=stream).print(table)

@@ -1,0 +1,191 @@
+"""What the user asked for, as a list of files to fetch: names, hub references and URLs.
+
+Knows the words of the call and the catalogue; a hub repository stays one item here, since its
+files are known to the hub alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+from chatbind_cli.download.catalogue import CatalogueFile, Entry, look_up
+from chatbind_cli.errors import UsageError
+
+_REPO = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
+_HUB_WORD = re.compile(
+    rf"hf:(?P<kind>(?:datasets|models)/)?(?P<repo>{_REPO})(?:@(?P<rev>[^/]+))?(?:/(?P<file>.+))?"
+)
+_REPO_ID = re.compile(_REPO)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubRef:
+    """A repository on the hub, or one file of it.
+
+    Attributes:
+        repo: `owner/name`.
+        kind: `model` or `dataset`.
+        revision: branch, tag or commit; None for the default branch.
+        file: path in the repository; None for all of it.
+    """
+
+    repo: str
+    kind: str = "model"
+    revision: str | None = None
+    file: str | None = None
+
+    def __str__(self) -> str:
+        """The way `parse_hub_ref` reads it."""
+        prefix = "datasets/" if self.kind == "dataset" else ""
+        revision = f"@{self.revision}" if self.revision else ""
+        file = f"/{self.file}" if self.file else ""
+        return f"hf:{prefix}{self.repo}{revision}{file}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One file to fetch, or one whole hub repository.
+
+    Attributes:
+        name: what the user called it.
+        path: the file, or for a repository the folder, that it goes to.
+        hub: where on the hub, or None for a URL.
+        url: where on the web, or None for the hub.
+        bytes: size that it must have, where it is known.
+        sha256: digest that it must have, where it is known.
+        md5: the same, where only that is known.
+        unpack: for an archive: the folder to unpack it into; None leaves it as it is.
+        include: for a repository, the file patterns that are wanted; all if empty.
+        about: size in words.
+    """
+
+    name: str
+    path: Path
+    hub: HubRef | None = None
+    url: str | None = None
+    bytes: int | None = None
+    sha256: str | None = None
+    md5: str | None = None
+    unpack: Path | None = None
+    include: tuple[str, ...] = ()
+    about: str | None = None
+
+    @property
+    def source(self) -> str:
+        """Where it comes from, for records and messages."""
+        return str(self.hub) if self.hub is not None else str(self.url)
+
+    @property
+    def is_repository(self) -> bool:
+        """Whether it stands for all files of a repository."""
+        return self.hub is not None and self.hub.file is None
+
+
+def is_repo_id(word: str) -> bool:
+    """Whether a word has the form of a hub repository, `owner/name`."""
+    return bool(_REPO_ID.fullmatch(word))
+
+
+def parse_hub_ref(word: str) -> HubRef:
+    """Reads `hf:[datasets/]owner/name[@revision][/file]`.
+
+    Raises:
+        UsageError: it is not of that form.
+    """
+    match = _HUB_WORD.fullmatch(word)
+    if match is None:
+        raise UsageError(
+            f"cannot read {word!r}", hint="write hf:owner/name, hf:owner/name@revision/file, ..."
+        )
+    file = match["file"]
+    if file is not None:
+        refuse_outside(file, word)
+    return HubRef(
+        repo=match["repo"],
+        kind="dataset" if (match["kind"] or "").startswith("datasets") else "model",
+        revision=unquote(match["rev"]) if match["rev"] else None,
+        file=file,
+    )
+
+
+def requests_for(words: Sequence[str], output: Path) -> list[Request]:
+    """Turns the words of the call into requests.
+
+    Args:
+        words: catalogue names, `hf:` references, `http(s)` URLs.
+        output: the folder that everything lands below.
+
+    Raises:
+        UsageError: a word is none of these, or two of them want the same path.
+    """
+    found: list[Request] = []
+    for word in words:
+        found += _requests_of(word, output)
+    unique = {request.source: request for request in found}
+    by_path: dict[Path, Request] = {}
+    for request in unique.values():
+        other = by_path.setdefault(request.path, request)
+        if other is not request:
+            raise UsageError(f"{other.name} and {request.name} would both become {request.path}")
+    return list(unique.values())
+
+
+def entry_requests(entry: Entry, output: Path) -> list[Request]:
+    """The requests for a catalogue entry."""
+    folder = output / entry.folder
+    hub = _entry_hub(entry)
+    if hub is not None and not entry.files:
+        return [
+            Request(name=entry.name, path=folder, hub=hub, include=entry.include, about=entry.about)
+        ]
+    return [_entry_request(entry, file, folder, hub) for file in entry.files]
+
+
+def _entry_request(entry: Entry, file: CatalogueFile, folder: Path, hub: HubRef | None) -> Request:
+    if hub is not None:
+        hub = HubRef(repo=hub.repo, kind=hub.kind, file=file.path)
+    return Request(
+        name=entry.name,
+        path=folder / file.to,
+        hub=hub,
+        url=file.url,
+        bytes=file.bytes,
+        sha256=file.sha256,
+        md5=file.md5,
+        unpack=folder / file.unpack if file.unpack is not None else None,
+    )
+
+
+def _entry_hub(entry: Entry) -> HubRef | None:
+    return parse_hub_ref(f"hf:{entry.hub}") if entry.hub is not None else None
+
+
+def _requests_of(word: str, output: Path) -> list[Request]:
+    if word.startswith("hf:"):
+        ref = parse_hub_ref(word)
+        if ref.file is None:
+            return [Request(name=word, path=output / ref.repo.rpartition("/")[2], hub=ref)]
+        return [Request(name=word, path=output / ref.file, hub=ref)]
+    if word.startswith(("http://", "https://")):
+        return [Request(name=word, path=output / _url_name(word), url=word)]
+    return entry_requests(look_up(word), output)
+
+
+def _url_name(url: str) -> str:
+    parts = urlsplit(url)
+    name = PurePosixPath(unquote(parts.path)).name
+    if not parts.hostname or not name:
+        raise UsageError(f"{url!r} names no file")
+    refuse_outside(name, url)
+    return name
+
+
+def refuse_outside(name: str, word: str) -> None:
+    """Refuses names that would leave the folder; hosts and repositories may say anything."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+        raise UsageError(f"{word!r} names a path outside its folder")

@@ -1,0 +1,306 @@
+"""One file from a plain URL, however often the connection breaks.
+
+Bytes go to `NAME.part`; a broken or killed fetch goes on from there if the server still has the
+same file (Range with If-Range), and the name appears when size and digest are right. Retries are
+bounded and wait longer each time. Knows nothing of catalogues or hubs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import httpx  # noqa: TID253  this module is imported once something is fetched
+
+import chatbind_cli
+from chatbind_cli.download.verify import check_file, check_room
+from chatbind_cli.errors import DownloadError
+
+_RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+_HINTS = {
+    401: "it wants a login, which plain URLs cannot give",
+    403: "the server does not let you have it",
+    404: "check the URL",
+    410: "it has been taken down",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long to go on.
+
+    Attributes:
+        tries: attempts in a row that bring no byte before giving up.
+        all_tries: attempts in total, whatever they bring.
+        first_wait_s: the wait after the first failure; it doubles with each.
+        longest_wait_s: its limit, also for what a server asks for by Retry-After.
+        connect_timeout_s: for a connection to come about.
+        stall_timeout_s: without a byte before a connection counts as dead.
+    """
+
+    tries: int = 5
+    all_tries: int = 50
+    first_wait_s: float = 0.5
+    longest_wait_s: float = 30.0
+    connect_timeout_s: float = 10.0
+    stall_timeout_s: float = 30.0
+
+
+def open_client(patience: Patience = Patience()) -> httpx.Client:
+    """An HTTP client for `fetch_url`; safe to share between threads."""
+    return httpx.Client(
+        follow_redirects=True,
+        timeout=httpx.Timeout(patience.stall_timeout_s, connect=patience.connect_timeout_s),
+        # Compressed bodies have no ranges, and their length is not the file's.
+        headers={
+            "User-Agent": f"chatbind/{chatbind_cli.__version__}",
+            "Accept-Encoding": "identity",
+        },
+    )
+
+
+class _TryAgain(Exception):
+    """An attempt failed in a way that may pass."""
+
+    def __init__(self, reason: str, wait_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.wait_s = wait_s
+
+
+class _Part:
+    """The file in the making and what is known of its source."""
+
+    def __init__(self, path: Path, url: str) -> None:
+        self.path = path.with_name(path.name + ".part")
+        self.facts_path = path.with_name(path.name + ".part.json")
+        self.url = url
+        self.validator: str | None = None
+        self.total: int | None = None
+
+    @contextmanager
+    def open(self) -> Iterator[IO[bytes]]:
+        """Opens the part for this process alone, at the end of what is there.
+
+        Raises:
+            DownloadError: another process is at it.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab", buffering=0) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise DownloadError(
+                    "another process is fetching it", where=str(self.path), hint="wait for it"
+                ) from error
+            self._recall()
+            if self.validator is None:
+                file.truncate(0)
+            yield file
+
+    def _recall(self) -> None:
+        with suppress(OSError, ValueError):
+            facts = json.loads(self.facts_path.read_text(encoding="utf-8"))
+            if facts.get("url") == self.url:
+                self.validator = facts.get("validator")
+                self.total = facts.get("total")
+
+    def remember(self, response: httpx.Response, total: int | None) -> None:
+        """Notes by what the same file can be asked for again; a weak ETag promises too little."""
+        etag = response.headers.get("ETag", "")
+        strong = etag if etag and not etag.startswith("W/") else None
+        self.validator = strong or response.headers.get("Last-Modified")
+        self.total = total
+        facts = {"url": self.url, "validator": self.validator, "total": total}
+        self.facts_path.write_text(json.dumps(facts), encoding="utf-8")
+
+    def become(self, path: Path) -> None:
+        """Gives the finished part its name."""
+        with self.path.open("rb") as file:
+            os.fsync(file.fileno())
+        self.path.replace(path)
+        self.facts_path.unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Throws the part away."""
+        self.path.unlink(missing_ok=True)
+        self.facts_path.unlink(missing_ok=True)
+
+
+def fetch_url(
+    client: httpx.Client,
+    url: str,
+    path: Path,
+    *,
+    bytes: int | None = None,
+    sha256: str | None = None,
+    md5: str | None = None,
+    patience: Patience = Patience(),
+    advance: Callable[[int], None] = lambda n: None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Fetches a URL into a file that appears only when it is whole and verified.
+
+    Args:
+        client: see `open_client`.
+        url: http or https.
+        path: the file; its folder is made.
+        bytes: the size that it must have, where it is known.
+        sha256: the digest that it must have, where it is known.
+        md5: the same, where only that is known.
+        patience: how long to go on.
+        advance: called with the number of bytes that have come.
+        sleep: how to wait.
+
+    Raises:
+        DownloadError: it could not be had, or is not what it should be. What has come stays for
+            the next call unless it is wrong.
+    """
+    part = _Part(path, url)
+    with part.open() as file:
+        _fetch_patiently(client, part, file, bytes, patience, advance, sleep)
+        try:
+            check_file(part.path, source=url, bytes=bytes, sha256=sha256, md5=md5)
+        except DownloadError:
+            part.discard()
+            raise
+        part.become(path)
+
+
+def _fetch_patiently(
+    client: httpx.Client,
+    part: _Part,
+    file: IO[bytes],
+    expected: int | None,
+    patience: Patience,
+    advance: Callable[[int], None],
+    sleep: Callable[[float], None],
+) -> None:
+    in_vain = 0
+    for _ in range(patience.all_tries):
+        before = file.tell()
+        try:
+            _attempt(client, part, file, expected, advance)
+            return
+        except _TryAgain as error:
+            failure = error
+        in_vain = 0 if file.tell() > before else in_vain + 1
+        if in_vain >= patience.tries:
+            break
+        wait = failure.wait_s
+        if wait is None:
+            # The jitter keeps parallel fetches from knocking all at once.
+            wait = patience.first_wait_s * 2**in_vain * random.uniform(0.5, 1.0)  # noqa: S311
+        sleep(min(wait, patience.longest_wait_s))
+    raise DownloadError(
+        f"could not be fetched ({failure})",
+        where=part.url,
+        hint="run the same command again: it goes on where it stopped",
+    )
+
+
+def _attempt(
+    client: httpx.Client,
+    part: _Part,
+    file: IO[bytes],
+    expected: int | None,
+    advance: Callable[[int], None],
+) -> None:
+    """One request; returns when the part is whole."""
+    have = file.seek(0, os.SEEK_END)
+    if have and have == part.total:
+        return
+    headers = {}
+    if have and part.validator:
+        headers = {"Range": f"bytes={have}-", "If-Range": part.validator}
+    try:
+        with client.stream("GET", part.url, headers=headers) as response:
+            total = _begin(response, part, file, have)
+            size = total if total is not None else expected
+            if size is not None:
+                check_room(part.path.parent, size - file.tell(), part.url)
+            for block in response.iter_raw():
+                _write(file, block, part)
+                advance(len(block))
+    except (httpx.UnsupportedProtocol, httpx.InvalidURL, httpx.TooManyRedirects) as error:
+        raise DownloadError(f"cannot be fetched ({error})", where=part.url) from error
+    except httpx.TransportError as error:
+        raise _TryAgain(_reason(error)) from error
+    if total is not None and file.tell() < total:
+        raise _TryAgain(f"the connection ended at {file.tell()} of {total} bytes")
+
+
+def _begin(response: httpx.Response, part: _Part, file: IO[bytes], have: int) -> int | None:
+    """Looks at the head of a response and sets the file to where its body belongs.
+
+    Returns:
+        The size of the whole file, where the server tells it.
+    """
+    status = response.status_code
+    if status in _RETRIED_STATUS:
+        raise _TryAgain(f"the server says {status}", _retry_after(response))
+    if status == 416:
+        # What is here does not fit what is there: begin again.
+        file.truncate(0)
+        part.validator = part.total = None
+        raise _TryAgain("the server has no such part of it")
+    if status not in (200, 206):
+        raise DownloadError(
+            f"the server says {status} {response.reason_phrase}".strip(),
+            where=part.url,
+            hint=_HINTS.get(status),
+        )
+    if status == 206:
+        start, total = _content_range(response)
+        if start == have:
+            return total
+        file.truncate(0)
+        part.validator = part.total = None
+        raise _TryAgain("the server sent another part than the one asked for")
+    file.seek(0)
+    file.truncate(0)
+    length = response.headers.get("Content-Length", "")
+    total = int(length) if length.isdigit() else None
+    part.remember(response, total)
+    return total
+
+
+def _content_range(response: httpx.Response) -> tuple[int | None, int | None]:
+    """First byte and whole size from `Content-Range: bytes 100-199/200`."""
+    unit, _, rest = response.headers.get("Content-Range", "").partition(" ")
+    span, _, total = rest.partition("/")
+    start = span.partition("-")[0]
+    if unit != "bytes" or not start.isdigit():
+        return None, None
+    return int(start), int(total) if total.isdigit() else None
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    value = response.headers.get("Retry-After", "")
+    return float(value) if value.isdigit() else None
+
+
+def _write(file: IO[bytes], block: Any, part: _Part) -> None:
+    try:
+        file.write(block)
+    except OSError as error:
+        raise DownloadError(
+            f"cannot be written ({error.strerror})",
+            where=str(part.path),
+            hint="make room and run the same command again: it goes on where it stopped",
+        ) from error
+
+
+def _reason(error: httpx.TransportError) -> str:
+    if isinstance(error, httpx.TimeoutException):
+        return "the server does not answer"
+    if isinstance(error, httpx.ConnectError):
+        return f"no connection: {error}"
+    return str(error) or type(error).__name__

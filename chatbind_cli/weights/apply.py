@@ -1,0 +1,178 @@
+"""`apply-delta`: target = base + delta."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from chatbind_cli.errors import WeightsError
+from chatbind_cli.files import sha256_file
+from chatbind_cli.weights.checkpoint import Checkpoint, open_checkpoint
+from chatbind_cli.weights.corrections import Corrections
+from chatbind_cli.weights.delta import Step
+from chatbind_cli.weights.identity import hash_tensor, is_rotary, read_passport
+from chatbind_cli.weights.job import Job, Result
+from chatbind_cli.weights.rotary import inverse_frequencies
+from chatbind_cli.weights.streaming import Arithmetic, Hashes
+from chatbind_cli.weights.writer import DEFAULT_SHARD_BYTES
+
+# Tensors up to this size are compared with the passport before anything is written.
+_QUICK_CHECK_BYTES = 1 << 20
+
+
+def apply_delta(
+    base: Path,
+    delta: Path,
+    target: Path,
+    *,
+    delta_name: str | None = None,
+    shard_bytes: int = DEFAULT_SHARD_BYTES,
+    overwrite: bool = False,
+) -> Result:
+    """Adds a delta to its base model and writes the target as safetensors.
+
+    The sum is rounded in the delta's dtype, as published deltas want it. Vocabulary rows beyond
+    the base's and the projector come from the delta alone. A delta that `make_delta` made gives
+    its target bit for bit, and is refused over any base but its own.
+
+    Args:
+        base: folder or file of the base model.
+        delta: folder or file of the delta.
+        target: folder to make; config and tokenizer files are copied from the delta's folder.
+        delta_name: what to call the delta in the target's passport (a hub repository, say).
+        shard_bytes: largest size of an output file.
+        overwrite: whether a target that is there may be replaced.
+
+    Raises:
+        CheckpointError: a checkpoint is missing.
+        WeightsError: base and delta do not fit together (nothing is written), a file is broken,
+            or the disk is full (the same call goes on where it stopped).
+    """
+    with open_checkpoint(base) as base_checkpoint, open_checkpoint(delta) as delta_checkpoint:
+        job = _ApplyJob(
+            base_checkpoint,
+            delta_checkpoint,
+            target,
+            delta_name=delta_name or str(delta),
+            shard_bytes=shard_bytes,
+            overwrite=overwrite,
+        )
+        return job.run()
+
+
+class _ApplyJob(Job):
+    command: ClassVar[str] = "apply-delta"
+    label: ClassVar[str] = "adding the delta"
+
+    def __init__(
+        self,
+        base: Checkpoint,
+        other: Checkpoint,
+        output: Path,
+        *,
+        delta_name: str,
+        shard_bytes: int,
+        overwrite: bool,
+    ) -> None:
+        self.delta_name = delta_name
+        self.delta_passport = read_passport(other.folder)
+        if self.delta_passport.get("kind") == "target":
+            raise WeightsError(
+                "is a target already, and a delta is wanted",
+                where=str(other.path),
+                hint="are --delta and --target swapped?",
+            )
+        super().__init__(base, other, output, shard_bytes=shard_bytes, overwrite=overwrite)
+        self._quick_check()
+        self.corrections = Corrections(self._correction_files())
+
+    def _expected(self) -> Mapping[str, str]:
+        tensors: Mapping[str, str] = self.delta_passport.get("base", {}).get("tensors", {})
+        return tensors
+
+    def _quick_check(self) -> None:
+        """Finds a wrong base before anything is written, by its norm weights as a rule."""
+        small = (
+            name
+            for name, info in self.base.tensors.items()
+            if info.nbytes <= _QUICK_CHECK_BYTES and name in self._expected()
+        )
+        self._compare({name: hash_tensor(self.base, name) for name in small})
+
+    def _compare(self, hashes: Mapping[str, str]) -> None:
+        for name, found in hashes.items():
+            expected = self._expected().get(name, found)
+            if found != expected:
+                made_over = self.delta_passport["base"].get("name", "another model")
+                raise WeightsError(
+                    f"is not the base that the delta was made over: {name} differs",
+                    where=str(self.base.path),
+                    hint=f"the delta belongs to {made_over}",
+                )
+
+    def _correction_files(self) -> list[Path]:
+        files = []
+        for name, digest in self.delta_passport.get("exact", {}).items():
+            path = self.other.folder / Path(name).name
+            if not path.is_file() or sha256_file(path) != digest:
+                raise WeightsError(
+                    "is missing or damaged", where=str(path), hint="fetch the delta again"
+                )
+            files.append(path)
+        return files
+
+    def arithmetic(self, shard: Path) -> Arithmetic:
+        """See the base class."""
+        return _Sum(self.base, self.other, self.corrections)
+
+    def check(self, hashes: Hashes) -> None:
+        """See the base class."""
+        self._compare(hashes.base)
+        expected = self.delta_passport.get("target", {}).get("tensors", {})
+        for name, found in hashes.result.items():
+            if found != expected.get(name, found):
+                raise WeightsError(
+                    f"tensor {name} does not come out as the delta's maker had it",
+                    where=str(self.other.path),
+                    hint="the delta is damaged: fetch it again",
+                )
+
+    def passport(self, folder: Path, hashes: Hashes, done: Mapping[str, Any]) -> dict[str, Any]:
+        """See the base class."""
+        base, delta, target = self.fingerprints(hashes)
+        return {
+            "kind": "target",
+            "sha256": target,
+            **self.signature(),
+            "base": {"name": self.base.path.name, "sha256": base},
+            "delta": {"name": self.delta_name, "sha256": delta},
+        }
+
+
+class _Sum:
+    """Base plus delta in the delta's dtype, and the corrections of an exact delta."""
+
+    def __init__(self, base: Checkpoint, delta: Checkpoint, corrections: Corrections) -> None:
+        self.base = base
+        self.delta = delta
+        self.corrections = corrections
+
+    def combine(
+        self, step: Step, start: int, theirs: torch.Tensor, ours: torch.Tensor
+    ) -> torch.Tensor:
+        """See `Arithmetic`."""
+        total = theirs.to(ours.dtype).add_(ours) if theirs.dtype != ours.dtype else theirs + ours
+        self.corrections.put(step.name, start, total)
+        return total
+
+    def rotary(self, step: Step) -> torch.Tensor:
+        """See `Arithmetic`."""
+        computed = inverse_frequencies(self.delta.config, step.info.numel)
+        if computed is None and step.base is not None and is_rotary(step.base):
+            computed = self.base.read(step.base)
+        if computed is None:
+            computed = self.delta.read(step.name)
+        return computed.to(step.info.dtype)

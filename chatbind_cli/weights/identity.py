@@ -1,0 +1,112 @@
+"""What a set of weights is, whatever files and shards it lies in: hashes over its tensors.
+
+The fingerprint of a checkpoint is the SHA-256 of one line per tensor, sorted by name: name, dtype,
+shape and the SHA-256 of its data. Rotary frequency buffers do not count, since they are derived
+from the config and come and go with versions of transformers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from chatbind_cli.errors import WeightsError
+from chatbind_cli.weights.checkpoint import Checkpoint, open_checkpoint, read_json
+from chatbind_cli.weights.tensor_file import TensorInfo
+from chatbind_cli.weights.writer import bytes_of
+
+PASSPORT_NAME = "chatbind_delta.json"
+PASSPORT_FORMAT = 1
+
+
+def is_rotary(name: str) -> bool:
+    """Whether a tensor is a buffer of rotary frequencies, which is recomputed and not carried."""
+    return name.endswith("rotary_emb.inv_freq")
+
+
+def hash_tensor(checkpoint: Checkpoint, name: str) -> str:
+    """SHA-256 of a tensor's data as hex digits; reads it piece by piece."""
+    digest = hashlib.sha256()
+    for piece in checkpoint.chunks(name):
+        digest.update(bytes_of(piece))
+    return digest.hexdigest()
+
+
+def combine_hashes(tensors: Mapping[str, TensorInfo], hashes: Mapping[str, str]) -> str:
+    """The fingerprint of a checkpoint from the hashes of its tensors.
+
+    Args:
+        tensors: name -> shape and dtype of every tensor.
+        hashes: name -> SHA-256 of the data, for every tensor that is not a rotary buffer.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        if is_rotary(name):
+            continue
+        info = tensors[name]
+        dtype = str(info.dtype).removeprefix("torch.")
+        digest.update(f"{name} {dtype} {list(info.shape)} {hashes[name]}\n".encode())
+    return digest.hexdigest()
+
+
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """The fingerprint of a checkpoint; reads all of it once.
+
+    Raises:
+        WeightsError: a file is broken.
+    """
+    names = [name for name in checkpoint.tensors if not is_rotary(name)]
+    return combine_hashes(
+        checkpoint.tensors, {name: hash_tensor(checkpoint, name) for name in names}
+    )
+
+
+def read_passport(folder: Path) -> dict[str, Any]:
+    """What `make-delta` or `apply-delta` wrote about a folder; empty for anybody else's.
+
+    Raises:
+        WeightsError: it was written by a newer version, or is not what it should be.
+    """
+    passport = read_json(folder / PASSPORT_NAME, missing_ok=True)
+    if passport and passport.get("format") != PASSPORT_FORMAT:
+        raise WeightsError(
+            f"has the unknown format {passport.get('format')!r}",
+            where=str(folder / PASSPORT_NAME),
+            hint="update chatbind",
+        )
+    return passport
+
+
+def write_passport(folder: Path, passport: Mapping[str, Any]) -> None:
+    """Writes the passport into a folder in the making."""
+    text = json.dumps({"format": PASSPORT_FORMAT, **passport}, indent=2)
+    (folder / PASSPORT_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """Recomputes the fingerprint of a target or delta and compares it with its passport.
+
+    Returns:
+        The passport.
+
+    Raises:
+        WeightsError: there is no passport, or the weights are not those that it describes.
+    """
+    passport = read_passport(folder)
+    if not passport:
+        raise WeightsError(
+            f"has no {PASSPORT_NAME}", where=str(folder), hint="chatbind did not write this folder"
+        )
+    with open_checkpoint(folder) as checkpoint:
+        found = fingerprint(checkpoint)
+    if found != passport.get("sha256"):
+        raise WeightsError(
+            f"weights have the hash {found[:12]}..., its passport says "
+            f"{str(passport.get('sha256'))[:12]}...",
+            where=str(folder),
+            hint="they were changed or damaged after they were written: make them again",
+        )
+    return passport

@@ -1,0 +1,127 @@
+"""`chatbind apply-delta`: add published delta weights to a base model."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import click
+
+from chatbind_cli.artifacts import artifact_record, emit_record
+from chatbind_cli.console import note
+from chatbind_cli.errors import UsageError
+
+from . import _base, _options
+from ._base import GroupedOption
+
+_input = partial(click.option, cls=GroupedOption, group="Input")
+_output = partial(click.option, cls=GroupedOption, group="Output")
+
+
+@_base.command(
+    "apply-delta",
+    short_help="Add published delta weights to a base model.",
+    examples=[
+        "chatbind apply-delta --base checkpoints/llama-7b --delta dreamerlin/chatbind-7b-delta "
+        "--target checkpoints/chatbind-7b",
+        "chatbind apply-delta --base llama-7b --delta ./chatbind-7b-delta --target chatbind-7b",
+        "chatbind apply-delta --verify checkpoints/chatbind-7b",
+    ],
+)
+@_input(
+    "--base",
+    "--base-model-path",
+    "base",
+    metavar="PATH",
+    type=click.Path(exists=True, path_type=Path),
+    help="The base model: a folder, or a weights file.",
+)
+@_input(
+    "--delta",
+    "--delta-path",
+    "delta",
+    metavar="PATH|OWNER/NAME",
+    help="The delta: a folder, a file, or a hub repository (also hf:OWNER/NAME@REVISION).",
+)
+@_output(
+    "--target",
+    "--target-model-path",
+    "target",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The folder to make.",
+)
+@_output(
+    "--shard-size",
+    type=click.FloatRange(min=0.001),
+    default=4.0,
+    metavar="GIB",
+    help="Largest size of a weights file, in GiB.",
+)
+@_options.overwrite_option
+@click.option(
+    "--verify",
+    cls=GroupedOption,
+    group="Check",
+    metavar="DIR",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Make nothing: hash a target anew and compare with what was written about it.",
+)
+def command(
+    base: Path | None,
+    delta: str | None,
+    target: Path | None,
+    shard_size: float,
+    overwrite: bool,
+    verify: Path | None,
+) -> None:
+    """Add published delta weights to a base model, tensor by tensor, in little memory.
+
+    The target is safetensors with the delta's config and tokenizer, and a record of the hashes of
+    base and delta. A delta of `make-delta` is refused over any base but its own. The same command
+    again goes on where it was stopped.
+    """
+    if verify is not None:
+        from chatbind_cli.weights.identity import verify as verify_target  # noqa: PLC0415  loads torch
+
+        passport = verify_target(verify)
+        emit_record(
+            artifact_record(
+                passport["kind"], verify, made_by="apply-delta --verify", sha256=passport["sha256"]
+            )
+        )
+        return
+    if base is None or delta is None or target is None:
+        raise UsageError("--base, --delta and --target are wanted", hint="see --help")
+
+    from chatbind_cli.weights.apply import apply_delta  # noqa: PLC0415  loads torch
+    from chatbind_cli.weights.partial import refuse_existing  # noqa: PLC0415  loads torch
+
+    refuse_existing(target, overwrite=overwrite)
+    result = apply_delta(
+        base,
+        _delta_folder(delta),
+        target,
+        delta_name=delta,
+        shard_bytes=int(shard_size * (1 << 30)),
+        overwrite=overwrite,
+    )
+    for text in result.notes:
+        note(text)
+    emit_record(artifact_record("target", result.path, made_by="apply-delta", sha256=result.sha256))
+
+
+def _delta_folder(delta: str) -> Path:
+    """A path as it is; a hub repository is downloaded first, into the hub's cache."""
+    from chatbind_cli.download.wanted import is_repo_id, parse_hub_ref  # noqa: PLC0415  heavy
+
+    if Path(delta).exists() or not (delta.startswith("hf:") or is_repo_id(delta)):
+        return Path(delta)
+    ref = parse_hub_ref(delta if delta.startswith("hf:") else f"hf:{delta}")
+    if ref.file is not None:
+        raise UsageError(f"{delta!r} names a file", hint="name the repository")
+
+    from chatbind_cli.download.hub import fetch_snapshot  # noqa: PLC0415  heavy
+
+    note(f"{delta} is no path here: fetching it from the hub")
+    return fetch_snapshot(ref.repo, revision=ref.revision)

@@ -1,0 +1,149 @@
+"""`chatbind download`: fetch weights and data."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import click
+from click.shell_completion import CompletionItem
+
+from chatbind_cli.artifacts import emit_record
+from chatbind_cli.download import catalogue
+from chatbind_cli.download.presence import planned
+from chatbind_cli.download.verify import in_words
+from chatbind_cli.download.wanted import Request, entry_requests, requests_for
+from chatbind_cli.errors import DownloadError, SomeRecordsFailed, UsageError
+from chatbind_cli.jsonl import Record
+
+from . import _base
+from ._base import GroupedOption
+
+_what = partial(click.option, cls=GroupedOption, group="What")
+_how = partial(click.option, cls=GroupedOption, group="How")
+_output = partial(click.option, cls=GroupedOption, group="Output")
+
+
+def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [
+        CompletionItem(entry.name, help=entry.title)
+        for entry in catalogue.entries().values()
+        if entry.name.startswith(incomplete)
+    ]
+
+
+@_base.command(
+    "download",
+    short_help="Fetch weights and data, verified and resumable.",
+    examples=[
+        "chatbind download --list",
+        "chatbind download --plan finetune --dry-run",
+        "chatbind download imagebind-huge llava-eval-90 --dry-run",
+        "chatbind download hf:dreamerlin/chatbind-7b-delta@main/config.json -o weights --dry-run",
+        "chatbind download https://dl.fbaipublicfiles.com/imagebind/imagebind_huge.pth --dry-run",
+    ],
+)
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=_complete)
+@_what("--list", "list_all", is_flag=True, help="List the catalogue, and what of it is here.")
+@_what(
+    "--plan",
+    "stages",
+    multiple=True,
+    type=click.Choice(catalogue.STAGES),
+    help="Everything that a stage needs.",
+)
+@_how("--max-workers", type=click.IntRange(1, 64), default=4, help="Files at a time.")
+@_how("--keep-archive", is_flag=True, help="Keep archives after unpacking them.")
+@_how("--verify", is_flag=True, help="Fetch nothing: hash what is here anew.")
+@_how("--dry-run", is_flag=True, help="Say what would be fetched, and stop.")
+@_output(
+    "-o",
+    "--output",
+    "--local-dir",
+    "output",
+    default=".",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder that everything lands below (catalogue: checkpoints/... and data/...).",
+)
+@_output("--json", "as_json", is_flag=True, help="Records, on a terminal too.")
+def command(
+    names: tuple[str, ...],
+    list_all: bool,
+    stages: tuple[str, ...],
+    max_workers: int,
+    keep_archive: bool,
+    verify: bool,
+    dry_run: bool,
+    output: Path,
+    as_json: bool,
+) -> None:
+    """Fetch weights and data, verified and resumable.
+
+    NAME is a name of the catalogue, hf:OWNER/NAME[@REVISION][/FILE] (hf:datasets/... for data
+    sets), or a URL. A record a file says where it is: downloaded, present or failed. The same
+    command again goes on where it was stopped. Exit 3: some files failed.
+    """
+    as_records = as_json or not sys.stdout.isatty()
+    if list_all:
+        _list(_entries(names, stages) or list(catalogue.entries().values()), output, as_records)
+        return
+    requests = _requests(names, stages, output)
+    if dry_run:
+        for request in requests:
+            _tell(planned(request), as_records)
+        return
+    from chatbind_cli.download.run import Settings, fetch_all  # noqa: PLC0415  heavy
+
+    settings = Settings(max_workers=max_workers, keep_archive=keep_archive, verify=verify)
+    failed = []
+    count = 0
+    for record in fetch_all(requests, settings):
+        _tell(record, as_records)
+        count += 1
+        if record["status"] == "failed":
+            failed.append(record["error"])
+    if failed and len(failed) == count:
+        raise DownloadError(failed[0])
+    if failed:
+        raise SomeRecordsFailed(f"{len(failed)} of {count} failed, the first: {failed[0]}")
+
+
+def _entries(names: Sequence[str], stages: Sequence[str]) -> list[catalogue.Entry]:
+    chosen = [catalogue.look_up(name) for name in names]
+    for stage in stages:
+        chosen += [entry for entry in catalogue.for_stage(stage) if entry not in chosen]
+    return chosen
+
+
+def _requests(names: Sequence[str], stages: Sequence[str], output: Path) -> list[Request]:
+    planned = [entry.name for entry in _entries((), stages)]
+    words = list(dict.fromkeys([*names, *planned]))
+    if not words:
+        raise UsageError(
+            "nothing to fetch", hint="name something; `chatbind download --list` shows what"
+        )
+    return requests_for(words, output)
+
+
+def _tell(record: Record, as_records: bool) -> None:
+    if as_records:
+        emit_record(record)
+        return
+    size = record.get("bytes")
+    told = in_words(size) if size is not None else str(record.get("about", "size unknown"))
+    reason = f": {record['error']}" if "error" in record else f" ({told})"
+    click.echo(f"{record['status']:<10} {record['path']}{reason}")
+
+
+def _list(entries: Sequence[catalogue.Entry], output: Path, as_records: bool) -> None:
+    from chatbind_cli.download.listing import entry_record, print_entries  # noqa: PLC0415  heavy
+
+    records = [entry_record(entry, entry_requests(entry, output)) for entry in entries]
+    if not as_records:
+        print_entries(records, sys.stdout)
+        return
+    for record in records:
+        emit_record(record)

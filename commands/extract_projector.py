@@ -1,0 +1,75 @@
+"""`chatbind extract-projector`: take the projector out of a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from chatbind_cli.artifacts import artifact_record, emit_record, resolve_artifact
+from chatbind_cli.console import note
+from chatbind_cli.errors import UsageError
+
+from . import _base
+from ._base import GroupedOption
+
+
+@_base.command(
+    "extract-projector",
+    short_help="Take the projector out of a checkpoint.",
+    examples=[
+        "chatbind extract-projector checkpoints/chatbind-7b-pretrain -o projector.safetensors",
+        "chatbind extract-projector --model_name_or_path ./checkpoints/chatbind-7b-pretrain "
+        "--output ./checkpoints/mm_projector/chatbind-7b-pretrain.bin",
+        "chatbind pretrain --config stage1.toml | chatbind extract-projector - -o p.safetensors",
+    ],
+)
+@click.argument("checkpoint", required=False, metavar="[CHECKPOINT]")
+@click.option(
+    "-m",
+    "--model",
+    "--model-name-or-path",
+    "model",
+    cls=GroupedOption,
+    group="Input",
+    metavar="CHECKPOINT",
+    help="The same as CHECKPOINT, as the seed spells it.",
+)
+@click.option(
+    "-o",
+    "--output",
+    cls=GroupedOption,
+    group="Output",
+    required=True,
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The projector: .safetensors, or .bin for the published layout.",
+)
+def command(checkpoint: str | None, model: str | None, output: Path) -> None:
+    """Take the projector out of a checkpoint, ours or a published one.
+
+    CHECKPOINT is a model folder, a weights file, or - for the artefact record of the stage before
+    on standard input. Only the projector and the media tokens' embeddings are read from it.
+    """
+    if (checkpoint is None) == (model is None):
+        raise UsageError("name one checkpoint", hint="as the first word, or with --model")
+    source = resolve_artifact(checkpoint or model or "", {"checkpoint", "model", "target"})
+
+    from chatbind_cli.weights.projector import extract_projector  # noqa: PLC0415  loads torch
+
+    extraction = extract_projector(source, output)
+    if not extraction.token_embeddings:
+        note(
+            f"{source} does not tell the ids of <im_start> and <im_end>, so their embeddings "
+            "are not in the file"
+        )
+    emit_record(
+        artifact_record(
+            "projector",
+            extraction.path,
+            made_by="extract-projector",
+            sha256=extraction.sha256,
+            tensors=list(extraction.tensors),
+            token_embeddings=list(extraction.token_embeddings),
+        )
+    )

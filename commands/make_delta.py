@@ -1,0 +1,93 @@
+"""`chatbind make-delta`: subtract a base model from a target model."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import click
+
+from chatbind_cli.artifacts import artifact_record, emit_record
+from chatbind_cli.console import note
+
+from . import _base, _options
+from ._base import GroupedOption
+
+_input = partial(click.option, cls=GroupedOption, group="Input")
+_output = partial(click.option, cls=GroupedOption, group="Output")
+
+
+@_base.command(
+    "make-delta",
+    short_help="Subtract a base model from a target model.",
+    examples=[
+        "chatbind make-delta --base checkpoints/llama-7b --target checkpoints/chatbind-7b "
+        "--delta chatbind-7b-delta",
+        "chatbind make-delta --base llama-7b --target chatbind-7b --delta delta --no-exact",
+    ],
+)
+@_input(
+    "--base",
+    "--base-model-path",
+    "base",
+    required=True,
+    metavar="PATH",
+    type=click.Path(exists=True, path_type=Path),
+    help="The base model: a folder, or a weights file.",
+)
+@_input(
+    "--target",
+    "--target-model-path",
+    "target",
+    required=True,
+    metavar="PATH",
+    type=click.Path(exists=True, path_type=Path),
+    help="The finished model: a folder, or a weights file.",
+)
+@_output(
+    "--delta",
+    "--delta-path",
+    "delta",
+    required=True,
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The folder to make.",
+)
+@_output(
+    "--exact/--no-exact",
+    default=True,
+    help="Keep beside the delta what rounding would lose, so that the target comes back bit for "
+    "bit; other programs ignore it.",
+)
+@_output(
+    "--shard-size",
+    type=click.FloatRange(min=0.001),
+    default=4.0,
+    metavar="GIB",
+    help="Largest size of a weights file, in GiB.",
+)
+@_options.overwrite_option
+@_options.without_effect(
+    "--hub-repo-id", because="publish the folder with `hf upload`, once you have looked at it"
+)
+def command(
+    base: Path, target: Path, delta: Path, exact: bool, shard_size: float, overwrite: bool
+) -> None:
+    """Subtract a base model from a target model, so that the difference may be published.
+
+    The delta has the published layout (safetensors, the target's config and tokenizer) and
+    carries the hash of its base. `apply-delta` gives the target back bit for bit.
+    """
+    from chatbind_cli.weights.make import make_delta  # noqa: PLC0415  loads torch
+
+    result = make_delta(
+        base,
+        target,
+        delta,
+        exact=exact,
+        shard_bytes=int(shard_size * (1 << 30)),
+        overwrite=overwrite,
+    )
+    for text in result.notes:
+        note(text)
+    emit_record(artifact_record("delta", result.path, made_by="make-delta", sha256=result.sha256))

@@ -1,0 +1,56 @@
+import re
+
+import pytest
+
+from chatbind_cli.download.catalogue import STAGES, entries, for_stage
+
+# Every dataset, weight and repository that the seed links to or tells the reader to get.
+SEED_FILES = {
+    "chat.json",
+    "blip_laion_cc_sbu_558k.json",
+    "llava_instruct_150k.json",
+    "llava_instruct_80k.json",
+    "conversation_58k.json",
+    "detail_23k.json",
+    "complex_reasoning_77k.json",
+    "qa90_questions.jsonl",
+    "qa90_gpt4_answer.jsonl",
+    "caps_boxes_coco2014_val_80.jsonl",
+    "rule.json",
+    "imagebind_huge.pth",
+}
+SEED_REPOS = {"dreamerlin/chatbind-7b-delta", "dreamerlin/chatbind-7b-pretrain-projector"}
+
+
+def test_every_artefact_of_the_seed_is_there():
+    files = {file.to for entry in entries().values() for file in entry.files}
+    assert files >= SEED_FILES
+    assert {entry.hub for entry in entries().values()} >= SEED_REPOS
+
+
+@pytest.mark.parametrize("entry", entries().values(), ids=lambda entry: entry.name)
+def test_every_entry_says_what_a_reader_needs(entry):
+    assert entry.title and entry.purpose and entry.licence and entry.commands and entry.folder
+    assert re.fullmatch(r"[a-z0-9-]+", entry.name)
+    assert set(entry.stages) <= set(STAGES)
+    assert entry.hub or all(file.url for file in entry.files)
+    for file in entry.files:
+        assert (file.path is None) != (file.url is None)
+        assert file.sha256 is None or re.fullmatch("[0-9a-f]{64}", file.sha256)
+        assert file.md5 is None or re.fullmatch("[0-9a-f]{32}", file.md5)
+        # What comes from a plain URL has nobody else to vouch for it.
+        assert file.url is None or (file.bytes and (file.sha256 or file.md5))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_has_a_plan(stage):
+    assert for_stage(stage)
+
+
+def test_the_evaluation_files_are_the_published_ones(shared_data):
+    import hashlib
+
+    for file in entries()["llava-eval-90"].files:
+        data = (shared_data / "llava" / file.to).read_bytes()
+        assert file.bytes == len(data)
+        assert file.sha256 == hashlib.sha256(data).hexdigest()

@@ -1,0 +1,156 @@
+import hashlib
+import io
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from chatbind_cli.download.run import Settings, fetch_all
+from chatbind_cli.download.wanted import HubRef, Request
+from chatbind_cli.download.web import Patience
+
+DATA = bytes(range(256)) * 100
+SHA256 = hashlib.sha256(DATA).hexdigest()
+IMPATIENT = Patience(tries=2, first_wait_s=0.001, stall_timeout_s=1)
+
+
+def settings(server, **kwargs):
+    return Settings(endpoint=server.url, patience=IMPATIENT, **kwargs)
+
+
+def url_request(server, path, **kwargs):
+    return Request(name="n", path=path, url=f"{server.url}/{path.name}", **kwargs)
+
+
+def zipped(files):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def test_each_file_gets_a_record_that_says_what_it_is(server, tmp_path):
+    server.files["/f"] = DATA
+    request = url_request(server, tmp_path / "f", sha256=SHA256, bytes=len(DATA))
+    expected = {
+        "name": "n",
+        "path": str(tmp_path / "f"),
+        "bytes": len(DATA),
+        "sha256": SHA256,
+        "source": f"{server.url}/f",
+        "status": "downloaded",
+    }
+    assert list(fetch_all([request], settings(server))) == [expected]
+    asked = len(server.requests)
+    assert list(fetch_all([request], settings(server))) == [{**expected, "status": "present"}]
+    assert len(server.requests) == asked
+
+
+def test_a_file_of_another_size_is_fetched_again(server, tmp_path):
+    server.files["/f"] = DATA
+    (tmp_path / "f").write_bytes(b"old")
+    (record,) = fetch_all([url_request(server, tmp_path / "f", bytes=len(DATA))], settings(server))
+    assert record["status"] == "downloaded"
+    assert (tmp_path / "f").read_bytes() == DATA
+
+
+def test_one_failure_stops_nothing_else(server, tmp_path):
+    server.files.update({"/a": DATA, "/c": DATA})
+    requests = [url_request(server, tmp_path / name) for name in "abc"]
+    records = {Path(r["path"]).name: r for r in fetch_all(requests, settings(server))}
+    assert [records[name]["status"] for name in "abc"] == ["downloaded", "failed", "downloaded"]
+    assert "404" in records["b"]["error"]
+
+
+def test_a_repository_becomes_a_record_a_file_from_one_commit(server, tmp_path):
+    server.add_repo("owner/name", {"config.json": b"{}", "sub/w.bin": DATA})
+    request = Request(name="n", path=tmp_path / "x", hub=HubRef(repo="owner/name"))
+    records = {r["path"]: r for r in fetch_all([request], settings(server))}
+    assert {path: r["status"] for path, r in records.items()} == {
+        str(tmp_path / "x/config.json"): "downloaded",
+        str(tmp_path / "x/sub/w.bin"): "downloaded",
+    }
+    source = records[str(tmp_path / "x/sub/w.bin")]["source"]
+    assert source == f"hf:owner/name@{'c' * 40}/sub/w.bin"
+    again = list(fetch_all([request], settings(server)))
+    assert {record["status"] for record in again} == {"present"}
+
+
+def test_a_hub_file_that_is_not_what_the_hub_says_is_refused_and_removed(server, tmp_path):
+    server.add_repo("owner/name", {"w.bin": DATA})
+    request = Request(
+        name="n",
+        path=tmp_path / "w.bin",
+        hub=HubRef(repo="owner/name", file="w.bin"),
+        sha256="0" * 64,
+    )
+    (record,) = fetch_all([request], settings(server))
+    assert record["status"] == "failed"
+    assert "SHA-256" in record["error"]
+    assert not (tmp_path / "w.bin").exists()
+
+
+def test_a_hub_listing_that_names_a_path_outside_is_refused(server, tmp_path):
+    server.add_repo("owner/name", {"../../evil.bin": DATA})
+    request = Request(name="n", path=tmp_path / "in/x", hub=HubRef(repo="owner/name"))
+    (record,) = fetch_all([request], settings(server))
+    assert record["status"] == "failed"
+    assert "outside" in record["error"]
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_an_archive_is_unpacked_once_and_remembered(server, tmp_path, keep):
+    server.files["/i.zip"] = zipped({"1.jpg": b"1", "d/2.jpg": b"2"})
+    request = url_request(server, tmp_path / "i.zip", unpack=tmp_path / "images")
+    (record,) = fetch_all([request], settings(server, keep_archive=keep))
+    assert record["path"] == str(tmp_path / "images")
+    assert record["files"] == 2
+    assert (tmp_path / "images/d/2.jpg").read_bytes() == b"2"
+    assert (tmp_path / "i.zip").exists() == keep
+    asked = len(server.requests)
+    (again,) = fetch_all([request], settings(server))
+    assert again == {**record, "status": "present"}
+    assert len(server.requests) == asked
+
+
+def test_an_evil_archive_fails_and_is_not_marked_as_unpacked(server, tmp_path):
+    server.files["/i.zip"] = zipped({"../evil": b"1"})
+    request = url_request(server, tmp_path / "i.zip", unpack=tmp_path / "images")
+    for _ in range(2):
+        (record,) = fetch_all([request], settings(server))
+        assert record["status"] == "failed"
+    assert not (tmp_path / "evil").exists()
+
+
+def test_verify_fetches_nothing_and_finds_what_rotted(server, tmp_path):
+    server.files["/f"] = DATA
+    good = url_request(server, tmp_path / "f", sha256=SHA256)
+    missing = url_request(server, tmp_path / "g", sha256=SHA256)
+    list(fetch_all([good], settings(server)))
+    asked = len(server.requests)
+    statuses = [r["status"] for r in fetch_all([good], settings(server, verify=True))]
+    assert statuses == ["present"]
+    (tmp_path / "f").write_bytes(DATA[::-1])
+    for record in fetch_all([good, missing], settings(server, verify=True)):
+        assert record["status"] == "failed"
+    assert len(server.requests) == asked
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_asked_for(server, tmp_path):
+    from chatbind_cli.errors import DownloadError
+
+    request = url_request(server, tmp_path / "f", bytes=10**18)
+    with pytest.raises(DownloadError, match="make room"):
+        list(fetch_all([request], settings(server)))
+    assert server.requests == []
+
+
+def test_leaving_early_stops_the_workers(server, fault, tmp_path):
+    for number in range(20):
+        server.files[f"/{number}"] = DATA
+    requests = [url_request(server, tmp_path / str(number)) for number in range(20)]
+    records = fetch_all(requests, settings(server, max_workers=1))
+    next(records)
+    records.close()
+    assert len(list(tmp_path.iterdir())) < 20

@@ -1,0 +1,75 @@
+from pathlib import Path
+
+import pytest
+
+from chatbind_cli.download.wanted import HubRef, is_repo_id, parse_hub_ref, requests_for
+from chatbind_cli.errors import UsageError
+
+OUT = Path("out")
+
+
+@pytest.mark.parametrize(
+    ("word", "ref"),
+    [
+        ("hf:a/b", HubRef(repo="a/b")),
+        ("hf:a/b@v1", HubRef(repo="a/b", revision="v1")),
+        ("hf:a/b@refs%2Fpr%2F1/x/y.bin", HubRef(repo="a/b", revision="refs/pr/1", file="x/y.bin")),
+        ("hf:datasets/a/b.c/f.json", HubRef(repo="a/b.c", kind="dataset", file="f.json")),
+        ("hf:models/a/b", HubRef(repo="a/b")),
+    ],
+)
+def test_hub_words_are_read(word, ref):
+    assert parse_hub_ref(word) == ref
+
+
+@pytest.mark.parametrize("word", ["hf:", "hf:a", "hf:a/b/../c", "hf:../b", "hf:a/b//etc/passwd"])
+def test_other_hub_words_are_refused(word):
+    with pytest.raises(UsageError):
+        parse_hub_ref(word)
+
+
+def test_a_reference_reads_back_as_it_is_written():
+    for word in ("hf:a/b", "hf:datasets/a/b@r/f.json"):
+        assert str(parse_hub_ref(word)) == word
+
+
+@pytest.mark.parametrize(
+    ("word", "path"),
+    [
+        ("https://host/dir/na%20me.zip?x=1", "out/na me.zip"),
+        ("hf:a/b/sub/f.bin", "out/sub/f.bin"),
+        ("hf:a/b", "out/b"),
+        ("imagebind-huge", "out/checkpoints/imagebind/imagebind_huge.pth"),
+    ],
+)
+def test_words_say_where_files_go(word, path):
+    assert [str(request.path) for request in requests_for([word], OUT)] == [path]
+
+
+def test_an_archive_knows_what_folder_it_is_unpacked_to():
+    by_name = {r.path.name: r for r in requests_for(["cc3m-595k", "coco-train2014"], OUT)}
+    assert by_name["images.zip"].unpack == OUT / "data/cc3m-595k/images"
+    assert by_name["train2014.zip"].unpack == OUT / "data/coco"
+
+
+@pytest.mark.parametrize("word", ["https://host/", "https:///f", "https://host/%2e%2e"])
+def test_a_url_without_a_safe_file_name_is_refused(word):
+    with pytest.raises(UsageError):
+        requests_for([word], OUT)
+
+
+def test_two_sources_for_one_file_are_refused_and_one_source_twice_is_one():
+    with pytest.raises(UsageError, match="would both become"):
+        requests_for(["https://a/f.bin", "https://b/f.bin"], OUT)
+    assert len(requests_for(["https://a/f.bin", "https://a/f.bin"], OUT)) == 1
+
+
+def test_a_name_nobody_knows_brings_the_nearest():
+    with pytest.raises(UsageError, match="did you mean vicuna-7b"):
+        requests_for(["vicuna7b"], OUT)
+
+
+def test_repository_ids_are_told_from_paths():
+    assert is_repo_id("dreamerlin/chatbind-7b-delta")
+    for word in ("./a/b", "/a/b", "a/b/c", "a", "../a"):
+        assert not is_repo_id(word)

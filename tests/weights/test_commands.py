@@ -1,0 +1,137 @@
+import io
+import json
+import os
+import shlex
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from chatbind_cli.cli import run
+
+
+def records(capsys):
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.fixture
+def folders(make):
+    base, target = make("b", make.llama(0)), make("t", make.llama(1, projector=True))
+    return str(base), str(target)
+
+
+@pytest.mark.parametrize("style", ["--base {} --target {} --delta {}", "seed"])
+def test_make_and_apply_end_with_artefact_records(folders, tmp_path, capsys, style):
+    base, target = folders
+    words = style.replace("seed", "--base-model-path {} --target_model_path {} --delta-path {}")
+    assert run(["make-delta", *words.format(base, target, tmp_path / "d").split()])[0] == 0
+    (record,) = records(capsys)
+    assert record["artifact"] == "delta"
+    assert record["path"] == str(tmp_path / "d")
+    words = words.format(base, tmp_path / "t2", tmp_path / "d").split()
+    assert run(["apply-delta", *words])[0] == 0
+    (record,) = records(capsys)
+    assert record["artifact"] == "target"
+    assert record["made_by"] == "apply-delta"
+    passport = json.loads((tmp_path / "t2/chatbind_delta.json").read_text())
+    assert record["sha256"] == passport["sha256"]
+    assert run(["apply-delta", "--verify", str(tmp_path / "t2")])[0] == 0
+    assert records(capsys)[0]["sha256"] == record["sha256"]
+
+
+def test_refusals_are_exit_1_and_misuse_is_exit_2(folders, tmp_path):
+    base, target = folders
+    code, message = run(
+        ["apply-delta", "--base", target, "--delta", base, "--target", str(tmp_path / "x")]
+    )
+    assert code == 1
+    assert message.startswith("chatbind: error: ")
+    assert "\n" not in message
+    assert run(["apply-delta", "--base", base])[0] == 2
+    assert (
+        run(["apply-delta", "--base", str(tmp_path / "no"), "--delta", base, "--target", "x"])[0]
+        == 2
+    )
+    assert run(["extract-projector", "-o", "x.bin"])[0] == 2
+    no_delta = ["apply-delta", "--base", base, "--delta", "./no", "--target", str(tmp_path / "x")]
+    assert run(no_delta)[0] == 1
+
+
+def test_extract_projector_speaks_the_seeds_words_and_takes_a_record(
+    folders, tmp_path, capsys, monkeypatch
+):
+    _, target = folders
+    out = tmp_path / "deep/p.bin"
+    assert run(["extract-projector", "--model_name_or_path", target, "--output", str(out)])[0] == 0
+    (record,) = records(capsys)
+    assert (record["artifact"], record["path"]) == ("projector", str(out))
+    lines = json.dumps({"step": 1}) + "\n" + json.dumps({"artifact": "checkpoint", "path": target})
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
+    assert run(["extract-projector", "-", "-o", str(tmp_path / "q.safetensors")])[0] == 0
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'{"step": 1}\n')))
+    code, message = run(["extract-projector", "-", "-o", str(tmp_path / "r.safetensors")])
+    assert code == 1
+    assert "did not finish" in message
+
+
+def test_a_delta_on_the_hub_is_downloaded(make, tmp_path, server_script):
+    base, delta = make("b", make.llama(0)), make("d", make.llama(1))
+    with server_script(delta) as url:
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "chatbind_cli", "apply-delta", "--base", str(base)),
+                *("--delta", "owner/name", "--target", str(tmp_path / "t")),
+            ],
+            env={**os.environ, "HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "hf")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    passport = json.loads((tmp_path / "t/chatbind_delta.json").read_text())
+    assert passport["delta"]["name"] == "owner/name"
+    assert (tmp_path / "t/config.json").exists()
+
+
+@pytest.mark.parametrize("name", ["apply-delta", "make-delta", "extract-projector"])
+def test_examples_use_options_that_exist_and_help_loads_no_torch(name):
+    probe = (
+        "import sys\nfrom chatbind_cli.cli import run\n"
+        f"code, _ = run(['{name}', '--help'])\n"
+        "sys.exit(code or str({'torch', 'transformers', 'httpx'} & set(sys.modules) or ''))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, check=False
+    )
+    assert done.stderr.strip() == ""
+    examples = [line.strip() for line in done.stdout.splitlines() if line.startswith("  chatbind ")]
+    assert len(examples) >= 2
+    for example in examples:
+        words = shlex.split(example.split("|")[-1])
+        known = {word.replace("_", "-") for word in done.stdout.replace(",", " ").split()}
+        assert all(word.replace("_", "-") in known for word in words if word.startswith("--"))
+
+
+def test_weights_that_would_run_code_are_refused_by_every_command(make, tmp_path):
+    folder = make("evil", {"a": torch.ones(1)}, "bin")
+    torch.save({"a": Evil(tmp_path / "pwned")}, folder / "pytorch_model.bin")
+    good = str(make("b", make.llama(0)))
+    for words in (
+        ["apply-delta", "--base", good, "--delta", str(folder), "--target", str(tmp_path / "x")],
+        ["make-delta", "--base", str(folder), "--target", good, "--delta", str(tmp_path / "x")],
+        ["extract-projector", str(folder), "-o", str(tmp_path / "p.safetensors")],
+    ):
+        code, message = run(words)
+        assert code == 1
+        assert "could run code" in message
+    assert not (tmp_path / "pwned").exists()
+    assert not (tmp_path / "x").exists()
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.path),))
