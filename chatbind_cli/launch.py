@@ -95,8 +95,7 @@ def dispatch(args: Sequence[str], plan: Dispatch, extra: Sequence[str] = ()) -> 
     plan = plan.with_slurm(os.environ)
     command = _worker_command(args, extra)
     n = _wanted_processes(plan)
-    launched = n > 1 or (plan.num_machines or 1) > 1 or plan.launch_config is not None
-    launched = launched or _uses_gpu(plan)
+    launched = needs_workers(plan)
     environment = {} if _uses_gpu(plan) else {"ACCELERATE_USE_CPU": "true"}
     line = [*_launcher(plan, n), *command] if launched else [sys.executable, *command]
     if plan.dry_run:
@@ -107,6 +106,15 @@ def dispatch(args: Sequence[str], plan: Dispatch, extra: Sequence[str] = ()) -> 
         return False
     _run_workers(line, environment)
     return True
+
+
+def needs_workers(plan: Dispatch) -> bool:
+    """Whether `dispatch` would start worker processes: they have no standard input to read."""
+    if is_worker() or "RANK" in os.environ or "LOCAL_RANK" in os.environ:
+        return False
+    plan = plan.with_slurm(os.environ)
+    several = _wanted_processes(plan) > 1 or (plan.num_machines or 1) > 1
+    return several or plan.launch_config is not None or _uses_gpu(plan)
 
 
 def report_outcome(code: int, message: str) -> None:

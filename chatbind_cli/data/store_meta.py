@@ -1,0 +1,98 @@
+"""What an embedding store says about itself, and the lock that keeps writers apart.
+
+Knows nothing of rows.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import IO
+
+import torch
+
+from chatbind_cli.errors import StoreError
+from chatbind_cli.files import replace_file
+
+META_NAME = "store.json"
+UNFINISHED = ".*.tmp"  # what a killed writer leaves behind
+DTYPES = {"float16": torch.float16, "float32": torch.float32}
+_FORMAT = "chatbind-embeddings-1"
+_LOCK_NAME = "writer.lock"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreMeta:
+    """What a store says about itself in `store.json`."""
+
+    encoder_name: str
+    encoder_sha256: str
+    dim: int
+    dtype: str  # float16 or float32
+    normalized: bool = False  # embeddings are kept as published, with their scale
+    format: str = _FORMAT
+
+
+def take_lock(folder: Path) -> IO[bytes]:
+    """Returns the open lock file of a store, or of an empty folder that becomes one.
+
+    The lock ends when the file is closed or its process dies.
+
+    Raises:
+        StoreError: another process has it, or the folder holds something else.
+    """
+    if folder.exists() and not (folder / META_NAME).exists():
+        ours = {_LOCK_NAME, *(path.name for path in folder.glob(UNFINISHED))}
+        if not folder.is_dir() or any(path.name not in ours for path in folder.iterdir()):
+            raise StoreError("is neither a store nor an empty folder", where=str(folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / _LOCK_NAME).open("wb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        busy = isinstance(error, BlockingIOError)
+        what = "another process is writing to this store" if busy else f"cannot be locked: {error}"
+        raise StoreError(what, where=str(folder)) from error
+    return file
+
+
+def create_meta(
+    folder: Path, name: str, sha256: str | None, dim: int | None, dtype: str | None
+) -> None:
+    """Writes the `store.json` of a new store.
+
+    Raises:
+        StoreError: the encoder is not told, or the dtype is none that a store holds.
+    """
+    if sha256 is None or dim is None:
+        raise StoreError("is no store yet, and a new one needs an encoder", where=str(folder))
+    if dtype is not None and dtype not in DTYPES:
+        raise StoreError(f"cannot hold {dtype}, only {' or '.join(DTYPES)}", where=str(folder))
+    meta = StoreMeta(encoder_name=name, encoder_sha256=sha256, dim=dim, dtype=dtype or "float16")
+    with replace_file(folder / META_NAME) as path:
+        path.write_text(json.dumps(asdict(meta), indent=1) + "\n", encoding="utf-8")
+
+
+def read_meta(folder: Path) -> StoreMeta:
+    """Returns what a store says about itself.
+
+    Raises:
+        StoreError: there is no store, or not one that this version reads.
+    """
+    try:
+        values = json.loads((folder / META_NAME).read_text(encoding="utf-8"))
+        meta = StoreMeta(**{field.name: values[field.name] for field in fields(StoreMeta)})
+    except FileNotFoundError as error:
+        raise StoreError(
+            "holds no embedding store", where=str(folder), hint="make one: chatbind encode --store"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"cannot be read: {error}", where=str(folder / META_NAME)) from error
+    if meta.format != _FORMAT or meta.dtype not in DTYPES:
+        raise StoreError(
+            f"is of a format this version does not know: {meta.format}", where=str(folder)
+        )
+    return meta

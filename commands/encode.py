@@ -1,0 +1,248 @@
+"""`chatbind encode`: media in, embeddings out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+
+from chatbind_cli import launch
+from chatbind_cli.errors import SomeRecordsFailed, UsageError
+from chatbind_cli.media.modality import MODALITIES
+from chatbind_cli.media.options import MediaOptions
+
+from . import _base
+from ._base import GroupedOption
+from ._media import media_options
+from ._options import (
+    device_options,
+    dispatch_options,
+    dispatched,
+    media_root_options,
+    on_error_option,
+    output_option,
+    overwrite_option,
+)
+
+if TYPE_CHECKING:
+    from chatbind_cli.data.encode_run import Outcome
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_input = partial(click.option, cls=GroupedOption, group="Input")
+_encoder = partial(click.option, cls=GroupedOption, group="Encoder")
+_output = partial(click.option, cls=GroupedOption, group="Output")
+_compute = partial(click.option, cls=GroupedOption, group="Compute")
+
+
+@_base.command(
+    "encode",
+    short_help="Turn media into ImageBind embeddings.",
+    examples=[
+        "chatbind encode --encoder imagebind_huge.pth dog.jpg bark.wav -o embeddings.jsonl",
+        "find photos -name '*.jpg' | chatbind encode --encoder imagebind_huge.pth | jq .path",
+        "chatbind encode --encoder imagebind_huge.pth --data chat.json --media-root cc3m "
+        "--store cc3m-store",
+        "chatbind encode --encoder imagebind_huge.pth --zero-shot labels.txt dog.jpg bark.wav",
+    ],
+)
+@click.argument("files", nargs=-1, metavar="[FILES]...")
+@_input(
+    "--inputs",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    help="A list: one path, URL or data URI a line, or records that name media; `-`: stdin, which "
+    "is read where no other input is given.",
+)
+@_input(
+    "--data",
+    "data",
+    metavar="FILE",
+    type=_FILE,
+    help="Conversations or questions: every medium they name, once.",
+)
+@_input(
+    "--modality",
+    type=click.Choice(MODALITIES),
+    help="Of files whose record does not say; default: the content tells. Thermal pictures look "
+    "like any others: name them.",
+)
+@_encoder(
+    "--encoder",
+    required=True,
+    metavar="PATH",
+    type=click.Path(exists=True, path_type=Path),
+    help="ImageBind's weights (Huge, unless an encoder's config.json lies beside them), or a "
+    "folder with both.",
+)
+@_encoder(
+    "--normalize/--no-normalize",
+    "normalize",
+    default=None,
+    help="Scale embeddings in records to length 1, so that the dot product is the cosine; or leave "
+    "them as published (audio 20, depth and imu 5, thermal 10 times that). A store always "
+    "holds them as published.  [default: normalize]",
+)
+@_encoder(
+    "--zero-shot",
+    metavar="LABELS",
+    type=_FILE,
+    help="File of labels, one a line: write their probabilities instead of embeddings.",
+)
+@_encoder(
+    "--label-prompt",
+    default="a {label}",
+    help="The text for a label; `{label}` alone takes the lines of LABELS as they are.",
+)
+@_encoder("--top-k", type=click.IntRange(min=1), default=5, help="Labels in a record.")
+@media_options
+@media_root_options
+@output_option("Embedding records; continued if the file is there. `-`: stdout.")
+@_output(
+    "--store",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write an embedding store instead of records; continued if it is there.",
+)
+@_output(
+    "--store-dtype",
+    type=click.Choice(["float16", "float32"]),
+    help="Numbers of a new store.  [default: float16]",
+)
+@overwrite_option
+@on_error_option
+@device_options
+@_compute(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=16,
+    help="Pictures or clips at a time on a GPU; a CPU takes one file at a time. Embeddings do not "
+    "depend on what is in a batch.",
+)
+@_compute(
+    "--num-workers",
+    type=click.IntRange(min=0),
+    help="Threads that decode ahead; 0: none.  [default: one a core, at most 8]",
+)
+@dispatch_options
+def command(
+    files: tuple[str, ...],
+    media: MediaOptions,
+    plan: launch.Dispatch,
+    **asked: Any,
+) -> None:
+    """Turn media into ImageBind embeddings.
+
+    Reads images, video, audio, depth maps, thermal pictures and motion recordings, given as
+    FILES, as a list on stdin, or by a training file. Writes a record a file, `{"path",
+    "modality", "embedding"}`, or a store that training reads. The same command again encodes only
+    what is missing. Exit code 3: some files could not be encoded; their records have an `error`.
+    """
+    _check(files, asked)
+    listed = _list_source(files, asked)
+    with ExitStack() as stack:
+        words: list[str] = []
+        if listed == "-" and launch.needs_workers(plan) and not plan.dry_run:
+            words = ["--inputs", stack.enter_context(_spooled())]
+        if dispatched(plan, words):
+            return
+    outcome = _encode([name for name in files if name != "-"], listed, media, asked)
+    if outcome.failed and asked["on_error"] != "skip":
+        n = outcome.failed + outcome.encoded
+        raise SomeRecordsFailed(f"{outcome.failed} of {n} files could not be encoded")
+
+
+def _encode(
+    paths: list[str], listed: str | None, media: MediaOptions, asked: dict[str, Any]
+) -> Outcome:
+    # imported here: they bring torch
+    from chatbind_cli.answering.placement import resolve_device, resolve_dtype  # noqa: PLC0415
+    from chatbind_cli.data.encode_run import EncodeRequest, encode  # noqa: PLC0415
+    from chatbind_cli.data.media_items import MediaFolder  # noqa: PLC0415
+
+    device = resolve_device(asked["device"])
+    workers = asked["num_workers"]
+    return encode(
+        EncodeRequest(
+            encoder=asked["encoder"],
+            paths=tuple(paths),
+            listed=listed,
+            stdin=_stdin() if listed == "-" else None,
+            training_file=asked["data"],
+            folder=MediaFolder(
+                root=asked["media_root"],
+                prefix=asked["media_prefix"],
+                allow_outside=asked["allow_outside"],
+            ),
+            modality=asked["modality"],
+            media=media,
+            output=asked["output"],
+            normalize=asked["normalize"] is not False,
+            labels=asked["zero_shot"],
+            label_prompt=asked["label_prompt"],
+            top_k=asked["top_k"],
+            store=asked["store"],
+            store_dtype=asked["store_dtype"],
+            overwrite=asked["overwrite"],
+            on_error=asked["on_error"],
+            device=device,
+            dtype=resolve_dtype(asked["dtype"], device),
+            batch_size=asked["batch_size"],
+            workers=min(os.cpu_count() or 1, 8) if workers is None else workers,
+        )
+    )
+
+
+def _check(files: tuple[str, ...], asked: dict[str, Any]) -> None:
+    store = asked["store"] is not None
+    if store and asked["zero_shot"]:
+        raise UsageError("--zero-shot writes records, and no store")
+    if store and asked["normalize"]:
+        raise UsageError("a store holds embeddings as published", hint="leave out --normalize")
+    if store and asked["output"] != "-":
+        raise UsageError("give either --output or --store")
+    if not store and asked["store_dtype"]:
+        raise UsageError("--store-dtype is for --store")
+    if "{label}" not in asked["label_prompt"]:
+        raise UsageError(f"--label-prompt has no {{label}} in it: {asked['label_prompt']!r}")
+    if files.count("-") > 1:
+        raise UsageError("stdin can be read only once")
+
+
+def _list_source(files: tuple[str, ...], asked: dict[str, Any]) -> str | None:
+    """The list to read: `-` for stdin, a file, or None."""
+    if asked["inputs"] is not None:
+        return str(asked["inputs"])
+    if "-" in files:
+        return "-"
+    if files or asked["data"] is not None:
+        return None
+    if sys.stdin.isatty():
+        raise UsageError("there is nothing to encode", hint="name files, or pipe a list of them in")
+    return "-"
+
+
+def _stdin() -> IO[bytes]:
+    """Standard input under a descriptor of its own: a thread that still waits for it when the
+    program ends must not hold the interpreter's.
+    """
+    try:
+        return os.fdopen(os.dup(sys.stdin.fileno()), "rb")
+    except (OSError, ValueError):  # not a file: a test's, or another program's
+        return sys.stdin.buffer
+
+
+@contextmanager
+def _spooled() -> Iterator[str]:
+    """The name of a file with what stdin has to say: worker processes have no stdin."""
+    with tempfile.NamedTemporaryFile(prefix="chatbind-list-", suffix=".txt") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+        file.flush()
+        yield file.name

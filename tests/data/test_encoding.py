@@ -1,0 +1,115 @@
+"""Items to embeddings: order, what is ready goes on, and what happens at the edges."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from chatbind_cli.data.encoding import EncodingOptions, encode_items
+from chatbind_cli.data.media_items import MediaItem
+from chatbind_cli.errors import ChatBindError, RecordError
+from chatbind_cli.media.options import MediaOptions
+
+
+class FakeEncoder:
+    """Embeds a picture as the mean of its pixels, and remembers the sizes of batches."""
+
+    modalities = ("image",)
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def embed(self, media: list[Any], *, normalize: bool) -> torch.Tensor:
+        assert not normalize
+        self.batches.append(len(media))
+        return torch.tensor([[float(medium.tensor.mean())] for medium in media])
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[MediaItem]:
+    folder = tmp_path_factory.mktemp("pictures")
+    for i in range(12):
+        Image.new("L", (8, 8), 20 * i).save(folder / f"{i:02}.png")
+    return [MediaItem(path=str(path), name=path.name) for path in sorted(folder.iterdir())]
+
+
+def options(**values: int) -> EncodingOptions:
+    return EncodingOptions(media=MediaOptions(), **values)
+
+
+@pytest.mark.parametrize(("workers", "batch_size"), [(0, 1), (0, 5), (3, 1), (3, 5)])
+def test_results_come_in_the_order_of_the_items(
+    workers: int, batch_size: int, pictures: list[MediaItem], tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"\x89PNG\r\n\x1a\n")
+    items = [*pictures[:7], MediaItem(path=str(broken), name="broken"), *pictures[7:]]
+    encoder: Any = FakeEncoder()
+    wanted = options(workers=workers, batch_size=batch_size)
+    results = list(encode_items(iter(items), encoder, wanted))
+    assert [result.item for result in results] == items
+    values = [float(r.embedding) for r in results if r.embedding is not None]
+    assert values == sorted(values)
+    assert len(values) == 12
+    assert results[7].error is not None
+    assert results[7].embedding is None
+    assert max(encoder.batches) <= batch_size
+    assert all(len(r.sha256 or "") == 64 for r in results if r.error is None)
+
+
+def test_what_is_decoded_goes_on_before_the_list_says_more(pictures: list[MediaItem]) -> None:
+    answered = threading.Event()
+
+    def slow_list() -> Iterator[MediaItem]:
+        yield pictures[0]
+        assert answered.wait(20), "the first result waited for the second item"
+        yield pictures[1]
+
+    encoder: Any = FakeEncoder()
+    results = encode_items(slow_list(), encoder, options(workers=2, batch_size=4))
+    first = next(results)
+    answered.set()
+    assert first.item == pictures[0]
+    assert [result.item for result in results] == [pictures[1]]
+
+
+def test_a_list_that_breaks_off_is_an_error_after_what_came_before(
+    pictures: list[MediaItem],
+) -> None:
+    def broken_list() -> Iterator[MediaItem]:
+        yield from pictures[:3]
+        raise RecordError("is not JSON", where="list:4")
+
+    encoder: Any = FakeEncoder()
+    done = []
+    with pytest.raises(RecordError, match="list:4: is not JSON"):
+        for result in encode_items(broken_list(), encoder, options(workers=2, batch_size=8)):
+            done.append(result.item)
+    assert done == pictures[:3]
+
+
+def test_giving_up_early_leaves_no_thread_behind(pictures: list[MediaItem]) -> None:
+    before = threading.active_count()
+    encoder: Any = FakeEncoder()
+    results = encode_items(iter(pictures * 20), encoder, options(workers=2, batch_size=2))
+    next(results)
+    results.close()
+    end = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < end:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+
+
+def test_a_modality_without_a_tower_is_an_error_of_the_item(pictures: list[MediaItem]) -> None:
+    encoder: Any = SimpleNamespace(modalities=("audio",), embed=FakeEncoder().embed)
+    (result,) = encode_items(pictures[:1], encoder, options(workers=0, batch_size=1))
+    assert isinstance(result.error, ChatBindError)
+    assert "has no tower for image" in str(result.error)
