@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,10 @@ import pytest
 import chatbind_cli
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# Tiny models run fastest on one thread, and the suite runs in as many processes as there are
+# cores. Children inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The suite also runs from a checkout that is not installed editably: `commands/` is mapped to
 # `chatbind_cli.commands` by the installer, and this line does the same for a bare checkout.

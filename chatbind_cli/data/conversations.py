@@ -1,0 +1,238 @@
+"""Conversations to train on, read from LLaVA's files (JSON array or JSONL) and alpaca rows.
+
+Every record is checked when the file is read: roles, keys, and that placeholders and media agree.
+Tokens, prompt styles and the media themselves are not known here.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import IO, Any, overload
+
+from chatbind_cli.errors import RecordError
+from chatbind_cli.jsonl import read_records
+from chatbind_cli.media.modality import MODALITIES
+from chatbind_cli.model.turns import (
+    GPT,
+    HUMAN,
+    MediaRef,
+    Turn,
+    answer,
+    count_placeholders,
+    place_media,
+)
+
+_ROLES = {"human": HUMAN, "user": HUMAN, "gpt": GPT, "assistant": GPT}
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """One training record.
+
+    Args:
+        id: the record's own id, or its place in the file.
+        turns: questions and answers in turn.
+        where: file and line (or index), for error messages.
+    """
+
+    id: str | int
+    turns: tuple[Turn, ...]
+    where: str
+
+    @property
+    def media(self) -> tuple[MediaRef, ...]:
+        """All media, in the order in which they are read."""
+        return tuple(medium for turn in self.turns for medium in turn.media)
+
+
+class Conversations(Sequence[Conversation]):
+    """Many conversations in little memory.
+
+    They are held as one block of bytes and unpacked one at a time: half a million Python objects
+    would cost several times as much, and a copy of it in every worker process of a data loader,
+    because counting references writes to them.
+    """
+
+    def __init__(self, conversations: Iterator[Conversation] | Sequence[Conversation] = ()) -> None:
+        self._bytes = bytearray()
+        self._ends = array("Q")
+        for conversation in conversations:
+            self.append(conversation)
+
+    def append(self, conversation: Conversation) -> None:
+        """Adds one at the end."""
+        turns = [
+            [t.role, [[p.modality, p.ref] if isinstance(p, MediaRef) else p for p in t.content]]
+            for t in conversation.turns
+        ]
+        packed = json.dumps([conversation.id, conversation.where, turns], ensure_ascii=False)
+        # surrogatepass: JSON files in the wild hold halves of emoji
+        self._bytes += packed.encode("utf-8", "surrogatepass")
+        self._ends.append(len(self._bytes))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, index: int) -> Conversation: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Conversations: ...
+
+    def __getitem__(self, index: int | slice) -> Conversation | Conversations:
+        if isinstance(index, slice):
+            return Conversations([self[i] for i in range(*index.indices(len(self)))])
+        if index < 0:
+            index += len(self)
+        if not 0 <= index < len(self):
+            raise IndexError(f"conversation {index} of {len(self)}")
+        start = self._ends[index - 1] if index else 0
+        packed = self._bytes[start : self._ends[index]].decode("utf-8", "surrogatepass")
+        identity, where, turns = json.loads(packed)
+        return Conversation(
+            identity,
+            tuple(
+                Turn(role, tuple(MediaRef(*p) if isinstance(p, list) else p for p in content))
+                for role, content in turns
+            ),
+            where,
+        )
+
+
+def read_conversations(source: str | Path, *, stdin: IO[bytes] | None = None) -> Conversations:
+    """Reads and checks a whole file of conversations.
+
+    Args:
+        source: a JSON array or JSONL, plain or compressed; `-` for standard input.
+        stdin: the byte stream that `-` stands for.
+
+    Raises:
+        RecordError: the file or one of its records cannot be used; it names file and line.
+    """
+    return Conversations(iter_conversations(source, stdin=stdin))
+
+
+def iter_conversations(
+    source: str | Path, *, stdin: IO[bytes] | None = None
+) -> Iterator[Conversation]:
+    """The conversations of a file one at a time. See `read_conversations`."""
+    for record, where in read_records(source, stdin=stdin):
+        yield parse_conversation(record, where)
+
+
+def parse_conversation(record: Mapping[str, Any], where: str) -> Conversation:
+    """One record as a conversation.
+
+    Args:
+        record: LLaVA's `{"id", "image", "conversations": [{"from", "value"}]}` (or the keys
+            `video`, `audio`, ..., each a name or a list), or alpaca's `{"instruction", "input",
+            "output"}`.
+        where: file and line, for error messages.
+
+    Raises:
+        RecordError: a key is missing or of the wrong type, a role is unknown, turns do not
+            alternate, or placeholders and media do not agree.
+    """
+    identity = record.get("id", where)
+    if not isinstance(identity, str | int):
+        raise RecordError(f"id must be text or a number, not {identity!r}", where=where)
+    place = where if identity == where else f"{where} (id {identity})"
+    media = media_of_record(record, where=place)
+    if "conversations" in record:
+        said = list(_said(record["conversations"], place))
+    elif "instruction" in record:
+        said = _alpaca(record, place)
+    else:
+        raise RecordError("a record has neither conversations nor instruction", where=place)
+    _check_roles([role for role, _ in said], place)
+    _check_counts([text for role, text in said if role == HUMAN], media, place)
+    turns: list[Turn] = []
+    waiting: Sequence[MediaRef] = media
+    for role, text in said:
+        if role == GPT:
+            turns.append(answer(text))
+        else:
+            content, waiting = place_media(text, waiting)
+            turns.append(Turn(HUMAN, content))
+    return Conversation(identity, tuple(turns), where)
+
+
+def media_of_record(record: Mapping[str, Any], *, where: str | None = None) -> tuple[MediaRef, ...]:
+    """The media that a record names under its modality keys, in the order of its keys.
+
+    Raises:
+        RecordError: such a key holds neither a name nor a list of names.
+    """
+    media: list[MediaRef] = []
+    for key, value in record.items():
+        if key not in MODALITIES or value is None:
+            continue
+        names = value if isinstance(value, list) else [value]
+        for name in names:
+            if not isinstance(name, str) or not name:
+                raise RecordError(f"{key} must be a file name or a list of them", where=where)
+            media.append(MediaRef(key, name))
+    return tuple(media)
+
+
+def _said(conversations: Any, where: str) -> Iterator[tuple[str, str]]:
+    if not isinstance(conversations, list) or not conversations:
+        raise RecordError("conversations must be a list with at least one turn", where=where)
+    for number, turn in enumerate(conversations, start=1):
+        if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
+            raise RecordError(f"turn {number} has no text under value", where=where)
+        role = _ROLES.get(str(turn.get("from")))
+        if role is None:
+            raise RecordError(
+                f"turn {number} is from {turn.get('from')!r}",
+                where=where,
+                hint="the roles are human and gpt",
+            )
+        yield role, turn["value"]
+
+
+def _alpaca(record: Mapping[str, Any], where: str) -> list[tuple[str, str]]:
+    fields = {key: record.get(key, "") for key in ("instruction", "input", "output")}
+    for key, value in fields.items():
+        if not isinstance(value, str):
+            raise RecordError(f"{key} must be text", where=where)
+    if "output" not in record:
+        raise RecordError("a record with an instruction has no output", where=where)
+    asked = "\n".join(text for text in (fields["instruction"], fields["input"]) if text)
+    return [(HUMAN, asked), (GPT, fields["output"])]
+
+
+def _check_roles(roles: list[str], where: str) -> None:
+    for number, (before, role) in enumerate(pairwise(roles), start=2):
+        if before == role:
+            raise RecordError(
+                f"turns {number - 1} and {number} are both from {role}",
+                where=where,
+                hint="human and gpt must take turns",
+            )
+    if roles[-1] != GPT:
+        raise RecordError("the last turn is not an answer (from gpt)", where=where)
+
+
+def _check_counts(questions: list[str], media: Sequence[MediaRef], where: str) -> None:
+    placeholders: dict[str, int] = {}
+    for text in questions:
+        for modality, count in count_placeholders(text).items():
+            placeholders[modality] = placeholders.get(modality, 0) + count
+    named: dict[str, int] = {}
+    for medium in media:
+        named[medium.modality] = named.get(medium.modality, 0) + 1
+    for modality in MODALITIES:
+        wanted, given = placeholders.get(modality, 0), named.get(modality, 0)
+        if wanted != given:
+            raise RecordError(
+                f"{wanted} <{modality}> placeholder(s) in the questions, "
+                f"but {given} under the key {modality}",
+                where=where,
+                hint="they must agree",
+            )

@@ -1,0 +1,219 @@
+"""Conversations and questions to token ids, and the labels that go with them.
+
+Ids and labels grow together, piece by piece, so a label can never drift from its token; and the
+ids of a prompt are the first ids of the training sample with the same turns. Files, embeddings and
+tensors are not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from transformers import PreTrainedTokenizerBase
+
+from chatbind_cli.data.conversations import Conversation
+from chatbind_cli.errors import CheckpointError, RecordError
+from chatbind_cli.model.config import ChatBindConfig
+from chatbind_cli.model.prompts import CONTROL, EOS, MEDIA, Piece, PromptStyle, get_style
+from chatbind_cli.model.tokenizer import TextCodec
+from chatbind_cli.model.turns import HUMAN, MediaRef, Turn
+
+IGNORE_INDEX = -100
+"""The label of a token that is read but not learned (PyTorch's cross entropy skips it)."""
+
+
+@dataclass(slots=True)
+class TokenizedSample:
+    """A conversation as token ids.
+
+    Args:
+        input_ids: token ids.
+        labels: the same length; `IGNORE_INDEX` or the token id.
+        media: the media whose tokens are in `input_ids`, in order.
+    """
+
+    input_ids: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    media: tuple[MediaRef, ...] = ()
+
+    @property
+    def target_count(self) -> int:
+        """How many tokens are learned. 0: training on this sample alone gives no loss."""
+        return sum(label != IGNORE_INDEX for label in self.labels)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedPrompt:
+    """A prompt as token ids, and the media in it in order."""
+
+    input_ids: list[int]
+    media: tuple[MediaRef, ...]
+
+
+class PromptEncoder:
+    """Writes conversations down as token ids in one prompt style.
+
+    Args:
+        tokenizer: with the media tokens added.
+        config: the model's configuration: media token ids and counts, and the prompt style.
+        style: a style (or its name) in place of the configuration's.
+
+    Attributes:
+        style: the prompt style in use.
+        stop_strings: texts that end an answer, for styles that do not end it with a token.
+        stop_token_ids: token ids that end an answer.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        config: ChatBindConfig,
+        style: str | PromptStyle | None = None,
+    ) -> None:
+        style = config.prompt_style if style is None else style
+        self.style = get_style(style) if isinstance(style, str) else style
+        self._tokenizer = tokenizer
+        self._codec = TextCodec(tokenizer)
+        self._medium_ids = config.medium_ids()
+        self.stop_token_ids = self._find_stop_tokens()
+        self.stop_strings: tuple[str, ...] = ()
+        if self.style.stop is not None and len(self.stop_token_ids) == 1:
+            self.stop_strings = (self.style.stop,)
+
+    def conversation(
+        self, conversation: Conversation, max_length: int | None = None
+    ) -> TokenizedSample:
+        """A training sample.
+
+        Args:
+            conversation: ends with an answer.
+            max_length: longer samples are cut there. The tokens of a medium are never torn: a cut
+                inside them moves before them. Media beyond the cut leave the sample.
+
+        Raises:
+            RecordError: it does not end with an answer.
+        """
+        if not conversation.turns or conversation.turns[-1].role == HUMAN:
+            raise RecordError("the conversation has no answer to learn", where=conversation.where)
+        sample, spans = self._encode(conversation.turns)
+        if max_length is not None and len(sample.input_ids) > max_length:
+            torn = (start for start, end in spans if start < max_length < end)
+            length = next(torn, max_length)
+            kept = sum(end <= length for _, end in spans)
+            sample = TokenizedSample(
+                sample.input_ids[:length], sample.labels[:length], sample.media[:kept]
+            )
+        return sample
+
+    def prompt(self, turns: Sequence[Turn]) -> TokenizedPrompt:
+        """A prompt that asks for the answer to the last turn.
+
+        Args:
+            turns: questions and answers in turn, the last a question (see `turns.question`).
+
+        Raises:
+            RecordError: the last turn is not a question.
+        """
+        if not turns or turns[-1].role != HUMAN:
+            raise RecordError("a prompt must end with a question")
+        sample, _ = self._encode(turns)
+        return TokenizedPrompt(sample.input_ids, sample.media)
+
+    def _encode(self, turns: Sequence[Turn]) -> tuple[TokenizedSample, list[tuple[int, int]]]:
+        """The whole sample, and where each medium's tokens start and end in it."""
+        pieces = _merged(self.style.pieces(turns, tokenizer=self._tokenizer))
+        if self._codec.marks_start:
+            pieces = _without_space_at_media(pieces)
+        sample = TokenizedSample()
+        media: list[MediaRef] = []
+        spans: list[tuple[int, int]] = []
+        if not (pieces and pieces[0].kind == CONTROL and self._begins_with_bos(pieces[0].text)):
+            self._grow(sample, self._codec.bos, target=False)
+        at_start = True
+        for piece in pieces:
+            if piece.medium is not None:
+                ids = self._medium_ids
+                media.append(piece.medium)
+                spans.append((len(sample.input_ids), len(sample.input_ids) + len(ids)))
+            elif piece.kind == EOS:
+                ids = [self._codec.eos]
+            elif piece.kind == CONTROL:
+                ids = self._codec.control(piece.text, at_start=at_start)
+            else:
+                ids = self._codec.plain(piece.text, at_start=at_start)
+            self._grow(sample, ids, target=piece.target)
+            at_start = piece.kind in (EOS, MEDIA)
+        sample.media = tuple(media)
+        return sample, spans
+
+    @staticmethod
+    def _grow(sample: TokenizedSample, ids: Sequence[int], *, target: bool) -> None:
+        sample.input_ids += ids
+        sample.labels += ids if target else [IGNORE_INDEX] * len(ids)
+
+    def _begins_with_bos(self, text: str) -> bool:
+        token = self._tokenizer.bos_token
+        return bool(token) and text.startswith(str(token))
+
+    def _find_stop_tokens(self) -> tuple[int, ...]:
+        """End-of-text, and the control token with which the style ends an answer, if it has one."""
+        stops = [self._codec.eos]
+        turns = (Turn(HUMAN, ("a",)), Turn("gpt", ("b",)))
+        for piece in self.style.pieces(turns, tokenizer=self._tokenizer):
+            if piece.kind == CONTROL and piece.target:
+                ids = self._codec.control(piece.text, at_start=False)
+                if ids and ids[-1] in self._tokenizer.all_special_ids:
+                    stops.append(ids[-1])
+        return tuple(dict.fromkeys(stops))
+
+
+def _merged(pieces: Sequence[Piece]) -> list[Piece]:
+    """Neighbouring texts of the same kind and mark as one, so that their tokens may join."""
+    merged: list[Piece] = []
+    for piece in pieces:
+        last = merged[-1] if merged else None
+        if (
+            last is not None
+            and piece.kind not in (EOS, MEDIA)
+            and (last.kind, last.target) == (piece.kind, piece.target)
+        ):
+            merged[-1] = Piece(last.kind, last.text + piece.text, last.target)
+        else:
+            merged.append(piece)
+    return merged
+
+
+def _without_space_at_media(pieces: Sequence[Piece]) -> list[Piece]:
+    """Drops white space on either side of media, as the reference's training tokenizer does."""
+    stripped: list[Piece] = []
+    for index, piece in enumerate(pieces):
+        text = piece.text
+        if index and pieces[index - 1].kind == MEDIA:
+            text = text.lstrip()
+        if index + 1 < len(pieces) and pieces[index + 1].kind == MEDIA:
+            text = text.rstrip()
+        if text or piece.kind in (EOS, MEDIA):
+            stripped.append(Piece(piece.kind, text, piece.target, piece.medium))
+    return stripped
+
+
+def check_length(prompt: TokenizedPrompt, *, context: int, new_tokens: int, where: str) -> None:
+    """Refuses a prompt that leaves no room for its answer.
+
+    Args:
+        prompt: the prompt.
+        context: positions that the language model has.
+        new_tokens: longest answer.
+        where: the record or question, for the error.
+
+    Raises:
+        CheckpointError: prompt and answer need more positions than there are.
+    """
+    if len(prompt.input_ids) + new_tokens > context:
+        raise CheckpointError(
+            f"the prompt has {len(prompt.input_ids)} tokens and the answer may have {new_tokens}, "
+            f"but the language model reads at most {context}",
+            where=where,
+            hint="shorten the question or lower --max-new-tokens",
+        )

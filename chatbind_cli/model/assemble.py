@@ -1,0 +1,335 @@
+"""A base language model and a projector become a ChatBind model; a saved one is opened again.
+
+Training, prompts and the encoder's inside are not known here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+import chatbind_cli
+from chatbind_cli.errors import CheckpointError
+from chatbind_cli.files import replace_folder
+from chatbind_cli.model import published
+from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration, word_embeddings
+from chatbind_cli.model.config import MODEL_TYPE, ChatBindConfig
+from chatbind_cli.model.fit import (
+    EncoderInfo,
+    check_encoder,
+    check_projector,
+    check_vocabulary,
+)
+from chatbind_cli.model.projector_file import ProjectorFile, load_into, read_projector
+from chatbind_cli.model.prompts import get_style
+from chatbind_cli.model.quiet import quiet_transformers
+from chatbind_cli.model.tokenizer import load_tokenizer, media_token_ids, prepare_tokenizer
+
+__all__ = [
+    "ChatBind",
+    "EncoderInfo",
+    "build_chatbind",
+    "check_encoder",
+    "grow_embeddings",
+    "load_chatbind",
+    "save_chatbind",
+    "versions",
+]
+
+_PROBE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class ChatBind:
+    """What belongs together: model, tokenizer and configuration.
+
+    Args:
+        model: the model.
+        tokenizer: with the media tokens.
+        config: the model's configuration (`model.config`).
+    """
+
+    model: ChatBindForConditionalGeneration
+    tokenizer: PreTrainedTokenizerBase
+    config: ChatBindConfig
+
+
+def build_chatbind(
+    language_model: str | Path,
+    *,
+    encoder: EncoderInfo,
+    projector: str | Path | None = None,
+    projector_type: str | None = None,
+    tokens_per_embedding: int | None = None,
+    use_start_end: bool | None = None,
+    prompt_style: str | None = None,
+    normalize_embeddings: bool | None = None,
+    stage: str = "pretrain",
+    media_options: Mapping[str, Any] | None = None,
+    command: str | None = None,
+    dtype: torch.dtype | str = "auto",
+    attn_implementation: str | None = None,
+) -> ChatBind:
+    """Makes a ChatBind model from a language model.
+
+    What is None is as in the projector file, else linear, 1 token, start/end, v0, normalised.
+
+    Args:
+        language_model: folder (or hub name) of a causal language model.
+        encoder: the encoder whose embeddings the model will read.
+        projector: a projector file to start from.
+        projector_type: `linear` or `mlp2x_gelu`.
+        tokens_per_embedding: soft tokens that one embedding becomes.
+        use_start_end: whether `<im_start>` and `<im_end>` stand around them.
+        prompt_style: a name of `prompts.style_names`.
+        normalize_embeddings: whether embeddings are brought to norm 1 before the projector.
+        stage: `pretrain` or `finetune`.
+        media_options: how media become tensors, for the record.
+        command: the command line, for the record.
+        dtype: type of the weights; `auto`: as saved.
+        attn_implementation: as in transformers (`sdpa`, `flash_attention_2`, ...).
+
+    Raises:
+        CheckpointError: the language model cannot be read, or the parts do not fit together.
+        UsageError: there is no such prompt style.
+    """
+    start = read_projector(projector) if projector is not None else None
+    shape = {"projector_type": projector_type, "tokens_per_embedding": tokens_per_embedding}
+    habits = {"use_start_end": use_start_end, "normalize_embeddings": normalize_embeddings}
+    given = {**shape, **habits, "prompt_style": prompt_style}
+    chosen = _choices(start, given, where=str(projector))
+    padding = get_style(chosen["prompt_style"]).pad_token
+    tokenizer = load_tokenizer(language_model)
+    base = _load_language_model(language_model, dtype, attn_implementation)
+    known = len(tokenizer)
+    prepare_tokenizer(tokenizer, use_start_end=chosen["use_start_end"], pad_token=padding)
+    grow_embeddings(base, len(tokenizer), known=known)
+    config = ChatBindConfig(
+        text_config=base.config,
+        embedding_dim=encoder.embedding_dim,
+        encoder=asdict(encoder),
+        media_options=dict(media_options or {}),
+        provenance=_provenance(language_model, command),
+        **{**media_token_ids(tokenizer), **chosen, "stage": stage},
+    )
+    model = _with_projector(config, base, start, encoder, known=known, where=str(projector))
+    return ChatBind(model, tokenizer, config)
+
+
+def load_chatbind(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | str = "auto",
+    device: str | torch.device | None = None,
+    attn_implementation: str | None = None,
+    device_map: Any = None,
+) -> ChatBind:
+    """Opens a ChatBind model folder, ours or one in the published layout.
+
+    Args:
+        path: the folder.
+        dtype: type of the weights; `auto`: as saved.
+        device: where to put the model; where it is loaded unless given.
+        attn_implementation: as in transformers.
+        device_map: as in transformers, in place of `device`.
+
+    Raises:
+        CheckpointError: it is no ChatBind model, or its weights are incomplete.
+    """
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        raise CheckpointError("no model folder (it has no config.json)", where=str(path))
+    options = {"dtype": dtype, "device_map": device_map}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    load = published.load_published if published.is_published(folder) else _load_ours
+    with quiet_transformers():
+        model, tokenizer = load(folder, options)
+    check_vocabulary(model, tokenizer, str(path))
+    if device is not None and device_map is None:
+        cast(Any, model).to(device)
+    model.eval()
+    return ChatBind(model, tokenizer, model.config)
+
+
+def save_chatbind(bundle: ChatBind, folder: str | Path, *, overwrite: bool = False) -> None:
+    """Writes a model folder, whole or not at all.
+
+    Raises:
+        ChatBindError: the folder exists and is not empty.
+    """
+    with quiet_transformers(), replace_folder(Path(folder), overwrite=overwrite) as temporary:
+        bundle.model.save_pretrained(temporary)
+        bundle.tokenizer.save_pretrained(temporary)
+
+
+@torch.no_grad()
+def grow_embeddings(language_model: PreTrainedModel, size: int, *, known: int) -> None:
+    """Makes room for new tokens; their rows start as the mean of the known ones.
+
+    Args:
+        language_model: changed in place. A vocabulary with spare rows keeps its size.
+        size: tokens that the tokenizer has now.
+        known: tokens that it had before.
+    """
+    if size > word_embeddings(language_model).num_embeddings:
+        language_model.resize_token_embeddings(size, mean_resizing=False)
+    output: Any = language_model.get_output_embeddings()
+    for layer in (language_model.get_input_embeddings(), output):
+        weight = getattr(layer, "weight", None)
+        if weight is not None and known < size:
+            # of tied layers the second pass takes the same mean of the same rows
+            weight[known:size] = weight[:known].mean(dim=0, dtype=torch.float32).to(weight.dtype)
+    bias = getattr(output, "bias", None)
+    if bias is not None and known < size:
+        bias[known:size] = bias[:known].mean()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what made a model."""
+    return {
+        "chatbind": chatbind_cli.__version__,
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+    }
+
+
+def _choices(
+    start: ProjectorFile | None, given: Mapping[str, Any], *, where: str
+) -> dict[str, Any]:
+    """The options of a model: as given, else as the projector file says, else the defaults.
+
+    Raises:
+        CheckpointError: an option that shapes the projector contradicts the file.
+    """
+    chosen = {
+        "projector_type": "linear",
+        "tokens_per_embedding": 1,
+        "projector_layout": "split",
+        "use_start_end": True,
+        "prompt_style": "v0",
+        "normalize_embeddings": True,
+    }
+    if start is not None:
+        told = {name: getattr(start.info, name) for name in chosen}
+        chosen.update({name: value for name, value in told.items() if value is not None})
+        for name in ("projector_type", "tokens_per_embedding"):
+            if given[name] is not None and told[name] not in (None, given[name]):
+                raise CheckpointError(
+                    f"the projector's {name} is {told[name]}, not {given[name]}", where=where
+                )
+    chosen.update({name: value for name, value in given.items() if value is not None})
+    return chosen
+
+
+def _load_language_model(
+    path: str | Path, dtype: torch.dtype | str, attn_implementation: str | None
+) -> PreTrainedModel:
+    folder = Path(path)
+    if published.is_published(folder):
+        raise CheckpointError(
+            "this is a ChatBind model, not a bare language model",
+            where=str(path),
+            hint="give the language model that it was made from",
+        )
+    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    try:
+        config = AutoConfig.from_pretrained(str(path))
+        if config.model_type == MODEL_TYPE:
+            raise CheckpointError(
+                "this is a ChatBind model, not a bare language model", where=str(path)
+            )
+        with quiet_transformers():
+            return AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError, ImportError) as error:
+        raise CheckpointError(
+            f"no usable language model ({_first_line(error)})", where=str(path)
+        ) from error
+
+
+def _with_projector(
+    config: ChatBindConfig,
+    base: PreTrainedModel,
+    start: ProjectorFile | None,
+    encoder: EncoderInfo,
+    *,
+    known: int,
+    where: str,
+) -> ChatBindForConditionalGeneration:
+    """The model around a language model, its projector from a file or fresh."""
+    if start is not None:
+        check_projector(start, encoder, word_embeddings(base).embedding_dim, where)
+    model = ChatBindForConditionalGeneration(config, base)
+    model.projector.to(device=base.device, dtype=base.dtype)
+    if start is not None:
+        load_into(model, start, where)
+    else:
+        model.projector.reset_parameters(_word_size(base, known))
+    return model
+
+
+def _load_ours(
+    folder: Path, options: dict[str, Any]
+) -> tuple[ChatBindForConditionalGeneration, PreTrainedTokenizerBase]:
+    try:
+        config = AutoConfig.from_pretrained(str(folder))
+        if config.model_type != MODEL_TYPE:
+            raise CheckpointError(
+                f"a {config.model_type} model, not a ChatBind model",
+                where=str(folder),
+                hint="finetune makes one from it",
+            )
+        model, report = cast(Any, ChatBindForConditionalGeneration).from_pretrained(
+            str(folder), output_loading_info=True, **options
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError, ImportError) as error:
+        raise CheckpointError(
+            f"cannot be opened ({_first_line(error)})", where=str(folder)
+        ) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise CheckpointError(
+            f"{len(missing)} tensors are missing, the first is {missing[0]}", where=str(folder)
+        )
+    return model, load_tokenizer(folder)
+
+
+@torch.no_grad()
+def _word_size(language_model: PreTrainedModel, known: int) -> float:
+    """Root mean square of the entries of the word embeddings: what a soft token should be like."""
+    weight = word_embeddings(language_model).weight[:known]
+    size = float(torch.linalg.vector_norm(weight, dtype=torch.float32)) / weight.numel() ** 0.5
+    return size or 0.02
+
+
+def _provenance(language_model: str | Path, command: str | None) -> dict[str, Any]:
+    base: dict[str, Any] = {"name": str(language_model)}
+    if Path(language_model).is_dir():
+        base["fingerprint"] = _fingerprint(Path(language_model))
+    return {"command": command, "versions": versions(), "language_model": base}
+
+
+def _fingerprint(folder: Path) -> str:
+    """A hash of the ends and sizes of all weights files: quick, and it tells two models apart."""
+    digest = hashlib.sha256()
+    files = [p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin")]
+    for path in sorted(files):
+        size = path.stat().st_size
+        digest.update(f"{path.name}\0{size}\0".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_PROBE_BYTES))
+            file.seek(max(size - _PROBE_BYTES, 0))
+            digest.update(file.read(_PROBE_BYTES))
+    return digest.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0] or type(error).__name__

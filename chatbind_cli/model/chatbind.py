@@ -1,0 +1,239 @@
+"""The ChatBind model: a language model that reads soft tokens between its word tokens.
+
+Media arrive as embeddings of the encoder, one vector a medium, in the order of their placeholders.
+The encoder itself, files and text are not known here. Importing this module makes the `chatbind`
+model type known to the Auto classes of transformers.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, cast
+
+import torch
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.generation.utils import GenerationMixin
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from chatbind_cli.errors import RecordError
+from chatbind_cli.model.config import ChatBindConfig
+from chatbind_cli.model.projector import Projector
+
+
+def word_embeddings(model: PreTrainedModel) -> torch.nn.Embedding:
+    """The input embeddings of a language model (or of a ChatBind model: its language model's)."""
+    return cast(torch.nn.Embedding, model.get_input_embeddings())
+
+
+class ChatBindForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """A causal language model with a projector before it.
+
+    Args:
+        config: the model's configuration.
+        language_model: the language model, if it is loaded already; made from the configuration,
+            with fresh weights, unless given.
+    """
+
+    config: ChatBindConfig
+    config_class = ChatBindConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(
+        self, config: ChatBindConfig, language_model: PreTrainedModel | None = None
+    ) -> None:
+        super().__init__(config)
+        if language_model is None:
+            language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.language_model = language_model
+        self.projector = Projector(
+            config.embedding_dim,
+            word_embeddings(language_model).embedding_dim,
+            kind=config.projector_type,
+            tokens=config.tokens_per_embedding,
+            layout=config.projector_layout,
+        )
+        parameters = inspect.signature(language_model.forward).parameters
+        self._forwarded = frozenset(parameters)
+        self.accepts_loss_kwargs = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        self.post_init()
+        # a model that writes a media token would ask for media that nobody gave
+        media = (config.im_patch_id, config.im_start_id, config.im_end_id)
+        self.generation_config.suppress_tokens = [i for i in media if i is not None] or None
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        """The language model's word embeddings."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: torch.nn.Module) -> None:
+        """Replaces the language model's word embeddings."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> torch.nn.Module | None:
+        """The language model's output layer."""
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, value: torch.nn.Module) -> None:
+        """Replaces the language model's output layer."""
+        self.language_model.set_output_embeddings(value)
+
+    def soft_tokens(
+        self, media_embeddings: torch.Tensor, media_weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Embeddings as the language model reads them.
+
+        Args:
+            media_embeddings: [media, embedding_dim], any floating-point type, as the encoder gives
+                them (not normalised).
+            media_weights: [media], how much each counts; 1 unless given. Applied after
+                normalisation, which would undo it.
+
+        Returns:
+            [media, tokens_per_embedding, width of a word embedding].
+        """
+        vectors = media_embeddings.float()
+        if self.config.normalize_embeddings:
+            vectors = functional.normalize(vectors, dim=-1)
+        if media_weights is not None:
+            vectors = vectors * media_weights.float().unsqueeze(-1)
+        return self.projector(vectors)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        media_embeddings: torch.Tensor | None = None,
+        media_weights: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Reads word tokens and soft tokens, and predicts the next ones.
+
+        Args:
+            input_ids: [batch, length]; each medium is a run of `<im_patch>`.
+            attention_mask: [batch, length], 0 at padding.
+            position_ids: [batch, length].
+            past_key_values: keys and values of earlier positions.
+            inputs_embeds: [batch, length, width], in place of `input_ids`; then soft tokens are in.
+            media_embeddings: [media in the batch, embedding_dim], in the order of the placeholders
+                (row by row).
+            media_weights: [media in the batch], see `soft_tokens`.
+            labels: [batch, length], -100 where nothing is to be learned; shifted inside.
+            use_cache: whether to return keys and values.
+            logits_to_keep: how many of the last positions need logits; 0 for all.
+            **kwargs: passed on to the language model, as far as it takes them.
+
+        Raises:
+            RecordError: the number of placeholders and of media differ.
+        """
+        if inputs_embeds is None:
+            if input_ids is None:
+                raise ValueError("forward needs input_ids or inputs_embeds")
+            continues = past_key_values is not None and past_key_values.get_seq_length() > 0
+            if continues and media_embeddings is None:
+                inputs_embeds = word_embeddings(self)(input_ids)
+            else:
+                inputs_embeds = self._embed(input_ids, media_embeddings, media_weights)
+        optional = {
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "use_cache": use_cache,
+            "logits_to_keep": logits_to_keep,
+        }
+        kwargs.update((k, v) for k, v in optional.items() if k in self._forwarded)
+        if not self.accepts_loss_kwargs:
+            kwargs = {k: v for k, v in kwargs.items() if k in self._forwarded}
+        return self.language_model(
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, labels=labels, **kwargs
+        )
+
+    def _embed(
+        self,
+        input_ids: torch.Tensor,
+        media_embeddings: torch.Tensor | None,
+        media_weights: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Word embeddings [batch, length, width], with soft tokens in place of `<im_patch>`."""
+        words = word_embeddings(self)(input_ids)
+        mask = self._soft_positions(input_ids)
+        found = int(mask.sum())
+        media = 0 if media_embeddings is None else len(media_embeddings)
+        tokens = self.config.tokens_per_embedding
+        if found != media * tokens:
+            each = f" of {tokens} tokens each" if tokens > 1 else ""
+            raise RecordError(
+                f"the prompts have {found} <im_patch> token(s), but there are {media} media{each}",
+                hint="every medium needs its own placeholder",
+            )
+        if media_embeddings is None or media == 0:
+            return words + self._untouched() if self.training else words
+        soft = self.soft_tokens(media_embeddings.to(words.device), media_weights)
+        return words.masked_scatter(mask.unsqueeze(-1), soft.to(words.dtype))
+
+    def _soft_positions(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Where soft tokens stand: bool, of the shape of `input_ids`."""
+        patch = self.config.im_patch_id
+        return torch.eq(input_ids, -1 if patch is None else patch)
+
+    def _untouched(self) -> torch.Tensor:
+        """Zero, but with the projector in its graph.
+
+        A batch of text only gives the projector no gradient; distributed training waits for one.
+        """
+        return sum(
+            (p.sum() * 0.0 for p in self.projector.parameters()), torch.zeros(()).to(self.device)
+        )
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Media are read with the prompt; later steps see them through the cache."""
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
+        if not kwargs.get("is_first_iteration", False) and kwargs.get("use_cache", True):
+            inputs["media_embeddings"] = None
+            inputs["media_weights"] = None
+        return inputs
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: torch.LongTensor | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[torch.LongTensor, dict[str, Any]]:
+        """Repeats each row `expand_size` times (beams, several answers), its media as a group."""
+        media = {k: model_kwargs.pop(k, None) for k in ("media_embeddings", "media_weights")}
+        if expand_size > 1 and input_ids is not None and media["media_embeddings"] is not None:
+            per_row = self._soft_positions(input_ids).sum(dim=1)
+            counts = (per_row // self.config.tokens_per_embedding).tolist()
+            for name, value in media.items():
+                if value is not None:
+                    groups = value.split(counts)
+                    media[name] = torch.cat([g for g in groups for _ in range(expand_size)])
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(  # type: ignore[misc]
+            expand_size=expand_size,
+            is_encoder_decoder=is_encoder_decoder,
+            input_ids=input_ids,
+            **model_kwargs,
+        )
+        return input_ids, {**model_kwargs, **media}
+
+    @torch.no_grad()
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        """Fresh weights for what a checkpoint lacks; the language model looks after its own."""
+        if isinstance(module, Projector):
+            std = getattr(self.config.text_config, "initializer_range", None) or 0.02
+            module.reset_parameters(std)
+
+
+AutoConfig.register("chatbind", ChatBindConfig, exist_ok=True)
+AutoModelForCausalLM.register(ChatBindConfig, ChatBindForConditionalGeneration, exist_ok=True)

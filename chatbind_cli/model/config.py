@@ -1,0 +1,127 @@
+"""What a ChatBind model is made of, and where it comes from: the `config.json` of its folder.
+
+The folder carries its whole identity (encoder, base language model, prompt style, stage, token
+counts, the command that made it), so that nothing is ever guessed from a path's name.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from chatbind_cli.errors import CheckpointError
+
+MODEL_TYPE = "chatbind"
+PROJECTOR_TYPES = ("linear", "mlp2x_gelu")
+PROJECTOR_LAYOUTS = ("split", "repeat")
+STAGES = ("pretrain", "finetune", "published")
+
+
+class ChatBindConfig(PreTrainedConfig):
+    """Sizes, token ids and provenance of a ChatBind model.
+
+    Args:
+        text_config: the language model's own configuration (object or dictionary).
+        embedding_dim: width of the encoder's embeddings.
+        projector_type: `linear` (as published) or `mlp2x_gelu` (two layers).
+        tokens_per_embedding: soft tokens that one embedding becomes.
+        projector_layout: `split`: the projector makes all soft tokens, each its own; `repeat`: it
+            makes one, which is repeated (`repeat_feature_dim` of published models).
+        use_start_end: whether `<im_start>` and `<im_end>` stand around the soft tokens.
+        normalize_embeddings: whether embeddings are brought to norm 1 before the projector. True
+            for models trained here; False for published ones, which saw the scaled embeddings.
+        prompt_style: name of the prompt style that the model was trained with.
+        stage: `pretrain`, `finetune` or `published`.
+        im_patch_id: token id of `<im_patch>`, whose position a soft token takes.
+        im_start_id: token id of `<im_start>`.
+        im_end_id: token id of `<im_end>`.
+        encoder: the encoder's identity: `name`, `sha256`, `path`, and what else it tells.
+        media_options: how media became tensors in training (`clip_sampler`, ...).
+        provenance: `command`, `versions`, `language_model`, and what else the maker notes.
+
+    Raises:
+        CheckpointError: a value that no version of ChatBind writes.
+    """
+
+    model_type = MODEL_TYPE
+    sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig}
+    has_no_defaults_at_init = True
+
+    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    embedding_dim: int = 1024
+    projector_type: str = "linear"
+    tokens_per_embedding: int = 1
+    projector_layout: str = "split"
+    use_start_end: bool = True
+    normalize_embeddings: bool = True
+    prompt_style: str = "v0"
+    stage: str = "pretrain"
+    im_patch_id: int | None = None
+    im_start_id: int | None = None
+    im_end_id: int | None = None
+    encoder: dict[str, Any] | None = None
+    media_options: dict[str, Any] | None = None
+    provenance: dict[str, Any] | None = None
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.text_config = _text_config(self.text_config)
+        self.encoder = dict(self.encoder or {})
+        self.media_options = dict(self.media_options or {})
+        self.provenance = dict(self.provenance or {})
+        # transformers overwrites the inner configuration's choice of kernels with the outer one's,
+        # which is none yet; a language model that is loaded already would run without a mask
+        kernels = ("_attn_implementation", "_experts_implementation")
+        chosen = {name: getattr(self.text_config, name, None) for name in kernels}
+        super().__post_init__(**kwargs)
+        for name, value in chosen.items():
+            if value is not None and getattr(self, name, None) is None:
+                setattr(self.text_config, name, value)
+        # the flag that transformers reads is the outer one, the language model's own one decides
+        self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
+        _check_choice("projector_type", self.projector_type, PROJECTOR_TYPES)
+        _check_choice("projector_layout", self.projector_layout, PROJECTOR_LAYOUTS)
+        _check_choice("stage", self.stage, STAGES)
+        for name in ("embedding_dim", "tokens_per_embedding"):
+            if getattr(self, name) < 1:
+                raise CheckpointError(f"{name} is {getattr(self, name)}, it must be at least 1")
+
+    @property
+    def span_length(self) -> int:
+        """Token positions that one medium takes in a prompt, start and end included."""
+        return self.tokens_per_embedding + (2 if self.use_start_end else 0)
+
+    def medium_ids(self) -> list[int]:
+        """The token ids that stand for one medium in a prompt.
+
+        Raises:
+            CheckpointError: the configuration has no ids for them.
+        """
+        if self.im_patch_id is None:
+            raise CheckpointError("the model's config.json has no im_patch_id")
+        ids = [self.im_patch_id] * self.tokens_per_embedding
+        if not self.use_start_end:
+            return ids
+        if self.im_start_id is None or self.im_end_id is None:
+            raise CheckpointError("the model's config.json has no im_start_id and im_end_id")
+        return [self.im_start_id, *ids, self.im_end_id]
+
+
+def _text_config(value: dict[str, Any] | PreTrainedConfig | None) -> PreTrainedConfig:
+    if isinstance(value, PreTrainedConfig):
+        return value
+    fields = dict(value or {})
+    kind = fields.pop("model_type", "llama")
+    if kind not in CONFIG_MAPPING:
+        raise CheckpointError(
+            f"the language model is of the kind {kind!r}, which this version of transformers "
+            "does not know"
+        )
+    return CONFIG_MAPPING[kind](**fields)
+
+
+def _check_choice(name: str, value: str, names: tuple[str, ...]) -> None:
+    if value not in names:
+        raise CheckpointError(f"{name} is {value!r}", hint=f"it must be one of {', '.join(names)}")

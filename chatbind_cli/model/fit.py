@@ -1,0 +1,108 @@
+"""Whether encoder, projector, tokenizer and model belong together: each misfit is one clear error.
+
+How they are loaded and put together is not known here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from chatbind_cli.errors import CheckpointError
+from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration, word_embeddings
+from chatbind_cli.model.config import ChatBindConfig
+from chatbind_cli.model.projector_file import ProjectorFile
+from chatbind_cli.model.tokenizer import media_token_ids
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderInfo:
+    """Which encoder a model belongs to.
+
+    Args:
+        name: for people.
+        sha256: of its weights file; None if it is not known.
+        embedding_dim: width of its embeddings.
+        path: where it lay when the model was made.
+    """
+
+    name: str
+    sha256: str | None
+    embedding_dim: int
+    path: str | None = None
+
+
+def check_encoder(config: ChatBindConfig, encoder: EncoderInfo, where: str | None = None) -> None:
+    """Refuses an encoder that is not the model's.
+
+    Raises:
+        CheckpointError: the width differs, or both hashes are known and differ.
+    """
+    own = config.encoder or {}
+    if encoder.embedding_dim != config.embedding_dim:
+        raise CheckpointError(
+            f"the model reads embeddings of width {config.embedding_dim}, the encoder "
+            f"{encoder.name} gives {encoder.embedding_dim}",
+            where=where,
+            hint="name the encoder that the model was trained with (--encoder)",
+        )
+    if own.get("sha256") and encoder.sha256 and own["sha256"] != encoder.sha256:
+        raise CheckpointError(
+            f"the model was trained with the encoder {own.get('name')} "
+            f"({own['sha256'][:12]}), not with {encoder.name} ({encoder.sha256[:12]})",
+            where=where,
+            hint="name the encoder that the model was trained with (--encoder)",
+        )
+
+
+def check_projector(
+    projector: ProjectorFile, encoder: EncoderInfo, hidden_size: int, where: str
+) -> None:
+    """Refuses a projector that fits another encoder or language model.
+
+    Raises:
+        CheckpointError: a width or the encoder differs.
+    """
+    info = projector.info
+    if info.hidden_size != hidden_size:
+        raise CheckpointError(
+            f"the projector makes tokens of width {info.hidden_size}, the language model reads "
+            f"{hidden_size}",
+            where=where,
+            hint="use the language model that it was trained with",
+        )
+    if info.embedding_dim != encoder.embedding_dim:
+        raise CheckpointError(
+            f"the projector reads embeddings of width {info.embedding_dim}, the encoder "
+            f"{encoder.name} gives {encoder.embedding_dim}",
+            where=where,
+        )
+    trained = info.encoder.get("sha256")
+    if trained and encoder.sha256 and trained != encoder.sha256:
+        raise CheckpointError(
+            f"the projector was trained with the encoder {info.encoder.get('name')} "
+            f"({trained[:12]}), not with {encoder.name} ({encoder.sha256[:12]})",
+            where=where,
+        )
+
+
+def check_vocabulary(
+    model: ChatBindForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, where: str
+) -> None:
+    """Refuses a tokenizer that is not the model's.
+
+    Raises:
+        CheckpointError: media tokens have other ids, or there are more tokens than embeddings.
+    """
+    rows = word_embeddings(model).num_embeddings
+    if len(tokenizer) > rows:
+        raise CheckpointError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model {rows} embeddings", where=where
+        )
+    for name, index in media_token_ids(tokenizer).items():
+        own = getattr(model.config, name)
+        if own is not None and own != index:
+            raise CheckpointError(
+                f"config.json says {name} = {own}, the tokenizer says {index}", where=where
+            )

@@ -1,0 +1,236 @@
+"""Prompt styles: how a conversation is written down for the language model.
+
+A style turns turns into pieces, each with the mark whether the model is to learn it, and knows
+nothing of token ids. Training and asking use the same pieces, so a model is asked in the form that
+it was trained in. The exact strings of the published styles lie in `prompt_styles.json`: they are a
+wire format, not prose.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from chatbind_cli.errors import CheckpointError, UsageError
+from chatbind_cli.model.turns import HUMAN, MediaRef, Turn
+
+CHAT = "chat"
+
+STYLE_BY_VERSION = {"v0": "v0", "v1": "vicuna_v1_1", "mpt": "mpt_multimodal"}
+"""LLaVA's `--version` values, and the style in which its scripts then train."""
+
+PLAIN = "plain"  # a user's words or a style's own: no control token is ever read from them
+CONTROL = "control"  # a template's own text, whose control tokens count
+EOS = "eos"  # the tokenizer's end-of-text token
+MEDIA = "media"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A stretch of a prompt.
+
+    Args:
+        kind: `plain`, `control`, `eos` or `media`.
+        text: the characters, for the two kinds that have any.
+        target: whether the model learns to write this piece.
+        medium: the medium, for the kind `media`.
+    """
+
+    kind: str
+    text: str = ""
+    target: bool = False
+    medium: MediaRef | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptStyle:
+    """The fixed strings of a style, in the order of their use.
+
+    The preamble; then, turn by turn, `user_open` question `user_close` and `answer_open`
+    `answer_lead` answer `answer_close`; then the tail. The model learns lead, answer and close. A
+    prompt for inference ends with `answer_open`.
+
+    Args:
+        name: what `--prompt-style` calls it.
+        preamble: system message and, where the style has them, seed turns.
+        user_open: what stands before a question.
+        user_close: what stands after it.
+        answer_open: what stands before an answer.
+        answer_lead: white space between that and the answer's first word.
+        answer_close: what ends an answer.
+        ends_with_eos: whether the end-of-text token ends an answer.
+        tail: what follows the last answer of a training sample.
+        stop: text that ends generation, if it is not the end-of-text token.
+        control_tokens: whether the strings hold control tokens such as `<|im_end|>`.
+        may_start_with_answer: whether an answer may come first; else such a turn is left out.
+        pad_token: the padding token that the published tokenizers of this style add.
+    """
+
+    name: str
+    preamble: str = ""
+    user_open: str = ""
+    user_close: str = ""
+    answer_open: str = ""
+    answer_lead: str = ""
+    answer_close: str = ""
+    ends_with_eos: bool = False
+    tail: str = ""
+    stop: str | None = None
+    control_tokens: bool = False
+    may_start_with_answer: bool = False
+    pad_token: str | None = None
+
+    def pieces(self, turns: Sequence[Turn], *, tokenizer: Any = None) -> list[Piece]:
+        """The pieces of a conversation.
+
+        Args:
+            turns: questions and answers in turn. If the last is a question, the pieces are a
+                prompt that asks for the answer; else they are a training sample.
+            tokenizer: only the style `chat` needs it.
+
+        Returns:
+            Pieces in order; neighbours of the same kind and mark are not merged.
+        """
+        kind = CONTROL if self.control_tokens else PLAIN
+        pieces = [Piece(kind, self.preamble)]
+        for turn in self._usable(turns):
+            if turn.role == HUMAN:
+                pieces += [Piece(kind, self.user_open), *content_pieces(turn)]
+                pieces.append(Piece(kind, self.user_close))
+                continue
+            pieces.append(Piece(kind, self.answer_open))
+            # an empty answer is the end token alone, which then follows the opening directly
+            if turn.content or not self.ends_with_eos:
+                pieces.append(Piece(PLAIN, self.answer_lead, target=True))
+            pieces += content_pieces(turn, target=True)
+            pieces.append(Piece(kind, self.answer_close, target=True))
+            if self.ends_with_eos:
+                pieces.append(Piece(EOS, target=True))
+        asks = bool(turns) and turns[-1].role == HUMAN
+        pieces.append(Piece(kind, self.answer_open if asks else self.tail))
+        return [p for p in pieces if p.text or p.kind in (EOS, MEDIA)]
+
+    def _usable(self, turns: Sequence[Turn]) -> Sequence[Turn]:
+        skip_first = turns and turns[0].role != HUMAN and not self.may_start_with_answer
+        return turns[1:] if skip_first else turns
+
+
+class ChatStyle(PromptStyle):
+    """The language model's own chat template, as its tokenizer carries it."""
+
+    def pieces(self, turns: Sequence[Turn], *, tokenizer: Any = None) -> list[Piece]:
+        """See `PromptStyle.pieces`.
+
+        The template is rendered with a mark in place of each content, so that what users write
+        never passes through it.
+
+        Raises:
+            CheckpointError: the tokenizer has no chat template, or it changes its contents.
+        """
+        turns = self._usable(turns)
+        template = getattr(tokenizer, "chat_template", None)
+        if not template:
+            raise CheckpointError(
+                "the tokenizer has no chat template", hint="choose another --prompt-style"
+            )
+        marks = [f"\ue000{index}\ue001" for index in range(len(turns))]
+        asks = bool(turns) and turns[-1].role == HUMAN
+        rendered = tokenizer.apply_chat_template(
+            [
+                {"role": "user" if turn.role == HUMAN else "assistant", "content": mark}
+                for turn, mark in zip(turns, marks, strict=True)
+            ],
+            tokenize=False,
+            add_generation_prompt=asks,
+        )
+        return _split_rendered(rendered, turns, marks, tokenizer)
+
+
+def content_pieces(turn: Turn, *, target: bool = False) -> list[Piece]:
+    """A turn's content, as pieces of plain text and media."""
+    return [
+        Piece(MEDIA, medium=part) if isinstance(part, MediaRef) else Piece(PLAIN, part, target)
+        for part in turn.content
+    ]
+
+
+def _split_rendered(
+    rendered: str, turns: Sequence[Turn], marks: Sequence[str], tokenizer: Any
+) -> list[Piece]:
+    pieces: list[Piece] = []
+    answered = False
+    for turn, mark in zip(turns, marks, strict=True):
+        before, found, rendered = rendered.partition(mark)
+        if not found:
+            raise CheckpointError(
+                "the tokenizer's chat template drops or reorders turns",
+                hint="choose another --prompt-style",
+            )
+        pieces += _template_text(before, tokenizer, closes_answer=answered)
+        answered = turn.role != HUMAN
+        pieces += content_pieces(turn, target=answered)
+    pieces += _template_text(rendered, tokenizer, closes_answer=answered)
+    return _spaces_to_words(pieces)
+
+
+def _template_text(text: str, tokenizer: Any, *, closes_answer: bool) -> list[Piece]:
+    """A template's own text; after an answer, up to its first control token it is to be learned."""
+    if not closes_answer:
+        return [Piece(CONTROL, text)] if text else []
+    ends = [
+        text.index(token) + len(token) for token in tokenizer.all_special_tokens if token in text
+    ]
+    if not ends:
+        # a template in plain words: the end-of-text token is the only end a model can learn
+        return [Piece(EOS, target=True), *([Piece(CONTROL, text)] if text.strip() else [])]
+    end = min(ends)
+    pieces = [Piece(CONTROL, text[:end], target=True)]
+    return pieces + ([Piece(CONTROL, text[end:])] if text[end:] else [])
+
+
+def _spaces_to_words(pieces: list[Piece]) -> list[Piece]:
+    """Moves the spaces at the end of a template's text to the words after it.
+
+    Tokenizers join a space to the word that follows; at the end of a prompt the model writes it.
+    """
+    moved: list[Piece] = []
+    carry = ""
+    for piece in pieces:
+        text = carry + piece.text
+        carry = ""
+        if piece.kind == CONTROL and not piece.target:
+            carry = " " * (len(text) - len(text.rstrip(" ")))
+            text = text.rstrip(" ")
+        if text or piece.kind in (EOS, MEDIA):
+            moved.append(Piece(piece.kind, text, piece.target, piece.medium))
+    return moved
+
+
+@cache
+def _styles() -> dict[str, PromptStyle]:
+    text = resources.files("chatbind_cli.model").joinpath("prompt_styles.json").read_text("utf-8")
+    styles = {name: PromptStyle(name=name, **fields) for name, fields in json.loads(text).items()}
+    return {**styles, CHAT: ChatStyle(name=CHAT)}
+
+
+def style_names() -> tuple[str, ...]:
+    """Every name that `get_style` knows."""
+    return tuple(_styles())
+
+
+def get_style(name: str) -> PromptStyle:
+    """The prompt style of a name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    styles = _styles()
+    if name not in styles:
+        raise UsageError(
+            f"there is no prompt style {name!r}", hint=f"choose one of {', '.join(styles)}"
+        )
+    return styles[name]

@@ -1,0 +1,128 @@
+"""Published ChatBind checkpoints: a LLaMA folder with a projector among its tensors.
+
+Maps the fields and key names of `llava_image_bind_select` and `llava_image_bind_select_all`
+folders to ours. How such folders are made from deltas is not known here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import safe_open
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from chatbind_cli.errors import CheckpointError
+from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
+from chatbind_cli.model.config import ChatBindConfig
+from chatbind_cli.model.projector_file import load_into, projector_from_tensors, projector_key
+from chatbind_cli.model.tokenizer import load_tokenizer, media_token_ids, prepare_tokenizer
+
+PUBLISHED_TYPES = ("llava_image_bind_select", "llava_image_bind_select_all")
+
+_V0_PADDING = "[PAD]"
+
+
+def is_published(folder: Path) -> bool:
+    """Whether the folder's config.json names a published kind of model."""
+    return _read_config(folder).get("model_type") in PUBLISHED_TYPES
+
+
+def load_published(
+    folder: Path, options: dict[str, Any]
+) -> tuple[ChatBindForConditionalGeneration, PreTrainedTokenizerBase]:
+    """Opens a folder in the published layout.
+
+    Args:
+        folder: with config.json, weights (one file or shards, `.bin` or safetensors), tokenizer.
+        options: for `from_pretrained` (dtype, ...).
+
+    Raises:
+        CheckpointError: the weights cannot be read or have no projector, or there is no tokenizer.
+    """
+    fields = _read_config(folder)
+    tokenizer = _tokenizer(folder, bool(fields.get("mm_use_im_start_end")))
+    config = config_from_published(fields, tokenizer)
+    found = dict(_projector_tensors(folder))
+    projector = projector_from_tensors(found, where=str(folder))
+    try:
+        base, report = cast(Any, LlamaForCausalLM).from_pretrained(
+            str(folder), config=config.text_config, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise CheckpointError(f"cannot be opened ({reason})", where=str(folder)) from error
+    if report["missing_keys"]:
+        first = sorted(report["missing_keys"])[0]
+        raise CheckpointError(f"its weights have no {first}", where=str(folder))
+    model = ChatBindForConditionalGeneration(config, base)
+    model.projector.to(device=base.device, dtype=base.dtype)
+    load_into(model, projector, str(folder))
+    return model, tokenizer
+
+
+def config_from_published(
+    fields: dict[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> ChatBindConfig:
+    """Our configuration for a published one.
+
+    Published scripts feed embeddings as they come from the encoder, audio with its scale of 20
+    still on, and place clips as pytorchvideo 0.1.5 does. The vocabulary tells the version: only v0
+    has `[PAD]`, and its scripts ask in the style `multimodal`; those of v1 in `llava_v1`.
+    """
+    repeat = int(fields.get("repeat_feature_dim") or 1)
+    text = {
+        key: value
+        for key, value in fields.items()
+        if not key.startswith(("mm_", "tune_", "freeze_"))
+        and key not in ("model_type", "architectures", "use_mm_proj", "repeat_feature_dim")
+    }
+    is_v0 = _V0_PADDING in tokenizer.get_vocab()
+    return ChatBindConfig(
+        text_config=LlamaConfig(**text),
+        embedding_dim=int(fields.get("mm_hidden_size", 1024)),
+        tokens_per_embedding=max(repeat, 1),
+        projector_layout="repeat",
+        use_start_end=bool(fields.get("mm_use_im_start_end")),
+        normalize_embeddings=False,
+        prompt_style="multimodal" if is_v0 else "llava_v1",
+        stage="published",
+        encoder={"name": "imagebind_huge", "sha256": None},
+        media_options={"clip_sampler": "chatbind"},
+        provenance={"published": {k: v for k, v in fields.items() if k.startswith("mm_")}},
+        **media_token_ids(tokenizer),
+    )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        return {}
+    try:
+        fields = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"config.json is not JSON ({error})", where=str(folder)) from error
+    return fields if isinstance(fields, dict) else {}
+
+
+def _tokenizer(folder: Path, use_start_end: bool) -> PreTrainedTokenizerBase:
+    tokenizer = load_tokenizer(folder)
+    prepare_tokenizer(tokenizer, use_start_end=use_start_end)
+    return tokenizer
+
+
+def _projector_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """The projector's tensors, from whichever weights files hold them."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                if "mm_projector" in name and projector_key(name) is not None:
+                    yield name, file.get_tensor(name)
+    for path in sorted(folder.glob("pytorch_model*.bin")):
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        for name, tensor in tensors.items():
+            if "mm_projector" in name and projector_key(name) is not None:
+                yield name, tensor

@@ -1,0 +1,121 @@
+"""What a conversation is made of: turns, whose content is text with media between the words.
+
+Media stay references here (a modality and the name that the user wrote). A placeholder in a user's
+text becomes a `MediaRef` once, when the record or question is read; from then on no text is ever
+searched again, so a user may write `<image>` or `###` without harm.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from chatbind_cli.errors import RecordError
+from chatbind_cli.media.modality import MODALITIES
+
+HUMAN = "human"
+GPT = "gpt"
+
+_PLACEHOLDER = re.compile("<(" + "|".join(MODALITIES) + ")>")
+
+
+@dataclass(frozen=True, slots=True)
+class MediaRef:
+    """One medium as a record names it: its modality and the file name, path or URL."""
+
+    modality: str
+    ref: str
+
+
+Content = tuple[str | MediaRef, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one side says.
+
+    Args:
+        role: `human` or `gpt`.
+        content: text and media in the order in which the language model reads them.
+    """
+
+    role: str
+    content: Content
+
+    @property
+    def media(self) -> tuple[MediaRef, ...]:
+        """The media of this turn, in order."""
+        return tuple(part for part in self.content if isinstance(part, MediaRef))
+
+    @property
+    def text(self) -> str:
+        """The turn as one string, with a placeholder such as `<image>` for each medium."""
+        parts = (f"<{p.modality}>" if isinstance(p, MediaRef) else p for p in self.content)
+        return "".join(parts)
+
+
+def count_placeholders(text: str) -> dict[str, int]:
+    """How often each modality's placeholder stands in a text; modalities without one are absent."""
+    counts: dict[str, int] = {}
+    for match in _PLACEHOLDER.finditer(text):
+        counts[match[1]] = counts.get(match[1], 0) + 1
+    return counts
+
+
+def place_media(text: str, media: Iterable[MediaRef]) -> tuple[Content, list[MediaRef]]:
+    """Puts media where their placeholders stand.
+
+    A placeholder whose modality has no medium left stays the plain text that it is.
+
+    Returns:
+        The content, and the media for which there was no placeholder, in their order.
+    """
+    waiting = list(media)
+    content: list[str | MediaRef] = []
+    position = 0
+    for match in _PLACEHOLDER.finditer(text):
+        index = next((i for i, m in enumerate(waiting) if m.modality == match[1]), None)
+        if index is None:
+            continue
+        if match.start() > position:
+            content.append(text[position : match.start()])
+        content.append(waiting.pop(index))
+        position = match.end()
+    if position < len(text):
+        content.append(text[position:])
+    return tuple(content), waiting
+
+
+def question(text: str, media: Sequence[MediaRef] = (), *, where: str | None = None) -> Turn:
+    """The turn of somebody who asks something about media.
+
+    Placeholders in the text say where media go; media without one follow the question, each on a
+    line of its own, as the published scripts place them. With no medium of a modality attached,
+    the text `<audio>` is just text.
+
+    Raises:
+        RecordError: there are more placeholders of a modality than media of it (and at least one).
+    """
+    counts = count_placeholders(text)
+    for modality in {m.modality for m in media}:
+        attached = sum(m.modality == modality for m in media)
+        if counts.get(modality, 0) > attached:
+            raise RecordError(
+                f"the question has {counts[modality]} <{modality}> placeholders "
+                f"but {attached} {modality} input(s)",
+                where=where,
+                hint="give as many files as placeholders",
+            )
+    content, rest = place_media(text, media)
+    tail: list[str | MediaRef] = []
+    for medium in rest:
+        if content or tail:
+            tail.append("\n")
+        tail.append(medium)
+    return Turn(HUMAN, content + tuple(tail))
+
+
+def answer(text: str) -> Turn:
+    """The turn of the model: plain text, whatever it contains."""
+    return Turn(GPT, (text,) if text else ())

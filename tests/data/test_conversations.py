@@ -1,0 +1,150 @@
+"""Training records: what is read, and what is refused by name."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chatbind_cli.data.conversations import (
+    Conversation,
+    Conversations,
+    media_of_record,
+    parse_conversation,
+    read_conversations,
+)
+from chatbind_cli.errors import RecordError
+from chatbind_cli.model.turns import MediaRef
+
+
+def record(*said: str, **keys: Any) -> dict[str, Any]:
+    roles = ("human", "gpt")
+    turns = [{"from": roles[i % 2], "value": text} for i, text in enumerate(said)]
+    return {"id": "r1", "conversations": turns, **keys}
+
+
+def read(*records: dict[str, Any]) -> Conversations:
+    lines = "".join(json.dumps(r) + "\n" for r in records)
+    return read_conversations("-", stdin=io.BytesIO(lines.encode()))
+
+
+def test_a_llava_array_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps([record("<image>\nWhat?", "A dog.", image="a.jpg")] * 2, indent=1))
+    first, second = read_conversations(path)
+    assert first.media == (MediaRef("image", "a.jpg"),)
+    assert [t.text for t in first.turns] == ["<image>\nWhat?", "A dog."]
+    assert first.where != second.where
+
+
+def test_media_stand_in_the_order_of_their_placeholders() -> None:
+    (one,) = read(
+        record(
+            "Is <audio> from <image>?", "No.", "And <image>?", "Yes.",
+            image=["a.jpg", "b.jpg"], audio="x.wav",
+        )
+    )  # fmt: skip
+    assert [m.ref for m in one.media] == ["x.wav", "a.jpg", "b.jpg"]
+    assert one.turns[2].media == (MediaRef("image", "b.jpg"),)
+
+
+def test_alpaca_rows_and_text_only_records_are_read() -> None:
+    alpaca = {"instruction": "Add.", "input": "1 2", "output": "3"}
+    bare = {"instruction": "Sing.", "input": "", "output": "La."}
+    rows = read(alpaca, bare, record("Hi", "Hello"))
+    assert [c.turns[0].text for c in rows] == ["Add.\n1 2", "Sing.", "Hi"]
+    assert [c.turns[1].text for c in rows] == ["3", "La.", "Hello"]
+    assert all(c.media == () for c in rows)
+
+
+def test_a_placeholder_in_an_answer_is_text() -> None:
+    (one,) = read(record("How do I embed sound?", "Use <audio>."))
+    assert one.turns[1].content == ("Use <audio>.",)
+
+
+def test_a_record_may_begin_with_an_answer() -> None:
+    turns = [{"from": "gpt", "value": "Welcome!"}, *record("Hi", "Hello")["conversations"]]
+    (one,) = read({"id": 3, "conversations": turns})
+    assert [t.role for t in one.turns] == ["gpt", "human", "gpt"]
+    assert one.id == 3
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (record("<image> a", "b"), r"1 <image> placeholder\(s\).*but 0 under the key image"),
+        (record("a", "b", image="x"), r"0 <image> placeholder\(s\).*but 1 under the key image"),
+        (record("<image> <image>", "b", image="x"), "2 <image>.*but 1"),
+        (record("<image>", "b", audio="x"), "1 <image>.*but 0"),
+        (record("<image>", "b", image=7), "image must be a file name or a list"),
+        (record("<image>", "b", image=[""]), "image must be a file name or a list"),
+        (record("a"), "the last turn is not an answer"),
+        ({"id": "r1", "conversations": []}, "at least one turn"),
+        ({"id": "r1", "conversations": "x"}, "must be a list"),
+        ({"id": "r1", "conversations": [{"from": "gpt"}]}, "turn 1 has no text under value"),
+        ({"id": "r1", "conversations": ["x"]}, "turn 1 has no text under value"),
+        (
+            {"id": "r1", "conversations": [{"from": "system", "value": "x"}]},
+            "turn 1 is from 'system'; the roles are human and gpt",
+        ),
+        (
+            {"id": "r1", "conversations": [{"from": "human", "value": "x"}] * 2},
+            "turns 1 and 2 are both from human",
+        ),
+        ({"id": "r1"}, "neither conversations nor instruction"),
+        ({"id": "r1", "instruction": "x"}, "has no output"),
+        ({"id": "r1", "instruction": "x", "output": 3}, "output must be text"),
+        ({"id": ["r1"], "instruction": "x", "output": "y"}, "id must be text or a number"),
+    ],
+)
+def test_a_record_that_cannot_be_used_is_named(broken: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecordError, match=message) as caught:
+        read(record("Hi", "Hello"), broken)
+    assert str(caught.value).startswith("<stdin>:2")
+    if isinstance(broken.get("id"), str):
+        assert "id r1" in str(caught.value)
+
+
+def test_the_media_of_a_question_record_are_its_modality_keys() -> None:
+    question = {"question_id": 1, "text": "?", "audio": ["a.wav", "b.wav"], "image": None}
+    assert [m.ref for m in media_of_record(question)] == ["a.wav", "b.wav"]
+
+
+def test_many_are_held_like_a_list() -> None:
+    rows = read(*(record(f"question {i}", f"answer {i}") for i in range(5)))
+    assert len(rows) == 5
+    assert rows[-1].turns[0].text == "question 4"
+    assert [c.turns[1].text for c in rows[1:3]] == ["answer 1", "answer 2"]
+    assert list(pickle.loads(pickle.dumps(rows))) == list(rows)
+    with pytest.raises(IndexError):
+        rows[5]
+
+
+def test_half_an_emoji_survives() -> None:
+    one = parse_conversation(record("\ud83d", "ok"), "f:1")
+    assert Conversations([one])[0] == one
+
+
+def test_what_goes_in_comes_out_whole() -> None:
+    one = parse_conversation(
+        record("a <video> b\n<imu>", "“naïve”\u2028", video="v", imu="i"), "f:1"
+    )
+    assert Conversations([one])[0] == one
+    assert isinstance(one, Conversation)
+
+
+def test_a_record_costs_little_more_than_its_text() -> None:
+    rows = Conversations(
+        parse_conversation(
+            record("<image>\nRender a clear and concise summary of the photo.", "a dog", image="x"),
+            f"file.json:{i}",
+        )
+        for i in range(1000)
+    )
+    held = sys.getsizeof(rows._bytes) + sys.getsizeof(rows._ends)
+    assert held / 1000 < 250  # bytes; as Python objects it takes about 1,000
