@@ -1,0 +1,66 @@
+"""A medium that goes with a question: what the user wrote, its modality if said, its weight.
+
+Knows nothing of what is in the file.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from chatbind_cli.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """One medium of a question.
+
+    Args:
+        ref: a path, a URL, a data URI, `-` for standard input, or the bytes themselves.
+        modality: what it is; None looks at the content.
+        weight: what its embedding is multiplied by, after it was brought to norm 1 (where the
+            model does that).
+    """
+
+    ref: str | Path | bytes
+    modality: str | None = None
+    weight: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """What to call it in a message."""
+        return "<bytes>" if isinstance(self.ref, bytes) else str(self.ref)
+
+
+def parse_attachment(text: str, modality: str | None = None) -> Attachment:
+    """Reads the `FILE` or `FILE@WEIGHT` of an option.
+
+    A file whose name really ends in `@0.5` is meant as that file.
+
+    Raises:
+        UsageError: there is no name, or the weight is not a finite number.
+    """
+    name, at, number = text.rpartition("@")
+    if not at or "/" in number or _is_file(text):
+        return _named(text, modality, 1.0)
+    try:
+        weight = float(number)
+    except ValueError:
+        return _named(text, modality, 1.0)
+    if not math.isfinite(weight):
+        raise UsageError(f"{text}: the weight {number} is not a finite number")
+    return _named(name, modality, weight)
+
+
+def _named(ref: str, modality: str | None, weight: float) -> Attachment:
+    if not ref:
+        raise UsageError("an attachment has no file name", hint="write FILE or FILE@0.5")
+    return Attachment(ref, modality, weight)
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):
+        return False

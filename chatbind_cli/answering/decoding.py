@@ -1,0 +1,134 @@
+"""Token ids of an answer -> its text: where it ends, and how much of it is safe to show already.
+
+Everybody decodes the whole answer in one way, so that a streamed answer is the same text as one
+that is printed at its end. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import StoppingCriteria
+
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+# a token may add no visible character (a byte of a longer one, a special token)
+_SILENT_TOKENS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """An answer's text so far.
+
+    Attributes:
+        text: without the end token or stop text, and without white space around it.
+        n_tokens: how many tokens it was made of, the end token not counted.
+        ended: whether an end token or a stop text closed it.
+    """
+
+    text: str
+    n_tokens: int
+    ended: bool
+
+
+class AnswerDecoder:
+    """Decodes answers of one model.
+
+    Args:
+        tokenizer: the model's.
+        end_ids: token ids that end an answer.
+        stops: texts that end an answer.
+    """
+
+    def __init__(self, tokenizer: Any, end_ids: Sequence[int], stops: Sequence[str]) -> None:
+        self.end_ids = frozenset(end_ids)
+        self.stops = tuple(stops)
+        self._tokenizer = tokenizer
+
+    def finished(self, ids: Sequence[int]) -> Decoded:
+        """The answer that complete generation gave."""
+        words, ended = self._words(ids)
+        text, stopped = self._until_stop(self._text(words))
+        if stopped:
+            # what a batch generated while other rows went on is not part of the answer
+            words = words[: self._shortest_with_stop(words)]
+        return Decoded(text.strip(), len(words), ended or stopped)
+
+    def safe(self, ids: Sequence[int]) -> str:
+        """The beginning of the answer that no later token can change.
+
+        Held back: white space at the end, half a character of several bytes, and what may be the
+        beginning of a stop text.
+        """
+        text, stopped = self._until_stop(self._text(self._words(ids)[0]))
+        if not stopped:
+            text = text.rstrip(_REPLACEMENT)
+            held = max((_overlap(text, stop) for stop in self.stops), default=0)
+            text = text[: len(text) - held]
+        return text.strip()
+
+    def has_stop(self, ids: Sequence[int]) -> bool:
+        """Whether a stop text stands in the answer's last tokens."""
+        return self._until_stop(self._text(ids))[1]
+
+    @property
+    def longest_stop_tokens(self) -> int:
+        """Most tokens that a stop text and the silent tokens in it can take."""
+        return max((len(stop.encode()) for stop in self.stops), default=0) + _SILENT_TOKENS
+
+    def _words(self, ids: Sequence[int]) -> tuple[list[int], bool]:
+        """The ids before the first end token, and whether there was one."""
+        words: list[int] = []
+        for token in ids:
+            if token in self.end_ids:
+                return words, True
+            words.append(token)
+        return words, False
+
+    def _shortest_with_stop(self, words: Sequence[int]) -> int:
+        """How many tokens it takes until a stop text is there."""
+        lengths = range(1, len(words) + 1)
+        return 1 + bisect_left(lengths, True, key=lambda length: self.has_stop(words[:length]))
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(
+            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+    def _until_stop(self, text: str) -> tuple[str, bool]:
+        starts = [start for stop in self.stops if (start := text.find(stop)) >= 0]
+        return (text[: min(starts)], True) if starts else (text, False)
+
+
+class StopAtText(StoppingCriteria):
+    """Ends a row of a batch when a stop text has come.
+
+    Args:
+        decoder: knows the stop texts.
+        prompt_length: tokens before the answers, padding included.
+    """
+
+    def __init__(self, decoder: AnswerDecoder, prompt_length: int) -> None:
+        self._decoder = decoder
+        self._prompt_length = prompt_length
+
+    def __call__(
+        self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any
+    ) -> torch.BoolTensor:
+        """Whether each row is finished, bool [rows]."""
+        window = self._decoder.longest_stop_tokens
+        start = max(self._prompt_length, input_ids.shape[1] - window)
+        tails = input_ids[:, start:].tolist()
+        ended = [self._decoder.has_stop(tail) for tail in tails]
+        return torch.tensor(ended, device=input_ids.device)  # type: ignore[return-value]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest beginning of `stop` that `text` ends with."""
+    for length in range(min(len(stop) - 1, len(text)), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0

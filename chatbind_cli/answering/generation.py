@@ -1,0 +1,291 @@
+"""Prompts in, answers out: the one place where the language model generates.
+
+A prompt is token ids with the embeddings of its media; how it was put together, and where the
+answers go, is not known here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from chatbind_cli.answering.decoding import AnswerDecoder, StopAtText
+from chatbind_cli.answering.settings import GenerationSettings
+from chatbind_cli.data.collate import pad_prompts
+from chatbind_cli.data.tokens import TokenizedPrompt
+from chatbind_cli.errors import RecordError
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """What the language model reads.
+
+    Args:
+        tokens: token ids, with a run of `<im_patch>` for each medium.
+        embeddings: float32 [media, embedding_dim], in the order of those runs.
+        weights: float32 [media].
+    """
+
+    tokens: TokenizedPrompt
+    embeddings: torch.Tensor
+    weights: torch.Tensor
+
+    def __len__(self) -> int:
+        """Length in tokens."""
+        return len(self.tokens.input_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """An answer.
+
+    Attributes:
+        text: without stop text and white space around it.
+        n_tokens: tokens that were generated, the end token not counted.
+        finish_reason: `stop`: the model ended it; `length`: `max_new_tokens` or the model's
+            longest context did.
+    """
+
+    text: str
+    n_tokens: int
+    finish_reason: FinishReason
+
+
+class Generator:
+    """A ChatBind model that answers prompts.
+
+    Args:
+        model: the model, in eval mode on its device.
+        tokenizer: its tokenizer.
+        stop_ids: tokens that end an answer in the model's prompt style.
+        stops: texts that do.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, *, stop_ids: Sequence[int], stops: Sequence[str] = ()
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self._stops = tuple(stops)
+        self._end_ids = sorted({*stop_ids, *_end_ids(model)})
+        pad = tokenizer.pad_token_id
+        self._pad_id: int = pad if pad is not None else self._end_ids[0]
+
+    @property
+    def longest_context(self) -> int | None:
+        """Tokens of prompt and answer together that the language model was made for, if known."""
+        longest = getattr(self.model.config.text_config, "max_position_embeddings", None)
+        return longest if isinstance(longest, int) and longest > 0 else None
+
+    def check_length(self, prompt: Prompt) -> None:
+        """Makes sure that there is room for an answer.
+
+        Raises:
+            RecordError: the prompt fills the model's context.
+        """
+        longest = self.longest_context
+        if longest is not None and len(prompt) >= longest:
+            raise RecordError(
+                f"the prompt has {len(prompt)} tokens, and the model reads "
+                f"{longest} at most, the answer included",
+                hint="shorten the question",
+            )
+
+    def answers(
+        self, prompts: Sequence[Prompt], settings: GenerationSettings, *, salt: str = ""
+    ) -> list[Generated]:
+        """Answers several prompts at once, padded on the left.
+
+        Args:
+            prompts: what to answer.
+            settings: how.
+            salt: with `settings.seed`, decides what sampling draws; give each batch its own.
+        """
+        results: list[Generated | None] = [None] * len(prompts)
+        groups = self._groups(prompts, settings)
+        for indices in groups:
+            rows = [prompts[index] for index in indices]
+            for index, ids in zip(indices, self._run(rows, settings, salt), strict=True):
+                results[index] = self._generated(ids, settings)
+        return [result for result in results if result is not None]
+
+    def stream(
+        self,
+        prompt: Prompt,
+        settings: GenerationSettings,
+        on_text: Callable[[str], None],
+        cancelled: threading.Event | None = None,
+    ) -> Generated:
+        """Answers one prompt and hands the answer's text over as it grows.
+
+        Args:
+            prompt: what to answer.
+            settings: how; beam search knows its answer only at the end.
+            on_text: called with each new piece of text; the pieces make up the answer.
+            cancelled: set it from another thread to end the answer where it is.
+        """
+        decoder = self._decoder(settings)
+        feed = _Feed(decoder, on_text)
+        [ids] = self._run([prompt], settings, "", feed=feed, cancelled=cancelled)
+        generated = self._generated(ids, settings)
+        feed.complete(generated.text)
+        return generated
+
+    def _groups(self, prompts: Sequence[Prompt], settings: GenerationSettings) -> list[list[int]]:
+        """Indices of prompts that are generated together.
+
+        A prompt so long that its answer may reach the end of the context goes alone: in a batch it
+        would cut the others short.
+        """
+        longest = self.longest_context
+        together: list[int] = []
+        alone: list[list[int]] = []
+        for index, prompt in enumerate(prompts):
+            needed = len(prompt) + settings.max_new_tokens
+            if longest is not None and needed > longest:
+                alone.append([index])
+            else:
+                together.append(index)
+        return [group for group in [together, *alone] if group]
+
+    def _run(
+        self,
+        prompts: Sequence[Prompt],
+        settings: GenerationSettings,
+        salt: str,
+        *,
+        feed: BaseStreamer | None = None,
+        cancelled: threading.Event | None = None,
+    ) -> list[list[int]]:
+        """The new token ids of each prompt, end tokens and padding included."""
+        device = self.model.device
+        padded = pad_prompts([prompt.tokens for prompt in prompts], self._pad_id)
+        length = padded["input_ids"].shape[1]
+        embeddings = torch.cat([prompt.embeddings for prompt in prompts])
+        weights = torch.cat([prompt.weights for prompt in prompts])
+        streamer = feed if settings.num_beams == 1 else None
+        with torch.inference_mode(), _seeded(settings, salt, device):
+            output = self.model.generate(
+                input_ids=padded["input_ids"].to(device),
+                attention_mask=padded["attention_mask"].to(device),
+                media_embeddings=embeddings.to(device) if len(embeddings) else None,
+                media_weights=weights.to(device) if len(weights) else None,
+                generation_config=self._config(settings, length),
+                stopping_criteria=self._criteria(settings, length, cancelled),
+                streamer=streamer,
+            )
+        return output[:, length:].tolist()
+
+    def _config(self, settings: GenerationSettings, prompt_length: int) -> GenerationConfig:
+        """The library's own words for the settings; a checkpoint's defaults play no part."""
+        room = settings.max_new_tokens
+        if self.longest_context is not None:
+            room = max(1, min(room, self.longest_context - prompt_length))
+        values: dict[str, Any] = {
+            "max_new_tokens": room,
+            "num_beams": settings.num_beams,
+            "do_sample": settings.sampled,
+            "pad_token_id": self._pad_id,
+            "eos_token_id": self._end_ids,
+            "bos_token_id": self.tokenizer.bos_token_id,
+        }
+        if settings.sampled:
+            # top_k 0: all tokens are drawn from; the library's own default would be 50
+            values |= {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+        return GenerationConfig(**values)
+
+    def _criteria(
+        self, settings: GenerationSettings, prompt_length: int, cancelled: threading.Event | None
+    ) -> StoppingCriteriaList:
+        criteria = StoppingCriteriaList()
+        decoder = self._decoder(settings)
+        if decoder.stops:
+            criteria.append(StopAtText(decoder, prompt_length))
+        if cancelled is not None:
+            criteria.append(_Cancelled(cancelled))
+        return criteria
+
+    def _decoder(self, settings: GenerationSettings) -> AnswerDecoder:
+        return AnswerDecoder(self.tokenizer, self._end_ids, (*self._stops, *settings.stop))
+
+    def _generated(self, ids: Sequence[int], settings: GenerationSettings) -> Generated:
+        decoded = self._decoder(settings).finished(ids)
+        return Generated(decoded.text, decoded.n_tokens, "stop" if decoded.ended else "length")
+
+
+class _Feed(BaseStreamer):
+    """Hands text on as soon as no later token can change it."""
+
+    def __init__(self, decoder: AnswerDecoder, on_text: Callable[[str], None]) -> None:
+        self._decoder = decoder
+        self._on_text = on_text
+        self._ids: list[int] | None = None
+        self._shown = ""
+
+    def put(self, value: torch.Tensor) -> None:
+        """Takes the prompt, which comes first and is left out, then one token at a time."""
+        if self._ids is None:
+            self._ids = []
+            return
+        self._ids += value.flatten().tolist()
+        self._show(self._decoder.safe(self._ids))
+
+    def end(self) -> None:
+        """Called by the library when the last token is there."""
+
+    def complete(self, text: str) -> None:
+        """Shows what is left of the whole answer."""
+        self._show(text)
+
+    def _show(self, text: str) -> None:
+        # should a tokenizer take back what it had shown, nothing more is shown than is right
+        if text.startswith(self._shown) and len(text) > len(self._shown):
+            piece = text[len(self._shown) :]
+            self._shown = text
+            self._on_text(piece)
+
+
+class _Cancelled(StoppingCriteria):
+    """Ends every row once an event is set."""
+
+    def __init__(self, event: threading.Event) -> None:
+        self._event = event
+
+    def __call__(
+        self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any
+    ) -> torch.BoolTensor:
+        """The same answer for every row, bool [rows]."""
+        return torch.full(  # type: ignore[return-value]
+            (len(input_ids),), self._event.is_set(), device=input_ids.device
+        )
+
+
+def _end_ids(model: Any) -> list[int]:
+    """The tokens that end an answer by the model's own generation settings."""
+    named = getattr(model.generation_config, "eos_token_id", None)
+    if isinstance(named, int):
+        return [named]
+    return list(named or [])
+
+
+@contextmanager
+def _seeded(settings: GenerationSettings, salt: str, device: torch.device) -> Iterator[None]:
+    """Seeds what sampling draws from, and leaves the program's own random state as it was."""
+    if not settings.sampled:
+        yield
+        return
+    digest = hashlib.sha256(f"{settings.seed}\0{salt}".encode()).digest()
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        yield

@@ -1,0 +1,201 @@
+"""Opens what answering needs: a model, its identity, and the encoder that belongs to it.
+
+How questions are asked is not known here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from chatbind_cli.answering.placement import resolve_device, resolve_dtype
+from chatbind_cli.errors import CheckpointError
+from chatbind_cli.files import sha256_file
+from chatbind_cli.imagebind.encoder import Encoder, load_encoder
+from chatbind_cli.media.options import MediaOptions
+from chatbind_cli.model.assemble import (
+    ChatBind,
+    EncoderInfo,
+    build_chatbind,
+    check_encoder,
+    load_chatbind,
+)
+from chatbind_cli.model.projector_file import read_projector
+
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model")
+_GET_ONE = "fetch it with `chatbind download imagebind-huge` and name it with --encoder"
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model in memory, and where it came from.
+
+    Args:
+        bundle: model, tokenizer and configuration; in eval mode, on `device`.
+        path: its folder.
+        projector: the projector file, where the folder holds a bare language model.
+        device: where it runs, and the encoder with it.
+        dtype: type of its weights, and of the encoder's.
+    """
+
+    bundle: ChatBind
+    path: Path
+    projector: Path | None
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def model_id(self) -> str:
+        """A short name for records, made of folder and file names."""
+        name = self.path.resolve().name
+        return name if self.projector is None else f"{name}+{self.projector.stem}"
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 over the hashes of weights and tokenizer, whatever the folder is called.
+
+        Reads all weights once; the hashes of large files are remembered in the user's cache.
+        """
+        files = [
+            file
+            for file in sorted(self.path.iterdir())
+            if file.suffix in _WEIGHTS or file.name in _TOKENIZERS
+        ]
+        if self.projector is not None:
+            files.append(self.projector)
+        digest = hashlib.sha256()
+        for file in files:
+            digest.update(f"{sha256_file(file)}\n".encode())
+        return digest.hexdigest()
+
+    def media_options(self, **changes: Any) -> MediaOptions:
+        """How media became tensors when the model was trained.
+
+        Args:
+            changes: fields of `MediaOptions` that the user wants otherwise; None for as it was.
+        """
+        known = {field.name for field in fields(MediaOptions)}
+        trained = self.bundle.config.media_options or {}
+        # keys of another version are left out
+        chosen = {key: value for key, value in trained.items() if key in known}
+        chosen |= {key: value for key, value in changes.items() if value is not None}
+        return MediaOptions(**chosen)
+
+
+def open_model(
+    path: Path,
+    *,
+    projector: Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> OpenedModel:
+    """Loads a ChatBind model, or a language model and a projector.
+
+    Args:
+        path: the folder.
+        projector: a projector file; then `path` is a bare language model.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        dtype: `auto`, `float32`, `float16`, `bfloat16`.
+
+    Raises:
+        CheckpointError: the folder cannot be used.
+        UsageError: there is no such device or dtype.
+    """
+    place = resolve_device(device)
+    numbers = resolve_dtype(dtype, place)
+    if projector is None:
+        bundle = load_chatbind(path, dtype=numbers, device=place)
+    else:
+        if not path.is_dir():
+            raise CheckpointError("no such model folder", where=str(path))
+        info = read_projector(projector).info
+        known = info.encoder
+        encoder = EncoderInfo(
+            name=known.get("name") or "imagebind",
+            sha256=known.get("sha256"),
+            embedding_dim=info.embedding_dim,
+            path=known.get("path"),
+        )
+        bundle = build_chatbind(
+            path,
+            encoder=encoder,
+            projector=projector,
+            media_options=info.media_options,
+            dtype=numbers,
+        )
+        bundle.model.to(place)  # type: ignore[arg-type]  # transformers' wrapper hides the types
+        bundle.model.eval()
+    return OpenedModel(bundle, path, projector, place, numbers)
+
+
+@dataclass(frozen=True)
+class EncoderFinder:
+    """Finds the encoder that a model needs.
+
+    Args:
+        opened: the model.
+        path: where the user says that it is; None: where the model says so.
+        allow_mismatch: take an encoder whose weights are not those of training.
+    """
+
+    opened: OpenedModel
+    path: Path | None = None
+    allow_mismatch: bool = False
+
+    def open(self) -> Encoder:
+        """Opens it; its towers are read when they are needed.
+
+        Raises:
+            CheckpointError: it is not there, or it is another one.
+            WeightsError: its weights are broken.
+        """
+        config = self.opened.bundle.config
+        path = self.path or self._remembered()
+        encoder = load_encoder(path, device=self.opened.device, dtype=self.opened.dtype)
+        info = EncoderInfo(
+            name=encoder.name,
+            # hashing 5 GB is left out where there is nothing to compare with
+            sha256=encoder.sha256 if self._wanted_hash else None,
+            embedding_dim=encoder.embedding_dim,
+        )
+        try:
+            check_encoder(config, info, where=str(path))
+        except CheckpointError as error:
+            same_width = info.embedding_dim == config.embedding_dim
+            hint = f"{error.hint}, or take this one with --allow-encoder-mismatch"
+            raise CheckpointError(
+                error.what, where=error.where, hint=hint if same_width else error.hint
+            ) from error
+        return encoder
+
+    @property
+    def _wanted_hash(self) -> str | None:
+        wanted = (self.opened.bundle.config.encoder or {}).get("sha256")
+        return None if self.allow_mismatch else wanted
+
+    def _remembered(self) -> Path:
+        """The place that the model's config names: absolute, or from the model's folder."""
+        known = self.opened.bundle.config.encoder or {}
+        name = str(known.get("name") or "imagebind")
+        where = str(self.opened.path)
+        if not known.get("path"):
+            raise CheckpointError(
+                f"the model needs the encoder {name} and does not say where it is",
+                where=where,
+                hint=_GET_ONE,
+            )
+        written = Path(str(known["path"]))
+        for path in (written, self.opened.path / written):
+            if path.exists():
+                return path
+        raise CheckpointError(
+            f"the model needs the encoder {name}, which is not at {written} any more",
+            where=where,
+            hint=_GET_ONE,
+        )

@@ -1,0 +1,205 @@
+"""`chatbind ask`: ask a question about media."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import click
+
+from chatbind_cli.answering.attachments import Attachment, parse_attachment
+from chatbind_cli.answering.settings import GenerationSettings
+from chatbind_cli.errors import UsageError
+from chatbind_cli.media.options import MediaOptions
+
+from ._answering import ModelChoice, generation_options, media_changes, model_options
+from ._base import GroupedOption, command
+from ._media import media_options
+from ._options import device_options, stack
+
+_media = partial(click.option, cls=GroupedOption, group="Media")
+
+
+def _attach(modality: str | None) -> Callable[..., None]:
+    """A callback that keeps the order in which the options stand on the line."""
+
+    def keep(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> None:
+        kept: list[Attachment] = ctx.meta.setdefault("chatbind.attachments", [])
+        kept += [parse_attachment(value, modality) for value in values]
+
+    return keep
+
+
+def _named(modality: str) -> Callable[[Any], Any]:
+    return _media(
+        f"--{modality}",
+        multiple=True,
+        metavar="FILE",
+        expose_value=False,
+        callback=_attach(modality),
+        help=f"As --attach, and it is {'an' if modality[0] in 'aeiou' else 'a'} {modality} file.",
+    )
+
+
+attachment_options = stack(
+    _media(
+        "-a",
+        "--attach",
+        "--input-file",
+        "attach",
+        multiple=True,
+        metavar="FILE",
+        expose_value=False,
+        callback=_attach(None),
+        help="What the question is about; repeat for several. A path, a URL, or - for standard "
+        "input; its content tells what it is. FILE@0.5 multiplies its embedding, which has "
+        "norm 1 before, by 0.5.",
+    ),
+    *map(_named, ("image", "video", "audio", "depth", "thermal", "imu")),
+    _media(
+        "--mix",
+        is_flag=True,
+        help="One embedding for all media: their weighted sum, brought to norm 1.",
+    ),
+)
+
+
+@command(
+    "ask",
+    short_help="Ask a question about media.",
+    examples=[
+        "chatbind ask -m model -a toy/media/image/heldout-0000.png 'Which digit is this?'",
+        "echo 'Describe it.' | chatbind ask -m model --audio toy/media/audio/heldout-0000.wav "
+        "--json",
+    ],
+)
+@click.argument("question", required=False)
+@model_options
+@attachment_options
+@media_options
+@click.option(
+    "--query",
+    cls=GroupedOption,
+    group="Question",
+    metavar="TEXT",
+    help="The question, if it is not an argument. Without either it is read from standard input.",
+)
+@click.option(
+    "--chat",
+    is_flag=True,
+    cls=GroupedOption,
+    group="Question",
+    help="Go on asking: each line of standard input is a question, /attach FILE adds media to the "
+    "next one, /reset forgets what was said, /quit ends. Ctrl-C ends an answer.",
+)
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    cls=GroupedOption,
+    group="Output",
+    help="Print a record when the answer is whole, with the media, tokens and seconds.",
+)
+@generation_options
+@device_options
+def run(
+    question: str | None,
+    choice: ModelChoice,
+    mix: bool,
+    media: MediaOptions,
+    query: str | None,
+    chat: bool,
+    as_json: bool,
+    settings: GenerationSettings,
+    device: str,
+    dtype: str,
+) -> None:
+    """Ask a question about media, and read the answer while it is written.
+
+    Placeholders such as <image> in the question say where media go; otherwise they follow it, in
+    the order of the options. Unless the options say otherwise, media are read as the model's
+    training read them.
+    """
+    attachments = tuple(click.get_current_context().meta.get("chatbind.attachments", ()))
+    if question is not None and query is not None:
+        raise UsageError("the question is given twice", hint="as an argument or with --query")
+    words = question if question is not None else query
+    _check_stdin(choice, attachments, words, chat)
+    choice = choice.resolved()
+    if words in (None, "-") and not chat:
+        words = _read_question()
+    from chatbind_cli.answering.dialogue import (  # noqa: PLC0415  torch
+        Dialogue,
+        RecordDisplay,
+        TextDisplay,
+    )
+
+    opened = choice.open(device, dtype)
+    answerer = choice.answerer(opened, media_changes(media))
+    display = RecordDisplay(opened.model_id, settings) if as_json else TextDisplay(sys.stdout)
+    dialogue = Dialogue(answerer, settings, display, mix=mix)
+    dialogue.attach(*attachments)
+    if chat:
+        dialogue.chat(_lines(words))
+    elif words is not None:
+        dialogue.ask(words)
+
+
+def _check_stdin(
+    choice: ModelChoice, attachments: tuple[Attachment, ...], words: str | None, chat: bool
+) -> None:
+    """Refuses a call in which standard input would have to be two things.
+
+    Raises:
+        UsageError: it would, or there is no question at all.
+    """
+    from_stdin = words in (None, "-")
+    readers = ["the model"] if choice.reads_stdin else []
+    readers += ["a medium"] * sum(attachment.ref == "-" for attachment in attachments)
+    if chat or from_stdin:
+        readers.append("the dialogue" if chat else "the question")
+    if len(readers) > 1:
+        raise UsageError(
+            f"standard input cannot be both {readers[0]} and {readers[1]}",
+            hint="write the question as an argument"
+            if from_stdin and not chat
+            else "name a file for one of them",
+        )
+    if from_stdin and not chat and words is None and sys.stdin.isatty():
+        raise UsageError("no question", hint="write it as an argument, or use --chat")
+
+
+def _read_question() -> str:
+    """The question on standard input.
+
+    Raises:
+        UsageError: it is empty.
+    """
+    text = sys.stdin.read().strip()
+    if not text:
+        raise UsageError("standard input has no question", hint="write it as an argument")
+    return text
+
+
+def _lines(first: str | None) -> Iterator[str]:
+    """What the user says, line by line until the end of input; on a terminal with a prompt."""
+    if first not in (None, "-"):
+        yield str(first)
+    if not sys.stdin.isatty():
+        yield from sys.stdin
+        return
+    import readline  # noqa: F401, PLC0415  makes `input` an editor
+
+    while True:
+        sys.stderr.write("> ")
+        sys.stderr.flush()
+        try:
+            yield input()
+        except EOFError:
+            sys.stderr.write("\n")
+            return
+
+
+command = run

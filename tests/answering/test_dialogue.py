@@ -1,0 +1,102 @@
+"""Dialogues: instructions, memory, failures, interrupts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from chatbind_cli.answering.attachments import Attachment
+from chatbind_cli.answering.dialogue import Dialogue
+from chatbind_cli.answering.session import Answerer, Asked, Prepared, Stream
+from chatbind_cli.answering.settings import GenerationSettings
+from tests.answering.world import World
+
+SHORT = GenerationSettings(max_new_tokens=8)
+
+
+@pytest.fixture(scope="module")
+def answerer(world: World) -> Answerer:
+    return Answerer.from_pretrained(world.model, device="cpu")
+
+
+class Kept:
+    """Keeps the answers, each as one text."""
+
+    def __init__(self) -> None:
+        self.answers: list[str] = []
+        self._pieces: list[str] = []
+
+    def piece(self, text: str) -> None:
+        self._pieces.append(text)
+
+    def end(self, asked: Asked, prepared: Prepared, stream: Stream) -> None:
+        self.answers.append("".join(self._pieces))
+        self._pieces = []
+
+
+class InterruptedOnce(Kept):
+    """As if the user pressed Ctrl-C at the first piece of the first answer."""
+
+    def piece(self, text: str) -> None:
+        super().piece(text)
+        if not self.answers:
+            raise KeyboardInterrupt
+
+
+def chat(answerer: Answerer, *lines: str) -> list[str]:
+    kept = Kept()
+    Dialogue(answerer, SHORT, kept).chat(iter(lines))
+    return kept.answers
+
+
+def test_a_dialogue_remembers_what_was_said(world: World, answerer: Answerer) -> None:
+    image = world.media / "2.png"
+    first, second = chat(answerer, f"/attach {image}", "What is this?", "And the dog?")
+    assert first == answerer.answer("What is this?", [image], settings=SHORT)
+    [with_image] = answerer.prepare([Asked("What is this?", (Attachment(image),))])
+    assert isinstance(with_image, Prepared)
+    history = [with_image, first]
+    assert second == answerer.answer("And the dog?", history=history, settings=SHORT)
+    assert second != answerer.answer("And the dog?", settings=SHORT)
+
+
+def test_reset_forgets_and_quit_ends(world: World, answerer: Answerer) -> None:
+    lines = ["What is this?", "/attach nowhere.png", "/reset", "", "And the dog?", "/quit", "More?"]
+    answers = chat(answerer, *lines)
+    assert len(answers) == 2
+    assert answers[1] == answerer.answer("And the dog?", settings=SHORT)
+
+
+def test_a_line_that_fails_leaves_a_note_and_the_dialogue_goes_on(
+    answerer: Answerer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = ["/attach nowhere.png", "What is this?", "/dance", "And the dog?"]
+    answers = chat(answerer, *lines)
+    assert answers == [answerer.answer("And the dog?", settings=SHORT)]
+    noted = capsys.readouterr().err.splitlines()
+    assert "nowhere.png: no such file" in noted[0]
+    assert "/dance is no instruction" in noted[1]
+    assert "/attach FILE" in noted[1]
+
+
+def test_an_interrupt_ends_the_answer_and_not_the_dialogue(answerer: Answerer) -> None:
+    kept = InterruptedOnce()
+    lines = iter(["What is this brown dog?", "And the dog?"])
+    Dialogue(answerer, SHORT, kept).chat(lines)
+    first, second = kept.answers
+    whole = answerer.answer("What is this brown dog?", settings=SHORT)
+    assert whole.startswith(first)
+    assert first != whole
+    [asked] = answerer.prepare([Asked("What is this brown dog?")])
+    assert isinstance(asked, Prepared)
+    assert second == answerer.answer("And the dog?", history=[asked, first], settings=SHORT)
+
+
+def test_an_interrupt_between_questions_ends_the_dialogue(answerer: Answerer) -> None:
+    def lines() -> Iterator[str]:
+        yield "What is this?"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Dialogue(answerer, SHORT, Kept()).chat(lines())

@@ -1,0 +1,108 @@
+"""Which encoder belongs to a model, where it is, and what a model's identity is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from chatbind_cli.answering.opening import EncoderFinder, open_model
+from chatbind_cli.answering.placement import resolve_device, resolve_dtype
+from chatbind_cli.errors import CheckpointError, UsageError
+from tests.answering.world import World, save_tiny_encoder
+
+
+def moved(world: World, folder: Path, **encoder: object) -> Path:
+    """A copy of the model whose config says something else about its encoder."""
+    shutil.copytree(world.model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["encoder"] |= encoder
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def finder(model: Path, path: Path | None = None, *, allow: bool = False) -> EncoderFinder:
+    return EncoderFinder(open_model(model, device="cpu"), path, allow)
+
+
+def test_the_config_says_where_the_encoder_is(world: World) -> None:
+    assert finder(world.model).open().path.parent == world.encoder
+
+
+def test_a_relative_path_starts_at_the_models_folder(world: World, tmp_path: Path) -> None:
+    model = moved(world, tmp_path / "model", path="../encoder")
+    shutil.copytree(world.encoder, tmp_path / "encoder")
+    assert finder(model).open().path.parent.resolve() == tmp_path / "encoder"
+
+
+@pytest.mark.parametrize("path", [None, "/gone/imagebind"])
+def test_a_missing_encoder_is_named_with_the_way_to_get_it(
+    world: World, tmp_path: Path, path: str | None
+) -> None:
+    model = moved(world, tmp_path / "model", path=path)
+    with pytest.raises(CheckpointError) as caught:
+        finder(model).open()
+    text = str(caught.value)
+    assert "the model needs the encoder tiny" in text
+    assert "`chatbind download imagebind-huge`" in text
+    assert "--encoder" in text
+    assert "\n" not in text
+
+
+def test_another_encoder_is_refused_unless_it_is_wanted(world: World, tmp_path: Path) -> None:
+    save_tiny_encoder(tmp_path / "other", seed=9)
+    with pytest.raises(CheckpointError, match=r"not with other .*--allow-encoder-mismatch"):
+        finder(world.model, tmp_path / "other").open()
+    assert finder(world.model, tmp_path / "other", allow=True).open().embedding_dim == 8
+
+
+def test_the_identity_is_that_of_the_content(world: World, tmp_path: Path) -> None:
+    first = open_model(world.model, device="cpu")
+    model = moved(world, tmp_path / "same", path="elsewhere")
+    assert open_model(model, device="cpu").sha256 == first.sha256
+    weights = model / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert open_model(model, device="cpu").sha256 != first.sha256
+
+
+def test_a_language_model_with_a_projector_is_the_same_model(world: World) -> None:
+    whole = open_model(world.model, device="cpu")
+    parts = open_model(world.llama, projector=world.projector, device="cpu")
+    assert parts.model_id == "llama+projector"
+    ids = torch.tensor([[1, 5, 6, whole.bundle.config.im_patch_id, 7]])
+    media = torch.randn(1, 8)
+    logits = [opened.bundle.model(ids, media_embeddings=media).logits for opened in (whole, parts)]
+    # a few units in the last place: the weights lie elsewhere in memory
+    torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-5)
+    assert EncoderFinder(parts).open().path.parent == world.encoder
+
+
+def test_media_options_are_those_of_training_but_for_what_the_user_says(world: World) -> None:
+    opened = open_model(world.model, device="cpu")
+    opened.bundle.config.media_options = {"clip_sampler": "chatbind", "of_next_year": 1}
+    options = opened.media_options(depth_unit="m", imu_rate_hz=None)
+    assert (options.clip_sampler, options.depth_unit) == ("chatbind", "m")
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path, world: World) -> None:
+    with pytest.raises(CheckpointError, match="nowhere"):
+        open_model(tmp_path / "nowhere", device="cpu")
+    with pytest.raises(CheckpointError, match="nowhere"):
+        open_model(tmp_path / "nowhere", projector=world.projector, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["warp", "cuda:999"])
+def test_a_device_that_is_not_there_is_a_usage_error(name: str) -> None:
+    with pytest.raises(UsageError):
+        resolve_device(name)
+
+
+def test_numbers_are_wide_on_a_cpu_and_narrow_elsewhere() -> None:
+    assert resolve_dtype("auto", torch.device("cpu")) is torch.float32
+    assert resolve_dtype("auto", torch.device("cuda")) is torch.bfloat16
+    assert resolve_dtype("float16", torch.device("cpu")) is torch.float16
