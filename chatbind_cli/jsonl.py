@@ -180,7 +180,9 @@ class RecordWriter:
         else:
             path = Path(target)
             path.parent.mkdir(parents=True, exist_ok=True)
-            if overwrite:
+            if path.exists() and not path.is_file():
+                pass  # a pipe or a device (/dev/stdout): it holds nothing to continue
+            elif overwrite:
                 path.unlink(missing_ok=True)
             elif path.exists():
                 self._continue(path)

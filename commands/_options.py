@@ -188,26 +188,27 @@ def dispatched(plan: launch.Dispatch, extra: Sequence[str] = ()) -> bool:
     return launch.dispatch(invocation or sys.argv[1:], plan, extra)
 
 
-def without_effect(*names: str, because: str) -> Callable[[F], F]:
+def without_effect(*names: str, because: str, needs_value: bool = False) -> Callable[[F], F]:
     """An option of the seed that is accepted, does nothing here, and says so when it is used.
 
     Args:
         names: its spellings.
         because: why, in a few words that end the sentence "has no effect: ...".
+        needs_value: whether a value always follows; only then may it begin with a minus.
     """
 
     def tell(ctx: click.Context, param: click.Parameter, value: object) -> None:
-        if value is not None:
+        # the process that started the workers has said it already
+        if value is not None and not launch.is_worker():
             note(f"{names[0]} has no effect: {because}")
 
     return click.option(
         *names,
         cls=GroupedOption,
         group="Accepted for the seed's sake",
-        is_flag=False,
-        flag_value="true",
         expose_value=False,
         callback=tell,
-        metavar="[VALUE]",
+        metavar="VALUE" if needs_value else "[VALUE]",
+        **({} if needs_value else {"is_flag": False, "flag_value": "true"}),
         help=f"No effect: {because}.",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 
 import pytest
 import zstandard
@@ -102,6 +103,18 @@ def test_failed_and_doubled_records_leave_the_file_when_it_is_continued(tmp_path
     with RecordWriter(path) as writer:
         assert writer.done == {1, 2}
     assert path.read_text() == LINES
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_pipe_is_written_and_neither_read_nor_removed(tmp_path, overwrite):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with RecordWriter(path, overwrite=overwrite) as writer:
+        writer.write({"question_id": 1})
+    assert os.read(reader, 100) == b'{"question_id": 1}\n'
+    os.close(reader)
+    assert path.is_fifo()
 
 
 def test_overwrite_starts_anew(tmp_path):
