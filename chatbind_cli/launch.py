@@ -15,6 +15,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +122,7 @@ def report_outcome(code: int, message: str) -> None:
     """Leaves this worker's exit code and message where the parent looks for them."""
     folder = Path(os.environ[_STATUS_FOLDER])
     if folder.is_dir():
-        outcome = {"rank": rank(), "exit_code": code, "message": message}
+        outcome = {"rank": rank(), "exit_code": code, "message": message, "time_s": time.time()}
         (folder / f"rank-{rank():05}.json").write_text(json.dumps(outcome), encoding="utf-8")
 
 
@@ -216,6 +217,8 @@ def _run_workers(line: Sequence[str], environment: Mapping[str, str]) -> None:
 def _raise_outcome(folder: Path, launcher_code: int) -> None:
     outcomes = [json.loads(file.read_text()) for file in sorted(folder.glob("rank-*.json"))]
     failed = [outcome for outcome in outcomes if outcome["exit_code"] != 0]
+    # the first one knows why; the others have only lost their connection to it
+    failed.sort(key=lambda outcome: float(outcome.get("time_s", 0)))
     if failed:
         # A worker that was told to stop because another one failed has less to say.
         worst = next((o for o in failed if o["exit_code"] not in (130, 143)), failed[0])

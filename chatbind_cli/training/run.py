@@ -1,0 +1,333 @@
+"""A training run from its settings to its artefact: what happens inside the workers.
+
+Encodes the media, builds the model, trains from the newest whole checkpoint on, and writes the
+result. Every step that leaves something on disk can be killed and done again. Knows nothing of
+command lines.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import transformers
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from transformers import PrinterCallback, TrainerState, TrainingArguments, set_seed
+
+from chatbind_cli import launch
+from chatbind_cli.artifacts import artifact_record, emit_record
+from chatbind_cli.console import note
+from chatbind_cli.data.collate import Collator
+from chatbind_cli.data.tokens import PromptEncoder
+from chatbind_cli.errors import StoreError
+from chatbind_cli.imagebind.encoder import load_encoder
+from chatbind_cli.jsonl import Record
+from chatbind_cli.media.options import MediaOptions
+from chatbind_cli.model.assemble import ChatBind, EncoderInfo, build_chatbind
+from chatbind_cli.training.arguments import on_gpu, training_arguments
+from chatbind_cli.training.embeddings import (
+    Embeddings,
+    Share,
+    encode_media,
+    open_parts,
+    open_stores,
+)
+from chatbind_cli.training.inputs import Inputs, Rejected, find_media
+from chatbind_cli.training.log import TrainingLog
+from chatbind_cli.training.results import (
+    CONFIG_NAME,
+    weights_sha256,
+    write_model,
+    write_stage_1,
+)
+from chatbind_cli.training.rundir import (
+    EMBEDDINGS,
+    LOG_FILE,
+    REJECTED_FILE,
+    STAGING,
+    RunFolder,
+    read_log,
+)
+from chatbind_cli.training.samples import TrainingSamples
+from chatbind_cli.training.settings import TrainingSettings
+from chatbind_cli.training.stages import fold_rows, select_trainable
+from chatbind_cli.training.trainer import ChatBindTrainer
+
+_MULTIPLE_ON_GPU = 8  # lengths that tensor cores like
+
+
+def train(settings: TrainingSettings, inputs: Inputs) -> None:
+    """Runs a stage, or what is left of it, and tells what it made.
+
+    Args:
+        settings: what to do.
+        inputs: what `check_inputs` found.
+
+    Raises:
+        ChatBindError: see the steps.
+    """
+    # bars that know nothing of --quiet and of pipes
+    transformers.utils.logging.disable_progress_bar()
+    arguments = training_arguments(settings, world_size=launch.world_size(), note=note)
+    folder = RunFolder(settings.output)
+    with _claimed(folder, settings, inputs) as artifact:
+        if artifact is None:
+            artifact = _train(settings, inputs, folder, arguments)
+        _tell(artifact)
+
+
+@contextmanager
+def _claimed(
+    folder: RunFolder, settings: TrainingSettings, inputs: Inputs
+) -> Iterator[Record | None]:
+    """Makes the folder ours; gives the artefact record where its run is finished already."""
+    state = PartialState()
+    if launch.rank() != 0:
+        state.wait_for_everyone()
+        yield folder.finished_artifact()
+        return
+    identity = settings.identity(launch.world_size())
+    identity["encoder"] = str(inputs.encoder.resolve()) if inputs.encoder else None
+    identity |= {f"{name}_sha256": value for name, value in inputs.hashes.items()}
+    with folder.locked():
+        folder.claim(identity, overwrite=settings.overwrite)
+        state.wait_for_everyone()
+        yield folder.finished_artifact()
+
+
+def _train(
+    settings: TrainingSettings, inputs: Inputs, folder: RunFolder, arguments: TrainingArguments
+) -> Record:
+    options = MediaOptions()
+    if settings.store is not None:
+        embeddings, encoder = _from_store(settings)
+    else:
+        inputs, embeddings, encoder = _from_media(settings, inputs, folder, options)
+    _report_inputs(inputs)
+    set_seed(settings.seed)
+    bundle = _build(settings, encoder, options)
+    if launch.rank() == 0:
+        base = (bundle.config.provenance or {})["language_model"]
+        folder.confirm(
+            {"encoder_sha256": encoder.sha256, "language_model": base.get("fingerprint")}
+        )
+    chosen = select_trainable(
+        bundle.model, settings.stage, freeze_backbone=settings.freeze_backbone
+    )
+    note(chosen.report)
+    trainer = _trainer(settings, inputs, embeddings, bundle, folder, arguments)
+    _fit(trainer, folder)
+    _write_result(settings, bundle, trainer, folder)
+    record = {"artifact": settings.made}
+    if launch.rank() == 0:
+        record = _finish(settings, inputs, folder)
+    PartialState().wait_for_everyone()
+    return record
+
+
+def _from_store(settings: TrainingSettings) -> tuple[Embeddings, EncoderInfo]:
+    assert settings.store is not None
+    stores = open_stores(settings.store)
+    meta = stores[0].meta
+    path = None
+    if settings.encoder is not None:
+        encoder = load_encoder(settings.encoder)
+        if encoder.sha256 != meta.encoder_sha256:
+            raise StoreError(
+                f"was made by another encoder ({meta.encoder_name}) than --encoder names",
+                where=str(settings.store),
+            )
+        path = str(encoder.path.resolve())
+    info = EncoderInfo(
+        name=meta.encoder_name, sha256=meta.encoder_sha256, embedding_dim=meta.dim, path=path
+    )
+    return Embeddings(stores), info
+
+
+def _from_media(
+    settings: TrainingSettings, inputs: Inputs, folder: RunFolder, options: MediaOptions
+) -> tuple[Inputs, Embeddings, EncoderInfo]:
+    """Encodes what no process of this or an earlier run has; leaves out what cannot be read."""
+    parts = folder.path / EMBEDDINGS
+    if inputs.encoder is None:
+        return inputs, Embeddings([]), EncoderInfo(name="none", sha256=None, embedding_dim=1024)
+    encoder = load_encoder(inputs.encoder, device="cuda" if on_gpu(settings) else "cpu")
+    info = EncoderInfo(
+        name=encoder.name,
+        sha256=encoder.sha256,
+        embedding_dim=encoder.embedding_dim,
+        path=str(encoder.path.resolve()),
+    )
+    # once training has begun, the set of its samples stays as it is
+    fixed = folder.last_checkpoint() is not None
+    bad = Rejected.load(folder.path / REJECTED_FILE).media() if fixed else {}
+    had = Embeddings(open_parts(parts))
+    missing = [medium for medium in inputs.media if medium not in bad and medium not in had]
+    # every process must have looked before the first one adds to what there is
+    PartialState().wait_for_everyone()
+    share = Share(folder=parts, rank=launch.rank(), world_size=launch.world_size())
+    failed = encode_media(missing, encoder, partial(find_media, settings), share, options)
+    bad |= dict(gather_object(failed))
+    inputs = inputs.leave_out(bad)
+    if launch.rank() == 0:
+        inputs.rejected.save(folder.path / REJECTED_FILE)
+    if settings.on_error == "fail":
+        inputs.rejected.stop(folder.path / REJECTED_FILE)
+    PartialState().wait_for_everyone()
+    return inputs, Embeddings(open_parts(parts)), info
+
+
+def _report_inputs(inputs: Inputs) -> None:
+    left_out = f", {len(inputs.rejected)} input(s) left out" if len(inputs.rejected) else ""
+    note(
+        f"{len(inputs.conversations):,} conversations with {len(inputs.media):,} "
+        f"different media{left_out}"
+    )
+
+
+def _build(settings: TrainingSettings, encoder: EncoderInfo, options: MediaOptions) -> ChatBind:
+    return build_chatbind(
+        settings.model,
+        encoder=encoder,
+        projector=settings.projector,
+        projector_type=settings.projector_type,
+        tokens_per_embedding=settings.tokens_per_embedding,
+        use_start_end=settings.use_start_end,
+        prompt_style=settings.prompt_style,
+        stage=settings.stage,
+        media_options={"clip_sampler": options.clip_sampler},
+        command=shlex.join(["chatbind", *settings.command]),
+        dtype=_weights_dtype(settings),
+    )
+
+
+def _weights_dtype(settings: TrainingSettings) -> torch.dtype:
+    """How the language model is held: trained weights in float32, frozen ones as small as told."""
+    if settings.dtype != "auto":
+        dtype: torch.dtype = getattr(torch, settings.dtype)
+        return dtype
+    frozen = settings.stage == "pretrain" or settings.freeze_backbone
+    half = settings.bf16 or (settings.bf16 is None and on_gpu(settings))
+    return torch.bfloat16 if frozen and half and not settings.fp16 else torch.float32
+
+
+def _trainer(
+    settings: TrainingSettings,
+    inputs: Inputs,
+    embeddings: Embeddings,
+    bundle: ChatBind,
+    folder: RunFolder,
+    arguments: TrainingArguments,
+) -> ChatBindTrainer:
+    encoder = PromptEncoder(bundle.tokenizer, bundle.config)
+    samples = partial(
+        TrainingSamples,
+        encoder=encoder,
+        embeddings=embeddings,
+        max_length=settings.model_max_length,
+    )
+    pad = bundle.tokenizer.pad_token_id
+    log = TrainingLog(
+        folder.path / LOG_FILE,
+        samples_per_step=arguments.per_device_train_batch_size
+        * arguments.gradient_accumulation_steps
+        * arguments.world_size,
+        first=launch.rank() == 0,
+    )
+    write_more = None
+    if settings.stage == "pretrain" and not arguments.fsdp:
+        write_more = partial(write_stage_1, bundle)
+    trainer = ChatBindTrainer(
+        folder=folder,
+        keep=settings.save_total_limit,
+        write_more=write_more,
+        model=bundle.model,
+        args=arguments,
+        data_collator=Collator(pad, _MULTIPLE_ON_GPU if on_gpu(settings) else 1),
+        train_dataset=samples(inputs.conversations),
+        eval_dataset=samples(inputs.held_out) if len(inputs.held_out) else None,
+        callbacks=[log],
+    )
+    # it would print Python dictionaries between the records
+    trainer.remove_callback(PrinterCallback)
+    # the Trainer has turned the cache off in the configuration; those who load it want it on
+    bundle.config.use_cache = True
+    return trainer
+
+
+def _fit(trainer: ChatBindTrainer, folder: RunFolder) -> None:
+    """Trains from the newest complete checkpoint on, if there is one."""
+    checkpoint = folder.last_checkpoint()
+    state = TrainerState()
+    if checkpoint is not None:
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        note(f"going on from step {state.global_step} of {state.max_steps}")
+    PartialState().wait_for_everyone()
+    if launch.rank() == 0:
+        folder.clear_staging()
+        folder.cut_log(state.global_step)
+    PartialState().wait_for_everyone()
+    if checkpoint is not None and state.global_step >= state.max_steps > 0:
+        # the Trainer would take one more step
+        trainer.load_finished(checkpoint)
+        return
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def _write_result(
+    settings: TrainingSettings, bundle: ChatBind, trainer: ChatBindTrainer, folder: RunFolder
+) -> None:
+    """Writes the stage's result into the run's folder, a whole file at a time."""
+    staged = folder.path / STAGING / "result"
+    if settings.stage == "finetune":
+        if launch.rank() == 0:
+            fold_rows(bundle.model)
+        state = trainer.gathered_state()
+    if launch.rank() != 0:
+        return
+    staged.mkdir(parents=True)
+    if settings.stage == "pretrain":
+        write_stage_1(bundle, staged)
+    else:
+        weights = next(bundle.model.parameters()).dtype
+        write_model(bundle, staged, state, torch.bfloat16 if trainer.args.bf16 else weights)
+    folder.publish_files(staged, last=CONFIG_NAME)
+    folder.clear_staging()
+
+
+def _finish(settings: TrainingSettings, inputs: Inputs, folder: RunFolder) -> Record:
+    """Draws the loss, and notes in the folder that the run is done."""
+    from chatbind_cli.training.plot import plot_loss  # noqa: PLC0415  half a second, needed once
+
+    log = read_log(folder.path / LOG_FILE)
+    for picture in filter(None, (folder.path / "loss.svg", settings.plot)):
+        plot_loss(log, picture, title=f"{settings.stage}: {folder.path.name}")
+    losses = [record["loss"] for record in log if "loss" in record]
+    extra: dict[str, Any] = {"steps": log[-1]["step"] if log else 0}
+    if losses:
+        extra["loss"] = losses[-1]
+    if len(inputs.rejected):
+        extra["left_out"] = len(inputs.rejected)
+    artifact = artifact_record(
+        settings.made,
+        folder.path,
+        made_by=settings.stage,
+        sha256=weights_sha256(folder.path),
+        **extra,
+    )
+    folder.finish(artifact, {"command": list(settings.command)})
+    return artifact
+
+
+def _tell(artifact: Record) -> None:
+    """The last record, or for a person at a terminal the same in words."""
+    if not sys.stdout.isatty():
+        emit_record(artifact)
+    elif launch.rank() == 0:
+        sys.stdout.write(f"{artifact['artifact']}: {artifact['path']}\n")

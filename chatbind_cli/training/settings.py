@@ -1,0 +1,179 @@
+"""What a training run was told: one frozen object from the command line to the workers.
+
+Knows which of the values decide the result and which only say how the work is done; a run may be
+continued with other values of the second kind. Knows nothing of torch.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from chatbind_cli.errors import UsageError
+
+Stage = Literal["pretrain", "finetune"]
+
+MADE: Final = {"pretrain": "checkpoint", "finetune": "model"}
+"""The kind of artefact that each stage makes."""
+
+PICTURES: Final = (".svg", ".png", ".pdf")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSettings:
+    """A training run. Sizes are counts; rates are those of the optimizer.
+
+    Raises:
+        UsageError: a number is out of its range, or two values exclude each other.
+    """
+
+    stage: Stage
+    model: Path
+    data: Path
+    output: Path
+
+    # media and their embeddings
+    media_root: Path | None = None
+    media_prefix: str = ""
+    allow_outside: bool = False
+    encoder: Path | None = None
+    store: Path | None = None  # embeddings made before: then neither encoder nor media are needed
+
+    # the model; what is None comes from the projector file, else from the first of the choices
+    projector: Path | None = None
+    projector_type: str | None = None
+    tokens_per_embedding: int | None = None
+    use_start_end: bool | None = None
+    prompt_style: str | None = None
+    freeze_backbone: bool = False
+    model_max_length: int = 2048
+
+    # optimization
+    num_train_epochs: float = 1.0
+    max_steps: int = -1
+    per_device_train_batch_size: int = 16
+    per_device_eval_batch_size: int = 4
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.0
+    warmup_ratio: float = 0.03
+    warmup_steps: int | None = None
+    lr_scheduler_type: str = "cosine"
+    optim: str | None = None
+    max_grad_norm: float = 1.0
+    seed: int = 0
+    eval_data: Path | None = None
+    eval_strategy: str = "no"
+    eval_steps: float | None = None
+
+    # numbers and machines
+    device: str = "auto"
+    dtype: str = "auto"
+    bf16: bool | None = None
+    fp16: bool | None = None
+    tf32: bool | None = None
+    gradient_checkpointing: bool | None = None
+    fsdp: str = ""
+    fsdp_layers: tuple[str, ...] = ()
+    dataloader_num_workers: int = 0
+
+    # what is kept and shown
+    save_strategy: str = "steps"
+    save_steps: float = 500
+    save_total_limit: int | None = None
+    logging_steps: float = 1
+    report_to: tuple[str, ...] = ()
+    plot: Path | None = None
+    on_error: str = "fail"
+    overwrite: bool = False
+    command: tuple[str, ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        lowest: dict[str, float] = {
+            "num_train_epochs": 0.0,
+            "per_device_train_batch_size": 1,
+            "per_device_eval_batch_size": 1,
+            "gradient_accumulation_steps": 1,
+            "learning_rate": 0.0,
+            "weight_decay": 0.0,
+            "warmup_ratio": 0.0,
+            "max_grad_norm": 0.0,
+            "model_max_length": 8,
+            "dataloader_num_workers": 0,
+        }
+        for name, low in lowest.items():
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= low):
+                raise UsageError(f"{_option(name)} is {value:g}, it must be at least {low:g}")
+        if re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device) is None:
+            raise UsageError(
+                f"--device {self.device} is not known", hint="auto, cpu, cuda, cuda:1 or mps"
+            )
+        if self.warmup_ratio > 1:
+            raise UsageError(f"--warmup-ratio is {self.warmup_ratio:g}, it must be at most 1")
+        if self.plot is not None and self.plot.suffix.lower() not in PICTURES:
+            raise UsageError(
+                f"--plot {self.plot} has no suffix that we draw",
+                hint=f"end it in one of {', '.join(PICTURES)}",
+            )
+        if self.bf16 and self.fp16:
+            raise UsageError("--bf16 and --fp16 exclude each other")
+        if self.eval_strategy != "no" and self.eval_data is None:
+            raise UsageError(
+                f"--evaluation-strategy {self.eval_strategy} needs held-out conversations",
+                hint="give them with --eval-data, or say --evaluation-strategy no",
+            )
+
+    @property
+    def made(self) -> str:
+        """The kind of the artefact that the run ends with."""
+        return MADE[self.stage]
+
+    def identity(self, world_size: int) -> dict[str, Any]:
+        """The values that decide the result, in JSON's types.
+
+        How a global batch is split over processes is left out: it changes sums only by rounding.
+
+        Args:
+            world_size: the number of processes.
+        """
+        values = {k: v for k, v in asdict(self).items() if k not in _NOT_IDENTITY}
+        values["global_batch_size"] = (
+            self.per_device_train_batch_size * self.gradient_accumulation_steps * world_size
+        )
+        return {
+            key: str(value.resolve()) if isinstance(value, Path) else value
+            for key, value in values.items()
+        }
+
+
+_NOT_IDENTITY = {
+    "output",
+    "device",
+    "gradient_checkpointing",
+    "fsdp",
+    "fsdp_layers",
+    "dataloader_num_workers",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "eval_data",
+    "eval_strategy",
+    "eval_steps",
+    "save_strategy",
+    "save_steps",
+    "save_total_limit",
+    "logging_steps",
+    "report_to",
+    "plot",
+    "on_error",  # what a run left out is kept in its folder
+    "overwrite",
+    "command",
+}
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")

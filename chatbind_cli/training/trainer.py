@@ -1,0 +1,159 @@
+"""The Trainer of transformers, with checkpoints that are small, and whole or not there at all.
+
+A checkpoint holds the parameters that train (not the frozen ones), the optimizer, the scheduler,
+every process's random state and the step. It grows in a staging folder and gets its name last.
+Knows nothing of stages and files of conversations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import Trainer
+
+from chatbind_cli.errors import CheckpointError
+from chatbind_cli.training.rundir import STAGING, RunFolder
+
+WEIGHTS: Final = "trained.safetensors"
+
+WriteMore = Callable[[Path], None]
+"""Writes into a checkpoint what others read from it, on the first process."""
+
+
+class ChatBindTrainer(Trainer):
+    """A Trainer that saves what trains.
+
+    Args:
+        folder: the run's folder.
+        keep: how many checkpoints stay; None for all.
+        write_more: called with each checkpoint's folder before it gets its name.
+        **kwargs: see `transformers.Trainer`.
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: RunFolder,
+        keep: int | None,
+        write_more: WriteMore | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self._folder = folder
+        self._keep = keep
+        self._write_more = write_more
+        self._saving = False
+
+    @property
+    def trained(self) -> nn.Module:
+        """The model, which `transformers.Trainer` may also make late."""
+        assert self.model is not None
+        return self.model
+
+    def _get_output_dir(self, trial: Any) -> str:
+        output = super()._get_output_dir(trial)
+        return str(Path(output) / STAGING) if self._saving else output
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._saving = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._saving = False
+        # every process has written its random state before the folder may count as complete
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            staged = self._folder.path / STAGING / f"checkpoint-{self.state.global_step}"
+            if self._write_more is not None:
+                self._write_more(staged)
+            self._folder.publish_checkpoint(staged, self._keep)
+        self.accelerator.wait_for_everyone()
+
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The batches of one step, and how many tokens are learned in it over all processes.
+
+        Samples that were cut before their answer have nothing to learn. A step of nothing else
+        has loss 0, not 0 / 0.
+        """
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return batches, count.clamp(min=1) if torch.is_tensor(count) else count
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """The loss, without the cache of keys and values that only generation needs."""
+        return super().compute_loss(model, {**inputs, "use_cache": False}, *args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes what trains into a checkpoint; sharded weights go with the optimizer's."""
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None
+    ) -> None:
+        if not self.args.should_save or output_dir is None:
+            return
+        folder = Path(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(trained_parameters(self.trained), folder / WEIGHTS)
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        load_trained(self.trained if model is None else model, Path(resume_from_checkpoint))
+
+    def load_finished(self, checkpoint: Path) -> None:
+        """Loads the checkpoint of the last step, after which there is nothing left to train."""
+        if self.is_fsdp_enabled:
+            # a sharded model is prepared together with its optimizer, or not at all
+            model, _ = self.accelerator.prepare(self.model, self.create_optimizer())
+            self.model = self.model_wrapped = model
+        self._load_from_checkpoint(str(checkpoint), self.trained)
+
+    def gathered_state(self) -> dict[str, torch.Tensor]:
+        """The whole model's weights; empty on other processes than the first."""
+        if self.is_fsdp_enabled:
+            state: dict[str, torch.Tensor] = self.accelerator.get_state_dict(self.model_wrapped)
+            return state if self.args.should_save else {}
+        return dict(self.trained.state_dict()) if self.args.should_save else {}
+
+
+def trained_parameters(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters that train, by name."""
+    return {
+        name: parameter.detach().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def load_trained(model: nn.Module, checkpoint: Path) -> None:
+    """Puts a checkpoint's parameters into a model that trains the same ones.
+
+    Raises:
+        CheckpointError: the checkpoint is of a run that trained other parameters.
+    """
+    saved = load_file(checkpoint / WEIGHTS)
+    wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if saved.keys() != wanted.keys():
+        name = min(saved.keys() ^ wanted.keys())
+        raise CheckpointError(
+            f"does not fit: {name} is in only one of the checkpoint and the model",
+            where=str(checkpoint),
+        )
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            if parameter.shape != saved[name].shape:
+                raise CheckpointError(f"does not fit: shape of {name}", where=str(checkpoint))
+            parameter.copy_(saved[name])

@@ -1,0 +1,89 @@
+"""`chatbind finetune`: stage 2, projector and language model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from chatbind_cli import launch
+
+from . import _base
+from ._base import BoolOption, GroupedOption
+from ._options import device_options, dispatch_options, stack
+from ._training_options import (
+    compute_options,
+    input_options,
+    model_options,
+    result_options,
+    run_stage,
+    schedule_options,
+    seed_only_options,
+    settings_option,
+)
+
+if TYPE_CHECKING:
+    from chatbind_cli.training.settings import TrainingSettings
+
+# the published hyper-parameters: 4 GPUs x 4 samples x 2 passes = 32 samples a step
+_DEFAULTS = {
+    "num_train_epochs": 3.0,
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "learning_rate": 2e-5,
+    "save_steps": 5000,
+    "save_total_limit": 3,
+}
+
+
+@_base.command(
+    "finetune",
+    short_help="Stage 2: fit projector and language model on instructions.",
+    examples=[
+        "chatbind finetune -m toy/llama --projector projector.safetensors --encoder toy/imagebind "
+        "--data toy/train/instructions.json --media-root toy/media -o ckpt/second",
+        "chatbind extract-projector ckpt/pretrain -o p.safetensors | chatbind finetune "
+        "-m toy/llama --projector - --encoder toy/imagebind --data toy/train/instructions.json "
+        "--media-root toy/media -o ckpt/piped --max-steps 2",
+    ],
+)
+@stack(
+    input_options(
+        "Instructions as conversations: LLaVA's JSON array, or JSONL; text-only ones too."
+    ),
+    click.option(
+        "--projector",
+        "--pretrain-mm-mlp-adapter",
+        "projector",
+        cls=GroupedOption,
+        group="Model",
+        metavar="FILE",
+        help="Projector of stage 1, .safetensors or .bin; -: the one that the stage before in a "
+        "pipe has made.",
+    ),
+    click.option(
+        "--freeze-backbone",
+        "--tune-mm-mlp-adapter",
+        "freeze_backbone",
+        cls=BoolOption,
+        group="Model",
+        default=False,
+        help="Train the projector alone, and leave the language model as it is.",
+    ),
+    model_options,
+    schedule_options(_DEFAULTS),
+    device_options,
+    compute_options,
+    result_options(_DEFAULTS),
+    dispatch_options,
+    seed_only_options,
+)
+@settings_option("finetune")
+def command(settings: TrainingSettings, plan: launch.Dispatch) -> None:
+    """Stage 2: fit projector and language model on instructions.
+
+    Makes a ChatBind model folder that `ask`, `vqa` and `from_pretrained` load. Log records go to
+    stdout as the work goes on; the last record names the model.
+    """
+    extra = ["--projector", str(settings.projector)] if settings.projector else []
+    run_stage(settings, plan, *extra)

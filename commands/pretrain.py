@@ -1,0 +1,65 @@
+"""`chatbind pretrain`: stage 1, the projector alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from chatbind_cli import launch
+
+from . import _base
+from ._options import device_options, dispatch_options, stack, without_effect
+from ._training_options import (
+    compute_options,
+    input_options,
+    model_options,
+    result_options,
+    run_stage,
+    schedule_options,
+    seed_only_options,
+    settings_option,
+)
+
+if TYPE_CHECKING:
+    from chatbind_cli.training.settings import TrainingSettings
+
+# the published hyper-parameters: 4 GPUs x 16 samples x 2 passes = 128 samples a step
+_DEFAULTS = {
+    "num_train_epochs": 1.0,
+    "per_device_train_batch_size": 16,
+    "gradient_accumulation_steps": 2,
+    "learning_rate": 2e-3,
+    "save_steps": 2400,
+    "save_total_limit": 1,
+}
+
+
+@_base.command(
+    "pretrain",
+    short_help="Stage 1: fit the projector on captions.",
+    examples=[
+        "chatbind pretrain -m toy/llama --encoder toy/imagebind --data toy/train/captions.json "
+        "--media-root toy/media -o ckpt/first",
+        "chatbind pretrain -m toy/llama --encoder toy/imagebind --data toy/train/captions.json "
+        "--media-root toy/media -o ckpt/short --max-steps 2 | jq .loss",
+    ],
+)
+@stack(
+    input_options("Captions as conversations: LLaVA's JSON array, or JSONL."),
+    model_options,
+    schedule_options(_DEFAULTS),
+    device_options,
+    compute_options,
+    result_options(_DEFAULTS),
+    dispatch_options,
+    without_effect("--tune-mm-mlp-adapter", because="stage 1 always trains the projector alone"),
+    seed_only_options,
+)
+@settings_option("pretrain")
+def command(settings: TrainingSettings, plan: launch.Dispatch) -> None:
+    """Stage 1: fit the projector on captions.
+
+    Trains the projector and the embeddings of <im_start> and <im_end>; the language model and the
+    encoder stay as they are. Media are encoded once, before the first step. Log records go to
+    stdout as the work goes on; the last record names the checkpoint.
+    """
+    run_stage(settings, plan)

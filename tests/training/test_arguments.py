@@ -1,0 +1,154 @@
+"""Our settings in the Trainer's words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import TrainingArguments
+
+from chatbind_cli.errors import UsageError
+from chatbind_cli.training.arguments import _sharding as sharding
+from chatbind_cli.training.arguments import training_arguments
+from chatbind_cli.training.settings import TrainingSettings
+
+needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> TrainingSettings:
+    return TrainingSettings(
+        stage="finetune",
+        model=tmp_path,
+        data=tmp_path / "data.json",
+        output=tmp_path / "out",
+        device="cpu",
+    )
+
+
+@pytest.fixture
+def notes() -> Iterator[list[str]]:
+    yield []
+
+
+def test_the_values_reach_the_trainer(settings: TrainingSettings, notes: list[str]) -> None:
+    arguments = training_arguments(
+        replace(
+            settings,
+            learning_rate=3e-4,
+            warmup_ratio=0.25,
+            lr_scheduler_type="linear",
+            gradient_accumulation_steps=7,
+            gradient_checkpointing=True,
+            weight_decay=0.1,
+            seed=5,
+        ),
+        world_size=1,
+        note=notes.append,
+    )
+    assert arguments.learning_rate == 3e-4
+    assert arguments.get_warmup_steps(100) == 25
+    assert arguments.lr_scheduler_type == "linear"
+    assert arguments.gradient_accumulation_steps == 7
+    assert arguments.gradient_checkpointing
+    assert arguments.weight_decay == 0.1
+    assert arguments.seed == arguments.data_seed == 5
+    assert not notes
+
+
+@pytest.mark.parametrize(("ratio", "steps"), [(0.0, 0), (0.03, 3), (1.0, 100)])
+def test_the_warmup_ratio_is_a_share_of_all_steps(
+    settings: TrainingSettings, ratio: float, steps: int
+) -> None:
+    arguments = training_arguments(
+        replace(settings, warmup_ratio=ratio), world_size=1, note=lambda _: None
+    )
+    assert arguments.get_warmup_steps(100) == steps
+
+
+def test_bfloat16_works_on_a_cpu(settings: TrainingSettings) -> None:
+    made = training_arguments(replace(settings, bf16=True), world_size=1, note=lambda _: None)
+    assert made.bf16
+    assert made.device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"tf32": True}, "--tf32 has no effect: it is a mode of NVIDIA GPUs"),
+        ({"report_to": ("no_such_tracker",)}, "no_such_tracker is not installed"),
+        ({"fsdp": "full_shard auto_wrap"}, "--fsdp has no effect: there is one process"),
+    ],
+)
+def test_what_has_no_effect_here_is_said(
+    settings: TrainingSettings, notes: list[str], change: dict[str, object], told: str
+) -> None:
+    training_arguments(replace(settings, **change), world_size=1, note=notes.append)
+    assert len(notes) == 1
+    assert told in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"lr_scheduler_type": "wavy"}, "wavy"),
+        ({"optim": "magic"}, "magic"),
+        ({"fp16": True}, "--fp16 needs a GPU"),
+        ({"fsdp": "half_shard"}, "--fsdp does not know 'half_shard'"),
+    ],
+)
+def test_what_nobody_knows_is_a_usage_error(
+    settings: TrainingSettings, change: dict[str, object], told: str
+) -> None:
+    with pytest.raises(UsageError, match=told):
+        training_arguments(replace(settings, **change), world_size=1, note=lambda _: None)
+
+
+@needs_no_gpu
+def test_a_gpu_that_is_not_there_is_a_usage_error(settings: TrainingSettings) -> None:
+    with pytest.raises(UsageError, match="no GPU that PyTorch can use"):
+        training_arguments(replace(settings, device="cuda"), world_size=1, note=lambda _: None)
+
+
+def test_sharding_is_in_the_words_of_today(settings: TrainingSettings) -> None:
+    words = replace(
+        settings, fsdp="full_shard auto_wrap offload", fsdp_layers=("LlamaDecoderLayer",)
+    )
+    made = sharding(words, gpu=True, world_size=2, note=lambda _: None)
+    # what the Trainer makes of it, without the GPUs that it would want to use
+    arguments = TrainingArguments(use_cpu=True, **made)
+    assert arguments.fsdp is True
+    assert arguments.fsdp_plugin_args["fsdp_version"] == 2
+    assert arguments.fsdp_plugin_args["reshard_after_forward"] is True
+    assert arguments.fsdp_plugin_args["cpu_offload"] is True
+    assert arguments.fsdp_plugin_args["transformer_cls_names_to_wrap"] == "LlamaDecoderLayer"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"learning_rate": float("nan")}, "--learning-rate is nan"),
+        ({"device": "tpu"}, "--device tpu is not known"),
+        ({"warmup_ratio": 2.0}, "--warmup-ratio is 2"),
+        ({"bf16": True, "fp16": True}, "exclude each other"),
+        ({"eval_strategy": "steps"}, "needs held-out conversations"),
+        ({"plot": Path("loss.gif")}, "no suffix that we draw"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(
+    settings: TrainingSettings, change: dict[str, object], told: str
+) -> None:
+    with pytest.raises(UsageError, match=told):
+        replace(settings, **change)
+
+
+def test_how_a_batch_is_split_is_no_part_of_a_runs_identity(settings: TrainingSettings) -> None:
+    one = replace(settings, per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    two = replace(settings, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    assert one.identity(1) == two.identity(2)
+    assert one.identity(1) != two.identity(1)
+    assert one.identity(1) == replace(one, save_steps=7, logging_steps=3).identity(1)
+    assert one.identity(1) != replace(one, seed=9).identity(1)

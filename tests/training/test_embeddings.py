@@ -1,0 +1,106 @@
+"""Every distinct medium is encoded once, by one process of several."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from chatbind_cli.data.store import EmbeddingStore
+from chatbind_cli.errors import MediaError, StoreError
+from chatbind_cli.imagebind.encoder import Encoder, load_encoder
+from chatbind_cli.media.load import load_media
+from chatbind_cli.media.options import MediaOptions
+from chatbind_cli.model.turns import MediaRef
+from chatbind_cli.training.embeddings import (
+    Embeddings,
+    Share,
+    encode_media,
+    open_parts,
+    open_stores,
+)
+
+OPTIONS = MediaOptions()
+
+
+class Counting(Encoder):
+    """Counts what it encodes."""
+
+    n_encoded = 0
+
+    def embed(self, media, *, normalize):  # type: ignore[no-untyped-def]
+        self.n_encoded += len(media)
+        return super().embed(media, normalize=normalize)
+
+
+@pytest.fixture
+def encoder(world) -> Counting:  # type: ignore[no-untyped-def]
+    made = load_encoder(world.imagebind)
+    made.__class__ = Counting
+    return made
+
+
+def finder(folder: Path):  # type: ignore[no-untyped-def]
+    def find(name: str) -> Path:
+        path = folder / name
+        if not path.exists():
+            raise MediaError("no such file", where=name)
+        return path
+
+    return find
+
+
+def test_two_processes_share_the_work(world, encoder, tmp_path) -> None:
+    media = [MediaRef("image", f"p{n}.png") for n in range(8)]
+    for rank in range(2):
+        share = Share(folder=tmp_path, rank=rank, world_size=2)
+        assert not encode_media(media, encoder, finder(world.media), share, OPTIONS)
+    assert encoder.n_encoded == 8
+    (tmp_path / "part-00002").mkdir()  # what a process that was killed at once has left
+    rows = Embeddings(open_parts(tmp_path)).rows(media)
+    loaded = [load_media(world.media / m.ref) for m in media]
+    expected = encoder.embed(loaded, normalize=False)
+    # the store keeps float16: 11 bits
+    torch.testing.assert_close(rows, expected, rtol=2**-10, atol=1e-5)
+
+
+def test_a_copy_of_a_file_is_not_encoded_again(world, encoder, tmp_path) -> None:
+    folder = tmp_path / "media"
+    folder.mkdir()
+    shutil.copy(world.media / "p0.png", folder / "a.png")
+    share = Share(folder=tmp_path / "parts", rank=0, world_size=1)
+    encode_media([MediaRef("image", "a.png")], encoder, finder(folder), share, OPTIONS)
+    shutil.copy(folder / "a.png", folder / "b.png")
+    both = [MediaRef("image", "a.png"), MediaRef("image", "b.png")]
+    encode_media(both, encoder, finder(folder), share, OPTIONS)
+    assert encoder.n_encoded == 1
+    rows = Embeddings(open_parts(share.folder)).rows(both)
+    assert torch.equal(rows[0], rows[1])
+
+
+def test_what_cannot_be_read_is_told_and_the_rest_is_encoded(world, encoder, tmp_path) -> None:
+    folder = tmp_path / "media"
+    folder.mkdir()
+    shutil.copy(world.media / "p0.png", folder / "good.png")
+    (folder / "broken.png").write_bytes((world.media / "p1.png").read_bytes()[:40])
+    media = [MediaRef("image", name) for name in ("broken.png", "good.png", "gone.png")]
+    share = Share(folder=tmp_path / "parts", rank=0, world_size=1)
+    failed = dict(encode_media(media, encoder, finder(folder), share, OPTIONS))
+    assert set(failed) == {media[0], media[2]}
+    assert "broken.png" in failed[media[0]]
+    assert media[1] in Embeddings(open_parts(share.folder))
+
+
+def test_stores_of_different_encoders_are_not_mixed(tmp_path: Path) -> None:
+    for part, digest in (("part-00000", "aa" * 32), ("part-00001", "bb" * 32)):
+        EmbeddingStore.open(tmp_path / part, "a", encoder_sha256=digest, dim=4).close()
+    with pytest.raises(StoreError, match="holds embeddings of different encoders"):
+        open_stores(tmp_path)
+
+
+def test_an_embedding_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"image gone\.png"):
+        Embeddings(open_parts(tmp_path)).rows([MediaRef("image", "gone.png")])
+    assert Embeddings(open_parts(tmp_path)).rows([]) is None

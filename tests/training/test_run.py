@@ -1,0 +1,304 @@
+"""Whole runs on a CPU: what they make, what they leave alone, how they end."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from chatbind_cli.jsonl import read_records
+from chatbind_cli.model.assemble import load_chatbind
+from chatbind_cli.model.projector_file import read_projector
+
+FAST = ("--max-steps", "3", "--learning-rate", "0.01")
+
+
+def sha256(path: Path) -> str:
+    import hashlib
+
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_pretrain_logs_records_and_ends_with_the_checkpoint(world, here, tmp_path) -> None:
+    done = here("pretrain", *world.args(tmp_path / "out", *FAST))
+    assert done.code == 0, done.stderr
+    *log, last = done.records
+    assert [record["step"] for record in log] == [1, 2, 3]
+    assert {"loss", "learning_rate", "grad_norm", "epoch", "samples_per_s"} <= log[0].keys()
+    assert last["artifact"] == "checkpoint"
+    assert last["path"] == str(tmp_path / "out")
+    assert last["made_by"] == "pretrain"
+    assert last["sha256"] == sha256(tmp_path / "out" / "projector.safetensors")
+    kept = [record for record, _ in read_records(tmp_path / "out" / "log.jsonl")]
+    assert kept == log
+    assert (tmp_path / "out" / "loss.svg").read_text().rstrip().endswith("</svg>")
+    assert "pretrain trains the projector and the embeddings of" in done.stderr
+
+
+def test_stage_1_saves_what_it_trained_and_no_language_model(world, here, tmp_path) -> None:
+    out = tmp_path / "out"
+    assert here("pretrain", *world.args(out, *FAST)).code == 0
+    weights = list(out.rglob("*.safetensors"))
+    assert {path.name for path in weights} == {"projector.safetensors", "trained.safetensors"}
+    # 38 thousand parameters would be 150 kB
+    assert sum(path.stat().st_size for path in weights) < 20_000
+    made = read_projector(out / "projector.safetensors")
+    assert made.info.stage == "pretrain"
+    assert made.info.encoder["name"] == "tiny"
+    assert {"im_start", "im_end"} <= made.token_embeddings.keys()
+    config = json.loads((out / "config.json").read_text())
+    assert config["provenance"]["command"].startswith("chatbind pretrain -m")
+    assert config["use_cache"]
+
+
+def test_extract_projector_reads_the_folder_and_its_checkpoints(world, here, tmp_path) -> None:
+    out = tmp_path / "out"
+    here("pretrain", *world.args(out, *FAST))
+    for source in (out, out / "checkpoint-3"):
+        done = here("extract-projector", str(source), "-o", str(tmp_path / "p.safetensors"))
+        assert done.code == 0, done.stderr
+        taken = read_projector(tmp_path / "p.safetensors")
+        own = read_projector(out / "projector.safetensors")
+        for name, tensor in own.tensors.items():
+            assert torch.equal(taken.tensors[name], tensor)
+
+
+def test_finetune_makes_a_model_folder_from_a_projector(world, here, tmp_path) -> None:
+    projector = tmp_path / "pre" / "projector.safetensors"
+    here("pretrain", *world.args(tmp_path / "pre", *FAST, "--tokens-per-embedding", "2"))
+    out = tmp_path / "out"
+    done = here("finetune", *world.args(out, *FAST, "--projector", str(projector)))
+    assert done.code == 0, done.stderr
+    assert done.records[-1]["artifact"] == "model"
+    assert "finetune trains the projector and the language model" in done.stderr
+    bundle = load_chatbind(out)
+    assert bundle.config.stage == "finetune"
+    assert bundle.config.tokens_per_embedding == 2
+    assert bundle.config.prompt_style == "v0"
+    before = load_file(world.llama / "model.safetensors")
+    after = bundle.model.language_model.state_dict()
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(before[name], after[name])
+    start = read_projector(projector).tensors["projector.layers.0.weight"]
+    moved = (bundle.model.projector.layers[0].weight - start).abs().max()
+    assert 0 < moved < 0.1
+
+
+def test_a_frozen_language_model_stays_as_it_is(world, here, tmp_path) -> None:
+    out = tmp_path / "out"
+    assert here("finetune", *world.args(out, *FAST, "--freeze-backbone")).code == 0
+    before = load_file(world.llama / "model.safetensors")
+    after = load_file(out / "model.safetensors")
+    for name, tensor in before.items():
+        rows = len(tensor)  # the vocabulary has grown
+        assert torch.equal(after[f"language_model.{name}"][:rows], tensor), name
+
+
+def test_training_lowers_the_loss(world, here, tmp_path) -> None:
+    words = ("--num-train-epochs", "12", "--learning-rate", "0.01", "--logging-steps", "8")
+    done = here("finetune", *world.args(tmp_path / "out", *words))
+    losses = [record["loss"] for record in done.records[:-1]]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_media_on_disk_and_a_store_of_them_train_alike(world, here, tmp_path) -> None:
+    from_media, from_store = tmp_path / "media", tmp_path / "store"
+    done = here("pretrain", *world.args(from_media, *FAST, source="media"))
+    assert done.code == 0, done.stderr
+    words = world.args(from_store, *FAST)
+    words[words.index("--store") + 1] = str(from_media / "embeddings")
+    assert here("pretrain", *words).code == 0
+    one = read_projector(from_media / "projector.safetensors")
+    other = read_projector(from_store / "projector.safetensors")
+    assert one.info.encoder["sha256"] == other.info.encoder["sha256"]
+    for name, tensor in one.tensors.items():
+        assert torch.equal(other.tensors[name], tensor)
+
+
+def test_a_finished_run_only_says_what_it_made(world, here, tmp_path) -> None:
+    words = ("pretrain", *world.args(tmp_path / "out", *FAST))
+    first = here(*words)
+    files = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*") if p.name != ".lock"}
+    again = here(*words)
+    assert again.code == 0
+    assert again.records == first.records[-1:]
+    assert files == {p: p.stat().st_mtime_ns for p in files}
+
+
+def test_other_arguments_over_a_run_need_overwrite(world, here, tmp_path) -> None:
+    out = tmp_path / "out"
+    here("pretrain", *world.args(out, *FAST))
+    other = world.args(out, *FAST, "--seed", "7")
+    refused = here("pretrain", *other)
+    assert refused.code == 1
+    assert refused.stderr.splitlines()[-1].endswith(
+        "holds a run with seed 0, and this one has 7; "
+        "choose another --output-dir, or say --overwrite"
+    )
+    before = sha256(out / "projector.safetensors")
+    assert here("pretrain", *other, "--overwrite").code == 0
+    assert sha256(out / "projector.safetensors") != before
+
+
+def test_a_changed_data_file_is_noticed(world, here, tmp_path) -> None:
+    data = tmp_path / "captions.json"
+    shutil.copy(world.captions, data)
+    words = world.args(tmp_path / "out", *FAST)
+    words[words.index("--data") + 1] = str(data)
+    assert here("pretrain", *words).code == 0
+    data.write_text(json.dumps(json.loads(data.read_text())[:9]))
+    assert "holds a run with data-sha256" in here("pretrain", *words).stderr
+
+
+def test_broken_media_stop_the_run_before_it_begins(world, here, tmp_path) -> None:
+    media = tmp_path / "media"
+    shutil.copytree(world.media, media)
+    (media / "p1.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    words = world.args(tmp_path / "out", *FAST, source="media")
+    words[words.index("--media-root") + 1] = str(media)
+    failed = here("pretrain", *words)
+    assert failed.code == 1
+    assert failed.stdout == ""
+    last = failed.stderr.splitlines()[-1]
+    assert "1 record(s) or media cannot be used: " in last
+    assert "p1.png" in last
+    assert last.endswith("mend them, or leave them out with --on-error skip")
+    listed = [record for record, _ in read_records(tmp_path / "out" / "rejected.jsonl")]
+    assert [record["image"] for record in listed] == ["p1.png"]
+
+    skipped = here("pretrain", *words, "--on-error", "skip")
+    assert skipped.code == 0, skipped.stderr
+    assert "15 conversations with 7 different media, 1 input(s) left out" in skipped.stderr
+    assert skipped.records[-1]["left_out"] == 1
+
+
+def test_records_that_make_no_sense_are_named(world, here, tmp_path) -> None:
+    data = tmp_path / "data.jsonl"
+    good = world.instructions.read_text()
+    data.write_text(good + '{"id": "x", "conversations": []}\n')
+    words = world.args(tmp_path / "out", *FAST)
+    words[words.index("--data") + 1] = str(data)
+    failed = here("pretrain", *words)
+    assert failed.code == 1
+    assert f"{data}:17" in failed.stderr
+    assert not (tmp_path / "out").exists()
+    assert here("pretrain", *words, "--on-error", "skip").code == 0
+
+
+def test_media_that_a_store_lacks_are_named(world, here, tmp_path) -> None:
+    data = tmp_path / "data.json"
+    data.write_text(world.captions.read_text().replace("p2.png", "q2.png"))
+    words = world.args(tmp_path / "out", *FAST)
+    words[words.index("--data") + 1] = str(data)
+    failed = here("pretrain", *words)
+    assert failed.code == 1
+    assert "q2.png: the store has no embedding of this image" in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("-m", "nowhere", "is no folder of a language model"),
+        ("--data", "nowhere.json", "nowhere.json: No such file"),
+        ("--encoder", "nowhere.pth", "nowhere.pth: no such encoder"),
+        ("--media-root", "/", "no such file"),
+    ],
+)
+def test_missing_inputs_are_errors_of_one_line(
+    world, here, tmp_path, option: str, value: str, told: str
+) -> None:
+    words = world.args(tmp_path / "out", *FAST, source="media")
+    words[words.index(option) + 1] = value
+    failed = here("pretrain", *words)
+    assert failed.code == 1
+    assert failed.stdout == ""
+    assert told in failed.stderr
+    assert len(failed.stderr.splitlines()) == 1
+
+
+def test_without_an_encoder_the_error_says_where_it_was_looked_for(
+    world, here, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = world.args(tmp_path / "out", *FAST)
+    at = words.index("--store")
+    del words[at : at + 2]
+    words += ["--media-root", str(world.media)]
+    failed = here("pretrain", *words)
+    assert "no encoder at checkpoints/imagebind or .checkpoints/imagebind_huge.pth" in failed.stderr
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "imagebind").symlink_to(world.imagebind)
+    assert here("pretrain", *words).code == 0
+
+
+def test_text_only_data_need_neither_media_nor_encoder(world, here, tmp_path) -> None:
+    data = tmp_path / "alpaca.jsonl"
+    rows = [{"instruction": f"Say {n}.", "input": "", "output": f"It is {n}."} for n in range(8)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = world.args(tmp_path / "out", *FAST)
+    at = words.index("--store")
+    del words[at : at + 2]
+    words[words.index("--data") + 1] = str(data)
+    assert here("finetune", *words).code == 0
+
+
+def test_samples_that_are_cut_before_their_answer_do_no_harm(world, here, tmp_path) -> None:
+    done = here("finetune", *world.args(tmp_path / "out", *FAST, "--model-max-length", "16"))
+    assert done.code == 0, done.stderr
+    assert [record["loss"] for record in done.records[:-1]] == [0.0, 0.0, 0.0]
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run(world, here, tmp_path) -> None:
+    done = here("finetune", *world.args(tmp_path / "out", "--learning-rate", "1e38"))
+    assert done.code == 1
+    assert "the loss is not a number any more at step" in done.stderr
+
+
+def test_held_out_conversations_are_measured(world, here, tmp_path) -> None:
+    words = ("--eval-data", str(world.instructions), "--evaluation-strategy", "steps")
+    done = here("pretrain", *world.args(tmp_path / "out", *FAST, *words, "--eval-steps", "3"))
+    assert done.code == 0, done.stderr
+    measured = [record["eval_loss"] for record in done.records if "eval_loss" in record]
+    assert len(measured) == 1
+    assert 5 < measured[0] < 6.5  # ln(320) = 5.8: a random model knows nothing
+
+
+def test_at_a_terminal_a_person_reads_lines(world, here, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    done = here("pretrain", *world.args(tmp_path / "out", *FAST))
+    lines = done.stdout.splitlines()
+    assert len(lines) == 4
+    assert lines[0].startswith("step 1/3  loss ")
+    assert lines[0].endswith("left")
+    assert lines[-1] == f"checkpoint: {tmp_path / 'out'}"
+
+
+def test_a_projector_comes_through_a_pipe(world, program, tmp_path, monkeypatch) -> None:
+    import io
+
+    from chatbind_cli.cli import run
+
+    projector = tmp_path / "pre" / "projector.safetensors"
+    record = {"artifact": "projector", "path": str(projector)}
+    words = ["finetune", *world.args(tmp_path / "out", *FAST, "--projector", "-")]
+
+    class Stdin:
+        buffer = io.BytesIO((json.dumps(record) + "\n").encode())
+
+    monkeypatch.setattr(sys, "stdin", Stdin)
+    code, message = run(words)
+    assert code == 1
+    assert "the stage before named it, but it is not there" in message
+
+    run(["pretrain", *world.args(tmp_path / "pre", *FAST)])
+    Stdin.buffer = io.BytesIO((json.dumps(record) + "\n").encode())
+    assert run(words) == (0, "")
+    Stdin.buffer = io.BytesIO(b"")
+    code, message = run([*words, "--overwrite"])
+    assert code == 1
+    assert "standard input ended without a record of a projector" in message
