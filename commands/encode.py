@@ -46,10 +46,11 @@ _compute = partial(click.option, cls=GroupedOption, group="Compute")
     "encode",
     short_help="Turn media into ImageBind embeddings.",
     examples=[
-        "chatbind encode --encoder imagebind_huge.pth dog.jpg bark.wav -o embeddings.jsonl",
-        "find photos -name '*.jpg' | chatbind encode --encoder imagebind_huge.pth | jq .path",
-        "chatbind encode --encoder imagebind_huge.pth --data chat.json --media-root cc3m "
-        "--store cc3m-store",
+        "chatbind encode --encoder toy/imagebind toy/media/image/heldout-0000.png "
+        "toy/media/audio/heldout-0000.wav -o embeddings.jsonl",
+        "ls toy/media/depth/heldout-*.png | chatbind encode --encoder toy/imagebind | jq .path",
+        "chatbind encode --encoder toy/imagebind --data toy/train/captions.json "
+        "--media-root toy/media --store store",
         "chatbind encode --encoder imagebind_huge.pth --zero-shot labels.txt dog.jpg bark.wav",
     ],
 )

@@ -18,9 +18,9 @@ from ._base import GroupedOption
     "extract-projector",
     short_help="Take the projector out of a checkpoint.",
     examples=[
-        "chatbind extract-projector checkpoints/chatbind-7b-pretrain -o projector.safetensors",
-        "chatbind extract-projector --model_name_or_path ./checkpoints/chatbind-7b-pretrain "
-        "--output ./checkpoints/mm_projector/chatbind-7b-pretrain.bin",
+        "chatbind extract-projector ckpt/pretrain -o projector.safetensors",
+        "chatbind extract-projector --model_name_or_path ./ckpt/pretrain "
+        "--output ./mm_projector/pretrain.bin",
         "chatbind pretrain --config stage1.toml | chatbind extract-projector - -o p.safetensors",
     ],
 )

@@ -36,14 +36,15 @@ _judge = partial(click.option, cls=GroupedOption, group="Judge")
     short_help="Let a judge score two sets of answers.",
     examples=[
         "chatbind review --question questions.jsonl --answer-list reference.jsonl answers.jsonl "
-        "--judge rule -o review.jsonl",
-        "chatbind vqa -m MODEL --questions questions.jsonl | chatbind review "
-        "--question questions.jsonl --answer-list reference.jsonl - | chatbind summarize",
+        "--judge rule -o reviews.jsonl",
+        "chatbind vqa -m model -q questions.jsonl --media-root toy/media "
+        "| chatbind review --question questions.jsonl --answer-list reference.jsonl - --judge rule "
+        "| chatbind summarize",
         "OPENAI_API_KEY=... chatbind review --question qa90_questions.jsonl "
         "--context caps_boxes.jsonl --answer-list qa90_gpt4_answer.jsonl answers.jsonl "
-        "--rule rule.json -o review.jsonl",
+        "--rule rule.json -o reviews.jsonl",
         "chatbind review --question questions.jsonl --answer-list reference.jsonl answers.jsonl "
-        "--judge-url http://localhost:8000/v1 --judge-model judge -o review.jsonl",
+        "--judge-url http://localhost:8000/v1 --judge-model judge -o reviews.jsonl",
     ],
 )
 @_input(

@@ -34,12 +34,10 @@ _FOLDERS = (".", "review", "reviews")
     "summarize",
     short_help="Tabulate review records.",
     examples=[
-        "chatbind summarize review.jsonl",
-        "chatbind summarize review.jsonl --json | jq .relative",
-        "chatbind summarize --dir review --format markdown",
-        "chatbind review --question questions.jsonl --answer-list reference.jsonl answers.jsonl "
-        "| chatbind summarize --by modality",
-        "chatbind summarize review.jsonl --html report.html --questions questions.jsonl "
+        "chatbind summarize reviews.jsonl",
+        "chatbind summarize reviews.jsonl --json | jq .relative",
+        "chatbind summarize reviews.jsonl --by modality --format markdown",
+        "chatbind summarize reviews.jsonl --html report.html --questions questions.jsonl "
         "--answers reference.jsonl answers.jsonl",
     ],
 )

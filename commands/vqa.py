@@ -33,7 +33,7 @@ _input = partial(click.option, cls=GroupedOption, group="Input")
     "vqa",
     short_help="Answer question records with answer records.",
     examples=[
-        "chatbind vqa -m model --questions toy/eval/questions-image.jsonl --media-root toy/media "
+        "chatbind vqa -m model -q questions.jsonl --media-root toy/media "
         "--max-new-tokens 32 -o answers.jsonl",
         "head -n 3 toy/eval/questions-audio.jsonl | chatbind vqa -m model --media-root toy/media "
         "--max-new-tokens 32",
