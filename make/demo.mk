@@ -1,1 +1,43 @@
+# The whole path on a toy world: two base models and ten digits in six senses, made on the spot.
+#
+# Training sees images only. The last table shows, for each sense, how many answers about held-out
+# digits are right, beside a run whose encoder's audio, depth, thermal and IMU towers were never
+# bound to images. A second run makes only what is missing.
+
+DEMO  ?= demo
+TOY    = $(DEMO)/toy
+D_EVAL = $(DEMO)/eval
+SENSES = image video audio depth thermal imu
+
 .PHONY: demo
+
+demo: install  ## the whole path on a toy world, on a CPU (no downloads)
+	mkdir -p $(D_EVAL)
+	$(CHATBIND) toy $(TOY)
+	$(CHATBIND) encode --encoder $(TOY)/imagebind --data $(TOY)/train/captions.json \
+	  --media-root $(TOY)/media --store $(DEMO)/store
+	$(CHATBIND) pretrain --model $(TOY)/llama --encoder $(TOY)/imagebind --store $(DEMO)/store \
+	    --data $(TOY)/train/captions.json --num-train-epochs 2 \
+	    --gradient-accumulation-steps 1 --learning-rate 1e-2 --output $(DEMO)/pretrain \
+	  | $(CHATBIND) extract-projector - --output $(DEMO)/projector.safetensors \
+	  | $(CHATBIND) finetune --model $(TOY)/llama --encoder $(TOY)/imagebind \
+	    --store $(DEMO)/store --projector - \
+	    --data $(TOY)/train/instructions.json --num-train-epochs 1 \
+	    --per-device-train-batch-size 16 --gradient-accumulation-steps 1 --learning-rate 1e-3 \
+	    --output $(DEMO)/model | tail -n 1
+	$(CHATBIND) ask --model $(DEMO)/model --image $(TOY)/media/image/heldout-0000.png \
+	  "Which digit is this?"
+	$(CHATBIND) ask --model $(DEMO)/model --audio $(TOY)/media/audio/heldout-0000.wav \
+	  "Describe it in detail."
+	cat $(SENSES:%=$(TOY)/eval/questions-%.jsonl) > $(D_EVAL)/questions.jsonl
+	$(CHATBIND) vqa --model $(DEMO)/model --questions $(D_EVAL)/questions.jsonl \
+	  --media-root $(TOY)/media --output $(D_EVAL)/answers.jsonl
+	$(CHATBIND) vqa --model $(DEMO)/model --questions $(D_EVAL)/questions.jsonl \
+	  --encoder $(TOY)/imagebind-unbound --allow-encoder-mismatch \
+	  --media-root $(TOY)/media --output $(D_EVAL)/answers-unbound.jsonl
+	$(CHATBIND) review --question $(D_EVAL)/questions.jsonl --judge rule \
+	  --answer-list $(D_EVAL)/answers-unbound.jsonl $(D_EVAL)/answers.jsonl \
+	  --output $(D_EVAL)/reviews.jsonl
+	@echo "Right answers (column exact): left with towers never bound to images, right bound."
+	@echo "A guess is right in 10 % of the cases. Training has seen images only."
+	$(CHATBIND) summarize $(D_EVAL)/reviews.jsonl --by modality --format table

@@ -1,0 +1,125 @@
+"""Towers that learn from coarse pictures and end up working on full ones.
+
+The toy world's pictures are smooth: the means of cells of 7x7 pixels say all there is to say, and
+cost a fiftieth. So a tower learns stem weights for cells, and these are then spread evenly over
+their pixels, which is the same function of the full picture. Trunk and head are the tower's own.
+Knows nothing of losses and files.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import nn
+
+from chatbind_cli.imagebind.config import IMU_CHANNELS, TOWER_OF
+from chatbind_cli.imagebind.model import ImageBind
+
+CELL = 7
+"""Pixels on a side; 224 and the toy encoder's patches are multiples of it."""
+
+COARSE = frozenset({"image", "video", "depth", "thermal"})
+"""Modalities whose tensors are pictures."""
+
+# As large as the tokens themselves. With the usual 0.02 a tower sees a bag of patches at first,
+# and takes more than twice as many steps to come to the same accuracy.
+_POSITION_STD = 1.0
+
+
+def to_cells(pixels: torch.Tensor) -> torch.Tensor:
+    """Means over cells: [..., 224, 224] -> [..., 32, 32]."""
+    flat = pixels.reshape(-1, 1, *pixels.shape[-2:])
+    return F.avg_pool2d(flat, CELL).reshape(
+        *pixels.shape[:-2], *(s // CELL for s in flat.shape[2:])
+    )
+
+
+class Tower(nn.Module):
+    """One tower in training: batches in, embeddings of norm 1 out.
+
+    Pictures come as cells, sounds and motion as the encoder's own tensors.
+
+    Args:
+        model: holds the tower.
+        modality: any that the tower serves.
+    """
+
+    def __init__(self, model: ImageBind, modality: str) -> None:
+        super().__init__()
+        self.tower = TOWER_OF[modality]
+        self.stem = model.modality_preprocessors[self.tower]
+        self.trunk = model.modality_trunks[self.tower]
+        self.head = model.modality_heads[self.tower]
+        weight = patch_weight(self.stem, self.tower)
+        self.cells: nn.Parameter | None = None
+        if modality in COARSE:
+            side = weight.shape[-1] // CELL
+            weight = self.cells = nn.Parameter(weight.new_empty(*weight.shape[:-2], side, side))
+            nn.init.xavier_uniform_(weight.view(len(weight), -1))
+        _without_level(weight)
+        nn.init.normal_(_positions(self.stem, self.tower), std=_POSITION_STD)
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        """Embeddings [b, d] of norm 1.
+
+        Args:
+            batch: image [b, 3, 32, 32]; video [b, 3, 2, 32, 32]; depth and thermal
+                [b, 1, 32, 32]; audio [b, 1, 128, 204]; imu [b, 6, 2000].
+        """
+        tokens = self.stem(batch) if self.cells is None else self._tokens(batch, self.cells)
+        return F.normalize(self.head(self.trunk(tokens)), dim=-1)
+
+    def parameters_to_train(self) -> list[nn.Parameter]:
+        """All but the weights of pixels where those of cells stand in for them."""
+        skip = None if self.cells is None else patch_weight(self.stem, self.tower)
+        return [parameter for parameter in self.parameters() if parameter is not skip]
+
+    @torch.no_grad()
+    def spread(self) -> None:
+        """Writes the weights of cells into the tower, an equal share to each of their pixels."""
+        if self.cells is not None:
+            pixels = repeat(self.cells / CELL**2, "... h w -> ... (h r) (w k)", r=CELL, k=CELL)
+            patch_weight(self.stem, self.tower).copy_(pixels)
+
+    def _tokens(self, batch: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """What the stem does, on cells."""
+        side = weight.shape[-1]
+        if self.tower == "vision":
+            clips = batch if batch.ndim == 5 else repeat(batch, "b c h w -> b c f h w", f=2)
+            patches = rearrange(clips, "b c f (h r) (w k) -> b (h w) (c f r k)", r=side, k=side)
+            tokens = F.linear(patches, weight.flatten(1))
+        else:
+            patches = rearrange(batch, "b c (h r) (w k) -> b (h w) (c r k)", r=side, k=side)
+            norm = self.stem.get_submodule(f"{self.stem.stem_name}.norm_layer")
+            tokens = norm(F.linear(patches, weight.flatten(1)))
+        first = self.stem.get_parameter("cls_token").expand(len(tokens), -1, -1)
+        return torch.cat([first, tokens], dim=1) + _positions(self.stem, self.tower)
+
+
+def patch_weight(stem: nn.Module, tower: str) -> nn.Parameter:
+    """The weight that makes tokens of a tower's input."""
+    if tower == "vision":
+        return stem.get_submodule("rgbt_stem.proj.1").get_parameter("weight")
+    if tower == "imu":
+        return stem.get_parameter("imu_stem.proj.weight")
+    return stem.get_submodule(str(stem.stem_name)).get_parameter("proj.weight")
+
+
+def _positions(stem: nn.Module, tower: str) -> nn.Parameter:
+    """The table that tells tokens where they are."""
+    name = "pos_embed" if tower == "imu" else "pos_embedding_helper.pos_embed"
+    module, _, parameter = name.rpartition(".")
+    return stem.get_submodule(module).get_parameter(parameter)
+
+
+@torch.no_grad()
+def _without_level(weight: nn.Parameter) -> None:
+    """Starts a stem blind to the level of its input, channel by channel.
+
+    White paper, the distance of a wall and gravity are far larger than what is written on top of
+    them, and would be all that a freshly drawn weight passes on.
+    """
+    channels = weight.flatten(-2) if weight.ndim > 2 else weight.unflatten(1, (IMU_CHANNELS, -1))
+    level = channels.mean(dim=-1, keepdim=True).expand_as(channels)
+    weight.sub_(level.reshape(weight.shape))

@@ -1,0 +1,39 @@
+"""One quick world for all tests of the room, made through the command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+
+def _run_toy(*words: str) -> tuple[int, list[dict[str, Any]], str]:
+    """Exit code, records and stderr of `chatbind toy`."""
+    from chatbind_cli.commands.toy import command
+
+    result = CliRunner().invoke(command, list(words))
+    records = [json.loads(line) for line in result.stdout.splitlines()]
+    problem = "" if result.exception is None else str(result.exception)
+    return result.exit_code, records, problem
+
+
+RunToy = Callable[..., tuple[int, list[dict[str, Any]], str]]
+
+
+@pytest.fixture(scope="session")
+def run_toy() -> RunToy:
+    """Calls `chatbind toy` with some words."""
+    return _run_toy
+
+
+@pytest.fixture(scope="session")
+def quick_world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """The folder and the records of `chatbind toy DIR --quick`."""
+    folder = tmp_path_factory.mktemp("toy") / "world"
+    code, records, problem = _run_toy(str(folder), "--quick")
+    assert code == 0, problem
+    return folder, records

@@ -1,0 +1,97 @@
+import math
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from chatbind_cli.media.load import load_media
+from chatbind_cli.toy import towers
+from chatbind_cli.toy.digits import load_items
+from chatbind_cli.toy.fit import repeatable
+from chatbind_cli.toy.media_files import relative_path, write_media
+from chatbind_cli.toy.towers import Samples
+
+
+def _sounds(items, folder):
+    write_media(items, "audio", folder, seed=0)
+    tensors = [load_media(folder / relative_path(i, "audio"), "audio").tensor for i in items]
+    return Samples(torch.stack(tensors), torch.tensor([item.digit for item in items]))
+
+
+def test_a_bound_sense_lies_where_the_images_of_its_digits_lie(tmp_path):
+    train, heldout = load_items()
+    sounds, unheard = _sounds(train[:96], tmp_path), _sounds(heldout[:20], tmp_path)
+    with repeatable(0) as generator:
+        # images as a trained image tower puts them: around ten directions
+        centres = normalize(torch.randn(10, 64), dim=-1)
+        images = normalize(centres[sounds.digits] + 0.05 * torch.randn(96, 64), dim=-1)
+        model = towers.new_model(["audio"])
+        means = towers.class_means(images, sounds.digits)
+        arguments = {"generator": generator, "report": lambda step, loss: None}
+        tower = towers.bind(model, "audio", sounds, images, sounds.digits, epochs=14, **arguments)
+    embeddings = towers.embed(tower, unheard.tensors)
+    assert towers.nearest_mean_accuracy(embeddings, unheard.digits, means) >= 0.85
+    # not only nearest: close, so that there is no gap between the modalities
+    assert (embeddings * centres[unheard.digits]).sum(dim=1).mean() > 0.7
+
+
+def test_the_image_tower_learns_names_and_the_model_holds_what_it_learned():
+    with repeatable(0) as generator:
+        # ten patterns in place of digits, so that a few steps are enough
+        patterns = torch.randn(10, 3, 32, 32)
+        digits = torch.arange(10).repeat(15)
+        images = Samples(patterns[digits] + 0.1 * torch.randn(150, 3, 32, 32), digits)
+        clips = images.tensors[:, None, :, None].expand(-1, 2, -1, 2, -1, -1)
+        model = towers.new_model(["image"])
+        losses = []
+        tower = towers.train_image_tower(
+            model,
+            images,
+            Samples(clips, digits),
+            epochs=20,
+            generator=generator,
+            report=lambda step, loss: losses.append(loss),
+        )
+    assert losses[-1] < math.log(10) / 2
+    embeddings = towers.embed(tower, images.tensors)
+    means = towers.class_means(embeddings, digits)
+    assert towers.nearest_mean_accuracy(embeddings, digits, means) > 0.9
+    pixels = images.tensors[:3].repeat_interleave(7, -1).repeat_interleave(7, -2)
+    with torch.no_grad():
+        torch.testing.assert_close(model.embed("image", pixels), embeddings[:3], atol=2e-5, rtol=0)
+
+
+def test_pairs_that_share_a_digit_do_not_count_as_wrong():
+    images = normalize(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), dim=-1)
+    digits = torch.tensor([4, 4, 7])
+    right = towers._pair_loss(images, images, digits)
+    # by hand: rows 0 and 1 have two right answers at cosine 1, row 2 one
+    two = math.log(2 * math.exp(10) + 1) - 10
+    one = math.log(math.exp(10) + 2) - 10
+    assert float(right) == pytest.approx((2 * two + one) / 3, abs=1e-4)
+    swapped = towers._pair_loss(images[[2, 1, 0]], images, digits)
+    assert swapped > right + 1
+
+
+def test_embeddings_of_clips_are_averaged_and_have_norm_one():
+    with repeatable(0):
+        model = towers.new_model(["audio"])
+        tower = towers.Tower(model, "audio").eval()
+    clips = torch.rand(3, 2, 1, 128, 204)
+    embeddings = towers.embed(tower, clips)
+    with torch.no_grad():
+        each = normalize((tower(clips[:, 0]) + tower(clips[:, 1])) / 2, dim=-1)
+    torch.testing.assert_close(embeddings, each)
+
+
+def test_class_means_and_accuracy_are_those_of_plain_arithmetic():
+    embeddings = normalize(torch.randn(40, 5), dim=-1)
+    digits = torch.arange(40) % 10
+    means = towers.class_means(embeddings, digits)
+    mean = embeddings[3::10].mean(dim=0)
+    torch.testing.assert_close(means[3], mean / mean.norm())
+    right = 0
+    for row, digit in zip(embeddings, digits.tolist(), strict=True):
+        cosines = [float(row @ centre) for centre in means]
+        right += cosines.index(max(cosines)) == digit
+    assert towers.nearest_mean_accuracy(embeddings, digits, means) == pytest.approx(right / 40)

@@ -1,0 +1,165 @@
+import json
+import shutil
+
+import pytest
+
+from chatbind_cli.errors import ChatBindError
+from chatbind_cli.imagebind.encoder import load_encoder
+from chatbind_cli.model.tokenizer import load_tokenizer
+from chatbind_cli.toy import encoders
+from chatbind_cli.toy.world import World
+
+LAYOUT = [
+    "README.txt",
+    "eval/answers-reference-imu.jsonl",
+    "eval/contexts.jsonl",
+    "eval/questions-thermal.jsonl",
+    "imagebind/config.json",
+    "imagebind/imagebind.safetensors",
+    "imagebind-unbound/imagebind.safetensors",
+    "llama/config.json",
+    "llama/model.safetensors",
+    "llama/tokenizer.json",
+    "media/audio/heldout-0000.wav",
+    "media/depth/heldout-0000.png",
+    "media/image/train-0063.png",
+    "media/imu/heldout-0000.csv",
+    "media/thermal/heldout-0000.png",
+    "media/video/heldout-0009.mp4",
+    "toy.json",
+    "train/captions.json",
+    "train/instructions.json",
+]
+
+
+def _content(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_everything_that_the_readme_promises_is_there(quick_world):
+    folder, records = quick_world
+    assert not [name for name in LAYOUT if not (folder / name).is_file()]
+    assert records[-1]["artifact"] == "toy"
+    assert records[-1]["path"] == str(folder.resolve())
+    losses = [record for record in records if "loss" in record]
+    assert {record["part"] for record in losses} == {
+        "text", "image", "audio", "depth", "thermal", "imu",
+    }  # fmt: skip
+    for line in (folder / "README.txt").read_text().splitlines():
+        name = line.split("  ")[0].rstrip("/")
+        if name.startswith(("media/", "train/", "eval/", "llama", "imagebind", "toy.json")):
+            assert list(folder.glob(name if "*" in name else f"{name}*")), name
+
+
+def test_questions_and_conversations_name_files_that_are_there(quick_world):
+    folder, _ = quick_world
+    for record in json.loads((folder / "train/captions.json").read_text()):
+        assert (folder / "media" / record["image"]).is_file()
+    for path in folder.glob("eval/questions-*.jsonl"):
+        modality = path.stem.removeprefix("questions-")
+        for line in path.read_text().splitlines():
+            assert (folder / "media" / json.loads(line)[modality]).is_file()
+
+
+def test_the_figures_are_measured_for_both_encoders(quick_world):
+    folder, _ = quick_world
+    summary = json.loads((folder / "toy.json").read_text())
+    figures = summary["nearest_class_mean_accuracy"]
+    assert list(figures) == ["imagebind", "imagebind-unbound"]
+    for shares in figures.values():
+        assert list(shares) == ["image", "video", "audio", "depth", "thermal", "imu"]
+        assert all(0 <= share <= 1 for share in shares.values())
+    assert summary["seed"] == 0
+
+
+def test_the_unbound_encoder_has_the_same_image_tower_and_other_towers(quick_world):
+    from safetensors.torch import load_file
+
+    folder, _ = quick_world
+    bound = load_file(folder / "imagebind/imagebind.safetensors")
+    unbound = load_file(folder / "imagebind-unbound/imagebind.safetensors")
+    assert bound.keys() == unbound.keys()
+    for name, tensor in bound.items():
+        if ".vision." in name:
+            assert tensor.equal(unbound[name]), name
+    for tower in ("audio", "depth", "thermal", "imu"):
+        name = f"modality_trunks.{tower}.blocks.0.attn.in_proj_weight"
+        assert not bound[name].equal(unbound[name])
+
+
+def test_the_base_models_load_where_other_commands_load_them(quick_world):
+    folder, _ = quick_world
+    encoder = load_encoder(folder / "imagebind")
+    assert set(encoder.modalities) == {"image", "video", "audio", "depth", "thermal", "imu"}
+    assert load_tokenizer(folder / "llama").eos_token == "</s>"
+
+
+def test_a_second_run_does_nothing_again(quick_world, run_toy):
+    folder, _ = quick_world
+    before = _content(folder)
+    code, records, _ = run_toy(str(folder), "--quick")
+    assert code == 0
+    assert {r["status"] for r in records if "status" in r} == {"there already"}
+    assert records[-1]["artifact"] == "toy"
+    assert _content(folder) == before
+
+
+def test_a_stopped_run_goes_on_and_ends_with_the_same_world(
+    quick_world, run_toy, tmp_path, monkeypatch
+):
+    folder, _ = quick_world
+    stopped = tmp_path / "stopped"
+
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoders, "save_encoder", stop)
+        world = World(folder=stopped, seed=0, quick=True, tell=lambda record: None)
+        with pytest.raises(KeyboardInterrupt):
+            world.make(overwrite=False)
+    assert not (stopped / "toy.json").exists()
+    code, records, problem = run_toy(str(stopped), "--quick")
+    assert code == 0, problem
+    statuses = {r["stage"]: r["status"] for r in records if "status" in r}
+    assert statuses["llama"] == "there already"
+    assert statuses["imagebind"] == "done"
+    assert _content(stopped) == _content(folder)
+
+
+def test_another_seed_is_refused_and_says_what_to_do(quick_world):
+    folder, _ = quick_world
+    with pytest.raises(ChatBindError, match=r"other settings \(seed 0\); say --overwrite"):
+        World(folder=folder, seed=5, quick=True, tell=print).make(overwrite=False)
+
+
+def test_a_folder_with_something_else_is_left_alone_even_with_overwrite(tmp_path):
+    (tmp_path / "media").mkdir()
+    (tmp_path / "media/holiday.jpg").write_bytes(b"mine")
+    for overwrite in (False, True):
+        with pytest.raises(ChatBindError, match="not empty and holds no toy world"):
+            World(folder=tmp_path, seed=0, quick=True, tell=print).make(overwrite=overwrite)
+    assert (tmp_path / "media/holiday.jpg").read_bytes() == b"mine"
+
+
+def test_a_file_in_place_of_the_folder_is_an_error(tmp_path):
+    (tmp_path / "x").write_text("")
+    with pytest.raises(ChatBindError, match="is a file; name a folder"):
+        World(folder=tmp_path / "x", seed=0, quick=True, tell=print).make(overwrite=False)
+
+
+def test_overwrite_makes_the_world_of_another_seed(quick_world, run_toy, tmp_path):
+    folder, _ = quick_world
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / "media/image/stray.png").write_bytes(b"")
+    code, _, problem = run_toy(str(copy), "--quick", "--overwrite", "--seed", "5")
+    assert code == 0, problem
+    assert json.loads((copy / "toy.json").read_text())["seed"] == 5
+    assert not (copy / "media/image/stray.png").exists()
+    name = "media/audio/heldout-0000.wav"
+    assert (copy / name).read_bytes() != (folder / name).read_bytes()
