@@ -32,7 +32,7 @@ check: install  ## ruff, mypy, codespell
 	$(BIN)/codespell
 
 test: install  ## the whole test suite
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 build: install  ## a wheel, installed and started outside the checkout
 	rm -rf build dist

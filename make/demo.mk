@@ -11,6 +11,8 @@ SENSES = image video audio depth thermal imu
 
 .PHONY: demo
 
+# Models this small lose more by sharing their work between threads than they win.
+demo: export OMP_NUM_THREADS ?= 1
 demo: install  ## the whole path on a toy world, on a CPU (no downloads)
 	mkdir -p $(D_EVAL)
 	$(CHATBIND) toy $(TOY)

@@ -1,7 +1,8 @@
 """The ten digits and the handwriting that everything in the toy world is made from.
 
-The scans are scikit-learn's `load_digits`: 1797 digits of 8x8 pixels, written by 43 people, which
-come with the library. Knows nothing of how a digit looks, sounds or feels in a medium (`senses`).
+The scans are scikit-learn's `load_digits`: 1797 digits of 8x8 pixels (the test set of UCI's
+"Optical Recognition of Handwritten Digits"), which come with the library. Knows nothing of how a
+digit looks, sounds or feels in a medium (`senses`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 HELDOUT_BLOCK = 100
 HELDOUT_BLOCKS = 2
 
-# One fixed shuffle for every seed: whichever world is made, held-out people's scans stay held out.
+# One fixed shuffle for every seed: whichever world is made, the same scans are held out.
 _SPLIT_SEED = 1797
 
 Split = Literal["train", "heldout"]

@@ -8,8 +8,8 @@ _TEXT = """\
 A toy world for ChatBind: the ten digits in six senses
 ======================================================
 
-Made by `chatbind toy` from seed {seed}{quick}. Handwriting: scikit-learn's load_digits (1797 scans,
-43 writers). Everything else is computed: nothing here was downloaded.
+Made by `chatbind toy` from seed {seed}{quick}. Handwriting: scikit-learn's load_digits, 1797 scans.
+Everything else is computed: nothing here was downloaded.
 
 media/image/    scans of handwritten digits (PNG)
 media/video/    the written digit wandering over the sheet (MP4, 3 s)
