@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,10 +16,11 @@ from chatbind_cli.errors import RecordError, UsageError
 from chatbind_cli.files import replace_file
 from chatbind_cli.jsonl import Record, read_records, record_id
 from chatbind_cli.review import tables
-from chatbind_cli.review.summary import Summary, summarize
+from chatbind_cli.review.summary import Summary, compare, summarize_pairs
 
 from . import _base
 from ._base import GroupedOption, ListOption
+from ._options import media_root_options
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _input = partial(click.option, cls=GroupedOption, group="Input")
@@ -35,10 +37,11 @@ _FOLDERS = (".", "review", "reviews")
     short_help="Tabulate review records.",
     examples=[
         "chatbind summarize reviews.jsonl",
-        "chatbind summarize reviews.jsonl --json | jq .relative",
-        "chatbind summarize reviews.jsonl --by modality --format markdown",
+        "chatbind summarize reviews.jsonl --format markdown > table.md",
+        "chatbind summarize --dir . --by modality --json",
+        "chatbind summarize reviews.jsonl --baseline reviews.jsonl",
         "chatbind summarize reviews.jsonl --html report.html --questions questions.jsonl "
-        "--answers reference.jsonl answers.jsonl",
+        "--answers toy/eval/answers-reference-image.jsonl answers.jsonl --media-root toy/media",
     ],
 )
 @click.argument(
@@ -66,6 +69,12 @@ _FOLDERS = (".", "review", "reviews")
     group="Input",
     metavar="ID",
     help="Questions to leave out.",
+)
+@_input(
+    "--baseline",
+    type=_FILE,
+    help="Reviews of another run on the same questions: each line of the table is compared with "
+    "that run's by a paired permutation test.",
 )
 @_output(
     "--by",
@@ -101,9 +110,17 @@ _FOLDERS = (".", "review", "reviews")
     "answers",
     cls=ListOption,
     group="Input",
-    metavar="A B",
+    metavar="A B...",
     type=_FILE,
-    help="The two answer files, for the report.",
+    help="The answer files in the order of `review`, for the report.",
+)
+@media_root_options
+@_output(
+    "--media-limit",
+    type=click.FloatRange(min=0),
+    default=64.0,
+    metavar="MB",
+    help="Most megabytes of media in the report; what goes beyond is named, not shown.",
 )
 @_output("--json", "as_json", is_flag=True, help="The same as --format json.")
 def command(
@@ -117,6 +134,8 @@ def command(
     page: Path | None,
     questions: Path | None,
     answers: tuple[Path, ...],
+    baseline: Path | None,
+    **media: Any,
 ) -> None:
     """Tabulate review records: mean scores, and the second's as a percentage of the first's.
 
@@ -124,28 +143,47 @@ def command(
     this folder, `review` or `reviews`. Each file has figures of its own. Failed reviews are
     counted, and are in no mean.
     """
-    sources = _sources([*reviews, *files], folder)
-    summaries = [
-        summarize(
-            (record for record, _ in read_records(source)),
-            name=_name(source),
-            by=by,
-            ignore=ignore,
-        )
-        for source in sources
-    ]
-    for source, summary in zip(sources, summaries, strict=True):
-        if not summary.reviews:
+    summaries: list[Summary] = []
+    for source in _sources([*reviews, *files], folder):
+        found = _read(source, by, ignore, with_words=page is not None)
+        if not found[0].reviews:
             where = "<stdin>" if source == "-" else source
             raise RecordError("holds no reviews", where=where, hint="see `chatbind review`")
+        summaries += found
+    if baseline is not None:
+        summaries = _compared(summaries, _read(str(baseline), by, ignore, with_words=False))
     _print(summaries, "json" if as_json else form)
     if page is not None:
-        _write_report(page, summaries, questions, answers)
+        _write_report(page, summaries, questions, answers, media)
+    for line in tables.remarks(summaries):
+        note(line)
     for summary in summaries:
         for reason, count in summary.failures.items():
             note(f"{summary.name}: {count} failed, in no mean: {reason}")
     if not any(row.n for summary in summaries for row in summary.rows):
         raise RecordError("every review failed, so there is nothing to average")
+
+
+def _read(source: str, by: str, ignore: Sequence[str], *, with_words: bool) -> list[Summary]:
+    """The figures of one file; of several pairs of answer files, one by one."""
+    return summarize_pairs(
+        (record for record, _ in read_records(source)),
+        name=_name(source),
+        by=by,
+        ignore=ignore,
+        with_words=with_words,
+    )
+
+
+def _compared(summaries: Sequence[Summary], baselines: Sequence[Summary]) -> list[Summary]:
+    """Each run beside its baseline: the only one, or the one at its place among as many."""
+    if len(baselines) == 1:
+        baselines = [baselines[0]] * len(summaries)
+    if len(baselines) != len(summaries):
+        raise UsageError(
+            f"the baseline has {len(baselines)} pairs of answer files, the reviews {len(summaries)}"
+        )
+    return [compare(run, other) for run, other in zip(summaries, baselines, strict=True)]
 
 
 def _print(summaries: Sequence[Summary], form: str) -> None:
@@ -163,17 +201,32 @@ def _print(summaries: Sequence[Summary], form: str) -> None:
 
 
 def _write_report(
-    page: Path, summaries: Sequence[Summary], questions: Path | None, answers: Sequence[Path]
+    page: Path,
+    summaries: Sequence[Summary],
+    questions: Path | None,
+    answers: Sequence[Path],
+    media: dict[str, Any],
 ) -> None:
-    from chatbind_cli.review.report import render_report  # noqa: PLC0415  brings importlib.resources
+    from chatbind_cli.review.exhibits import Cabinet  # noqa: PLC0415  brings what it shows
+    from chatbind_cli.review.report import render_report  # noqa: PLC0415
 
-    text = render_report(
+    cabinet = Cabinet(
+        media["media_root"],
+        prefix=media["media_prefix"],
+        allow_outside=media["allow_outside"],
+        limit_bytes=int(media["media_limit"] * 1e6),
+    )
+    chunks = render_report(
         summaries,
         questions=None if questions is None else _by_id(questions),
         answers=[_by_id(path) for path in answers],
+        cabinet=cabinet,
     )
-    with replace_file(page) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    with replace_file(page) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for chunk in chunks:
+            file.write(chunk)
+    for problem in cabinet.problems:
+        note(f"report: {problem}")
     note(f"report: {page}")
 
 

@@ -31,7 +31,8 @@ class Case:
         answers: the two answers' records, in the order of the answer files.
         context: the captions and boxes of what the question is about.
         references: texts that count as right answers.
-        sources: names of the two answer files, for answers that do not say who gave them.
+        models: who gave the answers: what their records say, else the name of their file.
+        pair: numbers of the two answer files, from 1; None where there are only two.
         problem: why this case cannot be judged, None if it can.
     """
 
@@ -39,7 +40,8 @@ class Case:
     answers: tuple[Record, ...] = ()
     context: Record | None = None
     references: tuple[str, ...] = ()
-    sources: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    pair: tuple[int, int] | None = None
     problem: str | None = None
 
     @property
@@ -62,21 +64,12 @@ class Case:
         """The two answers themselves."""
         return tuple(str(answer["text"]) for answer in self.answers)
 
-    @property
-    def models(self) -> list[str]:
-        """Who gave the answers: what their records say, else the name of their file."""
-        names = [PurePath(source).name.partition(".json")[0] for source in self.sources]
-        if not self.answers:
-            return names
-        return [
-            str(answer.get("model_id") or name)
-            for answer, name in zip(self.answers, names, strict=True)
-        ]
-
 
 @dataclass(slots=True)
 class Inputs:
     """The files of a review, read by id.
+
+    The first side of `answers` is the baseline; every other side makes a pair with it.
 
     Attributes:
         remarks: what did not fit together and has no case of its own; a run that has any does not
@@ -93,21 +86,23 @@ class Inputs:
     def cases(self) -> Iterator[Case]:
         """The cases in the order of the questions, or in that of the answers that stream in.
 
+        A question has as many cases as there are sides beside the first.
+
         A side of `answers` that is no dictionary is read as it comes, so that each case can be
         judged as soon as its answer is there.
         """
         stream = next((side for side in self.answers if not isinstance(side, dict)), None)
         if stream is None:
             for key in self.questions:
-                yield self._case(key, None)
+                yield from self._cases(key, None)
         else:
             name = self.names[list(self.answers).index(stream)]
             seen: set[str] = set()
             for key, record in self._stream(stream, name, seen):
-                yield self._case(key, record)
+                yield from self._cases(key, record)
             for key in self.questions:
                 if key not in seen:
-                    yield self._case(key, None)
+                    yield from self._cases(key, None)
         for side, name in zip(self.answers, self.names, strict=True):
             if isinstance(side, dict):
                 self._strangers(side, name)
@@ -131,12 +126,23 @@ class Inputs:
                 f"{name}: {len(strangers)} answers to questions that were not asked ({shown})"
             )
 
-    def _case(self, key: str, streamed: Record | None) -> Case:
-        question = self.questions[key]
+    def _cases(self, key: str, streamed: Record | None) -> Iterator[Case]:
+        given = [side.get(key) if isinstance(side, dict) else streamed for side in self.answers]
+        models = self._models(given)
+        for other in range(1, len(given)):
+            case = Case(
+                question=self.questions[key],
+                models=(models[0], models[other]),
+                pair=(1, other + 1) if len(given) > 2 else None,
+            )
+            names = (self.names[0], self.names[other])
+            yield self._filled(case, [given[0], given[other]], names)
+
+    def _filled(self, case: Case, given: Sequence[Record | None], names: Sequence[str]) -> Case:
+        """The case with its answers and context, or with the reason why it has none."""
         answers: list[Record] = []
         problems: list[str] = []
-        for side, name in zip(self.answers, self.names, strict=True):
-            answer = side.get(key) if isinstance(side, dict) else streamed
+        for answer, name in zip(given, names, strict=True):
             if answer is None:
                 problems.append(f"no answer in {name}")
             elif "error" in answer:
@@ -145,9 +151,9 @@ class Inputs:
                 problems.append(f"the answer in {name} has no text")
             else:
                 answers.append(answer)
-        case = Case(question=question, sources=tuple(self.names))
         if problems:
             return replace(case, problem="; ".join(problems))
+        question = case.question
         case = replace(case, answers=tuple(answers))
         if self.contexts is not None and case.modality is not None:
             context = _find_context(question, case.modality, self.contexts)
@@ -155,7 +161,21 @@ class Inputs:
                 problem = f"no context for {case.modality} {question[case.modality]}"
                 return replace(case, problem=problem)
             case = replace(case, context=context)
-        return replace(case, references=self._references(key, question, answers))
+        return replace(case, references=self._references(str(case.question_id), question, answers))
+
+    def _models(self, given: Sequence[Record | None]) -> list[str]:
+        """The sides' names. Of more than two, those of the same name tell their files apart."""
+        files = [PurePath(name).name.partition(".json")[0] for name in self.names]
+        models = [
+            str((answer or {}).get("model_id") or file)
+            for answer, file in zip(given, files, strict=True)
+        ]
+        if len(models) == 2:
+            return models
+        return [
+            f"{model} ({file})" if models.count(model) > 1 and model != file else model
+            for model, file in zip(models, files, strict=True)
+        ]
 
     def _references(self, key: str, question: Record, answers: Sequence[Record]) -> tuple[str, ...]:
         """The right answers: the reference file's, the question's own, or the first answer."""
@@ -179,7 +199,8 @@ def read_inputs(
 
     Args:
         questions: the question records.
-        answers: two answer files; at most one may be a stream of `(record, where)`.
+        answers: two or more answer files, the baseline first; at most one may be a stream of
+            `(record, where)`.
         contexts: captions and boxes by media name.
         references: answers that count as right, by question id.
 

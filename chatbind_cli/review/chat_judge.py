@@ -1,35 +1,47 @@
 """A judge behind any OpenAI-compatible chat endpoint.
 
 Tries again what can pass (a full server, a broken connection, a cut-off reply), a bounded number
-of times; stops the run for what cannot (a wrong key, a model that is not there, an empty purse);
-and turns the rest into a failed verdict. The key comes from the environment alone and appears in
-no message. Knows nothing of files.
+of times; stops the run for what cannot (a wrong key, a model that is not there, an empty purse, a
+cost limit); and turns the rest into a failed verdict. The key comes from the environment alone
+and appears in no message. Knows nothing of files.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 from chatbind_cli.errors import JudgeError
+from chatbind_cli.review.asking import NoReplyError, ask_for_scores, find_rule
+from chatbind_cli.review.bill import FREE, Bill, Price
 from chatbind_cli.review.cases import Case, digest
+from chatbind_cli.review.chat_errors import (
+    KEY_VARIABLE,
+    asked_wait_s,
+    hopeless,
+    is_too_many,
+    may_be_charged,
+    may_pass,
+    one_line,
+)
 from chatbind_cli.review.judges import Verdict
-from chatbind_cli.review.prompts import VERSION, Message, ask_again, build_messages
-from chatbind_cli.review.rules import Rule, Rules
-from chatbind_cli.review.scores import UnreadableScores, read_scores
+from chatbind_cli.review.pace import Pace
+from chatbind_cli.review.prompts import VERSION, Message, build_messages
+from chatbind_cli.review.rules import Rules
+from chatbind_cli.review.scores import SCHEMA
+from chatbind_cli.review.tokens import Counter, estimate, message_tokens
 
 if TYPE_CHECKING:
     import openai
 
-DEFAULT_MODEL = "gpt-4o"
-KEY_VARIABLE = "OPENAI_API_KEY"
-
 # So many failures in a row, without one judgement between them, are the server's and not a case's.
 _FAILURES_THAT_STOP = 8
-_SHORT = 200
+_FORMAT = {
+    "type": "json_schema",
+    "json_schema": {"name": "review", "strict": True, "schema": SCHEMA},
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,24 +53,36 @@ class ChatJudgeOptions:
         base_url: the endpoint, ending in `/v1`; None for OpenAI's own (or `OPENAI_BASE_URL`).
         temperature: 0 for the most likely words.
         max_tokens: most tokens of one review.
+        structured: ask for a JSON object of the scores: where the endpoint takes it, or never.
         timeout_s: longest wait for one reply.
         retries: further attempts after the first.
         first_wait_s: pause before the second attempt; doubles from attempt to attempt.
         longest_wait_s: longest pause, also where the server asks for a longer one.
+        concurrency: most requests at a time; fewer while the server refuses some.
+        requests_per_minute: the endpoint's limit, None if there is none.
+        tokens_per_minute: the same in tokens, sent and received.
+        price: what tokens cost.
+        max_cost_usd: the line that is not crossed, None for no line.
+        spent_usd: what counts as spent when the run starts.
+        count: counts a text's tokens.
     """
 
-    model: str = DEFAULT_MODEL
+    model: str
     base_url: str | None = None
     temperature: float = 0.0
     max_tokens: int = 1024
+    structured: Literal["auto", "off"] = "auto"
     timeout_s: float = 120.0
     retries: int = 5
     first_wait_s: float = 1.0
     longest_wait_s: float = 60.0
-
-
-class _NoReplyError(Exception):
-    """One case got no reply, after all attempts or at once."""
+    concurrency: int = 8
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    price: Price = FREE
+    max_cost_usd: float | None = None
+    spent_usd: float = 0.0
+    count: Counter = field(default=estimate)
 
 
 class ChatJudge:
@@ -67,19 +91,21 @@ class ChatJudge:
     Args:
         rules: what the judge is asked to do.
         options: how to reach it.
+        will_ask: whether requests will go out; a plan needs no key.
 
     Raises:
         JudgeError: OpenAI's own endpoint is meant, and there is no key.
     """
 
-    def __init__(self, rules: Rules, options: ChatJudgeOptions) -> None:
+    def __init__(self, rules: Rules, options: ChatJudgeOptions, *, will_ask: bool = True) -> None:
         import openai
 
         self.name = options.model
         self._rules = rules
         self._options = options
         self._secret = os.environ.get(KEY_VARIABLE, "")
-        if not self._secret and not (options.base_url or os.environ.get("OPENAI_BASE_URL")):
+        elsewhere = options.base_url or os.environ.get("OPENAI_BASE_URL")
+        if will_ask and not self._secret and not elsewhere:
             raise JudgeError(
                 f"no API key in {KEY_VARIABLE}",
                 hint=f"set {KEY_VARIABLE}, give --judge-url of a local server, or --judge rule",
@@ -91,184 +117,188 @@ class ChatJudge:
             timeout=options.timeout_s,
             max_retries=0,
         )
-        # Newer models refuse some of these; what is refused is renamed or left out (`_adapt`).
+        # Some models refuse some of these; what is refused is renamed or left out (`_adapt`).
         self._parameters: dict[str, Any] = {
             "temperature": options.temperature,
             "max_tokens": options.max_tokens,
         }
-        self._not_before = 0.0  # the loop's time before which the server wants no request
+        if options.structured == "auto":
+            self._parameters["response_format"] = _FORMAT
+        self._pace = Pace(
+            requests_per_minute=options.requests_per_minute,
+            tokens_per_minute=options.tokens_per_minute,
+            most_at_a_time=options.concurrency,
+        )
+        self._bill = Bill(
+            options.price, limit_usd=options.max_cost_usd, spent_usd=options.spent_usd
+        )
         self._failures_in_row = 0
         self._jitter = random.Random()  # noqa: S311  spreads the load, keeps no secret
 
-    def _rule(self, case: Case) -> Rule:
-        with_context = case.context is not None
-        return self._rules.find(case.category, case.modality, with_context=with_context)
+    @property
+    def spent_usd(self) -> float:
+        """What has been spent, `options.spent_usd` included."""
+        return self._bill.spent_usd
 
     def fingerprint(self, case: Case) -> str:
         """Changes with the rule, the context, the model's name and how it is asked."""
-        options = asdict(self._options)
-        asked = [options[key] for key in ("model", "temperature", "max_tokens")]
-        return digest(f"chat-{VERSION}", self._rule(case).fingerprint, case.context, asked)
+        options = self._options
+        asked = [options.model, options.temperature, options.max_tokens, options.structured]
+        rule = find_rule(self._rules, case)
+        return digest(f"chat-{VERSION}", rule.fingerprint, case.context, asked)
 
     async def judge(self, case: Case, *, swapped: bool, sample: int) -> Verdict:
         """Asks for the scores, and once more if they cannot be read."""
-        rule = self._rule(case)
-        messages = build_messages(case, rule, swapped=swapped)
-        metadata: dict[str, Any] = {"rule": rule.fingerprint}
-        said: list[str] = []
-        problem = ""
-        for attempt in range(2):
-            try:
-                reply = await self._ask(messages, metadata)
-            except _NoReplyError as error:
-                return Verdict(content="\n\n".join(said), error=str(error), metadata=metadata)
-            said.append(reply)
-            try:
-                scores = read_scores(reply)
-            except UnreadableScores as error:
-                problem = str(error)
-                messages = ask_again(messages, reply)
-                continue
-            if attempt:
-                metadata["asked_again"] = True
-            content = "\n\n".join(said)
-            return Verdict(
-                scores=scores[::-1] if swapped else scores, content=content, metadata=metadata
-            )
-        error_text = f"the scores cannot be read: {problem}"
-        return Verdict(content="\n\n".join(said), error=error_text, metadata=metadata)
+        rule = find_rule(self._rules, case)
+        return await ask_for_scores(self._ask, case, rule, swapped=swapped)
+
+    def expected_tokens(self, case: Case) -> tuple[int, int]:
+        """Tokens of the prompt for a case, and the most that the reply may have."""
+        messages = build_messages(case, find_rule(self._rules, case))
+        return message_tokens(messages, self._options.count), self._options.max_tokens
+
+    def stop(self) -> None:
+        """Sends no more requests; those under way may finish."""
+        self._pace.stop()
 
     async def close(self) -> None:
         """Closes the connections."""
         await self._client.close()
 
-    async def _ask(self, messages: list[Message], metadata: dict[str, Any]) -> str:
+    async def _ask(self, messages: list[Message], metadata: dict[str, Any], again: bool) -> str:
         """One reply, with as many attempts as are allowed.
 
         Raises:
-            _NoReplyError: none came for this case.
+            NoReplyError: none came for this case.
             JudgeError: none will come for any case.
+            Stopped: the run ends.
         """
         import openai
 
         attempt = 0
         while True:
-            await self._wait_for_server()
             try:
-                reply = await self._request(messages, metadata)
-            except openai.BadRequestError as error:
-                if not self._adapt(error):
-                    raise _NoReplyError(self._text(error)) from error
+                reply = await self._attempt(messages, metadata, again)
+            except openai.APIStatusError as error:
+                if self._adapt(error):
+                    continue
+                await self._after(error, attempt)
             # A body that is cut off or is no JSON reaches us as ValueError, TypeError or the like.
             except (openai.APIError, ValueError, TypeError, LookupError) as error:
-                self._stop_if_hopeless(error)
-                if attempt == self._options.retries or not _may_pass(error):
-                    raise self._given_up(error, attempt + 1) from error
-                self._postpone(error, attempt)
-                attempt += 1
+                await self._after(error, attempt)
             else:
                 self._failures_in_row = 0
                 return reply
+            attempt += 1
 
-    async def _request(self, messages: list[Message], metadata: dict[str, Any]) -> str:
+    async def _attempt(self, messages: list[Message], metadata: dict[str, Any], again: bool) -> str:
+        """One request, in its turn and within the cost limit."""
+        import openai
+
+        options = self._options
+        prompt = message_tokens(messages, options.count)
+        reserved = await self._bill.reserve(prompt, options.max_tokens)
+        charged, good, unused, entered = False, False, 0, None
+        try:
+            entered = await self._pace.enter(prompt + options.max_tokens)
+            charged = True  # unless the server says that it refused
+            reply, usage = await self._request(messages, metadata, again)
+            charged, good = False, True
+            unused = prompt + options.max_tokens - sum(usage)
+            self._bill.learn(prompt, usage[0])
+            cost = self._bill.settle(reserved, *usage)
+            reserved = 0.0
+            if options.price is not FREE:
+                metadata["cost_usd"] = round(metadata.get("cost_usd", 0.0) + cost, 8)
+            return reply
+        except openai.APIError as error:
+            charged = may_be_charged(error)
+            unused = 0 if charged else prompt + options.max_tokens
+            if entered is not None and is_too_many(error):
+                self._pace.too_many(entered, min(asked_wait_s(error), options.longest_wait_s))
+            raise
+        finally:
+            if reserved:
+                self._bill.release(reserved, charged=charged)
+            if entered is not None:
+                self._pace.leave(unused_tokens=unused, good=good)
+
+    async def _request(
+        self, messages: list[Message], metadata: dict[str, Any], again: bool
+    ) -> tuple[str, tuple[int, int]]:
+        """The reply's text, and the tokens of prompt and reply."""
         parameters: dict[str, Any] = {**self._parameters, "messages": messages}
+        if again:
+            parameters.pop("response_format", None)  # the object did not help the first time
         completion = await self._client.chat.completions.create(
             model=self._options.model, **parameters
         )
         choices = getattr(completion, "choices", None)
         if not choices or choices[0].message is None:
             raise ValueError("the reply is not a chat completion")
+        message = choices[0].message
+        text = str(message.content or getattr(message, "refusal", None) or "")
         metadata["model"] = completion.model
         metadata["created"] = completion.created
-        if completion.usage is not None:
-            for key in ("prompt_tokens", "completion_tokens"):
-                metadata[key] = metadata.get(key, 0) + (getattr(completion.usage, key) or 0)
-        return choices[0].message.content or ""
+        usage = completion.usage
+        counted = (
+            (usage.prompt_tokens or 0, usage.completion_tokens or 0)
+            if usage is not None
+            else (message_tokens(messages, self._options.count), self._options.count(text))
+        )
+        if usage is not None:
+            for key, tokens in zip(("prompt_tokens", "completion_tokens"), counted, strict=True):
+                metadata[key] = metadata.get(key, 0) + tokens
+        return text, counted
 
-    def _adapt(self, error: openai.BadRequestError) -> bool:
+    def _adapt(self, error: openai.APIStatusError) -> bool:
         """Renames or drops a parameter that the model refuses; False if that is not the matter."""
-        text = str(error)
+        if error.status_code not in (400, 415, 422, 501):
+            return False
+        text = f"{error} {error.response.text}"
         if "max_completion_tokens" in text and "max_tokens" in self._parameters:
             self._parameters["max_completion_tokens"] = self._parameters.pop("max_tokens")
             return True
-        if "temperature" in text and "temperature" in self._parameters:
-            del self._parameters["temperature"]
-            return True
+        for name, marks in (
+            ("response_format", ("response_format", "json_schema", "structured output", "grammar")),
+            ("temperature", ("temperature",)),
+        ):
+            if name in self._parameters and any(mark in text for mark in marks):
+                del self._parameters[name]
+                return True
         return False
 
-    def _stop_if_hopeless(self, error: Exception) -> None:
-        import openai
+    async def _after(self, error: Exception, attempt: int) -> None:
+        """Waits before the next attempt, if there is to be one.
 
-        hint = None
-        if isinstance(error, openai.AuthenticationError):
-            hint = f"check the key in {KEY_VARIABLE}"
-        elif isinstance(error, openai.PermissionDeniedError):
-            hint = "the key may not use this model"
-        elif isinstance(error, openai.NotFoundError):
-            hint = "check --judge-model and --judge-url"
-        elif isinstance(error, openai.RateLimitError) and error.code == "insufficient_quota":
-            hint = "the account has no quota left"
+        Raises:
+            NoReplyError: this case has had its attempts.
+            JudgeError: no case will get a reply.
+        """
+        hint = hopeless(error)
         if hint is not None:
             raise JudgeError(self._text(error), where=self._where, hint=hint) from error
+        if attempt == self._options.retries or not may_pass(error):
+            raise self._given_up(error, attempt + 1) from error
+        options = self._options
+        wait = options.first_wait_s * 2**attempt * self._jitter.uniform(0.5, 1.0)
+        await self._pace.rest(min(wait, options.longest_wait_s))
 
-    def _given_up(self, error: Exception, attempts: int) -> _NoReplyError:
+    def _given_up(self, error: Exception, attempts: int) -> Exception:
         """The failure of one case; after several in a row, a `JudgeError` instead."""
         self._failures_in_row += 1
         if self._failures_in_row >= _FAILURES_THAT_STOP:
-            raise JudgeError(
+            return JudgeError(
                 f"{self._failures_in_row} requests in a row failed, the last with "
                 f"{self._text(error)}",
                 where=self._where,
                 hint="what is judged is on disk; run the same command again to go on",
-            ) from error
-        return _NoReplyError(f"{self._text(error)} ({attempts} attempts)")
-
-    def _postpone(self, error: Exception, attempt: int) -> None:
-        """Sets the time before which no request goes out, for all cases in flight."""
-        options = self._options
-        wait = options.first_wait_s * 2**attempt * self._jitter.uniform(0.5, 1.0)
-        wait = min(max(wait, _asked_wait_s(error)), options.longest_wait_s)
-        self._not_before = max(self._not_before, asyncio.get_running_loop().time() + wait)
-
-    async def _wait_for_server(self) -> None:
-        loop = asyncio.get_running_loop()
-        while (wait := self._not_before - loop.time()) > 0:
-            await asyncio.sleep(wait)
+            )
+        return NoReplyError(f"{self._text(error)} ({attempts} attempts)")
 
     @property
     def _where(self) -> str:
         return f"{self._options.model} at {self._client.base_url}"
 
     def _text(self, error: Exception) -> str:
-        """The error on one short line, without the key."""
-        import openai
-
-        text = " ".join(str(error).split())
-        if isinstance(error, openai.APITimeoutError):
-            text = f"no reply within {self._options.timeout_s:g} s"
-        elif isinstance(error, openai.APIConnectionError):
-            text = f"no connection ({error.__cause__ or error})"
-        elif not isinstance(error, openai.APIStatusError):
-            text = f"a reply that cannot be read ({text})"
-        if self._secret:
-            text = text.replace(self._secret, "[key]")
-        return text if len(text) <= _SHORT else text[: _SHORT - 3] + "..."
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether the same request may go well the next time."""
-    import openai
-
-    if isinstance(error, openai.APIStatusError):
-        return error.status_code in (408, 409, 425, 429) or error.status_code >= 500
-    return True
-
-
-def _asked_wait_s(error: Exception) -> float:
-    """The seconds that the server asks to wait, 0 where it does not say."""
-    response = getattr(error, "response", None)
-    value = response.headers.get("retry-after", "") if response is not None else ""
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        return 0.0
+        return one_line(error, secret=self._secret, timeout_s=self._options.timeout_s)

@@ -30,6 +30,10 @@ class Verdict:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
+class Stopped(Exception):
+    """A judgement was given up because the run ends; nothing is to be written for it."""
+
+
 class Judge(Protocol):
     """Whoever scores answers.
 
@@ -52,7 +56,12 @@ class Judge(Protocol):
 
         Raises:
             JudgeError: no case at all can be judged (a wrong key, a server that is not there).
+            Stopped: `stop` was called before the scores were there.
         """
+        ...
+
+    def stop(self) -> None:
+        """Starts nothing new; what is under way may finish."""
         ...
 
     async def close(self) -> None:
@@ -94,6 +103,9 @@ class RuleJudge:
         )
         content = f"{first:g} {second:g}\nCompared with the reference answer: {likeness}."
         return Verdict(scores=(first, second), content=content, metadata=metadata)
+
+    def stop(self) -> None:
+        """There is nothing that takes time."""
 
     async def close(self) -> None:
         """There is nothing to let go of."""

@@ -10,7 +10,7 @@ old review. Knows nothing of judges.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class Task:
     def slot(self) -> str:
         """The same for every review that fills this place in a report."""
         question = {key: value for key, value in self.case.question.items() if key != "metadata"}
-        return digest(question, self.judge, self.case.models, self.swapped, self.sample)
+        return digest(question, self.judge, list(self.case.models), self.swapped, self.sample)
 
 
 def review_record(task: Task, verdict: Verdict) -> Record:
@@ -56,7 +56,9 @@ def review_record(task: Task, verdict: Verdict) -> Record:
     }
     if case.modality is not None:
         metadata["modality"] = case.modality
-    metadata["models"] = case.models
+    metadata["models"] = list(case.models)
+    if case.pair is not None:
+        metadata["pair"] = list(case.pair)
     if case.answers:
         metadata["answers"] = [digest(text) for text in case.texts]
     record: Record = {
@@ -73,6 +75,32 @@ def review_record(task: Task, verdict: Verdict) -> Record:
     if verdict.scores is None:
         record["error"] = verdict.error or "no scores"
     return record
+
+
+def finished(path: Path | str) -> tuple[set[str], float]:
+    """The ids of the reviews that a file holds without an error, and what they cost in USD."""
+    done: set[str] = set()
+    cost = 0.0
+    if str(path) == "-" or not Path(path).is_file():
+        return done, cost
+    for record in _whole_lines(Path(path)):
+        cost += (record.get("metadata") or {}).get("cost_usd") or 0.0
+        if "error" not in record and "review_id" in record:
+            done.add(str(record["review_id"]))
+    return done, cost
+
+
+def _whole_lines(path: Path) -> Iterator[Record]:
+    """The records of a file whose last line may be half written."""
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n") and line.strip():
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    continue  # `RecordWriter` says what is wrong with it
+                if isinstance(record, dict):
+                    yield record
 
 
 def put_in_order(path: Path, tasks: Sequence[tuple[str, str]]) -> None:

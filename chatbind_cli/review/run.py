@@ -1,8 +1,9 @@
 """Runs a review: cases in, judgements out, each on disk as soon as it is there.
 
 The caller's thread reads the cases (it may wait for a pipe, and Ctrl-C must reach it there);
-an event loop in a second thread talks to the judge and writes what comes back. Knows nothing of
-what a judge is.
+an event loop in a second thread talks to the judge and writes what comes back. However a run
+ends, judgements under way get a moment to finish, because they are paid for. Knows nothing of what
+a judge is.
 """
 
 from __future__ import annotations
@@ -10,19 +11,19 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from chatbind_cli.console import note
 from chatbind_cli.errors import JudgeError, RecordError
 from chatbind_cli.jsonl import RecordWriter
 from chatbind_cli.review.cases import Case, digest
-from chatbind_cli.review.judges import Judge, Verdict
+from chatbind_cli.review.judges import Judge, Stopped, Verdict
 from chatbind_cli.review.records import Task, review_record
 
 Orders = Literal["as-given", "both", "random"]
-_Submit = Callable[[Coroutine[Any, Any, None]], "Future[None]"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,12 +36,14 @@ class RunOptions:
         samples: reviews a case and order.
         concurrency: judgements under way at the same time.
         on_error: write failed reviews, leave them out, or stop at the first.
+        grace_s: longest wait for judgements under way when the run ends early.
     """
 
     orders: Orders = "as-given"
     samples: int = 1
     concurrency: int = 8
     on_error: Literal["record", "skip", "fail"] = "record"
+    grace_s: float = 15.0
 
 
 @dataclass(slots=True)
@@ -53,6 +56,7 @@ class Outcome:
         failed: reviews without scores.
         tasks: `(review_id, slot)` of all of them, in the order of the cases.
         tokens: prompt and completion tokens that the judge says it used now.
+        cost_usd: what they cost, as far as prices are known.
     """
 
     judged: int = 0
@@ -60,6 +64,7 @@ class Outcome:
     failed: int = 0
     tasks: list[tuple[str, str]] = field(default_factory=list)
     tokens: list[int] = field(default_factory=lambda: [0, 0])
+    cost_usd: float = 0.0
 
 
 def tasks_of(case: Case, judge: Judge, options: RunOptions) -> Iterator[Task]:
@@ -109,8 +114,11 @@ def run_reviews(
         JudgeError: the judge cannot work at all, or a review failed and `on_error` is `fail`.
     """
     run = _Run(judge, writer, options, on_done)
-    with _event_loop(judge) as submit:
-        run.feed(cases, submit)
+    with _event_loop(judge) as loop:
+        try:
+            run.feed(cases, loop)
+        finally:
+            run.wind_down(loop)
     if run.stop:
         raise run.stop[0]
     return run.outcome
@@ -132,9 +140,16 @@ class _Run:
         self._writer = writer
         self._options = options
         self._on_done = on_done
-        self._seats = threading.BoundedSemaphore(options.concurrency)
+        # As many again wait in the loop, so that no judge waits for the other thread.
+        self._n_seats = 2 * options.concurrency
+        self._seats = threading.BoundedSemaphore(self._n_seats)
+        self._places = asyncio.Semaphore(options.concurrency)
+        self._ending = False
+        self._n_judging = 0
+        self._under_way: set[Future[None]] = set()
+        self._lock = threading.Lock()
 
-    def feed(self, cases: Iterable[Case], submit: _Submit) -> None:
+    def feed(self, cases: Iterable[Case], loop: asyncio.AbstractEventLoop) -> None:
         """Hands every judgement that is not there yet to the loop, and waits for the last."""
         for case in cases:
             for task in tasks_of(case, self._judge, self._options):
@@ -143,11 +158,32 @@ class _Run:
                     self.outcome.reused += 1
                     self._on_done()
                 elif self._take_seat():
-                    submit(self._work(task)).add_done_callback(self._leave_seat)
+                    self._start(self._work(task), loop)
             if self.stop:
                 return
-        for _ in range(self._options.concurrency):
+        for _ in range(self._n_seats):
             self._take_seat()
+
+    def wind_down(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Starts nothing new, and gives what is under way its time to finish and be written."""
+        self._ending = True
+        with self._lock:
+            under_way = set(self._under_way)
+        if not under_way:
+            return
+        loop.call_soon_threadsafe(self._judge.stop)
+        if self._n_judging:
+            note(
+                f"ending: up to {self._options.grace_s:g} s for {self._n_judging} judgements under "
+                "way (Ctrl-C drops them)"
+            )
+        wait(under_way, self._options.grace_s)
+
+    def _start(self, work: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> None:
+        future = asyncio.run_coroutine_threadsafe(work, loop)
+        with self._lock:
+            self._under_way.add(future)
+        future.add_done_callback(self._leave_seat)
 
     def _take_seat(self) -> bool:
         """Waits for a free seat; False if the run is to stop."""
@@ -157,20 +193,31 @@ class _Run:
         return False
 
     def _leave_seat(self, future: Future[None]) -> None:
+        with self._lock:
+            self._under_way.discard(future)
         error = None if future.cancelled() else future.exception()
-        if error is not None:
+        if error is not None and not isinstance(error, Stopped):
             self.stop.append(error)
         self._seats.release()
 
     async def _work(self, task: Task) -> None:
-        if self.stop:
-            return
-        if task.case.problem is not None:
-            verdict = Verdict(error=task.case.problem)
-        else:
-            swapped, sample = task.swapped, task.sample
-            verdict = await self._judge.judge(task.case, swapped=swapped, sample=sample)
-        self._finish(task, verdict)
+        async with self._places:
+            if self.stop or self._ending:
+                return
+            self._n_judging += 1
+            good = False
+            try:
+                if task.case.problem is not None:
+                    verdict = Verdict(error=task.case.problem)
+                else:
+                    swapped, sample = task.swapped, task.sample
+                    verdict = await self._judge.judge(task.case, swapped=swapped, sample=sample)
+                self._finish(task, verdict)
+                good = True
+            finally:
+                self._n_judging -= 1
+                # Nothing may start between a failure and the moment when `feed` hears of it.
+                self._ending = self._ending or not good
         self._on_done()
 
     def _finish(self, task: Task, verdict: Verdict) -> None:
@@ -178,6 +225,7 @@ class _Run:
         record = review_record(task, verdict)
         self.outcome.tokens[0] += verdict.metadata.get("prompt_tokens", 0)
         self.outcome.tokens[1] += verdict.metadata.get("completion_tokens", 0)
+        self.outcome.cost_usd += verdict.metadata.get("cost_usd", 0.0)
         if verdict.scores is not None:
             self.outcome.judged += 1
             self._writer.write(record)
@@ -190,7 +238,7 @@ class _Run:
 
 
 @contextmanager
-def _event_loop(judge: Judge) -> Iterator[_Submit]:
+def _event_loop(judge: Judge) -> Iterator[asyncio.AbstractEventLoop]:
     """An event loop in a thread of its own; what is still under way at the end is dropped."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="judge", daemon=True)
@@ -204,7 +252,7 @@ def _event_loop(judge: Judge) -> Iterator[_Submit]:
         await judge.close()
 
     try:
-        yield lambda coroutine: asyncio.run_coroutine_threadsafe(coroutine, loop)
+        yield loop
     finally:
         try:
             asyncio.run_coroutine_threadsafe(wind_up(), loop).result(timeout=10)

@@ -2,16 +2,31 @@
 
 The form asked for is two numbers on the first line ("8 7"). Judges also write "8, 7",
 "**8 7**", "8/10 7/10", "Assistant 1: 8 Assistant 2: 7", or put the pair last ("(8, 7)"); all of
-these are read, because there is only one way to understand them. Everything else is unreadable,
+these are read, because there is only one way to understand them; so is the JSON object of
+`SCHEMA`, which endpoints with structured output can be held to. Everything else is unreadable,
 which is never a number. Knows nothing of who judged, or of what becomes of a failed review.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from typing import Any
 
 LOWEST, HIGHEST = 0.0, 10.0
 """The scale. Judges are asked for 1-10, and some answer 0 for "no answer at all"."""
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "score_1": {"type": "number", "description": "score of the first answer, 1 to 10"},
+        "score_2": {"type": "number", "description": "score of the second answer, 1 to 10"},
+        "explanation": {"type": "string", "description": "why these scores"},
+    },
+    "required": ["score_1", "score_2", "explanation"],
+    "additionalProperties": False,
+}
+"""The JSON schema of a review in structured output; the scores come first, as in the text form."""
 
 _NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
 _OF_TEN = r"(?:\s*/\s*10(?:\.0)?(?!\d)|\s+out\s+of\s+10)?"
@@ -28,6 +43,9 @@ _LABELLED = re.compile(
 _DECORATION = str.maketrans("", "", "*_`#")
 
 
+_FENCED = re.compile(r"```(?:json)?\s*(\{.*\})\s*```", re.DOTALL)
+
+
 class UnreadableScores(ValueError):
     """A review does not say two scores in a form that can be read in only one way."""
 
@@ -41,6 +59,9 @@ def read_scores(text: str) -> tuple[float, float]:
     Raises:
         UnreadableScores: there are not two scores, or they lie outside the scale.
     """
+    structured = read_object(text)
+    if structured is not None:
+        return structured[0]
     lines = [line.translate(_DECORATION).strip() for line in text.splitlines()]
     lines = [line for line in lines if line]
     if not lines:
@@ -57,6 +78,29 @@ def read_scores(text: str) -> tuple[float, float]:
         return _on_scale(last[1], last[2])
     shown = lines[0] if len(lines[0]) <= 60 else lines[0][:57] + "..."
     raise UnreadableScores(f"no two scores in {shown!r}")
+
+
+def read_object(text: str) -> tuple[tuple[float, float], str] | None:
+    """The scores and the explanation of a review in the form of `SCHEMA`.
+
+    Returns:
+        None if the text is no JSON object.
+
+    Raises:
+        UnreadableScores: it is one, without two scores on the scale.
+    """
+    stripped = text.strip()
+    fenced = _FENCED.fullmatch(stripped)
+    try:
+        value = json.loads(fenced[1] if fenced else stripped)
+    except (json.JSONDecodeError, RecursionError):
+        return None
+    if not isinstance(value, dict):
+        return None
+    scores = [value.get("score_1"), value.get("score_2")]
+    if any(isinstance(score, bool) or not isinstance(score, int | float) for score in scores):
+        raise UnreadableScores("no two scores in the JSON object")
+    return _on_scale(str(scores[0]), str(scores[1])), str(value.get("explanation", ""))
 
 
 def _labelled(lines: list[str]) -> tuple[str, str] | None:

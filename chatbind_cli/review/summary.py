@@ -1,24 +1,36 @@
 """From review records to figures: one row a category, and one for all.
 
-Reads our own reviews, the reference's (`tuple`, `category`) and Vicuna's published ones (`score`,
-`text`). Failed reviews are counted and are in no mean: the reference averages its -1 for an
+Failed reviews are counted and are in no mean: the reference averages its -1 for an
 unreadable review in, which is the one place where the numbers differ on purpose. Knows nothing
 of how a table looks (`tables`).
 """
 
 from __future__ import annotations
 
-import math
+import datetime
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from chatbind_cli.errors import RecordError
 from chatbind_cli.jsonl import Record
+from chatbind_cli.review.agreement import agreements
+from chatbind_cli.review.reading import (
+    Unit,
+    failure_of,
+    judge_of,
+    latest,
+    metadata_of,
+    order_of,
+    scores_of,
+    unit_of,
+)
 from chatbind_cli.review.statistics import (
     Pair,
     average,
     mean_pair,
     outcome,
+    paired_difference,
     relative_interval,
     relative_score,
 )
@@ -48,7 +60,19 @@ class Row:
         exact_2: the same of the second answers.
         label_1: share of the first answers that contain the question's label.
         label_2: the same of the second answers.
+        kappa: agreement of the judges on who is better, Cohen's kappa (the mean over pairs of
+            judges); None for one judge.
         review: which file or stream the reviews come from.
+        judges: who judged.
+        dates: the first and the last day of judging, as far as the reviews say.
+        prompt_tokens: what the reviews took, as the judges counted it.
+        completion_tokens: the same of what they wrote.
+        cost_usd: what that cost, as far as prices were known.
+        baseline: the run that this one is compared with.
+        n_both: questions that both runs have.
+        difference: this run's relative score on them minus the baseline's, in points.
+        difference_ci95: its 95 % bootstrap interval, drawn by question.
+        p_value: of a paired permutation test: how often chance gives at least this difference.
     """
 
     category: str
@@ -66,14 +90,28 @@ class Row:
     exact_2: float | None = None
     label_1: float | None = None
     label_2: float | None = None
+    kappa: float | None = None
     review: str = ""
+    judges: tuple[str, ...] = ()
+    dates: tuple[str, str] | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float | None = None
+    baseline: str | None = None
+    n_both: int | None = None
+    difference: float | None = None
+    difference_ci95: Pair | None = None
+    p_value: float | None = None
 
     def record(self) -> Record:
-        """The row as a record for `--json`."""
+        """The row as a record for `--json`; what belongs to a baseline only where there is one."""
         record = asdict(self)
-        if self.ci95 is not None:
-            record["ci95"] = list(self.ci95)
-        return record
+        if self.baseline is None:
+            for key in ("baseline", "n_both", "difference", "difference_ci95", "p_value"):
+                del record[key]
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in record.items()
+        }
 
 
 @dataclass(slots=True)
@@ -87,6 +125,7 @@ class Summary:
         models: the first and the second answerer, as far as the reviews say.
         reviews: the records behind the figures: failed ones too, replaced ones not.
         failures: why reviews failed, with how often.
+        results: the mean scores of each question, by category.
     """
 
     name: str
@@ -95,18 +134,24 @@ class Summary:
     models: tuple[list[str], list[str]]
     reviews: list[Record]
     failures: dict[str, int]
+    results: dict[str, dict[Unit, Pair]]
 
 
 @dataclass(slots=True)
-class _Unit:
+class _Question:
     """All reviews of one question (of the same pair of answerers)."""
 
     scores: list[Pair] = field(default_factory=list)
     by_order: dict[str, list[Pair]] = field(default_factory=dict)
     checks: dict[str, Pair] = field(default_factory=dict)
 
-    def mean(self) -> Pair:
-        return average(self.scores)
+    def add(self, review: Record, scores: Pair) -> None:
+        self.scores.append(scores)
+        self.by_order.setdefault(order_of(review), []).append(scores)
+        for name in ("exact", "label"):
+            value = metadata_of(review).get(name)
+            if isinstance(value, list) and len(value) == 2:
+                self.checks[name] = (float(bool(value[0])), float(bool(value[1])))
 
     def consistent(self) -> bool | None:
         if len(self.by_order) < 2:
@@ -115,26 +160,34 @@ class _Unit:
         return len(winners) == 1
 
 
-@dataclass(slots=True)
 class _Group:
-    units: dict[Any, _Unit] = field(default_factory=dict)
-    failed: int = 0
+    """The reviews of one category."""
 
-    def row(self, category: str, review: str, resamples: int | None) -> Row:
-        units = list(self.units.values())
-        pairs = [unit.mean() for unit in units]
+    def __init__(self) -> None:
+        self.questions: dict[Unit, _Question] = {}
+        self.reviews: list[Record] = []
+        self.failed = 0
+
+    def add(self, review: Record) -> None:
+        self.reviews.append(review)
+        scores = scores_of(review)
+        if scores is None:
+            self.failed += 1
+        else:
+            self.questions.setdefault(unit_of(review), _Question()).add(review, scores)
+
+    def results(self) -> dict[Unit, Pair]:
+        return {unit: average(question.scores) for unit, question in self.questions.items()}
+
+    def row(self, category: str, name: str, resamples: int | None) -> Row:
+        pairs = list(self.results().values())
         means = mean_pair(pairs)
         outcomes = [outcome(pair) for pair in pairs]
-        checked = [agree for unit in units if (agree := unit.consistent()) is not None]
-        shares: dict[str, float | None] = {}
-        for name in ("exact", "label"):
-            known = [unit.checks[name] for unit in units if name in unit.checks]
-            for side in (0, 1):
-                share = round(sum(pair[side] for pair in known) / len(known), 4) if known else None
-                shares[f"{name}_{side + 1}"] = share
+        questions = self.questions.values()
+        checked = [same for question in questions if (same := question.consistent()) is not None]
         return Row(
             category=category,
-            n=len(units),
+            n=len(pairs),
             mean_1=means[0] if means else None,
             mean_2=means[1] if means else None,
             relative=relative_score(means),
@@ -144,9 +197,37 @@ class _Group:
             lose=outcomes.count(-1),
             consistency=round(sum(checked) / len(checked), 4) if checked else None,
             failed=self.failed,
-            review=review,
-            **shares,
+            kappa=self._kappa(),
+            review=name,
+            **self._shares(),
+            **self._circumstances(),
         )
+
+    def _shares(self) -> dict[str, Any]:
+        shares: dict[str, float | None] = {}
+        for name in ("exact", "label"):
+            known = [q.checks[name] for q in self.questions.values() if name in q.checks]
+            for side in (0, 1):
+                share = round(sum(pair[side] for pair in known) / len(known), 4) if known else None
+                shares[f"{name}_{side + 1}"] = share
+        return shares
+
+    def _kappa(self) -> float | None:
+        kappas = [a.kappa for a in agreements(self.reviews) if a.kappa is not None]
+        return round(sum(kappas) / len(kappas), 4) if kappas else None
+
+    def _circumstances(self) -> dict[str, Any]:
+        """Who judged, when, and what it took."""
+        known = [metadata_of(review) for review in self.reviews]
+        costs = [metadata["cost_usd"] for metadata in known if metadata.get("cost_usd") is not None]
+        times = [m["created"] for m in known if isinstance(m.get("created"), int | float)]
+        return {
+            "judges": tuple(dict.fromkeys(filter(None, map(judge_of, self.reviews)))),
+            "dates": (_day(min(times)), _day(max(times))) if times else None,
+            "prompt_tokens": sum(metadata.get("prompt_tokens") or 0 for metadata in known),
+            "completion_tokens": sum(metadata.get("completion_tokens") or 0 for metadata in known),
+            "cost_usd": round(sum(costs), 6) if costs else None,
+        }
 
 
 def summarize(
@@ -157,7 +238,7 @@ def summarize(
     ignore: Sequence[str] = (),
     resamples: int | None = None,
 ) -> Summary:
-    """The figures of one set of reviews.
+    """The figures of one set of reviews, as one pair of answerers.
 
     Args:
         records: review records.
@@ -167,85 +248,117 @@ def summarize(
         resamples: bootstrap resamples, see `statistics.relative_interval`.
     """
     left_out = set(ignore)
-    kept = [record for record in records if str(record.get("question_id")) not in left_out]
-    reviews = _latest(kept)
+    kept = (record for record in records if str(record.get("question_id")) not in left_out)
+    return _summary(latest(kept, with_words=True), name, by, resamples)
+
+
+def summarize_pairs(
+    records: Iterable[Record],
+    *,
+    name: str = "",
+    by: str = "category",
+    ignore: Sequence[str] = (),
+    with_words: bool = False,
+) -> list[Summary]:
+    """The figures of one file of reviews, apart for each pair of answer files in it.
+
+    Args:
+        records: review records.
+        name: what to call the file.
+        by: what to group by.
+        ignore: ids of questions to leave out.
+        with_words: keep what the judges wrote, for a report.
+    """
+    left_out = set(ignore)
+    kept = (record for record in records if str(record.get("question_id")) not in left_out)
+    pairs: dict[str, list[Record]] = {}
+    for review in latest(kept, with_words=with_words):
+        pairs.setdefault(str(metadata_of(review).get("pair") or [1, 2]), []).append(review)
+    summaries = []
+    for reviews in pairs.values() or [[]]:
+        summary = _summary(reviews, name, by, None)
+        if len(pairs) > 1:
+            second = " + ".join(summary.models[1]) or "unknown"
+            summary = _renamed(summary, f"{name}: {second}" if name else second)
+        summaries.append(summary)
+    return summaries
+
+
+def compare(summary: Summary, baseline: Summary) -> Summary:
+    """The summary with each row compared with the baseline's, on the questions that both have.
+
+    Raises:
+        RecordError: they have no question in common.
+    """
+    rows = []
+    for row in summary.rows:
+        ours = _by_question(summary.results.get(row.category, {}))
+        theirs = _by_question(baseline.results.get(row.category, {}))
+        shared = [question for question in ours if question in theirs]
+        if row.category == ALL and not shared:
+            raise RecordError("shares no question with the baseline", where=summary.name)
+        found = paired_difference([ours[q] for q in shared], [theirs[q] for q in shared])
+        row = replace(row, baseline=baseline.name, n_both=len(shared))
+        if found is not None:
+            row = replace(
+                row,
+                difference=found.difference,
+                difference_ci95=found.ci95,
+                p_value=found.p_value,
+            )
+        rows.append(row)
+    return replace(summary, rows=rows)
+
+
+def _by_question(results: dict[Unit, Pair]) -> dict[tuple[str, str], Pair]:
+    """Results without the answerers' names, which are what differs between two runs."""
+    pairs: dict[tuple[str, str], list[Pair]] = {}
+    for (question, modality, _), pair in results.items():
+        pairs.setdefault((question, modality), []).append(pair)
+    return {question: average(found) for question, found in pairs.items()}
+
+
+def _summary(reviews: list[Record], name: str, by: str, resamples: int | None) -> Summary:
     groups: dict[str, _Group] = {}
     judges: dict[str, None] = {}
     models: tuple[dict[str, None], dict[str, None]] = ({}, {})
     failures: dict[str, int] = {}
     for review in reviews:
-        metadata = review.get("metadata") or {}
         if review.get("reviewer_id"):
             judges[str(review["reviewer_id"])] = None
-        for side, model in zip(models, metadata.get("models") or (), strict=False):
+        for side, model in zip(models, metadata_of(review).get("models") or (), strict=False):
             if model:
                 side[str(model)] = None
-        scores = scores_of(review)
-        if scores is None:
-            reason = str(review.get("error", "no two scores of at least 0"))
+        if scores_of(review) is None:
+            reason = failure_of(review)
             failures[reason] = failures.get(reason, 0) + 1
-        for key in _keys(review, metadata, by):
-            group = groups.setdefault(key, _Group())
-            if scores is None:
-                group.failed += 1
-            else:
-                _add(group.units.setdefault(_unit_of(review, metadata), _Unit()), scores, metadata)
-    rows = [group.row(key, name, resamples) for key, group in groups.items()]
-    return Summary(name, rows, list(judges), (list(models[0]), list(models[1])), reviews, failures)
+        for key in _keys(review, by):
+            groups.setdefault(key, _Group()).add(review)
+    return Summary(
+        name=name,
+        rows=[group.row(key, name, resamples) for key, group in groups.items()],
+        judges=list(judges),
+        models=(list(models[0]), list(models[1])),
+        reviews=reviews,
+        failures=failures,
+        results={key: group.results() for key, group in groups.items()},
+    )
 
 
-def scores_of(review: Record) -> Pair | None:
-    """The scores of a review, None if it failed.
-
-    The reference writes [-1, -1] for a review that it could not read; such a pair, and whatever
-    else is not two finite numbers of at least 0, is a failure.
-    """
-    if "error" in review:
-        return None
-    value = review.get("tuple", review.get("score"))
-    if not isinstance(value, list | tuple) or len(value) != 2:
-        return None
-    for score in value:
-        if isinstance(score, bool) or not isinstance(score, int | float):
-            return None
-        if not math.isfinite(score) or score < 0:
-            return None
-    return float(value[0]), float(value[1])
+def _renamed(summary: Summary, name: str) -> Summary:
+    return replace(summary, name=name, rows=[replace(row, review=name) for row in summary.rows])
 
 
-def _latest(records: Iterable[Record]) -> list[Record]:
-    """Of several reviews in the same slot the last one, in the place of the first."""
-    found: dict[str, Record] = {}
-    for number, record in enumerate(records):
-        metadata = record.get("metadata") or {}
-        found[str(metadata.get("slot") or f"line {number}")] = record
-    return list(found.values())
-
-
-def _keys(review: Record, metadata: Record, by: str) -> list[str]:
+def _keys(review: Record, by: str) -> list[str]:
     """The groups that a review belongs to. Without a category it is in `all` alone."""
     values = {
         "category": review.get("category"),
-        "modality": metadata.get("modality", "text"),
+        "modality": metadata_of(review).get("modality", "text"),
         "judge": review.get("reviewer_id"),
     }
     value = values[by]
     return [ALL] if value in (None, "", ALL) else [str(value), ALL]
 
 
-def _unit_of(review: Record, metadata: Record) -> tuple[Any, ...]:
-    """What is drawn by the bootstrap: a question, apart for each pair of answerers.
-
-    A file of the reference may name a question twice only if it was reviewed twice.
-    """
-    question = review.get("question_id", review.get("review_id"))
-    return str(question), metadata.get("modality"), str(metadata.get("models"))
-
-
-def _add(unit: _Unit, scores: Pair, metadata: Record) -> None:
-    unit.scores.append(scores)
-    unit.by_order.setdefault(str(metadata.get("order", [1, 2])), []).append(scores)
-    for name in ("exact", "label"):
-        value = metadata.get(name)
-        if isinstance(value, list) and len(value) == 2:
-            unit.checks[name] = (float(bool(value[0])), float(bool(value[1])))
+def _day(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).date().isoformat()

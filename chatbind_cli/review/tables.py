@@ -10,12 +10,20 @@ import io
 from collections.abc import Sequence
 from typing import IO, TYPE_CHECKING
 
+from chatbind_cli.review.agreement import agreements
+from chatbind_cli.review.statistics import Pair
 from chatbind_cli.review.summary import ALL, Row, Summary
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 _MISSING = "–"
+_SIGNIFICANT = 0.05
+_PAIRS = {
+    "ci95": ("ci95_low", "ci95_high"),
+    "difference_ci95": ("difference_ci95_low", "difference_ci95_high"),
+    "dates": ("first_date", "last_date"),
+}
 
 
 def headings(rows: Sequence[Row], *, several: bool) -> list[str]:
@@ -24,11 +32,18 @@ def headings(rows: Sequence[Row], *, several: bool) -> list[str]:
     columns += ["category", "n", "first", "second", "relative", "95 %", "win/tie/lose"]
     if any(row.consistency is not None for row in rows):
         columns.append("same in both orders")
+    if any(row.kappa is not None for row in rows):
+        columns.append("judges' kappa")
     if any(row.exact_2 is not None for row in rows):
         columns.append("exact")
     if any(row.label_2 is not None for row in rows):
         columns.append("label")
-    return [*columns, "failed"]
+    columns.append("failed")
+    if any(row.cost_usd for row in rows):
+        columns.append("USD")
+    if any(row.baseline for row in rows):
+        columns += ["difference", "its 95 %", "p"]
+    return columns
 
 
 def cells(row: Row, columns: Sequence[str]) -> list[str]:
@@ -40,25 +55,67 @@ def cells(row: Row, columns: Sequence[str]) -> list[str]:
         "first": _number(row.mean_1),
         "second": _number(row.mean_2),
         "relative": _MISSING if row.relative is None else f"{row.relative:.1f}",
-        "95 %": _MISSING if row.ci95 is None else f"{row.ci95[0]:.1f} to {row.ci95[1]:.1f}",
+        "95 %": _interval(row.ci95),
         "win/tie/lose": f"{row.win}/{row.tie}/{row.lose}",
         "same in both orders": _percent(row.consistency),
         "exact": f"{_percent(row.exact_1)} / {_percent(row.exact_2)}",
         "label": f"{_percent(row.label_1)} / {_percent(row.label_2)}",
+        "judges' kappa": _MISSING if row.kappa is None else f"{row.kappa:.2f}",
         "failed": str(row.failed),
+        "USD": _MISSING if row.cost_usd is None else f"{row.cost_usd:.4f}",
+        "difference": _MISSING if row.difference is None else f"{row.difference:+.1f}",
+        "its 95 %": _interval(row.difference_ci95),
+        "p": _MISSING if row.p_value is None else f"{row.p_value:.4f}",
     }
     return [texts[column] for column in columns]
 
 
-def description(summary: Summary) -> str:
-    """One line: who was judged by whom."""
+def description(summary: Summary, *, named: bool = True) -> str:
+    """One line: who was judged by whom, when, and what it took."""
     sides = [" + ".join(side) for side in summary.models]
-    parts = [summary.name] if summary.name else []
+    parts = [summary.name] if named and summary.name else []
     if any(sides):
         parts.append(f"first: {sides[0] or 'unknown'}, second: {sides[1] or 'unknown'}")
-    if summary.judges:
-        parts.append(f"judge: {', '.join(summary.judges)}")
+    total = next((row for row in summary.rows if row.category == ALL), None)
+    if total is None or not total.judges:
+        return "; ".join(parts)
+    judge = f"judge: {', '.join(total.judges)}"
+    if total.dates is not None:
+        first, last = total.dates
+        judge += f", {first}" if first == last else f", {first} to {last}"
+    parts.append(judge)
+    if total.prompt_tokens:
+        bill = f"{total.prompt_tokens:,} tokens sent, {total.completion_tokens:,} received"
+        parts.append(bill + (f", {total.cost_usd:.4f} USD" if total.cost_usd else ""))
     return "; ".join(parts)
+
+
+def remarks(summaries: Sequence[Summary]) -> list[str]:
+    """What the figures say beside their columns: between judges, and against a baseline."""
+    lines = agreement_lines(summaries)
+    for summary in summaries:
+        for row in summary.rows:
+            if row.category == ALL and row.baseline is not None:
+                lines.append(comparison(row))
+    return lines
+
+
+def agreement_lines(summaries: Sequence[Summary]) -> list[str]:
+    """How much the judges of all these reviews agree, a line a pair of judges."""
+    found = agreements(review for summary in summaries for review in summary.reviews)
+    return [agreement.text() for agreement in found]
+
+
+def comparison(row: Row) -> str:
+    """A run against its baseline, in one sentence that says whether it is more than noise."""
+    if row.difference is None or row.p_value is None:
+        return f"{row.review} cannot be compared with {row.baseline}"
+    verdict = "more than noise" if row.p_value < _SIGNIFICANT else "no more than noise"
+    return (
+        f"{row.review} against {row.baseline} on {row.n_both} shared questions: "
+        f"{row.difference:+.1f} points of relative score (95 % {_interval(row.difference_ci95)}, "
+        f"p = {row.p_value:.4f}, paired permutation test): {verdict}"
+    )
 
 
 def rich_table(summaries: Sequence[Summary]) -> Table:
@@ -70,7 +127,7 @@ def rich_table(summaries: Sequence[Summary]) -> Table:
     rows = [row for summary in summaries for row in summary.rows]
     several = len(summaries) > 1
     columns = headings(rows, several=several)
-    caption = "\n".join(filter(None, map(description, summaries)))
+    caption = "\n".join([*filter(None, map(description, summaries)), *remarks(summaries)])
     table = Table(box=box.SIMPLE_HEAD, caption=Text(caption), caption_justify="left")
     for column in columns:
         left = column in ("review", "category")
@@ -92,18 +149,23 @@ def markdown_table(summaries: Sequence[Summary]) -> str:
     lines = [_markdown_line(columns), _markdown_line(marks)]
     lines += [_markdown_line(cells(row, columns)) for row in rows]
     notes = [line for summary in summaries if (line := description(summary))]
+    # A line each: Markdown joins lines that follow each other.
+    notes = [f"- {_markdown_text(line)}" for line in [*notes, *remarks(summaries)]]
     return "\n".join([*lines, *(["", *notes] if notes else [])]) + "\n"
 
 
 def csv_table(summaries: Sequence[Summary]) -> str:
-    """All figures as CSV, under the names that `--json` uses; the interval in two columns."""
+    """All figures as CSV, under the names that `--json` uses; pairs in two columns."""
     rows = [row for summary in summaries for row in summary.rows]
     text = io.StringIO()
     writer: csv.DictWriter[str] | None = None
     for row in rows:
         record = row.record()
-        low, high = record.pop("ci95") or (None, None)
-        record.update(ci95_low=low, ci95_high=high)
+        record["judges"] = " + ".join(row.judges)
+        for key, names in _PAIRS.items():
+            if key in record:
+                ends = record.pop(key) or (None, None)
+                record.update(zip(names, ends, strict=True))
         if writer is None:
             writer = csv.DictWriter(text, list(record), lineterminator="\n")
             writer.writeheader()
@@ -119,6 +181,10 @@ def print_table(summaries: Sequence[Summary], out: IO[str]) -> None:
     Console(file=out, width=width, highlight=False, soft_wrap=False).print(rich_table(summaries))
 
 
+def _interval(ends: Pair | None) -> str:
+    return _MISSING if ends is None else f"{ends[0]:.1f} to {ends[1]:.1f}"
+
+
 def _number(value: float | None) -> str:
     return _MISSING if value is None else f"{value:.3f}".rstrip("0").rstrip(".")
 
@@ -128,5 +194,9 @@ def _percent(share: float | None) -> str:
 
 
 def _markdown_line(texts: Sequence[str]) -> str:
-    escaped = [" ".join(text.replace("|", "\\|").split()) for text in texts]
-    return f"| {' | '.join(escaped)} |"
+    return f"| {' | '.join(map(_markdown_text, texts))} |"
+
+
+def _markdown_text(text: str) -> str:
+    # Names come from files: they are to make neither columns nor tags.
+    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())

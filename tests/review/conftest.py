@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from collections import deque
@@ -20,11 +21,13 @@ class JudgeServer:
 
     `faults` are used up first, one a request: a status (429), (status, headers, body), a number
     of seconds to sleep ("slow", 3), "reset", "cut", "garbage", "text", "no choices", or a string
-    that is the reply's text. After them every reply is what `answer` makes of the request.
+    that is the reply's text. After them `draw`, if it is set, gives each request's fault (None for
+    none), and every other reply is what `answer` makes of the request.
     """
 
     def __init__(self) -> None:
         self.faults: deque[Any] = deque()
+        self.draw: Callable[[], Any] | None = None
         self.answer: Answer = lambda request: "8 6\nfine"
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
@@ -33,7 +36,7 @@ class JudgeServer:
         self._now = 0
         self._lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"judge": self})
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._http = _Server(("127.0.0.1", 0), handler)
         self._http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
         threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
@@ -47,12 +50,23 @@ class JudgeServer:
             self.requests.append(request)
             self.headers.append(headers)
             self.times.append(time.monotonic())
-            return self.faults.popleft() if self.faults else None
+            if self.faults:
+                return self.faults.popleft()
+            return self.draw() if self.draw is not None else None
 
     def enter(self, step: int) -> None:
         with self._lock:
             self._now += step
             self.most_at_a_time = max(self.most_at_a_time, self._now)
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -106,8 +120,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in wanted.items():
             self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(data)
+        try:
+            self.end_headers()
+            self.wfile.write(data)
+        except ConnectionError:
+            self.close_connection = True  # whoever asked has gone (a time-out, a kill)
 
 
 def _completion(request: dict[str, Any], text: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from chatbind_cli.errors import RecordError
-from chatbind_cli.review.cases import Case, Inputs, digest, read_inputs
+from chatbind_cli.review.cases import Inputs, digest, read_inputs
 
 
 def _write(path: Path, records: Sequence[dict[str, Any]]) -> Path:
@@ -148,13 +148,32 @@ def test_a_record_without_an_id_names_its_line(tmp_path: Path) -> None:
         read_inputs(_questions(tmp_path / "q.jsonl", [1]), [path, path])
 
 
-def test_who_answered_is_the_record_s_word_or_the_file_s_name() -> None:
-    case = Case(
-        question={"question_id": 1},
-        answers=({"text": "x", "model_id": "m"}, {"text": "y"}),
-        sources=("dir/a.jsonl", "dir/b.jsonl.gz"),
-    )
-    assert case.models == ["m", "b"]
+def test_who_answered_is_the_record_s_word_or_the_file_s_name(tmp_path: Path) -> None:
+    first = _write(tmp_path / "a.jsonl", [{"question_id": 1, "text": "x", "model_id": "m"}])
+    second = _write(tmp_path / "b.jsonl", [{"question_id": 1, "text": "y"}])
+    (case,) = read_inputs(_questions(tmp_path / "q.jsonl", [1]), [first, second]).cases()
+    assert case.models == ("m", "b")
+    assert case.pair is None
+
+
+def test_every_further_answer_file_makes_a_pair_with_the_first(tmp_path: Path) -> None:
+    sides = [_answers(tmp_path / f"{word}.jsonl", [1, 2], word) for word in "abc"]
+    cases = list(read_inputs(_questions(tmp_path / "q.jsonl", [1, 2]), sides).cases())
+    assert [(case.question_id, case.texts, case.models, case.pair) for case in cases] == [
+        (1, ("a 1", "b 1"), ("a", "b"), (1, 2)),
+        (1, ("a 1", "c 1"), ("a", "c"), (1, 3)),
+        (2, ("a 2", "b 2"), ("a", "b"), (1, 2)),
+        (2, ("a 2", "c 2"), ("a", "c"), (1, 3)),
+    ]
+
+
+def test_of_several_files_those_of_one_model_are_told_apart_by_their_names(tmp_path: Path) -> None:
+    sides = []
+    for word, model in (("ref", "gpt"), ("step1", "m"), ("step2", "m")):
+        record = {"question_id": 1, "text": word, "model_id": model}
+        sides.append(_write(tmp_path / f"{word}.jsonl", [record]))
+    cases = list(read_inputs(_questions(tmp_path / "q.jsonl", [1]), sides).cases())
+    assert [case.models for case in cases] == [("gpt", "m (step1)"), ("gpt", "m (step2)")]
 
 
 def test_digests_follow_values_and_not_the_order_of_keys() -> None:

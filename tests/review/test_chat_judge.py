@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import email.utils
 import json
+import time
 from typing import Any
 
 import pytest
 
 from chatbind_cli.errors import JudgeError
+from chatbind_cli.review.bill import Price
 from chatbind_cli.review.cases import Case
 from chatbind_cli.review.chat_judge import ChatJudge, ChatJudgeOptions
-from chatbind_cli.review.judges import Verdict
+from chatbind_cli.review.judges import Stopped, Verdict
 from chatbind_cli.review.rules import Rules
 
 KEY = "sk-secret-1234567890"
@@ -200,7 +203,7 @@ def test_without_key_only_a_server_of_ones_own_is_asked(
     monkeypatch.delenv("OPENAI_API_KEY")
     assert _judge(judge_server)[0].scores == (8, 6)
     with pytest.raises(JudgeError, match="no API key in OPENAI_API_KEY"):
-        ChatJudge(Rules(), ChatJudgeOptions())
+        ChatJudge(Rules(), ChatJudgeOptions(model="m"))
 
 
 def test_the_fingerprint_follows_the_rule_the_context_and_the_model(judge_server: Any) -> None:
@@ -212,3 +215,150 @@ def test_the_fingerprint_follows_the_rule_the_context_and_the_model(judge_server
     assert judge.fingerprint(case) == same.fingerprint(case)
     assert judge.fingerprint(case) != other.fingerprint(case)
     assert judge.fingerprint(case) != judge.fingerprint(with_context)
+
+
+def test_scores_come_as_an_object_where_the_endpoint_has_structured_output(
+    judge_server: Any,
+) -> None:
+    reply = {"score_1": 8, "score_2": 6.5, "explanation": "The first is right."}
+    judge_server.answer = lambda request: json.dumps(reply)
+    (verdict,) = _judge(judge_server, swapped=True)
+    assert verdict.scores == (6.5, 8)
+    # what is kept has the seed's form, which other programs read
+    assert verdict.content == "8 6.5\nThe first is right."
+    asked = judge_server.requests[0]["response_format"]
+    assert asked["type"] == "json_schema"
+    schema = asked["json_schema"]["schema"]
+    assert schema["required"] == ["score_1", "score_2", "explanation"]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        (400, {}, '{"error": {"message": "Unknown parameter: response_format"}}'),
+        (422, {}, '{"detail": "extra fields: response_format"}'),
+        (400, {}, '{"error": {"message": "json_schema is not supported by this model"}}'),
+    ],
+)
+def test_without_structured_output_the_text_form_is_asked_for(
+    judge_server: Any, fault: Any
+) -> None:
+    judge_server.faults.append(fault)
+    first, second = _judge(judge_server, [_case(1), _case(2)])
+    assert first.scores == second.scores == (8, 6)
+    assert ["response_format" in request for request in judge_server.requests] == [
+        True,
+        False,
+        False,
+    ]
+
+
+def test_structured_output_can_be_off(judge_server: Any) -> None:
+    _judge(judge_server, structured="off")
+    assert "response_format" not in judge_server.requests[0]
+
+
+@pytest.mark.parametrize("said", ['{"score_1": 8}', '{"score_1": true, "score_2": 2}', '{"a": '])
+def test_an_object_without_scores_is_asked_for_again_as_text(judge_server: Any, said: str) -> None:
+    judge_server.faults.append(said)
+    (verdict,) = _judge(judge_server)
+    assert verdict.scores == (8, 6)
+    assert "response_format" not in judge_server.requests[1]
+
+
+def test_a_refusal_is_kept_as_what_the_judge_said(judge_server: Any) -> None:
+    message = {"role": "assistant", "content": None, "refusal": "I will not judge this."}
+    body = {"id": "1", "object": "chat.completion", "created": 1, "model": "m"}
+    body["choices"] = [{"index": 0, "finish_reason": "stop", "message": message}]  # type: ignore[assignment]
+    judge_server.faults.extend([(200, {}, json.dumps(body))] * 2)
+    (verdict,) = _judge(judge_server)
+    assert verdict.scores is None
+    assert verdict.content == "I will not judge this.\n\nI will not judge this."
+
+
+def test_retry_after_may_be_milliseconds_or_a_date(judge_server: Any) -> None:
+    date = email.utils.formatdate(time.time() + 2, usegmt=True)
+    judge_server.faults.append((429, {"Retry-After-Ms": "400"}, "{}"))
+    judge_server.faults.append((429, {"Retry-After": date}, "{}"))
+    _judge(judge_server)
+    first, second, third = judge_server.times
+    assert 0.4 <= second - first < 3
+    assert 0.5 <= third - second < 6  # dates have whole seconds
+
+
+def test_refusals_lower_the_number_of_requests_at_a_time(judge_server: Any) -> None:
+    judge_server.faults.extend([429] * 8)
+    judge_server.answer = lambda request: time.sleep(0.05) or "8 6"  # type: ignore[func-returns-value]
+
+    async def go() -> int:
+        judge = ChatJudge(Rules(), _options(judge_server, concurrency=8))
+        work = [judge.judge(_case(i), swapped=False, sample=0) for i in range(8)]
+        waiting = asyncio.gather(*work)
+        while len(judge_server.requests) < 8:
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.05)  # until the refusals are back
+        judge_server.most_at_a_time = 0
+        await waiting
+        await judge.close()
+        return int(judge_server.most_at_a_time)
+
+    assert asyncio.run(go()) <= 5
+
+
+def test_what_a_judgement_cost_stands_in_its_metadata(judge_server: Any) -> None:
+    judge_server.faults.append("Both are nice.")
+    (verdict,) = _judge(judge_server, price=Price(input=10.0, output=100.0))
+    # two requests of 100 tokens sent and 10 received
+    assert verdict.metadata["cost_usd"] == pytest.approx(2 * (0.001 + 0.001))
+
+
+def test_a_cost_limit_stops_before_it_is_crossed(judge_server: Any) -> None:
+    price = Price(input=1_000.0, output=1_000.0)
+    made: list[Verdict] = []
+
+    async def go() -> float:
+        judge = ChatJudge(
+            Rules(), _options(judge_server, price=price, max_cost_usd=3.0, max_tokens=100)
+        )
+        try:
+            for i in range(50):
+                made.append(await judge.judge(_case(i), swapped=False, sample=0))
+        except JudgeError as error:
+            assert "stopped before the cost limit of 3 USD" in str(error)
+            return judge.spent_usd
+        finally:
+            await judge.close()
+        raise AssertionError("the limit was not kept")
+
+    spent = asyncio.run(go())
+    assert len(made) == len(judge_server.requests)
+    assert spent == pytest.approx(0.11 * len(made))
+    # the next request may cost up to 1.25 x its prompt's estimate and 100 tokens: 0.5 USD or so
+    assert 2.0 < spent <= 3.0
+
+
+def test_a_stop_lets_what_is_under_way_finish_and_starts_nothing(judge_server: Any) -> None:
+    judge_server.answer = lambda request: time.sleep(0.2) or "8 6"  # type: ignore[func-returns-value]
+
+    async def go() -> list[Any]:
+        judge = ChatJudge(Rules(), _options(judge_server, concurrency=2))
+        work = [judge.judge(_case(i), swapped=False, sample=0) for i in range(4)]
+        waiting = asyncio.gather(*work, return_exceptions=True)
+        while len(judge_server.requests) < 2:
+            await asyncio.sleep(0.005)
+        judge.stop()
+        done = await waiting
+        await judge.close()
+        return done
+
+    done = asyncio.run(go())
+    assert [type(result) for result in done] == [Verdict, Verdict, Stopped, Stopped]
+    assert len(judge_server.requests) == 2
+
+
+def test_a_plan_needs_no_key_and_counts_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    options = ChatJudgeOptions(model="m", max_tokens=50, count=lambda text: len(text.split()))
+    sent, received = ChatJudge(Rules(), options, will_ask=False).expected_tokens(_case())
+    assert 100 < sent < 400
+    assert received == 50

@@ -129,7 +129,7 @@ def test_missing_doubled_and_unasked_answers_are_told_and_end_with_3(world: Path
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["said.jsonl", "-", "q.jsonl"], "--answer-list needs two answer files, not 4"),
+        (["-", "-"], "--answer-list can read only one side from stdin"),
         (["nowhere.jsonl"], "nowhere.jsonl: there is no such answer file"),
         (["said.jsonl", "--judge", "openai"], "no API key in OPENAI_API_KEY"),
         (["said.jsonl", "--judge-url", "http://127.0.0.1:1/v1", "--rule", "q.jsonl"], "rule file"),
@@ -238,6 +238,97 @@ def test_a_killed_review_goes_on_where_it_was(world: Path, judge_server: Any) ->
     assert cut.read_bytes() == (world / "whole.jsonl").read_bytes()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_was_asked_before_ctrl_c_is_on_disk_and_not_asked_again(
+    world: Path, judge_server: Any, number: int
+) -> None:
+    judge_server.answer = lambda request: time.sleep(0.8) or "8 6\nfine"  # type: ignore[func-returns-value]
+    words = [*RULE, "said.jsonl", "--judge-url", judge_server.url, "--concurrency", "3"]
+    words += ["-o", "r.jsonl"]
+    command = [sys.executable, "-m", "chatbind_cli", *words]
+    with subprocess.Popen(command, cwd=world, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 20
+        while len(judge_server.requests) < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(number)
+        assert process.wait(10) == 130
+        errors = process.stderr.read()
+    assert "ending: up to 15 s for 3 judgements under way (Ctrl-C drops them)" in errors
+    assert "Traceback" not in errors
+    assert len(_records((world / "r.jsonl").read_text())) == len(judge_server.requests) == 3
+    judge_server.answer = lambda request: "8 6\nfine"
+    assert _chatbind(*words, cwd=world).returncode == 0
+    assert len(judge_server.requests) == 8
+
+
+def test_a_dry_run_counts_and_asks_nobody(world: Path, judge_server: Any) -> None:
+    words = [*RULE, "said.jsonl", "--judge-url", judge_server.url, "--judge-model", "gpt-4o"]
+    words += ["-o", "r.jsonl", "--max-tokens", "300"]
+    done = _chatbind(*words, "--dry-run", cwd=world, env={"OPENAI_API_KEY": ""})
+    assert done.returncode == 0, done.stderr
+    (plan,) = _records(done.stdout)
+    assert (plan["judgements"], plan["done"], plan["requests"]) == (8, 0, 8)
+    assert plan["completion_tokens_at_most"] == 2400
+    assert plan["cost_usd_at_most"] == pytest.approx(
+        plan["prompt_tokens"] * 2.5e-6 + 2400 * 10e-6, abs=1e-6
+    )
+    assert not (world / "r.jsonl").exists()
+    assert judge_server.requests == []
+
+    assert _chatbind(*words, cwd=world).returncode == 0
+    (plan,) = _records(_chatbind(*words, "--dry-run", cwd=world).stdout)
+    assert (plan["done"], plan["requests"], plan["cost_usd"]) == (8, 0, 0.0)
+    # The server says 100 tokens a prompt, and the estimate is what `--dry-run` has.
+    rows = _records(_chatbind("summarize", "r.jsonl", cwd=world).stdout)
+    assert rows[1]["cost_usd"] == pytest.approx(8 * (100 * 2.5e-6 + 10 * 10e-6))
+
+
+def test_a_cost_limit_ends_the_run_and_a_higher_one_goes_on(world: Path, judge_server: Any) -> None:
+    (world / "p.toml").write_text("[m]\ninput = 1000\noutput = 1000\n")
+    words = [*RULE, "said.jsonl", "--judge-url", judge_server.url, "--judge-model", "m"]
+    words += ["--max-tokens", "10", "--prices", "p.toml", "-o", "r.jsonl", "--max-cost"]
+    done = _chatbind(*words, "0.9", cwd=world)
+    assert done.returncode == 1
+    assert "stopped before the cost limit of 0.9 USD" in done.stderr
+    made = len(_records((world / "r.jsonl").read_text()))
+    assert 0 < made == len(judge_server.requests) < 8
+    again = _chatbind(*words, "0.9", cwd=world)
+    assert again.returncode == 1, "what the file cost before counts"
+    assert len(judge_server.requests) == made
+    assert _chatbind(*words, "9", cwd=world).returncode == 0
+    assert len(judge_server.requests) == 8
+
+
+def test_a_cost_limit_without_a_price_is_refused(world: Path, judge_server: Any) -> None:
+    words = [*RULE, "said.jsonl", "--judge-url", judge_server.url, "--judge-model", "m"]
+    done = _chatbind(*words, "--max-cost", "1", cwd=world)
+    assert done.returncode == 2
+    assert "the price of 'm' is not known" in done.stderr
+
+
+def test_three_answer_files_make_two_pairs_with_figures_of_their_own(world: Path) -> None:
+    (world / "more.jsonl").write_text((world / "ref.jsonl").read_text().replace("reference", "x"))
+    done = _chatbind(*RULE, "said.jsonl", "more.jsonl", "-o", "r.jsonl", cwd=world)
+    assert done.returncode == 0, done.stderr
+    assert len(_records((world / "r.jsonl").read_text())) == 8
+    rows = _records(_chatbind("summarize", "r.jsonl", cwd=world).stdout)
+    assert {(r["review"], r["n"], r["relative"]) for r in rows if r["category"] == "all"} == {
+        ("r: toy", 4, 81.6),
+        ("r: x", 4, 100.0),
+    }
+
+
+def test_two_runs_are_compared_on_the_command_line(world: Path) -> None:
+    assert _chatbind(*RULE, "said.jsonl", "-o", "old.jsonl", cwd=world).returncode == 0
+    assert _chatbind(*RULE, "ref.jsonl", "-o", "new.jsonl", cwd=world).returncode == 0
+    done = _chatbind("summarize", "new.jsonl", "--baseline", "old.jsonl", cwd=world)
+    row = _records(done.stdout)[1]
+    assert (row["baseline"], row["n_both"], row["difference"]) == ("old", 4, 18.4)
+    assert row["p_value"] == 0.5  # two of four questions differ: 8 of 16 exchanges are as extreme
+    assert "no more than noise" in done.stderr
+
+
 def test_ctrl_c_while_waiting_for_a_pipe_ends_with_130(world: Path) -> None:
     command = [sys.executable, "-m", "chatbind_cli", *RULE, "-", "-o", "r.jsonl"]
     with subprocess.Popen(
@@ -319,3 +410,18 @@ def test_help_and_usage_errors_load_nothing_heavy(world: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=world, capture_output=True, text=True)
     assert done.stderr.splitlines()[-1] == "[]"
     assert "--judge-url" in done.stdout
+
+
+def test_answers_may_come_from_a_pipe_with_a_name(tmp_path):
+    """`--answer-list <(head ...) b.jsonl`: what the shell names is no regular file."""
+    (tmp_path / "q.jsonl").write_text('{"question_id": 1, "text": "Which?", "answer": "Two."}\n')
+    (tmp_path / "a.jsonl").write_text('{"question_id": 1, "text": "Two."}\n')
+    line = (
+        f"{sys.executable} -m chatbind_cli review --question q.jsonl --judge rule "
+        "--answer-list <(cat a.jsonl) a.jsonl"
+    )
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["tuple"] == [10.0, 10.0]

@@ -7,10 +7,12 @@ import hashlib
 import re
 import time
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from chatbind_cli.review.exhibits import Cabinet
 from chatbind_cli.review.report import render_report
 from chatbind_cli.review.summary import summarize
 
@@ -63,7 +65,8 @@ ANSWERS = [{"1": {"text": NASTY}}, {"1": {"text": "A cat."}, "2": {"text": "A do
 
 @pytest.fixture(scope="module")
 def html() -> str:
-    return render_report([summarize(REVIEWS, name="run")], questions=QUESTIONS, answers=ANSWERS)
+    summaries = [summarize(REVIEWS, name="run")]
+    return "".join(render_report(summaries, questions=QUESTIONS, answers=ANSWERS))
 
 
 def test_every_question_has_an_entry_with_its_winner_and_a_link(html: str) -> None:
@@ -75,8 +78,9 @@ def test_every_question_has_an_entry_with_its_winner_and_a_link(html: str) -> No
         ("failed", "0"),
     ]
     links = {attributes["href"] for attributes in page.all("a")}
-    assert links == {f"#{entry['id']}" for entry in entries}
-    for text in ("A cat.", "dog.jpg", "no reply", "8 : 6", "second answer shown first", "judge"):
+    assert links == {"#questions", "#q-1", "#q-2", "#q-3"}
+    assert [entry["id"] for entry in entries] == ["q-1", "q-2", "q-3"]
+    for text in ("A cat.", "dog.jpg", "no reply", "9</span>", "second answer shown first", "judge"):
         assert text in html
 
 
@@ -114,12 +118,12 @@ def test_the_charts_show_the_figures(html: str) -> None:
     titles = Page(html).data["title"]
     assert any(title.startswith("conv: 92.9 %") for title in titles)
     assert any(title.startswith(f"all: {summary.rows[1].relative} %") for title in titles)
-    assert "first 7, second 6.5: 1 questions" in titles
-    assert "first 5, second 9: 1 questions" in titles
+    assert "first 7, second 6.5: 1 question" in titles
+    assert "first 5, second 9: 1 question" in titles
 
 
 def test_a_report_without_any_score_still_comes(html: str) -> None:
-    page = Page(render_report([summarize([_review(1, None, error="x")])]))
+    page = Page("".join(render_report([summarize([_review(1, None, error="x")])])))
     assert page.open == []
     assert page.all("svg") == []
 
@@ -127,6 +131,16 @@ def test_a_report_without_any_score_still_comes(html: str) -> None:
 def test_thousands_of_reviews_are_rendered_in_seconds() -> None:
     reviews = [_review(i, [8, i % 10], content="word " * 200) for i in range(5000)]
     start = time.perf_counter()
-    html = render_report([summarize(reviews)])
+    html = "".join(render_report([summarize(reviews)]))
     assert time.perf_counter() - start < 15  # about 1.5 s on one core of a laptop
     assert html.count("<details") == 5000
+
+
+def test_a_question_about_nothing_but_text_shows_no_media(tmp_path: Path) -> None:
+    review = {"question_id": 1, "score": [8, 6], "text": "8 6", "reviewer_id": "gpt-4"}
+    questions = {"1": {"question_id": 1, "text": "How do I save time?"}}
+    cabinet = Cabinet(tmp_path)
+    chunks = render_report([summarize([review])], questions=questions, cabinet=cabinet)
+    page = Page("".join(chunks))
+    assert [figure for figure in page.all("figure") if figure.get("class") == "exhibit"] == []
+    assert cabinet.problems == []

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 from chatbind_cli.errors import JudgeError
 from chatbind_cli.jsonl import RecordWriter
 from chatbind_cli.review.cases import Case
-from chatbind_cli.review.judges import RuleJudge, Verdict
+from chatbind_cli.review.judges import RuleJudge, Stopped, Verdict
 from chatbind_cli.review.records import put_in_order
 from chatbind_cli.review.run import Outcome, RunOptions, run_reviews
 
@@ -48,6 +50,9 @@ class FakeJudge:
         first, second = (float(len(text)) for text in case.texts)
         return Verdict(scores=(first, second), content=f"{first} {second}")
 
+    def stop(self) -> None:
+        self.stopped = True
+
     async def close(self) -> None:
         self.closed = True
 
@@ -55,7 +60,7 @@ class FakeJudge:
 def _case(number: int, text: str = "abc", **more: Any) -> Case:
     question = {"question_id": number, "text": "q", "category": "conv"}
     answers = ({"text": "ab", "answer_id": f"a{number}"}, {"text": text, "model_id": "m"})
-    return Case(question=question, answers=answers, sources=("a.jsonl", "b.jsonl"), **more)
+    return Case(question=question, answers=answers, models=("a", "m"), **more)
 
 
 def _run(path: Path, cases: Any, judge: Any, **options: Any) -> Outcome:
@@ -249,6 +254,91 @@ def test_ctrl_c_while_reading_stops_the_judge_and_leaves_its_thread(tmp_path: Pa
         _run(tmp_path / "r.jsonl", cases(), judge)
     assert judge.closed
     assert "judge" not in {thread.name for thread in threading.enumerate()}
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+class SlowJudge(FakeJudge):
+    """Takes a moment for each case and starts none after a stop."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self.stopped = False
+
+    async def judge(self, case: Case, *, swapped: bool, sample: int) -> Verdict:
+        if self.stopped:
+            raise Stopped
+        self.calls.append((case.question_id, swapped, sample))
+        await asyncio.sleep(self.seconds)
+        return Verdict(scores=(1.0, 2.0), content="1 2")
+
+
+def test_what_is_under_way_at_ctrl_c_is_finished_and_on_disk(tmp_path: Path) -> None:
+    judge = SlowJudge(0.3)
+
+    def cases() -> Iterator[Case]:
+        for number in range(3):
+            yield _case(number)
+        _wait_for(lambda: len(judge.calls) == 2)
+        raise KeyboardInterrupt
+
+    path = tmp_path / "r.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        _run(path, cases(), judge, concurrency=2)
+    # Two were under way; the third waited for one of them to end, and was not begun.
+    assert len(_records(path)) == len(judge.calls) == 2
+    assert judge.closed
+
+
+def test_the_grace_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    judge = SlowJudge(30.0)
+
+    def cases() -> Iterator[Case]:
+        yield _case(1)
+        _wait_for(lambda: bool(judge.calls))
+        raise KeyboardInterrupt
+
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        _run(tmp_path / "r.jsonl", cases(), judge, grace_s=0.2)
+    assert time.monotonic() - start < 15
+    assert "up to 0.2 s for 1 judgements under way" in capsys.readouterr().err
+    assert (tmp_path / "r.jsonl").read_text() == ""
+
+
+def test_what_is_under_way_when_the_judge_gives_up_is_on_disk_too(tmp_path: Path) -> None:
+    class Broken(SlowJudge):
+        async def judge(self, case: Case, *, swapped: bool, sample: int) -> Verdict:
+            if case.question_id == 3:
+                await asyncio.sleep(0.1)
+                raise JudgeError("the server is gone")
+            return await super().judge(case, swapped=swapped, sample=sample)
+
+    path = tmp_path / "r.jsonl"
+    with pytest.raises(JudgeError, match="the server is gone"):
+        _run(path, [_case(i) for i in range(50)], Broken(0.3), concurrency=4)
+    assert [record["question_id"] for record in _records(path)] == [0, 1, 2]
+
+
+def test_pairs_of_several_files_are_marked_and_keep_their_place_when_a_file_is_added(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "r.jsonl"
+    alone = _case(1)
+    _run(path, [alone], FakeJudge())
+    judge = FakeJudge()
+    pair = replace(alone, pair=(1, 2))
+    other = replace(_case(1, "other"), models=("a", "n"), pair=(1, 3))
+    outcome = _run(path, [pair, other], judge)
+    # The first pair has been paid for already.
+    assert (outcome.reused, outcome.judged) == (1, 1)
+    assert [record["metadata"].get("pair") for record in _records(path)] == [None, [1, 3]]
 
 
 def test_the_rule_judge_needs_no_network_and_says_what_is_exact() -> None:

@@ -132,3 +132,13 @@ def test_scores_are_always_finite_and_on_the_scale() -> None:
         with pytest.raises(UnreadableScores):
             read_scores(text)
     assert all(math.isfinite(score) for score in read_scores("1e1 0"))
+
+
+def test_a_json_object_is_read_also_from_a_code_block() -> None:
+    text = '{"score_1": 8, "score_2": 6.5, "explanation": "why"}'
+    assert read_scores(text) == (8, 6.5)
+    assert read_scores(f"```json\n{text}\n```") == (8, 6.5)
+    with pytest.raises(UnreadableScores, match="no two scores in the JSON object"):
+        read_scores('{"score_1": 8}')
+    with pytest.raises(UnreadableScores, match="not on the scale"):
+        read_scores('{"score_1": 8, "score_2": 65}')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -9,7 +10,16 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from chatbind_cli.review.statistics import mean_pair, outcome, relative_interval, relative_score
+from chatbind_cli.review.statistics import (
+    Pair,
+    cohens_kappa,
+    mean_intervals,
+    mean_pair,
+    outcome,
+    paired_difference,
+    relative_interval,
+    relative_score,
+)
 
 
 def _pairs(n: int, seed: int = 3) -> list[tuple[float, float]]:
@@ -102,3 +112,118 @@ def test_many_questions_need_no_more_memory_than_few() -> None:
 
 def test_outcomes() -> None:
     assert [outcome(pair) for pair in [(1.0, 2.0), (2.0, 2.0), (3.0, 2.0)]] == [1, 0, -1]
+
+
+def _runs(n: int, shift: float = 0.0) -> tuple[list[Pair], list[Pair]]:
+    rng = np.random.default_rng(n)
+    first = rng.integers(6, 10, size=n).astype(float)
+    ours = rng.integers(4, 10, size=n) + shift
+    theirs = ours - shift + rng.integers(-1, 2, size=n)
+    return list(zip(first, ours, strict=True)), list(zip(first + 0.5, theirs, strict=True))
+
+
+def _gap(ours: np.ndarray, theirs: np.ndarray) -> float:
+    return float(
+        100 * (ours[:, 1].sum() / ours[:, 0].sum() - theirs[:, 1].sum() / theirs[:, 0].sum())
+    )
+
+
+@pytest.mark.parametrize(("n", "shift"), [(8, 0.0), (12, 0.4), (60, 0.0), (60, 0.5)])
+def test_the_paired_test_agrees_with_scipys_permutation_test(n: int, shift: float) -> None:
+    ours, theirs = (np.asarray(run) for run in _runs(n, shift))
+    exact = n <= 12
+
+    def gap(mine: np.ndarray, other: np.ndarray) -> float:
+        # scipy exchanges whole pairs if they are complex numbers: first + second * i
+        both = (np.stack([side.real, side.imag], axis=1) for side in (mine, other))
+        return _gap(*both)
+
+    result = scipy.stats.permutation_test(
+        (ours[:, 0] + 1j * ours[:, 1], theirs[:, 0] + 1j * theirs[:, 1]),
+        gap,
+        permutation_type="samples",
+        n_resamples=np.inf if exact else 10_000,
+        alternative="two-sided",
+        vectorized=False,
+        rng=np.random.default_rng(5),
+    )
+    found = paired_difference(list(map(tuple, ours)), list(map(tuple, theirs)))
+    assert found is not None
+    assert found.n == n
+    assert found.difference == pytest.approx(_gap(ours, theirs), abs=0.051)
+    # scipy doubles the smaller tail, ours counts both; drawn ones have a standard error of
+    # 0.5 % at most each
+    assert found.p_value == pytest.approx(result.pvalue, abs=0.03)
+
+
+def test_the_exact_paired_test_counts_every_exchange() -> None:
+    ours, theirs = _runs(6, 0.7)
+    found = paired_difference(ours, theirs)
+    assert found is not None
+    observed = abs(_gap(np.asarray(ours), np.asarray(theirs)))
+    as_large = 0
+    for keep in itertools.product([True, False], repeat=6):
+        mine = [a if k else b for a, b, k in zip(ours, theirs, keep, strict=True)]
+        other = [b if k else a for a, b, k in zip(ours, theirs, keep, strict=True)]
+        as_large += abs(_gap(np.asarray(mine), np.asarray(other))) >= observed - 1e-9
+    assert found.p_value == round(as_large / 64, 4)
+
+
+def test_the_interval_of_a_difference_agrees_with_scipys_bootstrap() -> None:
+    ours, theirs = (np.asarray(run) for run in _runs(60, 0.5))
+
+    def gap(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray, axis: int = -1) -> object:
+        return 100 * (b.sum(axis) / a.sum(axis) - d.sum(axis) / c.sum(axis))
+
+    theirs_ci = scipy.stats.bootstrap(
+        (ours[:, 0], ours[:, 1], theirs[:, 0], theirs[:, 1]),
+        gap,
+        paired=True,
+        vectorized=True,
+        n_resamples=20_000,
+        method="percentile",
+        rng=np.random.default_rng(3),
+    ).confidence_interval
+    found = paired_difference(list(map(tuple, ours)), list(map(tuple, theirs)))
+    assert found is not None
+    width = theirs_ci.high - theirs_ci.low
+    assert found.ci95 == pytest.approx((theirs_ci.low, theirs_ci.high), abs=0.03 * width + 0.05)
+
+
+def test_equal_runs_differ_by_nothing_and_nothing_cannot_be_compared() -> None:
+    pairs = _pairs(30)
+    found = paired_difference(pairs, pairs)
+    assert found is not None
+    assert (found.difference, found.ci95, found.p_value) == (0.0, (0.0, 0.0), 1.0)
+    assert paired_difference([], []) is None
+    assert paired_difference([(0.0, 5.0)], [(5.0, 5.0)]) is None
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_kappa_agrees_with_scikit_learns(seed: int) -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(seed)
+    first = rng.integers(-1, 2, size=80)
+    second = np.where(rng.random(80) < 0.6, first, rng.integers(-1, 2, size=80))
+    expected = metrics.cohen_kappa_score(first, second)
+    assert cohens_kappa(first.tolist(), second.tolist()) == pytest.approx(expected, abs=1e-12)
+
+
+def test_kappa_of_judges_who_always_say_the_same_is_undefined() -> None:
+    assert cohens_kappa([1, 1], [1, 1]) is None
+    assert cohens_kappa([], []) is None
+    assert cohens_kappa([1, -1], [-1, 1]) == pytest.approx(-1.0)
+
+
+def test_the_means_intervals_agree_with_scipys_bootstrap() -> None:
+    pairs = _pairs(90)
+    ours = mean_intervals(pairs)
+    assert ours is not None
+    for side in (0, 1):
+        values = np.asarray(pairs)[:, side]
+        theirs = scipy.stats.bootstrap(
+            (values,), np.mean, method="percentile", rng=np.random.default_rng(2)
+        ).confidence_interval
+        width = theirs.high - theirs.low
+        assert ours[side] == pytest.approx((theirs.low, theirs.high), abs=0.04 * width)
+    assert mean_intervals(pairs[:1]) is None

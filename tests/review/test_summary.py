@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
-from chatbind_cli.review.summary import Row, Summary, scores_of, summarize
+from chatbind_cli.errors import RecordError
+from chatbind_cli.review.agreement import agreements
+from chatbind_cli.review.reading import scores_of
+from chatbind_cli.review.summary import Row, Summary, compare, summarize, summarize_pairs
 from chatbind_cli.review.tables import csv_table, markdown_table, print_table
 
 
@@ -215,3 +218,106 @@ def test_names_from_files_are_text_and_never_markup() -> None:
     summary = summarize([_review(1, [8, 6], "[red]a|b[/red]")])
     assert "[red]a|b[/red]" in _table([summary])
     assert "\\|" in markdown_table([summary])
+
+
+def _judged(question: int, pair: Any, judge: str, **more: Any) -> dict[str, Any]:
+    return {**_review(question, pair, **more), "reviewer_id": judge}
+
+
+def test_judges_who_saw_the_same_answers_are_compared_by_kappa() -> None:
+    # winners: a says 2 2 1 1, b says 2 1 1 1; they agree on 3 of 4, chance 0.5*0.25 + 0.5*0.75
+    wins = {"a": [2, 2, 1, 1], "b": [2, 1, 1, 1]}
+    reviews = [
+        _judged(i, [5, 6] if winner == 2 else [6, 5], judge)
+        for judge, winners in wins.items()
+        for i, winner in enumerate(winners)
+    ]
+    (found,) = agreements(reviews)
+    assert (found.judges, found.n, found.same, found.kappa) == (("a", "b"), 4, 0.75, 0.5)
+    assert "a and b agree on 75.0 % of 4 questions (Cohen's kappa 0.50)" in found.text()
+    summary = summarize(reviews)
+    assert [row.kappa for row in summary.rows] == [0.5, 0.5]
+    assert "judges' kappa" in markdown_table([summary])
+    assert "- a and b agree on 75.0 %" in markdown_table([summary])
+
+
+def test_judges_in_files_of_their_own_are_compared_too() -> None:
+    files = [[_judged(i, [5, 6 - i], judge) for i in range(3)] for judge in "ab"]
+    summaries = [summarize(reviews, name=name) for name, reviews in zip("xy", files, strict=True)]
+    assert [row.kappa for row in summaries[0].rows] == [None, None]
+    assert "a and b agree on 100.0 % of 3 questions" in markdown_table(summaries)
+
+
+def test_failed_reviews_count_for_no_agreement() -> None:
+    reviews = [_judged(1, [5, 6], "a"), _judged(1, None, "b", error="x")]
+    assert agreements(reviews) == []
+
+
+def test_pairs_of_several_answer_files_have_figures_of_their_own() -> None:
+    reviews = []
+    for i in range(3):
+        for number, model in ((2, "m"), (3, "n")):
+            metadata = {"models": ["ref", model], "pair": [1, number]}
+            reviews.append(_review(i, [8, 8 - number], metadata=metadata))
+    first, second = summarize_pairs(reviews, name="run")
+    assert (first.name, second.name) == ("run: m", "run: n")
+    assert [(row.review, row.n, row.mean_2) for row in second.rows] == [
+        ("run: n", 3, 5.0),
+        ("run: n", 3, 5.0),
+    ]
+    assert [summary.name for summary in summarize_pairs([], name="run")] == ["run"]
+
+
+def test_a_run_is_compared_with_its_baseline_on_the_questions_of_both() -> None:
+    ours = [_review(i, [8, 7], metadata={"models": ["ref", "new"]}) for i in range(2, 14)]
+    theirs = [_review(i, [8, 5], metadata={"models": ["ref", "old"]}) for i in range(12)]
+    compared = compare(summarize(ours, name="new"), summarize(theirs, name="old"))
+    row = compared.rows[1]
+    assert (row.category, row.baseline, row.n_both, row.difference) == ("all", "old", 10, 25.0)
+    # all ten questions differ in the same direction: 2 of 2^10 exchanges are as extreme
+    assert row.p_value == round(2 / 1024, 4)
+    assert row.difference_ci95 == (25.0, 25.0)
+    text = markdown_table([compared])
+    assert "+25.0 points of relative score" in text
+    assert "paired permutation test): more than noise" in text
+    assert row.record()["difference"] == 25.0
+    assert "difference" not in summarize(ours).rows[0].record()
+    assert "difference_ci95_low" in csv_table([compared])
+
+
+def test_equal_runs_are_no_more_than_noise_and_other_questions_no_baseline() -> None:
+    ours = [_review(i, [8, 7]) for i in range(5)]
+    same = compare(summarize(ours, name="a"), summarize(ours, name="b"))
+    assert "no more than noise" in markdown_table([same])
+    other = [_review(i, [8, 7]) for i in range(50, 55)]
+    with pytest.raises(RecordError, match="shares no question with the baseline"):
+        compare(summarize(ours, name="a"), summarize(other, name="b"))
+
+
+def test_the_judge_the_dates_and_the_bill_are_in_the_summary() -> None:
+    def metadata(created: int) -> dict[str, Any]:
+        tokens = {"prompt_tokens": 1000, "completion_tokens": 50, "cost_usd": 0.25}
+        return {"created": created, "model": "j-0613", **tokens}
+
+    reviews = [
+        _review(1, [8, 6], metadata=metadata(1_700_000_000)),
+        _review(2, [8, 6], metadata=metadata(1_700_200_000)),
+        _review(3, None, error="x", metadata=metadata(1_700_200_000)),
+    ]
+    row = summarize(reviews).rows[1]
+    assert row.judges == ("j (j-0613)",)
+    assert row.dates == ("2023-11-14", "2023-11-17")
+    assert (row.prompt_tokens, row.completion_tokens, row.cost_usd) == (3000, 150, 0.75)
+    text = markdown_table([summarize(reviews)])
+    assert "judge: j (j-0613), 2023-11-14 to 2023-11-17" in text
+    assert "3,000 tokens sent, 150 received, 0.7500 USD" in text
+
+
+def test_figures_keep_no_words_unless_a_report_wants_them() -> None:
+    review = _review(1, [8, 6], content="many words", text="more")
+    (lean,) = summarize_pairs([review])
+    (full,) = summarize_pairs([review], with_words=True)
+    assert "content" not in lean.reviews[0]
+    assert "text" not in lean.reviews[0]
+    assert full.reviews[0]["content"] == "many words"
+    assert lean.rows == full.rows

@@ -1,0 +1,143 @@
+"""What judging costs: prices, the money spent so far, and the line that it may not cross.
+
+Before a request goes out, the most that it can cost is set aside; the reply says what it did
+cost. Knows nothing of requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from chatbind_cli.errors import JudgeError, RecordError
+
+_MILLION = 1_000_000
+_MARGIN = 1.25
+"""How much more tokens than estimated a prompt may have, until replies have told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """US dollars a million tokens.
+
+    Attributes:
+        input: of the prompt.
+        output: of the reply.
+    """
+
+    input: float
+    output: float
+
+    def cost_usd(self, prompt_tokens: float, completion_tokens: float) -> float:
+        """What so many tokens cost."""
+        return (prompt_tokens * self.input + completion_tokens * self.output) / _MILLION
+
+
+FREE = Price(0.0, 0.0)
+
+
+def load_prices(path: Path | None = None) -> dict[str, Price]:
+    """Our own table of prices, and the user's over it.
+
+    Raises:
+        RecordError: the user's file is not TOML of the form of ours.
+    """
+    own = resources.files("chatbind_cli.review").joinpath("prices.toml").read_text("utf-8")
+    prices = _table(tomllib.loads(own), "prices.toml")
+    if path is not None:
+        try:
+            document = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise RecordError(f"is not TOML ({error})", where=str(path)) from error
+        prices.update(_table(document, str(path)))
+    return prices
+
+
+def _table(document: Mapping[str, object], where: str) -> dict[str, Price]:
+    found = {}
+    for model, entry in document.items():
+        values = [entry.get(key) for key in ("input", "output")] if isinstance(entry, dict) else []
+        good = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+        if len(good) != 2 or min(good) < 0:
+            hint = 'as in ["my-judge"] with input = 2.5 and output = 10.0, in USD a million tokens'
+            raise RecordError(f"{model!r} has no two prices", where=where, hint=hint)
+        found[model] = Price(float(good[0]), float(good[1]))
+    return found
+
+
+def find_price(model: str, prices: Mapping[str, Price]) -> Price | None:
+    """The price of a model by its name, or by its name without a date (`gpt-4o-2024-08-06`)."""
+    if model in prices:
+        return prices[model]
+    return prices.get(re.sub(r"-(?:\d{4}|\d{6}|\d{8}|\d{4}-\d{2}-\d{2})$", "", model))
+
+
+class Bill:
+    """Money spent and set aside.
+
+    Args:
+        price: what tokens cost.
+        limit_usd: the line that is not crossed, None for no line.
+        spent_usd: what was spent before.
+    """
+
+    def __init__(
+        self, price: Price = FREE, *, limit_usd: float | None = None, spent_usd: float = 0.0
+    ) -> None:
+        self.price = price
+        self.limit_usd = limit_usd
+        self.spent_usd = spent_usd
+        self._reserved_usd = 0.0
+        self._ratio = _MARGIN
+        self._changed = asyncio.Event()
+
+    async def reserve(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """Sets the most that a request can cost aside, and returns it in USD.
+
+        Where only what others have set aside stands in the way, waits for what they really cost.
+
+        Raises:
+            JudgeError: the request could cross the line.
+        """
+        worst = self.price.cost_usd(prompt_tokens * self._ratio, completion_tokens)
+        while self.limit_usd is not None:
+            if self.spent_usd + self._reserved_usd + worst <= self.limit_usd:
+                break
+            if self._reserved_usd <= 0:
+                raise JudgeError(
+                    f"stopped before the cost limit of {self.limit_usd:g} USD: "
+                    f"{self.spent_usd:.4f} USD are spent, and the next request may cost "
+                    f"{worst:.4f} USD",
+                    hint="what is judged is on disk; go on with a higher --max-cost",
+                )
+            await self._changed.wait()
+        self._reserved_usd += worst
+        return worst
+
+    def settle(self, reserved_usd: float, prompt_tokens: int, completion_tokens: int) -> float:
+        """A reply came: books what it cost, and returns it in USD."""
+        cost = self.price.cost_usd(prompt_tokens, completion_tokens)
+        self._book(reserved_usd, cost)
+        return cost
+
+    def learn(self, estimated_tokens: int, prompt_tokens: int) -> None:
+        """Takes note of how many tokens a prompt of an estimated length really had."""
+        if estimated_tokens > 0:
+            self._ratio = max(self._ratio, prompt_tokens / estimated_tokens)
+
+    def release(self, reserved_usd: float, *, charged: bool) -> None:
+        """No reply came; `charged` if the server may have worked and charge for it."""
+        self._book(reserved_usd, reserved_usd if charged else 0.0)
+
+    def _book(self, reserved_usd: float, cost_usd: float) -> None:
+        self._reserved_usd = max(0.0, self._reserved_usd - reserved_usd)
+        if self._reserved_usd < 1e-12:
+            self._reserved_usd = 0.0  # what is left of rounding sets nothing aside
+        self.spent_usd += cost_usd
+        self._changed.set()
+        self._changed = asyncio.Event()

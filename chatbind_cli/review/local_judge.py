@@ -1,0 +1,245 @@
+"""A judge that runs in this process: any causal language model in a folder, no server.
+
+Judgements that wait at the same time go through the model together, so that a GPU is kept busy.
+Knows nothing of files or of scores.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+from chatbind_cli.errors import CheckpointError
+from chatbind_cli.review.asking import ask_for_scores, find_rule
+from chatbind_cli.review.cases import Case, digest
+from chatbind_cli.review.judges import Stopped, Verdict
+from chatbind_cli.review.prompts import VERSION, Message, build_messages
+from chatbind_cli.review.rules import Rules
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalJudgeOptions:
+    """Which model judges, and how it is run.
+
+    Attributes:
+        model: a Hugging Face folder or name.
+        device: `auto` (a GPU where there is one), `cpu`, `cuda`, ...
+        dtype: `auto` (bfloat16 on a GPU, float32 on a CPU), `float32`, `float16`, `bfloat16`.
+        temperature: 0 for the most likely words.
+        max_tokens: most tokens of one review.
+        batch_size: most judgements that go through the model together.
+    """
+
+    model: str
+    device: str = "auto"
+    dtype: str = "auto"
+    temperature: float = 0.0
+    max_tokens: int = 1024
+    batch_size: int = 8
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A chat that waits for its reply."""
+
+    messages: list[Message]
+    metadata: dict[str, Any]
+    reply: asyncio.Future[str] = field(default_factory=asyncio.Future)
+
+
+class LocalJudge:
+    """Lets a causal language model judge.
+
+    Args:
+        rules: what the judge is asked to do.
+        options: which model.
+
+    Raises:
+        CheckpointError: there is no such model.
+    """
+
+    def __init__(self, rules: Rules, options: LocalJudgeOptions) -> None:
+        self.name = options.model.rstrip("/").rpartition("/")[2]
+        self._rules = rules
+        self._options = options
+        self._generator = _Generator(options)
+        self._queue: list[_Waiting] = []
+        self._worker: asyncio.Task[None] | None = None
+        self._stopped = False
+
+    def fingerprint(self, case: Case) -> str:
+        """Changes with the rule, the context, the model's folder and how it is asked."""
+        options = self._options
+        asked = [options.model, options.temperature, options.max_tokens]
+        rule = find_rule(self._rules, case)
+        return digest(f"local-{VERSION}", rule.fingerprint, case.context, asked)
+
+    async def judge(self, case: Case, *, swapped: bool, sample: int) -> Verdict:
+        """Asks for the scores, and once more if they cannot be read."""
+        rule = find_rule(self._rules, case)
+        return await ask_for_scores(self._ask, case, rule, swapped=swapped)
+
+    def expected_tokens(self, case: Case) -> tuple[int, int]:
+        """Tokens of the prompt for a case, and the most that the reply may have."""
+        messages = build_messages(case, find_rule(self._rules, case))
+        return self._generator.count(messages), self._options.max_tokens
+
+    def stop(self) -> None:
+        """Starts no further batch."""
+        self._stopped = True
+
+    async def close(self) -> None:
+        """Waits for the batch that is in the model: a thread cannot be interrupted."""
+        self._stopped = True
+        if self._worker is not None:
+            await asyncio.gather(self._worker, return_exceptions=True)
+
+    async def _ask(self, messages: list[Message], metadata: dict[str, Any], again: bool) -> str:
+        waiting = _Waiting(messages, metadata)
+        self._queue.append(waiting)
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
+        return await waiting.reply
+
+    async def _work(self) -> None:
+        """Runs batches until nobody waits."""
+        await asyncio.sleep(0)  # let the others who start now line up
+        while self._queue:
+            batch = self._queue[: self._options.batch_size]
+            del self._queue[: len(batch)]
+            if self._stopped:
+                outcome: list[Any] = [Stopped() for _ in batch]
+            else:
+                outcome = await self._run(batch)
+            for waiting, result in zip(batch, outcome, strict=True):
+                if waiting.reply.done():
+                    continue
+                if isinstance(result, BaseException):
+                    waiting.reply.set_exception(result)
+                else:
+                    waiting.reply.set_result(result)
+
+    async def _run(self, batch: list[_Waiting]) -> list[Any]:
+        try:
+            replies = await asyncio.to_thread(
+                self._generator.replies, [waiting.messages for waiting in batch]
+            )
+        except (
+            RuntimeError,
+            ValueError,
+            IndexError,
+        ) as error:  # out of memory, a template that refuses
+            return [error] * len(batch)
+        for waiting, (_, prompt, completion) in zip(batch, replies, strict=True):
+            metadata = waiting.metadata
+            metadata["prompt_tokens"] = metadata.get("prompt_tokens", 0) + prompt
+            metadata["completion_tokens"] = metadata.get("completion_tokens", 0) + completion
+        return [text for text, _, _ in replies]
+
+
+class _Generator:
+    """The tokenizer, and the model once it is needed."""
+
+    def __init__(self, options: LocalJudgeOptions) -> None:
+        from transformers import AutoTokenizer
+
+        self._options = options
+        self._model: Any = None
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(options.model, padding_side="left")
+        except (OSError, ValueError) as error:
+            raise self._no_judge(error) from error
+        if self._tokenizer.pad_token_id is None:
+            self._tokenizer.pad_token = self._tokenizer.eos_token or self._tokenizer.unk_token
+
+    def load(self) -> None:
+        """Loads the model.
+
+        Raises:
+            CheckpointError: it cannot be loaded.
+        """
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        from chatbind_cli.model.quiet import quiet_transformers  # noqa: PLC0415  brings transformers
+
+        options = self._options
+        on_gpu = torch.cuda.is_available()
+        device = options.device if options.device != "auto" else "cuda" if on_gpu else "cpu"
+        dtype = options.dtype
+        if dtype == "auto":
+            dtype = "float32" if device == "cpu" else "bfloat16"
+        try:
+            with quiet_transformers():
+                model: Any = AutoModelForCausalLM.from_pretrained(
+                    options.model, dtype=getattr(torch, dtype)
+                )
+        except (OSError, ValueError) as error:
+            raise self._no_judge(error) from error
+        self._model = model.to(device).eval()
+
+    def count(self, messages: list[Message]) -> int:
+        """The tokens of a chat."""
+        return len(self._tokenizer(self._text(messages))["input_ids"])
+
+    def _no_judge(self, error: Exception) -> CheckpointError:
+        line = (str(error).strip().splitlines() or [""])[0]
+        return CheckpointError(f"is no judge ({line})", where=self._options.model)
+
+    def replies(self, chats: list[list[Message]]) -> list[tuple[str, int, int]]:
+        """A reply a chat, with the tokens of prompt and reply."""
+        import torch
+
+        if self._model is None:
+            self.load()
+        texts = [self._text(messages) for messages in chats]
+        plain = self._tokenizer.chat_template is None
+        batch = self._tokenizer(
+            texts,
+            return_tensors="pt",
+            padding=True,
+            add_special_tokens=plain,
+            return_token_type_ids=False,
+        )
+        batch = batch.to(self._model.device)
+        sampling = {"do_sample": False}
+        if self._options.temperature > 0:
+            sampling = {"do_sample": True, "temperature": self._options.temperature}  # type: ignore[dict-item]
+        with torch.inference_mode():
+            output = self._model.generate(
+                **batch,
+                max_new_tokens=self._options.max_tokens,
+                pad_token_id=self._tokenizer.pad_token_id,
+                **sampling,
+            )
+        found = []
+        for row, mask in zip(output, batch["attention_mask"], strict=True):
+            new = row[batch["input_ids"].shape[1] :]
+            kept = new[new != self._tokenizer.pad_token_id]
+            text = self._tokenizer.decode(new, skip_special_tokens=True).strip()
+            found.append((text, int(mask.sum()), len(kept)))
+        return found
+
+    def _text(self, messages: list[Message]) -> str:
+        """The chat in the model's own form; without one, as paragraphs."""
+        if self._tokenizer.chat_template is None:
+            parts = [message["content"] for message in messages]
+            return "\n\n".join([*parts, "Scores:\n"])
+        import jinja2
+
+        try:
+            return str(self._apply(list(messages)))
+        except jinja2.TemplateError:
+            # Some templates know no system message; what it says can open the user's just as well.
+            first: Message = {
+                "role": "user",
+                "content": f"{messages[0]['content']}\n\n{messages[1]['content']}",
+            }
+            return str(self._apply([first, *messages[2:]]))
+
+    def _apply(self, messages: list[Message]) -> str:
+        text: str = self._tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+        return text

@@ -1,0 +1,87 @@
+"""What one review record says: scores, order, judge, and what it is a review of.
+
+Reads our own records, the reference's (`tuple`, `category`) and Vicuna's published ones (`score`,
+`text`). Knows nothing of means.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from chatbind_cli.jsonl import Record
+from chatbind_cli.review.statistics import Pair
+
+Unit = tuple[str, str, str]
+"""A question: its id, its modality, and the pair of answerers."""
+
+_WORDS = ("content", "text")
+
+
+def scores_of(review: Record) -> Pair | None:
+    """The scores of a review, None if it failed.
+
+    The reference writes [-1, -1] for a review that it could not read; such a pair, and whatever
+    else is not two finite numbers of at least 0, is a failure.
+    """
+    if "error" in review:
+        return None
+    value = review.get("tuple", review.get("score"))
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        return None
+    for score in value:
+        if isinstance(score, bool) or not isinstance(score, int | float):
+            return None
+        if not math.isfinite(score) or score < 0:
+            return None
+    return float(value[0]), float(value[1])
+
+
+def failure_of(review: Record) -> str:
+    """Why a failed review failed."""
+    return str(review.get("error", "no two scores of at least 0"))
+
+
+def metadata_of(review: Record) -> Record:
+    """The record's metadata, empty where there are none."""
+    metadata = review.get("metadata")
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def unit_of(review: Record) -> Unit:
+    """What is drawn by the bootstrap: a question, apart for each pair of answerers.
+
+    A file of the reference may name a question twice only if it was reviewed twice.
+    """
+    metadata = metadata_of(review)
+    question = review.get("question_id", review.get("review_id"))
+    return str(question), str(metadata.get("modality")), str(metadata.get("models"))
+
+
+def order_of(review: Record) -> str:
+    """Which answer was shown first: `[1, 2]` or `[2, 1]`."""
+    return str(metadata_of(review).get("order", [1, 2]))
+
+
+def judge_of(review: Record) -> str:
+    """Who judged: the reviewer's name, with the version that the endpoint says it ran."""
+    name = str(review.get("reviewer_id") or "")
+    version = metadata_of(review).get("model")
+    return f"{name} ({version})" if name and version and version != name else name
+
+
+def latest(records: Iterable[Record], *, with_words: bool) -> list[Record]:
+    """Of several reviews in the same slot the last one, in the place of the first.
+
+    Args:
+        records: review records.
+        with_words: keep what the judges wrote; figures do without, in a fraction of the memory.
+    """
+    found: dict[Any, Record] = {}
+    for number, record in enumerate(records):
+        kept = record
+        if not with_words:
+            kept = {key: value for key, value in record.items() if key not in _WORDS}
+        found[metadata_of(record).get("slot") or number] = kept
+    return list(found.values())

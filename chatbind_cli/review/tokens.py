@@ -1,0 +1,78 @@
+"""How many tokens a text is: counted with a tokenizer, or estimated without one.
+
+Tokenizers of hosted models are not on this machine unless the user has them, so the default is an
+estimate that errs on the high side for what judges are sent. Knows nothing of prices.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from chatbind_cli.errors import CheckpointError, UsageError
+
+Counter = Callable[[str], int]
+
+# Letters in runs, digits in groups of three, everything else one by one, as BPE tokenizers cut.
+_PIECE = re.compile(r"[^\W\d_]+|\d{1,3}|[^\w\s]|_|\n+")
+_LETTERS_A_TOKEN = 6
+_MESSAGE_TOKENS = 4
+"""What a chat's form adds to each message (role and marks)."""
+
+
+def estimate(text: str) -> int:
+    """A text's tokens, a little more than today's tokenizers make of English."""
+    total = 0
+    for match in _PIECE.finditer(text):
+        piece = match[0]
+        if piece.isascii():
+            total += -(-len(piece) // _LETTERS_A_TOKEN)
+        else:
+            # Other scripts are cut finer: about two bytes a token at worst.
+            total += -(-len(piece.encode()) // 2)
+    return total
+
+
+def counter_for(name: str | None) -> tuple[Counter, str]:
+    """What counts tokens, and what to call it.
+
+    Args:
+        name: a tokenizer's folder or Hugging Face name, `tiktoken:ENCODING`, or None to estimate.
+
+    Raises:
+        CheckpointError: there is no such tokenizer.
+        UsageError: tiktoken is asked for and not installed.
+    """
+    if name is None:
+        return estimate, "estimate"
+    if name.startswith("tiktoken:"):
+        return _tiktoken(name.removeprefix("tiktoken:")), name
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"is no tokenizer ({_first_line(error)})", where=name) from error
+    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]), name
+
+
+def message_tokens(messages: list[Any], count: Counter) -> int:
+    """The tokens of a chat's messages."""
+    return sum(count(message["content"]) + _MESSAGE_TOKENS for message in messages)
+
+
+def _tiktoken(encoding: str) -> Counter:
+    try:
+        import tiktoken  # noqa: PLC0415  not everybody has it
+    except ImportError as error:
+        raise UsageError("tiktoken is not installed", hint="pip install tiktoken") from error
+    try:
+        coder = tiktoken.get_encoding(encoding)
+    except ValueError as error:
+        raise UsageError(f"tiktoken knows no encoding {encoding!r}") from error
+    return lambda text: len(coder.encode(text, disallowed_special=()))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
