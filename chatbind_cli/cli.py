@@ -5,24 +5,28 @@ Knows the commands' names and one-line helps; a command's module is imported whe
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
 from chatbind_cli import __version__, launch
-from chatbind_cli.errors import ChatBindError, SomeRecordsFailed
+from chatbind_cli.errors import ChatBindError
 
 # name -> (module, one-line help); a test holds the helps equal to the commands' own
 COMMANDS: dict[str, tuple[str, str]] = {
     "download": ("download", "Fetch weights and data, verified and resumable."),
     "apply-delta": ("apply_delta", "Add published delta weights to a base model."),
     "make-delta": ("make_delta", "Subtract a base model from a target model."),
+    "convert": ("convert", "Write a ChatBind model in this program's layout."),
+    "doctor": ("doctor", "Tell what this machine can do, and what is missing."),
     "encode": ("encode", "Turn media into ImageBind embeddings."),
     "pretrain": ("pretrain", "Stage 1: fit the projector on captions."),
     "extract-projector": ("extract_projector", "Take the projector out of a checkpoint."),
@@ -118,17 +122,40 @@ for _name, (_module, _help) in COMMANDS.items():
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Runs the program on `args` (`sys.argv[1:]`) and exits with its code."""
     words = list(sys.argv[1:] if args is None else args)
+    _open_streams()
+    if launch.is_worker():
+        launch.watch_parent()
     code, message = run(words)
     if launch.is_worker():
         launch.report_outcome(code, message)
-        # The work is finished; any other code would make the launcher kill the other workers.
-        code = 0 if code == SomeRecordsFailed.exit_code else code
+        # The parent ends the other workers where need be; the launcher would only add a traceback.
+        code = 0
     elif message:
         sys.stderr.write(message + "\n")
-    if code == _CLOSED_PIPE:
-        # The interpreter flushes stdout once more at its end; let that go nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if code != 0:
+        # The interpreter flushes stdout once more at its end, which may have failed for good; let
+        # that go nowhere.
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
+
+
+def _open_streams() -> None:
+    """Puts something in the place of standard streams that the caller has closed.
+
+    Otherwise the next file to be opened would become standard output. What is put there cannot be
+    used: a read-only standard output fails when it is written, as a closed one should.
+    """
+    for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
+        if getattr(sys, name) is None:
+            useless = os.O_WRONLY if number == 0 else os.O_RDONLY
+            handle = os.open(os.devnull, os.O_WRONLY if number == 2 else useless)
+            if handle != number:
+                os.dup2(handle, number)
+                os.close(handle)
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
 
 
 _CLOSED_PIPE = 141
@@ -184,6 +211,8 @@ def _text(error: BaseException, line: str, args: Sequence[str]) -> str:
 
 
 def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.errno == errno.EBADF:
+        return "standard input or output is needed, and closed"
     return " ".join(str(error).split()) or type(error).__name__
 
 

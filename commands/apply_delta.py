@@ -58,6 +58,12 @@ _output = partial(click.option, cls=GroupedOption, group="Output")
     metavar="GIB",
     help="Largest size of a weights file, in GiB.",
 )
+@_output(
+    "--hash-inputs",
+    is_flag=True,
+    help="Record the full hashes of base and delta, in place of samples, where the delta does not "
+    "prove them; slower.",
+)
 @_options.overwrite_option
 @click.option(
     "--verify",
@@ -72,6 +78,7 @@ def command(
     delta: str | None,
     target: Path | None,
     shard_size: float,
+    hash_inputs: bool,
     overwrite: bool,
     verify: Path | None,
 ) -> None:
@@ -95,15 +102,14 @@ def command(
         raise UsageError("--base, --delta and --target are wanted", hint="see --help")
 
     from chatbind_cli.weights.apply import apply_delta  # noqa: PLC0415  loads torch
-    from chatbind_cli.weights.partial import refuse_existing  # noqa: PLC0415  loads torch
 
-    refuse_existing(target, overwrite=overwrite)
     result = apply_delta(
         base,
         _delta_folder(delta),
         target,
         delta_name=delta,
         shard_bytes=int(shard_size * (1 << 30)),
+        hash_inputs=hash_inputs,
         overwrite=overwrite,
     )
     for text in result.notes:

@@ -7,9 +7,12 @@ failures become one line that says what to do.
 from __future__ import annotations
 
 import fnmatch
+import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +49,7 @@ class Hub:
 
     def __init__(self, endpoint: str | None = None) -> None:
         self.endpoint = endpoint
+        self._listings: dict[HubRef, tuple[list[HubFile], str | None]] = {}
         self._api = huggingface_hub.HfApi(endpoint=endpoint, library_name="chatbind")
 
     def files(self, ref: HubRef, include: Sequence[str] = ()) -> tuple[list[HubFile], str | None]:
@@ -57,24 +61,45 @@ class Hub:
         Raises:
             DownloadError: the repository cannot be reached or is not for this user.
         """
-        with _explained(ref):
-            info = self._api.repo_info(
-                ref.repo,
-                repo_type=ref.kind,
-                revision=ref.revision,
-                files_metadata=True,
-                timeout=30,
-            )
-        found = [
-            HubFile(
-                path=sibling.rfilename,
-                bytes=sibling.size,
-                sha256=sibling.lfs.sha256 if sibling.lfs is not None else None,
-            )
-            for sibling in getattr(info, "siblings", None) or ()
-        ]
+        found, commit = self._listing(ref)
         names = _wanted([file.path for file in found], include)
-        return [file for file in found if file.path in names], info.sha
+        return [file for file in found if file.path in names], commit
+
+    def file(self, ref: HubRef) -> HubFile | None:
+        """What the hub says of one file; None where it has none of that name, or is not asked.
+
+        Raises:
+            DownloadError: the repository cannot be reached or is not for this user.
+        """
+        if huggingface_hub.is_offline_mode():
+            return None
+        found, _ = self._listing(replace(ref, file=None))
+        return next((file for file in found if file.path == ref.file), None)
+
+    def _listing(self, ref: HubRef) -> tuple[list[HubFile], str | None]:
+        """All files of a repository, and the commit; asked for once."""
+        if ref not in self._listings:
+            with _explained(ref):
+                info = _patiently(
+                    partial(
+                        self._api.repo_info,
+                        ref.repo,
+                        repo_type=ref.kind,
+                        revision=ref.revision,
+                        files_metadata=True,
+                        timeout=30,
+                    )
+                )
+            files = [
+                HubFile(
+                    path=sibling.rfilename,
+                    bytes=sibling.size,
+                    sha256=sibling.lfs.sha256 if sibling.lfs is not None else None,
+                )
+                for sibling in getattr(info, "siblings", None) or ()
+            ]
+            self._listings[ref] = (files, info.sha)
+        return self._listings[ref]
 
     def fetch(
         self,
@@ -163,6 +188,29 @@ def _counting_bar(advance: Callable[[int], None]) -> type[Any]:
             return None
 
     return Counting
+
+
+def _patiently(call: Callable[[], Any]) -> Any:
+    """Calls the hub, again after a while where it is busy or does not answer.
+
+    The hub's library waits for a busy hub when it fetches, and not when it lists.
+    """
+    for wait_s in (*_WAITS_S, None):
+        try:
+            return call()
+        except _HTTP_ERROR as error:
+            response = getattr(error, "response", None)
+            status = response.status_code if response is not None else None
+            if wait_s is None or status not in _RETRIED_STATUS:
+                raise
+        # The jitter keeps parallel programs from knocking all at once.
+        time.sleep(wait_s * random.uniform(0.7, 1.3))  # noqa: S311
+    raise AssertionError("the last round returns or raises")
+
+
+_WAITS_S = (0.5, 2.0, 6.0)
+# None: no answer at all.
+_RETRIED_STATUS = frozenset({None, 408, 425, 429, 500, 502, 503, 504})
 
 
 @contextmanager

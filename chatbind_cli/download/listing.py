@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TextIO
 
-from chatbind_cli.download.catalogue import Entry
+from chatbind_cli.download.catalogue import CatalogueFile, Entry
 from chatbind_cli.download.presence import is_present
 from chatbind_cli.download.verify import in_words
 from chatbind_cli.download.wanted import Request
@@ -31,11 +31,25 @@ def entry_record(entry: Entry, requests: Sequence[Request]) -> Record:
         "path": str(requests[0].path if requests[0].is_repository else requests[0].path.parent),
         "present": all(is_present(request) for request in requests),
     }
+    known = [_known(file) for file in entry.files]
+    if known:
+        record["files"] = known
     if entry.bytes is not None:
         record["bytes"] = entry.bytes
     elif entry.about is not None:
         record["about"] = entry.about
     return record
+
+
+def _known(file: CatalogueFile) -> Record:
+    """Source, size and digest of a file, as far as they are published."""
+    facts = {
+        "source": file.path or file.url,
+        "bytes": file.bytes,
+        "sha256": file.sha256,
+        "md5": file.md5,
+    }
+    return {key: value for key, value in facts.items() if value is not None}
 
 
 def print_entries(records: Sequence[Record], stream: TextIO) -> None:

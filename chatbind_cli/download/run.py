@@ -7,17 +7,18 @@ where its content is what is wanted.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from chatbind_cli.console import Progress
+from chatbind_cli.console import Progress, note
 from chatbind_cli.download.hub import Hub
 from chatbind_cli.download.presence import is_present, read_marker, write_marker
 from chatbind_cli.download.unpack import unpack
-from chatbind_cli.download.verify import check_file, check_room
+from chatbind_cli.download.verify import check_file, check_room, in_words
 from chatbind_cli.download.wanted import HubRef, Request, refuse_outside
 from chatbind_cli.download.web import Patience, fetch_url, open_client
 from chatbind_cli.errors import ChatBindError, DownloadError
@@ -47,6 +48,9 @@ class Settings:
     patience: Patience = field(default_factory=Patience)
 
 
+_SECONDS_BETWEEN_LINES = 10.0
+
+
 class _Stopped(Exception):
     """The user wants to stop; raised in the workers."""
 
@@ -67,6 +71,24 @@ class _Meter:
             whole, self._rest = divmod(self._rest + n, 1 << 20)
             if whole:
                 self._progress.advance(whole)
+
+
+class _Unpacked:
+    """Says every now and then how far an archive is unpacked."""
+
+    def __init__(self, name: str, stop: threading.Event) -> None:
+        self._name = name
+        self._stop = stop
+        self._bytes = 0
+        self._next_s = time.monotonic() + _SECONDS_BETWEEN_LINES
+
+    def advance(self, n: int) -> None:
+        if self._stop.is_set():
+            raise _Stopped
+        self._bytes += n
+        if time.monotonic() >= self._next_s:
+            self._next_s = time.monotonic() + _SECONDS_BETWEEN_LINES
+            note(f"unpacking {self._name}: {in_words(self._bytes)} so far")
 
 
 def fetch_all(requests: Sequence[Request], settings: Settings = Settings()) -> Iterator[Record]:
@@ -100,10 +122,12 @@ def fetch_all(requests: Sequence[Request], settings: Settings = Settings()) -> I
 
 
 def _expand(request: Request, hub: Hub, settings: Settings) -> list[Request]:
-    """A repository's files; anything else is one file."""
+    """A repository's files; anything else is one file, with what the hub knows of it."""
     ref = request.hub
-    if ref is None or not request.is_repository:
+    if ref is None:
         return [request]
+    if not request.is_repository:
+        return [_with_facts(request, ref, hub, settings)]
     if settings.verify:
         return [replace(request, path=path, hub=None) for path in _files_below(request.path)]
     files, commit = hub.files(ref, request.include)
@@ -124,6 +148,17 @@ def _expand(request: Request, hub: Hub, settings: Settings) -> list[Request]:
             )
         )
     return expanded
+
+
+def _with_facts(request: Request, ref: HubRef, hub: Hub, settings: Settings) -> Request:
+    """A request for a file of the hub with size and hash, so that what comes can be verified."""
+    if request.sha256 is not None or settings.verify or is_present(request):
+        return request
+    facts = hub.file(ref)
+    if facts is None:
+        return request
+    size = request.bytes if request.bytes is not None else facts.bytes
+    return replace(request, bytes=size, sha256=facts.sha256)
 
 
 def _files_below(folder: Path) -> list[Path]:
@@ -192,7 +227,9 @@ class _Fetcher:
         size = request.path.stat().st_size
         record = _record(request, "present" if here else "downloaded", digest, size)
         if request.unpack is not None and not self.settings.verify:
-            record["files"] = unpack(request.path, request.unpack)
+            note(f"unpacking {request.path.name}")
+            told = _Unpacked(request.path.name, self.meter.stop)
+            record["files"] = unpack(request.path, request.unpack, advance=told.advance)
             facts = {"bytes": size, "sha256": digest, "files": record["files"]}
             write_marker(request, facts)
             if not self.settings.keep_archive:

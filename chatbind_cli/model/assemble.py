@@ -32,6 +32,7 @@ from chatbind_cli.model.projector_file import ProjectorFile, load_into, read_pro
 from chatbind_cli.model.prompts import get_style
 from chatbind_cli.model.quiet import quiet_transformers
 from chatbind_cli.model.tokenizer import load_tokenizer, media_token_ids, prepare_tokenizer
+from chatbind_cli.weights.likeness import refuse_unapplied
 
 __all__ = [
     "ChatBind",
@@ -78,12 +79,14 @@ def build_chatbind(
     dtype: torch.dtype | str = "auto",
     attn_implementation: str | None = None,
 ) -> ChatBind:
-    """Makes a ChatBind model from a language model.
+    """Makes a ChatBind model from a language model, or goes on from a ChatBind model.
 
-    What is None is as in the projector file, else linear, 1 token, start/end, v0, normalised.
+    What is None is as in the projector file, else linear, 1 token, start/end, v0, normalised; or
+    as in the ChatBind model.
 
     Args:
-        language_model: folder (or hub name) of a causal language model.
+        language_model: folder (or hub name) of a causal language model; in stage `finetune` also
+            of a ChatBind model, ours or published, which brings its projector.
         encoder: the encoder whose embeddings the model will read.
         projector: a projector file to start from.
         projector_type: `linear` or `mlp2x_gelu`.
@@ -101,10 +104,20 @@ def build_chatbind(
         CheckpointError: the language model cannot be read, or the parts do not fit together.
         UsageError: there is no such prompt style.
     """
-    start = read_projector(projector) if projector is not None else None
     shape = {"projector_type": projector_type, "tokens_per_embedding": tokens_per_embedding}
     habits = {"use_start_end": use_start_end, "normalize_embeddings": normalize_embeddings}
     given = {**shape, **habits, "prompt_style": prompt_style}
+    start = read_projector(projector) if projector is not None else None
+    if stage == "finetune" and _is_chatbind(Path(language_model)):
+        opened = load_chatbind(language_model, dtype=dtype, attn_implementation=attn_implementation)
+        config = _continued(opened, given, encoder, where=str(language_model))
+        config.media_options = {**(config.media_options or {}), **(media_options or {})}
+        config.provenance = _provenance(language_model, command)
+        if start is not None:
+            hidden = word_embeddings(opened.model).embedding_dim
+            check_projector(start, encoder, hidden, str(projector))
+            load_into(opened.model, start, str(projector))
+        return opened
     chosen = _choices(start, given, where=str(projector))
     padding = get_style(chosen["prompt_style"]).pad_token
     tokenizer = load_tokenizer(language_model)
@@ -147,6 +160,7 @@ def load_chatbind(
     folder = Path(path)
     if not (folder / "config.json").is_file():
         raise CheckpointError("no model folder (it has no config.json)", where=str(path))
+    refuse_unapplied(folder)
     options = {"dtype": dtype, "device_map": device_map}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
@@ -230,6 +244,36 @@ def _choices(
     return chosen
 
 
+def _is_chatbind(folder: Path) -> bool:
+    if published.is_published(folder):
+        return True
+    known = folder.is_dir() and (folder / "config.json").is_file()
+    return known and AutoConfig.from_pretrained(str(folder)).model_type == MODEL_TYPE
+
+
+def _continued(
+    opened: ChatBind, given: Mapping[str, Any], encoder: EncoderInfo, *, where: str
+) -> ChatBindConfig:
+    """The configuration of a model whose training goes on, changed in place.
+
+    Raises:
+        CheckpointError: it has another shape than the one asked for, or another encoder.
+    """
+    config = opened.config
+    for name in ("projector_type", "tokens_per_embedding", "use_start_end"):
+        if given[name] not in (None, getattr(config, name)):
+            raise CheckpointError(
+                f"the model's {name} is {getattr(config, name)}, not {given[name]}", where=where
+            )
+    check_encoder(config, encoder, where=where)
+    for name in ("prompt_style", "normalize_embeddings"):
+        if given[name] is not None:
+            setattr(config, name, given[name])
+    config.stage = "finetune"
+    config.encoder = asdict(encoder)
+    return config
+
+
 def _load_language_model(
     path: str | Path, dtype: torch.dtype | str, attn_implementation: str | None
 ) -> PreTrainedModel:
@@ -240,6 +284,8 @@ def _load_language_model(
             where=str(path),
             hint="give the language model that it was made from",
         )
+    if folder.is_dir():
+        refuse_unapplied(folder)
     options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     try:
         config = AutoConfig.from_pretrained(str(path))

@@ -1,34 +1,41 @@
 """Published ChatBind checkpoints: a LLaMA folder with a projector among its tensors.
 
 Maps the fields and key names of `llava_image_bind_select` and `llava_image_bind_select_all`
-folders to ours. How such folders are made from deltas is not known here.
+folders, and of `llava` ones of LLaVA v0 and v1, to ours. How such folders are made from deltas is
+not known here.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-from safetensors import safe_open
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
 from chatbind_cli.model.config import ChatBindConfig
-from chatbind_cli.model.projector_file import load_into, projector_from_tensors, projector_key
+from chatbind_cli.model.projector_file import (
+    ProjectorFile,
+    ProjectorInfo,
+    load_into,
+    projector_from_tensors,
+    projector_key,
+)
 from chatbind_cli.model.tokenizer import load_tokenizer, media_token_ids, prepare_tokenizer
+from chatbind_cli.weights.checkpoint import open_checkpoint
 
-PUBLISHED_TYPES = ("llava_image_bind_select", "llava_image_bind_select_all")
+PUBLISHED_TYPES = ("llava_image_bind_select", "llava_image_bind_select_all", "llava")
 
 _V0_PADDING = "[PAD]"
 
 
 def is_published(folder: Path) -> bool:
     """Whether the folder's config.json names a published kind of model."""
-    return _read_config(folder).get("model_type") in PUBLISHED_TYPES
+    fields = _read_config(folder)
+    # transformers has a `llava` of its own, with a vision tower inside and a nested config
+    return fields.get("model_type") in PUBLISHED_TYPES and "text_config" not in fields
 
 
 def load_published(
@@ -43,11 +50,7 @@ def load_published(
     Raises:
         CheckpointError: the weights cannot be read or have no projector, or there is no tokenizer.
     """
-    fields = _read_config(folder)
-    tokenizer = _tokenizer(folder, bool(fields.get("mm_use_im_start_end")))
-    config = config_from_published(fields, tokenizer)
-    found = dict(_projector_tensors(folder))
-    projector = projector_from_tensors(found, where=str(folder))
+    config, tokenizer, projector = read_published(folder)
     try:
         base, report = cast(Any, LlamaForCausalLM).from_pretrained(
             str(folder), config=config.text_config, output_loading_info=True, **options
@@ -64,8 +67,30 @@ def load_published(
     return model, tokenizer
 
 
+def read_published(
+    folder: Path,
+) -> tuple[ChatBindConfig, PreTrainedTokenizerBase, ProjectorFile]:
+    """All of a published folder but its language model: a few megabytes are read.
+
+    Raises:
+        CheckpointError: there is no projector or no tokenizer.
+        WeightsError: a weights file is broken.
+    """
+    fields = _read_config(folder)
+    with open_checkpoint(folder) as source:
+        found = {
+            name: source.read(name)
+            for name in source.tensors
+            if "mm_projector" in name and projector_key(name) is not None
+        }
+    projector = projector_from_tensors(found, where=str(folder))
+    tokenizer = _tokenizer(folder, bool(fields.get("mm_use_im_start_end")))
+    config = config_from_published(fields, tokenizer, projector.info)
+    return config, tokenizer, projector
+
+
 def config_from_published(
-    fields: dict[str, Any], tokenizer: PreTrainedTokenizerBase
+    fields: dict[str, Any], tokenizer: PreTrainedTokenizerBase, projector: ProjectorInfo
 ) -> ChatBindConfig:
     """Our configuration for a published one.
 
@@ -83,7 +108,8 @@ def config_from_published(
     is_v0 = _V0_PADDING in tokenizer.get_vocab()
     return ChatBindConfig(
         text_config=LlamaConfig(**text),
-        embedding_dim=int(fields.get("mm_hidden_size", 1024)),
+        embedding_dim=projector.embedding_dim,
+        projector_type=projector.projector_type,
         tokens_per_embedding=max(repeat, 1),
         projector_layout="repeat",
         use_start_end=bool(fields.get("mm_use_im_start_end")),
@@ -112,17 +138,3 @@ def _tokenizer(folder: Path, use_start_end: bool) -> PreTrainedTokenizerBase:
     tokenizer = load_tokenizer(folder)
     prepare_tokenizer(tokenizer, use_start_end=use_start_end)
     return tokenizer
-
-
-def _projector_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """The projector's tensors, from whichever weights files hold them."""
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                if "mm_projector" in name and projector_key(name) is not None:
-                    yield name, file.get_tensor(name)
-    for path in sorted(folder.glob("pytorch_model*.bin")):
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        for name, tensor in tensors.items():
-            if "mm_projector" in name and projector_key(name) is not None:
-                yield name, tensor

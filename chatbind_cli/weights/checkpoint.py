@@ -51,7 +51,6 @@ class Checkpoint:
                     )
                 self.tensors[name] = info
                 self._file_of[name] = file
-        self._current: TensorFile | None = None
         self.config: dict[str, Any] = read_json(folder / "config.json", missing_ok=True)
 
     def __enter__(self) -> Checkpoint:
@@ -71,7 +70,6 @@ class Checkpoint:
         """Gives back memory and handles."""
         for file in self.files:
             file.release()
-        self._current = None
 
     def __contains__(self, name: object) -> bool:
         """Whether a tensor of that name is there."""
@@ -94,11 +92,16 @@ class Checkpoint:
             WeightsError: there is no such tensor, or its data cannot be read.
         """
         self.info(name)
-        file = self._file_of[name]
-        if self._current is not None and self._current is not file:
-            self._current.release()
-        self._current = file
-        return file.read_flat(name, start, stop)
+        return self._file_of[name].read_flat(name, start, stop)
+
+    def read_into(self, name: str, start: int, out: torch.Tensor) -> None:
+        """Fills a 1-D tensor of the same dtype with elements from `start` on.
+
+        Raises:
+            WeightsError: as for `read_flat`.
+        """
+        self.info(name)
+        self._file_of[name].read_into(name, start, out)
 
     def read(self, name: str) -> torch.Tensor:
         """A whole tensor, fresh in memory.

@@ -3,6 +3,10 @@
 The fingerprint of a checkpoint is the SHA-256 of one line per tensor, sorted by name: name, dtype,
 shape and the SHA-256 of its data. Rotary frequency buffers do not count, since they are derived
 from the config and come and go with versions of transformers.
+
+A sample of a checkpoint is the same over the first 16 KiB of every 16 MiB of each tensor. It takes
+a second where the fingerprint takes a minute, and tells any two models apart that were trained or
+converted differently; it does not find a single damaged byte.
 """
 
 from __future__ import annotations
@@ -20,6 +24,9 @@ from chatbind_cli.weights.writer import bytes_of
 
 PASSPORT_NAME = "chatbind_delta.json"
 PASSPORT_FORMAT = 1
+
+_SAMPLE_BYTES = 16 << 10
+_SAMPLE_EVERY_BYTES = 16 << 20
 
 
 def is_rotary(name: str) -> bool:
@@ -62,6 +69,23 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     return combine_hashes(
         checkpoint.tensors, {name: hash_tensor(checkpoint, name) for name in names}
     )
+
+
+def sample(checkpoint: Checkpoint) -> str:
+    """The sample of a checkpoint, as hex digits.
+
+    Raises:
+        WeightsError: a file is broken.
+    """
+    hashes = {}
+    for name, info in checkpoint.tensors.items():
+        digest = hashlib.sha256()
+        length, step = (n // info.dtype.itemsize for n in (_SAMPLE_BYTES, _SAMPLE_EVERY_BYTES))
+        for start in range(0, info.numel, step):
+            stop = min(start + length, info.numel)
+            digest.update(bytes_of(checkpoint.read_flat(name, start, stop)))
+        hashes[name] = digest.hexdigest()
+    return combine_hashes(checkpoint.tensors, hashes)
 
 
 def read_passport(folder: Path) -> dict[str, Any]:

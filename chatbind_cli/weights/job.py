@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import chatbind_cli
 from chatbind_cli.console import Progress
-from chatbind_cli.errors import WeightsError
-from chatbind_cli.weights.checkpoint import INDEX_NAMES, Checkpoint
+from chatbind_cli.errors import ChatBindError, WeightsError
+from chatbind_cli.weights.checkpoint import INDEX_NAMES, Checkpoint, open_checkpoint
 from chatbind_cli.weights.delta import Plan, plan
-from chatbind_cli.weights.identity import combine_hashes, hash_tensor, is_rotary, write_passport
+from chatbind_cli.weights.identity import (
+    combine_hashes,
+    hash_tensor,
+    is_rotary,
+    read_passport,
+    sample,
+    write_passport,
+)
 from chatbind_cli.weights.partial import PartialFolder, refuse_existing
 from chatbind_cli.weights.streaming import (
+    STREAMS,
     Arithmetic,
     Hashes,
+    Streamer,
     copy_side_files,
     refuse_full_disk,
     source_facts,
-    stream_shard,
 )
 from chatbind_cli.weights.writer import Shard, index_of, plan_shards
 
@@ -55,6 +64,7 @@ class Job(ABC):
 
     command: ClassVar[str]
     label: ClassVar[str]
+    other_kind: ClassVar[str]
 
     def __init__(
         self,
@@ -93,6 +103,11 @@ class Job(ABC):
     def passport(self, folder: Path, hashes: Hashes, done: Mapping[str, Any]) -> dict[str, Any]:
         """What is written about the finished folder, which still has its temporary name."""
 
+    @property
+    def hashed(self) -> Collection[str]:
+        """Which of `STREAMS` are hashed as they pass; the less, the faster."""
+        return STREAMS
+
     def finish(self, arithmetic: Arithmetic) -> dict[str, Any]:
         """Ends an output file; returns facts to remember about it."""
         return {}
@@ -105,15 +120,21 @@ class Job(ABC):
                 the disk is full.
         """
         tensors = self.plan.tensors
+        made = None if self.overwrite else self._made_already()
+        if made is not None:
+            return made
         refuse_existing(self.output, overwrite=self.overwrite)
         shards = plan_shards(tensors, self.shard_bytes)
         with PartialFolder(self.output, self._task(shards), overwrite=self.overwrite) as partial:
             left = [shard for shard in shards if shard.file not in partial.done]
             needed = sum(tensors[name].nbytes for shard in left for name in shard.tensors)
             refuse_full_disk(partial.folder, needed)
-            with Progress(needed >> 20, self.label, "MiB") as progress:
+            with (
+                Progress(needed >> 20, self.label, "MiB") as progress,
+                Streamer(self.plan, self.base, self.other, self.hashed) as streamer,
+            ):
                 for shard in left:
-                    self._make(shard, partial, progress)
+                    self._make(shard, partial, streamer, progress)
             hashes = self._all_hashes(partial.done)
             copy_side_files(self.other.folder, partial.folder)
             passport = self.passport(partial.folder, hashes, partial.done)
@@ -124,10 +145,41 @@ class Job(ABC):
             partial.commit()
         return Result(self.output, passport["sha256"], tuple(self.notes))
 
-    def _make(self, shard: Shard, partial: PartialFolder, progress: Progress) -> None:
+    @cached_property
+    def samples(self) -> dict[str, str]:
+        """Samples of the inputs, under the names that the passport has for them."""
+        return {"base": sample(self.base), self.other_kind: sample(self.other)}
+
+    def _made_already(self) -> Result | None:
+        """The result of an earlier run of the same job, if its folder is there and whole."""
+        passport = read_passport(self.output) if self.output.is_dir() else {}
+        known = {
+            name: passport.get(name, {}).get("sample_sha256") for name in ("base", self.other_kind)
+        }
+        if known != self.samples or not self.is_result(passport):
+            return None
+        try:
+            with open_checkpoint(self.output) as found:
+                files = {file.path.name for file in found.files}
+                whole = found.tensors == self.plan.tensors
+        except ChatBindError:
+            return None
+        if not whole or files != {
+            shard.file for shard in plan_shards(self.plan.tensors, self.shard_bytes)
+        }:
+            return None
+        return Result(self.output, passport["sha256"], ("it is here already",))
+
+    def is_result(self, passport: Mapping[str, Any]) -> bool:
+        """Whether a folder with this passport, made of the same inputs, is what is wanted."""
+        return passport.get("made_by") == f"chatbind {self.command}"
+
+    def _make(
+        self, shard: Shard, partial: PartialFolder, streamer: Streamer, progress: Progress
+    ) -> None:
         path = partial.folder / shard.file
         arithmetic = self.arithmetic(path)
-        hashes = stream_shard(path, shard, self.plan, self.base, self.other, arithmetic, progress)
+        hashes = streamer.make(path, shard, arithmetic, progress)
         try:
             self.check(hashes)
         except WeightsError:
@@ -153,7 +205,7 @@ class Job(ABC):
             if "hashes" in facts:
                 hashes.update(Hashes(**facts["hashes"]))
         # What the base has in vain counts as part of it all the same.
-        for name in self.base.tensors:
+        for name in self.base.tensors if "base" in self.hashed else ():
             if name not in hashes.base and not is_rotary(name):
                 hashes.base[name] = hash_tensor(self.base, name)
         return hashes

@@ -59,6 +59,7 @@ def make_delta(
 class _MakeJob(Job):
     command: ClassVar[str] = "make-delta"
     label: ClassVar[str] = "taking the difference"
+    other_kind: ClassVar[str] = "target"
 
     def __init__(
         self,
@@ -89,6 +90,11 @@ class _MakeJob(Job):
 
     def _task(self, shards: Any) -> dict[str, Any]:
         return {**super()._task(shards), "exact": self.exact}
+
+    def is_result(self, passport: Mapping[str, Any]) -> bool:
+        """See the base class."""
+        exact = bool(passport.get("target", {}).get("tensors"))
+        return super().is_result(passport) and exact == self.exact
 
     def arithmetic(self, shard: Path) -> Arithmetic:
         """See the base class."""
@@ -126,10 +132,16 @@ class _MakeJob(Job):
             "kind": "delta",
             "sha256": delta,
             **self.signature(),
-            "base": {"name": self.base.path.name, "sha256": base, "tensors": hashes.base},
+            "base": {
+                "name": self.base.path.name,
+                "sha256": base,
+                "sample_sha256": self.samples["base"],
+                "tensors": hashes.base,
+            },
             "target": {
                 "name": self.other.path.name,
                 "sha256": target,
+                "sample_sha256": self.samples["target"],
                 "tensors": hashes.other if self.exact else {},
             },
             "exact": {name: sha256_file(folder / name) for name in files},
@@ -143,14 +155,13 @@ class _Difference:
         self.spool = CorrectionSpool(corrections)
 
     def combine(
-        self, step: Step, start: int, theirs: torch.Tensor, ours: torch.Tensor
-    ) -> torch.Tensor:
+        self, step: Step, start: int, theirs: torch.Tensor, ours: torch.Tensor, out: torch.Tensor
+    ) -> None:
         """See `Arithmetic`."""
         base = theirs.to(ours.dtype)
-        delta = ours - base
-        wrong = differing(base + delta, ours)
+        torch.sub(ours, base, out=out)
+        wrong = differing(base + out, ours)
         self.spool.add(step.name, wrong + start, ours[wrong], step.info.numel)
-        return delta
 
     def rotary(self, step: Step) -> torch.Tensor:
         """See `Arithmetic`."""

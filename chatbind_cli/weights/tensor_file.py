@@ -1,21 +1,18 @@
-"""One weights file, read piece by piece: safetensors, or a torch `.bin`/`.pth`.
+"""One weights file, read piece by piece: safetensors here, torch's formats in `torch_file`.
 
-Names, shapes and dtypes come without the data; data come in pieces of a size the caller picks, so
-memory stays bounded however large the file. Nothing in a file is ever executed: pickles go
-through torch's restricted unpickler. Knows nothing of folders, indexes or models.
+Names, shapes and dtypes come without the data; data come by offset and length into memory that the
+caller brings, so memory stays bounded however large the file, and nothing is mapped. Nothing in a
+file is ever executed. Knows nothing of folders, indexes or models.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import pickle
-import zipfile
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -37,22 +34,6 @@ SAFETENSORS_DTYPES: Mapping[str, torch.dtype] = {
     "BOOL": torch.bool,
 }
 
-# What torch.load raises for files that are cut short, forged or not its own.
-_LOAD_ERRORS = (
-    pickle.UnpicklingError,
-    RuntimeError,
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    zipfile.BadZipFile,
-)
-
-# Pages of a mapped file count as memory in use until they are unmapped.
-_REMAP_AFTER_BYTES = 256 << 20
-
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
@@ -72,28 +53,87 @@ class TensorInfo:
         return self.numel * self.dtype.itemsize
 
 
-class TensorFile(ABC):
+class TensorFile:
     """A file of named tensors.
 
-    Attributes:
+    Args:
         path: where it lies.
         tensors: name -> shape and dtype, in the file's own order.
+        begin: name -> position of the tensor's first element in the file, in bytes.
+        strides: name -> strides in elements, of the tensors that do not lie in row-major order.
     """
 
-    path: Path
-    tensors: dict[str, TensorInfo]
+    def __init__(
+        self,
+        path: Path,
+        tensors: dict[str, TensorInfo],
+        begin: Mapping[str, int],
+        strides: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> None:
+        self.path = path
+        self.tensors = tensors
+        self._begin = begin
+        self._strides = strides or {}
+        self._handle: int | None = None
+        self._turned: tuple[str, torch.Tensor] | None = None
 
-    @abstractmethod
+    def read_into(self, name: str, start: int, out: torch.Tensor) -> None:
+        """Fills `out` with a tensor's elements from `start` on, in row-major order.
+
+        Args:
+            name: the tensor.
+            start: number of the first element.
+            out: 1-D, contiguous, of the tensor's dtype.
+
+        Raises:
+            WeightsError: the data cannot be read.
+        """
+        if name in self._strides:
+            out.copy_(self._in_row_major_order(name)[start : start + out.numel()])
+        elif out.numel():
+            self._fill(name, self._begin[name] + start * out.dtype.itemsize, out)
+
     def read_flat(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Elements `start` to `stop` of a tensor in row-major order, as a fresh 1-D tensor.
 
         Raises:
             WeightsError: the data cannot be read.
         """
+        piece = torch.empty(stop - start, dtype=self.tensors[name].dtype)
+        self.read_into(name, start, piece)
+        return piece
+
+    def _in_row_major_order(self, name: str) -> torch.Tensor:
+        """A tensor that was saved turned or with gaps: read whole, and kept for its next piece."""
+        if self._turned is None or self._turned[0] != name:
+            info, strides = self.tensors[name], self._strides[name]
+            steps = ((size - 1) * stride for size, stride in zip(info.shape, strides, strict=True))
+            span = torch.empty(1 + sum(steps), dtype=info.dtype)
+            self._fill(name, self._begin[name], span)
+            self._turned = (name, span.as_strided(info.shape, strides).reshape(-1))
+        return self._turned[1]
+
+    def _fill(self, name: str, position: int, out: torch.Tensor) -> None:
+        view = out.view(torch.uint8).numpy().data
+        try:
+            if self._handle is None:
+                self._handle = os.open(self.path, os.O_RDONLY)
+                if hasattr(os, "posix_fadvise"):  # the kernel reads further ahead
+                    os.posix_fadvise(self._handle, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            while view:
+                n = os.preadv(self._handle, [view], position)
+                if not n:
+                    raise WeightsError("ends before its last tensor", where=str(self.path))
+                view, position = view[n:], position + n
+        except OSError as error:
+            raise WeightsError(f"tensor {name}: {error}", where=str(self.path)) from error
 
     def release(self) -> None:
-        """Gives back memory and handles; the next read opens the file again."""
-        return
+        """Gives back memory and the handle; the next read opens the file again."""
+        if self._handle is not None:
+            os.close(self._handle)
+        self._handle = None
+        self._turned = None
 
 
 def open_tensor_file(path: Path) -> TensorFile:
@@ -103,6 +143,9 @@ def open_tensor_file(path: Path) -> TensorFile:
         WeightsError: it is neither safetensors nor a torch file, is cut short, or holds anything
             but named tensors.
     """
+    # It builds on this module.
+    from chatbind_cli.weights.torch_file import TorchFile  # noqa: PLC0415
+
     try:
         with path.open("rb") as file:
             head = file.read(9)
@@ -122,12 +165,11 @@ def open_tensor_file(path: Path) -> TensorFile:
 
 
 class SafetensorsFile(TensorFile):
-    """Reads by offset and length, so nothing stays mapped."""
+    """The form that cannot carry code."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._begin: dict[str, int] = {}
-        self.tensors = {}
+        begin: dict[str, int] = {}
+        tensors: dict[str, TensorInfo] = {}
         try:
             # The library checks what a forged header could lie about: offsets that overlap,
             # leave holes or reach past the end, sizes that do not fit the shapes.
@@ -146,112 +188,7 @@ class SafetensorsFile(TensorFile):
                 raise WeightsError(
                     f"tensor {name} has the unknown dtype {entry['dtype']}", where=str(path)
                 )
-            self.tensors[name] = TensorInfo(tuple(entry["shape"]), dtype)
-            self._begin[name] = 8 + length + int(entry["data_offsets"][0])
+            tensors[name] = TensorInfo(tuple(entry["shape"]), dtype)
+            begin[name] = 8 + length + int(entry["data_offsets"][0])
+        super().__init__(path, tensors, begin)
         self.metadata: dict[str, str] = header.get("__metadata__") or {}
-
-    def read_flat(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """See the base class."""
-        info = self.tensors[name]
-        piece = torch.empty(stop - start, dtype=info.dtype)
-        if piece.numel():
-            buffer = piece.view(torch.uint8).numpy().data
-            try:
-                with self.path.open("rb", buffering=0) as file:
-                    file.seek(self._begin[name] + start * info.dtype.itemsize)
-                    _read_into(file, buffer, self.path)
-            except OSError as error:
-                raise WeightsError(f"tensor {name}: {error}", where=str(self.path)) from error
-        return piece
-
-
-def _read_into(file: Any, buffer: memoryview, path: Path) -> None:
-    while buffer:
-        n = file.readinto(buffer)
-        if not n:
-            raise WeightsError("ends before its last tensor", where=str(path))
-        buffer = buffer[n:]
-
-
-class TorchFile(TensorFile):
-    """Reads what `torch.save` wrote: memory-mapped where it is a zip, else whole."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._zip = zipfile.is_zipfile(path)
-        self._state: dict[str, torch.Tensor] | None = None
-        self._touched = 0
-        if self._zip:
-            self._refuse_compressed()
-        self.tensors = {
-            name: TensorInfo(tuple(tensor.shape), tensor.dtype)
-            for name, tensor in self._open().items()
-        }
-        self.release()
-
-    def _refuse_compressed(self) -> None:
-        try:
-            with zipfile.ZipFile(self.path) as archive:
-                packed = [e for e in archive.infolist() if e.compress_type != zipfile.ZIP_STORED]
-        except (zipfile.BadZipFile, OSError) as error:
-            raise WeightsError(f"not a valid torch file ({error})", where=str(self.path)) from error
-        if packed:
-            raise WeightsError(
-                f"record {packed[0].filename} is compressed, which torch.save never does",
-                where=str(self.path),
-            )
-
-    def _open(self) -> dict[str, torch.Tensor]:
-        if self._state is None:
-            try:
-                loaded = torch.load(
-                    self.path, map_location="cpu", weights_only=True, mmap=self._zip
-                )
-            except pickle.UnpicklingError as error:
-                raise WeightsError(
-                    "holds objects other than tensors, and loading them could run code",
-                    where=str(self.path),
-                    hint="get the weights as safetensors from a source that you trust",
-                ) from error
-            except _LOAD_ERRORS as error:
-                reason = str(error).strip().split("\n")[0]
-                raise WeightsError(
-                    f"not a valid torch file ({reason})", where=str(self.path)
-                ) from error
-            self._state = dict(self._named_tensors(loaded))
-        return self._state
-
-    def _named_tensors(self, loaded: object) -> Iterator[tuple[str, torch.Tensor]]:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
-            loaded = loaded["state_dict"]
-        if not isinstance(loaded, Mapping):
-            raise WeightsError("holds no dictionary of named tensors", where=str(self.path))
-        size = self.path.stat().st_size
-        for name, value in loaded.items():
-            if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-                raise WeightsError(
-                    f"entry {name!r} is not a tensor but {type(value).__name__}",
-                    where=str(self.path),
-                )
-            tensor = value.detach()
-            # A stride of zero makes a small file claim any size.
-            if tensor.layout != torch.strided or tensor.nbytes > size:
-                raise WeightsError(
-                    f"tensor {name} claims {tensor.nbytes} bytes, more than the file has",
-                    where=str(self.path),
-                )
-            yield name, tensor
-
-    def read_flat(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """See the base class."""
-        tensor = self._open()[name]
-        piece = tensor.contiguous().view(-1)[start:stop].clone()
-        self._touched += piece.nbytes
-        if self._zip and self._touched >= _REMAP_AFTER_BYTES:
-            self.release()
-        return piece
-
-    def release(self) -> None:
-        """See the base class."""
-        self._state = None
-        self._touched = 0

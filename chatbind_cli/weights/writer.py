@@ -7,7 +7,6 @@ that memory holds one piece and not a shard. Knows nothing of where the data com
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from types import TracebackType
 import torch
 
 from chatbind_cli.errors import WeightsError
+from chatbind_cli.weights.output_file import OutputFile
 from chatbind_cli.weights.tensor_file import SAFETENSORS_DTYPES, TensorInfo
 
 _DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
@@ -99,7 +99,10 @@ class SafetensorsWriter:
 
     def __enter__(self) -> SafetensorsWriter:
         """Writes the header."""
-        self._file = self.path.open("wb", buffering=0)
+        try:
+            self._file = OutputFile(self.path, 8 + len(self._header) + self._expected)
+        except OSError as error:
+            raise self._cannot(error) from error
         self._write(len(self._header).to_bytes(8, "little") + self._header)
         return self
 
@@ -114,17 +117,18 @@ class SafetensorsWriter:
         self._written += len(data)
         return data
 
+    def _cannot(self, error: OSError) -> WeightsError:
+        return WeightsError(
+            f"cannot be written ({error.strerror})",
+            where=str(self.path),
+            hint="make room and run the same command again: it goes on where it stopped",
+        )
+
     def _write(self, data: bytes | memoryview) -> None:
-        view = memoryview(data)
         try:
-            while view:
-                view = view[self._file.write(view) :]
+            self._file.write(data)
         except OSError as error:
-            raise WeightsError(
-                f"cannot be written ({error.strerror})",
-                where=str(self.path),
-                hint="make room and run the same command again: it goes on where it stopped",
-            ) from error
+            raise self._cannot(error) from error
 
     def __exit__(
         self,
@@ -134,10 +138,9 @@ class SafetensorsWriter:
     ) -> None:
         """Syncs and closes; checks that every byte the header promised has come."""
         try:
-            if kind is None:
-                os.fsync(self._file.fileno())
-        finally:
-            self._file.close()
+            self._file.close(sync=kind is None)
+        except OSError as error_at_the_end:
+            raise self._cannot(error_at_the_end) from error_at_the_end
         if kind is None and self._written != self._expected:
             raise ValueError(f"{self._written} bytes written, {self._expected} in the header")
 

@@ -111,6 +111,28 @@ def test_a_refused_token_says_what_to_do(hub, server, fault, status, hint):
         hub.files(HubRef(repo="owner/name"))
 
 
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_busy_hub_is_asked_again_for_its_listing(hub, server, fault, monkeypatch, status):
+    waits = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    server.faults["/api/models/owner/bins"] += [fault.status(status)] * 3
+    files, _ = hub.files(HubRef(repo="owner/bins"))
+    assert [file.path for file in files] == ["pytorch_model.bin"]
+    assert waits == sorted(waits)
+    server.faults["/api/models/owner/name"] += [fault.status(status)] * 4
+    with pytest.raises(DownloadError, match=f"the hub says {status}"):
+        hub.files(HubRef(repo="owner/name"))
+
+
+def test_a_repository_is_listed_once(hub, server):
+    for _ in range(2):
+        hub.files(HubRef(repo="owner/name"))
+        facts = hub.file(HubRef(repo="owner/name", file="model.safetensors"))
+        assert facts.sha256 == hashlib.sha256(WEIGHTS).hexdigest()
+    assert hub.file(HubRef(repo="owner/name", file="nothing")) is None
+    assert len(server.gets("/api/models/owner/name")) == 1
+
+
 SNAPSHOT = """
 from chatbind_cli.download.hub import fetch_snapshot
 print(fetch_snapshot("owner/name"))

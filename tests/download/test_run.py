@@ -91,6 +91,22 @@ def test_a_hub_file_that_is_not_what_the_hub_says_is_refused_and_removed(server,
     assert not (tmp_path / "w.bin").exists()
 
 
+def test_a_single_hub_file_is_held_to_the_hash_that_the_hub_lists(server, tmp_path, monkeypatch):
+    from chatbind_cli.download import hub
+
+    server.add_repo("owner/name", {"w.bin": DATA})
+    ref = HubRef(repo="owner/name", file="w.bin")
+    request = Request(name="n", path=tmp_path / "w.bin", hub=ref)
+    (record,) = fetch_all([request], settings(server))
+    assert record["sha256"] == SHA256
+    (tmp_path / "w.bin").unlink()
+    lying = hub.HubFile(path="w.bin", bytes=len(DATA), sha256="0" * 64)
+    monkeypatch.setattr(hub.Hub, "file", lambda self, ref: lying)
+    (record,) = fetch_all([request], settings(server))
+    assert record["status"] == "failed"
+    assert "SHA-256" in record["error"]
+
+
 def test_a_hub_listing_that_names_a_path_outside_is_refused(server, tmp_path):
     server.add_repo("owner/name", {"../../evil.bin": DATA})
     request = Request(name="n", path=tmp_path / "in/x", hub=HubRef(repo="owner/name"))
@@ -114,13 +130,41 @@ def test_an_archive_is_unpacked_once_and_remembered(server, tmp_path, keep):
     assert len(server.requests) == asked
 
 
-def test_an_evil_archive_fails_and_is_not_marked_as_unpacked(server, tmp_path):
-    server.files["/i.zip"] = zipped({"../evil": b"1"})
+def link_in_a_zip():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        info = zipfile.ZipInfo("door")
+        info.external_attr = 0o120777 << 16
+        archive.writestr(info, "/etc/passwd")
+    return buffer.getvalue()
+
+
+def bomb():
+    """Says that it unpacks to 2 GiB, and has a few bytes."""
+    data = bytearray(zipped({"bomb": b"small"}))
+    at = data.rindex(b"PK\x01\x02") + 24
+    data[at : at + 4] = (2 << 30).to_bytes(4, "little")
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("archive", "message"),
+    [
+        (zipped({"fine": b"1", "../evil": b"1"}), "would leave the folder"),
+        (link_in_a_zip(), "link or device"),
+        (bomb(), "not plausible"),
+    ],
+    ids=["path", "link", "bomb"],
+)
+def test_an_evil_archive_fails_in_one_line_and_writes_nothing(server, tmp_path, archive, message):
+    server.files["/i.zip"] = archive
     request = url_request(server, tmp_path / "i.zip", unpack=tmp_path / "images")
     for _ in range(2):
         (record,) = fetch_all([request], settings(server))
         assert record["status"] == "failed"
-    assert not (tmp_path / "evil").exists()
+        assert message in record["error"]
+        assert "\n" not in record["error"]
+        assert [path.name for path in tmp_path.iterdir()] == ["i.zip"]
 
 
 def test_verify_fetches_nothing_and_finds_what_rotted(server, tmp_path):

@@ -198,3 +198,12 @@ def test_shapes_that_do_not_fit_are_named() -> None:
     file = projector_of(chatbind())
     with pytest.raises(CheckpointError, match=r"layers\.0\.weight is \[32, 8\].*wants \[32, 12\]"):
         load_into(chatbind(embedding_dim=12), file, "p.safetensors")
+
+
+def test_a_projector_with_numbers_that_are_not_finite_is_refused(tmp_path: Path) -> None:
+    weight = torch.zeros(4, 8)
+    weight[1, 2] = float("nan")
+    path = tmp_path / "p.bin"
+    torch.save({"mm_projector.weight": weight, "mm_projector.bias": torch.zeros(4)}, path)
+    with pytest.raises(CheckpointError, match="mm_projector.weight holds numbers that are not"):
+        read_projector(path)

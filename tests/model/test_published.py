@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -72,16 +73,81 @@ def test_its_projector_and_words_are_the_files(published: Path) -> None:
     assert torch.isfinite(model(ids, media_embeddings=vector).logits).all()
 
 
-@pytest.mark.parametrize("layout", ["delta_bin_sharded", "delta_sharded_safetensors"])
-def test_shards_of_either_kind_open_too(golden: Path, published: Path, layout: str) -> None:
+@pytest.mark.parametrize("layout", ["safetensors", "bin", "legacy"])
+def test_shards_of_every_kind_open_too(golden: Path, published: Path, layout: str) -> None:
+    whole = torch.load(published / "pytorch_model.bin", weights_only=True)
     (published / "pytorch_model.bin").unlink()
-    for path in (golden / "delta" / layout).iterdir():
-        if path.name != "config.json":
-            shutil.copy(path, published)
+    if layout == "safetensors":
+        for path in (golden / "delta" / "target_sharded_safetensors").iterdir():
+            if path.name != "config.json":
+                shutil.copy(path, published)
+    else:
+        save_bin_shards(published, whole, zipped=layout == "bin")
     model = load_chatbind(published, dtype=torch.float32).model
-    whole = torch.load(golden / "delta" / "delta_bin" / "pytorch_model.bin", weights_only=True)
     weight = model.projector.state_dict()["layers.0.weight"]
     assert torch.equal(weight, whole["model.mm_projector.weight"].float())
+
+
+def save_bin_shards(folder: Path, tensors: dict[str, torch.Tensor], *, zipped: bool) -> None:
+    """Two files and an index, as `save_pretrained` of old wrote them."""
+    weight_map = {}
+    for number, names in enumerate((list(tensors)[::2], list(tensors)[1::2]), 1):
+        file = f"pytorch_model-{number:05d}-of-00002.bin"
+        part = {name: tensors[name] for name in names}
+        torch.save(part, folder / file, _use_new_zipfile_serialization=zipped)
+        weight_map |= dict.fromkeys(names, file)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("kind", ["llava_image_bind_select_all", "llava"])
+def test_the_other_published_kinds_open_too(published: Path, kind: str) -> None:
+    change_config(published, model_type=kind)
+    assert load_chatbind(published).config.stage == "published"
+
+
+def test_a_llava_of_transformers_is_another_thing(published: Path) -> None:
+    change_config(published, model_type="llava", text_config={}, vision_config={})
+    with pytest.raises(CheckpointError, match="llava model, not a ChatBind model|cannot be opened"):
+        load_chatbind(published)
+
+
+def test_the_projectors_own_width_counts_and_not_the_configs(published: Path) -> None:
+    path = published / "pytorch_model.bin"
+    tensors = torch.load(path, weights_only=True)
+    tensors["model.mm_projector.weight"] = torch.zeros(32, 48).half()
+    torch.save(tensors, path)
+    assert load_chatbind(published).config.embedding_dim == 48
+
+
+def change_config(folder: Path, **values: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize("layout", ["delta_bin", "delta_bin_sharded", "delta_sharded_safetensors"])
+def test_a_delta_that_was_never_applied_is_told_apart(
+    golden: Path, published: Path, layout: str
+) -> None:
+    (published / "pytorch_model.bin").unlink()
+    for path in (golden / "delta" / layout).iterdir():
+        shutil.copy(path, published)
+    with pytest.raises(CheckpointError, match=r"never applied.*chatbind apply-delta"):
+        load_chatbind(published)
+
+
+def test_finetuning_goes_on_from_it(published: Path) -> None:
+    encoder = EncoderInfo(name="huge", sha256="5" * 64, embedding_dim=1024)
+    opened = load_chatbind(published, dtype=torch.float32)
+    bundle = build_chatbind(published, encoder=encoder, stage="finetune", dtype=torch.float32)
+    assert bundle.config.stage == "finetune"
+    assert bundle.config.prompt_style == "multimodal"
+    assert bundle.config.normalize_embeddings is False
+    assert bundle.config.encoder["sha256"] == "5" * 64
+    vector = torch.randn(1, 1024)
+    assert torch.equal(bundle.model.soft_tokens(vector), opened.model.soft_tokens(vector))
+    with pytest.raises(CheckpointError, match="tokens_per_embedding is 1, not 4"):
+        build_chatbind(published, encoder=encoder, stage="finetune", tokens_per_embedding=4)
 
 
 def test_a_repeated_feature_is_several_equal_tokens(published: Path) -> None:

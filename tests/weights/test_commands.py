@@ -129,6 +129,49 @@ def test_weights_that_would_run_code_are_refused_by_every_command(make, tmp_path
     assert not (tmp_path / "x").exists()
 
 
+def lying_offsets(folder):
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["lm_head.weight"]["data_offsets"] = [0, 1 << 40]
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+
+
+def index_outside(folder):
+    (folder / "model.safetensors").rename(folder.parent / "outside.safetensors")
+    index = {"weight_map": {"lm_head.weight": "../outside.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def huge_memo(folder):
+    # An unpickler that made room for memo 2 000 000 000 would take 32 GB.
+    (folder / "model.safetensors").unlink()
+    pickled = b"\x80\x02}r\x00\x94\x35\x77."
+    (folder / "pytorch_model.bin").write_bytes(pickled)
+
+
+@pytest.mark.parametrize("forge", [lying_offsets, index_outside, huge_memo])
+def test_forged_weights_are_one_line_in_every_command_and_nothing_is_written(make, tmp_path, forge):
+    folder = make("forged", make.llama(0, projector=True), config={"model_type": "llava"})
+    forge(folder)
+    good = str(make("b", make.llama(0)))
+    out = tmp_path / "out"
+    for words in (
+        ["apply-delta", "--base", good, "--delta", str(folder), "--target", str(out)],
+        ["apply-delta", "--base", str(folder), "--delta", good, "--target", str(out)],
+        ["make-delta", "--base", good, "--target", str(folder), "--delta", str(out)],
+        ["extract-projector", str(folder), "-o", str(out / "p.safetensors")],
+        ["convert", str(folder), "-o", str(out)],
+    ):
+        code, message = run(words)
+        assert code == 1, words
+        assert message.startswith("chatbind: error: ")
+        assert "\n" not in message
+        assert sorted(os.listdir(tmp_path)) == ["made"]
+
+
 class Evil:
     def __init__(self, path):
         self.path = path

@@ -1,0 +1,62 @@
+"""`chatbind convert`: write a published ChatBind model in our layout."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import click
+
+from chatbind_cli.artifacts import artifact_record, emit_record, resolve_artifact
+from chatbind_cli.console import note
+
+from . import _base, _options
+from ._base import GroupedOption
+
+_output = partial(click.option, cls=GroupedOption, group="Output")
+
+
+@_base.command(
+    "convert",
+    short_help="Write a ChatBind model in this program's layout.",
+    examples=[
+        "chatbind convert model -o converted --shard-size 0.001",
+        "chatbind apply-delta --base toy/llama --delta delta --target applied | "
+        "chatbind convert - -o converted",
+    ],
+)
+@click.argument("model", metavar="MODEL")
+@_output(
+    "-o",
+    "--output",
+    required=True,
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The folder to make.",
+)
+@_output(
+    "--shard-size",
+    type=click.FloatRange(min=0.001),
+    default=4.0,
+    metavar="GIB",
+    help="Largest size of a weights file, in GiB.",
+)
+@_options.overwrite_option
+def command(model: str, output: Path, shard_size: float, overwrite: bool) -> None:
+    """Write a ChatBind model in this program's layout, tensor by tensor.
+
+    MODEL is a folder in the published layout (model_type llava_image_bind_select,
+    llava_image_bind_select_all, or llava), one of ours (to cut it into other shards), or - for the
+    artefact record of the stage before on standard input. The weights keep their bits; token ids,
+    prompt style, the scale of audio embeddings and the projector are written down as `ask` would
+    have understood them. `ask`, `vqa`, `finetune` and `extract-projector` open published folders
+    as they are, too.
+    """
+    source = resolve_artifact(model, {"target", "model"})
+
+    from chatbind_cli.weights.convert import convert  # noqa: PLC0415  loads torch
+
+    done = convert(source, output, shard_bytes=int(shard_size * (1 << 30)), overwrite=overwrite)
+    if done.left_out:
+        note(f"{len(done.left_out)} tensors have no place in it, the first is {done.left_out[0]}")
+    emit_record(artifact_record("model", done.path, made_by="convert", sha256=done.sha256))

@@ -1,0 +1,76 @@
+import json
+
+import pytest
+
+from chatbind_cli.cli import run
+from chatbind_cli.doctor import decoders, packages, sources
+from chatbind_cli.doctor.finding import NOTE, OK, PROBLEM
+from chatbind_cli.media.modality import MODALITIES
+
+
+def records(capsys):
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_where_the_suite_runs_the_main_job_can_run(tmp_path, capsys):
+    assert run(["doctor", "--json", "--no-network", "-o", str(tmp_path)]) == (0, "")
+    found = {(r["area"], r["name"]): r for r in records(capsys)}
+    assert {name for area, name in found if area == "media"} == set(MODALITIES)
+    assert all(r["status"] == OK for (area, _), r in found.items() if area in ("media", "model"))
+    assert "float32" in found["device", "cpu"]["value"]
+    assert found["package", "torch"]["value"].startswith("2.")
+    assert found["file", "imagebind-huge"]["hint"] == "chatbind download imagebind-huge"
+    assert not any(area == "hub" for area, _ in found)
+
+
+def test_what_of_the_catalogue_is_here_is_seen(tmp_path):
+    folder = tmp_path / "data/llava-instruct"
+    folder.mkdir(parents=True)
+    (folder / "detail_23k.json").write_text("[]")
+    found = {finding.name: finding.status for finding in sources.look_at_catalogue(tmp_path)}
+    assert found["detail-23k"] == OK
+    assert found["llava-instruct-150k"] == NOTE
+
+
+@pytest.mark.parametrize("version", ["1.13.1", None])
+def test_a_package_that_does_not_fit_is_a_problem_and_exit_1(monkeypatch, capsys, version):
+    plain = packages._version
+    monkeypatch.setattr(
+        packages, "_version", lambda name: version if name == "torch" else plain(name)
+    )
+    code, message = run(["doctor", "--no-network"])
+    assert code == 1
+    assert message.startswith("chatbind: error: 1 problem(s) keep this machine")
+    assert "package torch" in message
+    assert "\n" not in message
+    found = records(capsys)
+    assert not any(record["area"] == "media" for record in found)
+    assert any(record["status"] == PROBLEM for record in found)
+
+
+def test_a_package_that_does_not_load_says_why(monkeypatch):
+    def fail(name):
+        raise OSError(f"undefined symbol in {name}")
+
+    monkeypatch.setattr("importlib.import_module", fail)
+    (torch,) = [f for f in packages.look_at_packages() if f.name == "torch"]
+    assert torch.status == PROBLEM
+    assert "does not load (undefined symbol in torch)" in torch.value
+
+
+def test_media_that_cannot_be_read_are_a_problem(monkeypatch):
+    monkeypatch.setattr(decoders, "_MAKERS", {"image": lambda: b"broken"})
+    (finding,) = decoders.look_at_decoders()
+    assert (finding.area, finding.name, finding.status) == ("media", "image", PROBLEM)
+
+
+def test_no_token_and_no_password_is_ever_shown(monkeypatch):
+    secrets = ("hf_secret", "pass-word")
+    monkeypatch.setenv("HF_TOKEN", secrets[0])
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://me:{secrets[1]}@127.0.0.1:9")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    found = list(sources.look_at_hub())
+    assert [finding.status for finding in found] == [NOTE, NOTE]
+    assert "http://127.0.0.1:9 does not answer" in found[0].value
+    assert "there is one" in found[1].value
+    assert not any(secret in str(found) for secret in secrets)
