@@ -5,6 +5,8 @@ Knows nothing of what is in them. Record streams, which grow line by line, are i
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -13,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from chatbind_cli.errors import ChatBindError
 
@@ -78,6 +81,46 @@ def _swap(temporary: Path, path: Path) -> None:
     path.replace(old / "was")
     temporary.replace(path)
     shutil.rmtree(old)
+
+
+def open_alone(path: Path) -> IO[str]:
+    """Opens a text file to append to, for this process alone.
+
+    Two runs that append to one file would each write what the other has written already.
+
+    Raises:
+        ChatBindError: another process has it open so.
+    """
+    while True:
+        file = path.open("a", encoding="utf-8")
+        try:
+            lock_file(file.fileno(), path)
+            # the one who had it before may have put another file in its place
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+
+
+def lock_file(handle: int, path: Path) -> None:
+    """Takes the lock of an open file; it goes when the file is closed or the process dies.
+
+    Raises:
+        ChatBindError: another process has it.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            return  # a file system without locks
+        raise ChatBindError(
+            "another process is writing it",
+            where=str(path),
+            hint="wait for it to end, or give another output",
+        ) from error
 
 
 def sha256_file(path: Path) -> str:

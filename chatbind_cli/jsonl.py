@@ -10,20 +10,24 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
 import os
+import re
 import sys
+import zlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import jsonlines
 
 from chatbind_cli.errors import RecordError
-from chatbind_cli.files import replace_file
+from chatbind_cli.files import open_alone, replace_file
 
 Record = dict[str, Any]
 
+_LARGE = re.compile(r"[eE]\+?[0-9]{3}")
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 
@@ -63,7 +67,7 @@ def read_records(
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         hint = "check the path" if isinstance(error, FileNotFoundError) else None
         raise RecordError(error.strerror or "cannot be read", where=name, hint=hint) from error
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise RecordError(f"broken compression ({error})", where=name) from error
 
 
@@ -89,11 +93,46 @@ def _decompressed(file: IO[bytes]) -> IO[bytes]:
     if head.startswith(_GZIP):
         return gzip.GzipFile(fileobj=buffered)  # type: ignore[return-value]
     if head == _ZSTD:
+        return io.BufferedReader(_ZstdFile(buffered))
+    return buffered
+
+
+class _ZstdFile(io.RawIOBase):
+    """The content of zstd frames; zstandard's own reader takes a cut file for a whole one."""
+
+    def __init__(self, file: IO[bytes]) -> None:
         import zstandard
 
-        stream = zstandard.ZstdDecompressor().stream_reader(buffered, read_across_frames=True)
-        return io.BufferedReader(stream)
-    return buffered
+        self._file = file
+        self._new = zstandard.ZstdDecompressor().decompressobj
+        self._broken = zstandard.ZstdError
+        self._frame: Any = None
+        self._packed = b""
+        self._ready = b""
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fills the buffer with what is ready, at least one byte before the end."""
+        while not self._ready:
+            self._packed = self._packed or self._file.read1(1 << 16)  # type: ignore[attr-defined]
+            if not self._packed:
+                if self._frame is not None:
+                    raise EOFError("the file ended before the end of a zstd frame")
+                return 0
+            self._frame = self._frame or self._new()
+            try:
+                self._ready = self._frame.decompress(self._packed)
+            except self._broken as error:
+                raise EOFError(str(error)) from error
+            self._packed = self._frame.unused_data
+            if self._frame.eof:
+                self._frame = None
+        n = min(len(buffer), len(self._ready))
+        buffer[:n], self._ready = self._ready[:n], self._ready[n:]
+        return n
 
 
 def _parse(file: IO[bytes], name: str) -> Iterator[tuple[Record, str]]:
@@ -117,11 +156,47 @@ def _lines(file: IO[bytes], name: str) -> Iterator[str]:
             raise RecordError("is not UTF-8 text", where=f"{name}:{number}") from error
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError("a number is too large")
+    return value
+
+
+def _no_json(name: str) -> NoReturn:
+    raise ValueError(f"JSON has no {name}")
+
+
+def _loads(text: str) -> Any:
+    """The value that JSON text means.
+
+    Raises:
+        json.JSONDecodeError: it is not JSON.
+        ValueError: it is, and could never be written again: NaN, half of a surrogate pair, a
+            number of thousands of digits.
+        RecursionError: it is nested too deeply.
+    """
+    value = json.loads(
+        text,
+        parse_constant=_no_json,
+        # a hook on every number would make reading embeddings slow
+        parse_float=_finite if _LARGE.search(text) else None,
+    )
+    if "\\ud" in text or "\\uD" in text:
+        try:
+            dumps(value).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("half of a surrogate pair is no character") from error
+    return value
+
+
 def _object(text: str, where: str) -> Record:
     try:
-        value = json.loads(text)
+        value = _loads(text)
     except json.JSONDecodeError as error:
         raise RecordError(f"is not JSON ({error.msg})", where=where) from error
+    except ValueError as error:
+        raise RecordError(f"cannot be used ({_short(error)})", where=where) from error
     except RecursionError as error:
         raise RecordError("is nested too deeply", where=where) from error
     if not isinstance(value, dict):
@@ -129,12 +204,18 @@ def _object(text: str, where: str) -> Record:
     return value
 
 
+def _short(error: ValueError) -> str:
+    return str(error).split(":")[0].split(";")[0]
+
+
 def _parse_array(text: str, name: str) -> Iterator[tuple[Record, str]]:
     try:
-        values = json.loads(text)
+        values = _loads(text)
     except json.JSONDecodeError as error:
         where = f"{name}:{error.lineno}"
         raise RecordError(f"is not a JSON array ({error.msg})", where=where) from error
+    except ValueError as error:
+        raise RecordError(f"cannot be used ({_short(error)})", where=name) from error
     except RecursionError as error:
         raise RecordError("is nested too deeply", where=name) from error
     for index, value in enumerate(values):
@@ -178,15 +259,7 @@ class RecordWriter:
         if self.target == "-":
             self._file = sys.stdout
         else:
-            path = Path(target)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if path.exists() and not path.is_file():
-                pass  # a pipe or a device (/dev/stdout): it holds nothing to continue
-            elif overwrite:
-                path.unlink(missing_ok=True)
-            elif path.exists():
-                self._continue(path)
-            self._file = path.open("a", encoding="utf-8")
+            self._file = self._opened(Path(target), overwrite)
         self._writer = jsonlines.Writer(self._file, dumps=dumps, flush=True)
 
     def id_of(self, record: Mapping[str, Any]) -> Hashable:
@@ -221,8 +294,30 @@ class RecordWriter:
         """Closes the file."""
         self.close()
 
-    def _continue(self, path: Path) -> None:
-        """Takes stock of an earlier run's file and leaves only its complete records in it."""
+    def _opened(self, path: Path, overwrite: bool) -> IO[str]:
+        """The file to append to, with the complete records of an earlier run in it."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():
+            # a pipe or a device (/dev/stdout): it holds nothing to continue
+            return path.open("a", encoding="utf-8")
+        file = open_alone(path)
+        try:
+            if overwrite:
+                file.truncate(0)
+            elif self._continue(path):
+                file.close()
+                file = open_alone(path)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def _continue(self, path: Path) -> bool:
+        """Takes stock of an earlier run's file and leaves only its complete records in it.
+
+        Returns:
+            Whether the file was replaced by another.
+        """
         keep: list[tuple[int, int]] = []
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -235,15 +330,16 @@ class RecordWriter:
                     keep.append((start, end))
                 start = end
         if sum(end - start for start, end in keep) == size:
-            return
+            return False
         if keep and keep[-1][1] == sum(end - start for start, end in keep):
             # Only the tail goes: cutting it off is cheaper than a copy of a large file.
             os.truncate(path, keep[-1][1])
-            return
+            return False
         with replace_file(path) as temporary, path.open("rb") as old, temporary.open("wb") as new:
             for start, end in keep:
                 old.seek(start)
                 new.write(old.read(end - start))
+        return True
 
     def _kept(self, line: bytes, where: str, *, last: bool) -> Record | None:
         """The record on a line that stays, or None for one that this run writes again."""

@@ -8,22 +8,33 @@ what the command does.
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
 import os
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
 
-from chatbind_cli.errors import ChatBindError, LaunchError, UsageError
+from chatbind_cli.errors import ChatBindError, LaunchError, SomeRecordsFailed, UsageError
 
 _STATUS_FOLDER = "CHATBIND_STATUS_FOLDER"
+_ALIVE = "alive"
 _DEFAULT_PORT = 29500
+_POLL_S = 0.2
+_GRACE_S = 1.0
+"""How long workers may still say why they failed when the first one has failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +134,44 @@ def report_outcome(code: int, message: str) -> None:
     folder = Path(os.environ[_STATUS_FOLDER])
     if folder.is_dir():
         outcome = {"rank": rank(), "exit_code": code, "message": message, "time_s": time.time()}
-        (folder / f"rank-{rank():05}.json").write_text(json.dumps(outcome), encoding="utf-8")
+        unseen = folder / f"{rank()}.tmp"
+        unseen.write_text(json.dumps(outcome), encoding="utf-8")
+        unseen.replace(folder / f"rank-{rank():05}.json")
+
+
+def watch_parent() -> None:
+    """Ends this worker, without ado, when the process that dispatched it is no more.
+
+    The launcher stands between the two and would go on by itself; but the parent holds a lock
+    that the system takes back when it dies, however it dies.
+    """
+    folder = Path(os.environ[_STATUS_FOLDER])
+    if not folder.is_dir():
+        # another worker has found the parent dead, and tidied up
+        os._exit(0)
+    with suppress(OSError):
+        handle = os.open(folder / _ALIVE, os.O_RDONLY)
+        threading.Thread(target=_outlive, args=(handle, folder), daemon=True).start()
+
+
+def _outlive(handle: int, folder: Path) -> None:
+    with suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        shutil.rmtree(folder, ignore_errors=True)
+        # nobody is there to be told, and the launcher says less about a worker that ends with 0
+        os._exit(0)
+
+
+@contextmanager
+def _alive(folder: Path) -> Iterator[None]:
+    """Holds the lock that `watch_parent` waits for."""
+    with (folder / _ALIVE).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            # a file system without locks: there is nothing to watch
+            (folder / _ALIVE).unlink()
+        yield
 
 
 def first_slurm_host(hosts: str) -> str:
@@ -199,24 +247,66 @@ def _meeting_point(plan: Dispatch) -> list[str]:
 
 
 def _run_workers(line: Sequence[str], environment: Mapping[str, str]) -> None:
-    with tempfile.TemporaryDirectory(prefix="chatbind-") as folder:
-        variables = {**os.environ, **environment, _STATUS_FOLDER: folder}
-        # One thread a worker unless the user says otherwise: the launcher's own default, set
-        # here because its warning about it would be noise.
-        variables.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // 2)))
-        process = subprocess.Popen(line, env=variables, stdin=subprocess.DEVNULL)
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:
-            # The terminal has sent the signal to the whole group; the workers end themselves.
-            process.wait()
-            raise
-        _raise_outcome(Path(folder), code)
+    try:
+        with tempfile.TemporaryDirectory(prefix="chatbind-") as name:
+            folder = Path(name)
+            variables = {**os.environ, **environment, _STATUS_FOLDER: name}
+            # One thread a worker unless the user says otherwise: the launcher's own default, set
+            # here because its warning about it would be noise.
+            variables.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // 2)))
+            with _alive(folder):
+                code = _supervise(line, variables, folder)
+                _raise_outcome(folder, code)
+    except _Terminated:
+        # the workers are gone, the folder too: now die of the signal, as the sender expects
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTERM)
+
+
+class _Terminated(BaseException):
+    """This process was sent SIGTERM."""
+
+
+def _supervise(line: Sequence[str], variables: Mapping[str, str], folder: Path) -> int:
+    """Runs the launcher; whatever ends this process or a worker ends all of them.
+
+    The launcher is not left to find out by itself that a worker failed or Ctrl-C was pressed: it
+    would say so in forty lines. So workers end with 0, whatever they have reported, and signals
+    of the terminal do not reach the launcher's session.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    process = subprocess.Popen(
+        line, env=variables, stdin=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        while process.poll() is None:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_POLL_S)
+            if any(o["exit_code"] not in _FINISHED for o in _outcomes(folder)):
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(_GRACE_S)
+                break
+        return process.returncode or 0
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        signal.signal(signal.SIGTERM, before)
+
+
+_FINISHED = (0, SomeRecordsFailed.exit_code)
+
+
+def _outcomes(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text()) for file in sorted(folder.glob("rank-*.json"))]
 
 
 def _raise_outcome(folder: Path, launcher_code: int) -> None:
-    outcomes = [json.loads(file.read_text()) for file in sorted(folder.glob("rank-*.json"))]
-    failed = [outcome for outcome in outcomes if outcome["exit_code"] != 0]
+    failed = [outcome for outcome in _outcomes(folder) if outcome["exit_code"] != 0]
     # the first one knows why; the others have only lost their connection to it
     failed.sort(key=lambda outcome: float(outcome.get("time_s", 0)))
     if failed:

@@ -49,7 +49,8 @@ _model_options = stack(
         "--encoder",
         metavar="PATH",
         type=click.Path(path_type=Path),
-        help="ImageBind's weights, as a file or folder; default: where the model says they are.",
+        help="ImageBind's weights, as a file or folder; default: where the model says they "
+        "are, else checkpoints/imagebind or .checkpoints/imagebind_huge.pth.",
     ),
     _model(
         "--allow-encoder-mismatch",

@@ -102,7 +102,8 @@ media_root_options = stack(
         cls=GroupedOption,
         group="Media",
         default="",
-        help="Put before the file names of records, as COCO_val2014_.",
+        help="Put before the file names of records, as COCO_val2014_; a folder named after "
+        "COCO's 2014 pictures (val2014, coco2014_val) needs none.",
     ),
     click.option(
         "--allow-outside",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -127,9 +128,13 @@ def run(
         raise UsageError("the question is given twice", hint="as an argument or with --query")
     words = question if question is not None else query
     _check_stdin(choice, attachments, words, chat)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        # in every locale alike: what is not text is told by `_check_text`
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     choice = choice.resolved()
     if words in (None, "-") and not chat:
         words = _read_question()
+    _check_text(words)
     from chatbind_cli.answering.dialogue import (  # noqa: PLC0415  torch
         Dialogue,
         RecordDisplay,
@@ -183,12 +188,26 @@ def _read_question() -> str:
     return text
 
 
+def _check_text(words: str | None) -> None:
+    """Refuses bytes that are no text; Python carries them as halves of surrogate pairs.
+
+    Raises:
+        UsageError: there are some.
+    """
+    try:
+        (words or "").encode()
+    except UnicodeEncodeError as error:
+        raise UsageError("the question is not UTF-8 text") from error
+
+
 def _lines(first: str | None) -> Iterator[str]:
     """What the user says, line by line until the end of input; on a terminal with a prompt."""
     if first not in (None, "-"):
         yield str(first)
     if not sys.stdin.isatty():
-        yield from sys.stdin
+        for line in sys.stdin:
+            _check_text(line)
+            yield line
         return
     import readline  # noqa: F401, PLC0415  makes `input` an editor
 

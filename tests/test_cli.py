@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import sys
 import tomllib
@@ -139,7 +140,7 @@ def test_a_worker_leaves_its_outcome_for_its_parent(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(SystemExit) as caught:
         cli.main(["nosuch"])
-    assert caught.value.code == 2
+    assert caught.value.code == 0  # the launcher would add a traceback to any other
     with pytest.raises(launch.WorkerFailed, match="No such command") as failed:
         launch._raise_outcome(tmp_path, 1)
     assert failed.value.exit_code == 2
@@ -212,3 +213,21 @@ def test_completion_offers_commands_without_loading_them():
         text=True,
     )
     assert done.stdout == "plain,extract-projector\n"
+
+
+@pytest.mark.parametrize(
+    ("closed", "code"), [("", 0), ("<&-", 0), (">&-", 1), ("<&- >&- 2>&-", 1), (">/dev/full", 1)]
+)
+def test_standard_streams_may_be_closed_or_full(closed, code):
+    line = f'"{sys.executable}" -m chatbind_cli --help {closed}'
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == code
+    if code and "2>" not in closed:
+        assert re.fullmatch("chatbind: error: .*(closed|No space left).*\n", done.stderr)
+
+
+def test_reading_a_closed_standard_input_is_one_line():
+    program = "import sys; from chatbind_cli import cli; cli._open_streams(); sys.stdin.read()"
+    line = f'"{sys.executable}" -c "{program}" <&-'
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, cwd=ROOT)
+    assert "Bad file descriptor" in done.stderr

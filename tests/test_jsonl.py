@@ -10,7 +10,7 @@ import os
 import pytest
 import zstandard
 
-from chatbind_cli.errors import RecordError
+from chatbind_cli.errors import ChatBindError, RecordError
 from chatbind_cli.jsonl import RecordWriter, dumps, read_records, record_id
 
 ROWS = [{"question_id": 1, "text": "é"}, {"question_id": 2, "text": "b"}]
@@ -36,7 +36,16 @@ def test_jsonl_and_arrays_are_read_plain_and_compressed(tmp_path, pack, text):
         (b'{"a": 1}\n\xff\n', "f:2: is not UTF-8"),
         (b'[{"a": 1}, 2]', r"f\[1\]: must be a JSON object"),
         (b'[{"a": 1},\n', "f:2: is not a JSON array"),
-        (gzip.compress(b'{"a": 1}\n' * 1000)[:-20], "f: broken compression"),
+        (gzip.compress(b'{"a": 1}\n' * 1000, mtime=0)[:-20], "f: broken compression"),
+        (zstandard.compress(b'{"a": 1}\n' * 1000)[:-4], "f: broken compression"),
+        (zstandard.compress(b'{"a": 1}\n' * 1000)[:4], "f: broken compression"),
+        (b"\x28\xb5\x2f\xfd" + b"x" * 40, "f: broken compression"),
+        (gzip.compress(b'{"a": 1}\n' * 1000)[:20] + b"x" * 30, "f: broken compression"),
+        (b'{"a": NaN}', "f:1: cannot be used .JSON has no NaN"),
+        (b'{"a": 1e999}', "f:1: cannot be used .a number is too large"),
+        (b'[{"a": -Infinity}]', "f: cannot be used .JSON has no -Infinity"),
+        (b'{"a": "\\ud800"}', "f:1: cannot be used .half of a surrogate"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "f:1: cannot be used .Exceeds the limit"),
         (b"[" * 100_000, "is not a JSON array|nested too deeply"),
         (b'{"a":' * 100_000, "nested too deeply"),
     ],
@@ -151,3 +160,35 @@ def test_several_keys_make_one_id(tmp_path):
 def test_nan_is_refused():
     with pytest.raises(ValueError, match="not JSON compliant"):
         dumps({"loss": float("nan")})
+
+
+def test_a_whole_surrogate_pair_is_a_character():
+    (record, _), *_ = read_records("-", stdin=io.BytesIO(b'{"a": "\\ud83d\\ude00"}'))
+    assert record == {"a": "\U0001f600"}
+
+
+def test_several_zstd_frames_are_one_file():
+    two = zstandard.compress(b'{"a": 1}\n') + zstandard.compress(b'{"a": 2}\n')
+    assert [r["a"] for r, _ in read_records("-", stdin=io.BytesIO(two))] == [1, 2]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_two_runs_do_not_write_one_file(tmp_path, overwrite):
+    path = tmp_path / "out"
+    with RecordWriter(path) as first:
+        first.write({"question_id": 1})
+        with pytest.raises(ChatBindError, match="another process is writing it"):
+            RecordWriter(path, overwrite=overwrite)
+        first.write({"question_id": 2})
+    with RecordWriter(path) as again:
+        assert again.done == {1, 2}
+
+
+def test_a_file_that_was_compacted_is_still_its_writer_s_alone(tmp_path):
+    path = tmp_path / "out"
+    path.write_text('{"question_id": 1, "error": "x"}\n{"question_id": 2}\n')
+    with RecordWriter(path) as writer:
+        with pytest.raises(ChatBindError, match="another process"):
+            RecordWriter(path)
+        writer.write({"question_id": 1})
+    assert [r["question_id"] for r, _ in read_records(path)] == [2, 1]

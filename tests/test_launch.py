@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from chatbind_cli import launch
 from chatbind_cli.errors import LaunchError, UsageError
 from chatbind_cli.launch import Dispatch
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -95,3 +103,89 @@ def test_workers_that_die_without_a_word_are_an_error(tmp_path):
     with pytest.raises(LaunchError, match="no worker said why"):
         launch._raise_outcome(tmp_path, 1)
     launch._raise_outcome(tmp_path, 0)
+
+
+_PARENT = """
+import sys
+from pathlib import Path
+from chatbind_cli import launch
+from chatbind_cli.errors import ChatBindError
+launch._worker_command = lambda args, extra: list(args)
+launch._launcher = lambda plan, n: [sys.executable]
+try:
+    launch.dispatch(["-c", Path(sys.argv[1]).read_text()], launch.Dispatch(num_processes=2))
+except ChatBindError as error:
+    sys.exit(f"{error.exit_code} {error}")
+"""
+
+# a launcher that waits for its workers, whatever they end with
+_LAUNCHER = """
+import os, subprocess, sys
+worker = open("worker.py").read()
+workers = [
+    subprocess.Popen([sys.executable, "-c", worker], env={**os.environ, "RANK": str(rank)})
+    for rank in range(2)
+]
+open("pids.tmp", "w").write(" ".join(str(w.pid) for w in workers))
+os.rename("pids.tmp", "pids")
+for worker in workers:
+    worker.wait()
+"""
+
+
+@pytest.fixture
+def parent(tmp_path):
+    """Starts a parent of two workers that run the given lines and then sleep."""
+
+    def start(lines=""):
+        (tmp_path / "launcher.py").write_text(_LAUNCHER)
+        (tmp_path / "worker.py").write_text(
+            "import os, time\n"
+            "from chatbind_cli import launch\n"
+            f"launch.watch_parent()\n{lines}\ntime.sleep(60)\n"
+        )
+        return subprocess.Popen(
+            [sys.executable, "-c", _PARENT, "launcher.py"],
+            cwd=tmp_path,
+            env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+def _wait_until(true):
+    for _ in range(400):
+        if true():
+            return
+        time.sleep(0.05)
+    pytest.fail("waited in vain")
+
+
+def _gone(tmp_path):
+    def gone(pid):
+        stat = Path(f"/proc/{pid}/stat")
+        return not stat.exists() or stat.read_text().split(")")[1].split()[0] == "Z"
+
+    pids = (tmp_path / "pids").read_text().split()
+    _wait_until(lambda: all(map(gone, pids)))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_workers_end_with_their_parent(tmp_path, parent, number):
+    process = parent()
+    _wait_until((tmp_path / "pids").exists)
+    process.send_signal(number)
+    process.communicate(timeout=20)
+    assert process.returncode == -number
+    _gone(tmp_path)
+    _wait_until(lambda: not list(tmp_path.glob("chatbind-*")))
+
+
+def test_one_failed_worker_ends_the_others_and_is_heard(tmp_path, parent):
+    process = parent("if launch.rank() == 1: launch.report_outcome(3 - 1, 'bad words'); exit()")
+    _, message = process.communicate(timeout=20)
+    assert message == "2 bad words\n"
+    assert process.returncode == 1
+    _gone(tmp_path)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Protocol
 
 from chatbind_cli.answering.attachments import Attachment, parse_attachment
@@ -15,7 +16,7 @@ from chatbind_cli.answering.session import Answerer, Asked, Prepared, Stream
 from chatbind_cli.answering.settings import GenerationSettings
 from chatbind_cli.artifacts import emit_record
 from chatbind_cli.console import note
-from chatbind_cli.errors import ChatBindError, UsageError
+from chatbind_cli.errors import ChatBindError, MediaError, UsageError
 from chatbind_cli.jsonl import Record
 from chatbind_cli.media.source import shown
 
@@ -186,7 +187,7 @@ class Dialogue:
                 self._history.clear()
                 self._waiting.clear()
             case "/attach":
-                self.attach(parse_attachment(rest.strip()))
+                self.attach(_present(parse_attachment(rest.strip())))
             case "/help":
                 note(_HELP)
             case _ if word.startswith("/"):
@@ -194,3 +195,15 @@ class Dialogue:
             case _:
                 self.ask(line)
         return True
+
+
+def _present(attachment: Attachment) -> Attachment:
+    """The attachment; now is the time to say that there is no such file, not at the question.
+
+    Raises:
+        MediaError: there is none.
+    """
+    ref = str(attachment.ref)
+    if not ref.startswith(("http://", "https://", "data:")) and not Path(ref).exists():
+        raise MediaError("no such file", where=ref)
+    return attachment

@@ -16,6 +16,7 @@ import torch
 from chatbind_cli.answering.placement import resolve_device, resolve_dtype
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.files import sha256_file
+from chatbind_cli.imagebind.config import usual_encoder
 from chatbind_cli.imagebind.encoder import Encoder, load_encoder
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.model.assemble import (
@@ -110,6 +111,7 @@ def open_model(
     place = resolve_device(device)
     numbers = resolve_dtype(dtype, place)
     if projector is None:
+        _refuse_stage_1(path)
         bundle = load_chatbind(path, dtype=numbers, device=place)
     else:
         if not path.is_dir():
@@ -134,13 +136,29 @@ def open_model(
     return OpenedModel(bundle, path, projector, place, numbers)
 
 
+def _refuse_stage_1(folder: Path) -> None:
+    """Says what to do with a folder of `pretrain`, which holds a projector and no language model.
+
+    Raises:
+        CheckpointError: it is one.
+    """
+    projector = folder / "projector.safetensors"
+    if projector.is_file() and not any(folder.glob("*model*.safetensors")):
+        raise CheckpointError(
+            "a folder of `pretrain` has a projector and no language model",
+            where=str(folder),
+            hint=f"give the language model with --model, and --projector {projector}",
+        )
+
+
 @dataclass(frozen=True)
 class EncoderFinder:
     """Finds the encoder that a model needs.
 
     Args:
         opened: the model.
-        path: where the user says that it is; None: where the model says so.
+        path: where the user says that it is; None: where the model says so, else one of the
+            usual places.
         allow_mismatch: take an encoder whose weights are not those of training.
     """
 
@@ -183,19 +201,18 @@ class EncoderFinder:
         """The place that the model's config names: absolute, or from the model's folder."""
         known = self.opened.bundle.config.encoder or {}
         name = str(known.get("name") or "imagebind")
-        where = str(self.opened.path)
-        if not known.get("path"):
-            raise CheckpointError(
-                f"the model needs the encoder {name} and does not say where it is",
-                where=where,
-                hint=_GET_ONE,
-            )
-        written = Path(str(known["path"]))
-        for path in (written, self.opened.path / written):
-            if path.exists():
-                return path
+        said = "and does not say where it is"
+        if known.get("path"):
+            written = Path(str(known["path"]))
+            for path in (written, self.opened.path / written):
+                if path.exists():
+                    return path
+            said = f"which is not at {written} any more"
+        usual = usual_encoder()
+        if usual is not None:
+            return usual
         raise CheckpointError(
-            f"the model needs the encoder {name}, which is not at {written} any more",
-            where=where,
+            f"the model needs the encoder {name}, {said}",
+            where=str(self.opened.path),
             hint=_GET_ONE,
         )

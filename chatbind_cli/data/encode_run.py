@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import IO, Literal
@@ -40,6 +40,8 @@ from chatbind_cli.imagebind.encoder import Encoder, load_encoder
 from chatbind_cli.imagebind.zero_shot import DEFAULT_PROMPT
 from chatbind_cli.jsonl import RecordWriter
 from chatbind_cli.media.options import MediaOptions
+
+_LOG_EVERY = 1000  # media, while a store is filled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +134,8 @@ def encode(request: EncodeRequest) -> Outcome:
     outcome = Outcome()
     with ExitStack() as stack:
         sink = _open_sink(stack, encoder, request)
+        if isinstance(sink, StoreSink):
+            options = replace(options, recall=sink.recall)
         progress = stack.enter_context(Progress(total, "encoding", "files"))
         missing = _missing(wanted_items(request), sink, outcome)
         if launch.world_size() > 1:
@@ -185,7 +189,7 @@ def _open_sink(stack: ExitStack, encoder: Encoder, request: EncodeRequest) -> Si
             dim=encoder.embedding_dim,
             dtype=request.store_dtype,
         )
-        return StoreSink(stack.enter_context(store), request.media)
+        return StoreSink(stack.enter_context(store), request.media, log_every=_LOG_EVERY)
     if request.labels is None:
         describe, made_with = embedding_records(encoder, normalize=request.normalize)
     else:

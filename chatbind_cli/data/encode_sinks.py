@@ -27,7 +27,6 @@ from chatbind_cli.media.options import MediaOptions
 Describe = Callable[[Encoded], Record]
 _SHOWN_NUMBERS = 4
 _SHOWN_DIGITS = 12
-_LOG_EVERY = 1000  # media, while a store is filled
 
 
 class Sink(Protocol):
@@ -95,13 +94,15 @@ class StoreSink:
     Args:
         store: open for appending.
         options: how media become tensors.
+        log_every: media between two lines of the log on standard output; 0 for no log.
     """
 
     resumes = True
 
-    def __init__(self, store: EmbeddingStore, options: MediaOptions) -> None:
+    def __init__(self, store: EmbeddingStore, options: MediaOptions, *, log_every: int = 0) -> None:
         self._store = store
         self._options = options
+        self._log_every = log_every
         self._n = 0
 
     def has(self, item: MediaItem) -> bool:
@@ -111,6 +112,11 @@ class StoreSink:
             self._store.has(item.name, modality, self._options.fingerprint(modality))
             for modality in modalities
         )
+
+    def recall(self, modality: str, sha256: str) -> torch.Tensor | None:
+        """The embedding of the same content under another name, if there is one."""
+        fingerprint = self._options.fingerprint(modality)
+        return self._store.get(modality, content_sha256=sha256, fingerprint=fingerprint)
 
     def write(self, result: Encoded) -> None:
         """Adds a row, and a line to the log now and then."""
@@ -124,7 +130,7 @@ class StoreSink:
             _embedding(result),
         )
         self._n += 1
-        if self._n % _LOG_EVERY == 0:
+        if self._log_every and self._n % self._log_every == 0:
             emit_record({"step": self._n, "rows": len(self._store)})
 
     def write_error(self, record: Record) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -24,7 +24,20 @@ from chatbind_cli.media.load import Media, load_media
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.sniff import sniff
 
-_Loaded = Media | ChatBindError
+Recall = Callable[[str, str], torch.Tensor | None]
+"""From a modality and the SHA-256 of a content to its embedding, if there is one already."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Recalled:
+    """A medium that need not be decoded."""
+
+    modality: str
+    sha256: str
+    embedding: torch.Tensor
+
+
+_Loaded = Media | _Recalled | ChatBindError
 _Waiting = tuple[MediaItem, Future[_Loaded]]
 
 
@@ -55,11 +68,13 @@ class EncodingOptions:
         media: how files become tensors.
         workers: threads that decode ahead; 0 decodes between the encoder's batches.
         batch_size: media that go to the encoder together.
+        recall: asked before a medium is decoded, from several threads at once.
     """
 
     media: MediaOptions
     workers: int = 2
     batch_size: int = 1
+    recall: Recall | None = None
 
 
 def encode_items(
@@ -80,6 +95,13 @@ def encode_items(
                     modality=result.modality,
                     sha256=result.source.sha256,
                     embedding=next(rows),
+                )
+            elif isinstance(result, _Recalled):
+                yield Encoded(
+                    item=item,
+                    modality=result.modality,
+                    sha256=result.sha256,
+                    embedding=result.embedding,
                 )
             else:
                 yield Encoded(item=item, modality=item.modality, error=result)
@@ -125,7 +147,7 @@ def _batches(
         return
     remaining = iter(items)
     while batch := list(islice(remaining, options.batch_size)):
-        yield [(item, _load(item, known, options.media)) for item in batch]
+        yield [(item, _load(item, known, options)) for item in batch]
 
 
 class _LoadAhead:
@@ -184,11 +206,13 @@ class _LoadAhead:
                 with self._changing:
                     if self._stopped:
                         return
-                    future = self._pool.submit(_load, item, self._known, self._options.media)
+                    future = self._pool.submit(_load, item, self._known, self._options)
                 self._waiting.put((item, future))
             end = None
         except ChatBindError as error:
             end = error
+        except OSError as error:
+            end = ChatBindError(f"the list cannot be read: {error.strerror or error}")
         finally:
             self._waiting.put(end)
 
@@ -200,14 +224,17 @@ class _LoadAhead:
         self._pool.shutdown(cancel_futures=True)
 
 
-def _load(item: MediaItem, known: frozenset[str], options: MediaOptions) -> _Loaded:
+def _load(item: MediaItem, known: frozenset[str], options: EncodingOptions) -> _Loaded:
     try:
         source = item.open()
         modality = item.modality or sniff(source)
         if modality not in known:
             return MediaError(f"the encoder has no tower for {modality}", where=source.name)
-        media = load_media(source, modality, options)
-        _ = source.sha256  # hashed here, in the thread
+        sha256 = source.sha256  # hashed here, in the thread
+        embedding = options.recall(modality, sha256) if options.recall else None
+        if embedding is not None:
+            return _Recalled(modality, sha256, embedding)
+        media = load_media(source, modality, options.media)
     except ChatBindError as error:
         return error
     return media

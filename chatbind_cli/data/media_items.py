@@ -30,6 +30,16 @@ class MediaFolder:
     prefix: str = ""
     allow_outside: bool = False
 
+    def find(self, name: str) -> Path:
+        """Returns the file that a record means by a name.
+
+        Raises:
+            MediaError: it leaves the root, or is not there.
+        """
+        return resolve_in_root(
+            name, self.root, prefix=self.prefix, allow_outside=self.allow_outside
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class MediaItem:
@@ -61,12 +71,7 @@ class MediaItem:
             raise RecordError(self.problem)
         if self.folder is None:
             return open_source(self.path)
-        folder = self.folder
-        return open_source(
-            resolve_in_root(
-                self.path, folder.root, prefix=folder.prefix, allow_outside=folder.allow_outside
-            )
-        )
+        return open_source(self.folder.find(self.path))
 
 
 def items_of_paths(
@@ -140,8 +145,13 @@ def _items_of_stream(
                 yield _problem(record, f"{where}: a record names no medium under path, image, ...")
             yield from items
         return
-    for line in stream:
-        path = line.decode("utf-8", "surrogateescape").rstrip("\r\n")
+    for number, line in enumerate(stream, start=1):
+        try:
+            path = line.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError:
+            path = line.decode("utf-8", "backslashreplace").rstrip("\r\n")
+            yield _problem({"path": path}, f"{name}:{number}: is not UTF-8 text")
+            continue
         if path.strip():
             yield from items_of_paths([path], folder, modality)
 

@@ -12,8 +12,6 @@ import math
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from timm.layers.drop import DropPath
-from timm.layers.mlp import Mlp
 from torch import nn
 
 LAYER_NORM_EPS = 1e-6  # the stems of audio, depth, thermal and IMU use torch's 1e-5 instead
@@ -67,6 +65,42 @@ class Attention(nn.Module):
         return self.out_proj(rearrange(mixed, "b h t c -> b t (h c)"))
 
 
+class DropPath(nn.Module):
+    """Skips a residual branch for some samples of a batch, and enlarges it for the others.
+
+    Training only. Ours, because importing timm's costs more than a second at every start.
+
+    Args:
+        rate: the share of samples for which the branch is skipped.
+
+    Source: Huang et al. 2016, "Deep networks with stochastic depth".
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns x [b, ...] with whole samples set to 0, so that its mean stays."""
+        if not self.training:
+            return x
+        kept = x.new_empty(len(x), *[1] * (x.ndim - 1)).bernoulli_(1 - self.rate)
+        return x * kept / (1 - self.rate)
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, linear: [b, t, d] -> [b, t, d], four times as wide in between."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns [b, t, d] for x [b, t, d]."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
 class Block(nn.Module):
     """A pre-norm transformer block with a GELU MLP of four times the width."""
 
@@ -75,7 +109,7 @@ class Block(nn.Module):
         self.attn = Attention(width, heads, bias_kv=bias_kv)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
         self.norm_1 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.mlp = Mlp(width, 4 * width)
+        self.mlp = Mlp(width)
         self.norm_2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -92,8 +126,8 @@ class Trunk(nn.Module):
         depth: number of blocks.
         heads: h.
         bias_kv: see `Attention`.
-        drop_path: stochastic-depth rate of the last block; earlier blocks get proportionally less
-            (Huang et al. 2016, "Deep networks with stochastic depth"). Training only.
+        drop_path: stochastic-depth rate of the last block; earlier blocks get proportionally less;
+            see `DropPath`.
         pre_norm: a LayerNorm before the first block (the vision tower has one).
     """
 

@@ -9,7 +9,6 @@ Source: Girdhar et al., "ImageBind: one embedding space to bind them all", CVPR 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import cast
 
 import torch
 from torch import nn
@@ -100,11 +99,6 @@ class ImageBind(nn.Module):
             x = x.flatten(0, 1)
         embeddings = self._embed_clips(modality, x)
         return embeddings if clips is None else embeddings.unflatten(0, (-1, clips)).mean(dim=1)
-
-    def text_scale(self) -> torch.Tensor:
-        """Returns the learned scale of text embeddings, a scalar: the inverse temperature."""
-        scaling = cast(LogitScale, self.modality_postprocessors.get_submodule("text.1"))
-        return scaling.scale
 
     def _embed_clips(self, modality: str, x: torch.Tensor) -> torch.Tensor:
         tower = TOWER_OF[modality]

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from chatbind_cli.errors import UsageError
+from chatbind_cli.media.lazy import IMPORTING
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.sniff import sniff
@@ -55,17 +56,18 @@ def load_media(
 
 
 def _load(source: MediaSource, modality: str, options: MediaOptions) -> torch.Tensor:
-    match modality:
-        case "image":
-            from chatbind_cli.media.image import load_image as load  # noqa: PLC0415
-        case "video":
-            from chatbind_cli.media.video import load_video as load  # noqa: PLC0415
-        case "audio":
-            from chatbind_cli.media.audio import load_audio as load  # noqa: PLC0415
-        case "depth":
-            from chatbind_cli.media.depth import load_depth as load  # noqa: PLC0415
-        case "thermal":
-            from chatbind_cli.media.thermal import load_thermal as load  # noqa: PLC0415
-        case _:
-            from chatbind_cli.media.imu import load_imu as load  # noqa: PLC0415
+    with IMPORTING:
+        match modality:
+            case "image":
+                from chatbind_cli.media.image import load_image as load  # noqa: PLC0415
+            case "video":
+                from chatbind_cli.media.video import load_video as load  # noqa: PLC0415
+            case "audio":
+                from chatbind_cli.media.audio import load_audio as load  # noqa: PLC0415
+            case "depth":
+                from chatbind_cli.media.depth import load_depth as load  # noqa: PLC0415
+            case "thermal":
+                from chatbind_cli.media.thermal import load_thermal as load  # noqa: PLC0415
+            case _:
+                from chatbind_cli.media.imu import load_imu as load  # noqa: PLC0415
     return load(source, options)

@@ -7,6 +7,7 @@ Reading the content is left to the loaders.
 from __future__ import annotations
 
 from chatbind_cli.errors import MediaError
+from chatbind_cli.media.lazy import IMPORTING
 from chatbind_cli.media.source import MediaSource
 
 _HEAD_BYTES = 4096
@@ -66,7 +67,8 @@ def _raster(head: bytes, source: MediaSource) -> str | None:
         # IHDR: length, name, width, height, then bit depth and colour type (0 = grey)
         return "depth" if head[24:26] == b"\x10\x00" else "image"
     if head.startswith((b"II*\0", b"MM\0*")):
-        from chatbind_cli.media.pictures import is_measurement  # noqa: PLC0415
+        with IMPORTING:
+            from chatbind_cli.media.pictures import is_measurement  # noqa: PLC0415
 
         return "depth" if is_measurement(source) else "image"
     if head.startswith((b"GIF87a", b"GIF89a")):
@@ -89,7 +91,8 @@ def _array(head: bytes, source: MediaSource) -> str | None:
         return "imu"
     if not head.startswith(b"\x93NUMPY"):
         return None
-    from chatbind_cli.media.arrays import read_npy_header  # noqa: PLC0415
+    with IMPORTING:
+        from chatbind_cli.media.arrays import read_npy_header  # noqa: PLC0415
 
     shape = read_npy_header(source).shape
     sides = [side for side in shape if side != 1]
@@ -105,7 +108,8 @@ def _array(head: bytes, source: MediaSource) -> str | None:
 def _container(head: bytes, source: MediaSource) -> str | None:
     if not _may_be_container(head):
         return None
-    from chatbind_cli.media.container import audio_streams, open_container, video_streams  # noqa: PLC0415
+    with IMPORTING:
+        from chatbind_cli.media.container import audio_streams, open_container, video_streams  # noqa: PLC0415
 
     with open_container(source) as container:
         if video_streams(container):

@@ -152,8 +152,8 @@ def resolve_in_root(
         name: the path as the record has it.
         root: the media root; None: the current folder.
         prefix: put before the file name (COCO: `COCO_val2014_`). Without one, a root folder whose
-            name ends in `val2014` or `train2014` adds COCO's prefix where only the prefixed file
-            exists.
+            name ends in `val2014` or `2014_val` (or `train`) adds COCO's prefix where only the
+            prefixed file exists.
         allow_outside: let `..`, absolute paths and links lead out of the root.
 
     Raises:
@@ -182,9 +182,10 @@ def resolve_in_root(
 def _with_prefix(path: Path, base: Path, prefix: str) -> Path:
     if prefix:
         return path if path.name.startswith(prefix) else path.with_name(prefix + path.name)
-    for split in ("val2014", "train2014"):
-        if base.name.endswith(split) and not path.exists():
-            prefixed = path.with_name(f"COCO_{split}_{path.name}")
+    for split in ("val", "train"):
+        # COCO's own name of the folder, and the one that LLaVA's instructions give it
+        if base.name.endswith((f"{split}2014", f"2014_{split}")) and not path.exists():
+            prefixed = path.with_name(f"COCO_{split}2014_{path.name}")
             if prefixed.exists():
                 return prefixed
     return path

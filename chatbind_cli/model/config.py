@@ -88,11 +88,6 @@ class ChatBindConfig(PreTrainedConfig):
             if getattr(self, name) < 1:
                 raise CheckpointError(f"{name} is {getattr(self, name)}, it must be at least 1")
 
-    @property
-    def span_length(self) -> int:
-        """Token positions that one medium takes in a prompt, start and end included."""
-        return self.tokens_per_embedding + (2 if self.use_start_end else 0)
-
     def medium_ids(self) -> list[int]:
         """The token ids that stand for one medium in a prompt.
 

@@ -195,11 +195,22 @@ def read_projector(path: str | Path) -> ProjectorFile:
         zipfile.BadZipFile,
     ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):
+            # torch would go on about loading it with a switch that runs code from the file
+            reason = "no weights file, or one that holds code"
         raise CheckpointError(
             f"not a readable projector file ({reason})", where=str(path)
         ) from error
     if not isinstance(tensors, dict) or not all(torch.is_tensor(t) for t in tensors.values()):
         raise CheckpointError("it holds something else than tensors by name", where=str(path))
+    ours = {name: tensor for name, tensor in tensors.items() if projector_key(name)}
+    broken = [name for name, tensor in ours.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise CheckpointError(
+            f"{broken[0]} holds numbers that are not finite",
+            where=str(path),
+            hint="its training went astray; try a smaller --learning-rate",
+        )
     return projector_from_tensors(tensors, where=str(path), info=info)
 
 

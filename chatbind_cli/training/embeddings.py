@@ -7,27 +7,23 @@ nor media. Knows nothing of conversations and language models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from chatbind_cli.console import Progress
+from chatbind_cli.data.encode_sinks import StoreSink
+from chatbind_cli.data.encoding import Encoded, EncodingOptions, encode_items
+from chatbind_cli.data.media_items import MediaFolder, MediaItem
 from chatbind_cli.data.store import EmbeddingStore
-from chatbind_cli.errors import MediaError, StoreError
+from chatbind_cli.errors import ChatBindError, StoreError
 from chatbind_cli.imagebind.encoder import Encoder
-from chatbind_cli.media.load import Media, load_media
 from chatbind_cli.media.options import MediaOptions
-from chatbind_cli.media.source import MediaSource, open_source
 from chatbind_cli.model.turns import MediaRef
 
-_AT_ONCE = 64
 _READERS = 4  # threads that decode ahead while a GPU encodes
-
-Finder = Callable[[str], Path]
-"""Turns a media name of a record into the file it means; raises MediaError."""
 
 
 class Embeddings:
@@ -93,7 +89,7 @@ def open_stores(folder: Path) -> list[EmbeddingStore]:
 def encode_media(
     media: Sequence[MediaRef],
     encoder: Encoder,
-    find: Finder,
+    folder: MediaFolder,
     share: Share,
     options: MediaOptions,
 ) -> list[tuple[MediaRef, str]]:
@@ -102,7 +98,7 @@ def encode_media(
     Args:
         media: what no store has yet, the same on every process, without repeats.
         encoder: the frozen encoder.
-        find: from names to files.
+        folder: where they lie.
         share: which part is ours.
         options: how media become tensors.
 
@@ -110,6 +106,10 @@ def encode_media(
         The media that cannot be read, each with the reason.
     """
     mine = media[share.rank :: share.world_size]
+    items = [
+        MediaItem(path=medium.ref, name=medium.ref, modality=medium.modality, folder=folder)
+        for medium in mine
+    ]
     failed: list[tuple[MediaRef, str]] = []
     store = EmbeddingStore.open(
         share.own,
@@ -119,58 +119,28 @@ def encode_media(
         dim=encoder.embedding_dim,
     )
     with store, Progress(len(mine), "encoding media", "files") as progress:
-        for start in range(0, len(mine), _AT_ONCE):
-            part = mine[start : start + _AT_ONCE]
-            failed += _encode_part(part, encoder, find, store, options)
-            progress.advance(len(part))
+        sink = StoreSink(store, options)
+        results = encode_items(items, encoder, _how(encoder, sink, options))
+        for medium, result in zip(mine, results, strict=True):
+            try:
+                _keep(result, sink)
+            except ChatBindError as error:
+                failed.append((medium, str(error)))
+            progress.advance()
     return failed
 
 
-@dataclass(frozen=True)
-class _Read:
-    """A medium that was looked at: its tensor, or a row that the store has of the same bytes."""
+def _how(encoder: Encoder, sink: StoreSink, options: MediaOptions) -> EncodingOptions:
+    on_cpu = encoder.device.type == "cpu"
+    return EncodingOptions(
+        media=options,
+        workers=_READERS,
+        batch_size=1 if on_cpu else encoder.batch_size,
+        recall=sink.recall,
+    )
 
-    medium: MediaRef
-    source: MediaSource | None = None
-    media: Media | None = None
-    row: torch.Tensor | None = None
-    error: str = ""
 
-
-def _encode_part(
-    part: Sequence[MediaRef],
-    encoder: Encoder,
-    find: Finder,
-    store: EmbeddingStore,
-    options: MediaOptions,
-) -> Iterator[tuple[MediaRef, str]]:
-    """Encodes a few dozen media together; yields those that failed."""
-
-    def read(medium: MediaRef) -> _Read:
-        try:
-            source = open_source(find(medium.ref))
-            row = store.get(
-                medium.modality,
-                content_sha256=source.sha256,
-                fingerprint=options.fingerprint(medium.modality),
-            )
-            media = load_media(source, medium.modality, options) if row is None else None
-        except MediaError as error:
-            return _Read(medium, error=str(error))
-        return _Read(medium, source, media, row)
-
-    with ThreadPoolExecutor(_READERS) as pool:
-        reads = list(pool.map(read, part))
-    fresh = [read.media for read in reads if read.media is not None]
-    rows = iter(encoder.embed(fresh, normalize=False))
-    for result in reads:
-        medium = result.medium
-        if result.source is None:
-            yield medium, result.error
-            continue
-        row = next(rows) if result.row is None else result.row
-        fingerprint = options.fingerprint(medium.modality)
-        try:
-            store.add(medium.ref, medium.modality, result.source.sha256, fingerprint, row)
-        except StoreError as error:
-            yield medium, str(error)
+def _keep(result: Encoded, sink: StoreSink) -> None:
+    if result.error is not None:
+        raise result.error
+    sink.write(result)

@@ -9,24 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Final
 
 from chatbind_cli import launch
 from chatbind_cli.data.conversations import Conversation, Conversations, parse_conversation
+from chatbind_cli.data.media_items import MediaFolder
 from chatbind_cli.errors import CheckpointError, MediaError, RecordError, WeightsError
 from chatbind_cli.files import replace_file, sha256_file
+from chatbind_cli.imagebind.config import ENCODER_PLACES, usual_encoder
 from chatbind_cli.jsonl import Record, dumps, read_records
 from chatbind_cli.media.modality import MODALITIES
-from chatbind_cli.media.source import resolve_in_root
 from chatbind_cli.model.turns import MediaRef
 from chatbind_cli.training.settings import TrainingSettings
-
-ENCODER_PLACES: Final = (Path("checkpoints/imagebind"), Path(".checkpoints/imagebind_huge.pth"))
-"""Where an encoder is looked for that nobody named: where `download` puts it, and where the
-original scripts keep it."""
 
 _SHOWN = 3
 
@@ -168,15 +163,10 @@ def check_inputs(settings: TrainingSettings) -> Inputs:
     return inputs
 
 
-def find_media(settings: TrainingSettings, name: str) -> Path:
-    """The file that a record means by a name.
-
-    Raises:
-        MediaError: it leaves the media root, or is not there.
-    """
-    return resolve_in_root(
-        name,
-        settings.media_root,
+def media_folder(settings: TrainingSettings) -> MediaFolder:
+    """Where the media of the records lie."""
+    return MediaFolder(
+        root=settings.media_root,
         prefix=settings.media_prefix,
         allow_outside=settings.allow_outside,
     )
@@ -204,9 +194,9 @@ def _find_encoder(settings: TrainingSettings, media: list[MediaRef]) -> Path | N
         return settings.encoder
     if settings.store is not None or not media:
         return None
-    for place in ENCODER_PLACES:
-        if place.exists():
-            return place
+    usual = usual_encoder()
+    if usual is not None:
+        return usual
     raise WeightsError(
         f"no encoder at {' or '.join(map(str, ENCODER_PLACES))}",
         hint="name ImageBind's weights with --encoder, fetch them with "
@@ -223,11 +213,11 @@ def _bad_media(settings: TrainingSettings, media: Iterable[MediaRef]) -> dict[Me
 
 def _missing(settings: TrainingSettings, media: Iterable[MediaRef]) -> dict[MediaRef, str]:
     """The media for which there is no file, each with the reason."""
-    find = partial(find_media, settings)
+    folder = media_folder(settings)
     missing = {}
     for medium in media:
         try:
-            find(medium.ref)
+            folder.find(medium.ref)
         except MediaError as error:
             missing[medium] = str(error)
     return missing

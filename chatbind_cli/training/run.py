@@ -38,7 +38,7 @@ from chatbind_cli.training.embeddings import (
     open_parts,
     open_stores,
 )
-from chatbind_cli.training.inputs import Inputs, Rejected, find_media
+from chatbind_cli.training.inputs import Inputs, Rejected, media_folder
 from chatbind_cli.training.log import TrainingLog
 from chatbind_cli.training.results import (
     CONFIG_NAME,
@@ -172,7 +172,7 @@ def _from_media(
     # every process must have looked before the first one adds to what there is
     PartialState().wait_for_everyone()
     share = Share(folder=parts, rank=launch.rank(), world_size=launch.world_size())
-    failed = encode_media(missing, encoder, partial(find_media, settings), share, options)
+    failed = encode_media(missing, encoder, media_folder(settings), share, options)
     bad |= dict(gather_object(failed))
     inputs = inputs.leave_out(bad)
     if launch.rank() == 0:

@@ -106,6 +106,13 @@ def test_a_chat_reads_questions_line_by_line(world: World, answerer: Answerer) -
     assert len(result.stdout) > len(first) + 2
 
 
+def test_a_chat_names_a_missing_file_at_once_and_goes_on(world: World, answerer: Answerer) -> None:
+    result = ask(world, "--chat", stdin="/attach gone.png\nDescribe a bird.\n")
+    assert "gone.png: no such file" in result.stderr
+    answer = answerer.answer("Describe a bird.", settings=SHORT)
+    assert result.stdout == answer + "\n"
+
+
 @pytest.mark.parametrize(
     ("line", "stdin", "message"),
     [
@@ -114,12 +121,13 @@ def test_a_chat_reads_questions_line_by_line(world: World, answerer: Answerer) -
         (["-a", "-", "--chat"], "", "both a medium and the dialogue"),
         (["What?", "--query", "What?"], "", "the question is given twice"),
         ([], " \n", "standard input has no question"),
+        ([], b"What\xff?\n", "the question is not UTF-8 text"),
         (["-a", "@0.5", "What?"], "", "an attachment has no file name"),
         (["--top-p", "2", "What?"], "", "2.0 is not in the range"),
     ],
 )
 def test_words_that_do_not_fit_together_are_usage_errors(
-    world: World, line: list[str], stdin: str, message: str
+    world: World, line: list[str], stdin: str | bytes, message: str
 ) -> None:
     result = ask(world, *line, stdin=stdin)
     assert getattr(result.exception, "exit_code", result.exit_code) == 2

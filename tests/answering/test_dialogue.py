@@ -73,7 +73,7 @@ def test_a_line_that_fails_leaves_a_note_and_the_dialogue_goes_on(
 ) -> None:
     lines = ["/attach nowhere.png", "What is this?", "/dance", "And the dog?"]
     answers = chat(answerer, *lines)
-    assert answers == [answerer.answer("And the dog?", settings=SHORT)]
+    assert answers == chat(answerer, "What is this?", "And the dog?")
     noted = capsys.readouterr().err.splitlines()
     assert "nowhere.png: no such file" in noted[0]
     assert "/dance is no instruction" in noted[1]

@@ -52,6 +52,16 @@ def test_a_missing_encoder_is_named_with_the_way_to_get_it(
     assert "\n" not in text
 
 
+@pytest.mark.parametrize("path", [None, "/gone/imagebind"])
+def test_an_encoder_at_the_usual_place_is_found(
+    world: World, tmp_path: Path, path: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = moved(world, tmp_path / "model", path=path)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(world.encoder, tmp_path / "checkpoints" / "imagebind")
+    assert finder(model).open().path.parent == Path("checkpoints/imagebind")
+
+
 def test_another_encoder_is_refused_unless_it_is_wanted(world: World, tmp_path: Path) -> None:
     save_tiny_encoder(tmp_path / "other", seed=9)
     with pytest.raises(CheckpointError, match=r"not with other .*--allow-encoder-mismatch"):
@@ -106,3 +116,10 @@ def test_numbers_are_wide_on_a_cpu_and_narrow_elsewhere() -> None:
     assert resolve_dtype("auto", torch.device("cpu")) is torch.float32
     assert resolve_dtype("auto", torch.device("cuda")) is torch.bfloat16
     assert resolve_dtype("float16", torch.device("cpu")) is torch.float16
+
+
+def test_a_folder_of_stage_1_says_what_to_do_with_it(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "chatbind", "stage": "pretrain"}')
+    (tmp_path / "projector.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="no language model; give .*--projector"):
+        open_model(tmp_path, device="cpu")

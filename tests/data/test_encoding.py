@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Iterator
@@ -96,6 +97,16 @@ def test_a_list_that_breaks_off_is_an_error_after_what_came_before(
     assert done == pictures[:3]
 
 
+def test_a_list_that_the_system_cannot_read_is_an_error_too() -> None:
+    def unreadable() -> Iterator[MediaItem]:
+        raise OSError(9, "Bad file descriptor")
+        yield
+
+    encoder: Any = FakeEncoder()
+    with pytest.raises(ChatBindError, match="the list cannot be read: Bad file descriptor"):
+        list(encode_items(unreadable(), encoder, options(workers=2, batch_size=8)))
+
+
 def test_giving_up_early_leaves_no_thread_behind(pictures: list[MediaItem]) -> None:
     before = threading.active_count()
     encoder: Any = FakeEncoder()
@@ -113,3 +124,21 @@ def test_a_modality_without_a_tower_is_an_error_of_the_item(pictures: list[Media
     (result,) = encode_items(pictures[:1], encoder, options(workers=0, batch_size=1))
     assert isinstance(result.error, ChatBindError)
     assert "has no tower for image" in str(result.error)
+
+
+def test_what_is_known_by_its_content_is_not_encoded_again(pictures: list[MediaItem]) -> None:
+    known = hashlib.sha256(Path(pictures[1].path).read_bytes()).hexdigest()
+
+    def recall(modality: str, sha256: str) -> torch.Tensor | None:
+        return torch.tensor([-1.0]) if (modality, sha256) == ("image", known) else None
+
+    encoder: Any = FakeEncoder()
+    wanted = EncodingOptions(media=MediaOptions(), recall=recall)
+    results = list(encode_items(pictures[:3], encoder, wanted))
+    assert [float(r.embedding) == -1.0 for r in results if r.embedding is not None] == [
+        False,
+        True,
+        False,
+    ]
+    assert results[1].sha256 == known
+    assert sum(encoder.batches) == 2

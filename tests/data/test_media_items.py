@@ -101,3 +101,11 @@ def test_a_training_file_names_each_medium_once(tmp_path: Path) -> None:
         ("1.jpg", "image"),
     ]
     assert items[0].carried == {}
+
+
+def test_a_line_that_is_not_text_is_an_item_with_a_problem() -> None:
+    stream = io.BufferedReader(io.BytesIO(b"a.jpg\n\xff.jpg\nb.jpg\n"))  # type: ignore[arg-type]
+    first, broken, last = items_of_list("-", MediaFolder(), None, stdin=stream)
+    assert (first.path, last.path) == ("a.jpg", "b.jpg")
+    assert broken.path == "\\xff.jpg"
+    assert broken.problem == "<stdin>:2: is not UTF-8 text"

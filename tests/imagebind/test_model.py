@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from chatbind_cli.imagebind.config import HUGE, TOWER_OF, ImageBindConfig
-from chatbind_cli.imagebind.layers import Attention
+from chatbind_cli.imagebind.layers import Attention, DropPath
 from chatbind_cli.imagebind.model import ImageBind
 
 # The reference's own float32 result differs from its float64 one by up to 3e-6 of the row's
@@ -240,3 +240,16 @@ def test_a_fresh_model_has_the_published_scales_and_learns() -> None:
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]  # chance is ln 4 = 1.39
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_drop_path_skips_whole_samples_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    drop = DropPath(0.25)
+    x = torch.ones(4000, 3, 2)
+    out = drop(x)
+    per_sample = out[:, 0, 0]
+    assert torch.equal(out, per_sample[:, None, None].expand_as(x))
+    torch.testing.assert_close(per_sample.unique(), torch.tensor([0.0, 4 / 3]))
+    # standard deviation of the mean: sqrt(1/3 / 4000) = 0.009
+    assert abs(float(per_sample.mean()) - 1) < 0.03
+    assert drop.eval()(x) is x

@@ -229,3 +229,24 @@ def test_a_picture_does_not_wait_for_the_audio_libraries() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_threads_may_meet_a_modality_for_the_first_time_together():
+    program = (
+        "import threading\n"
+        "from chatbind_cli.errors import MediaError\n"
+        "from chatbind_cli.media.load import load_media\n"
+        "failed = []\n"
+        "def read(modality):\n"
+        "    try:\n"
+        "        load_media(b'RIFFxxxxWAVE', modality)\n"
+        "    except MediaError:\n"
+        "        pass\n"
+        "    except Exception as error:\n"
+        "        failed.append(repr(error))\n"
+        "threads = [threading.Thread(target=read, args=(m,)) for m in (None, 'video', 'audio')]\n"
+        "[t.start() for t in threads], [t.join() for t in threads]\n"
+        "assert not failed, failed\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

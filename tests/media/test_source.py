@@ -161,13 +161,16 @@ def test_a_link_that_leads_to_itself_is_one_line(root: Path) -> None:
         resolve_in_root("loop", root)
 
 
-def test_coco_prefixes_are_added_where_only_the_prefixed_file_exists(tmp_path: Path) -> None:
-    folder = tmp_path / "val2014"
+@pytest.mark.parametrize("name", ["val2014", "coco2014_val"])
+def test_coco_prefixes_are_added_where_only_the_prefixed_file_exists(
+    name: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / name
     folder.mkdir()
     (folder / "COCO_val2014_000001.jpg").write_bytes(b"a")
     (folder / "000002.jpg").write_bytes(b"b")
     assert resolve_in_root("000001.jpg", folder).name == "COCO_val2014_000001.jpg"
     assert resolve_in_root("000002.jpg", folder).name == "000002.jpg"
-    found = resolve_in_root("val2014/000001.jpg", tmp_path, prefix="COCO_val2014_")
+    found = resolve_in_root(f"{name}/000001.jpg", tmp_path, prefix="COCO_val2014_")
     assert found == folder / "COCO_val2014_000001.jpg"
     assert resolve_in_root("COCO_val2014_000001.jpg", folder, prefix="COCO_val2014_").is_file()

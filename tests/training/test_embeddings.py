@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from chatbind_cli.data.media_items import MediaFolder
 from chatbind_cli.data.store import EmbeddingStore
-from chatbind_cli.errors import MediaError, StoreError
+from chatbind_cli.errors import StoreError
 from chatbind_cli.imagebind.encoder import Encoder, load_encoder
 from chatbind_cli.media.load import load_media
 from chatbind_cli.media.options import MediaOptions
@@ -42,21 +43,11 @@ def encoder(world) -> Counting:  # type: ignore[no-untyped-def]
     return made
 
 
-def finder(folder: Path):  # type: ignore[no-untyped-def]
-    def find(name: str) -> Path:
-        path = folder / name
-        if not path.exists():
-            raise MediaError("no such file", where=name)
-        return path
-
-    return find
-
-
 def test_two_processes_share_the_work(world, encoder, tmp_path) -> None:
     media = [MediaRef("image", f"p{n}.png") for n in range(8)]
     for rank in range(2):
         share = Share(folder=tmp_path, rank=rank, world_size=2)
-        assert not encode_media(media, encoder, finder(world.media), share, OPTIONS)
+        assert not encode_media(media, encoder, MediaFolder(root=world.media), share, OPTIONS)
     assert encoder.n_encoded == 8
     (tmp_path / "part-00002").mkdir()  # what a process that was killed at once has left
     rows = Embeddings(open_parts(tmp_path)).rows(media)
@@ -71,10 +62,10 @@ def test_a_copy_of_a_file_is_not_encoded_again(world, encoder, tmp_path) -> None
     folder.mkdir()
     shutil.copy(world.media / "p0.png", folder / "a.png")
     share = Share(folder=tmp_path / "parts", rank=0, world_size=1)
-    encode_media([MediaRef("image", "a.png")], encoder, finder(folder), share, OPTIONS)
+    encode_media([MediaRef("image", "a.png")], encoder, MediaFolder(root=folder), share, OPTIONS)
     shutil.copy(folder / "a.png", folder / "b.png")
     both = [MediaRef("image", "a.png"), MediaRef("image", "b.png")]
-    encode_media(both, encoder, finder(folder), share, OPTIONS)
+    encode_media(both, encoder, MediaFolder(root=folder), share, OPTIONS)
     assert encoder.n_encoded == 1
     rows = Embeddings(open_parts(share.folder)).rows(both)
     assert torch.equal(rows[0], rows[1])
@@ -87,7 +78,7 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_encoded(world, encoder, tmp
     (folder / "broken.png").write_bytes((world.media / "p1.png").read_bytes()[:40])
     media = [MediaRef("image", name) for name in ("broken.png", "good.png", "gone.png")]
     share = Share(folder=tmp_path / "parts", rank=0, world_size=1)
-    failed = dict(encode_media(media, encoder, finder(folder), share, OPTIONS))
+    failed = dict(encode_media(media, encoder, MediaFolder(root=folder), share, OPTIONS))
     assert set(failed) == {media[0], media[2]}
     assert "broken.png" in failed[media[0]]
     assert media[1] in Embeddings(open_parts(share.folder))
