@@ -61,6 +61,10 @@ class Generated:
     finish_reason: FinishReason
 
 
+# Long runs of blanks or dashes are single tokens in some vocabularies; text is far below this.
+_MOST_CHARACTERS_A_TOKEN = 256
+
+
 class Generator:
     """A ChatBind model that answers prompts.
 
@@ -86,6 +90,20 @@ class Generator:
         """Tokens of prompt and answer together that the language model was made for, if known."""
         longest = getattr(self.model.config.text_config, "max_position_embeddings", None)
         return longest if isinstance(longest, int) and longest > 0 else None
+
+    def check_text(self, text: str) -> None:
+        """Refuses a question that cannot fit, before a tokenizer takes gigabytes to find that out.
+
+        Raises:
+            RecordError: it has more characters than any tokenizer packs into the model's context.
+        """
+        longest = self.longest_context
+        if longest is not None and len(text) > longest * _MOST_CHARACTERS_A_TOKEN:
+            raise RecordError(
+                f"the question has {len(text):,} characters, and the model reads {longest} tokens "
+                "at most",
+                hint="shorten the question",
+            )
 
     def check_length(self, prompt: Prompt) -> None:
         """Makes sure that there is room for an answer.

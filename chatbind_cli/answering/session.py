@@ -221,6 +221,7 @@ class Answerer:
     def _prepared(
         self, asked: Asked, percepts: list[Percept], history: Sequence[Prepared | str]
     ) -> Prepared:
+        self.generator.check_text(asked.text)
         weights = [medium.weight for medium in asked.media]
         if asked.mix and percepts:
             percepts, weights = [_mixed(percepts, weights)], [1.0]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedTokenizerBase
 
 from chatbind_cli.data.conversations import Conversation
-from chatbind_cli.errors import CheckpointError, RecordError
+from chatbind_cli.errors import RecordError
 from chatbind_cli.model.config import ChatBindConfig
 from chatbind_cli.model.prompts import CONTROL, EOS, MEDIA, Piece, PromptStyle, get_style
 from chatbind_cli.model.tokenizer import TextCodec
@@ -196,24 +196,3 @@ def _without_space_at_media(pieces: Sequence[Piece]) -> list[Piece]:
         if text or piece.kind in (EOS, MEDIA):
             stripped.append(Piece(piece.kind, text, piece.target, piece.medium))
     return stripped
-
-
-def check_length(prompt: TokenizedPrompt, *, context: int, new_tokens: int, where: str) -> None:
-    """Refuses a prompt that leaves no room for its answer.
-
-    Args:
-        prompt: the prompt.
-        context: positions that the language model has.
-        new_tokens: longest answer.
-        where: the record or question, for the error.
-
-    Raises:
-        CheckpointError: prompt and answer need more positions than there are.
-    """
-    if len(prompt.input_ids) + new_tokens > context:
-        raise CheckpointError(
-            f"the prompt has {len(prompt.input_ids)} tokens and the answer may have {new_tokens}, "
-            f"but the language model reads at most {context}",
-            where=where,
-            hint="shorten the question or lower --max-new-tokens",
-        )

@@ -214,3 +214,11 @@ def test_an_answer_never_reaches_beyond_the_context(answerer: Answerer) -> None:
     assert results[0].n_tokens <= room
     # the long prompt does not cut the short one's answer
     assert results[1] == answerer.generate([short], settings)[0]
+
+
+def test_a_question_of_megabytes_is_refused_before_it_is_tokenized(
+    answerer: Answerer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answerer, "prompts", None)
+    (refused,) = answerer.prepare([Asked("word " * 1_000_000)])
+    assert "5,000,000 characters" in str(refused)
