@@ -113,11 +113,7 @@ def build_chatbind(
         config = _continued(opened, given, encoder, where=str(language_model))
         config.media_options = {**(config.media_options or {}), **(media_options or {})}
         config.provenance = _provenance(language_model, command)
-        if start is not None:
-            hidden = word_embeddings(opened.model).embedding_dim
-            check_projector(start, encoder, hidden, str(projector))
-            load_into(opened.model, start, str(projector))
-        return opened
+        return _with_other_projector(opened, start, encoder, where=str(projector))
     chosen = _choices(start, given, where=str(projector))
     padding = get_style(chosen["prompt_style"]).pad_token
     tokenizer = load_tokenizer(language_model)
@@ -135,6 +131,16 @@ def build_chatbind(
     )
     model = _with_projector(config, base, start, encoder, known=known, where=str(projector))
     return ChatBind(model, tokenizer, config)
+
+
+def _with_other_projector(
+    opened: ChatBind, start: ProjectorFile | None, encoder: EncoderInfo, where: str
+) -> ChatBind:
+    """A ChatBind model with the projector of a file in place of its own, if one is given."""
+    if start is not None:
+        check_projector(start, encoder, word_embeddings(opened.model).embedding_dim, where)
+        load_into(opened.model, start, where)
+    return opened
 
 
 def load_chatbind(
