@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -78,12 +79,13 @@ class _TryAgain(Exception):
 class _Part:
     """The file in the making and what is known of its source."""
 
-    def __init__(self, path: Path, url: str) -> None:
+    def __init__(self, path: Path, url: str, expect: Callable[[int], None]) -> None:
         self.path = path.with_name(path.name + ".part")
         self.facts_path = path.with_name(path.name + ".part.json")
         self.url = url
         self.validator: str | None = None
         self.total: int | None = None
+        self._expect = expect
 
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
@@ -103,6 +105,9 @@ class _Part:
             self._recall()
             if self.validator is None:
                 file.truncate(0)
+            file.seek(0, os.SEEK_END)
+            if self.total is not None:
+                self._expect(self.total)
             yield file
 
     def _recall(self) -> None:
@@ -117,9 +122,16 @@ class _Part:
         etag = response.headers.get("ETag", "")
         strong = etag if etag and not etag.startswith("W/") else None
         self.validator = strong or response.headers.get("Last-Modified")
+        if total is not None and self.total is None:
+            self._expect(total)
         self.total = total
         facts = {"url": self.url, "validator": self.validator, "total": total}
         self.facts_path.write_text(json.dumps(facts), encoding="utf-8")
+
+    def forget(self) -> None:
+        """What is here cannot be gone on with."""
+        self.validator = self.total = None
+        self.facts_path.unlink(missing_ok=True)
 
     def become(self, path: Path) -> None:
         """Gives the finished part its name."""
@@ -143,6 +155,7 @@ def fetch_url(
     sha256: str | None = None,
     md5: str | None = None,
     patience: Patience = Patience(),
+    expect: Callable[[int], None] = lambda n: None,
     advance: Callable[[int], None] = lambda n: None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
@@ -156,15 +169,17 @@ def fetch_url(
         sha256: the digest that it must have, where it is known.
         md5: the same, where only that is known.
         patience: how long to go on.
-        advance: called with the number of bytes that have come.
+        expect: called with the size that the server tells, where it was not known.
+        advance: called with the number of bytes that have come, in earlier calls or now.
         sleep: how to wait.
 
     Raises:
         DownloadError: it could not be had, or is not what it should be. What has come stays for
             the next call unless it is wrong.
     """
-    part = _Part(path, url)
+    part = _Part(path, url, expect if bytes is None else lambda n: None)
     with part.open() as file:
+        advance(file.tell())
         _fetch_patiently(client, part, file, bytes, patience, advance, sleep)
         try:
             check_file(part.path, source=url, bytes=bytes, sha256=sha256, md5=md5)
@@ -226,12 +241,14 @@ def _attempt(
             size = total if total is not None else expected
             if size is not None:
                 check_room(part.path.parent, size - file.tell(), part.url)
-            for block in response.iter_raw():
+            # Some servers compress though they are asked not to.
+            blocks = response.iter_bytes() if _is_encoded(response) else response.iter_raw()
+            for block in blocks:
                 _write(file, block, part)
                 advance(len(block))
     except (httpx.UnsupportedProtocol, httpx.InvalidURL, httpx.TooManyRedirects) as error:
         raise DownloadError(f"cannot be fetched ({error})", where=part.url) from error
-    except httpx.TransportError as error:
+    except (httpx.TransportError, httpx.DecodingError) as error:
         raise _TryAgain(_reason(error)) from error
     if total is not None and file.tell() < total:
         raise _TryAgain(f"the connection ended at {file.tell()} of {total} bytes")
@@ -249,7 +266,7 @@ def _begin(response: httpx.Response, part: _Part, file: IO[bytes], have: int) ->
     if status == 416:
         # What is here does not fit what is there: begin again.
         file.truncate(0)
-        part.validator = part.total = None
+        part.forget()
         raise _TryAgain("the server has no such part of it")
     if status not in (200, 206):
         raise DownloadError(
@@ -262,14 +279,21 @@ def _begin(response: httpx.Response, part: _Part, file: IO[bytes], have: int) ->
         if start == have:
             return total
         file.truncate(0)
-        part.validator = part.total = None
+        part.forget()
         raise _TryAgain("the server sent another part than the one asked for")
     file.seek(0)
     file.truncate(0)
     length = response.headers.get("Content-Length", "")
     total = int(length) if length.isdigit() else None
+    if _is_encoded(response):
+        part.forget()  # neither its length nor its parts are the file's
+        return None
     part.remember(response, total)
     return total
+
+
+def _is_encoded(response: httpx.Response) -> bool:
+    return response.headers.get("Content-Encoding", "identity").lower() not in ("", "identity")
 
 
 def _content_range(response: httpx.Response) -> tuple[int | None, int | None]:
@@ -283,8 +307,14 @@ def _content_range(response: httpx.Response) -> tuple[int | None, int | None]:
 
 
 def _retry_after(response: httpx.Response) -> float | None:
+    """What the server asks for, in seconds or as a date; no wait for a date that has passed."""
     value = response.headers.get("Retry-After", "")
-    return float(value) if value.isdigit() else None
+    if value.isdigit():
+        return float(value)
+    try:
+        return max(parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
+    except (ValueError, OverflowError):
+        return None
 
 
 def _write(file: IO[bytes], block: Any, part: _Part) -> None:
@@ -298,7 +328,7 @@ def _write(file: IO[bytes], block: Any, part: _Part) -> None:
         ) from error
 
 
-def _reason(error: httpx.TransportError) -> str:
+def _reason(error: httpx.RequestError) -> str:
     if isinstance(error, httpx.TimeoutException):
         return "the server does not answer"
     if isinstance(error, httpx.ConnectError):

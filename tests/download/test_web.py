@@ -1,8 +1,10 @@
+import gzip
 import hashlib
 import random
 import subprocess
 import sys
 import time
+from email.utils import formatdate
 from types import SimpleNamespace
 
 import httpx
@@ -103,6 +105,41 @@ def test_retry_after_is_heeded_up_to_the_limit(client, server, fault, tmp_path):
         fault.status(429, Retry_After="9999"),
     ]
     assert fetch(client, server, tmp_path / "f") == [3.0, IMPATIENT.longest_wait_s]
+
+
+def test_retry_after_may_be_a_date(client, server, fault, tmp_path):
+    server.files["/f"] = DATA
+    soon, past, nonsense = (
+        formatdate(time.time() + 0.2 * IMPATIENT.longest_wait_s, usegmt=True),
+        formatdate(0, usegmt=True),
+        "tomorrow",
+    )
+    server.faults["/f"] += [fault.status(503, Retry_After=date) for date in (soon, past, nonsense)]
+    waits = fetch(client, server, tmp_path / "f", patience=Patience(first_wait_s=0.001))
+    assert 0 < waits[0] <= 0.2 * IMPATIENT.longest_wait_s
+    assert waits[1] == 0
+    assert 0 < waits[2] < 0.1
+
+
+def test_a_body_that_is_compressed_all_the_same_is_unpacked(client, server, fault, tmp_path):
+    server.files["/f"] = DATA
+    body = gzip.compress(DATA, 1)
+
+    def squeeze(handler, sent=None):
+        handler.send_response(200)
+        handler.send_header("ETag", '"gz"')
+        handler.send_header("Content-Encoding", "gzip")
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body[:sent])
+        handler.close_connection = True
+        return True
+
+    server.faults["/f"] += [lambda handler: squeeze(handler, 1_000_000), squeeze]
+    fetch(client, server, tmp_path / "f", sha256=SHA256)
+    assert (tmp_path / "f").read_bytes() == DATA
+    assert leftovers(tmp_path) == ["f"]
+    assert all("Range" not in headers for headers in server.gets("/f"))
 
 
 def test_a_server_that_stalls_is_given_up_after_some_tries(client, server, fault, tmp_path):
