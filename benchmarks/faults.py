@@ -35,20 +35,6 @@ MEMBERS, MEMBER_BYTES = 3000, 8192
 SERVED_BLOCK, SERVED_PAUSE_S = 256 << 10, 0.01
 SMALL = Shape("small", 512, 1376, 12)
 
-DOWNLOAD = """
-import sys
-from pathlib import Path
-from chatbind_cli.download.run import fetch_all
-from chatbind_cli.download.wanted import Request
-url, sha256, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
-request = Request(
-    name="n", path=folder / "i.zip", url=url, sha256=sha256, unpack=folder / "images"
-)
-folder.mkdir(exist_ok=True)
-(record,) = fetch_all([request])
-sys.exit(record["status"] == "failed")
-"""
-
 
 def show(what: str, **facts: object) -> None:
     """Prints a line of the table."""
@@ -178,17 +164,17 @@ def main() -> None:
     options = parser.parse_args()
     generator = random.Random(options.seed)
     data = archive(generator)
-    digest = hashlib.sha256(data).hexdigest()
     good = True
     chosen = [options.only] if options.only else ["download", "apply-delta"]
     with tempfile.TemporaryDirectory(dir=options.folder) as name, served(data) as url:
         root = Path(name)
         if "download" in chosen:
+            fetch = ["-m", "chatbind_cli", "--quiet", "download", url, "--unpack", "--output"]
             good &= table(
                 "download",
                 options.kills,
                 generator,
-                lambda folder: [sys.executable, "-c", DOWNLOAD, url, digest, str(folder / "x")],
+                lambda folder: [sys.executable, *fetch, str(folder / "x")],
                 lambda folder: folder / "x",
                 root,
             )

@@ -45,13 +45,22 @@ class Progress:
         self.label = label
         self.unit = unit
         self.n = 0
+        self._above: Progress | None = None
         self._bar: rich.progress.Progress | None = None
         self._task: rich.progress.TaskID | None = None
         self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
 
+    def beside(self, total: int | None, label: str) -> Progress:
+        """A further count of the same unit while this one goes on: a bar below, or own lines."""
+        below = Progress(total, label, self.unit)
+        below._above = self
+        return below
+
     def __enter__(self) -> Progress:
         """Starts the bar."""
-        if sys.stderr.isatty() and not quiet():
+        if self._above is not None:
+            self._bar = self._above._bar
+        elif sys.stderr.isatty() and not quiet():
             import rich.console
             import rich.progress as rp
 
@@ -59,14 +68,22 @@ class Progress:
                 rp.TextColumn("{task.description}"),
                 rp.BarColumn(),
                 rp.MofNCompleteColumn(),
+                rp.TextColumn(self.unit),
                 rp.TimeElapsedColumn(),
                 rp.TimeRemainingColumn(),
                 console=rich.console.Console(stderr=True),
                 transient=True,
             )
             self._bar.start()
+        if self._bar is not None:
             self._task = self._bar.add_task(self.label, total=self.total)
         return self
+
+    def expect(self, total: int) -> None:
+        """Says how many units there will be, where that was not known at first."""
+        self.total = total
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, total=total)
 
     def advance(self, n: int = 1) -> None:
         """Counts `n` more units as done."""
@@ -85,5 +102,9 @@ class Progress:
         traceback: TracebackType | None,
     ) -> None:
         """Takes the bar away."""
-        if self._bar is not None:
+        if self._bar is None:
+            return
+        if self._above is None:
             self._bar.stop()
+        elif self._task is not None:
+            self._bar.remove_task(self._task)

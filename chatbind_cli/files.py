@@ -123,11 +123,15 @@ def lock_file(handle: int, path: Path) -> None:
         ) from error
 
 
-def sha256_file(path: Path) -> str:
+def sha256_file(path: Path, *, fresh: bool = False) -> str:
     """The SHA-256 of a file as hex digits.
 
     The hash of a large file is remembered in the user's cache under its path, size and time of
     change, because reading 5 GB at every start of a command would take longer than the command.
+
+    Args:
+        path: the file.
+        fresh: read the file whatever is remembered: a disk that forgets changes no time.
     """
     path = Path(path).resolve()
     stat = path.stat()
@@ -135,8 +139,9 @@ def sha256_file(path: Path) -> str:
         return _hash(path)
     identity = f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}"
     entry = cache_folder() / "sha256" / hashlib.sha256(identity.encode()).hexdigest()
-    with suppress(OSError, ValueError, KeyError):
-        return str(json.loads(entry.read_text())["sha256"])
+    if not fresh:
+        with suppress(OSError, ValueError, KeyError):
+            return str(json.loads(entry.read_text())["sha256"])
     digest = _hash(path)
     # A read-only home is no reason to fail: the next run hashes again.
     with suppress(OSError), replace_file(entry) as temporary:

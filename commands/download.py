@@ -55,8 +55,14 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
     help="Everything that a stage needs.",
 )
 @_how("--max-workers", type=click.IntRange(1, 64), default=4, help="Files at a time.")
+@_how(
+    "--unpack",
+    is_flag=True,
+    help="Unpack zip and tar archives that are named by URL or hf:, too, where they land.",
+)
 @_how("--keep-archive", is_flag=True, help="Keep archives after unpacking them.")
-@_how("--verify", is_flag=True, help="Fetch nothing: hash what is here anew.")
+@_how("--verify", is_flag=True, help="Fetch nothing: read what is here anew, and compare.")
+@_how("--overwrite", is_flag=True, help="Fetch what is here already, too.")
 @_how("--dry-run", is_flag=True, help="Say what would be fetched, and stop.")
 @_output(
     "-o",
@@ -74,8 +80,10 @@ def command(
     list_all: bool,
     stages: tuple[str, ...],
     max_workers: int,
+    unpack: bool,
     keep_archive: bool,
     verify: bool,
+    overwrite: bool,
     dry_run: bool,
     output: Path,
     as_json: bool,
@@ -84,20 +92,26 @@ def command(
 
     NAME is a name of the catalogue, hf:OWNER/NAME[@REVISION][/FILE] (hf:datasets/... for data
     sets), or a URL. A record a file says where it is: downloaded, present or failed. The same
-    command again goes on where it was stopped. Exit 3: some files failed.
+    command again goes on where it was stopped; what is here and is not what it should be is
+    fetched again. --verify compares every byte with the catalogue, with what the hub said, or
+    with what came out of the archive (`compared` says which). Exit 3: some files failed.
     """
     as_records = as_json or not sys.stdout.isatty()
     if list_all:
         _list(_entries(names, stages) or list(catalogue.entries().values()), output, as_records)
         return
-    requests = _requests(names, stages, output)
+    if verify and overwrite:
+        raise UsageError("--verify fetches nothing, so there is nothing to overwrite")
+    requests = _requests(names, stages, output, unpack)
     if dry_run:
         for request in requests:
             _tell(planned(request), as_records)
         return
     from chatbind_cli.download.run import Settings, fetch_all  # noqa: PLC0415  heavy
 
-    settings = Settings(max_workers=max_workers, keep_archive=keep_archive, verify=verify)
+    settings = Settings(
+        max_workers=max_workers, keep_archive=keep_archive, verify=verify, overwrite=overwrite
+    )
     failed = []
     count = 0
     for record in fetch_all(requests, settings):
@@ -118,14 +132,16 @@ def _entries(names: Sequence[str], stages: Sequence[str]) -> list[catalogue.Entr
     return chosen
 
 
-def _requests(names: Sequence[str], stages: Sequence[str], output: Path) -> list[Request]:
+def _requests(
+    names: Sequence[str], stages: Sequence[str], output: Path, unpack: bool
+) -> list[Request]:
     planned = [entry.name for entry in _entries((), stages)]
     words = list(dict.fromkeys([*names, *planned]))
     if not words:
         raise UsageError(
             "nothing to fetch", hint="name something; `chatbind download --list` shows what"
         )
-    return requests_for(words, output)
+    return requests_for(words, output, unpack=unpack)
 
 
 def _tell(record: Record, as_records: bool) -> None:

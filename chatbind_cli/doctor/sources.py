@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import chatbind_cli
 from chatbind_cli.doctor.finding import NOTE, OK, Finding
 
 _TIMEOUT_S = 5.0
@@ -51,7 +52,9 @@ def _try_token() -> Finding:
     from huggingface_hub import errors
 
     try:
-        huggingface_hub.HfApi(library_name="chatbind").whoami()
+        huggingface_hub.HfApi(
+            library_name="chatbind", library_version=chatbind_cli.__version__
+        ).whoami()
     except errors.HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else None
         if status in (401, 403):

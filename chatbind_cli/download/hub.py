@@ -6,8 +6,10 @@ failures become one line that says what to do.
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import random
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,11 +22,17 @@ import huggingface_hub  # noqa: TID253  this module is imported once something i
 from huggingface_hub import errors as hub_errors  # noqa: TID253
 from huggingface_hub.utils import tqdm as hub_tqdm  # type: ignore[attr-defined]  # noqa: TID253
 
+import chatbind_cli
+from chatbind_cli.download.presence import has_weights
+from chatbind_cli.download.receipts import hashes_of_etag
 from chatbind_cli.download.wanted import HubRef
 from chatbind_cli.errors import DownloadError
+from chatbind_cli.files import replace_file
 
 # The base of all failures of the HTTP client that the hub's library uses, whichever that is.
 _HTTP_ERROR: type[Exception] = hub_errors.HTTPError  # type: ignore[attr-defined]
+
+_US, _VERSION = "chatbind", chatbind_cli.__version__  # for the hub's log of who asks
 
 # Copies of the same weights for other programs, and the repository's own housekeeping.
 _NEVER = ("*.h5", "*.msgpack", "*.gguf", "*.onnx", "*.ot", ".gitattributes", "*.md5", "*.sha256")
@@ -33,11 +41,19 @@ _BIN = ("*.bin", "*.bin.index.json", "*.pth", "*.pt")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubFile:
-    """A file of a repository as the hub describes it; `sha256` for files in large-file storage."""
+    """A file of a repository as the hub describes it.
+
+    Attributes:
+        path: in the repository.
+        bytes: its size.
+        sha256: of a file in large-file storage.
+        git_sha1: the name in Git of any other.
+    """
 
     path: str
-    bytes: int | None
-    sha256: str | None
+    bytes: int | None = None
+    sha256: str | None = None
+    git_sha1: str | None = None
 
 
 class Hub:
@@ -50,7 +66,14 @@ class Hub:
     def __init__(self, endpoint: str | None = None) -> None:
         self.endpoint = endpoint
         self._listings: dict[HubRef, tuple[list[HubFile], str | None]] = {}
-        self._api = huggingface_hub.HfApi(endpoint=endpoint, library_name="chatbind")
+        self._api = huggingface_hub.HfApi(
+            endpoint=endpoint, library_name=_US, library_version=_VERSION
+        )
+
+    @property
+    def offline(self) -> bool:
+        """Whether `HF_HUB_OFFLINE` says that the hub is not to be asked."""
+        return bool(huggingface_hub.is_offline_mode())
 
     def files(self, ref: HubRef, include: Sequence[str] = ()) -> tuple[list[HubFile], str | None]:
         """The files of a repository that are wanted, and the commit that they belong to.
@@ -61,7 +84,7 @@ class Hub:
         Raises:
             DownloadError: the repository cannot be reached or is not for this user.
         """
-        found, commit = self._listing(ref)
+        found, commit = _cached_listing(ref, include) if self.offline else self._listing(ref)
         names = _wanted([file.path for file in found], include)
         return [file for file in found if file.path in names], commit
 
@@ -71,41 +94,46 @@ class Hub:
         Raises:
             DownloadError: the repository cannot be reached or is not for this user.
         """
-        if huggingface_hub.is_offline_mode():
-            return None
+        if self.offline:
+            return None  # only what the cache has could be said, and that is not the whole
         found, _ = self._listing(replace(ref, file=None))
         return next((file for file in found if file.path == ref.file), None)
 
     def _listing(self, ref: HubRef) -> tuple[list[HubFile], str | None]:
         """All files of a repository, and the commit; asked for once."""
         if ref not in self._listings:
-            with _explained(ref):
-                info = _patiently(
-                    partial(
-                        self._api.repo_info,
-                        ref.repo,
-                        repo_type=ref.kind,
-                        revision=ref.revision,
-                        files_metadata=True,
-                        timeout=30,
-                    )
-                )
-            files = [
-                HubFile(
-                    path=sibling.rfilename,
-                    bytes=sibling.size,
-                    sha256=sibling.lfs.sha256 if sibling.lfs is not None else None,
-                )
-                for sibling in getattr(info, "siblings", None) or ()
-            ]
-            self._listings[ref] = (files, info.sha)
+            self._listings[ref] = self._asked_listing(ref)
         return self._listings[ref]
+
+    def _asked_listing(self, ref: HubRef) -> tuple[list[HubFile], str | None]:
+        with _explained(ref):
+            info = _patiently(
+                partial(
+                    self._api.repo_info,
+                    ref.repo,
+                    repo_type=ref.kind,
+                    revision=ref.revision,
+                    files_metadata=True,
+                    timeout=30,
+                )
+            )
+        files = []
+        for sibling in getattr(info, "siblings", None) or ():
+            sha256 = sibling.lfs.sha256 if sibling.lfs is not None else None
+            git_sha1 = sibling.blob_id if sibling.lfs is None else None
+            files.append(
+                HubFile(
+                    path=sibling.rfilename, bytes=sibling.size, sha256=sha256, git_sha1=git_sha1
+                )
+            )
+        return files, info.sha
 
     def fetch(
         self,
         ref: HubRef,
         folder: Path | None,
         *,
+        overwrite: bool = False,
         advance: Callable[[int], None] = lambda n: None,
     ) -> Path:
         """Fetches one file, resuming what an earlier call began.
@@ -114,6 +142,7 @@ class Hub:
             ref: names a file.
             folder: where the file goes, under its path in the repository; None keeps it in the
                 hub's cache.
+            overwrite: fetch it even if the hub's library believes that it is there already.
             advance: called with the number of bytes that have come.
 
         Returns:
@@ -122,6 +151,8 @@ class Hub:
         Raises:
             DownloadError: it cannot be had.
         """
+        if folder is not None and self.offline:
+            return _from_cache(ref, folder)
         with _explained(ref):
             path = huggingface_hub.hf_hub_download(
                 ref.repo,
@@ -130,10 +161,56 @@ class Hub:
                 revision=ref.revision,
                 local_dir=folder,
                 endpoint=self.endpoint,
-                library_name="chatbind",
+                library_name=_US,
+                library_version=_VERSION,
+                force_download=overwrite,
                 tqdm_class=_counting_bar(advance),
             )
         return Path(str(path))
+
+
+def _cached_listing(ref: HubRef, include: Sequence[str]) -> tuple[list[HubFile], str | None]:
+    """The files of a repository that an earlier program has left in the hub's cache.
+
+    Raises:
+        DownloadError: it is not there, or not whole.
+    """
+    with _explained(ref):
+        folder = Path(
+            huggingface_hub.snapshot_download(
+                ref.repo,
+                repo_type=ref.kind,
+                revision=ref.revision,
+                allow_patterns=list(include) or None,
+                ignore_patterns=None if include else [*_NEVER, *_BIN],
+                local_files_only=True,
+            )
+        )
+    if ref.kind == "model" and not has_weights(folder):
+        raise _not_here_offline(str(ref))
+    files = []
+    for path in sorted(file for file in folder.rglob("*") if file.is_file()):
+        # The cache links to each content under the name of its hash.
+        sha256, git_sha1 = hashes_of_etag(path.resolve().name)
+        name, size = path.relative_to(folder).as_posix(), path.stat().st_size
+        files.append(HubFile(path=name, bytes=size, sha256=sha256, git_sha1=git_sha1))
+    return files, folder.name
+
+
+def _from_cache(ref: HubRef, folder: Path) -> Path:
+    """Copies a file out of the hub's cache, where the hub itself is not to be asked."""
+    with _explained(ref):
+        cached = huggingface_hub.hf_hub_download(
+            ref.repo,
+            ref.file or "",
+            repo_type=ref.kind,
+            revision=ref.revision,
+            local_files_only=True,
+        )
+        path = folder / (ref.file or "")
+        with replace_file(path) as temporary:
+            shutil.copyfile(cached, temporary)
+    return path
 
 
 def fetch_snapshot(repo: str, *, revision: str | None = None, endpoint: str | None = None) -> Path:
@@ -160,7 +237,8 @@ def fetch_snapshot(repo: str, *, revision: str | None = None, endpoint: str | No
             revision=revision,
             ignore_patterns=unwanted,
             endpoint=endpoint,
-            library_name="chatbind",
+            library_name=_US,
+            library_version=_VERSION,
             local_files_only=offline,
             tqdm_class=_counting_bar(lambda n: None),
         )
@@ -181,6 +259,7 @@ def _counting_bar(advance: Callable[[int], None]) -> type[Any]:
     class Counting(hub_tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             kwargs["disable"] = True
+            advance(int(kwargs.get("initial") or 0))  # what an earlier run has fetched
             super().__init__(*args, **kwargs)
 
         def update(self, n: float | None = 1) -> bool | None:
@@ -239,10 +318,10 @@ def _explained(ref: HubRef) -> Iterator[None]:
     except hub_errors.RemoteEntryNotFoundError as error:
         raise DownloadError("there is no such file", where=where, hint=f"see {page}") from error
     except hub_errors.OfflineModeIsEnabled as error:
-        raise DownloadError(
-            "is not on this machine, and HF_HUB_OFFLINE is set", where=where, hint="unset it"
-        ) from error
+        raise _not_here_offline(where) from error
     except hub_errors.LocalEntryNotFoundError as error:
+        if huggingface_hub.is_offline_mode():
+            raise _not_here_offline(where) from error
         raise DownloadError(
             f"cannot be reached ({_root_reason(error)})",
             where=where,
@@ -256,11 +335,25 @@ def _explained(ref: HubRef) -> Iterator[None]:
             hint=_STATUS_HINTS.get(status or 0, "run the same command again in a while"),
         ) from error
     except (_HTTP_ERROR, hub_errors.XetDownloadError, OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DownloadError(
+                f"cannot be written ({error.strerror})",
+                where=where,
+                hint="make room and run the same command again: it goes on where it stopped",
+            ) from error
         raise DownloadError(
             f"could not be fetched ({_line(error)})",
             where=where,
             hint="run the same command again: it goes on where it stopped",
         ) from error
+
+
+def _not_here_offline(where: str) -> DownloadError:
+    return DownloadError(
+        "is not on this machine, or not all of it, and HF_HUB_OFFLINE is set",
+        where=where,
+        hint="unset it, or fetch it where there is a network",
+    )
 
 
 _STATUS_HINTS = {

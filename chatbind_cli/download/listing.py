@@ -19,6 +19,7 @@ def entry_record(entry: Entry, requests: Sequence[Request]) -> Record:
         entry: the entry.
         requests: its files as they would be fetched, for a look at what is there.
     """
+    here = [request for request in requests if is_present(request)]
     record: Record = {
         "name": entry.name,
         "title": entry.title,
@@ -29,7 +30,9 @@ def entry_record(entry: Entry, requests: Sequence[Request]) -> Record:
         "stages": list(entry.stages),
         "commands": list(entry.commands),
         "path": str(requests[0].path if requests[0].is_repository else requests[0].path.parent),
-        "present": all(is_present(request) for request in requests),
+        "present": len(here) == len(requests),
+        "files_present": len(here),
+        "files_wanted": len(requests),
     }
     known = [_known(file) for file in entry.files]
     if known:
@@ -55,24 +58,29 @@ def _known(file: CatalogueFile) -> Record:
 def print_entries(records: Sequence[Record], stream: TextIO) -> None:
     """Prints the catalogue as a table as wide as the terminal."""
     import rich.box
-    from rich.console import Console
+    from rich.console import Console, Group
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=rich.box.SIMPLE, pad_edge=False)
-    table.add_column("name", style="bold", no_wrap=True)
-    table.add_column("here", no_wrap=True)
-    table.add_column("size", no_wrap=True)
-    table.add_column("for")
-    table.add_column("what", ratio=1)
-    table.add_column("licence", ratio=1)
+    table.add_column("name, size, here", max_width=30)
+    table.add_column("what, for what, licence", ratio=1)
     for record in records:
         size = in_words(record["bytes"]) if "bytes" in record else record.get("about", "")
+        facts = ", ".join(filter(None, (size, _here(record))))
+        stages = "".join(f" --plan {stage}" for stage in record["stages"])
         table.add_row(
-            record["name"],
-            "yes" if record["present"] else "",
-            size,
-            ", ".join(record["stages"]),
-            f"{record['title']}: {record['purpose']}",
-            record["licence"],
+            Group(Text(record["name"], style="bold"), Text(f"  {facts}", style="dim")),
+            Group(
+                Text(f"{record['title']}: {record['purpose']}"),
+                Text(f"{stages.strip() or 'no plan'}; {record['licence']}", style="dim"),
+            ),
         )
     Console(file=stream).print(table)
+
+
+def _here(record: Record) -> str:
+    if record["present"]:
+        return "here"
+    some = record["files_present"]
+    return f"{some} of {record['files_wanted']} files here" if some else ""

@@ -6,8 +6,8 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
+from chatbind_cli.download.receipts import read_marker
 from chatbind_cli.download.wanted import Request
-from chatbind_cli.files import replace_file
 from chatbind_cli.jsonl import Record
 
 _WEIGHTS = (".bin", ".safetensors", ".pth", ".pt")
@@ -19,12 +19,22 @@ def is_present(request: Request) -> bool:
         return True
     if request.is_repository:
         # Which files a repository has is known to the hub alone; `download` looks there.
-        return request.path.is_dir() and any(
-            path.suffix in _WEIGHTS for path in request.path.iterdir()
-        )
+        return has_weights(request.path)
     if not request.path.is_file():
         return False
     return request.bytes is None or request.path.stat().st_size == request.bytes
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder has weights, and where it has an index, every shard that this names."""
+    if not any(path.suffix in _WEIGHTS for path in folder.glob("*")):
+        return False
+    for index in folder.glob("*.index.json"):
+        with suppress(OSError, ValueError, KeyError, AttributeError):
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            if all((folder / str(shard)).is_file() for shard in shards):
+                return True
+    return not any(folder.glob("*.index.json"))
 
 
 def planned(request: Request) -> Record:
@@ -40,24 +50,3 @@ def planned(request: Request) -> Record:
     elif request.about is not None:
         record["about"] = request.about
     return record
-
-
-def read_marker(request: Request) -> Record | None:
-    """What is known of an archive that was unpacked here, and may be gone since."""
-    if request.unpack is None or not request.unpack.is_dir():
-        return None
-    with suppress(OSError, ValueError, KeyError):
-        marker = json.loads(_marker_path(request).read_text(encoding="utf-8"))
-        if marker.get("source") == request.source:
-            return {key: marker[key] for key in ("bytes", "sha256", "files")}
-    return None
-
-
-def write_marker(request: Request, facts: Record) -> None:
-    """Remembers that an archive has been unpacked."""
-    with replace_file(_marker_path(request)) as temporary:
-        temporary.write_text(json.dumps({"source": request.source, **facts}), encoding="utf-8")
-
-
-def _marker_path(request: Request) -> Path:
-    return request.path.with_name(f".{request.path.name}.unpacked.json")

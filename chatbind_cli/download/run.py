@@ -7,7 +7,6 @@ where its content is what is wanted.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
@@ -16,10 +15,18 @@ from typing import TYPE_CHECKING
 
 from chatbind_cli.console import Progress, note
 from chatbind_cli.download.hub import Hub
-from chatbind_cli.download.presence import is_present, read_marker, write_marker
+from chatbind_cli.download.presence import is_present
+from chatbind_cli.download.receipts import (
+    check_members,
+    hub_files,
+    hub_note,
+    member_list,
+    read_marker,
+    write_marker,
+)
 from chatbind_cli.download.unpack import unpack
-from chatbind_cli.download.verify import check_file, check_room, in_words
-from chatbind_cli.download.wanted import HubRef, Request, refuse_outside
+from chatbind_cli.download.verify import check_file, check_room
+from chatbind_cli.download.wanted import HubRef, Request, is_archive, refuse_outside
 from chatbind_cli.download.web import Patience, fetch_url, open_client
 from chatbind_cli.errors import ChatBindError, DownloadError
 from chatbind_cli.files import sha256_file
@@ -36,7 +43,8 @@ class Settings:
     Attributes:
         max_workers: files at a time.
         keep_archive: whether an archive stays beside what was unpacked from it.
-        verify: only look at what is there, and hash it anew.
+        verify: only look at what is there, and read all of it anew.
+        overwrite: fetch what is there already, too.
         endpoint: the hub's address, where it is not the default.
         patience: with plain URLs.
     """
@@ -44,11 +52,9 @@ class Settings:
     max_workers: int = 4
     keep_archive: bool = False
     verify: bool = False
+    overwrite: bool = False
     endpoint: str | None = None
     patience: Patience = field(default_factory=Patience)
-
-
-_SECONDS_BETWEEN_LINES = 10.0
 
 
 class _Stopped(Exception):
@@ -58,11 +64,16 @@ class _Stopped(Exception):
 class _Meter:
     """Adds up the bytes of all workers, and is where they notice that they are to stop."""
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
+    def __init__(self, progress: Progress, stop: threading.Event | None = None) -> None:
+        self.progress = progress
+        self.stop = stop or threading.Event()
         self._lock = threading.Lock()
         self._rest = 0
-        self.stop = threading.Event()
+
+    def expect(self, n: int) -> None:
+        """So many bytes more will come than was known."""
+        with self._lock:
+            self.progress.expect((self.progress.total or 0) + (n >> 20))
 
     def advance(self, n: int) -> None:
         if self.stop.is_set():
@@ -70,25 +81,7 @@ class _Meter:
         with self._lock:
             whole, self._rest = divmod(self._rest + n, 1 << 20)
             if whole:
-                self._progress.advance(whole)
-
-
-class _Unpacked:
-    """Says every now and then how far an archive is unpacked."""
-
-    def __init__(self, name: str, stop: threading.Event) -> None:
-        self._name = name
-        self._stop = stop
-        self._bytes = 0
-        self._next_s = time.monotonic() + _SECONDS_BETWEEN_LINES
-
-    def advance(self, n: int) -> None:
-        if self._stop.is_set():
-            raise _Stopped
-        self._bytes += n
-        if time.monotonic() >= self._next_s:
-            self._next_s = time.monotonic() + _SECONDS_BETWEEN_LINES
-            note(f"unpacking {self._name}: {in_words(self._bytes)} so far")
+                self.progress.advance(whole)
 
 
 def fetch_all(requests: Sequence[Request], settings: Settings = Settings()) -> Iterator[Record]:
@@ -110,26 +103,29 @@ def fetch_all(requests: Sequence[Request], settings: Settings = Settings()) -> I
             files += _expand(request, hub, settings)
         except ChatBindError as error:
             yield _failed(request, error)
-    missing = [file.bytes or 0 for file in files if not settings.verify and not is_present(file)]
-    if files and sum(missing):
-        check_room(files[0].path.parent, sum(missing), "the download")
-    total = sum(missing) >> 20 or None
+    total = None
+    if not settings.verify:
+        wanted = [file for file in files if settings.overwrite or not is_present(file)]
+        if coming := sum(file.bytes or 0 for file in wanted):
+            check_room(files[0].path.parent, coming, "the download")
+            total = coming >> 20 or None
+    label = "verifying" if settings.verify else "downloading"
     with (
-        Progress(total, "downloading", "MiB") as progress,
+        Progress(total, label, "MiB") as progress,
         open_client(settings.patience) as client,
     ):
         yield from _in_parallel(files, _Fetcher(hub, client, _Meter(progress), settings))
 
 
 def _expand(request: Request, hub: Hub, settings: Settings) -> list[Request]:
-    """A repository's files; anything else is one file, with what the hub knows of it."""
+    """A repository's files; anything else is one file, with what is known of it."""
     ref = request.hub
     if ref is None:
         return [request]
+    if settings.verify or (hub.offline and not settings.overwrite and is_present(request)):
+        return _noted(request, ref)
     if not request.is_repository:
         return [_with_facts(request, ref, hub, settings)]
-    if settings.verify:
-        return [replace(request, path=path, hub=None) for path in _files_below(request.path)]
     files, commit = hub.files(ref, request.include)
     if not files:
         raise DownloadError("has no file that is wanted", where=request.source)
@@ -140,32 +136,56 @@ def _expand(request: Request, hub: Hub, settings: Settings) -> list[Request]:
         pinned = HubRef(repo=ref.repo, kind=ref.kind, revision=commit, file=file.path)
         expanded.append(
             replace(
-                request,
-                path=request.path / file.path,
-                hub=pinned,
+                _of_repository(request, pinned),
                 bytes=file.bytes,
                 sha256=file.sha256,
+                git_sha1=file.git_sha1,
             )
         )
     return expanded
 
 
+def _of_repository(request: Request, ref: HubRef) -> Request:
+    """A request for one file out of a request for all of them."""
+    path = request.path / (ref.file or "")
+    unpacked = request.unpack if is_archive(path) else None
+    return replace(request, path=path, hub=ref, unpack=unpacked)
+
+
+def _noted(request: Request, ref: HubRef) -> list[Request]:
+    """What is here of a repository or a file of it, with what was noted when it was fetched."""
+    names = hub_files(request.path) if ref.file is None else [ref.file]
+    if not names:
+        raise DownloadError("is not here", where=str(request.path), hint=_FETCH_IT)
+    found = []
+    for name in names:
+        facts = hub_note(_hub_folder(request, name), name)
+        one = request
+        if ref.file is None:
+            pinned = replace(ref, file=name, revision=facts.commit or ref.revision)
+            one = _of_repository(request, pinned)
+        found.append(replace(one, sha256=one.sha256 or facts.sha256, git_sha1=facts.git_sha1))
+    return found
+
+
+def _hub_folder(request: Request, name: str) -> Path:
+    """The folder that stands for the repository that a file belongs to."""
+    if request.is_repository:
+        return request.path
+    return request.path.parents[len(PurePosixPath(name).parts) - 1]
+
+
 def _with_facts(request: Request, ref: HubRef, hub: Hub, settings: Settings) -> Request:
     """A request for a file of the hub with size and hash, so that what comes can be verified."""
-    if request.sha256 is not None or settings.verify or is_present(request):
+    if not settings.overwrite and is_present(request):
+        return _noted(request, ref)[0]
+    if request.sha256 is not None:
         return request
     facts = hub.file(ref)
     if facts is None:
         return request
     size = request.bytes if request.bytes is not None else facts.bytes
-    return replace(request, bytes=size, sha256=facts.sha256)
-
-
-def _files_below(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise DownloadError("is not here", where=str(folder), hint="run it without --verify")
-    inside = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
-    return [folder / path for path in inside if path.parts[0] != ".cache"]
+    return replace(request, bytes=size, sha256=facts.sha256, git_sha1=facts.git_sha1)
 
 
 def _in_parallel(files: Sequence[Request], fetcher: _Fetcher) -> Iterator[Record]:
@@ -190,19 +210,12 @@ def _outcome(job: Future[Record], request: Request) -> Record:
         return _failed(request, error)
 
 
-def _failed(request: Request, error: ChatBindError) -> Record:
-    return {
-        "name": request.name,
-        "path": str(request.unpack or request.path),
-        "source": request.source,
-        "status": "failed",
-        "error": str(error),
-    }
+_FETCH_IT = "run it without --verify"
 
 
 @dataclass(frozen=True, slots=True)
 class _Fetcher:
-    """Fetches one file; what the workers share."""
+    """Fetches or verifies one file; what the workers share."""
 
     hub: Hub
     client: httpx.Client
@@ -211,32 +224,69 @@ class _Fetcher:
 
     def fetch(self, request: Request) -> Record:
         """Makes sure that one file (or what is in it) is there, and tells about it."""
-        marker = read_marker(request)
+        if self.settings.verify:
+            return self._verify(request)
+        marker = None if self.settings.overwrite else read_marker(request)
         if marker is not None:
             return {**_record(request, "present", marker["sha256"], marker["bytes"]), **marker}
-        here = is_present(request)
-        if self.settings.verify:
-            if not here:
-                raise DownloadError(
-                    "is not here", where=str(request.path), hint="run it without --verify"
-                )
-            self._check(request)
-        elif not here:
+        here = not self.settings.overwrite and is_present(request)
+        if here and not self._is_right(request):
+            here = False
+            note(f"{request.path} is here and not as it should be: fetching it again")
+        if not here:
             self._bring(request)
         digest = sha256_file(request.path)
         size = request.path.stat().st_size
         record = _record(request, "present" if here else "downloaded", digest, size)
-        if request.unpack is not None and not self.settings.verify:
-            note(f"unpacking {request.path.name}")
-            told = _Unpacked(request.path.name, self.meter.stop)
-            record["files"] = unpack(request.path, request.unpack, advance=told.advance)
+        if request.unpack is not None:
+            record["files"] = self._unpack(request, request.unpack)
             facts = {"bytes": size, "sha256": digest, "files": record["files"]}
             write_marker(request, facts)
             if not self.settings.keep_archive:
                 request.path.unlink()
         return record
 
+    def _unpack(self, request: Request, folder: Path) -> int:
+        label = f"unpacking {request.path.name}"
+        # How much there is to come is known once the archive's names have been looked at.
+        with self.meter.progress.beside(None, label) as progress, member_list(request) as noted:
+            meter = _Meter(progress, self.meter.stop)
+            return unpack(
+                request.path,
+                folder,
+                overwrite=self.settings.overwrite,
+                begin=lambda total: progress.expect(total >> 20),
+                advance=meter.advance,
+                on_member=noted,
+            )
+
+    def _verify(self, request: Request) -> Record:
+        """Reads what is there and compares it with all that is known of it."""
+        marker = read_marker(request)
+        if marker is not None:
+            check_members(request, self.meter.advance)
+            record = _record(request, "present", marker["sha256"], marker["bytes"])
+            return {**record, **marker, "compared": "crc32"}
+        if not request.path.is_file():
+            raise DownloadError("is not here", where=str(request.path), hint=_FETCH_IT)
+        if request.unpack is not None:
+            raise DownloadError("is not unpacked", where=str(request.path), hint=_FETCH_IT)
+        compared = self._check(request, fresh=True)
+        size = request.path.stat().st_size
+        self.meter.advance(size)
+        # Hashed a moment ago, if it is large: then this is what was found.
+        digest = sha256_file(request.path, fresh=compared != "sha256")
+        return {**_record(request, "present", digest, size), "compared": compared}
+
+    def _is_right(self, request: Request) -> bool:
+        try:
+            self._check(request)
+        except DownloadError:
+            return False
+        return True
+
     def _bring(self, request: Request) -> None:
+        overwrite = request.path.exists()
         if request.hub is None:
             fetch_url(
                 self.client,
@@ -246,25 +296,27 @@ class _Fetcher:
                 sha256=request.sha256,
                 md5=request.md5,
                 patience=self.settings.patience,
+                expect=self.meter.expect,
                 advance=self.meter.advance,
             )
             return
-        depth = len(PurePosixPath(request.hub.file or "").parts)
-        folder = request.path.parents[depth - 1]
-        self.hub.fetch(request.hub, folder, advance=self.meter.advance)
+        folder = _hub_folder(request, request.hub.file or "")
+        self.hub.fetch(request.hub, folder, overwrite=overwrite, advance=self.meter.advance)
         try:
             self._check(request)
         except DownloadError:
             request.path.unlink(missing_ok=True)
             raise
 
-    def _check(self, request: Request) -> None:
-        check_file(
+    def _check(self, request: Request, *, fresh: bool = False) -> str:
+        return check_file(
             request.path,
             source=request.source,
             bytes=request.bytes,
             sha256=request.sha256,
             md5=request.md5,
+            git_sha1=request.git_sha1,
+            fresh=fresh,
         )
 
 
@@ -276,4 +328,14 @@ def _record(request: Request, status: str, sha256: str, size: int) -> Record:
         "sha256": sha256,
         "source": request.source,
         "status": status,
+    }
+
+
+def _failed(request: Request, error: ChatBindError) -> Record:
+    return {
+        "name": request.name,
+        "path": str(request.unpack or request.path),
+        "source": request.source,
+        "status": "failed",
+        "error": str(error),
     }

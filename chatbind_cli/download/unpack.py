@@ -13,12 +13,13 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
+from chatbind_cli.download.receipts import Member
 from chatbind_cli.download.verify import check_room
 from chatbind_cli.errors import DownloadError
+from chatbind_cli.files import lock_file
 
 # Pictures hardly shrink; what claims to grow a hundredfold is not an archive of pictures.
 _LARGEST_RATIO = 100
@@ -27,27 +28,30 @@ _MOST_MEMBERS = 20_000_000
 _BLOCK = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
-    """A file of an archive: its name, and its size in bytes as the archive tells it."""
-
-    name: str
-    bytes: int
-
-
 class _Archive(Protocol):
     def files(self) -> Iterator[tuple[Member, Callable[[], IO[bytes]]]]:
         """The files in order, each with how to open it; refuses links and devices."""
         ...
 
 
-def unpack(archive: Path, folder: Path, *, advance: Callable[[int], None] = lambda n: None) -> int:
+def unpack(
+    archive: Path,
+    folder: Path,
+    *,
+    overwrite: bool = False,
+    begin: Callable[[int], None] = lambda n: None,
+    advance: Callable[[int], None] = lambda n: None,
+    on_member: Callable[[Member], None] = lambda member: None,
+) -> int:
     """Unpacks a zip or tar archive (plain, gzip, bzip2, xz) into a folder.
 
     Args:
         archive: the file.
         folder: is made if it is not there.
+        overwrite: whether to write what seems to be there already, too.
+        begin: called with the number of bytes that will come out, before the first does.
         advance: called with the number of bytes that are through.
+        on_member: called with each file once it is there.
 
     Returns:
         The number of files.
@@ -56,21 +60,28 @@ def unpack(archive: Path, folder: Path, *, advance: Callable[[int], None] = lamb
         DownloadError: the archive is broken, has a name that leaves the folder, a link, a device,
             or would grow beyond reason; or the disk has no room. The last of these apart,
             nothing has been written if a name was at fault.
+        ChatBindError: another process is unpacking it.
     """
-    with _reading(archive), _opened(archive) as opened:
-        total = 0
+    with archive.open("rb") as file, _reading(archive), _opened(archive) as opened:
+        lock_file(file.fileno(), archive)
+        total = needed = 0
         for count, (member, _) in enumerate(opened.files(), 1):
-            target_of(member.name, folder, archive)
+            target = target_of(member.name, folder, archive)
             total += member.bytes
+            needed += member.bytes if overwrite or not _is_there(target, member) else 0
             _refuse_bomb(archive, total, count)
-        check_room(folder, total - _size_below(folder, total), str(archive))
+        check_room(folder, needed, str(archive))
+        begin(total)
         count = 0
         for member, open_member in opened.files():
             target = target_of(member.name, folder, archive)
-            if not (target.is_file() and target.stat().st_size == member.bytes):
+            if overwrite or not _is_there(target, member):
                 _refuse_link_out(target, folder)
-                _write_member(member, open_member, target, archive)
-            advance(member.bytes)
+                crc32 = _write_member(member, open_member, target, archive, advance)
+            else:
+                crc32 = _crc32_of(member, open_member)
+                advance(member.bytes)
+            on_member(Member(member.name, member.bytes, crc32))
             count += 1
     return count
 
@@ -102,18 +113,22 @@ def _refuse_bomb(archive: Path, total: int, count: int) -> None:
         )
 
 
-def _size_below(folder: Path, needed: int) -> int:
-    """Bytes that an earlier run has put there; only asked for where there may be any."""
-    if not folder.is_dir():
-        return 0
-    return min(needed, sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))
+def _is_there(target: Path, member: Member) -> bool:
+    """Whether an earlier run has written a member: it gets its name once it is whole."""
+    return target.is_file() and target.stat().st_size == member.bytes
 
 
 def _write_member(
-    member: Member, open_member: Callable[[], IO[bytes]], target: Path, archive: Path
-) -> None:
+    member: Member,
+    open_member: Callable[[], IO[bytes]],
+    target: Path,
+    archive: Path,
+    advance: Callable[[int], None],
+) -> int:
+    """Writes one file; returns its CRC-32."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.part")
+    found = 0
     try:
         with open_member() as source, temporary.open("wb") as file:
             left = member.bytes
@@ -126,11 +141,25 @@ def _write_member(
                         hint="do not trust it",
                     )
                 file.write(block)
+                found = zlib.crc32(block, found)
+                advance(len(block))
         if left:
             raise DownloadError(f"member {member.name!r} is cut short", where=str(archive))
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+    return found
+
+
+def _crc32_of(member: Member, open_member: Callable[[], IO[bytes]]) -> int:
+    """What the archive says of a member, or what follows from its content."""
+    if member.crc32 is not None:
+        return member.crc32
+    found = 0
+    with open_member() as source:
+        while block := source.read(_BLOCK):
+            found = zlib.crc32(block, found)
+    return found
 
 
 def _refuse_link_out(target: Path, folder: Path) -> None:
@@ -176,7 +205,7 @@ class _Zip:
             def opener(info: zipfile.ZipInfo = info) -> IO[bytes]:
                 return self.archive.open(info)
 
-            yield Member(info.filename, info.file_size), opener
+            yield Member(info.filename, info.file_size, info.CRC), opener
 
 
 class _Tar:

@@ -1,4 +1,4 @@
-"""Whether a file is what it was promised to be: size, SHA-256, MD5; and room on the disk."""
+"""Whether a file is what it was promised to be: size, hashes; and room on the disk."""
 
 from __future__ import annotations
 
@@ -17,8 +17,22 @@ def check_file(
     bytes: int | None = None,
     sha256: str | None = None,
     md5: str | None = None,
-) -> None:
-    """Compares a file with what is known of it.
+    git_sha1: str | None = None,
+    fresh: bool = False,
+) -> str:
+    """Compares a file with what is known of it, by the strongest of the hashes that are known.
+
+    Args:
+        path: the file.
+        source: where it came from, for the message.
+        bytes: its size.
+        sha256: hex digest.
+        md5: hex digest.
+        git_sha1: its name in Git, as the hub lists files that are not in large-file storage.
+        fresh: read it whatever is remembered of its hash.
+
+    Returns:
+        What was compared: `sha256`, `git-sha1`, `md5`, `bytes` or `nothing`.
 
     Raises:
         DownloadError: it differs.
@@ -26,23 +40,37 @@ def check_file(
     found = path.stat().st_size
     if bytes is not None and found != bytes:
         raise DownloadError(f"has {found} bytes in place of {bytes}", where=source, hint=_AGAIN)
-    if sha256 is not None and (digest := sha256_file(path)) != sha256.lower():
-        raise DownloadError(
-            f"has the SHA-256 {digest[:12]}... in place of {sha256[:12].lower()}...",
-            where=source,
-            hint=_AGAIN,
-        )
-    if sha256 is None and md5 is not None and (digest := _md5(path)) != md5.lower():
-        raise DownloadError(
-            f"has the MD5 {digest} in place of {md5.lower()}", where=source, hint=_AGAIN
-        )
+    if sha256 is not None:
+        _compare("SHA-256", sha256_file(path, fresh=fresh), sha256, source)
+        return "sha256"
+    if git_sha1 is not None:
+        _compare("Git hash", _git_sha1(path), git_sha1, source)
+        return "git-sha1"
+    if md5 is not None:
+        _compare("MD5", _digest(path, hashlib.md5(usedforsecurity=False)), md5, source)
+        return "md5"
+    return "bytes" if bytes is not None else "nothing"
 
 
 _AGAIN = "fetch it again; if it stays so, the source has changed"
+_SHOWN = 12
 
 
-def _md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
+def _compare(kind: str, found: str, wanted: str, source: str) -> None:
+    if found != wanted.lower():
+        raise DownloadError(
+            f"has the {kind} {found[:_SHOWN]}... in place of {wanted[:_SHOWN].lower()}...",
+            where=source,
+            hint=_AGAIN,
+        )
+
+
+def _git_sha1(path: Path) -> str:
+    head = f"blob {path.stat().st_size}\0".encode()
+    return _digest(path, hashlib.sha1(head, usedforsecurity=False))
+
+
+def _digest(path: Path, digest: hashlib._Hash) -> str:
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
@@ -20,6 +20,7 @@ _HUB_WORD = re.compile(
     rf"hf:(?P<kind>(?:datasets|models)/)?(?P<repo>{_REPO})(?:@(?P<rev>[^/]+))?(?:/(?P<file>.+))?"
 )
 _REPO_ID = re.compile(_REPO)
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +59,9 @@ class Request:
         bytes: size that it must have, where it is known.
         sha256: digest that it must have, where it is known.
         md5: the same, where only that is known.
-        unpack: for an archive: the folder to unpack it into; None leaves it as it is.
+        git_sha1: its name in Git, where only that is known.
+        unpack: for an archive: the folder to unpack it into; None leaves it as it is. For a
+            repository: the folder for all archives in it.
         include: for a repository, the file patterns that are wanted; all if empty.
         about: size in words.
     """
@@ -70,6 +73,7 @@ class Request:
     bytes: int | None = None
     sha256: str | None = None
     md5: str | None = None
+    git_sha1: str | None = None
     unpack: Path | None = None
     include: tuple[str, ...] = ()
     about: str | None = None
@@ -112,19 +116,20 @@ def parse_hub_ref(word: str) -> HubRef:
     )
 
 
-def requests_for(words: Sequence[str], output: Path) -> list[Request]:
+def requests_for(words: Sequence[str], output: Path, *, unpack: bool = False) -> list[Request]:
     """Turns the words of the call into requests.
 
     Args:
         words: catalogue names, `hf:` references, `http(s)` URLs.
         output: the folder that everything lands below.
+        unpack: whether archives that no catalogue entry names are unpacked where they land, too.
 
     Raises:
         UsageError: a word is none of these, or two of them want the same path.
     """
     found: list[Request] = []
     for word in words:
-        found += _requests_of(word, output)
+        found += _requests_of(word, output, unpack)
     unique = {request.source: request for request in found}
     by_path: dict[Path, Request] = {}
     for request in unique.values():
@@ -164,15 +169,28 @@ def _entry_hub(entry: Entry) -> HubRef | None:
     return parse_hub_ref(f"hf:{entry.hub}") if entry.hub is not None else None
 
 
-def _requests_of(word: str, output: Path) -> list[Request]:
+def _requests_of(word: str, output: Path, unpack: bool) -> list[Request]:
     if word.startswith("hf:"):
         ref = parse_hub_ref(word)
-        if ref.file is None:
-            return [Request(name=word, path=output / ref.repo.rpartition("/")[2], hub=ref)]
-        return [Request(name=word, path=output / ref.file, hub=ref)]
+        path = output / (ref.repo.rpartition("/")[2] if ref.file is None else ref.file)
+        return [_with_unpacking(Request(name=word, path=path, hub=ref), unpack)]
     if word.startswith(("http://", "https://")):
-        return [Request(name=word, path=output / _url_name(word), url=word)]
+        path = output / _url_name(word)
+        return [_with_unpacking(Request(name=word, path=path, url=word), unpack)]
     return entry_requests(look_up(word), output)
+
+
+def _with_unpacking(request: Request, unpack: bool) -> Request:
+    if not unpack:
+        return request
+    if request.is_repository:
+        return replace(request, unpack=request.path)
+    return replace(request, unpack=request.path.parent) if is_archive(request.path) else request
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is an archive by its name."""
+    return path.name.lower().endswith(_ARCHIVES)
 
 
 def _url_name(url: str) -> str:

@@ -28,6 +28,7 @@ class Server:
         self.etags = True
         self.ranges = True
         self.url = ""
+        self.other_url = ""  # the same server by another name
 
     def gets(self, path):
         return [
@@ -36,6 +37,13 @@ class Server:
 
     def add_repo(self, name, files, kind="models"):
         self.repos[f"{kind}/{name}"] = files
+
+
+def _hub_hash(file, data):
+    """What the hub calls a file's content: by Git's hash, or SHA-256 in large-file storage."""
+    if file.endswith(".json"):
+        return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    return hashlib.sha256(data).hexdigest()
 
 
 def _etag(data):
@@ -57,7 +65,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self):
         path = unquote(urlsplit(self.path).path)
-        self.state.requests.append((self.command, path, dict(self.headers)))
+        self.state.requests.append((self.command, path, self.headers))
         if self.command == "GET" and self.state.faults[path]:
             fault = self.state.faults[path].popleft()
             if fault(self):
@@ -82,9 +90,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self, data, extra=(), cut=None):
         etag = _etag(data)
-        headers = {"Accept-Ranges": "bytes", **dict(extra)}
+        headers = {"Accept-Ranges": "bytes"}
         if self.state.etags:
             headers["ETag"] = etag
+        headers.update(extra)
         start, status = 0, 200
         wanted = self.headers.get("Range", "")
         fits = self.headers.get("If-Range", etag) == etag
@@ -111,14 +120,20 @@ class _Handler(BaseHTTPRequestHandler):
             return self.plain(404, {"X-Error-Code": "RevisionNotFound"})
         siblings = []
         for file, data in self.state.repos[name].items():
-            entry = {"rfilename": file, "size": len(data), "blobId": "b" * 40}
+            entry = {"rfilename": file, "size": len(data), "blobId": _hub_hash("x.json", data)}
             if not file.endswith(".json"):
                 digest = hashlib.sha256(data).hexdigest()
                 entry["lfs"] = {"sha256": digest, "size": len(data), "pointerSize": 134}
             siblings.append(entry)
         if "/tree/" in path:
             tree = [
-                {"type": "file", "path": entry["rfilename"], "size": entry["size"], "oid": "b" * 40}
+                {
+                    "type": "file",
+                    "path": entry["rfilename"],
+                    "size": entry["size"],
+                    "oid": entry["blobId"],
+                    "lfs": entry.get("lfs") and {"oid": entry["lfs"]["sha256"], **entry["lfs"]},
+                }
                 for entry in siblings
             ]
             return self.plain(200, {"Content-Type": "application/json"}, json.dumps(tree).encode())
@@ -136,7 +151,21 @@ class _Handler(BaseHTTPRequestHandler):
             return self.plain(404, {"X-Error-Code": "RepoNotFound"})
         if file not in self.state.repos[name]:
             return self.plain(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
-        return self._file(self.state.repos[name][file], {"X-Repo-Commit": COMMIT})
+        data = self.state.repos[name][file]
+        self.state.files[f"/content/{name}/{file}"] = data
+        if self.command == "HEAD" and file.endswith(".json"):
+            headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{_hub_hash(file, data)}"'}
+            return self._file(data, headers)
+        # As the hub does it: large files lie on another host, which knows nothing of commits.
+        return self.plain(
+            302,
+            {
+                "Location": f"{self.state.other_url}/content/{name}/{file}",
+                "X-Repo-Commit": COMMIT,
+                "X-Linked-Etag": f'"{_hub_hash(file, data)}"',
+                "X-Linked-Size": str(len(data)),
+            },
+        )
 
 
 class _Quiet(ThreadingHTTPServer):
@@ -153,6 +182,7 @@ def server():
     handler = type("Handler", (_Handler,), {"state": state})
     with _Quiet(("127.0.0.1", 0), handler) as running:
         state.url = f"http://127.0.0.1:{running.server_address[1]}"
+        state.other_url = state.url.replace("127.0.0.1", "localhost")
         thread = threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         yield state
@@ -184,6 +214,23 @@ class _Faults:
             handler._file(data, cut=sent)
             handler.wfile.flush()
             handler.close_connection = True
+            return True
+
+        return answer
+
+    @staticmethod
+    def drip(block, pause):
+        """Sends everything, a block at a time."""
+
+        def answer(handler):
+            data = handler.state.files[unquote(urlsplit(handler.path).path)]
+            handler.send_response(200)
+            handler.send_header("ETag", _etag(data))
+            handler.send_header("Content-Length", str(len(data)))
+            handler.end_headers()
+            for start in range(0, len(data), block):
+                handler.wfile.write(data[start : start + block])
+                time.sleep(pause)
             return True
 
         return answer

@@ -1,9 +1,11 @@
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 
 import pytest
 
@@ -29,6 +31,11 @@ def test_list_gives_a_record_an_entry_and_says_what_is_here(tmp_path):
     folder = tmp_path / "checkpoints/vicuna-7b"
     folder.mkdir(parents=True)
     (folder / "model.safetensors").touch()
+    half = tmp_path / "checkpoints/llama-7b"
+    half.mkdir()
+    (half / "w-1.safetensors").touch()
+    index = {"weight_map": {"a": "w-1.safetensors", "b": "w-2.safetensors"}}
+    (half / "model.safetensors.index.json").write_text(json.dumps(index))
     listed = records(chatbind("--list", "-o", str(tmp_path)))
     assert [record["name"] for record in listed] == list(entries())
     assert [record["name"] for record in listed if record["present"]] == ["vicuna-7b"]
@@ -63,6 +70,51 @@ def test_a_hub_repository_comes_from_hf_endpoint(server, tmp_path):
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "name/config.json").read_bytes() == b"{}"
     assert result.stderr == ""
+
+
+def archive(**files):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as zipped:
+        for name, data in files.items():
+            zipped.writestr(name, data)
+    return buffer.getvalue()
+
+
+def test_unpack_takes_archives_of_urls_and_of_the_hub_apart(server, tmp_path):
+    server.files.update({"/a.zip": archive(one=b"1"), "/b.bin": b"no archive"})
+    server.add_repo("owner/set", {"c.zip": archive(two=b"2"), "d.json": b"[]"}, kind="datasets")
+    words = [server.url + "/a.zip", server.url + "/b.bin", "hf:datasets/owner/set"]
+    words += ["-o", str(tmp_path)]
+    first = chatbind(*words, "--unpack", HF_ENDPOINT=server.url)
+    assert first.returncode == 0, first.stderr
+    assert (tmp_path / "one").read_bytes() == b"1"
+    assert (tmp_path / "set/two").read_bytes() == b"2"
+    assert (tmp_path / "b.bin").exists() and (tmp_path / "set/d.json").exists()
+    assert not (tmp_path / "a.zip").exists() and not (tmp_path / "set/c.zip").exists()
+    for more in ((), ("--verify",)):
+        again = chatbind(*words, "--unpack", *more, HF_ENDPOINT=server.url)
+        assert again.returncode == 0, again.stderr
+        assert {record["status"] for record in records(again)} == {"present"}
+    assert chatbind(*words, "--verify", "--overwrite").returncode == 2
+
+
+def test_evil_archives_are_one_line_at_the_shell_and_nothing_is_written(server, tmp_path):
+    link = io.BytesIO()
+    with zipfile.ZipFile(link, "w") as zipped:
+        info = zipfile.ZipInfo("door")
+        info.external_attr = 0o120777 << 16
+        zipped.writestr(info, "/etc/passwd")
+    server.files.update(
+        {"/path.zip": archive(**{"fine": b"1", "../evil": b"2"}), "/link.zip": link.getvalue()}
+    )
+    for name in ("path.zip", "link.zip"):
+        folder = tmp_path / name / "in"
+        done = chatbind(f"{server.url}/{name}", "--unpack", "-o", str(folder))
+        assert done.returncode == 1
+        assert [record["status"] for record in records(done)] == ["failed"]
+        assert done.stderr.count("error:") == 1 and "do not trust it" in done.stderr
+        assert [path.name for path in folder.iterdir()] == [name]
+        assert not (tmp_path / name / "evil").exists()
 
 
 def test_ctrl_c_ends_soon_and_the_same_command_goes_on(server, fault, tmp_path):

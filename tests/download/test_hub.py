@@ -1,7 +1,9 @@
 import hashlib
+import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -157,3 +159,141 @@ def test_a_snapshot_goes_to_the_hubs_cache_and_is_found_there_offline(hub, serve
     asked = len(server.requests)
     assert snapshot(HF_HUB_OFFLINE="1") == folder
     assert len(server.requests) == asked
+
+
+def test_a_file_of_the_hub_goes_on_by_range_where_it_was_cut_off(hub, server, fault, tmp_path):
+    large = os.urandom(12_000_000)  # the hub's library keeps blocks of ten million bytes
+    server.add_repo("owner/large", {"w.bin": large})
+    content = "/content/models/owner/large/w.bin"
+    server.files[content] = large
+    server.faults[content] += [fault.cut(11_000_000)]
+    assert hub.fetch(HubRef(repo="owner/large", file="w.bin"), tmp_path).read_bytes() == large
+    first, second = [headers.get("Range", "") for headers in server.gets(content)]
+    assert first == ""
+    assert int(second.removeprefix("bytes=").split("-")[0]) >= 10_000_000
+
+
+STALLED = """
+import sys
+from pathlib import Path
+from chatbind_cli.download.hub import Hub
+from chatbind_cli.download.wanted import HubRef
+ref = HubRef(repo="owner/name", file="model.safetensors")
+print(Hub(sys.argv[1]).fetch(ref, Path(sys.argv[2])))
+"""
+
+
+def test_a_hub_that_stalls_is_asked_again(hub, server, fault, tmp_path):
+    content = "/content/models/owner/name/model.safetensors"
+    server.faults[content] += [fault.stall(3)]
+    done = subprocess.run(
+        [sys.executable, "-c", STALLED, server.url, str(tmp_path)],
+        env={**os.environ, "HF_HUB_DOWNLOAD_TIMEOUT": "1"},
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    assert (tmp_path / "model.safetensors").read_bytes() == WEIGHTS, done.stderr
+    assert len(server.gets(content)) == 2
+
+
+def test_the_token_goes_to_the_hub_and_to_nobody_else(hub, server, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("HF_TOKEN", "hf_secretsecret")
+    hub.files(HubRef(repo="owner/name"))
+    hub.fetch(HubRef(repo="owner/name", file="model.safetensors"), tmp_path)
+    sent = {path: headers.get("authorization") for _, path, headers in server.requests}
+    assert sent["/api/models/owner/name"] == "Bearer hf_secretsecret"
+    assert sent["/content/models/owner/name/model.safetensors"] is None
+    assert "secret" not in "".join(capfd.readouterr())
+    for file in tmp_path.rglob("*"):
+        assert file.is_dir() or b"secret" not in file.read_bytes()
+
+
+def test_no_room_for_a_file_of_the_hub_says_so(hub, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", full)
+    with pytest.raises(DownloadError, match="No space left.*make room"):
+        hub.fetch(HubRef(repo="owner/name", file="model.safetensors"), tmp_path)
+
+
+def fetch_words(server, folder, *words, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "chatbind_cli", "download", *words, "-o", str(folder)],
+        env={**os.environ, "HF_ENDPOINT": server.url, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def statuses(result):
+    return [json.loads(line)["status"] for line in result.stdout.splitlines()]
+
+
+def test_without_a_network_what_is_here_is_present(hub, server, tmp_path):
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    assert fetch_words(server, tmp_path, "hf:owner/name").returncode == 0
+    asked = len(server.requests)
+    again = fetch_words(server, tmp_path, "hf:owner/name", **environment)
+    assert again.returncode == 0, again.stderr
+    assert statuses(again) == ["present"] * 3
+    elsewhere = fetch_words(server, tmp_path / "b", "hf:owner/name", **environment)
+    assert elsewhere.returncode == 1
+    assert "HF_HUB_OFFLINE is set" in elsewhere.stderr
+    assert len(server.requests) == asked
+
+
+def test_without_a_network_the_hubs_cache_is_copied_from_if_it_has_all(hub, server, tmp_path):
+    home = {"HF_HOME": str(tmp_path / "home")}
+    environment = {**os.environ, **home, "HF_ENDPOINT": server.url}
+    subprocess.run([sys.executable, "-c", SNAPSHOT], env=environment, check=True)
+    asked = len(server.requests)
+    words = ("hf:owner/name", "hf:owner/name/config.json")
+    for word in words:
+        copied = fetch_words(server, tmp_path / "a", word, HF_HUB_OFFLINE="1", **home)
+        assert copied.returncode == 0, copied.stderr
+    folder = tmp_path / "a/name"
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+    assert not (folder / "model.safetensors").is_symlink()
+    assert (folder / "sub/tokenizer.json").read_bytes() == b"[]"
+    for link in (tmp_path / "home").rglob("model.safetensors"):
+        link.unlink()
+    part = fetch_words(server, tmp_path / "b", "hf:owner/name", HF_HUB_OFFLINE="1", **home)
+    assert part.returncode == 1
+    assert "not all of it" in part.stderr
+    assert not (tmp_path / "b").exists()
+    assert len(server.requests) == asked
+
+
+def test_a_repository_killed_at_any_moment_is_resumed_to_the_same_files(server, fault, tmp_path):
+    import random
+
+    weights = {f"w{number}.bin": os.urandom(1_500_000) for number in range(3)}
+    server.add_repo("owner/big", {"config.json": b"{}", **weights})
+    generator = random.Random(0)
+    for round_ in range(4):
+        folder = tmp_path / str(round_)
+        for name in weights:
+            server.faults[f"/content/models/owner/big/{name}"] += [fault.drip(100_000, 0.02)]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "chatbind_cli", "download", "hf:owner/big", "-o", str(folder)],
+            env={**os.environ, "HF_ENDPOINT": server.url},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while not folder.exists() and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(generator.uniform(0, 0.5))
+        process.kill()
+        process.wait()
+        for name in weights:
+            server.faults[f"/content/models/owner/big/{name}"].clear()
+        again = fetch_words(server, folder, "hf:owner/big")
+        assert again.returncode == 0, again.stderr
+        for name, data in weights.items():
+            assert (folder / "big" / name).read_bytes() == data

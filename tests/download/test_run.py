@@ -1,5 +1,7 @@
 import hashlib
 import io
+import os
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -175,10 +177,117 @@ def test_verify_fetches_nothing_and_finds_what_rotted(server, tmp_path):
     asked = len(server.requests)
     statuses = [r["status"] for r in fetch_all([good], settings(server, verify=True))]
     assert statuses == ["present"]
+    assert [r["compared"] for r in fetch_all([good], settings(server, verify=True))] == ["sha256"]
     (tmp_path / "f").write_bytes(DATA[::-1])
     for record in fetch_all([good, missing], settings(server, verify=True)):
         assert record["status"] == "failed"
     assert len(server.requests) == asked
+
+
+def rot(path):
+    """Changes a byte as a failing disk does it: size and time of change stay."""
+    stat = path.stat()
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_verify_trusts_no_remembered_hash(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("chatbind_cli.files._CACHED_FROM_BYTES", 1)
+    server.files["/f"] = DATA
+    request = url_request(server, tmp_path / "f", sha256=SHA256)
+    list(fetch_all([request], settings(server)))
+    rot(tmp_path / "f")
+    (trusting,) = fetch_all([request], settings(server))
+    assert trusting["status"] == "present"
+    (record,) = fetch_all([request], settings(server, verify=True))
+    assert record["status"] == "failed"
+    assert "SHA-256" in record["error"]
+    # Now that it is known to be wrong, it is fetched again.
+    (record,) = fetch_all([request], settings(server))
+    assert record["status"] == "downloaded"
+    assert (tmp_path / "f").read_bytes() == DATA
+
+
+def test_a_file_of_the_right_size_and_the_wrong_content_is_fetched_again(server, tmp_path, capfd):
+    server.files["/f"] = DATA
+    (tmp_path / "f").write_bytes(DATA[::-1])
+    request = url_request(server, tmp_path / "f", bytes=len(DATA), sha256=SHA256)
+    (record,) = fetch_all([request], settings(server))
+    assert record["status"] == "downloaded"
+    assert record["sha256"] == SHA256
+    assert "not as it should be" in capfd.readouterr().err
+
+
+def test_verify_holds_a_repository_to_what_the_hub_said_without_asking_it_again(server, tmp_path):
+    server.add_repo("owner/name", {"config.json": b"{}", "sub/w.bin": DATA})
+    request = Request(name="n", path=tmp_path / "x", hub=HubRef(repo="owner/name"))
+    fetched = {r["path"]: r for r in fetch_all([request], settings(server))}
+    asked = len(server.requests)
+    for path, record in {
+        r["path"]: r for r in fetch_all([request], settings(server, verify=True))
+    }.items():
+        compared = "git-sha1" if path.endswith(".json") else "sha256"
+        assert record == {**fetched[path], "status": "present", "compared": compared}
+    rot(tmp_path / "x/sub/w.bin")
+    (tmp_path / "x/config.json").unlink()
+    errors = [r["error"] for r in fetch_all([request], settings(server, verify=True))]
+    assert len(errors) == 2
+    assert any("is not here" in error for error in errors)
+    assert any("SHA-256" in error for error in errors)
+    assert len(server.requests) == asked
+    again = list(fetch_all([request], settings(server)))
+    assert {record["status"] for record in again} == {"downloaded"}
+    assert (tmp_path / "x/sub/w.bin").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("damage", ["rot", "cut", "unlink"])
+def test_verify_reads_what_came_out_of_an_archive(server, tmp_path, damage):
+    server.files["/i.zip"] = zipped({"1.jpg": b"one", "d/2.jpg": b"two"})
+    request = url_request(server, tmp_path / "i.zip", unpack=tmp_path / "images")
+    list(fetch_all([request], settings(server)))
+    (record,) = fetch_all([request], settings(server, verify=True))
+    assert (record["status"], record["files"], record["compared"]) == ("present", 2, "crc32")
+    harmed = tmp_path / "images/d/2.jpg"
+    {"rot": rot, "cut": lambda path: path.write_bytes(b"t"), "unlink": Path.unlink}[damage](harmed)
+    (record,) = fetch_all([request], settings(server, verify=True))
+    assert record["status"] == "failed"
+    assert "1 of 2 files" in record["error"] and "d/2.jpg" in record["error"]
+    (record,) = fetch_all([request], settings(server, overwrite=True))
+    assert record["status"] == "downloaded"
+    assert harmed.read_bytes() == b"two"
+
+
+def test_the_members_of_a_tar_are_noted_too_however_often_it_is_begun(server, tmp_path):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name in ("a", "b"):
+            info = tarfile.TarInfo(name)
+            info.size = 3
+            archive.addfile(info, io.BytesIO(name.encode() * 3))
+    server.files["/i.tgz"] = buffer.getvalue()
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a").write_bytes(b"aaa")
+    request = url_request(server, tmp_path / "i.tgz", unpack=tmp_path / "images")
+    list(fetch_all([request], settings(server)))
+    (record,) = fetch_all([request], settings(server, verify=True))
+    assert record["status"] == "present"
+    rot(tmp_path / "images/a")
+    (record,) = fetch_all([request], settings(server, verify=True))
+    assert "another content" in record["error"]
+
+
+def test_overwrite_fetches_what_is_here(server, tmp_path):
+    server.add_repo("owner/name", {"config.json": b"{}"})
+    server.files["/f"] = DATA
+    requests = [
+        Request(name="n", path=tmp_path / "x", hub=HubRef(repo="owner/name")),
+        url_request(server, tmp_path / "f"),
+    ]
+    for overwrite, status in ((False, "downloaded"), (False, "present"), (True, "downloaded")):
+        records = fetch_all(requests, settings(server, overwrite=overwrite))
+        assert {record["status"] for record in records} == {status}
 
 
 def test_what_cannot_fit_is_refused_before_anything_is_asked_for(server, tmp_path):

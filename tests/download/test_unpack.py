@@ -140,13 +140,13 @@ def test_something_else_is_no_archive(tmp_path):
 def test_unpacking_goes_on_where_it_was_stopped(tmp_path):
     archive = make_zip(tmp_path / "x", FILES)
 
-    def stop_after_two(n, left=[2]):  # noqa: B006
+    def stop_after_two(member, left=[2]):  # noqa: B006
         left[0] -= 1
         if not left[0]:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        unpack(archive, tmp_path / "out", advance=stop_after_two)
+        unpack(archive, tmp_path / "out", on_member=stop_after_two)
     assert len(found(tmp_path / "out")) == 2
     before = (tmp_path / "out/a.txt").stat().st_mtime_ns
     assert unpack(archive, tmp_path / "out") == 3
