@@ -59,10 +59,10 @@ _output = partial(click.option, cls=GroupedOption, group="Output")
     help="Largest size of a weights file, in GiB.",
 )
 @_output(
-    "--hash-inputs",
-    is_flag=True,
-    help="Record the full hashes of base and delta, in place of samples, where the delta does not "
-    "prove them; slower.",
+    "--hash-inputs/--no-hash-inputs",
+    default=True,
+    help="Record the full hashes of base and delta, too, or only those of samples of them; a "
+    "delta of make-delta proves both either way.",
 )
 @_options.overwrite_option
 @click.option(

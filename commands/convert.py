@@ -50,13 +50,15 @@ def command(model: str, output: Path, shard_size: float, overwrite: bool) -> Non
     artefact record of the stage before on standard input. The weights keep their bits; token ids,
     prompt style, the scale of audio embeddings and the projector are written down as `ask` would
     have understood them. `ask`, `vqa`, `finetune` and `extract-projector` open published folders
-    as they are, too.
+    as they are, too. The same command again goes on where it was stopped.
     """
     source = resolve_artifact(model, {"target", "model"})
 
     from chatbind_cli.weights.convert import convert  # noqa: PLC0415  loads torch
 
     done = convert(source, output, shard_bytes=int(shard_size * (1 << 30)), overwrite=overwrite)
+    if not done.is_new:
+        note("it is here already")
     if done.left_out:
         note(f"{len(done.left_out)} tensors have no place in it, the first is {done.left_out[0]}")
     emit_record(artifact_record("model", done.path, made_by="convert", sha256=done.sha256))

@@ -18,6 +18,9 @@ _LOADED = {
     "av": "av",
     "pillow": "PIL",
     "safetensors": "safetensors",
+    "flash-attn": "flash_attn",
+    "liger-kernel": "liger_kernel",
+    "bitsandbytes": "bitsandbytes",
 }
 _EXTRA = {
     "flash-attn": "faster attention on GPUs; without it PyTorch's own kernels are used",
@@ -43,6 +46,9 @@ def look_at_packages() -> Iterator[Finding]:
         found = _version(name)
         if found is None:
             yield Finding("package", name, NOTE, "not installed", f"{purpose}: pip install {name}")
+        elif (reason := _reason_not_to_load(name)) is not None:
+            value, hint = f"{found} does not load ({reason})", "build it against this PyTorch"
+            yield Finding("package", name, NOTE, value, f"{hint}, or take it away")
         else:
             yield Finding("package", name, OK, found)
 

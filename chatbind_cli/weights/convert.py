@@ -9,28 +9,38 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import chatbind_cli
 from chatbind_cli.console import Progress
 from chatbind_cli.errors import CheckpointError
-from chatbind_cli.files import replace_folder
 from chatbind_cli.weights.checkpoint import INDEX_NAMES, Checkpoint, open_checkpoint, read_json
-from chatbind_cli.weights.identity import combine_hashes, is_rotary
+from chatbind_cli.weights.identity import (
+    combine_hashes,
+    is_rotary,
+    read_passport,
+    sample,
+    write_passport,
+)
+from chatbind_cli.weights.job import holds
 from chatbind_cli.weights.likeness import refuse_unapplied
-from chatbind_cli.weights.streaming import copy_side_files, refuse_full_disk
+from chatbind_cli.weights.partial import PartialFolder
+from chatbind_cli.weights.streaming import copy_side_files, refuse_full_disk, source_facts
 from chatbind_cli.weights.tensor_file import TensorInfo
 from chatbind_cli.weights.writer import (
     DEFAULT_SHARD_BYTES,
     SafetensorsWriter,
+    Shard,
     index_of,
     plan_shards,
 )
 
+_MADE_BY = "chatbind convert"
 _LANGUAGE_MODEL = "language_model."
 _GENERATION = "generation_config.json"
 _PIECE_ELEMENTS = 4 << 20
@@ -44,11 +54,13 @@ class Conversion:
         path: the folder.
         sha256: hash over its tensors, as `identity.combine_hashes` makes it.
         left_out: tensors of the source that have no place in it.
+        is_new: whether it was written now; else it was there already.
     """
 
     path: Path
     sha256: str
     left_out: tuple[str, ...]
+    is_new: bool = True
 
 
 def convert(
@@ -68,33 +80,61 @@ def convert(
 
     Raises:
         CheckpointError: the folder is no ChatBind model, or lacks a tensor.
-        WeightsError: a weights file is broken, or the disk is full.
+        WeightsError: a weights file is broken, the output is there already, or the disk is full
+            (the same call goes on where it stopped).
     """
-    # The model's room loads transformers: only when there is work for it.
-    from chatbind_cli.model.quiet import quiet_transformers  # noqa: PLC0415
-
     refuse_unapplied(source)
-    with (
-        open_checkpoint(source) as checkpoint,
-        replace_folder(output, overwrite=overwrite) as folder,
-    ):
+    with open_checkpoint(source) as checkpoint:
+        # The model's room loads transformers: only when there is work for it.
+        from chatbind_cli.model.quiet import quiet_transformers  # noqa: PLC0415
+
         with quiet_transformers():
             config, tokenizer = _settings(source)
             names, left_out = _match(checkpoint, _wanted(config))
         infos = {new: checkpoint.info(old) for new, old in names.items()}
-        refuse_full_disk(folder, sum(info.nbytes for info in infos.values()))
-        if tokenizer is None:
-            copy_side_files(source, folder)
-        else:
-            dtypes = {str(info.dtype).removeprefix("torch.") for info in infos.values()}
-            config.dtype = dtypes.pop() if len(dtypes) == 1 else config.dtype
-            with quiet_transformers():
-                config.save_pretrained(folder)
-                tokenizer.save_pretrained(folder)
-            if (source / _GENERATION).is_file():
-                shutil.copyfile(source / _GENERATION, folder / _GENERATION)
-        sha256 = _write(checkpoint, names, infos, folder, shard_bytes)
+        shards = plan_shards(infos, shard_bytes)
+        came_from = {"name": source.name, "sample_sha256": sample(checkpoint)}
+        passport = {"kind": "model", "made_by": _MADE_BY, "source": came_from}
+        made = None if overwrite else _made_already(output, passport)
+        if made is not None and holds(output, infos, shards):
+            return Conversion(output, made, left_out, is_new=False)
+        task = {
+            "version": chatbind_cli.__version__,
+            "source": source_facts(checkpoint),
+            "config": config.to_json_string(),
+            "shards": [asdict(shard) for shard in shards],
+        }
+        with PartialFolder(output, task, overwrite=overwrite) as partial:
+            sha256 = _write(checkpoint, names, infos, shards, partial)
+            if tokenizer is None:
+                copy_side_files(source, partial.folder)
+            else:
+                _write_settings(config, tokenizer, infos, source, partial.folder)
+            write_passport(partial.folder, passport | {"sha256": sha256})
+            partial.commit()
     return Conversion(output, sha256, left_out)
+
+
+def _made_already(output: Path, passport: Mapping[str, Any]) -> str | None:
+    """The hash of what an earlier conversion of the same source left; None if there is none."""
+    found = read_passport(output) if output.is_dir() else {}
+    same = all(found.get(key) == value for key, value in passport.items())
+    return str(found["sha256"]) if same and found else None
+
+
+def _write_settings(
+    config: Any, tokenizer: Any, infos: Mapping[str, TensorInfo], source: Path, folder: Path
+) -> None:
+    """Writes what a published folder says in another way: the configuration, the tokenizer."""
+    from chatbind_cli.model.quiet import quiet_transformers  # noqa: PLC0415
+
+    dtypes = {str(info.dtype).removeprefix("torch.") for info in infos.values()}
+    config.dtype = dtypes.pop() if len(dtypes) == 1 else config.dtype
+    with quiet_transformers():
+        config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    if (source / _GENERATION).is_file():
+        shutil.copyfile(source / _GENERATION, folder / _GENERATION)
 
 
 def _settings(source: Path) -> tuple[Any, Any]:
@@ -170,24 +210,29 @@ def _write(
     checkpoint: Checkpoint,
     names: Mapping[str, str],
     infos: Mapping[str, TensorInfo],
-    folder: Path,
-    shard_bytes: int,
+    shards: Sequence[Shard],
+    partial: PartialFolder,
 ) -> str:
-    """Writes the weights; returns their fingerprint."""
-    shards = plan_shards(infos, shard_bytes)
-    hashes: dict[str, str] = {}
-    total = sum(info.nbytes for info in infos.values())
-    with Progress(total >> 20, "converting", "MiB") as progress:
-        for shard in shards:
+    """Writes the weights that are not there yet; returns the fingerprint of all of them."""
+    left = [shard for shard in shards if shard.file not in partial.done]
+    needed = sum(infos[name].nbytes for shard in left for name in shard.tensors)
+    refuse_full_disk(partial.folder, needed)
+    with Progress(needed >> 20, "converting", "MiB") as progress:
+        for shard in left:
+            hashes: dict[str, str] = {}
             part = {name: infos[name] for name in shard.tensors}
-            with SafetensorsWriter(folder / shard.file, part) as writer:
+            with SafetensorsWriter(partial.folder / shard.file, part) as writer:
                 for name in writer.order:
                     digest = hashlib.sha256()
                     for piece in checkpoint.chunks(names[name], _PIECE_ELEMENTS):
                         digest.update(writer.append(piece))
                         progress.advance(piece.nbytes >> 20)
                     hashes[name] = digest.hexdigest()
+            partial.record(shard.file, {"hashes": hashes})
     if len(shards) > 1:
         text = json.dumps(index_of(shards, infos), indent=2)
-        (folder / INDEX_NAMES[0]).write_text(text + "\n", encoding="utf-8")
-    return combine_hashes(infos, hashes)
+        (partial.folder / INDEX_NAMES[0]).write_text(text + "\n", encoding="utf-8")
+    every = {
+        name: hash for facts in partial.done.values() for name, hash in facts["hashes"].items()
+    }
+    return combine_hashes(infos, every)

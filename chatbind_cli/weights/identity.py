@@ -22,7 +22,7 @@ from chatbind_cli.weights.checkpoint import Checkpoint, open_checkpoint, read_js
 from chatbind_cli.weights.tensor_file import TensorInfo
 from chatbind_cli.weights.writer import bytes_of
 
-PASSPORT_NAME = "chatbind_delta.json"
+PASSPORT_NAME = "chatbind_weights.json"
 PASSPORT_FORMAT = 1
 
 _SAMPLE_BYTES = 16 << 10
@@ -89,7 +89,7 @@ def sample(checkpoint: Checkpoint) -> str:
 
 
 def read_passport(folder: Path) -> dict[str, Any]:
-    """What `make-delta` or `apply-delta` wrote about a folder; empty for anybody else's.
+    """What `make-delta`, `apply-delta` or `convert` wrote about a folder; empty for anybody else's.
 
     Raises:
         WeightsError: it was written by a newer version, or is not what it should be.
@@ -111,7 +111,7 @@ def write_passport(folder: Path, passport: Mapping[str, Any]) -> None:
 
 
 def verify(folder: Path) -> dict[str, Any]:
-    """Recomputes the fingerprint of a target or delta and compares it with its passport.
+    """Recomputes the fingerprint of a folder that has a passport and compares the two.
 
     Returns:
         The passport.

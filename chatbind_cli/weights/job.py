@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +33,7 @@ from chatbind_cli.weights.streaming import (
     refuse_full_disk,
     source_facts,
 )
+from chatbind_cli.weights.tensor_file import TensorInfo
 from chatbind_cli.weights.writer import Shard, index_of, plan_shards
 
 
@@ -158,15 +159,8 @@ class Job(ABC):
         }
         if known != self.samples or not self.is_result(passport):
             return None
-        try:
-            with open_checkpoint(self.output) as found:
-                files = {file.path.name for file in found.files}
-                whole = found.tensors == self.plan.tensors
-        except ChatBindError:
-            return None
-        if not whole or files != {
-            shard.file for shard in plan_shards(self.plan.tensors, self.shard_bytes)
-        }:
+        shards = plan_shards(self.plan.tensors, self.shard_bytes)
+        if not holds(self.output, self.plan.tensors, shards):
             return None
         return Result(self.output, passport["sha256"], ("it is here already",))
 
@@ -197,6 +191,7 @@ class Job(ABC):
             "base": source_facts(self.base),
             "other": source_facts(self.other),
             "shards": [asdict(shard) for shard in shards],
+            "hashed": sorted(self.hashed),
         }
 
     def _all_hashes(self, done: Mapping[str, Any]) -> Hashes:
@@ -221,3 +216,13 @@ class Job(ABC):
     def signature(self) -> dict[str, str]:
         """Who made it."""
         return {"made_by": f"chatbind {self.command}", "version": chatbind_cli.__version__}
+
+
+def holds(folder: Path, tensors: Mapping[str, TensorInfo], shards: Sequence[Shard]) -> bool:
+    """Whether a folder has just these tensors in just these files; looks at no data."""
+    try:
+        with open_checkpoint(folder) as found:
+            files = {file.path.name for file in found.files}
+            return found.tensors == tensors and files == {shard.file for shard in shards}
+    except ChatBindError:
+        return False

@@ -58,6 +58,22 @@ def test_a_package_that_does_not_load_says_why(monkeypatch):
     assert "does not load (undefined symbol in torch)" in torch.value
 
 
+def test_an_extra_built_for_another_pytorch_is_a_note(monkeypatch):
+    import importlib
+
+    def load(name):
+        if name == "flash_attn":
+            raise ImportError("undefined symbol: _ZN3c10")
+        return importlib.__import__(name)
+
+    version = packages._version
+    monkeypatch.setattr(packages, "_version", lambda name: version(name) or "9.9")
+    monkeypatch.setattr("importlib.import_module", load)
+    found = {finding.name: finding for finding in packages.look_at_packages()}
+    assert found["flash-attn"].status == NOTE
+    assert "9.9 does not load (undefined symbol: _ZN3c10)" in found["flash-attn"].value
+
+
 def test_media_that_cannot_be_read_are_a_problem(monkeypatch):
     monkeypatch.setattr(decoders, "_MAKERS", {"image": lambda: b"broken"})
     (finding,) = decoders.look_at_decoders()

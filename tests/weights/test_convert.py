@@ -1,11 +1,13 @@
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors import safe_open
 
 from chatbind_cli.cli import run
-from chatbind_cli.errors import CheckpointError
+from chatbind_cli.errors import CheckpointError, WeightsError
 from chatbind_cli.model.assemble import load_chatbind
 from chatbind_cli.model.tokenizer import prepare_tokenizer
 from chatbind_cli.weights.convert import convert
@@ -142,3 +144,43 @@ def test_questions_are_answered_by_the_folder_as_it_is(
     more = ["-q", str(tmp_path / "q.jsonl"), "--media-root", str(tmp_path), "-o", str(out)]
     assert run(["vqa", *words, *more]) == (0, "")
     assert json.loads(out.read_text())["question_id"] == 1
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from chatbind_cli.weights import convert, writer
+left = int(sys.argv[3])
+plain = writer.bytes_of
+def bytes_of(piece):
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return plain(piece)
+writer.bytes_of = bytes_of
+convert.convert(Path(sys.argv[1]), Path(sys.argv[2]), shard_bytes=1000)
+"""
+
+
+def test_a_killed_conversion_goes_on_and_a_finished_one_is_left_alone(published, tmp_path, capsys):
+    source = published("llava_image_bind_select")
+    convert(source, tmp_path / "calm", shard_bytes=1000)
+    for pieces in (3, 9):
+        words = [sys.executable, "-c", KILLED, str(source), str(tmp_path / "t"), str(pieces)]
+        assert subprocess.run(words, check=False).returncode == -9
+        assert not (tmp_path / "t").exists()
+    finished = min((tmp_path / ".t.partial").glob("model-*"))
+    before = finished.stat().st_mtime_ns
+    done = convert(source, tmp_path / "t", shard_bytes=1000)
+    assert done.is_new
+    assert (tmp_path / "t" / finished.name).stat().st_mtime_ns == before
+    files = {path.name: path.read_bytes() for path in (tmp_path / "t").iterdir()}
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "calm").iterdir()}
+    again = convert(source, tmp_path / "t", shard_bytes=1000)
+    assert (again.sha256, again.is_new) == (done.sha256, False)
+    with pytest.raises(WeightsError, match="--overwrite"):
+        convert(source, tmp_path / "t")  # other shards
+    convert(source, tmp_path / "t", overwrite=True)
+    assert run(["apply-delta", "--verify", str(tmp_path / "t")])[0] == 0
+    assert json.loads(capsys.readouterr().out)["artifact"] == "model"

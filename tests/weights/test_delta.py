@@ -326,6 +326,32 @@ def test_the_same_base_in_another_layout_is_the_same_base(make, tmp_path):
         assert fingerprint(checkpoint) == result.sha256
 
 
+def test_the_hashes_of_base_and_delta_are_recorded_whatever_was_known_of_them(make, tmp_path):
+    base, delta = make("b", make.llama(0)), make("d", make.llama(1))
+    apply_delta(base, delta, tmp_path / "t")
+    passport = json.loads((tmp_path / "t" / PASSPORT_NAME).read_text())
+    for name, folder in (("base", base), ("delta", delta), (None, tmp_path / "t")):
+        with open_checkpoint(folder) as checkpoint:
+            recorded = passport[name] if name else passport
+            assert recorded["sha256"] == fingerprint(checkpoint)
+
+
+def test_a_run_that_hashed_less_is_no_beginning_of_one_that_hashes_all(make, tmp_path):
+    base, delta = make("b", make.llama(0)), make("d", make.llama(1))
+    script = KILLED.format(module="apply", function="apply_delta").replace(
+        "shard_bytes=500", "shard_bytes=500, hash_inputs=False"
+    )
+    words = [str(base), str(delta), str(tmp_path / "t"), "4"]
+    assert subprocess.run([sys.executable, "-c", script, *words], check=False).returncode == -9
+    apply_delta(base, delta, tmp_path / "t", shard_bytes=500)
+    passport = json.loads((tmp_path / "t" / PASSPORT_NAME).read_text())
+    assert "sha256" in passport["base"] and "sha256" in passport["delta"]
+    apply_delta(base, delta, tmp_path / "u", hash_inputs=False)
+    assert "sha256" not in json.loads((tmp_path / "u" / PASSPORT_NAME).read_text())["base"]
+    with pytest.raises(WeightsError, match="--overwrite"):
+        apply_delta(base, delta, tmp_path / "u")
+
+
 def test_damaged_weights_do_not_pass_verification(make, tmp_path):
     apply_delta(make("b", make.llama(0)), make("d", make.llama(1)), tmp_path / "t")
     assert verify(tmp_path / "t")["kind"] == "target"
@@ -373,8 +399,8 @@ streaming.bytes_of = bytes_of
 
 @pytest.mark.parametrize(
     ("module", "function", "kills"),
-    # pieces hashed before the kill: of the result alone, or of all three streams
-    [("apply", "apply_delta", (3, 4)), ("make", "make_delta", (4, 14))],
+    # pieces hashed before the kill, of all three streams
+    [("apply", "apply_delta", (4, 14)), ("make", "make_delta", (4, 14))],
 )
 def test_a_killed_run_goes_on_at_the_first_unfinished_shard(
     make, tmp_path, module, function, kills
