@@ -8,6 +8,7 @@ it (`.cache/huggingface/download`): its commit and its ETag, which is a hash of 
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import re
 import zlib
@@ -59,16 +60,27 @@ def write_marker(request: Request, facts: Record) -> None:
 
 @contextmanager
 def member_list(request: Request) -> Iterator[Callable[[Member], None]]:
-    """Yields what notes a member of an archive; the list is there once all of them are noted."""
-    with (
-        replace_file(_beside(request, "members.jsonl.gz")) as temporary,
-        gzip.open(temporary, "wt", encoding="utf-8", compresslevel=1) as file,
-    ):
+    """Yields what notes a member of an archive; the list is there once all of them are noted.
 
-        def note_member(member: Member) -> None:
-            file.write(json.dumps([member.name, member.bytes, member.crc32]) + "\n")
+    For one process at a time: what a killed one has left is written over.
+    """
+    path = _beside(request, "members.jsonl.gz")
+    temporary = path.with_name(f"{path.name}.part")
+    try:
+        with (
+            temporary.open("wb") as raw,
+            # No name and no time in it: the same archive gives the same list.
+            gzip.GzipFile("", "wb", 1, raw, mtime=0) as packed,
+            io.TextIOWrapper(packed, encoding="utf-8") as file,
+        ):
 
-        yield note_member
+            def note_member(member: Member) -> None:
+                file.write(json.dumps([member.name, member.bytes, member.crc32]) + "\n")
+
+            yield note_member
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def check_members(request: Request, advance: Callable[[int], None] = lambda n: None) -> int:

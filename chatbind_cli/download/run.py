@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -29,7 +30,7 @@ from chatbind_cli.download.verify import check_file, check_room
 from chatbind_cli.download.wanted import HubRef, Request, is_archive, refuse_outside
 from chatbind_cli.download.web import Patience, fetch_url, open_client
 from chatbind_cli.errors import ChatBindError, DownloadError
-from chatbind_cli.files import sha256_file
+from chatbind_cli.files import lock_file, sha256_file
 from chatbind_cli.jsonl import Record
 
 if TYPE_CHECKING:
@@ -248,8 +249,11 @@ class _Fetcher:
 
     def _unpack(self, request: Request, folder: Path) -> int:
         label = f"unpacking {request.path.name}"
-        # How much there is to come is known once the archive's names have been looked at.
-        with self.meter.progress.beside(None, label) as progress, member_list(request) as noted:
+        with request.path.open("rb") as archive, ExitStack() as stack:
+            lock_file(archive.fileno(), request.path)
+            noted = stack.enter_context(member_list(request))
+            # How much is to come is known once the archive's names have been looked at.
+            progress = stack.enter_context(self.meter.progress.beside(None, label))
             meter = _Meter(progress, self.meter.stop)
             return unpack(
                 request.path,

@@ -19,7 +19,6 @@ from typing import IO, Protocol
 from chatbind_cli.download.receipts import Member
 from chatbind_cli.download.verify import check_room
 from chatbind_cli.errors import DownloadError
-from chatbind_cli.files import lock_file
 
 # Pictures hardly shrink; what claims to grow a hundredfold is not an archive of pictures.
 _LARGEST_RATIO = 100
@@ -60,10 +59,8 @@ def unpack(
         DownloadError: the archive is broken, has a name that leaves the folder, a link, a device,
             or would grow beyond reason; or the disk has no room. The last of these apart,
             nothing has been written if a name was at fault.
-        ChatBindError: another process is unpacking it.
     """
-    with archive.open("rb") as file, _reading(archive), _opened(archive) as opened:
-        lock_file(file.fileno(), archive)
+    with _reading(archive), _opened(archive) as opened:
         total = needed = 0
         for count, (member, _) in enumerate(opened.files(), 1):
             target = target_of(member.name, folder, archive)

@@ -104,10 +104,13 @@ def test_evil_archives_are_one_line_at_the_shell_and_nothing_is_written(server, 
         info = zipfile.ZipInfo("door")
         info.external_attr = 0o120777 << 16
         zipped.writestr(info, "/etc/passwd")
-    server.files.update(
-        {"/path.zip": archive(**{"fine": b"1", "../evil": b"2"}), "/link.zip": link.getvalue()}
-    )
-    for name in ("path.zip", "link.zip"):
+    bomb = bytearray(archive(bomb=b"small"))  # says that it unpacks to 2 GiB
+    at = bomb.rindex(b"PK\x01\x02") + 24
+    bomb[at : at + 4] = (2 << 30).to_bytes(4, "little")
+    path = archive(**{"fine": b"1", "../evil": b"2"})
+    evil = {"path.zip": path, "link.zip": link.getvalue(), "bomb.zip": bytes(bomb)}
+    server.files.update({f"/{name}": data for name, data in evil.items()})
+    for name in evil:
         folder = tmp_path / name / "in"
         done = chatbind(f"{server.url}/{name}", "--unpack", "-o", str(folder))
         assert done.returncode == 1

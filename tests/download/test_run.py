@@ -1,6 +1,8 @@
 import hashlib
 import io
 import os
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -276,6 +278,25 @@ def test_the_members_of_a_tar_are_noted_too_however_often_it_is_begun(server, tm
     rot(tmp_path / "images/a")
     (record,) = fetch_all([request], settings(server, verify=True))
     assert "another content" in record["error"]
+
+
+def test_two_processes_do_not_unpack_one_archive(server, tmp_path):
+    server.files["/i.zip"] = zipped({"1.jpg": b"one"})
+    request = url_request(server, tmp_path / "i.zip", unpack=tmp_path / "images")
+    (tmp_path / "i.zip").write_bytes(server.files["/i.zip"])
+    holder = (
+        "import fcntl, sys; f = open(sys.argv[1], 'rb'); fcntl.flock(f, fcntl.LOCK_EX)\n"
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    words = [sys.executable, "-c", holder, str(tmp_path / "i.zip")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        (record,) = fetch_all([request], settings(server))
+        assert record["status"] == "failed"
+        assert "another process" in record["error"]
+        other.communicate()
+    (record,) = fetch_all([request], settings(server))
+    assert record["files"] == 1
 
 
 def test_overwrite_fetches_what_is_here(server, tmp_path):
