@@ -9,6 +9,7 @@ import click
 
 from chatbind_cli.artifacts import artifact_record, emit_record, resolve_artifact
 from chatbind_cli.console import note
+from chatbind_cli.errors import UsageError
 
 from . import _base, _options
 from ._base import GroupedOption
@@ -23,9 +24,18 @@ _output = partial(click.option, cls=GroupedOption, group="Output")
         "chatbind convert model -o converted --shard-size 0.001",
         "chatbind apply-delta --base toy/llama --delta delta --target applied | "
         "chatbind convert - -o converted",
+        "chatbind convert toy/llama --projector p.safetensors -o joined",
     ],
 )
 @click.argument("model", metavar="MODEL")
+@click.option(
+    "--projector",
+    cls=GroupedOption,
+    group="Input",
+    metavar="FILE",
+    help="MODEL is a bare language model, and this the projector that goes with it; "
+    "`-`: the artefact record on stdin.",
+)
 @_output(
     "-o",
     "--output",
@@ -42,7 +52,9 @@ _output = partial(click.option, cls=GroupedOption, group="Output")
     help="Largest size of a weights file, in GiB.",
 )
 @_options.overwrite_option
-def command(model: str, output: Path, shard_size: float, overwrite: bool) -> None:
+def command(
+    model: str, projector: str | None, output: Path, shard_size: float, overwrite: bool
+) -> None:
     """Write a ChatBind model in this program's layout, tensor by tensor.
 
     MODEL is a folder in the published layout (model_type llava_image_bind_select,
@@ -51,12 +63,22 @@ def command(model: str, output: Path, shard_size: float, overwrite: bool) -> Non
     prompt style, the scale of audio embeddings and the projector are written down as `ask` would
     have understood them. `ask`, `vqa`, `finetune` and `extract-projector` open published folders
     as they are, too. The same command again goes on where it was stopped.
+
+    With --projector, MODEL is any bare language model; the two become one folder. It is loaded
+    whole for that, and takes as much memory as it has weights.
     """
+    if model == projector == "-":
+        raise UsageError("MODEL and --projector cannot both read standard input")
     source = resolve_artifact(model, {"target", "model"})
 
-    from chatbind_cli.weights.convert import convert  # noqa: PLC0415  loads torch
+    from chatbind_cli.weights.convert import convert, join  # noqa: PLC0415  loads torch
 
-    done = convert(source, output, shard_bytes=int(shard_size * (1 << 30)), overwrite=overwrite)
+    shard_bytes = int(shard_size * (1 << 30))
+    if projector is None:
+        done = convert(source, output, shard_bytes=shard_bytes, overwrite=overwrite)
+    else:
+        part = resolve_artifact(projector, {"projector"})
+        done = join(source, part, output, shard_bytes=shard_bytes, overwrite=overwrite)
     if not done.is_new:
         note("it is here already")
     if done.left_out:

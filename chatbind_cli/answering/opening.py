@@ -26,6 +26,7 @@ from chatbind_cli.model.assemble import (
     check_encoder,
     load_chatbind,
 )
+from chatbind_cli.model.fit import encoder_of
 from chatbind_cli.model.projector_file import read_projector
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
@@ -117,16 +118,9 @@ def open_model(
         if not path.is_dir():
             raise CheckpointError("no such model folder", where=str(path))
         info = read_projector(projector).info
-        known = info.encoder
-        encoder = EncoderInfo(
-            name=known.get("name") or "imagebind",
-            sha256=known.get("sha256"),
-            embedding_dim=info.embedding_dim,
-            path=known.get("path"),
-        )
         bundle = build_chatbind(
             path,
-            encoder=encoder,
+            encoder=encoder_of(info),
             projector=projector,
             media_options=info.media_options,
             dtype=numbers,

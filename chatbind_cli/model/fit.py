@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration, word_embeddings
 from chatbind_cli.model.config import ChatBindConfig
-from chatbind_cli.model.projector_file import ProjectorFile
+from chatbind_cli.model.projector_file import ProjectorFile, ProjectorInfo
 from chatbind_cli.model.tokenizer import media_token_ids
 
 
@@ -31,6 +31,17 @@ class EncoderInfo:
     sha256: str | None
     embedding_dim: int
     path: str | None = None
+
+
+def encoder_of(projector: ProjectorInfo) -> EncoderInfo:
+    """The encoder that a projector was trained with, as far as its file tells."""
+    known = projector.encoder
+    return EncoderInfo(
+        name=known.get("name") or "imagebind",
+        sha256=known.get("sha256"),
+        embedding_dim=projector.embedding_dim,
+        path=known.get("path"),
+    )
 
 
 def check_encoder(config: ChatBindConfig, encoder: EncoderInfo, where: str | None = None) -> None:

@@ -19,9 +19,11 @@ import torch
 import chatbind_cli
 from chatbind_cli.console import Progress
 from chatbind_cli.errors import CheckpointError
+from chatbind_cli.files import replace_folder, sha256_file
 from chatbind_cli.weights.checkpoint import INDEX_NAMES, Checkpoint, open_checkpoint, read_json
 from chatbind_cli.weights.identity import (
     combine_hashes,
+    fingerprint,
     is_rotary,
     read_passport,
     sample,
@@ -115,6 +117,55 @@ def convert(
     return Conversion(output, sha256, left_out)
 
 
+def join(
+    language_model: Path,
+    projector: Path,
+    output: Path,
+    *,
+    shard_bytes: int = DEFAULT_SHARD_BYTES,
+    overwrite: bool = False,
+) -> Conversion:
+    """Writes a language model and a projector as one ChatBind folder, as `ask` would join them.
+
+    Any causal language model will do, whatever its tensors are called; so it is loaded whole, and
+    takes as much memory as it has weights.
+
+    Args:
+        language_model: the folder of a bare language model.
+        projector: a projector file, ours or a published one.
+        output: the folder to make.
+        shard_bytes: largest size of an output file.
+        overwrite: whether a folder that is there may be replaced.
+
+    Raises:
+        ChatBindError: the output is there already.
+        CheckpointError: one of the two cannot be used, or they do not fit together.
+    """
+    from chatbind_cli.model.assemble import build_chatbind  # noqa: PLC0415  loads transformers
+    from chatbind_cli.model.fit import encoder_of  # noqa: PLC0415
+    from chatbind_cli.model.projector_file import read_projector  # noqa: PLC0415
+    from chatbind_cli.model.quiet import quiet_transformers  # noqa: PLC0415
+
+    with replace_folder(output, overwrite=overwrite) as folder:
+        info = read_projector(projector).info
+        bundle = build_chatbind(
+            language_model,
+            encoder=encoder_of(info),
+            projector=projector,
+            media_options=info.media_options,
+        )
+        with quiet_transformers():
+            bundle.model.save_pretrained(folder, max_shard_size=shard_bytes)
+            bundle.tokenizer.save_pretrained(folder)
+        with open_checkpoint(folder) as made:
+            sha256 = fingerprint(made)
+        came_from = {"name": language_model.name, "projector": sha256_file(projector)}
+        write_passport(
+            folder, {"kind": "model", "made_by": _MADE_BY, "source": came_from, "sha256": sha256}
+        )
+    return Conversion(output, sha256, ())
+
+
 def _made_already(output: Path, passport: Mapping[str, Any]) -> str | None:
     """The hash of what an earlier conversion of the same source left; None if there is none."""
     found = read_passport(output) if output.is_dir() else {}
@@ -153,7 +204,7 @@ def _settings(source: Path) -> tuple[Any, Any]:
         raise CheckpointError(
             f"is no ChatBind model but {kind or 'a folder without a config.json'}",
             where=str(source),
-            hint="a language model and --projector serve everywhere as they are",
+            hint="give the projector of a bare language model with --projector",
         )
     return ChatBindConfig.from_pretrained(source), None
 

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from chatbind_cli.console import Progress
 from chatbind_cli.errors import WeightsError
 from chatbind_cli.weights.checkpoint import Checkpoint, open_checkpoint, read_json
 from chatbind_cli.weights.tensor_file import TensorInfo
@@ -59,16 +60,22 @@ def combine_hashes(tensors: Mapping[str, TensorInfo], hashes: Mapping[str, str])
     return digest.hexdigest()
 
 
-def fingerprint(checkpoint: Checkpoint) -> str:
+def fingerprint(checkpoint: Checkpoint, advance: Callable[[int], None] = lambda n: None) -> str:
     """The fingerprint of a checkpoint; reads all of it once.
+
+    Args:
+        checkpoint: the checkpoint.
+        advance: called with the number of bytes of each tensor that is through.
 
     Raises:
         WeightsError: a file is broken.
     """
-    names = [name for name in checkpoint.tensors if not is_rotary(name)]
-    return combine_hashes(
-        checkpoint.tensors, {name: hash_tensor(checkpoint, name) for name in names}
-    )
+    hashes = {}
+    for name, info in checkpoint.tensors.items():
+        if not is_rotary(name):
+            hashes[name] = hash_tensor(checkpoint, name)
+        advance(info.nbytes)
+    return combine_hashes(checkpoint.tensors, hashes)
 
 
 def sample(checkpoint: Checkpoint) -> str:
@@ -125,7 +132,9 @@ def verify(folder: Path) -> dict[str, Any]:
             f"has no {PASSPORT_NAME}", where=str(folder), hint="chatbind did not write this folder"
         )
     with open_checkpoint(folder) as checkpoint:
-        found = fingerprint(checkpoint)
+        total = sum(info.nbytes for info in checkpoint.tensors.values())
+        with Progress(total >> 20, "verifying", "MiB") as progress:
+            found = fingerprint(checkpoint, lambda n: progress.advance(n >> 20))
     if found != passport.get("sha256"):
         raise WeightsError(
             f"weights have the hash {found[:12]}..., its passport says "

@@ -184,3 +184,32 @@ def test_a_killed_conversion_goes_on_and_a_finished_one_is_left_alone(published,
     convert(source, tmp_path / "t", overwrite=True)
     assert run(["apply-delta", "--verify", str(tmp_path / "t")])[0] == 0
     assert json.loads(capsys.readouterr().out)["artifact"] == "model"
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2_tied", "gpt2", "mixtral"])
+def test_a_language_model_and_a_projector_become_one_folder(tmp_path, capsys, kind):
+    from chatbind_cli.model.assemble import EncoderInfo, build_chatbind
+    from chatbind_cli.model.projector_file import projector_of, write_projector
+    from tests.model.tiny import save_language_model
+
+    base = save_language_model(tmp_path / "lm", kind)
+    encoder = EncoderInfo(name="small", sha256="ab" * 32, embedding_dim=8, path="/enc")
+    trained = build_chatbind(base, encoder=encoder, tokens_per_embedding=2, prompt_style="chat")
+    file = tmp_path / "p.safetensors"
+    write_projector(file, projector_of(trained.model))
+    words = ["convert", str(base), "--projector", str(file), "-o", str(tmp_path / "joined")]
+    assert run([*words, "--shard-size", "0.001"])[0] == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["artifact"], record["made_by"]) == ("model", "convert")
+    joined = load_chatbind(tmp_path / "joined")
+    wanted, found = trained.model.state_dict(), joined.model.state_dict()
+    assert set(wanted) == set(found)
+    assert all(torch.equal(wanted[name], found[name]) for name in wanted)
+    assert (joined.config.prompt_style, joined.config.tokens_per_embedding) == ("chat", 2)
+    assert joined.config.encoder["sha256"] == encoder.sha256
+    assert run(["apply-delta", "--verify", str(tmp_path / "joined")])[0] == 0
+    code, message = run(words)
+    assert code == 1 and "--overwrite" in message
+    assert run(["convert", "-", "--projector", "-", "-o", str(tmp_path / "x")])[0] == 2
+    code, message = run(["convert", str(base), "-o", str(tmp_path / "x")])
+    assert code == 1 and "--projector" in message
