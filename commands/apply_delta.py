@@ -11,7 +11,7 @@ from chatbind_cli.artifacts import artifact_record, emit_record
 from chatbind_cli.console import note
 from chatbind_cli.errors import UsageError
 
-from . import _base, _options
+from . import _base, _options, _weights
 from ._base import GroupedOption
 
 _input = partial(click.option, cls=GroupedOption, group="Input")
@@ -32,15 +32,14 @@ _output = partial(click.option, cls=GroupedOption, group="Output")
     "--base",
     "--base-model-path",
     "base",
-    metavar="PATH",
-    type=click.Path(exists=True, path_type=Path),
-    help="The base model: a folder, or a weights file.",
+    metavar=_weights.CHECKPOINT,
+    help="The base model: a folder, a weights file, or a hub repository.",
 )
 @_input(
     "--delta",
     "--delta-path",
     "delta",
-    metavar="PATH|OWNER/NAME",
+    metavar=_weights.CHECKPOINT,
     help="The delta: a folder, a file, or a hub repository (also hf:OWNER/NAME@REVISION).",
 )
 @_output(
@@ -51,13 +50,7 @@ _output = partial(click.option, cls=GroupedOption, group="Output")
     type=click.Path(file_okay=False, path_type=Path),
     help="The folder to make.",
 )
-@_output(
-    "--shard-size",
-    type=click.FloatRange(min=0.001),
-    default=4.0,
-    metavar="GIB",
-    help="Largest size of a weights file, in GiB.",
-)
+@_weights.shard_size_option
 @_output(
     "--hash-inputs/--no-hash-inputs",
     default=True,
@@ -74,7 +67,7 @@ _output = partial(click.option, cls=GroupedOption, group="Output")
     help="Make nothing: hash a target anew and compare with what was written about it.",
 )
 def command(
-    base: Path | None,
+    base: str | None,
     delta: str | None,
     target: Path | None,
     shard_size: float,
@@ -104,9 +97,10 @@ def command(
     from chatbind_cli.weights.apply import apply_delta  # noqa: PLC0415  loads torch
 
     result = apply_delta(
-        base,
-        _delta_folder(delta),
+        _weights.checkpoint_path(base),
+        _weights.checkpoint_path(delta),
         target,
+        base_name=None if Path(base).exists() else base,
         delta_name=delta,
         shard_bytes=int(shard_size * (1 << 30)),
         hash_inputs=hash_inputs,
@@ -115,19 +109,3 @@ def command(
     for text in result.notes:
         note(text)
     emit_record(artifact_record("target", result.path, made_by="apply-delta", sha256=result.sha256))
-
-
-def _delta_folder(delta: str) -> Path:
-    """A path as it is; a hub repository is downloaded first, into the hub's cache."""
-    from chatbind_cli.download.wanted import is_repo_id, parse_hub_ref  # noqa: PLC0415  heavy
-
-    if Path(delta).exists() or not (delta.startswith("hf:") or is_repo_id(delta)):
-        return Path(delta)
-    ref = parse_hub_ref(delta if delta.startswith("hf:") else f"hf:{delta}")
-    if ref.file is not None:
-        raise UsageError(f"{delta!r} names a file", hint="name the repository")
-
-    from chatbind_cli.download.hub import fetch_snapshot  # noqa: PLC0415  heavy
-
-    note(f"{delta} is no path here: fetching it from the hub")
-    return fetch_snapshot(ref.repo, revision=ref.revision)

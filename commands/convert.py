@@ -11,7 +11,7 @@ from chatbind_cli.artifacts import artifact_record, emit_record, resolve_artifac
 from chatbind_cli.console import note
 from chatbind_cli.errors import UsageError
 
-from . import _base, _options
+from . import _base, _options, _weights
 from ._base import GroupedOption
 
 _output = partial(click.option, cls=GroupedOption, group="Output")
@@ -44,13 +44,7 @@ _output = partial(click.option, cls=GroupedOption, group="Output")
     type=click.Path(file_okay=False, path_type=Path),
     help="The folder to make.",
 )
-@_output(
-    "--shard-size",
-    type=click.FloatRange(min=0.001),
-    default=4.0,
-    metavar="GIB",
-    help="Largest size of a weights file, in GiB.",
-)
+@_weights.shard_size_option
 @_options.overwrite_option
 def command(
     model: str, projector: str | None, output: Path, shard_size: float, overwrite: bool

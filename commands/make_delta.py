@@ -10,7 +10,7 @@ import click
 from chatbind_cli.artifacts import artifact_record, emit_record
 from chatbind_cli.console import note
 
-from . import _base, _options
+from . import _base, _options, _weights
 from ._base import GroupedOption
 
 _input = partial(click.option, cls=GroupedOption, group="Input")
@@ -30,18 +30,16 @@ _output = partial(click.option, cls=GroupedOption, group="Output")
     "--base-model-path",
     "base",
     required=True,
-    metavar="PATH",
-    type=click.Path(exists=True, path_type=Path),
-    help="The base model: a folder, or a weights file.",
+    metavar=_weights.CHECKPOINT,
+    help="The base model: a folder, a weights file, or a hub repository.",
 )
 @_input(
     "--target",
     "--target-model-path",
     "target",
     required=True,
-    metavar="PATH",
-    type=click.Path(exists=True, path_type=Path),
-    help="The finished model: a folder, or a weights file.",
+    metavar=_weights.CHECKPOINT,
+    help="The finished model: a folder, a weights file, or a hub repository.",
 )
 @_output(
     "--delta",
@@ -58,19 +56,13 @@ _output = partial(click.option, cls=GroupedOption, group="Output")
     help="Keep beside the delta what rounding would lose, so that the target comes back bit for "
     "bit; other programs ignore it.",
 )
-@_output(
-    "--shard-size",
-    type=click.FloatRange(min=0.001),
-    default=4.0,
-    metavar="GIB",
-    help="Largest size of a weights file, in GiB.",
-)
+@_weights.shard_size_option
 @_options.overwrite_option
 @_options.without_effect(
     "--hub-repo-id", because="publish the folder with `hf upload`, once you have looked at it"
 )
 def command(
-    base: Path, target: Path, delta: Path, exact: bool, shard_size: float, overwrite: bool
+    base: str, target: str, delta: Path, exact: bool, shard_size: float, overwrite: bool
 ) -> None:
     """Subtract a base model from a target model, so that the difference may be published.
 
@@ -80,8 +72,8 @@ def command(
     from chatbind_cli.weights.make import make_delta  # noqa: PLC0415  loads torch
 
     result = make_delta(
-        base,
-        target,
+        _weights.checkpoint_path(base),
+        _weights.checkpoint_path(target),
         delta,
         exact=exact,
         shard_bytes=int(shard_size * (1 << 30)),

@@ -40,6 +40,7 @@ def apply_delta(
     delta: Path,
     target: Path,
     *,
+    base_name: str | None = None,
     delta_name: str | None = None,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
     hash_inputs: bool = True,
@@ -55,7 +56,8 @@ def apply_delta(
         base: folder or file of the base model.
         delta: folder or file of the delta.
         target: folder to make; config and tokenizer files are copied from the delta's folder.
-        delta_name: what to call the delta in the target's passport (a hub repository, say).
+        base_name: what to call the base in the target's passport (a hub repository, say).
+        delta_name: the same for the delta.
         shard_bytes: largest size of an output file.
         hash_inputs: whether to hash base and delta in full where nothing else proves them.
         overwrite: whether a target that is there may be replaced.
@@ -70,6 +72,7 @@ def apply_delta(
             base_checkpoint,
             delta_checkpoint,
             target,
+            base_name=base_name or base.name,
             delta_name=delta_name or str(delta),
             shard_bytes=shard_bytes,
             hash_inputs=hash_inputs,
@@ -89,11 +92,13 @@ class _ApplyJob(Job):
         other: Checkpoint,
         output: Path,
         *,
+        base_name: str,
         delta_name: str,
         shard_bytes: int,
         hash_inputs: bool,
         overwrite: bool,
     ) -> None:
+        self.base_name = base_name
         self.delta_name = delta_name
         self.hash_inputs = hash_inputs
         self.delta_passport = read_passport(other.folder)
@@ -194,7 +199,7 @@ class _ApplyJob(Job):
             "kind": "target",
             "sha256": target,
             **self.signature(),
-            "base": {"name": self.base.path.name, **base},
+            "base": {"name": self.base_name, **base},
             "delta": {"name": self.delta_name, **delta},
         }
 

@@ -55,7 +55,7 @@ def test_refusals_are_exit_1_and_misuse_is_exit_2(folders, tmp_path):
     )
     assert run(["extract-projector", "-o", "x.bin"])[0] == 2
     no_delta = ["apply-delta", "--base", base, "--delta", "./no", "--target", str(tmp_path / "x")]
-    assert run(no_delta)[0] == 1
+    assert run(no_delta)[0] == 2
 
 
 def test_extract_projector_speaks_the_seeds_words_and_takes_a_record(
@@ -75,13 +75,28 @@ def test_extract_projector_speaks_the_seeds_words_and_takes_a_record(
     assert "did not finish" in message
 
 
-def test_a_delta_on_the_hub_is_downloaded(make, tmp_path, server_script):
-    base, delta = make("b", make.llama(0)), make("d", make.llama(1))
-    with server_script(delta) as url:
+def test_a_mistyped_path_is_not_looked_for_on_the_hub(folders, tmp_path, monkeypatch):
+    base, target = folders
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("base", "delta"):
+        words = {"base": base, "delta": target} | {name: "checkpoints/no"}
+        given = [word for key, value in words.items() for word in (f"--{key}", value)]
+        code, message = run(["apply-delta", *given, "--target", "x"])
+        assert code == 2
+        assert "checkpoints/no: no such file or folder" in message
+
+
+@pytest.mark.parametrize("which", ["base", "delta"])
+def test_a_base_or_delta_on_the_hub_is_downloaded(make, tmp_path, server_script, which):
+    folders = {"base": make("b", make.llama(0)), "delta": make("d", make.llama(1))}
+    with server_script(folders[which]) as url:
+        words = {name: str(folder) for name, folder in folders.items()} | {which: "owner/name"}
         done = subprocess.run(
             [
-                *(sys.executable, "-m", "chatbind_cli", "apply-delta", "--base", str(base)),
-                *("--delta", "owner/name", "--target", str(tmp_path / "t")),
+                *(sys.executable, "-m", "chatbind_cli", "apply-delta", "--base", words["base"]),
+                *("--delta", words["delta"], "--target", str(tmp_path / "t")),
             ],
             env={**os.environ, "HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "hf")},
             capture_output=True,
@@ -90,7 +105,7 @@ def test_a_delta_on_the_hub_is_downloaded(make, tmp_path, server_script):
         )
     assert done.returncode == 0, done.stderr
     passport = json.loads((tmp_path / "t/chatbind_weights.json").read_text())
-    assert passport["delta"]["name"] == "owner/name"
+    assert passport[which]["name"] == "owner/name"
     assert (tmp_path / "t/config.json").exists()
 
 

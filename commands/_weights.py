@@ -1,0 +1,50 @@
+"""Options and words of the commands that work on checkpoints tensor by tensor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from chatbind_cli.console import note
+from chatbind_cli.errors import UsageError
+
+from ._base import GroupedOption
+
+shard_size_option = click.option(
+    "--shard-size",
+    cls=GroupedOption,
+    group="Output",
+    type=click.FloatRange(min=0.001),
+    default=4.0,
+    metavar="GIB",
+    help="Largest size of a weights file, in GiB.",
+)
+
+CHECKPOINT = "PATH|OWNER/NAME"
+
+
+def checkpoint_path(word: str) -> Path:
+    """Where a checkpoint lies: a path as it is; a hub repository goes to the hub's cache first.
+
+    `checkpoints/llama` is taken for a repository only where there is no folder `checkpoints`.
+
+    Raises:
+        UsageError: there is no such path, or a file of a repository is named.
+        DownloadError: the repository cannot be had.
+    """
+    from chatbind_cli.download.wanted import is_repo_id, parse_hub_ref  # noqa: PLC0415  heavy
+
+    path = Path(word)
+    if path.exists():
+        return path
+    if not word.startswith("hf:") and (not is_repo_id(word) or path.parent.is_dir()):
+        raise UsageError("no such file or folder", where=word, hint="check the path")
+    ref = parse_hub_ref(word if word.startswith("hf:") else f"hf:{word}")
+    if ref.file is not None:
+        raise UsageError(f"{word!r} names a file", hint="name the repository")
+
+    from chatbind_cli.download.hub import fetch_snapshot  # noqa: PLC0415  heavy
+
+    note(f"{word} is no path here: fetching it from the hub")
+    return fetch_snapshot(ref.repo, revision=ref.revision)
