@@ -70,10 +70,13 @@ def unpack(
         check_room(folder, needed, str(archive))
         begin(total)
         count = 0
+        safe: set[Path] = set()
         for member, open_member in opened.files():
             target = target_of(member.name, folder, archive)
             if overwrite or not _is_there(target, member):
-                _refuse_link_out(target, folder)
+                if target.parent not in safe:
+                    _refuse_link_out(target.parent, folder)
+                    safe.add(target.parent)
                 crc32 = _write_member(member, open_member, target, archive, advance)
             else:
                 crc32 = _crc32_of(member, open_member)
@@ -159,11 +162,11 @@ def _crc32_of(member: Member, open_member: Callable[[], IO[bytes]]) -> int:
     return found
 
 
-def _refuse_link_out(target: Path, folder: Path) -> None:
+def _refuse_link_out(place: Path, folder: Path) -> None:
     """A link that lay in the folder before must not lead a member out of it either."""
-    if not target.parent.resolve().is_relative_to(folder.resolve()):
+    if not place.resolve().is_relative_to(folder.resolve()):
         raise DownloadError(
-            f"leads out of {folder} by a link", where=str(target.parent), hint="remove the link"
+            f"leads out of {folder} by a link", where=str(place), hint="remove the link"
         )
 
 
