@@ -98,6 +98,37 @@ def test_unpack_takes_archives_of_urls_and_of_the_hub_apart(server, tmp_path):
     assert chatbind(*words, "--verify", "--overwrite").returncode == 2
 
 
+def test_catalogue_entries_land_where_the_catalogue_says(server, tmp_path):
+    pictures = archive(**{"GCC_train_0.jpg": b"a", "GCC_train_1.jpg": b"b"})
+    files = {"chat.json": b"[]", "metadata.json": b"[]", "images.zip": pictures}
+    server.add_repo("liuhaotian/LLaVA-CC3M-Pretrain-595K", files, kind="datasets")
+    shards = {"pytorch_model.bin": b"w", "config.json": b"{}", "flax_model.msgpack": b"no"}
+    server.add_repo("lmsys/vicuna-7b-v1.1", shards)
+    server.gated.add("models/huggyllama/llama-7b")
+    server.add_repo("huggyllama/llama-7b", {"model.safetensors": b"w", "config.json": b"{}"})
+    names = ("cc3m-595k", "vicuna-7b")
+    words = [*names, "-o", str(tmp_path)]
+    done = chatbind(*words, HF_ENDPOINT=server.url)
+    assert done.returncode == 0, done.stderr
+    assert {record["name"] for record in records(done)} == set(names)
+    found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+    assert found >= {
+        "data/cc3m-595k/chat.json",
+        "data/cc3m-595k/metadata.json",
+        "data/cc3m-595k/images/GCC_train_1.jpg",
+        "checkpoints/vicuna-7b/pytorch_model.bin",
+    }
+    assert not any(path.endswith((".zip", ".msgpack")) for path in found)
+    listed = records(chatbind("--list", "-o", str(tmp_path)))
+    assert {record["name"] for record in listed if record["present"]} == set(names)
+    raw = [path for _, path, _ in server.requests if "/raw/" in path]
+    assert raw == []
+    gated = chatbind("llama-7b", "-o", str(tmp_path), HF_ENDPOINT=server.url)
+    assert gated.returncode == 1
+    assert gated.stderr.count("\n") == 1
+    assert "huggyllama/llama-7b" in gated.stderr and "hf auth login" in gated.stderr
+
+
 def test_evil_archives_are_one_line_at_the_shell_and_nothing_is_written(server, tmp_path):
     link = io.BytesIO()
     with zipfile.ZipFile(link, "w") as zipped:
