@@ -14,7 +14,7 @@ from chatbind_cli.artifacts import emit_record
 from chatbind_cli.download import catalogue
 from chatbind_cli.download.presence import planned
 from chatbind_cli.download.verify import in_words
-from chatbind_cli.download.wanted import Request, entry_requests, requests_for
+from chatbind_cli.download.wanted import entry_requests, requests_for
 from chatbind_cli.errors import DownloadError, SomeRecordsFailed, UsageError
 from chatbind_cli.jsonl import Record
 
@@ -54,6 +54,13 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
     type=click.Choice(catalogue.STAGES),
     help="Everything that a stage needs.",
 )
+@_what(
+    "--include",
+    multiple=True,
+    metavar="PATTERN",
+    help="Of hf: repositories, only the files that match, as *.safetensors; may be repeated.  "
+    "[default: all but copies for other programs]",
+)
 @_how("--max-workers", type=click.IntRange(1, 64), default=4, help="Files at a time.")
 @_how(
     "--unpack",
@@ -79,6 +86,7 @@ def command(
     names: tuple[str, ...],
     list_all: bool,
     stages: tuple[str, ...],
+    include: tuple[str, ...],
     max_workers: int,
     unpack: bool,
     keep_archive: bool,
@@ -91,10 +99,11 @@ def command(
     """Fetch weights and data, verified and resumable.
 
     NAME is a name of the catalogue, hf:OWNER/NAME[@REVISION][/FILE] (hf:datasets/... for data
-    sets), or a URL. A record a file says where it is: downloaded, present or failed. The same
-    command again goes on where it was stopped; what is here and is not what it should be is
-    fetched again. --verify compares every byte with the catalogue, with what the hub said, or
-    with what came out of the archive (`compared` says which). Exit 3: some files failed.
+    sets), or a URL (with #sha256=... it is held to that). A record a file says where it is:
+    downloaded, present or failed. The same command again goes on where it was stopped; what is
+    here and is not what it should be is fetched again. --verify compares every byte with the
+    catalogue, with what the hub said, or with what came out of the archive (`compared` says
+    which). Exit 3: some files failed.
     """
     as_records = as_json or not sys.stdout.isatty()
     if list_all:
@@ -102,7 +111,7 @@ def command(
         return
     if verify and overwrite:
         raise UsageError("--verify fetches nothing, so there is nothing to overwrite")
-    requests = _requests(names, stages, output, unpack)
+    requests = requests_for(_words(names, stages), output, unpack=unpack, include=include)
     if dry_run:
         for request in requests:
             _tell(planned(request), as_records)
@@ -132,16 +141,15 @@ def _entries(names: Sequence[str], stages: Sequence[str]) -> list[catalogue.Entr
     return chosen
 
 
-def _requests(
-    names: Sequence[str], stages: Sequence[str], output: Path, unpack: bool
-) -> list[Request]:
+def _words(names: Sequence[str], stages: Sequence[str]) -> list[str]:
+    """What is to be fetched, each once."""
     planned = [entry.name for entry in _entries((), stages)]
     words = list(dict.fromkeys([*names, *planned]))
     if not words:
         raise UsageError(
             "nothing to fetch", hint="name something; `chatbind download --list` shows what"
         )
-    return requests_for(words, output, unpack=unpack)
+    return words
 
 
 def _tell(record: Record, as_records: bool) -> None:

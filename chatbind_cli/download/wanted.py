@@ -116,20 +116,30 @@ def parse_hub_ref(word: str) -> HubRef:
     )
 
 
-def requests_for(words: Sequence[str], output: Path, *, unpack: bool = False) -> list[Request]:
+def requests_for(
+    words: Sequence[str], output: Path, *, unpack: bool = False, include: Sequence[str] = ()
+) -> list[Request]:
     """Turns the words of the call into requests.
 
     Args:
-        words: catalogue names, `hf:` references, `http(s)` URLs.
+        words: catalogue names, `hf:` references, `http(s)` URLs (with `#sha256=...`, the hash that
+            the file must have).
         output: the folder that everything lands below.
         unpack: whether archives that no catalogue entry names are unpacked where they land, too.
+        include: the file patterns that are wanted of repositories that no entry names; without
+            any, all but copies for other programs.
 
     Raises:
-        UsageError: a word is none of these, or two of them want the same path.
+        UsageError: a word is none of these, two of them want the same path, or there is nothing
+            to unpack or to choose from.
     """
     found: list[Request] = []
     for word in words:
-        found += _requests_of(word, output, unpack)
+        found += _requests_of(word, output, unpack, tuple(include))
+    if include and not any(request.include and request.is_repository for request in found):
+        raise UsageError("--include chooses from hf: repositories, and none is named")
+    if unpack and not any(request.unpack for request in found):
+        raise UsageError("there is no archive among what is named, so nothing to --unpack")
     unique = {request.source: request for request in found}
     by_path: dict[Path, Request] = {}
     for request in unique.values():
@@ -169,15 +179,28 @@ def _entry_hub(entry: Entry) -> HubRef | None:
     return parse_hub_ref(f"hf:{entry.hub}") if entry.hub is not None else None
 
 
-def _requests_of(word: str, output: Path, unpack: bool) -> list[Request]:
+def _requests_of(word: str, output: Path, unpack: bool, include: tuple[str, ...]) -> list[Request]:
     if word.startswith("hf:"):
         ref = parse_hub_ref(word)
         path = output / (ref.repo.rpartition("/")[2] if ref.file is None else ref.file)
-        return [_with_unpacking(Request(name=word, path=path, hub=ref), unpack)]
+        request = Request(name=word, path=path, hub=ref, include=include)
+        return [_with_unpacking(request, unpack)]
     if word.startswith(("http://", "https://")):
-        path = output / _url_name(word)
-        return [_with_unpacking(Request(name=word, path=path, url=word), unpack)]
+        url, sha256 = _without_digest(word)
+        request = Request(name=url, path=output / _url_name(url), url=url, sha256=sha256)
+        return [_with_unpacking(request, unpack)]
     return entry_requests(look_up(word), output)
+
+
+def _without_digest(url: str) -> tuple[str, str | None]:
+    """A URL and the digest that its fragment gives, as in `https://...#sha256=0123...`."""
+    bare, _, fragment = url.partition("#")
+    if not fragment.startswith("sha256="):
+        return url, None
+    digest = fragment.removeprefix("sha256=").lower()
+    if not re.fullmatch("[0-9a-f]{64}", digest):
+        raise UsageError(f"{fragment!r} is no SHA-256", hint="it has 64 hexadecimal digits")
+    return bare, digest
 
 
 def _with_unpacking(request: Request, unpack: bool) -> Request:

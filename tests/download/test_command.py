@@ -1,3 +1,4 @@
+import hashlib
 import io
 import json
 import os
@@ -149,6 +150,19 @@ def test_evil_archives_are_one_line_at_the_shell_and_nothing_is_written(server, 
         assert done.stderr.count("error:") == 1 and "do not trust it" in done.stderr
         assert [path.name for path in folder.iterdir()] == [name]
         assert not (tmp_path / name / "evil").exists()
+
+
+def test_patterns_and_hashes_are_kept_to(server, tmp_path):
+    server.add_repo("owner/name", {"a.json": b"{}", "b.json": b"{}", "w.bin": b"w"})
+    server.files["/f"] = b"data"
+    words = ["hf:owner/name", "--include", "a.*", "--include", "w.*", "-o", str(tmp_path)]
+    assert chatbind(*words, HF_ENDPOINT=server.url).returncode == 0
+    assert {path.name for path in (tmp_path / "name").glob("*.*")} == {"a.json", "w.bin", ".cache"}
+    wrong = chatbind(f"{server.url}/f#sha256={'0' * 64}", "-o", str(tmp_path))
+    assert wrong.returncode == 1 and "SHA-256" in wrong.stderr
+    assert not (tmp_path / "f").exists()
+    right = hashlib.sha256(b"data").hexdigest()
+    assert chatbind(f"{server.url}/f#sha256={right}", "-o", str(tmp_path)).returncode == 0
 
 
 def test_ctrl_c_ends_soon_and_the_same_command_goes_on(server, fault, tmp_path):

@@ -73,3 +73,24 @@ def test_repository_ids_are_told_from_paths():
     assert is_repo_id("dreamerlin/chatbind-7b-delta")
     for word in ("./a/b", "/a/b", "a/b/c", "a", "../a"):
         assert not is_repo_id(word)
+
+
+def test_a_url_may_say_what_hash_it_is_to_have(tmp_path):
+    digest = "AB" * 32
+    (request,) = requests_for([f"https://h/f.bin#sha256={digest}"], tmp_path)
+    assert (request.url, request.sha256) == ("https://h/f.bin", digest.lower())
+    with pytest.raises(UsageError, match="is no SHA-256"):
+        requests_for(["https://h/f.bin#sha256=ab"], tmp_path)
+    (request,) = requests_for(["https://h/f.bin#top"], tmp_path)
+    assert request.sha256 is None
+
+
+def test_patterns_choose_files_of_repositories_alone(tmp_path):
+    words = ["hf:owner/name", "vicuna-7b"]
+    named, entry = requests_for(words, tmp_path, include=["*.json"])
+    assert named.include == ("*.json",)
+    assert entry.include == ()
+    with pytest.raises(UsageError, match="none is named"):
+        requests_for(["vicuna-7b"], tmp_path, include=["*.json"])
+    with pytest.raises(UsageError, match="nothing to --unpack"):
+        requests_for(["https://h/f.bin"], tmp_path, unpack=True)
