@@ -73,6 +73,9 @@ class Progress:
                 rp.TimeRemainingColumn(),
                 console=rich.console.Console(stderr=True),
                 transient=True,
+                # What is printed while the bar is up must go above it, and nowhere else: rich would
+                # send what is meant for a file or a pipe to the bar's terminal, too.
+                redirect_stdout=sys.stdout.isatty(),
             )
             self._bar.start()
         if self._bar is not None:

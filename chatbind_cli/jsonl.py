@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NoReturn, cast
 
 import jsonlines
 
@@ -224,6 +224,19 @@ def _parse_array(text: str, name: str) -> Iterator[tuple[Record, str]]:
         yield value, f"{name}[{index}]"
 
 
+class _Stdout:
+    """Standard output as it is at the time: on a terminal a progress bar stands before it."""
+
+    def write(self, text: str) -> int:
+        return sys.stdout.write(text)
+
+    def flush(self) -> None:
+        sys.stdout.flush()
+
+    def close(self) -> None:
+        """Leaves it open: others write there, too."""
+
+
 class RecordWriter:
     """Writes records to a file that a second run continues, or to standard output.
 
@@ -257,7 +270,7 @@ class RecordWriter:
         self._expect = dict(expect or {})
         self._file: IO[str]
         if self.target == "-":
-            self._file = sys.stdout
+            self._file = cast(IO[str], _Stdout())
         else:
             self._file = self._opened(Path(target), overwrite)
         self._writer = jsonlines.Writer(self._file, dumps=dumps, flush=True)
@@ -278,8 +291,7 @@ class RecordWriter:
 
     def close(self) -> None:
         """Closes the file; standard output stays open."""
-        if self.target != "-":
-            self._file.close()
+        self._file.close()
 
     def __enter__(self) -> RecordWriter:
         """Returns itself."""

@@ -1,0 +1,70 @@
+"""Progress beside records: on a terminal, in a file, in a pipe."""
+
+import contextlib
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+
+WORK = """
+import time
+from chatbind_cli.artifacts import emit_record
+from chatbind_cli.console import Progress, note
+from chatbind_cli.jsonl import RecordWriter
+with RecordWriter("-", key="n") as writer, Progress(3, "counting", "numbers") as progress:
+    for n in range(3):
+        writer.write({"n": n})
+        emit_record({"n": 10 + n})
+        note(f"saw {n}")
+        time.sleep(0.15)
+        progress.advance()
+    with progress.beside(None, "below") as below:
+        below.expect(2)
+        below.advance(2)
+        time.sleep(0.15)
+"""
+RECORDS = [{"n": n} for pair in ((0, 10), (1, 11), (2, 12)) for n in pair]
+
+
+def on_a_terminal(stdout=None):
+    """Runs WORK with its stderr on a terminal, and stdout, too, unless it has another place."""
+    mine, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", WORK],
+        stdout=theirs if stdout is None else stdout,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # the terminal is gone when the program is
+            while block := os.read(mine, 4096):
+                shown += block
+    os.close(mine)
+    assert process.returncode == 0
+    return shown
+
+
+def test_what_is_meant_for_a_file_gets_there_whatever_is_on_the_terminal(tmp_path):
+    with (tmp_path / "out.jsonl").open("wb") as file:
+        shown = on_a_terminal(file)
+    lines = (tmp_path / "out.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == RECORDS
+    assert b"counting" in shown and b"below" in shown
+    assert b"saw 2" in shown
+    assert b'{"n"' not in shown
+
+
+def test_on_one_terminal_records_stand_on_lines_of_their_own():
+    # What stays on a line is what comes after the last time that it was erased.
+    lines = [re.split(rb"\x1b\[2K|\r", line)[-1] for line in on_a_terminal().split(b"\r\n")]
+    assert [json.loads(line) for line in lines if line.startswith(b"{")] == RECORDS
+    assert not any(b"{" in line for line in lines if not line.startswith(b"{"))
+
+
+def test_without_a_terminal_there_is_no_bar():
+    done = subprocess.run([sys.executable, "-c", WORK], capture_output=True, text=True, check=True)
+    assert [json.loads(line) for line in done.stdout.splitlines()] == RECORDS
+    assert done.stderr.splitlines() == [f"chatbind: saw {n}" for n in range(3)]
