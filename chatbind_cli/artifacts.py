@@ -23,6 +23,16 @@ def emit_record(record: Record) -> None:
         sys.stdout.flush()
 
 
+def emit_artifact(record: Record) -> None:
+    """Writes the last record of a command that made something; in words for a person."""
+    if not sys.stdout.isatty():
+        emit_record(record)
+    elif os.environ.get("RANK", "0") == "0":
+        digest = f"  (SHA-256 {record['sha256'][:12]}...)" if "sha256" in record else ""
+        sys.stdout.write(f"{record['artifact']}: {record['path']}{digest}\n")
+        sys.stdout.flush()
+
+
 def artifact_record(
     kind: str, path: Path, *, made_by: str, sha256: str | None = None, **extra: Any
 ) -> Record:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from chatbind_cli.artifacts import artifact_record, emit_record
+from chatbind_cli.artifacts import artifact_record, emit_artifact
 from chatbind_cli.console import note
 from chatbind_cli.errors import UsageError
 
@@ -85,7 +85,7 @@ def command(
         from chatbind_cli.weights.identity import verify as verify_target  # noqa: PLC0415  loads torch
 
         passport = verify_target(verify)
-        emit_record(
+        emit_artifact(
             artifact_record(
                 passport["kind"], verify, made_by="apply-delta --verify", sha256=passport["sha256"]
             )
@@ -108,4 +108,6 @@ def command(
     )
     for text in result.notes:
         note(text)
-    emit_record(artifact_record("target", result.path, made_by="apply-delta", sha256=result.sha256))
+    emit_artifact(
+        artifact_record("target", result.path, made_by="apply-delta", sha256=result.sha256)
+    )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from chatbind_cli.artifacts import artifact_record, emit_record, resolve_artifact
+from chatbind_cli.artifacts import artifact_record, emit_artifact, resolve_artifact
 from chatbind_cli.console import note
 from chatbind_cli.errors import UsageError
 
@@ -77,4 +77,4 @@ def command(
         note("it is here already")
     if done.left_out:
         note(f"{len(done.left_out)} tensors have no place in it, the first is {done.left_out[0]}")
-    emit_record(artifact_record("model", done.path, made_by="convert", sha256=done.sha256))
+    emit_artifact(artifact_record("model", done.path, made_by="convert", sha256=done.sha256))

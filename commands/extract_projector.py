@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from chatbind_cli.artifacts import artifact_record, emit_record, resolve_artifact
+from chatbind_cli.artifacts import artifact_record, emit_artifact, resolve_artifact
 from chatbind_cli.console import note
 from chatbind_cli.errors import UsageError
 
@@ -63,7 +63,7 @@ def command(checkpoint: str | None, model: str | None, output: Path) -> None:
             f"{source} does not tell the ids of <im_start> and <im_end>, so their embeddings "
             "are not in the file"
         )
-    emit_record(
+    emit_artifact(
         artifact_record(
             "projector",
             extraction.path,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from chatbind_cli.artifacts import artifact_record, emit_record
+from chatbind_cli.artifacts import artifact_record, emit_artifact
 from chatbind_cli.console import note
 
 from . import _base, _options, _weights
@@ -81,4 +81,4 @@ def command(
     )
     for text in result.notes:
         note(text)
-    emit_record(artifact_record("delta", result.path, made_by="make-delta", sha256=result.sha256))
+    emit_artifact(artifact_record("delta", result.path, made_by="make-delta", sha256=result.sha256))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 
 import pytest
 
-from chatbind_cli.artifacts import artifact_record, resolve_artifact
+from chatbind_cli.artifacts import artifact_record, emit_artifact, resolve_artifact
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.jsonl import dumps
 
@@ -35,3 +36,12 @@ def test_a_path_that_is_gone_is_named(tmp_path):
     made = artifact_record("checkpoint", tmp_path / "gone", made_by="pretrain")
     with pytest.raises(CheckpointError, match=r"gone: .*not there"):
         resolve_artifact("-", {"checkpoint"}, stdin=stream(made))
+
+
+def test_a_person_reads_words_and_a_pipe_gets_the_record(tmp_path, capsys, monkeypatch):
+    made = artifact_record("projector", tmp_path, made_by="pretrain", sha256="ab" * 32)
+    emit_artifact(made)
+    assert json.loads(capsys.readouterr().out) == made
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    emit_artifact(made)
+    assert capsys.readouterr().out == f"projector: {tmp_path}  (SHA-256 abababababab...)\n"

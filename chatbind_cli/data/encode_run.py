@@ -16,7 +16,7 @@ from typing import IO, Literal
 import torch
 
 from chatbind_cli import launch
-from chatbind_cli.artifacts import artifact_record, emit_record
+from chatbind_cli.artifacts import artifact_record, emit_artifact
 from chatbind_cli.console import Progress, note
 from chatbind_cli.data.encode_sinks import (
     RecordSink,
@@ -249,4 +249,6 @@ def _conclude(outcome: Outcome, encoder: Encoder, store: Path | None) -> None:
     if store is not None:
         rows = len(EmbeddingStore.open(store))
         identity = {"name": encoder.name, "sha256": encoder.sha256}
-        emit_record(artifact_record("store", store, made_by="encode", rows=rows, encoder=identity))
+        emit_artifact(
+            artifact_record("store", store, made_by="encode", rows=rows, encoder=identity)
+        )

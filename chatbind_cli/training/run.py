@@ -8,7 +8,6 @@ command lines.
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -21,7 +20,7 @@ from accelerate.utils import gather_object
 from transformers import PrinterCallback, TrainerState, TrainingArguments, set_seed
 
 from chatbind_cli import launch
-from chatbind_cli.artifacts import artifact_record, emit_record
+from chatbind_cli.artifacts import artifact_record, emit_artifact
 from chatbind_cli.console import note
 from chatbind_cli.data.collate import Collator
 from chatbind_cli.data.tokens import PromptEncoder
@@ -79,7 +78,7 @@ def train(settings: TrainingSettings, inputs: Inputs) -> None:
     with _claimed(folder, settings, inputs) as artifact:
         if artifact is None:
             artifact = _train(settings, inputs, folder, arguments)
-        _tell(artifact)
+        emit_artifact(artifact)
 
 
 @contextmanager
@@ -323,11 +322,3 @@ def _finish(settings: TrainingSettings, inputs: Inputs, folder: RunFolder) -> Re
     )
     folder.finish(artifact, {"command": list(settings.command)})
     return artifact
-
-
-def _tell(artifact: Record) -> None:
-    """The last record, or for a person at a terminal the same in words."""
-    if not sys.stdout.isatty():
-        emit_record(artifact)
-    elif launch.rank() == 0:
-        sys.stdout.write(f"{artifact['artifact']}: {artifact['path']}\n")
