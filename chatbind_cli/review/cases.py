@@ -1,8 +1,8 @@
 """What is to be judged: a question, two answers, and what belongs to them, matched by id.
 
 Nothing is matched by its place in a file. What does not fit together (an answer that is missing
-or given twice, a context that is not there) becomes a `Case` with a `problem` or a line in
-`Inputs.remarks`, never a silent gap. Knows nothing of judges.
+or given twice, a context that is not there) stands in `Inputs.remarks`, and what cannot be judged
+for it becomes a `Case` with a `problem`, never a silent gap. Knows nothing of judges.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path, PurePath, PurePosixPath
 
 from chatbind_cli.errors import RecordError
 from chatbind_cli.jsonl import Record, read_records, record_id
+from chatbind_cli.review.mismatches import Mismatches
 
 MODALITIES = ("image", "video", "audio", "depth", "thermal", "imu")
 _COCO_PREFIXES = ("COCO_val2014_", "COCO_train2014_")
@@ -72,16 +73,25 @@ class Inputs:
     The first side of `answers` is the baseline; every other side makes a pair with it.
 
     Attributes:
-        remarks: what did not fit together and has no case of its own; a run that has any does not
-            end with exit code 0.
+        names: what to call the sides.
+        contexts: captions and boxes by media name, from the file `contexts_name`.
+        mismatches: what did not fit together so far; a run that has any does not end with exit
+            code 0.
     """
 
     questions: dict[str, Record]
     answers: Sequence[dict[str, Record] | Source]
     names: Sequence[str]
     contexts: dict[str, Record] | None = None
+    contexts_name: str = ""
     references: dict[str, Record] | None = None
-    remarks: list[str] = field(default_factory=list)
+    mismatches: Mismatches = field(default_factory=Mismatches)
+    _answerers: dict[str, str] = field(default_factory=dict, init=False)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What did not fit together, in a line a file and kind; all of it after `cases`."""
+        return self.mismatches.lines()
 
     def cases(self) -> Iterator[Case]:
         """The cases in the order of the questions, or in that of the answers that stream in.
@@ -91,6 +101,9 @@ class Inputs:
         A side of `answers` that is no dictionary is read as it comes, so that each case can be
         judged as soon as its answer is there.
         """
+        for side, name in zip(self.answers, self.names, strict=True):
+            if isinstance(side, dict):
+                self._answerers[name] = _answerer(next(iter(side.values()), {}))
         stream = next((side for side in self.answers if not isinstance(side, dict)), None)
         if stream is None:
             for key in self.questions:
@@ -104,27 +117,21 @@ class Inputs:
                 if key not in seen:
                     yield from self._cases(key, None)
         for side, name in zip(self.answers, self.names, strict=True):
-            if isinstance(side, dict):
-                self._strangers(side, name)
+            for key in side if isinstance(side, dict) else ():
+                if key not in self.questions:
+                    self.mismatches.add(name, "unasked", key)
 
     def _stream(self, stream: Source, name: str, seen: set[str]) -> Iterator[tuple[str, Record]]:
         for record, where in stream:
             key = str(_id_at(record, where))
+            self._answerers.setdefault(name, _answerer(record))
             if key in seen:
-                self.remarks.append(_doubled(key, name))
+                self.mismatches.add(name, "doubled", key)
             elif key not in self.questions:
-                self.remarks.append(f"{name}: answers question {key}, which was not asked")
+                self.mismatches.add(name, "unasked", key)
             else:
                 yield key, record
             seen.add(key)
-
-    def _strangers(self, side: dict[str, Record], name: str) -> None:
-        strangers = [key for key in side if key not in self.questions]
-        if strangers:
-            shown = ", ".join(strangers[:5]) + (", ..." if len(strangers) > 5 else "")
-            self.remarks.append(
-                f"{name}: {len(strangers)} answers to questions that were not asked ({shown})"
-            )
 
     def _cases(self, key: str, streamed: Record | None) -> Iterator[Case]:
         given = [side.get(key) if isinstance(side, dict) else streamed for side in self.answers]
@@ -142,12 +149,16 @@ class Inputs:
         """The case with its answers and context, or with the reason why it has none."""
         answers: list[Record] = []
         problems: list[str] = []
+        key = str(case.question_id)
         for answer, name in zip(given, names, strict=True):
             if answer is None:
+                self.mismatches.add(name, "missing", key)
                 problems.append(f"no answer in {name}")
             elif "error" in answer:
+                self.mismatches.add(name, "failed", key)
                 problems.append(f"the answer in {name} failed ({answer['error']})")
             elif not isinstance(answer.get("text"), str):
+                self.mismatches.add(name, "wordless", key)
                 problems.append(f"the answer in {name} has no text")
             else:
                 answers.append(answer)
@@ -158,18 +169,20 @@ class Inputs:
         if self.contexts is not None and case.modality is not None:
             context = _find_context(question, case.modality, self.contexts)
             if context is None:
+                self.mismatches.add(self.contexts_name, "no context", key)
                 problem = f"no context for {case.modality} {question[case.modality]}"
                 return replace(case, problem=problem)
             case = replace(case, context=context)
-        return replace(case, references=self._references(str(case.question_id), question, answers))
+        return replace(case, references=self._references(key, question, answers))
 
     def _models(self, given: Sequence[Record | None]) -> list[str]:
         """The sides' names. Of more than two, those of the same name tell their files apart."""
         files = [PurePath(name).name.partition(".json")[0] for name in self.names]
-        models = [
-            str((answer or {}).get("model_id") or file)
-            for answer, file in zip(given, files, strict=True)
-        ]
+        models = []
+        for name, answer, file in zip(self.names, given, files, strict=True):
+            # Who did not answer one question is called as in the others that it did answer.
+            model = (answer or {}).get("model_id") or self._answerers.get(name) or file
+            models.append(str(model))
         if len(models) == 2:
             return models
         return [
@@ -207,14 +220,14 @@ def read_inputs(
     Raises:
         RecordError: a file cannot be read, or a record has no id.
     """
-    remarks: list[str] = []
-    asked = _by_id(questions, remarks)
+    mismatches = Mismatches()
+    asked = _by_id(questions, mismatches)
     sides: list[dict[str, Record] | Source] = []
     names: list[str] = []
     for side in answers:
         if isinstance(side, Path | str):
             names.append(str(side))
-            sides.append(_by_id(side, remarks))
+            sides.append(_by_id(side, mismatches))
         else:
             names.append("stdin")
             sides.append(side)
@@ -223,8 +236,9 @@ def read_inputs(
         answers=sides,
         names=names,
         contexts=None if contexts is None else _contexts(contexts),
-        references=None if references is None else _by_id(references, remarks),
-        remarks=remarks,
+        contexts_name=str(contexts),
+        references=None if references is None else _by_id(references, mismatches),
+        mismatches=mismatches,
     )
 
 
@@ -234,20 +248,20 @@ def digest(*parts: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:22]
 
 
-def _by_id(path: Path | str, remarks: list[str]) -> dict[str, Record]:
+def _by_id(path: Path | str, mismatches: Mismatches) -> dict[str, Record]:
     """The records by id. Of two with the same id the first counts, and the second is reported."""
     found: dict[str, Record] = {}
     for record, where in read_records(path):
         key = str(_id_at(record, where))
         if key in found:
-            remarks.append(_doubled(key, str(path)))
+            mismatches.add(str(path), "doubled", key)
         else:
             found[key] = record
     return found
 
 
-def _doubled(key: str, name: str) -> str:
-    return f"{name}: question {key} is there more than once; the first one counts"
+def _answerer(answer: Record) -> str:
+    return str(answer.get("model_id") or "")
 
 
 def _id_at(record: Record, where: str) -> str | int:

@@ -64,24 +64,43 @@ def order_of(review: Record) -> str:
     return str(metadata_of(review).get("order", [1, 2]))
 
 
+def judge_name(review: Record) -> str:
+    """The reviewer's name, empty where the review does not say."""
+    return str(review.get("reviewer_id") or "")
+
+
 def judge_of(review: Record) -> str:
     """Who judged: the reviewer's name, with the version that the endpoint says it ran."""
-    name = str(review.get("reviewer_id") or "")
+    name = judge_name(review)
     version = metadata_of(review).get("model")
     return f"{name} ({version})" if name and version and version != name else name
 
 
 def latest(records: Iterable[Record], *, with_words: bool) -> list[Record]:
-    """Of several reviews in the same slot the last one, in the place of the first.
+    """The reviews that still hold: of several in the same slot the last one, and none of old words.
+
+    Where an answer or its question changed, or a judge's rule, a later run may fill fewer slots
+    than the one before it (one order instead of both). The old reviews of the others are left out.
 
     Args:
-        records: review records.
+        records: review records, in the order in which they were made.
         with_words: keep what the judges wrote; figures do without, in a fraction of the memory.
     """
     found: dict[Any, Record] = {}
+    subjects: dict[Unit, Any] = {}
+    bases: dict[tuple[Unit, str], Any] = {}
     for number, record in enumerate(records):
         kept = record
         if not with_words:
             kept = {key: value for key, value in record.items() if key not in _WORDS}
-        found[metadata_of(record).get("slot") or number] = kept
-    return list(found.values())
+        metadata = metadata_of(record)
+        found[metadata.get("slot") or number] = kept
+        unit = unit_of(record)
+        subjects[unit] = metadata.get("subject")
+        bases[unit, judge_name(record)] = metadata.get("basis")
+    return [
+        record
+        for record in found.values()
+        if metadata_of(record).get("subject") == subjects[unit_of(record)]
+        and metadata_of(record).get("basis") == bases[unit_of(record), judge_name(record)]
+    ]

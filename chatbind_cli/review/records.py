@@ -1,10 +1,12 @@
 """Review records: what is written for a verdict, and which of them stand for the same thing.
 
-Two hashes tell reviews apart. `review_id` names exactly what was judged (the question, both
-answers, judge, rule, order, sample): a finished one is never paid for again. `metadata.slot`
-names the place that it fills in a report (all of these but the answers' words and the rule's):
-of two reviews in the same slot the later one counts, which is how a changed answer replaces its
-old review. Knows nothing of judges.
+Hashes tell reviews apart. `review_id` names exactly what was judged (the question, both answers,
+judge, rule, order, sample): a finished one is never paid for again. `metadata.slot` names the
+place that it fills in a report (all of these but the question's and the answers' words and the
+rule's): of two reviews in the same slot the later one counts, which is how a changed answer
+replaces its old review. `metadata.subject` (the words that were judged) and `metadata.basis` (the
+judge's rule and settings) let a summary leave out the old reviews of slots that the new run does
+not fill (`reading.latest`). Knows nothing of judges.
 """
 
 from __future__ import annotations
@@ -34,14 +36,20 @@ class Task:
     @property
     def review_id(self) -> str:
         """The same for the same question, answers, judge, rule, order and sample."""
-        answers = [self.case.texts, self.case.problem]
-        return digest(self.slot, answers, self.fingerprint)
+        return digest(self.slot, self.subject, self.fingerprint)
 
     @property
     def slot(self) -> str:
         """The same for every review that fills this place in a report."""
+        case = self.case
+        about = [str(case.question_id), case.modality, list(case.models)]
+        return digest(about, self.judge, self.swapped, self.sample)
+
+    @property
+    def subject(self) -> str:
+        """The same for the same words of question and answers."""
         question = {key: value for key, value in self.case.question.items() if key != "metadata"}
-        return digest(question, self.judge, list(self.case.models), self.swapped, self.sample)
+        return digest(question, self.case.texts, self.case.problem)
 
 
 def review_record(task: Task, verdict: Verdict) -> Record:
@@ -50,6 +58,8 @@ def review_record(task: Task, verdict: Verdict) -> Record:
     answer_ids = [answer.get("answer_id") for answer in case.answers] or [None, None]
     metadata: dict[str, Any] = {
         "slot": task.slot,
+        "subject": task.subject,
+        "basis": task.fingerprint,
         "order": [2, 1] if task.swapped else [1, 2],
         "sample": task.sample,
         **verdict.metadata,

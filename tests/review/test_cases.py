@@ -65,6 +65,36 @@ def test_doubled_and_unasked_answers_are_remarked(tmp_path: Path) -> None:
     ]
 
 
+def test_whatever_does_not_fit_is_listed_by_file_in_a_line_a_kind(tmp_path: Path) -> None:
+    questions = [{"question_id": i, "text": "q", "image": f"{i}.jpg"} for i in range(2000)]
+    wrong = [{"question_id": 0, "error": "x"}, {"question_id": 1, "error": "x"}]
+    wrong += [{"question_id": 2, "text": None}, *({"question_id": 3, "text": "b"},) * 3]
+    inputs = read_inputs(
+        _write(tmp_path / "q.jsonl", questions),
+        [
+            _answers(tmp_path / "a.jsonl", [*range(2000), *range(1999)], "a"),
+            _write(tmp_path / "b.jsonl", wrong),
+        ],
+        contexts=_write(tmp_path / "c.jsonl", [{"image": "x.jpg", "captions": ["z"]}]),
+    )
+    assert len(list(inputs.cases())) == 2000
+    a, b = f"{tmp_path}/a.jsonl", f"{tmp_path}/b.jsonl"
+    assert inputs.remarks == [
+        f"{a}: 1,999 questions are there more than once (0, 1, 2, 3, 4, 5, 6, 7, ...); the first "
+        "one of each counts",
+        f"{b}: question 3 is there more than once; the first one counts",
+        f"{b}: 2 answers failed (0, 1)",
+        f"{b}: the answer to question 2 has no text",
+        f"{tmp_path}/c.jsonl: no context for question 3",
+        f"{b}: no answer to 1,996 questions (4, 5, 6, 7, 8, 9, 10, 11, ...)",
+    ]
+
+
+def test_who_left_a_question_out_is_called_as_in_the_others(tmp_path: Path) -> None:
+    inputs = _inputs(tmp_path, [1, 2], [1, 2], [2])
+    assert [case.models for case in inputs.cases()] == [("a", "b"), ("a", "b")]
+
+
 def test_a_failed_answer_of_vqa_is_a_problem_and_no_text(tmp_path: Path) -> None:
     failed = _write(tmp_path / "b.jsonl", [{"question_id": 1, "error": "no such file"}])
     inputs = read_inputs(
@@ -97,6 +127,7 @@ def test_streamed_answers_give_a_case_as_soon_as_they_come(tmp_path: Path) -> No
     assert inputs.remarks == [
         "stdin: answers question 9, which was not asked",
         "stdin: question 2 is there more than once; the first one counts",
+        "stdin: no answer to question 3",
     ]
 
 

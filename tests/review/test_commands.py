@@ -114,7 +114,8 @@ def test_missing_doubled_and_unasked_answers_are_told_and_end_with_3(world: Path
     done = _chatbind(*RULE, "said.jsonl", cwd=world)
     assert done.returncode == 3
     assert "said.jsonl: question 0 is there more than once; the first one counts" in done.stderr
-    assert "said.jsonl: 1 answers to questions that were not asked (77)" in done.stderr
+    assert "said.jsonl: answers question 77, which was not asked" in done.stderr
+    assert "said.jsonl: no answer to question 3" in done.stderr
     failed = [record for record in _records(done.stdout) if "error" in record]
     assert [(r["question_id"], r["tuple"], r["error"]) for r in failed] == [
         (3, None, "no answer in said.jsonl")

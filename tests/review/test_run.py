@@ -17,6 +17,7 @@ from chatbind_cli.errors import JudgeError
 from chatbind_cli.jsonl import RecordWriter
 from chatbind_cli.review.cases import Case
 from chatbind_cli.review.judges import RuleJudge, Stopped, Verdict
+from chatbind_cli.review.reading import latest
 from chatbind_cli.review.records import put_in_order
 from chatbind_cli.review.run import Outcome, RunOptions, run_reviews
 
@@ -184,6 +185,30 @@ def test_a_changed_answer_is_judged_anew_and_replaces_its_old_review(tmp_path: P
         (2, [2.0, 7.0]),
         (3, [2.0, 3.0]),
     ]
+
+
+def test_old_reviews_of_slots_that_a_later_run_does_not_fill_are_in_no_mean(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    _run(path, [_case(1), _case(2)], FakeJudge(), orders="both", samples=2)
+    _run(path, [_case(1), _case(2, "changed")], FakeJudge(), orders="as-given")
+    kept = latest(_records(path), with_words=True)
+    assert [(r["question_id"], r["tuple"]) for r in kept if r["question_id"] == 2] == [
+        (2, [2.0, 7.0])
+    ]
+    assert len([r for r in kept if r["question_id"] == 1]) == 4
+    _run(path, [_case(1), _case(2, "changed")], FakeJudge("other rule"), orders="as-given")
+    kept = latest(_records(path), with_words=True)
+    assert [r["question_id"] for r in kept] == [1, 2]
+
+
+def test_a_reworded_question_replaces_its_old_review(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    _run(path, [_case(1)], FakeJudge())
+    case = _case(1)
+    case.question["text"] = "What is it, really?"
+    judge = FakeJudge()
+    _run(path, [case], judge)
+    assert len(judge.calls) == len(_records(path)) == 1
 
 
 def test_another_rule_or_judge_judges_anew_and_only_the_rule_replaces(tmp_path: Path) -> None:
