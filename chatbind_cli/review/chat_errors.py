@@ -11,6 +11,8 @@ import time
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 _SHORT = 200
+_SECRET_AT_LEAST = 12
+"""A key that is shorter is a word (`none`, `EMPTY`) that local servers are given."""
 
 
 def hopeless(error: Exception) -> str | None:
@@ -84,6 +86,16 @@ def one_line(error: Exception, *, secret: str, timeout_s: float) -> str:
             text = f"{text} {' '.join(error.response.text.split())}".rstrip()
     else:
         text = f"a reply that cannot be read ({text})"
-    if secret:
-        text = text.replace(secret, "[key]")
+    text = without_key(text, secret)
     return text if len(text) <= _SHORT else text[: _SHORT - 3] + "..."
+
+
+def without_key(text: str, secret: str) -> str:
+    """The text as it may be shown and written, also where a server has repeated the key in it."""
+    return text.replace(secret, "[key]") if len(secret) >= _SECRET_AT_LEAST else text
+
+
+def shown_cause(error: Exception, *, secret: str) -> Exception | None:
+    """What a traceback may name as the cause: not an error whose own words hold the key."""
+    text = f"{error!s} {error!r}"
+    return error if without_key(text, secret) == text else None

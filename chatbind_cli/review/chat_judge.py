@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +26,8 @@ from chatbind_cli.review.chat_errors import (
     may_be_charged,
     may_pass,
     one_line,
+    shown_cause,
+    without_key,
 )
 from chatbind_cli.review.judges import Verdict
 from chatbind_cli.review.pace import Pace
@@ -220,6 +223,8 @@ class ChatJudge:
         finally:
             if reserved:
                 self._bill.release(reserved, charged=charged)
+                if charged:
+                    metadata["lost_usd"] = round(metadata.get("lost_usd", 0.0) + reserved, 8)
             if entered is not None:
                 self._pace.leave(unused_tokens=unused, good=good)
 
@@ -237,9 +242,10 @@ class ChatJudge:
         if not choices or choices[0].message is None:
             raise ValueError("the reply is not a chat completion")
         message = choices[0].message
-        text = str(message.content or getattr(message, "refusal", None) or "")
+        said = str(message.content or getattr(message, "refusal", None) or "")
+        text = without_key(said, self._secret)
         metadata["model"] = completion.model
-        metadata["created"] = completion.created
+        metadata["created"] = completion.created or int(time.time())
         usage = completion.usage
         counted = (
             (usage.prompt_tokens or 0, usage.completion_tokens or 0)
@@ -277,9 +283,11 @@ class ChatJudge:
         """
         hint = hopeless(error)
         if hint is not None:
-            raise JudgeError(self._text(error), where=self._where, hint=hint) from error
+            cause = shown_cause(error, secret=self._secret)
+            raise JudgeError(self._text(error), where=self._where, hint=hint) from cause
         if attempt == self._options.retries or not may_pass(error):
-            raise self._given_up(error, attempt + 1) from error
+            cause = shown_cause(error, secret=self._secret)
+            raise self._given_up(error, attempt + 1) from cause
         options = self._options
         wait = options.first_wait_s * 2**attempt * self._jitter.uniform(0.5, 1.0)
         await self._pace.rest(min(wait, options.longest_wait_s))
@@ -298,7 +306,8 @@ class ChatJudge:
 
     @property
     def _where(self) -> str:
-        return f"{self._options.model} at {self._client.base_url}"
+        url = self._client.base_url.copy_with(userinfo=b"")  # a password may stand in it
+        return f"{self._options.model} at {url}"
 
     def _text(self, error: Exception) -> str:
         return one_line(error, secret=self._secret, timeout_s=self._options.timeout_s)

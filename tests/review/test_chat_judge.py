@@ -6,6 +6,7 @@ import asyncio
 import email.utils
 import json
 import time
+import traceback
 from typing import Any
 
 import pytest
@@ -141,6 +142,40 @@ def test_the_key_stands_in_no_message(judge_server: Any) -> None:
         _judge(judge_server)
     assert KEY not in str(caught.value)
     assert "[key]" in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [401, 400])
+def test_a_key_that_the_server_repeats_is_in_no_traceback_and_in_no_review(
+    judge_server: Any, status: int
+) -> None:
+    body = json.dumps({"error": {"message": f"You said Bearer {KEY}"}})
+    judge_server.faults.extend([(status, {}, body)] * 8)
+    with pytest.raises(JudgeError) as caught:
+        _judge(judge_server, [_case(i) for i in range(8)])
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "You said Bearer [key]" in shown
+    assert KEY not in shown
+
+    judge_server.faults.clear()
+    judge_server.answer = lambda request: f"8 6\nYour key is {KEY}."
+    (verdict,) = _judge(judge_server)
+    assert verdict.content == "8 6\nYour key is [key]."
+
+
+def test_a_password_in_the_endpoints_address_stands_in_no_message(judge_server: Any) -> None:
+    judge_server.faults.append(404)
+    url = judge_server.url.replace("//", "//someone:passw0rd@")
+    with pytest.raises(JudgeError, match=r"gpt-9 at http://127\.0\.0\.1:") as caught:
+        _judge(judge_server, base_url=url)
+    assert "passw0rd" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_word_that_a_local_server_takes_for_a_key_is_left_where_it_stands(
+    judge_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    judge_server.answer = lambda request: "8 6\nnone is bad"
+    assert _judge(judge_server)[0].content == "8 6\nnone is bad"
 
 
 def test_a_refused_request_fails_its_case_without_a_second_try(judge_server: Any) -> None:
@@ -310,6 +345,15 @@ def test_what_a_judgement_cost_stands_in_its_metadata(judge_server: Any) -> None
     (verdict,) = _judge(judge_server, price=Price(input=10.0, output=100.0))
     # two requests of 100 tokens sent and 10 received
     assert verdict.metadata["cost_usd"] == pytest.approx(2 * (0.001 + 0.001))
+
+
+def test_what_a_lost_reply_may_have_cost_stands_in_its_metadata(judge_server: Any) -> None:
+    judge_server.faults.append("reset")
+    price = Price(input=1.0, output=1.0)
+    (verdict,) = _judge(judge_server, price=price, max_tokens=1000)
+    assert verdict.metadata["cost_usd"] == pytest.approx(110e-6)
+    # The prompt's estimated tokens with their margin, and the 1,000 that a reply may have.
+    assert 1000e-6 < verdict.metadata["lost_usd"] < 2000e-6
 
 
 def test_a_cost_limit_stops_before_it_is_crossed(judge_server: Any) -> None:
