@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
@@ -16,23 +15,17 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from chatbind_cli.artifacts import emit_record
-from chatbind_cli.console import Progress, note
-from chatbind_cli.errors import SomeRecordsFailed, UsageError
-from chatbind_cli.jsonl import RecordWriter, read_records
-from chatbind_cli.review.cases import Inputs, read_inputs
-from chatbind_cli.review.judges import Judge, RuleJudge
-from chatbind_cli.review.records import finished, put_in_order
-from chatbind_cli.review.rules import Rules, load_rules
+from chatbind_cli.errors import UsageError
+from chatbind_cli.jsonl import read_records
 
 from . import _base
 from ._base import GroupedOption, ListOption
 from ._options import device_options, on_error_option, output_option, overwrite_option
 
 if TYPE_CHECKING:
-    from chatbind_cli.review.bill import Price
-    from chatbind_cli.review.run import Outcome, RunOptions
+    from chatbind_cli.review.plan import Plan
+    from chatbind_cli.review.run import Orders
 
-_DEFAULT_MODEL = "gpt-4o"
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _input = partial(click.option, cls=GroupedOption, group="Input")
 _judge = partial(click.option, cls=GroupedOption, group="Judge")
@@ -102,6 +95,7 @@ _limit = partial(click.option, cls=GroupedOption, group="Limits")
 )
 @_judge(
     "--judge",
+    "kind",
     type=click.Choice(["auto", "openai", "local", "rule"]),
     default="auto",
     help="openai: a chat model at an endpoint; local: a causal language model in this process; "
@@ -110,12 +104,14 @@ _limit = partial(click.option, cls=GroupedOption, group="Limits")
 )
 @_judge(
     "--judge-url",
+    "url",
     metavar="URL",
     help="OpenAI-compatible endpoint, as http://localhost:8000/v1; default: OpenAI's. "
     "The key comes from the environment (OPENAI_API_KEY).",
 )
 @_judge(
     "--judge-model",
+    "model",
     help="The judge's name there, or the local model's folder.  [default: gpt-4o]",
 )
 @_judge(
@@ -149,7 +145,13 @@ _limit = partial(click.option, cls=GroupedOption, group="Limits")
     type=click.FloatRange(min=0, min_open=True),
     help="The same in tokens, sent and received.",
 )
-@_limit("--timeout", type=click.FloatRange(min=0.01), default=120.0, help="Seconds a request.")
+@_limit(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0.01),
+    default=120.0,
+    help="Seconds a request.",
+)
 @_limit("--retries", type=click.IntRange(min=0), default=5, help="Further attempts a request.")
 @_limit(
     "--grace",
@@ -159,6 +161,7 @@ _limit = partial(click.option, cls=GroupedOption, group="Limits")
 )
 @_limit(
     "--max-cost",
+    "max_cost_usd",
     type=click.FloatRange(min=0),
     metavar="USD",
     help="Stop before the reviews in the output file cost more than this.",
@@ -167,7 +170,7 @@ _limit = partial(click.option, cls=GroupedOption, group="Limits")
     "--prices",
     type=_FILE,
     help='TOML file of prices: ["my-judge"] with input = 2.5 and output = 10.0, in USD a million '
-    "tokens; default: our own table of well-known models.",
+    "tokens; default: our own dated table of well-known models (--dry-run says its age).",
 )
 @_limit(
     "--tokenizer",
@@ -186,62 +189,46 @@ def command(
     answers: tuple[str, ...],
     contexts: Path | None,
     references: Path | None,
-    judge: str,
-    orders: str | None,
+    orders: Orders | None,
     samples: int,
-    concurrency: int,
     grace: float,
     dry_run: bool,
     output: str,
     overwrite: bool,
     on_error: Any,
-    **asked: Any,
+    **settings: Any,
 ) -> None:
     """Let a judge score two sets of answers, matched by question id.
 
     A failed review is written with an `error` and without scores, and the same command again
     makes only what is missing. Exit code 3: a review failed, or the files did not fit together.
     """
-    from chatbind_cli.review.run import RunOptions, run_reviews  # noqa: PLC0415  brings asyncio
+    from chatbind_cli.review.choosing import JudgeSettings  # noqa: PLC0415  they bring asyncio
+    from chatbind_cli.review.job import ReviewFiles, ReviewJob  # noqa: PLC0415
+    from chatbind_cli.review.run import RunOptions  # noqa: PLC0415
 
-    if judge == "auto":
-        chat = asked["judge_url"] or asked["judge_model"] or os.environ.get("OPENAI_API_KEY")
-        judge = "openai" if chat else "rule"
-    is_rule = judge == "rule"
-    # Context is for a judge who reads it; a rule that compares words needs none.
-    inputs = read_inputs(
-        questions,
-        _answer_sources(answers),
-        contexts=None if is_rule else contexts,
+    files = ReviewFiles(
+        questions=questions,
+        answers=_answer_sources(answers),
+        contexts=contexts,
         references=references,
+        output=output,
+        overwrite=overwrite,
     )
-    options = RunOptions(
-        orders=orders or ("as-given" if is_rule else "both"),  # type: ignore[arg-type]
-        samples=samples,
-        concurrency=1 if is_rule else concurrency,
-        on_error=on_error,
-        grace_s=grace,
-    )
-    done, spent = (set(), 0.0) if overwrite else finished(output)
-    price = _price(judge, asked)
-    judge_object, counted_by = _make_judge(judge, asked, concurrency, price, spent, dry_run)
+    options = RunOptions(samples=samples, on_error=on_error, grace_s=grace)
+    job = ReviewJob(files, JudgeSettings(**settings), options, orders=orders, will_ask=not dry_run)
     if dry_run:
-        _show_plan(inputs, judge_object, options, done, price, counted_by)
+        _show(job.plan())
         return
-    note(f"judge: {judge_object.name}")
-    if samples > 1 and not is_rule and asked["temperature"] == 0:
-        note("--samples asks for the same words again and again unless --temperature is above 0")
-    pairs = len(inputs.answers) - 1
-    total = len(inputs.questions) * pairs * samples * (2 if options.orders == "both" else 1)
-    with (
-        _termination_as_interrupt(),
-        RecordWriter(output, key="review_id", overwrite=overwrite) as writer,
-        Progress(total, "judging", "reviews") as progress,
-    ):
-        outcome = run_reviews(
-            inputs.cases(), judge_object, writer, options, on_done=progress.advance
-        )
-    _conclude(inputs, outcome, output)
+    with _termination_as_interrupt():
+        job.run()
+
+
+def _show(plan: Plan) -> None:
+    if sys.stdout.isatty():
+        click.echo("\n".join(plan.lines()))
+    else:
+        emit_record(plan.record())
 
 
 def _answer_sources(answers: Sequence[str]) -> list[Any]:
@@ -266,94 +253,6 @@ def _stdin() -> IO[bytes]:
     return sys.stdin.buffer
 
 
-def _price(judge: str, asked: dict[str, Any]) -> Price | None:
-    """What the judge's tokens cost, None if nobody knows."""
-    from chatbind_cli.review.bill import FREE, find_price, load_prices  # noqa: PLC0415
-
-    prices = load_prices(asked["prices"])
-    model = asked["judge_model"] or _DEFAULT_MODEL
-    price = find_price(model, prices) if judge == "openai" else FREE
-    if price is None and asked["max_cost"] is not None:
-        raise UsageError(
-            f"the price of {model!r} is not known, so --max-cost cannot be kept",
-            hint="give it with --prices",
-        )
-    return price
-
-
-def _make_judge(
-    kind: str,
-    asked: dict[str, Any],
-    concurrency: int,
-    price: Price | None,
-    spent: float,
-    dry_run: bool,
-) -> tuple[Judge, str]:
-    """The judge, and the name of what it counts tokens with."""
-    if kind == "rule":
-        return RuleJudge(), ""
-    rules = load_rules(asked["rules"]) if asked["rules"] else Rules()
-    if kind == "local":
-        return _local_judge(rules, asked, concurrency), "the judge's own tokenizer"
-    from chatbind_cli.review.bill import FREE  # noqa: PLC0415
-    from chatbind_cli.review.chat_judge import ChatJudge, ChatJudgeOptions  # noqa: PLC0415
-    from chatbind_cli.review.tokens import counter_for  # noqa: PLC0415
-
-    count, counted_by = counter_for(asked["tokenizer"])
-    options = ChatJudgeOptions(
-        model=asked["judge_model"] or _DEFAULT_MODEL,
-        base_url=asked["judge_url"],
-        temperature=asked["temperature"],
-        max_tokens=asked["max_tokens"],
-        structured=asked["structured"],
-        timeout_s=asked["timeout"],
-        retries=asked["retries"],
-        concurrency=concurrency,
-        requests_per_minute=asked["requests_per_minute"],
-        tokens_per_minute=asked["tokens_per_minute"],
-        price=price or FREE,
-        max_cost_usd=asked["max_cost"],
-        spent_usd=spent,
-        count=count,
-    )
-    return ChatJudge(rules, options, will_ask=not dry_run), counted_by
-
-
-def _local_judge(rules: Rules, asked: dict[str, Any], concurrency: int) -> Judge:
-    from chatbind_cli.review.local_judge import LocalJudge, LocalJudgeOptions  # noqa: PLC0415
-
-    if not asked["judge_model"]:
-        raise UsageError("--judge local needs --judge-model, a language model's folder")
-    options = LocalJudgeOptions(
-        model=asked["judge_model"],
-        device=asked["device"],
-        dtype=asked["dtype"],
-        temperature=asked["temperature"],
-        max_tokens=asked["max_tokens"],
-        batch_size=concurrency,
-    )
-    return LocalJudge(rules, options)
-
-
-def _show_plan(
-    inputs: Inputs,
-    judge: Judge,
-    options: RunOptions,
-    done: set[str],
-    price: Price | None,
-    counted_by: str,
-) -> None:
-    from chatbind_cli.review.plan import make_plan  # noqa: PLC0415
-
-    plan = make_plan(inputs.cases(), judge, options, done=done, price=price, counted_by=counted_by)
-    for remark in inputs.remarks:
-        note(remark)
-    if sys.stdout.isatty():
-        click.echo("\n".join(plan.lines()))
-    else:
-        emit_record(plan.record())
-
-
 @contextmanager
 def _termination_as_interrupt() -> Iterator[None]:
     """Lets SIGTERM (a batch system's first word) end the run as Ctrl-C does."""
@@ -369,25 +268,3 @@ def _termination_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _conclude(inputs: Inputs, outcome: Outcome, output: str) -> None:
-    """Says what was done, puts the file in order, and decides the exit code."""
-    if Path(output).is_file():  # not a pipe or a device
-        put_in_order(Path(output), outcome.tasks)
-    for remark in inputs.remarks:
-        note(remark)
-    parts = [f"{outcome.judged} reviews made"]
-    if outcome.reused:
-        parts.append(f"{outcome.reused} were there already")
-    if outcome.tokens[0]:
-        parts.append(f"{outcome.tokens[0]} tokens sent, {outcome.tokens[1]} received")
-    if outcome.cost_usd:
-        parts.append(f"{outcome.cost_usd:.4f} USD")
-    if outcome.failed:
-        parts.append(f"{outcome.failed} failed")
-    note(", ".join(parts))
-    if outcome.failed or inputs.remarks:
-        what = [f"{outcome.failed} reviews failed"] if outcome.failed else []
-        what += ["the files do not fit together, as said above"] if inputs.remarks else []
-        raise SomeRecordsFailed(" and ".join(what))

@@ -7,10 +7,11 @@ cost. Knows nothing of requests.
 from __future__ import annotations
 
 import asyncio
+import datetime
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
@@ -28,14 +29,29 @@ class Price:
     Attributes:
         input: of the prompt.
         output: of the reply.
+        as_of: the day on which that was the price, None if nobody says.
+        source: the table that says so, empty for our own.
     """
 
     input: float
     output: float
+    as_of: datetime.date | None = field(default=None, compare=False)
+    source: str = field(default="", compare=False)
 
     def cost_usd(self, prompt_tokens: float, completion_tokens: float) -> float:
         """What so many tokens cost."""
         return (prompt_tokens * self.input + completion_tokens * self.output) / _MILLION
+
+    def text(self, today: datetime.date | None = None) -> str:
+        """The price in words, with where it comes from and how old it is."""
+        text = f"{self.input:g} USD a million tokens sent, {self.output:g} received"
+        text += f", from {self.source or 'our own table'}"
+        if self.as_of is not None:
+            months = ((today or datetime.datetime.now(datetime.UTC).date()) - self.as_of).days // 30
+            text += f" as of {self.as_of} ({months} {'month' if months == 1 else 'months'} old)"
+        if not self.source:
+            text += ": check your provider's list, and give --prices where it differs"
+        return text
 
 
 FREE = Price(0.0, 0.0)
@@ -48,7 +64,7 @@ def load_prices(path: Path | None = None) -> dict[str, Price]:
         RecordError: the user's file is not TOML of the form of ours.
     """
     own = resources.files("chatbind_cli.review").joinpath("prices.toml").read_text("utf-8")
-    prices = _table(tomllib.loads(own), "prices.toml")
+    prices = _table(tomllib.loads(own), "")
     if path is not None:
         try:
             document = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -58,15 +74,20 @@ def load_prices(path: Path | None = None) -> dict[str, Price]:
     return prices
 
 
-def _table(document: Mapping[str, object], where: str) -> dict[str, Price]:
+def _table(document: dict[str, object], source: str) -> dict[str, Price]:
+    as_of = document.pop("as_of", None)
+    if isinstance(as_of, datetime.datetime):
+        as_of = as_of.date()
+    if as_of is not None and not isinstance(as_of, datetime.date):
+        raise RecordError("as_of is no date", where=source, hint="as in as_of = 2026-01-31")
     found = {}
     for model, entry in document.items():
         values = [entry.get(key) for key in ("input", "output")] if isinstance(entry, dict) else []
         good = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
-        if len(good) != 2 or min(good) < 0:
+        if len(good) != 2 or not all(0 <= value < float("inf") for value in good):
             hint = 'as in ["my-judge"] with input = 2.5 and output = 10.0, in USD a million tokens'
-            raise RecordError(f"{model!r} has no two prices", where=where, hint=hint)
-        found[model] = Price(float(good[0]), float(good[1]))
+            raise RecordError(f"{model!r} has no two prices", where=source, hint=hint)
+        found[model] = Price(float(good[0]), float(good[1]), as_of, source)
     return found
 
 

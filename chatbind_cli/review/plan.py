@@ -10,10 +10,11 @@ from dataclasses import asdict, dataclass
 from typing import Protocol
 
 from chatbind_cli.jsonl import Record
-from chatbind_cli.review.bill import Price
+from chatbind_cli.review.bill import FREE, Price
 from chatbind_cli.review.cases import Case
 from chatbind_cli.review.judges import Judge
 from chatbind_cli.review.run import RunOptions, tasks_of
+from chatbind_cli.review.tokens import ESTIMATE
 
 _USUAL_REVIEW_TOKENS = 200
 """Two scores and a paragraph; GPT-4's published reviews of Vicuna have about 150."""
@@ -42,7 +43,8 @@ class Plan:
         completion_tokens_at_most: the same if every review is as long as allowed.
         cost_usd: the cost of `completion_tokens`; None without a price.
         cost_usd_at_most: the cost of `completion_tokens_at_most`.
-        counted_by: the tokenizer, or `estimate`.
+        counted_by: the tokenizer, or `ESTIMATE`.
+        price: the price that the costs are reckoned with, its source and its age.
     """
 
     judge: str
@@ -56,6 +58,7 @@ class Plan:
     cost_usd: float | None = None
     cost_usd_at_most: float | None = None
     counted_by: str = ""
+    price: str = ""
 
     def record(self) -> Record:
         """The plan as a record."""
@@ -70,14 +73,19 @@ class Plan:
             f"requests: {self.requests:,}",
         ]
         if self.counted_by:
+            counted = f"counted: {self.counted_by}"
+            if self.counted_by == ESTIMATE:
+                counted = "an estimate; --tokenizer counts"
             lines.append(
                 f"tokens: {self.prompt_tokens:,} to send, about {self.completion_tokens:,} and at "
-                f"most {self.completion_tokens_at_most:,} to receive (counted: {self.counted_by})"
+                f"most {self.completion_tokens_at_most:,} to receive ({counted})"
             )
         if self.cost_usd is not None and self.cost_usd_at_most is not None:
             lines.append(
                 f"cost: about {self.cost_usd:.2f} USD, at most {self.cost_usd_at_most:.2f} USD"
             )
+            if self.price:
+                lines.append(f"price: {self.price}")
         elif self.requests:
             lines.append("cost: unknown, the judge has no price (see --prices)")
         return lines
@@ -120,6 +128,7 @@ def make_plan(
                 plan.completion_tokens_at_most += tokens[1]
     if price is not None:
         plan.cost_usd = round(price.cost_usd(plan.prompt_tokens, plan.completion_tokens), 6)
+        plan.price = price.text() if price is not FREE else ""
         most = plan.completion_tokens_at_most
         plan.cost_usd_at_most = round(price.cost_usd(plan.prompt_tokens, most), 6)
     return plan

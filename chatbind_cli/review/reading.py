@@ -49,6 +49,17 @@ def metadata_of(review: Record) -> Record:
     return metadata if isinstance(metadata, dict) else {}
 
 
+def paid_usd(metadata: Record) -> float | None:
+    """What a review cost at most, in US dollars; None where the judge has no price.
+
+    Replies that never came count as what they may have cost, and so do the earlier reviews that
+    it replaced: failed ones, and those of an answer that has changed since.
+    """
+    keys = ("cost_usd", "lost_usd", "earlier_usd")
+    known = [metadata[key] for key in keys if isinstance(metadata.get(key), int | float)]
+    return sum(known) if known else None
+
+
 def unit_of(review: Record) -> Unit:
     """What is drawn by the bootstrap: a question, apart for each pair of answerers.
 

@@ -12,15 +12,16 @@ not fill (`reading.latest`). Knows nothing of judges.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from chatbind_cli.files import replace_file
-from chatbind_cli.jsonl import Record
+from chatbind_cli.jsonl import Record, dumps
 from chatbind_cli.review.cases import Case, digest
 from chatbind_cli.review.judges import Verdict
+from chatbind_cli.review.reading import metadata_of, paid_usd
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +53,14 @@ class Task:
         return digest(question, self.case.texts, self.case.problem)
 
 
-def review_record(task: Task, verdict: Verdict) -> Record:
-    """The record of one judgement; with an `error` and without scores if it failed."""
+def review_record(task: Task, verdict: Verdict, *, earlier_usd: float = 0.0) -> Record:
+    """The record of one judgement; with an `error` and without scores if it failed.
+
+    Args:
+        task: what was judged.
+        verdict: what the judge said.
+        earlier_usd: what earlier reviews in its slot cost.
+    """
     case = task.case
     answer_ids = [answer.get("answer_id") for answer in case.answers] or [None, None]
     metadata: dict[str, Any] = {
@@ -64,6 +71,8 @@ def review_record(task: Task, verdict: Verdict) -> Record:
         "sample": task.sample,
         **verdict.metadata,
     }
+    if earlier_usd:
+        metadata["earlier_usd"] = round(earlier_usd, 8)
     if case.modality is not None:
         metadata["modality"] = case.modality
     metadata["models"] = list(case.models)
@@ -87,17 +96,65 @@ def review_record(task: Task, verdict: Verdict) -> Record:
     return record
 
 
-def finished(path: Path | str) -> tuple[set[str], float]:
-    """The ids of the reviews that a file holds without an error, and what they cost in USD."""
-    done: set[str] = set()
-    cost = 0.0
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What earlier runs left in the output.
+
+    Attributes:
+        done: ids of the reviews that are there without an error.
+        failed: those with one, by their ids.
+        usd_by_slot: what was paid for each slot, replaced and failed reviews included.
+    """
+
+    done: set[str] = field(default_factory=set)
+    failed: dict[str, Record] = field(default_factory=dict)
+    usd_by_slot: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def spent_usd(self) -> float:
+        """What was paid in all."""
+        return sum(self.usd_by_slot.values())
+
+
+def read_earlier(path: Path | str) -> Earlier:
+    """What a file holds; nothing where there is none."""
+    earlier = Earlier()
     if str(path) == "-" or not Path(path).is_file():
-        return done, cost
+        return earlier
     for record in _whole_lines(Path(path)):
-        cost += (record.get("metadata") or {}).get("cost_usd") or 0.0
-        if "error" not in record and "review_id" in record:
-            done.add(str(record["review_id"]))
-    return done, cost
+        metadata = metadata_of(record)
+        slot = str(metadata.get("slot"))
+        paid = paid_usd(metadata)
+        if paid is not None:
+            # A review that came later in its slot says itself what those before it cost.
+            before = 0.0 if "earlier_usd" in metadata else earlier.usd_by_slot.get(slot, 0.0)
+            earlier.usd_by_slot[slot] = before + paid
+        if "review_id" not in record:
+            continue
+        if "error" in record:
+            earlier.failed[str(record["review_id"])] = record
+        else:
+            earlier.done.add(str(record["review_id"]))
+    return earlier
+
+
+def restore_failed(path: Path, failed: Mapping[str, Record]) -> None:
+    """Appends the failed reviews of earlier runs that this one has not made again.
+
+    Opening a file to continue it drops what failed. But a run may end before it comes to them, and
+    those of another judge are none of its own; they are not to vanish from the count of failures.
+
+    Args:
+        path: the review file, closed.
+        failed: what was there with an error when the run began, by id.
+    """
+    if not failed:
+        return
+    there = {str(record.get("review_id")) for record in _whole_lines(path)}
+    with path.open("a", encoding="utf-8") as file:
+        for review_id, record in failed.items():
+            if review_id not in there:
+                file.write(dumps(record) + "\n")
 
 
 def _whole_lines(path: Path) -> Iterator[Record]:

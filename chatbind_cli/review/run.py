@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -21,6 +21,7 @@ from chatbind_cli.errors import JudgeError, RecordError
 from chatbind_cli.jsonl import RecordWriter
 from chatbind_cli.review.cases import Case, digest
 from chatbind_cli.review.judges import Judge, Stopped, Verdict
+from chatbind_cli.review.reading import paid_usd
 from chatbind_cli.review.records import Task, review_record
 
 Orders = Literal["as-given", "both", "random"]
@@ -37,6 +38,7 @@ class RunOptions:
         concurrency: judgements under way at the same time.
         on_error: write failed reviews, leave them out, or stop at the first.
         grace_s: longest wait for judgements under way when the run ends early.
+        earlier_usd: what earlier reviews cost, by slot; it is said in those that replace them.
     """
 
     orders: Orders = "as-given"
@@ -44,6 +46,7 @@ class RunOptions:
     concurrency: int = 8
     on_error: Literal["record", "skip", "fail"] = "record"
     grace_s: float = 15.0
+    earlier_usd: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -56,7 +59,8 @@ class Outcome:
         failed: reviews without scores.
         tasks: `(review_id, slot)` of all of them, in the order of the cases.
         tokens: prompt and completion tokens that the judge says it used now.
-        cost_usd: what they cost, as far as prices are known.
+        cost_usd: what they cost at most, as far as prices are known.
+        lost_usd: what of that would be for replies that never came.
     """
 
     judged: int = 0
@@ -65,6 +69,21 @@ class Outcome:
     tasks: list[tuple[str, str]] = field(default_factory=list)
     tokens: list[int] = field(default_factory=lambda: [0, 0])
     cost_usd: float = 0.0
+    lost_usd: float = 0.0
+
+    def text(self) -> str:
+        """What was done, in one line."""
+        parts = [f"{self.judged:,} reviews made"]
+        if self.reused:
+            parts.append(f"{self.reused:,} were there already")
+        if self.tokens[0]:
+            parts.append(f"{self.tokens[0]:,} tokens sent, {self.tokens[1]:,} received")
+        if self.cost_usd:
+            lost = f" ({self.lost_usd:.4f} of it for replies that never came)"
+            parts.append(f"{self.cost_usd:.4f} USD{lost if self.lost_usd else ''}")
+        if self.failed:
+            parts.append(f"{self.failed:,} failed")
+        return ", ".join(parts)
 
 
 def tasks_of(case: Case, judge: Judge, options: RunOptions) -> Iterator[Task]:
@@ -222,10 +241,12 @@ class _Run:
 
     def _finish(self, task: Task, verdict: Verdict) -> None:
         """Counts and writes one judgement; nothing awaits in between, so lines never mix."""
-        record = review_record(task, verdict)
+        earlier = self._options.earlier_usd.get(task.slot, 0.0)
+        record = review_record(task, verdict, earlier_usd=earlier)
         self.outcome.tokens[0] += verdict.metadata.get("prompt_tokens", 0)
         self.outcome.tokens[1] += verdict.metadata.get("completion_tokens", 0)
-        self.outcome.cost_usd += verdict.metadata.get("cost_usd", 0.0)
+        self.outcome.cost_usd += paid_usd(verdict.metadata) or 0.0
+        self.outcome.lost_usd += verdict.metadata.get("lost_usd", 0.0)
         if verdict.scores is not None:
             self.outcome.judged += 1
             self._writer.write(record)

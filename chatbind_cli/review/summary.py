@@ -22,6 +22,7 @@ from chatbind_cli.review.reading import (
     latest,
     metadata_of,
     order_of,
+    paid_usd,
     scores_of,
     unit_of,
 )
@@ -67,7 +68,7 @@ class Row:
         dates: the first and the last day of judging, as far as the reviews say.
         prompt_tokens: what the reviews took, as the judges counted it.
         completion_tokens: the same of what they wrote.
-        cost_usd: what that cost, as far as prices were known.
+        cost_usd: what was paid at most, as far as prices were known; see `reading.paid_usd`.
         baseline: the run that this one is compared with.
         n_both: questions that both runs have.
         difference: this run's relative score on them minus the baseline's, in points.
@@ -219,7 +220,7 @@ class _Group:
     def _circumstances(self) -> dict[str, Any]:
         """Who judged, when, and what it took."""
         known = [metadata_of(review) for review in self.reviews]
-        costs = [metadata["cost_usd"] for metadata in known if metadata.get("cost_usd") is not None]
+        costs = [paid for metadata in known if (paid := paid_usd(metadata)) is not None]
         times = [m["created"] for m in known if isinstance(m.get("created"), int | float)]
         return {
             "judges": tuple(dict.fromkeys(filter(None, map(judge_of, self.reviews)))),

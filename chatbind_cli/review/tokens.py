@@ -13,6 +13,8 @@ from typing import Any
 from chatbind_cli.errors import CheckpointError, UsageError
 
 Counter = Callable[[str], int]
+ESTIMATE = "estimate"
+"""The name of what counts tokens without a tokenizer."""
 
 # Letters in runs, digits in groups of three, everything else one by one, as BPE tokenizers cut.
 _PIECE = re.compile(r"[^\W\d_]+|\d{1,3}|[^\w\s]|_|\n+")
@@ -45,7 +47,7 @@ def counter_for(name: str | None) -> tuple[Counter, str]:
         UsageError: tiktoken is asked for and not installed.
     """
     if name is None:
-        return estimate, "estimate"
+        return estimate, ESTIMATE
     if name.startswith("tiktoken:"):
         return _tiktoken(name.removeprefix("tiktoken:")), name
     from transformers import AutoTokenizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ def test_a_dated_name_has_the_price_of_its_model() -> None:
     assert find_price("gpt-4o-2024-08-06", prices) == prices["gpt-4o"]
     assert find_price("gpt-4-0613", prices) == prices["gpt-4"]
     assert find_price("gpt-4o-mini", prices) != prices["gpt-4o"]
+    assert find_price("gpt-4o-2024-05-13", prices) == Price(5.0, 15.0), "it was dearer"
     assert find_price("my-judge", prices) is None
 
 
@@ -34,8 +36,33 @@ def test_the_users_table_wins(tmp_path: Path) -> None:
     assert "gpt-4" in prices
 
 
+def test_a_price_says_where_it_comes_from_and_how_old_it_is(tmp_path: Path) -> None:
+    own = load_prices()["gpt-4o"]
+    assert own.as_of is not None
+    text = own.text(own.as_of + datetime.timedelta(days=400))
+    assert text == (
+        "2.5 USD a million tokens sent, 10 received, from our own table as of "
+        f"{own.as_of} (13 months old): check your provider's list, and give --prices where it "
+        "differs"
+    )
+    path = tmp_path / "prices.toml"
+    path.write_text("as_of = 2026-01-31\n[m]\ninput = 1\noutput = 2\n")
+    theirs = load_prices(path)["m"]
+    assert theirs.text(datetime.date(2026, 3, 3)) == (
+        f"1 USD a million tokens sent, 2 received, from {path} as of 2026-01-31 (1 month old)"
+    )
+
+
 @pytest.mark.parametrize(
-    "text", ["nonsense", "x = 1", "[m]\ninput = 1", "[m]\ninput = -1\noutput = 1"]
+    "text",
+    [
+        "nonsense",
+        "x = 1",
+        "[m]\ninput = 1",
+        "[m]\ninput = -1\noutput = 1",
+        "[m]\ninput = nan\noutput = 1",
+        "as_of = 2026",
+    ],
 )
 def test_a_wrong_table_names_its_file(tmp_path: Path, text: str) -> None:
     path = tmp_path / "prices.toml"

@@ -154,7 +154,7 @@ def test_a_chat_model_judges_with_rules_contexts_and_both_orders(
     (world / "rule.json").write_text(json.dumps(rule))
     words = [*RULE, "said.jsonl", "--context", "ctx.jsonl", "--rule", "rule.json"]
     words += ["--judge-url", judge_server.url, "--judge-model", "m", "-o", "r.jsonl"]
-    done = _chatbind(*words, cwd=world, env={"OPENAI_API_KEY": "sk-secret"})
+    done = _chatbind(*words, cwd=world, env={"OPENAI_API_KEY": "sk-secret-1234567890"})
     assert done.returncode == 0, done.stderr
     assert "sk-secret" not in done.stderr + (world / "r.jsonl").read_text()
     assert "800 tokens sent, 80 received" in done.stderr
@@ -167,7 +167,7 @@ def test_a_chat_model_judges_with_rules_contexts_and_both_orders(
     users = [request["messages"][1]["content"] for request in judge_server.requests]
     assert any("[Context]\ncaption 3\n" in user and "RULE detail" in user for user in users)
 
-    again = _chatbind(*words, cwd=world, env={"OPENAI_API_KEY": "sk-secret"})
+    again = _chatbind(*words, cwd=world, env={"OPENAI_API_KEY": "sk-secret-1234567890"})
     assert again.returncode == 0
     assert "0 reviews made, 8 were there already" in again.stderr
     assert len(judge_server.requests) == 9
@@ -192,7 +192,7 @@ def test_the_seeds_command_line_asks_the_chat_model(world: Path, judge_server: A
 def test_a_wrong_key_ends_with_1_and_one_line(world: Path, judge_server: Any) -> None:
     judge_server.faults.extend([401] * 50)
     words = [*RULE, "said.jsonl", "--judge-url", judge_server.url]
-    done = _chatbind(*words, cwd=world, env={"OPENAI_API_KEY": "sk-secret"})
+    done = _chatbind(*words, cwd=world, env={"OPENAI_API_KEY": "sk-secret-1234567890"})
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if "error" in line]
     assert line.endswith("check the key in OPENAI_API_KEY")
@@ -273,6 +273,8 @@ def test_a_dry_run_counts_and_asks_nobody(world: Path, judge_server: Any) -> Non
     assert plan["cost_usd_at_most"] == pytest.approx(
         plan["prompt_tokens"] * 2.5e-6 + 2400 * 10e-6, abs=1e-6
     )
+    assert "from our own table as of " in plan["price"]
+    assert "--prices" in plan["price"]
     assert not (world / "r.jsonl").exists()
     assert judge_server.requests == []
 
@@ -298,6 +300,41 @@ def test_a_cost_limit_ends_the_run_and_a_higher_one_goes_on(world: Path, judge_s
     assert len(judge_server.requests) == made
     assert _chatbind(*words, "9", cwd=world).returncode == 0
     assert len(judge_server.requests) == 8
+
+
+def test_money_for_reviews_that_are_made_again_stays_on_the_bill(
+    world: Path, judge_server: Any
+) -> None:
+    (world / "p.toml").write_text("[m]\ninput = 1000\noutput = 1000\n")
+    words = [*RULE, "said.jsonl", "--judge-url", judge_server.url, "--judge-model", "m"]
+    words += ["--max-tokens", "10", "--prices", "p.toml", "-o", "r.jsonl", "--orders", "as-given"]
+    judge_server.answer = lambda request: "no idea"
+    for _ in range(3):  # four reviews, each asked twice: 8 x 0.11 USD
+        assert _chatbind(*words, cwd=world).returncode == 3
+    paid = [r["metadata"] for r in _records((world / "r.jsonl").read_text())]
+    assert sum(m["cost_usd"] + m["earlier_usd"] for m in paid) == pytest.approx(3 * 8 * 0.11)
+    asked = len(judge_server.requests)
+    for _ in range(2):
+        done = _chatbind(*words, "--max-cost", "2.7", cwd=world)
+        assert done.returncode == 1
+        assert "2.6400 USD are spent" in done.stderr
+        assert "price: 1000 USD a million tokens sent" in done.stderr
+    assert len(judge_server.requests) == asked
+
+
+def test_failures_stay_counted_when_another_judge_or_a_stopped_run_continues_the_file(
+    world: Path, judge_server: Any
+) -> None:
+    words = [*RULE, "said.jsonl", "--judge-url", judge_server.url, "-o", "r.jsonl"]
+    judge_server.answer = lambda request: "no idea" if request["model"] == "bad" else "8 6"
+    assert _chatbind(*words, "--judge-model", "bad", cwd=world).returncode == 3
+    failed = (world / "r.jsonl").read_text()
+    assert _chatbind(*words, "--judge-model", "good", cwd=world).returncode == 0
+    assert (world / "r.jsonl").read_text().startswith(failed)
+    judge_server.faults.extend([401] * 50)
+    assert _chatbind(*words, "--judge-model", "bad", cwd=world).returncode == 1
+    records = _records((world / "r.jsonl").read_text())
+    assert sum("error" in record for record in records) == len(records) / 2 == 8
 
 
 def test_a_cost_limit_without_a_price_is_refused(world: Path, judge_server: Any) -> None:
