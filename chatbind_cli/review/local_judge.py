@@ -7,15 +7,19 @@ Knows nothing of files or of scores.
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
 from chatbind_cli.errors import CheckpointError
-from chatbind_cli.review.asking import ask_for_scores, find_rule
+from chatbind_cli.review.asking import NoReplyError, ask_for_scores, find_rule
 from chatbind_cli.review.cases import Case, digest
 from chatbind_cli.review.judges import Stopped, Verdict
 from chatbind_cli.review.prompts import VERSION, Message, build_messages
 from chatbind_cli.review.rules import Rules
+
+_SHORTEST_REVIEW = 8
+"""Tokens of two scores."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,21 +125,27 @@ class LocalJudge:
                     waiting.reply.set_result(result)
 
     async def _run(self, batch: list[_Waiting]) -> list[Any]:
+        """A reply, or the reason why there is none, for each that waits."""
         try:
             replies = await asyncio.to_thread(
                 self._generator.replies, [waiting.messages for waiting in batch]
             )
-        except (
-            RuntimeError,
-            ValueError,
-            IndexError,
-        ) as error:  # out of memory, a template that refuses
-            return [error] * len(batch)
+        # Out of memory, a prompt that is too long, a template that refuses.
+        except (RuntimeError, ValueError, IndexError) as error:
+            if len(batch) == 1:
+                return [NoReplyError(f"the model cannot answer this ({_first_line(error)})")]
+            # It may be the matter of one of them only.
+            return [outcome for waiting in batch for outcome in await self._run([waiting])]
         for waiting, (_, prompt, completion) in zip(batch, replies, strict=True):
             metadata = waiting.metadata
+            metadata["created"] = int(time.time())
             metadata["prompt_tokens"] = metadata.get("prompt_tokens", 0) + prompt
             metadata["completion_tokens"] = metadata.get("completion_tokens", 0) + completion
         return [text for text, _, _ in replies]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 class _Generator:
@@ -184,8 +194,7 @@ class _Generator:
         return len(self._tokenizer(self._text(messages))["input_ids"])
 
     def _no_judge(self, error: Exception) -> CheckpointError:
-        line = (str(error).strip().splitlines() or [""])[0]
-        return CheckpointError(f"is no judge ({line})", where=self._options.model)
+        return CheckpointError(f"is no judge ({_first_line(error)})", where=self._options.model)
 
     def replies(self, chats: list[list[Message]]) -> list[tuple[str, int, int]]:
         """A reply a chat, with the tokens of prompt and reply."""
@@ -202,6 +211,7 @@ class _Generator:
             add_special_tokens=plain,
             return_token_type_ids=False,
         )
+        room = self._room(batch["input_ids"].shape[1])
         batch = batch.to(self._model.device)
         sampling = {"do_sample": False}
         if self._options.temperature > 0:
@@ -209,7 +219,7 @@ class _Generator:
         with torch.inference_mode():
             output = self._model.generate(
                 **batch,
-                max_new_tokens=self._options.max_tokens,
+                max_new_tokens=min(self._options.max_tokens, room),
                 pad_token_id=self._tokenizer.pad_token_id,
                 **sampling,
             )
@@ -220,6 +230,19 @@ class _Generator:
             text = self._tokenizer.decode(new, skip_special_tokens=True).strip()
             found.append((text, int(mask.sum()), len(kept)))
         return found
+
+    def _room(self, prompt: int) -> int:
+        """The tokens that a reply may have: beyond its positions a model answers nonsense.
+
+        Raises:
+            ValueError: not even two scores have room.
+        """
+        longest = getattr(self._model.config, "max_position_embeddings", None)
+        if not longest:
+            return self._options.max_tokens
+        if prompt + _SHORTEST_REVIEW > longest:
+            raise ValueError(f"the prompt of {prompt} tokens is too long for its {longest}")
+        return int(longest) - prompt
 
     def _text(self, messages: list[Message]) -> str:
         """The chat in the model's own form; without one, as paragraphs."""

@@ -46,6 +46,9 @@ _DECORATION = str.maketrans("", "", "*_`#")
 _FENCED = re.compile(r"```(?:json)?\s*(\{.*\})\s*```", re.DOTALL)
 
 
+_THOUGHTS = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
+
+
 class UnreadableScores(ValueError):
     """A review does not say two scores in a form that can be read in only one way."""
 
@@ -62,6 +65,7 @@ def read_scores(text: str) -> tuple[float, float]:
     structured = read_object(text)
     if structured is not None:
         return structured[0]
+    text = _without_thoughts(text)
     lines = [line.translate(_DECORATION).strip() for line in text.splitlines()]
     lines = [line for line in lines if line]
     if not lines:
@@ -89,7 +93,7 @@ def read_object(text: str) -> tuple[tuple[float, float], str] | None:
     Raises:
         UnreadableScores: it is one, without two scores on the scale.
     """
-    stripped = text.strip()
+    stripped = _without_thoughts(text).strip()
     fenced = _FENCED.fullmatch(stripped)
     try:
         value = json.loads(fenced[1] if fenced else stripped)
@@ -101,6 +105,11 @@ def read_object(text: str) -> tuple[tuple[float, float], str] | None:
     if any(isinstance(score, bool) or not isinstance(score, int | float) for score in scores):
         raise UnreadableScores("no two scores in the JSON object")
     return _on_scale(str(scores[0]), str(scores[1])), str(value.get("explanation", ""))
+
+
+def _without_thoughts(text: str) -> str:
+    thoughts = _THOUGHTS.match(text)
+    return text[thoughts.end() :] if thoughts else text
 
 
 def _labelled(lines: list[str]) -> tuple[str, str] | None:

@@ -117,6 +117,16 @@ def test_a_template_without_a_system_message_gets_its_words_in_the_first_one(
     assert _judged(folder, [_case(1)], max_tokens=8)[0].scores == (8, 6)
 
 
+def test_a_prompt_that_does_not_fit_fails_alone_and_says_why(folder: Path) -> None:
+    cases = [_case(0), _case(1, "a dog " * 2000), _case(2)]
+    first, long, third = _judged(folder, cases, max_tokens=8)
+    assert first.scores == third.scores == (8, 6)
+    assert long.scores is None
+    assert long.error is not None
+    assert "tokens is too long for its 2048" in long.error
+    assert first.metadata["created"] > 1_700_000_000
+
+
 def test_a_stop_gives_up_what_waits(folder: Path) -> None:
     async def go() -> None:
         judge = LocalJudge(Rules(), LocalJudgeOptions(model=str(folder)))

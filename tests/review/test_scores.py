@@ -78,6 +78,7 @@ def test_every_deviation_is_one_that_the_golden_file_knows(golden: Path) -> None
         ("**Assistant 1:** 8 (correct)\n**Assistant 2:** 7 (vague)", (8, 7)),
         ("First I solve it myself.\nIt is 4.\n\n(3, 9)", (3, 9)),
         ("First I solve it myself.\nOutput: (3, 9)", (3, 9)),
+        ("<think>\n1 2\nAssistant 1: 3\n</think>\n\n8 7\nbecause", (8, 7)),
     ],
 )
 def test_usual_ways_to_write_a_pair_are_read(text: str, scores: tuple[float, float]) -> None:
