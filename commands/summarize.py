@@ -30,6 +30,7 @@ _output = partial(click.option, cls=GroupedOption, group="Output")
 _PREFIXES = ("gpt4_text_", "reviews_", "review_")
 _PATTERNS = ("gpt4_text*.jsonl", "review*.jsonl", "review*.json")
 _FOLDERS = (".", "review", "reviews")
+_REASONS_SHOWN = 8
 
 
 @_base.command(
@@ -87,7 +88,7 @@ _FOLDERS = (".", "review", "reviews")
     "form",
     type=click.Choice(["auto", "table", "markdown", "csv", "json"]),
     default="auto",
-    help="auto: a table on a terminal, else a JSON record a line.",
+    help="auto: a table on a terminal, else json; json: all that is known, a record a line.",
 )
 @_output(
     "--html",
@@ -122,7 +123,13 @@ _FOLDERS = (".", "review", "reviews")
     metavar="MB",
     help="Most megabytes of media in the report; what goes beyond is named, not shown.",
 )
-@_output("--json", "as_json", is_flag=True, help="The same as --format json.")
+@_output(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="A record a line with the figures alone: category, n, mean_1, mean_2, relative, ci95, "
+    "win, tie, lose, consistency, failed.",
+)
 def command(
     reviews: tuple[str, ...],
     files: tuple[str, ...],
@@ -152,14 +159,10 @@ def command(
         summaries += found
     if baseline is not None:
         summaries = _compared(summaries, _read(str(baseline), by, ignore, with_words=False))
-    _print(summaries, "json" if as_json else form)
+    _print(summaries, "figures" if as_json else form)
     if page is not None:
         _write_report(page, summaries, questions, answers, media)
-    for line in tables.remarks(summaries):
-        note(line)
-    for summary in summaries:
-        for reason, count in summary.failures.items():
-            note(f"{summary.name}: {count} failed, in no mean: {reason}")
+    _say(summaries)
     if not any(row.n for summary in summaries for row in summary.rows):
         raise RecordError("every review failed, so there is nothing to average")
 
@@ -189,15 +192,29 @@ def _compared(summaries: Sequence[Summary], baselines: Sequence[Summary]) -> lis
 def _print(summaries: Sequence[Summary], form: str) -> None:
     if form == "auto":
         form = "table" if sys.stdout.isatty() else "json"
-    if form == "json":
+    if form in ("json", "figures"):
+        several = len(summaries) > 1
         for summary in summaries:
             for row in summary.rows:
-                emit_record(row.record())
+                emit_record(row.record() if form == "json" else row.figures(several=several))
     elif form == "table":
         tables.print_table(summaries, sys.stdout)
     else:
         text = tables.markdown_table if form == "markdown" else tables.csv_table
         click.echo(text(summaries), nl=False)
+
+
+def _say(summaries: Sequence[Summary]) -> None:
+    """What the figures do not show, on stderr."""
+    for line in tables.remarks(summaries):
+        note(tables.plain(line))
+    for summary in summaries:
+        reasons = list(summary.failures.items())
+        for reason, count in reasons[:_REASONS_SHOWN]:
+            note(tables.plain(f"{summary.name}: {count} failed, in no mean: {reason}"))
+        rest = sum(count for _, count in reasons[_REASONS_SHOWN:])
+        if rest:
+            note(f"{summary.name}: {rest} more failed, in no mean, for other reasons")
 
 
 def _write_report(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from chatbind_cli.jsonl import Record
-from chatbind_cli.review.reading import Unit, scores_of, unit_of
+from chatbind_cli.review.reading import Unit, metadata_of, scores_of, unit_of
 from chatbind_cli.review.statistics import Pair, average, cohens_kappa, outcome
 
 
@@ -45,12 +45,12 @@ def agreements(reviews: Iterable[Record]) -> list[Agreement]:
     Args:
         reviews: of any number of files; failed ones count for nothing.
     """
-    scores: dict[str, dict[Unit, list[Pair]]] = {}
+    scores: dict[str, dict[tuple[Unit, str], list[Pair]]] = {}
     for review in reviews:
         pair = scores_of(review)
         if pair is not None and review.get("reviewer_id"):
             units = scores.setdefault(str(review["reviewer_id"]), {})
-            units.setdefault(unit_of(review), []).append(pair)
+            units.setdefault((unit_of(review), _answers_of(review)), []).append(pair)
     outcomes = {
         judge: {unit: outcome(average(pairs)) for unit, pairs in units.items()}
         for judge, units in scores.items()
@@ -62,6 +62,12 @@ def agreements(reviews: Iterable[Record]) -> list[Agreement]:
             sides = [[outcomes[judge][unit] for unit in shared] for judge in (first, second)]
             found.append(_agreement((first, second), sides))
     return found
+
+
+def _answers_of(review: Record) -> str:
+    """Tells the answers that were seen apart from others to the same question."""
+    ids = [review.get("answer1_id"), review.get("answer2_id")]
+    return str(metadata_of(review).get("answers") or ids)
 
 
 def _agreement(judges: tuple[str, str], sides: Sequence[Sequence[int]]) -> Agreement:

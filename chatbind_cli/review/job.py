@@ -17,7 +17,7 @@ from chatbind_cli.review.cases import Inputs, Source, read_inputs
 from chatbind_cli.review.choosing import Chosen, JudgeSettings, choose, resolve
 from chatbind_cli.review.plan import Plan, make_plan
 from chatbind_cli.review.records import Earlier, put_in_order, read_earlier, restore_failed
-from chatbind_cli.review.run import Orders, Outcome, RunOptions, run_reviews
+from chatbind_cli.review.run import Orders, Outcome, RunOptions, count_of, run_reviews
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +146,7 @@ class ReviewJob:
         for remark in remarks:
             note(remark)
         note(outcome.text())
-        what = [f"{outcome.failed:,} reviews failed"] if outcome.failed else []
+        what = [f"{count_of(outcome.failed)} failed"] if outcome.failed else []
         what += ["the files do not fit together, as said above"] if remarks else []
         if what:
             raise SomeRecordsFailed(" and ".join(what))

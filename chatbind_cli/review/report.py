@@ -30,7 +30,14 @@ from chatbind_cli.review.reading import (
 )
 from chatbind_cli.review.statistics import Pair, average, outcome
 from chatbind_cli.review.summary import ALL, Summary
-from chatbind_cli.review.tables import agreement_lines, cells, comparison, description, headings
+from chatbind_cli.review.tables import (
+    agreement_lines,
+    cells,
+    comparison,
+    description,
+    headings,
+    titles,
+)
 
 _WINNERS = {1: "second", 0: "tie", -1: "first"}
 _SWAPPED = "[2, 1]"
@@ -131,7 +138,7 @@ def _section(summary: Summary, entries: list[Entry]) -> dict[str, Any]:
     return {
         "name": summary.name,
         "description": description(summary, named=False),
-        "columns": columns,
+        "columns": titles(columns, summary.by),
         "rows": [(row.category == ALL, cells(row, columns)) for row in summary.rows],
         "comparison": next(
             (comparison(row) for row in summary.rows if row.category == ALL and row.baseline), ""

@@ -73,7 +73,7 @@ class Outcome:
 
     def text(self) -> str:
         """What was done, in one line."""
-        parts = [f"{self.judged:,} reviews made"]
+        parts = [f"{count_of(self.judged)} made"]
         if self.reused:
             parts.append(f"{self.reused:,} were there already")
         if self.tokens[0]:
@@ -84,6 +84,11 @@ class Outcome:
         if self.failed:
             parts.append(f"{self.failed:,} failed")
         return ", ".join(parts)
+
+
+def count_of(reviews: int) -> str:
+    """So many reviews, in words."""
+    return f"{reviews:,} {'review' if reviews == 1 else 'reviews'}"
 
 
 def tasks_of(case: Case, judge: Judge, options: RunOptions) -> Iterator[Task]:

@@ -41,10 +41,11 @@ ALL = "all"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """The figures of one category; `summarize --json` prints these names.
+    """The figures of one category; records have these names.
 
     Attributes:
-        category: the category's name, or `all`.
+        category: the category's name (the modality's, the judge's: whatever makes a line), or
+            `all`.
         n: questions with at least one review that counts.
         mean_1: mean score of the first answers; a question's reviews are averaged before.
         mean_2: the same of the second answers.
@@ -105,14 +106,33 @@ class Row:
     p_value: float | None = None
 
     def record(self) -> Record:
-        """The row as a record for `--json`; what belongs to a baseline only where there is one."""
+        """All that is known; what belongs to a baseline only where there is one."""
         record = asdict(self)
         if self.baseline is None:
-            for key in ("baseline", "n_both", "difference", "difference_ci95", "p_value"):
+            for key in _OF_BASELINE:
                 del record[key]
         return {
             key: list(value) if isinstance(value, tuple) else value for key, value in record.items()
         }
+
+    def figures(self, *, several: bool = False) -> Record:
+        """The figures alone, for `--json`: the keys from `category` to `failed`.
+
+        Args:
+            several: say which run they are of.
+
+        With a baseline, the comparison comes after them.
+        """
+        keys = ["review", *_FIGURES] if several else list(_FIGURES)
+        record = self.record()
+        return {key: record[key] for key in [*keys, *_OF_BASELINE] if key in record}
+
+
+_FIGURES = (
+    *("category", "n", "mean_1", "mean_2", "relative", "ci95"),
+    *("win", "tie", "lose", "consistency", "failed"),
+)
+_OF_BASELINE = ("baseline", "n_both", "difference", "difference_ci95", "p_value")
 
 
 @dataclass(slots=True)
@@ -121,12 +141,13 @@ class Summary:
 
     Attributes:
         name: the file's name, or `stdin`.
-        rows: the categories in order of first appearance, `all` after the first one.
+        rows: the categories in order of first appearance, `all` last.
         judges: the reviewers' names.
         models: the first and the second answerer, as far as the reviews say.
         reviews: the records behind the figures: failed ones too, replaced ones not.
         failures: why reviews failed, with how often.
         results: the mean scores of each question, by category.
+        by: what makes a row: `category`, `modality` or `judge`.
     """
 
     name: str
@@ -136,6 +157,7 @@ class Summary:
     reviews: list[Record]
     failures: dict[str, int]
     results: dict[str, dict[Unit, Pair]]
+    by: str = "category"
 
 
 @dataclass(slots=True)
@@ -335,6 +357,8 @@ def _summary(reviews: list[Record], name: str, by: str, resamples: int | None) -
             failures[reason] = failures.get(reason, 0) + 1
         for key in _keys(review, by):
             groups.setdefault(key, _Group()).add(review)
+    if ALL in groups:
+        groups[ALL] = groups.pop(ALL)
     return Summary(
         name=name,
         rows=[group.row(key, name, resamples) for key, group in groups.items()],
@@ -343,6 +367,7 @@ def _summary(reviews: list[Record], name: str, by: str, resamples: int | None) -
         reviews=reviews,
         failures=failures,
         results={key: group.results() for key, group in groups.items()},
+        by=by,
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from typing import IO, TYPE_CHECKING
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _MISSING = "–"
 _SIGNIFICANT = 0.05
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _PAIRS = {
     "ci95": ("ci95_low", "ci95_high"),
     "difference_ci95": ("difference_ci95_low", "difference_ci95_high"),
@@ -27,7 +29,7 @@ _PAIRS = {
 
 
 def headings(rows: Sequence[Row], *, several: bool) -> list[str]:
-    """The columns that these rows have something to say in."""
+    """The columns that these rows have something to say in; `cells` goes by these names."""
     columns = ["review"] if several else []
     columns += ["category", "n", "first", "second", "relative", "95 %", "win/tie/lose"]
     if any(row.consistency is not None for row in rows):
@@ -44,6 +46,11 @@ def headings(rows: Sequence[Row], *, several: bool) -> list[str]:
     if any(row.baseline for row in rows):
         columns += ["difference", "its 95 %", "p"]
     return columns
+
+
+def titles(columns: Sequence[str], by: str) -> list[str]:
+    """The columns as a person reads them: a line may be a category, a modality or a judge."""
+    return [by if column == "category" else column for column in columns]
 
 
 def cells(row: Row, columns: Sequence[str]) -> list[str]:
@@ -127,15 +134,17 @@ def rich_table(summaries: Sequence[Summary]) -> Table:
     rows = [row for summary in summaries for row in summary.rows]
     several = len(summaries) > 1
     columns = headings(rows, several=several)
+    by = summaries[0].by if summaries else "category"
     caption = "\n".join([*filter(None, map(description, summaries)), *remarks(summaries)])
-    table = Table(box=box.SIMPLE_HEAD, caption=Text(caption), caption_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, caption=Text(plain(caption)), caption_justify="left")
     for column in columns:
         left = column in ("review", "category")
-        table.add_column(Text(column), justify="left" if left else "right", no_wrap=left)
+        name = titles([column], by)[0]
+        table.add_column(Text(name), justify="left" if left else "right", no_wrap=left)
     for summary in summaries:
         for row in summary.rows:
             # A name from a file is text, never markup.
-            texts = [Text(cell) for cell in cells(row, columns)]
+            texts = [Text(plain(cell)) for cell in cells(row, columns)]
             table.add_row(*texts, style="bold" if row.category == ALL else None)
         table.add_section()
     return table
@@ -146,7 +155,8 @@ def markdown_table(summaries: Sequence[Summary]) -> str:
     rows = [row for summary in summaries for row in summary.rows]
     columns = headings(rows, several=len(summaries) > 1)
     marks = ["---" if column in ("review", "category") else "---:" for column in columns]
-    lines = [_markdown_line(columns), _markdown_line(marks)]
+    by = summaries[0].by if summaries else "category"
+    lines = [_markdown_line(titles(columns, by)), _markdown_line(marks)]
     lines += [_markdown_line(cells(row, columns)) for row in rows]
     notes = [line for summary in summaries if (line := description(summary))]
     # A line each: Markdown joins lines that follow each other.
@@ -155,7 +165,7 @@ def markdown_table(summaries: Sequence[Summary]) -> str:
 
 
 def csv_table(summaries: Sequence[Summary]) -> str:
-    """All figures as CSV, under the names that `--json` uses; pairs in two columns."""
+    """All figures as CSV, under the names that records have; pairs in two columns."""
     rows = [row for summary in summaries for row in summary.rows]
     text = io.StringIO()
     writer: csv.DictWriter[str] | None = None
@@ -181,6 +191,11 @@ def print_table(summaries: Sequence[Summary], out: IO[str]) -> None:
     Console(file=out, width=width, highlight=False, soft_wrap=False).print(rich_table(summaries))
 
 
+def plain(text: str) -> str:
+    """The text without what a terminal would obey: names and errors come from files."""
+    return _CONTROL.sub("", text)
+
+
 def _interval(ends: Pair | None) -> str:
     return _MISSING if ends is None else f"{ends[0]:.1f} to {ends[1]:.1f}"
 
@@ -199,4 +214,4 @@ def _markdown_line(texts: Sequence[str]) -> str:
 
 def _markdown_text(text: str) -> str:
     # Names come from files: they are to make neither columns nor tags.
-    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
+    return " ".join(plain(text).replace("|", "\\|").replace("<", "&lt;").split())

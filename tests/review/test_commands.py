@@ -86,9 +86,41 @@ def test_answers_from_a_pipe_are_the_second_side(world: Path, words: list[str]) 
     summary = _chatbind("summarize", cwd=world, stdin=done.stdout)
     assert summary.returncode == 0, summary.stderr
     rows = {row["category"]: row for row in _records(summary.stdout)}
-    assert list(rows) == ["conv", "all", "detail"]
+    assert list(rows) == ["conv", "detail", "all"]
     assert list(rows["all"])[: len(KEYS)] == KEYS
     assert (rows["all"]["n"], rows["all"]["exact_2"], rows["all"]["relative"]) == (4, 0.5, 81.6)
+
+
+def test_json_prints_the_figures_alone_and_all_comes_last(world: Path) -> None:
+    assert _chatbind(*RULE, "said.jsonl", "-o", "r.jsonl", cwd=world).returncode == 0
+    one = _records(_chatbind("summarize", "r.jsonl", "--json", cwd=world).stdout)
+    assert [row["category"] for row in one] == ["conv", "detail", "all"]
+    assert all(list(row) == KEYS for row in one)
+    two = _records(_chatbind("summarize", "r.jsonl", "r.jsonl", "--json", cwd=world).stdout)
+    assert all(list(row) == ["review", *KEYS] for row in two)
+    words = ["summarize", "r.jsonl", "--baseline", "r.jsonl", "--json"]
+    (row, *_) = _records(_chatbind(*words, cwd=world).stdout)
+    assert list(row) == [*KEYS, "baseline", "n_both", "difference", "difference_ci95", "p_value"]
+
+
+def test_a_table_is_headed_by_what_makes_its_lines(world: Path) -> None:
+    assert _chatbind(*RULE, "said.jsonl", "-o", "r.jsonl", cwd=world).returncode == 0
+    for by, line in (("modality", "| audio | 2 |"), ("judge", "| rule | 4 |")):
+        done = _chatbind("summarize", "r.jsonl", "--by", by, "--format", "markdown", cwd=world)
+        assert done.stdout.startswith(f"| {by} | n |")
+        assert line in done.stdout
+
+
+def test_what_files_say_cannot_command_the_terminal(world: Path) -> None:
+    evil = "\x1b]0;owned\x07\x1b[2J"
+    reviews = [{"question_id": 1, "category": f"a{evil}", "tuple": [8, 7], "reviewer_id": evil}]
+    reviews.append({"question_id": 2, "tuple": None, "error": f"it {evil} failed"})
+    (world / "r.jsonl").write_text("".join(json.dumps(review) + "\n" for review in reviews))
+    for form in ("table", "markdown"):
+        done = _chatbind("summarize", "r.jsonl", "--format", form, cwd=world)
+        assert done.returncode == 0
+        assert "\x1b" not in done.stdout + done.stderr
+        assert "\x07" not in done.stdout + done.stderr
 
 
 def test_records_come_one_at_a_time_and_a_closed_pipe_ends_quietly(world: Path) -> None:
@@ -172,8 +204,8 @@ def test_a_chat_model_judges_with_rules_contexts_and_both_orders(
     assert "0 reviews made, 8 were there already" in again.stderr
     assert len(judge_server.requests) == 9
     rows = _records(_chatbind("summarize", "r.jsonl", cwd=world).stdout)
-    assert rows[1]["category"] == "all"
-    assert rows[1]["consistency"] == 0.5
+    assert rows[-1]["category"] == "all"
+    assert rows[-1]["consistency"] == 0.5
 
 
 def test_the_seeds_command_line_asks_the_chat_model(world: Path, judge_server: Any) -> None:
@@ -207,8 +239,8 @@ def test_unreadable_reviews_end_with_3_and_the_rest_is_summarized(
     words = [*RULE, "said.jsonl", "--judge-url", judge_server.url, "--orders", "as-given"]
     done = _chatbind(*words, cwd=world)
     assert done.returncode == 3
-    assert "chatbind: error: 1 reviews failed" in done.stderr
-    row = _records(_chatbind("summarize", cwd=world, stdin=done.stdout).stdout)[1]
+    assert "chatbind: error: 1 review failed" in done.stderr
+    row = _records(_chatbind("summarize", cwd=world, stdin=done.stdout).stdout)[-1]
     assert (row["n"], row["failed"], row["relative"]) == (3, 1, 75.0)
 
 
@@ -283,7 +315,7 @@ def test_a_dry_run_counts_and_asks_nobody(world: Path, judge_server: Any) -> Non
     assert (plan["done"], plan["requests"], plan["cost_usd"]) == (8, 0, 0.0)
     # The server says 100 tokens a prompt, and the estimate is what `--dry-run` has.
     rows = _records(_chatbind("summarize", "r.jsonl", cwd=world).stdout)
-    assert rows[1]["cost_usd"] == pytest.approx(8 * (100 * 2.5e-6 + 10 * 10e-6))
+    assert rows[-1]["cost_usd"] == pytest.approx(8 * (100 * 2.5e-6 + 10 * 10e-6))
 
 
 def test_a_cost_limit_ends_the_run_and_a_higher_one_goes_on(world: Path, judge_server: Any) -> None:
@@ -360,7 +392,7 @@ def test_two_runs_are_compared_on_the_command_line(world: Path) -> None:
     assert _chatbind(*RULE, "said.jsonl", "-o", "old.jsonl", cwd=world).returncode == 0
     assert _chatbind(*RULE, "ref.jsonl", "-o", "new.jsonl", cwd=world).returncode == 0
     done = _chatbind("summarize", "new.jsonl", "--baseline", "old.jsonl", cwd=world)
-    row = _records(done.stdout)[1]
+    row = _records(done.stdout)[-1]
     assert (row["baseline"], row["n_both"], row["difference"]) == ("old", 4, 18.4)
     assert row["p_value"] == 0.5  # two of four questions differ: 8 of 16 exchanges are as extreme
     assert "no more than noise" in done.stderr
