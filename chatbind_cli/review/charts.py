@@ -5,6 +5,7 @@ Numbers in, places out; how they look is the template's. Knows nothing of review
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from chatbind_cli.review.summary import Row
 WIDTH = 380.0
 SIDE = 240.0
 _TOP_SCORE = 10.0
+_MOST_TICKS = 6
 _OUTCOMES = ("first", "tie", "second")
 
 
@@ -40,10 +42,30 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Lines of marks over an axis that starts at the left."""
+    """Lines of marks over an axis; `even` is where both sides are alike, if the axis says it."""
 
     lines: tuple[Line, ...]
     ticks: tuple[tuple[float, str], ...]
+    even: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a bar: where it starts, how long it is, and its count if that has room."""
+
+    side: str
+    start: float
+    length: float
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """How the questions of a category came out; `text` says it in words."""
+
+    label: str
+    parts: tuple[Part, ...]
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +93,13 @@ def relative_chart(rows: Sequence[Row]) -> Chart | None:
     shown = [row for row in rows if row.relative is not None]
     if not shown:
         return None
-    highest = max([100.0, *(row.ci95[1] if row.ci95 else row.relative or 0.0 for row in shown)])
-    step = 25 if highest <= 150 else 50 * (1 + int(highest // 400))
-    end = step * -(-int(highest + 0.999) // step)
+    ends = [100.0]
+    for row in shown:
+        ends += [row.relative or 0.0, *(row.ci95 or ())]
+    step, start, stop = _axis(min(ends), max(ends))
 
     def place(percent: float) -> float:
-        return round(percent / end * WIDTH, 1)
+        return round((percent - start) / (stop - start) * WIDTH, 1)
 
     lines = []
     for row in shown:
@@ -86,7 +109,36 @@ def relative_chart(rows: Sequence[Row]) -> Chart | None:
         if row.ci95 is not None:
             text += f" ({row.ci95[0]:.1f} to {row.ci95[1]:.1f})"
         lines.append(Line(row.category, (Mark("second", place(value), low, high, text),)))
-    return Chart(tuple(lines), tuple((place(mark), str(mark)) for mark in range(0, end + 1, step)))
+    ticks = tuple((place(mark), str(mark)) for mark in range(start, stop + 1, step))
+    return Chart(tuple(lines), ticks, even=place(100.0))
+
+
+def _axis(low: float, high: float) -> tuple[int, int, int]:
+    """Step, start and end of an axis in whole numbers that holds both, with a margin."""
+    span = max(high - low, 4.0)
+    low, high = max(0.0, low - span / 20), high + span / 20
+    steps = (step * 10**power for power in range(12) for step in (1, 2, 5))
+    step = next(step for step in steps if (high - low) / step <= _MOST_TICKS)
+    return step, step * math.floor(low / step), step * math.ceil(high / step)
+
+
+def outcome_chart(rows: Sequence[Row]) -> list[Bar]:
+    """How often the second answer is better, as good, and worse in each category."""
+    bars = []
+    for row in rows:
+        counts = {"second": row.win, "tie": row.tie, "first": row.lose}
+        parts, start = [], 0.0
+        for side, count in counts.items():
+            length = count / row.n * WIDTH if row.n else 0.0
+            label = str(count) if length > 9 * len(str(count)) else ""
+            parts.append(Part(side, round(start, 1), round(length, 1), label))
+            start += length
+        if row.n:
+            text = (
+                f"{row.category}: second better {row.win}, tie {row.tie}, first better {row.lose}"
+            )
+            bars.append(Bar(row.category, tuple(parts), text))
+    return bars
 
 
 def score_chart(results: Mapping[str, Mapping[Unit, Pair]]) -> Chart | None:

@@ -43,6 +43,15 @@ class Panel:
     high: float
 
 
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """What false colours mean: the palette's name, and what its two ends stand for."""
+
+    colours: str
+    low: str
+    high: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exhibit:
     """One medium as the page shows it.
@@ -54,6 +63,7 @@ class Exhibit:
         key: the id of the page's block that holds its data.
         note: what the colours mean, or why it is not shown.
         panels: the plots of `curves`.
+        scale: the legend of false colours.
     """
 
     name: str
@@ -62,6 +72,7 @@ class Exhibit:
     key: str = ""
     note: str = ""
     panels: tuple[Panel, ...] = ()
+    scale: Scale | None = None
 
 
 class Cabinet:
@@ -137,7 +148,14 @@ class Cabinet:
         block = f"media-{len(self.blocks) + 1}"
         self.blocks[block] = f"data:{shown.kind};base64,{text}"
         tag = "img" if shown.kind.startswith("image/") else shown.kind.partition("/")[0]
-        return Exhibit(name=name, modality=modality, tag=tag, key=block, note=shown.note)
+        return Exhibit(
+            name=name,
+            modality=modality,
+            tag=tag,
+            key=block,
+            note=shown.note,
+            scale=shown.scale,
+        )
 
     def _shown(self, modality: str, name: str) -> Shown:
         from chatbind_cli.media.source import open_source, resolve_in_root  # noqa: PLC0415

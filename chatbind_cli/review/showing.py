@@ -26,7 +26,7 @@ from chatbind_cli.media.modality import IMU_SECONDS
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.pictures import open_picture, picture_array, to_rgb
 from chatbind_cli.media.source import MediaSource
-from chatbind_cli.review.exhibits import Curve, Panel
+from chatbind_cli.review.exhibits import Curve, Panel, Scale
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,12 +57,14 @@ class Shown:
         data: a file of that type.
         note: what the colours mean.
         panels: the curves.
+        scale: the legend of the colours.
     """
 
     kind: str = ""
     data: bytes = b""
     note: str = ""
     panels: tuple[Panel, ...] = ()
+    scale: Scale | None = None
 
 
 def show(source: MediaSource, modality: str) -> Shown:
@@ -96,21 +98,24 @@ def _depth(source: MediaSource) -> Shown:
     values = stored.astype(np.float64)
     if stored.dtype.itemsize == 1:
         # Eight bits have no unit; estimators that write them make near bright.
-        return _coloured(values, "turbo", "false colour: blue is dark, red is bright (no unit)")
+        note = "false colour: blue is dark, red is bright (no unit)"
+        return _coloured(values, Scale("turbo", "dark", "bright"), note)
     metres = values if stored.dtype.kind == "f" else values / 1000
     measured = np.isfinite(metres) & (metres > 0)
     if not measured.any():
         raise MediaError("holds no measured depth", where=source.name)
     near, far = np.percentile(metres[measured], [2, 98])
     note = f"false colour: red is near ({near:.2f} m), blue is far ({far:.2f} m)"
-    return _coloured(-metres, "turbo", note, measured)
+    scale = Scale("turbo", f"far, {far:.2f} m", f"near, {near:.2f} m")
+    return _coloured(-metres, scale, note, measured)
 
 
 def _heat(source: MediaSource) -> Shown:
     import numpy as np
 
     values = _map(source).astype(np.float64)
-    return _coloured(values, "inferno", "false colour: dark is cold, bright is warm")
+    note = "false colour: dark is cold, bright is warm"
+    return _coloured(values, Scale("inferno", "cold", "warm"), note)
 
 
 def _map(source: MediaSource) -> npt.NDArray[np.generic]:
@@ -129,7 +134,7 @@ def _map(source: MediaSource) -> npt.NDArray[np.generic]:
 
 def _coloured(
     values: npt.NDArray[np.float64],
-    colours: str,
+    scale: Scale,
     note: str,
     known: npt.NDArray[np.bool_] | None = None,
 ) -> Shown:
@@ -142,11 +147,13 @@ def _coloured(
     low, high = np.percentile(values[known], [2, 98]) if known.any() else (0.0, 1.0)
     scaled = np.clip((values - low) / (high - low if high > low else 1.0), 0, 1)
     scaled = np.where(known, scaled, 0.0)
-    painted = colormaps[colours](scaled, bytes=True)  # [height, width, 4]
+    painted = colormaps[scale.colours](scaled, bytes=True)  # [height, width, 4]
     painted[..., 3] = np.where(known, 255, 0)
     picture = Image.fromarray(painted)
     picture.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
-    return Shown(kind="image/png", data=_saved(picture, "PNG", optimize=True), note=note)
+    return Shown(
+        kind="image/png", data=_saved(picture, "PNG", optimize=True), note=note, scale=scale
+    )
 
 
 def _saved(picture: Image.Image, form: str, **options: Any) -> bytes:

@@ -93,6 +93,9 @@ def _resampled_sums(
     """Sums over questions drawn with replacement, [resamples, columns], in bounded pieces."""
     import numpy as np
 
+    values = values[
+        np.lexsort(values.T)
+    ]  # the draws are to be the same in whatever order they came
     n = len(values)
     if resamples is None:
         resamples = max(_RESAMPLES_AT_LEAST, min(RESAMPLES, _DRAWS // n))
@@ -150,6 +153,7 @@ def paired_difference(ours: Sequence[Pair], theirs: Sequence[Pair]) -> Differenc
     if n == 0:
         return None
     values = np.asarray([(*a, *b) for a, b in zip(ours, theirs, strict=True)], dtype=np.float64)
+    values = values[np.lexsort(values.T)]
     total = values.sum(axis=0, keepdims=True)
     if total[0, 0] == 0 or total[0, 2] == 0:
         return None

@@ -62,7 +62,7 @@ def cells(row: Row, columns: Sequence[str]) -> list[str]:
         "first": _number(row.mean_1),
         "second": _number(row.mean_2),
         "relative": _MISSING if row.relative is None else f"{row.relative:.1f}",
-        "95 %": _interval(row.ci95),
+        "95 %": interval(row.ci95),
         "win/tie/lose": f"{row.win}/{row.tie}/{row.lose}",
         "same in both orders": _percent(row.consistency),
         "exact": f"{_percent(row.exact_1)} / {_percent(row.exact_2)}",
@@ -71,7 +71,7 @@ def cells(row: Row, columns: Sequence[str]) -> list[str]:
         "failed": str(row.failed),
         "USD": _MISSING if row.cost_usd is None else f"{row.cost_usd:.4f}",
         "difference": _MISSING if row.difference is None else f"{row.difference:+.1f}",
-        "its 95 %": _interval(row.difference_ci95),
+        "its 95 %": interval(row.difference_ci95),
         "p": _MISSING if row.p_value is None else f"{row.p_value:.4f}",
     }
     return [texts[column] for column in columns]
@@ -120,7 +120,7 @@ def comparison(row: Row) -> str:
     verdict = "more than noise" if row.p_value < _SIGNIFICANT else "no more than noise"
     return (
         f"{row.review} against {row.baseline} on {row.n_both} shared questions: "
-        f"{row.difference:+.1f} points of relative score (95 % {_interval(row.difference_ci95)}, "
+        f"{row.difference:+.1f} points of relative score (95 % {interval(row.difference_ci95)}, "
         f"p = {row.p_value:.4f}, paired permutation test): {verdict}"
     )
 
@@ -196,7 +196,8 @@ def plain(text: str) -> str:
     return _CONTROL.sub("", text)
 
 
-def _interval(ends: Pair | None) -> str:
+def interval(ends: Pair | None) -> str:
+    """Both ends in words."""
     return _MISSING if ends is None else f"{ends[0]:.1f} to {ends[1]:.1f}"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from chatbind_cli.review.charts import WIDTH, relative_chart
 from chatbind_cli.review.exhibits import Cabinet
 from chatbind_cli.review.report import render_report
 from chatbind_cli.review.summary import summarize
@@ -31,7 +32,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "input"):
+        if tag not in ("meta", "input", "br"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -78,7 +79,8 @@ def test_every_question_has_an_entry_with_its_winner_and_a_link(html: str) -> No
         ("failed", "0"),
     ]
     links = {attributes["href"] for attributes in page.all("a")}
-    assert links == {"#questions", "#q-1", "#q-2", "#q-3"}
+    filters = {"#?category=conv", "#?category=detail", "#?differs=1"}
+    assert links == {"#questions", "#q-1", "#q-2", "#q-3", *filters}
     assert [entry["id"] for entry in entries] == ["q-1", "q-2", "q-3"]
     for text in ("A cat.", "dog.jpg", "no reply", "9</span>", "second answer shown first", "judge"):
         assert text in html
@@ -120,6 +122,62 @@ def test_the_charts_show_the_figures(html: str) -> None:
     assert any(title.startswith(f"all: {summary.rows[-1].relative} %") for title in titles)
     assert "first 7, second 6.5: 1 question" in titles
     assert "first 5, second 9: 1 question" in titles
+
+
+def test_what_one_wants_to_know_first_stands_on_top_with_its_failures(html: str) -> None:
+    page = Page(html)
+    assert page.data["dt"] == [
+        "relative score",
+        "second better : tie : first better",
+        "same winner in both orders",
+        "failed",
+    ]
+    assert page.data["strong"] == ["129.2 %", "1 : 0 : 1", "0.0 %", "1"]
+    assert 'class="bad"><dt>failed' in html
+    bars = [text for text in page.data["title"] if "first better" in text]
+    assert bars[-1] == "all: second better 1, tie 0, first better 1"
+
+
+def test_a_thousand_reasons_to_fail_are_not_all_on_top() -> None:
+    reviews = [_review(i, None, error=f"odd reply {i}") for i in range(1000)]
+    html = "".join(render_report([summarize(reviews)]))
+    assert html.count("failed: odd reply") == 8 + 1000  # in the head, and each at its question
+    assert "992 more failed for other reasons" in html
+
+
+def test_entries_follow_the_questions_and_verdicts_the_judge_and_the_order() -> None:
+    questions = {str(i): {"question_id": i, "text": f"q {i}"} for i in (3, 1, 2)}
+    given = [_review(i, [8, 6], metadata={"order": [1, 2]}) for i in (1, 2, 3)]
+    swapped = [_review(i, [8, 6], metadata={"order": [2, 1]}) for i in (2, 1, 3)]
+    html = "".join(render_report([summarize([*swapped, *given])], questions=questions))
+    assert re.findall(r'id="(q-\d)"', html) == ["q-3", "q-1", "q-2"]
+    orders = re.findall(r"judge(, second answer shown first)?", html[html.index('id="q-3"') :])
+    assert orders == ["", ", second answer shown first"] * 3
+
+
+def test_a_question_about_two_senses_shows_both() -> None:
+    question = {"question_id": 1, "text": "?", "image": ["a.jpg", "b.jpg"], "audio": "c.wav"}
+    html = "".join(render_report([summarize([_review(1, [8, 6])])], questions={"1": question}))
+    assert [
+        text for text in Page(html).data["figcaption"] if text.startswith(("a.", "b.", "c."))
+    ] == [
+        "a.jpg",
+        "b.jpg",
+        "c.wav",
+    ]
+
+
+@pytest.mark.parametrize("relative", [[3, 2.9], [1, 9.9], [9.9, 0.1], [5, 5]])
+def test_the_axis_of_relative_scores_holds_every_mark_and_the_even_line(
+    relative: list[float],
+) -> None:
+    chart = relative_chart(summarize([_review(i, relative) for i in range(3)]).rows)
+    assert chart is not None
+    assert chart.even is not None
+    places = [chart.even, *(mark.value for line in chart.lines for mark in line.marks)]
+    assert all(0 <= place <= WIDTH for place in places)
+    assert 2 <= len(chart.ticks) <= 9
+    assert (chart.ticks[0][0], chart.ticks[-1][0]) == (0, WIDTH)
 
 
 def test_a_report_without_any_score_still_comes(html: str) -> None:

@@ -199,6 +199,26 @@ def test_a_link_opens_its_question_in_view(opened: Any, page: str) -> None:
     )
 
 
+def test_a_chart_leads_to_its_questions(opened: Any) -> None:
+    opened.find_element("css selector", "svg a[href='#?category=detail']").click()
+    _wait(opened, "return document.getElementById('q-0').hidden")
+    assert _shown(opened) == ["q-1", "q-3", "q-5"]
+    top = "return document.getElementById('questions').getBoundingClientRect().top / innerHeight"
+    assert 0 <= opened.execute_script(top) < 1, "the questions came into view"
+    opened.find_element("link text", "Where they differ").click()
+    _wait(opened, "return document.getElementById('q-1').hidden")
+    assert _shown(opened) == ["q-3", "q-6"]
+
+
+def test_an_address_that_is_no_link_of_ours_opens_the_page_all_the_same(
+    opened: Any, page: str
+) -> None:
+    opened.get("about:blank")
+    opened.get(f"{page}#%zz")
+    assert len(_shown(opened)) == 7
+    assert [line for line in opened.get_log("browser") if line["level"] == "SEVERE"] == []
+
+
 def test_it_can_be_read_with_the_keyboard_alone(opened: Any) -> None:
     def focused() -> Any:
         return opened.execute_script("return document.activeElement.closest('details')?.id")

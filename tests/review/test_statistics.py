@@ -86,7 +86,7 @@ def test_the_interval_agrees_with_scipys_bootstrap(n: int) -> None:
 def test_the_interval_is_the_same_at_every_call_and_holds_the_score() -> None:
     pairs = _pairs(40)
     first = relative_interval(pairs)
-    assert first == relative_interval(list(pairs))
+    assert first == relative_interval(pairs[::-1]), "records come in any order"
     assert first is not None
     score = relative_score(mean_pair(pairs))
     assert score is not None
@@ -188,6 +188,11 @@ def test_the_interval_of_a_difference_agrees_with_scipys_bootstrap() -> None:
     assert found is not None
     width = theirs_ci.high - theirs_ci.low
     assert found.ci95 == pytest.approx((theirs_ci.low, theirs_ci.high), abs=0.03 * width + 0.05)
+
+
+def test_the_paired_test_is_the_same_in_whatever_order_the_questions_come() -> None:
+    ours, theirs = _pairs(30), _pairs(31)[1:]
+    assert paired_difference(ours, theirs) == paired_difference(ours[::-1], theirs[::-1])
 
 
 def test_equal_runs_differ_by_nothing_and_nothing_cannot_be_compared() -> None:

@@ -1,0 +1,213 @@
+"""The questions of a report: what was asked and answered, and who judged it how.
+
+Records in, entries out, in the order of the questions. Knows nothing of HTML.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from chatbind_cli.jsonl import Record
+from chatbind_cli.review.cases import MODALITIES
+from chatbind_cli.review.exhibits import Cabinet, Exhibit
+from chatbind_cli.review.reading import (
+    Unit,
+    failure_of,
+    judge_of,
+    metadata_of,
+    order_of,
+    scores_of,
+    unit_of,
+)
+from chatbind_cli.review.statistics import Pair, average, outcome
+from chatbind_cli.review.summary import Summary
+
+_WINNERS = {1: "second", 0: "tie", -1: "first"}
+_SWAPPED = "[2, 1]"
+_GIVEN = "[1, 2]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """One review as the page shows it.
+
+    Attributes:
+        judge: who judged.
+        sample: which of several, from 0.
+        swapped: whether the second answer was shown first.
+        scores: both as text, None for a failure.
+        content: what the judge wrote.
+        error: why there are no scores.
+        asked_again: whether the first reply could not be read.
+    """
+
+    judge: str
+    sample: int
+    swapped: bool
+    scores: tuple[str, str] | None
+    content: str
+    error: str
+    asked_again: bool
+
+
+@dataclass(slots=True)
+class Entry:
+    """One question of the report with everything that is known of it.
+
+    Attributes:
+        anchor: the name that a link to it ends in; the same in every report on these questions.
+        models: who gave the answers.
+        exhibits: the media that it is about.
+        answers: the answers' words.
+        verdicts: the reviews, judge by judge.
+        winner: `first`, `second`, `tie` or `failed`.
+        disagreement: whether the order of the answers changed the winner.
+        mean: the mean scores, None if every review failed.
+        outcomes: who won as given and who won swapped, where both were judged.
+    """
+
+    anchor: str
+    question_id: str
+    category: str
+    modality: str
+    run: str
+    models: tuple[str, str]
+    question: str = ""
+    exhibits: list[Exhibit] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
+    verdicts: list[Judged] = field(default_factory=list)
+    winner: str = "failed"
+    disagreement: bool = False
+    mean: Pair | None = None
+    outcomes: tuple[int, int] | None = None
+
+    @property
+    def marks(self) -> tuple[str, str] | None:
+        """The mean scores as text."""
+        return None if self.mean is None else _as_text(self.mean, digits=3)
+
+
+class Entries:
+    """Makes the entries of one file after the other, with anchors that no other entry has.
+
+    Args:
+        questions: question records by id; their order is that of the entries.
+        answers: answer records by id, one mapping an answer file.
+        cabinet: where the media come from.
+    """
+
+    def __init__(
+        self,
+        questions: Mapping[str, Record],
+        answers: Sequence[Mapping[str, Record]],
+        cabinet: Cabinet,
+    ) -> None:
+        self.cabinet = cabinet
+        self._questions = questions
+        self._places = {key: place for place, key in enumerate(questions)}
+        self._answers = answers
+        self._anchors: set[str] = set()
+
+    def of(self, summary: Summary) -> list[Entry]:
+        """The entries of one file of reviews."""
+        found: dict[Unit, Entry] = {}
+        scores: dict[Unit, dict[str, list[Pair]]] = {}
+        for review in summary.reviews:
+            unit = unit_of(review)
+            if unit not in found:
+                found[unit] = self._entry(review, summary.name)
+            pair = scores_of(review)
+            found[unit].verdicts.append(_verdict(review, pair))
+            if pair is not None:
+                scores.setdefault(unit, {}).setdefault(order_of(review), []).append(pair)
+        for unit, entry in found.items():
+            _decide(entry, scores.get(unit, {}))
+            entry.verdicts.sort(key=lambda judged: (judged.judge, judged.sample, judged.swapped))
+        last = len(self._places)
+        return sorted(found.values(), key=lambda e: self._places.get(e.question_id, last))
+
+    def _entry(self, review: Record, run: str) -> Entry:
+        metadata = metadata_of(review)
+        question_id = str(review.get("question_id", ""))
+        question = self._questions.get(question_id, {})
+        media = _media_of(question)
+        modality = str(metadata.get("modality") or next(iter(media), "text"))
+        models = [str(model) for model in metadata.get("models") or ()]
+        pair = [number - 1 for number in metadata.get("pair") or (1, 2)]
+        return Entry(
+            anchor=self._anchor(question_id),
+            question_id=question_id,
+            category=str(review.get("category") or "default"),
+            modality=modality,
+            run=run,
+            models=(models[0], models[1]) if len(models) == 2 else ("", ""),
+            question=str(question.get("text", "")),
+            exhibits=[
+                exhibit
+                for sense, names in media.items()
+                for exhibit in self.cabinet.show(sense, names)
+            ],
+            answers=[
+                _answer_text(self._answers[number].get(question_id))
+                for number in pair
+                if number < len(self._answers)
+            ],
+        )
+
+    def _anchor(self, question_id: str) -> str:
+        plain = "q-" + (re.sub(r"[^A-Za-z0-9_.-]+", "-", question_id) or "none")
+        anchor, number = plain, 1
+        while anchor in self._anchors:
+            number += 1
+            anchor = f"{plain}--{number}"
+        self._anchors.add(anchor)
+        return anchor
+
+
+def _media_of(question: Record) -> dict[str, list[str]]:
+    """The media of a question by modality; a question may be about several senses."""
+    found = {}
+    for modality in MODALITIES:
+        named = question.get(modality) or []
+        names = [str(name) for name in (named if isinstance(named, list) else [named])]
+        if names:
+            found[modality] = names
+    return found
+
+
+def _answer_text(answer: Record | None) -> str:
+    if answer is None:
+        return "(no answer)"
+    return str(answer.get("text", answer.get("error", "")))
+
+
+def _verdict(review: Record, pair: Pair | None) -> Judged:
+    metadata = metadata_of(review)
+    sample = metadata.get("sample")
+    return Judged(
+        judge=judge_of(review),
+        sample=sample if isinstance(sample, int) else 0,
+        swapped=order_of(review) == _SWAPPED,
+        scores=None if pair is None else _as_text(pair),
+        content=str(review.get("content") or review.get("text") or ""),
+        error="" if pair is not None else failure_of(review),
+        asked_again=metadata.get("asked_again") is True,
+    )
+
+
+def _as_text(pair: Pair, digits: int = 6) -> tuple[str, str]:
+    return f"{pair[0]:.{digits}g}", f"{pair[1]:.{digits}g}"
+
+
+def _decide(entry: Entry, by_order: Mapping[str, list[Pair]]) -> None:
+    """Fills in who won, and whether both orders say so."""
+    if not by_order:
+        return
+    entry.mean = average([pair for pairs in by_order.values() for pair in pairs])
+    entry.winner = _WINNERS[outcome(entry.mean)]
+    winners = {order: outcome(average(pairs)) for order, pairs in by_order.items()}
+    entry.disagreement = len(set(winners.values())) > 1
+    if _GIVEN in winners and _SWAPPED in winners:
+        entry.outcomes = winners[_GIVEN], winners[_SWAPPED]
