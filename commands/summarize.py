@@ -159,10 +159,11 @@ def command(
         summaries += found
     if baseline is not None:
         summaries = _compared(summaries, _read(str(baseline), by, ignore, with_words=False))
-    _print(summaries, "figures" if as_json else form)
+    form = _form("figures" if as_json else form)
+    _print(summaries, form)
     if page is not None:
         _write_report(page, summaries, questions, answers, media)
-    _say(summaries)
+    _say(summaries, with_remarks=form in ("json", "figures", "csv"))
     if not any(row.n for summary in summaries for row in summary.rows):
         raise RecordError("every review failed, so there is nothing to average")
 
@@ -189,9 +190,13 @@ def _compared(summaries: Sequence[Summary], baselines: Sequence[Summary]) -> lis
     return [compare(run, other) for run, other in zip(summaries, baselines, strict=True)]
 
 
+def _form(form: str) -> str:
+    if form != "auto":
+        return form
+    return "table" if sys.stdout.isatty() else "json"
+
+
 def _print(summaries: Sequence[Summary], form: str) -> None:
-    if form == "auto":
-        form = "table" if sys.stdout.isatty() else "json"
     if form in ("json", "figures"):
         several = len(summaries) > 1
         for summary in summaries:
@@ -204,9 +209,9 @@ def _print(summaries: Sequence[Summary], form: str) -> None:
         click.echo(text(summaries), nl=False)
 
 
-def _say(summaries: Sequence[Summary]) -> None:
+def _say(summaries: Sequence[Summary], *, with_remarks: bool) -> None:
     """What the figures do not show, on stderr."""
-    for line in tables.remarks(summaries):
+    for line in tables.remarks(summaries) if with_remarks else ():
         note(tables.plain(line))
     for summary in summaries:
         reasons = list(summary.failures.items())
@@ -242,6 +247,8 @@ def _write_report(
     with replace_file(page) as temporary, temporary.open("w", encoding="utf-8") as file:
         for chunk in chunks:
             file.write(chunk)
+    if questions is None or not answers:
+        note("report: --questions and --answers let it show what was asked and answered")
     for problem in cabinet.problems:
         note(f"report: {problem}")
     note(f"report: {page}")

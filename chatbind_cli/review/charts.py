@@ -204,9 +204,3 @@ def order_table(outcomes: Iterable[tuple[int, int]]) -> list[list[Cell]]:
         ]
         for given in (-1, 0, 1)
     ]
-
-
-def position_bias(outcomes: Iterable[tuple[int, int]]) -> tuple[int, int]:
-    """How often the answer shown first won in both orders, and the answer shown last."""
-    counts = Counter(outcomes)
-    return counts[-1, 1], counts[1, -1]

@@ -26,7 +26,6 @@ from chatbind_cli.review.summary import Summary
 
 _WINNERS = {1: "second", 0: "tie", -1: "first"}
 _SWAPPED = "[2, 1]"
-_GIVEN = "[1, 2]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +64,6 @@ class Entry:
         winner: `first`, `second`, `tie` or `failed`.
         disagreement: whether the order of the answers changed the winner.
         mean: the mean scores, None if every review failed.
-        outcomes: who won as given and who won swapped, where both were judged.
     """
 
     anchor: str
@@ -81,7 +79,6 @@ class Entry:
     winner: str = "failed"
     disagreement: bool = False
     mean: Pair | None = None
-    outcomes: tuple[int, int] | None = None
 
     @property
     def marks(self) -> tuple[str, str] | None:
@@ -209,5 +206,3 @@ def _decide(entry: Entry, by_order: Mapping[str, list[Pair]]) -> None:
     entry.winner = _WINNERS[outcome(entry.mean)]
     winners = {order: outcome(average(pairs)) for order, pairs in by_order.items()}
     entry.disagreement = len(set(winners.values())) > 1
-    if _GIVEN in winners and _SWAPPED in winners:
-        entry.outcomes = winners[_GIVEN], winners[_SWAPPED]

@@ -18,6 +18,7 @@ from chatbind_cli.jsonl import Record
 from chatbind_cli.review import charts
 from chatbind_cli.review.entries import Entries, Entry
 from chatbind_cli.review.exhibits import Cabinet
+from chatbind_cli.review.statistics import position_bias
 from chatbind_cli.review.summary import ALL, Row, Summary
 from chatbind_cli.review.tables import (
     agreement_lines,
@@ -110,9 +111,8 @@ def _sorted(values: Iterator[str]) -> list[str]:
 def _section(summary: Summary, entries: list[Entry]) -> dict[str, Any]:
     """What the template needs to know of one file of reviews."""
     columns = headings(summary.rows, several=False)
-    outcomes = [entry.outcomes for entry in entries if entry.outcomes is not None]
     reasons = list(summary.failures.items())
-    bias = charts.position_bias(outcomes)
+    bias = position_bias(summary.orders)
     total = next((row for row in summary.rows if row.category == ALL), None)
     return {
         "name": summary.name,
@@ -125,8 +125,8 @@ def _section(summary: Summary, entries: list[Entry]) -> dict[str, Any]:
         "relative": charts.relative_chart(summary.rows),
         "scores": charts.score_chart(summary.results),
         "dots": charts.scatter(entry.mean for entry in entries if entry.mean is not None),
-        "orders": charts.order_table(outcomes),
-        "n_orders": len(outcomes),
+        "orders": charts.order_table(summary.orders),
+        "n_orders": len(summary.orders),
         "bias": bias,
         "by": summary.by,
         "outcomes": charts.outcome_chart(summary.rows),

@@ -6,7 +6,7 @@ Plain numbers in, plain numbers out; knows nothing of records or categories.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -224,3 +224,13 @@ def cohens_kappa(first: Sequence[int], second: Sequence[int]) -> float | None:
 def outcome(pair: Pair) -> int:
     """1 if the second is better, -1 if it is worse, 0 for a tie."""
     return (pair[1] > pair[0]) - (pair[1] < pair[0])
+
+
+def position_bias(outcomes: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    """How often the answer shown first won in both orders, and the answer shown last.
+
+    Args:
+        outcomes: who won as given and who won swapped: -1 first, 0 tie, 1 second.
+    """
+    counts = Counter(outcomes)
+    return counts[-1, 1], counts[1, -1]

@@ -147,6 +147,8 @@ class Summary:
         reviews: the records behind the figures: failed ones too, replaced ones not.
         failures: why reviews failed, with how often.
         results: the mean scores of each question, by category.
+        orders: of each question that was judged in both orders, who won as given and who swapped:
+            -1 first, 0 tie, 1 second.
         by: what makes a row: `category`, `modality` or `judge`.
     """
 
@@ -157,6 +159,7 @@ class Summary:
     reviews: list[Record]
     failures: dict[str, int]
     results: dict[str, dict[Unit, Pair]]
+    orders: list[tuple[int, int]] = field(default_factory=list)
     by: str = "category"
 
 
@@ -176,11 +179,12 @@ class _Question:
             if isinstance(value, list) and len(value) == 2:
                 self.checks[name] = (float(bool(value[0])), float(bool(value[1])))
 
-    def consistent(self) -> bool | None:
-        if len(self.by_order) < 2:
+    def winners(self) -> tuple[int, int] | None:
+        """Who won as given and who swapped; None where only one order was judged."""
+        given, swapped = (self.by_order.get(order) for order in ("[1, 2]", "[2, 1]"))
+        if given is None or swapped is None:
             return None
-        winners = {outcome(average(pairs)) for pairs in self.by_order.values()}
-        return len(winners) == 1
+        return outcome(average(given)), outcome(average(swapped))
 
 
 class _Group:
@@ -202,12 +206,15 @@ class _Group:
     def results(self) -> dict[Unit, Pair]:
         return {unit: average(question.scores) for unit, question in self.questions.items()}
 
+    def orders(self) -> list[tuple[int, int]]:
+        found = [question.winners() for question in self.questions.values()]
+        return [winners for winners in found if winners is not None]
+
     def row(self, category: str, name: str, resamples: int | None) -> Row:
         pairs = list(self.results().values())
         means = mean_pair(pairs)
         outcomes = [outcome(pair) for pair in pairs]
-        questions = self.questions.values()
-        checked = [same for question in questions if (same := question.consistent()) is not None]
+        checked = [given == swapped for given, swapped in self.orders()]
         return Row(
             category=category,
             n=len(pairs),
@@ -367,6 +374,7 @@ def _summary(reviews: list[Record], name: str, by: str, resamples: int | None) -
         reviews=reviews,
         failures=failures,
         results={key: group.results() for key, group in groups.items()},
+        orders=groups[ALL].orders() if ALL in groups else [],
         by=by,
     )
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import IO, TYPE_CHECKING
 
 from chatbind_cli.review.agreement import agreements
-from chatbind_cli.review.statistics import Pair
+from chatbind_cli.review.statistics import Pair, position_bias
 from chatbind_cli.review.summary import ALL, Row, Summary
 
 if TYPE_CHECKING:
@@ -98,13 +98,26 @@ def description(summary: Summary, *, named: bool = True) -> str:
 
 
 def remarks(summaries: Sequence[Summary]) -> list[str]:
-    """What the figures say beside their columns: between judges, and against a baseline."""
-    lines = agreement_lines(summaries)
+    """What stands beside the columns: between orders, between judges, against a baseline."""
+    lines = [order_line(summary) for summary in summaries if summary.orders]
+    lines += agreement_lines(summaries)
     for summary in summaries:
         for row in summary.rows:
             if row.category == ALL and row.baseline is not None:
                 lines.append(comparison(row))
     return lines
+
+
+def order_line(summary: Summary) -> str:
+    """Whether the judge prefers a place, in one sentence."""
+    n = len(summary.orders)
+    same = sum(given == swapped for given, swapped in summary.orders)
+    first, last = position_bias(summary.orders)
+    return (
+        f"{summary.name or 'reviews'}: both orders name the same winner in {100 * same / n:.1f} % "
+        f"of {n:,} questions; the answer shown first won both times in {first:,}, the one shown "
+        f"last in {last:,}"
+    )
 
 
 def agreement_lines(summaries: Sequence[Summary]) -> list[str]:

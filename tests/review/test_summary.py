@@ -121,6 +121,11 @@ def test_both_orders_of_a_question_are_averaged_first_and_compared() -> None:
     assert (row.win, row.tie, row.lose) == (1, 2, 0)
     # Question 1 changes its winner with the order, question 2 does not, 3 was shown in one.
     assert row.consistency == 0.5
+    # As given the first won question 1, swapped the second did: always the one shown first.
+    assert markdown_table([summarize(reviews, name="run")]).splitlines()[-1] == (
+        "- run: both orders name the same winner in 50.0 % of 2 questions; the answer shown first "
+        "won both times in 1, the one shown last in 0"
+    )
 
 
 def test_one_failed_order_leaves_the_other_to_speak() -> None:
