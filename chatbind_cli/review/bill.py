@@ -18,8 +18,6 @@ from pathlib import Path
 from chatbind_cli.errors import JudgeError, RecordError
 
 _MILLION = 1_000_000
-_MARGIN = 1.25
-"""How much more tokens than estimated a prompt may have, until replies have told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +112,15 @@ class Bill:
         self.limit_usd = limit_usd
         self.spent_usd = spent_usd
         self._reserved_usd = 0.0
-        self._ratio = _MARGIN
+        self._ratio = 1.0  # grows if a server has more tokens than can be
         self._changed = asyncio.Event()
 
     async def reserve(self, prompt_tokens: int, completion_tokens: int) -> float:
         """Sets the most that a request can cost aside, and returns it in USD.
+
+        Args:
+            prompt_tokens: the most that the prompt can have.
+            completion_tokens: the most that the reply may have.
 
         Where only what others have set aside stands in the way, waits for what they really cost.
 
@@ -146,10 +148,9 @@ class Bill:
         self._book(reserved_usd, cost)
         return cost
 
-    def learn(self, estimated_tokens: int, prompt_tokens: int) -> None:
-        """Takes note of how many tokens a prompt of an estimated length really had."""
-        if estimated_tokens > 0:
-            self._ratio = max(self._ratio, prompt_tokens / estimated_tokens)
+    def learn(self, most_tokens: int, prompt_tokens: int) -> None:
+        """Takes note of a prompt that had more tokens than it was said to have at most."""
+        self._ratio = max(self._ratio, prompt_tokens / max(1, most_tokens))
 
     def release(self, reserved_usd: float, *, charged: bool) -> None:
         """No reply came; `charged` if the server may have worked and charge for it."""

@@ -8,6 +8,7 @@ and appears in no message. Knows nothing of files.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import time
@@ -34,7 +35,7 @@ from chatbind_cli.review.pace import Pace
 from chatbind_cli.review.prompts import VERSION, Message, build_messages
 from chatbind_cli.review.rules import Rules
 from chatbind_cli.review.scores import SCHEMA
-from chatbind_cli.review.tokens import Counter, estimate, message_tokens
+from chatbind_cli.review.tokens import Counter, estimate, message_tokens, most_tokens
 
 if TYPE_CHECKING:
     import openai
@@ -200,7 +201,9 @@ class ChatJudge:
 
         options = self._options
         prompt = message_tokens(messages, options.count)
-        reserved = await self._bill.reserve(prompt, options.max_tokens)
+        beside = json.dumps(self._parameters.get("response_format", ""))
+        most = most_tokens(messages, beside=beside)
+        reserved = await self._bill.reserve(most, options.max_tokens)
         charged, good, unused, entered = False, False, 0, None
         try:
             entered = await self._pace.enter(prompt + options.max_tokens)
@@ -208,7 +211,7 @@ class ChatJudge:
             reply, usage = await self._request(messages, metadata, again)
             charged, good = False, True
             unused = prompt + options.max_tokens - sum(usage)
-            self._bill.learn(prompt, usage[0])
+            self._bill.learn(most, usage[0])
             cost = self._bill.settle(reserved, *usage)
             reserved = 0.0
             if options.price is not FREE:

@@ -22,6 +22,9 @@ _LETTERS_A_TOKEN = 6
 _MESSAGE_TOKENS = 4
 """What a chat's form adds to each message (role and marks)."""
 
+_FORM_TOKENS = 16
+"""The same at the very most."""
+
 
 def estimate(text: str) -> int:
     """A text's tokens, a little more than today's tokenizers make of English."""
@@ -62,6 +65,17 @@ def counter_for(name: str | None) -> tuple[Counter, str]:
 def message_tokens(messages: list[Any], count: Counter) -> int:
     """The tokens of a chat's messages."""
     return sum(count(message["content"]) + _MESSAGE_TOKENS for message in messages)
+
+
+def most_tokens(messages: list[Any], *, beside: str = "") -> int:
+    """More than any tokenizer makes of a chat: every token has at least one byte.
+
+    Args:
+        messages: the chat.
+        beside: what else is sent and counted (the schema of structured output).
+    """
+    texts = [beside, *(str(message["content"]) for message in messages)]
+    return sum(len(text.encode()) for text in texts) + _FORM_TOKENS * len(texts)
 
 
 def _tiktoken(encoding: str) -> Counter:

@@ -22,13 +22,14 @@ class JudgeServer:
     `faults` are used up first, one a request: a status (429), (status, headers, body), a number
     of seconds to sleep ("slow", 3), "reset", "cut", "garbage", "text", "no choices", or a string
     that is the reply's text. After them `draw`, if it is set, gives each request's fault (None for
-    none), and every other reply is what `answer` makes of the request.
+    none), and every other reply is what `answer` makes of the request, billed as `usage` says.
     """
 
     def __init__(self) -> None:
         self.faults: deque[Any] = deque()
         self.draw: Callable[[], Any] | None = None
         self.answer: Answer = lambda request: "8 6\nfine"
+        self.usage: Callable[[dict[str, Any]], tuple[int, int]] = lambda request: (100, 10)
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.times: list[float] = []
@@ -100,7 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "reset":
             self.close_connection = True
         elif fault == "cut":
-            text = json.dumps(_completion(request, "8 6"))
+            text = json.dumps(self._completion(request, "8 6"))
             self._send(200, text[: len(text) // 2], {"Content-Length": str(len(text))})
             self.close_connection = True
         elif fault == "garbage":
@@ -108,10 +109,31 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "text":
             self._send(200, "<html>proxy login</html>", {"Content-Type": "text/html"})
         elif fault == "no choices":
-            self._send(200, json.dumps({**_completion(request, ""), "choices": []}))
+            self._send(200, json.dumps({**self._completion(request, ""), "choices": []}))
         else:
             text = fault if isinstance(fault, str) else self.judge.answer(request)
-            self._send(200, json.dumps(_completion(request, text)))
+            self._send(200, json.dumps(self._completion(request, text)))
+
+    def _completion(self, request: dict[str, Any], text: str) -> dict[str, Any]:
+        prompt, completion = self.judge.usage(request)
+        return {
+            "id": "chatcmpl-1",
+            "object": "chat.completion",
+            "created": 1700000000,
+            "model": f"{request['model']}-0314",
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": text},
+                    "finish_reason": "stop",
+                }
+            ],
+            "usage": {
+                "prompt_tokens": prompt,
+                "completion_tokens": completion,
+                "total_tokens": prompt + completion,
+            },
+        }
 
     def _send(self, status: int, body: str, headers: dict[str, str] | None = None) -> None:
         data = body.encode()
@@ -125,23 +147,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(data)
         except ConnectionError:
             self.close_connection = True  # whoever asked has gone (a time-out, a kill)
-
-
-def _completion(request: dict[str, Any], text: str) -> dict[str, Any]:
-    return {
-        "id": "chatcmpl-1",
-        "object": "chat.completion",
-        "created": 1700000000,
-        "model": f"{request['model']}-0314",
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": text},
-                "finish_reason": "stop",
-            }
-        ],
-        "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
-    }
 
 
 @pytest.fixture

@@ -352,8 +352,8 @@ def test_what_a_lost_reply_may_have_cost_stands_in_its_metadata(judge_server: An
     price = Price(input=1.0, output=1.0)
     (verdict,) = _judge(judge_server, price=price, max_tokens=1000)
     assert verdict.metadata["cost_usd"] == pytest.approx(110e-6)
-    # The prompt's estimated tokens with their margin, and the 1,000 that a reply may have.
-    assert 1000e-6 < verdict.metadata["lost_usd"] < 2000e-6
+    # The prompt's bytes, and the 1,000 tokens that a reply may have.
+    assert 2000e-6 < verdict.metadata["lost_usd"] < 4500e-6
 
 
 def test_a_cost_limit_stops_before_it_is_crossed(judge_server: Any) -> None:
@@ -362,13 +362,13 @@ def test_a_cost_limit_stops_before_it_is_crossed(judge_server: Any) -> None:
 
     async def go() -> float:
         judge = ChatJudge(
-            Rules(), _options(judge_server, price=price, max_cost_usd=3.0, max_tokens=100)
+            Rules(), _options(judge_server, price=price, max_cost_usd=6.0, max_tokens=100)
         )
         try:
             for i in range(50):
                 made.append(await judge.judge(_case(i), swapped=False, sample=0))
         except JudgeError as error:
-            assert "stopped before the cost limit of 3 USD" in str(error)
+            assert "stopped before the cost limit of 6 USD" in str(error)
             return judge.spent_usd
         finally:
             await judge.close()
@@ -377,8 +377,37 @@ def test_a_cost_limit_stops_before_it_is_crossed(judge_server: Any) -> None:
     spent = asyncio.run(go())
     assert len(made) == len(judge_server.requests)
     assert spent == pytest.approx(0.11 * len(made))
-    # the next request may cost up to 1.25 x its prompt's estimate and 100 tokens: 0.5 USD or so
-    assert 2.0 < spent <= 3.0
+    # the next request may cost as much as its bytes and 100 tokens: 2.2 USD or so
+    assert 3.0 < spent <= 6.0
+
+
+def test_a_cost_limit_is_kept_by_many_at_a_time_whatever_the_server_counts(
+    judge_server: Any,
+) -> None:
+    def dearest(request: dict[str, Any]) -> tuple[int, int]:
+        """A token for every byte, and every reply as long as allowed."""
+        sent = json.dumps([request["messages"], request["response_format"]], ensure_ascii=False)
+        return len(sent.encode()) - 150, request["max_tokens"]  # without the JSON's own marks
+
+    judge_server.usage = dearest
+    judge_server.answer = lambda request: time.sleep(0.01) or "8 6"  # type: ignore[func-returns-value]
+    price = Price(input=1_000.0, output=1_000.0)
+    question = {"question_id": 1, "text": "これは何ですか。" * 20, "category": "conv"}
+    case = Case(question=question, answers=({"text": "犬" * 50}, {"text": "\u0416" * 99}))
+
+    async def go() -> tuple[float, list[Any]]:
+        options = {"price": price, "max_cost_usd": 40.0, "max_tokens": 50, "concurrency": 32}
+        judge = ChatJudge(Rules(), _options(judge_server, **options))
+        work = [judge.judge(case, swapped=False, sample=i) for i in range(64)]
+        found = await asyncio.gather(*work, return_exceptions=True)
+        await judge.close()
+        return judge.spent_usd, found
+
+    spent, found = asyncio.run(go())
+    cost = sum(verdict.metadata["cost_usd"] for verdict in found if isinstance(verdict, Verdict))
+    assert cost == pytest.approx(spent)
+    assert 30.0 < spent <= 40.0
+    assert {type(item) for item in found} == {Verdict, JudgeError}
 
 
 def test_a_stop_lets_what_is_under_way_finish_and_starts_nothing(judge_server: Any) -> None:

@@ -322,15 +322,16 @@ def test_a_cost_limit_ends_the_run_and_a_higher_one_goes_on(world: Path, judge_s
     (world / "p.toml").write_text("[m]\ninput = 1000\noutput = 1000\n")
     words = [*RULE, "said.jsonl", "--judge-url", judge_server.url, "--judge-model", "m"]
     words += ["--max-tokens", "10", "--prices", "p.toml", "-o", "r.jsonl", "--max-cost"]
-    done = _chatbind(*words, "0.9", cwd=world)
+    judge_server.usage = lambda request: (1500, 10)  # 1.51 USD
+    done = _chatbind(*words, "9", cwd=world)
     assert done.returncode == 1
-    assert "stopped before the cost limit of 0.9 USD" in done.stderr
+    assert "stopped before the cost limit of 9 USD" in done.stderr
     made = len(_records((world / "r.jsonl").read_text()))
     assert 0 < made == len(judge_server.requests) < 8
-    again = _chatbind(*words, "0.9", cwd=world)
+    again = _chatbind(*words, "9", cwd=world)
     assert again.returncode == 1, "what the file cost before counts"
     assert len(judge_server.requests) == made
-    assert _chatbind(*words, "9", cwd=world).returncode == 0
+    assert _chatbind(*words, "99", cwd=world).returncode == 0
     assert len(judge_server.requests) == 8
 
 
