@@ -14,7 +14,7 @@ from chatbind_cli.jsonl import Record
 from chatbind_cli.review.cases import Case, digest
 from chatbind_cli.review.rules import Rule
 
-VERSION = 1
+VERSION = 2
 """Part of every review's id: raise it when the words change, and reviews are made anew."""
 
 
@@ -33,7 +33,7 @@ def build_messages(case: Case, rule: Rule, *, swapped: bool = False) -> list[Mes
         rule: the rule for its category.
         swapped: show the second answer first.
     """
-    fence = f"answer-{digest(case.question, case.texts)[:10]}"
+    fence = f"answer-{digest(case.question, case.texts)[:16]}"
     texts = case.texts[::-1] if swapped else case.texts
     parts = []
     if case.context is not None:
