@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
+from urllib.parse import quote
 
 from chatbind_cli.jsonl import Record
 from chatbind_cli.review import charts
@@ -76,7 +77,8 @@ def render_report(
     )
     script, style = _part("report_script.j2"), _part("report_style.j2")
     entries = Entries(questions or {}, answers, cabinet or Cabinet())
-    sections = [_section(summary, entries.of(summary)) for summary in summaries]
+    several = len(summaries) > 1
+    sections = [_section(summary, entries.of(summary), several=several) for summary in summaries]
     everything = [entry for section in sections for entry in section["entries"]]
     return environment.get_template("report.html").generate(
         title=_title(summaries),
@@ -108,8 +110,8 @@ def _sorted(values: Iterator[str]) -> list[str]:
     return sorted(set(values))
 
 
-def _section(summary: Summary, entries: list[Entry]) -> dict[str, Any]:
-    """What the template needs to know of one file of reviews."""
+def _section(summary: Summary, entries: list[Entry], *, several: bool) -> dict[str, Any]:
+    """What the template needs to know of one file of reviews; one of `several` filters by name."""
     columns = headings(summary.rows, several=False)
     reasons = list(summary.failures.items())
     bias = position_bias(summary.orders)
@@ -129,6 +131,7 @@ def _section(summary: Summary, entries: list[Entry]) -> dict[str, Any]:
         "n_orders": len(summary.orders),
         "bias": bias,
         "by": summary.by,
+        "within": f"run={quote(summary.name, safe='')}&" if several else "",
         "outcomes": charts.outcome_chart(summary.rows),
         "glances": [] if total is None else _glances(total, len(summary.reviews), bias),
         "failures": reasons[:_REASONS_SHOWN],
@@ -139,11 +142,10 @@ def _section(summary: Summary, entries: list[Entry]) -> dict[str, Any]:
 
 def _title(summaries: Sequence[Summary]) -> str:
     """Who is compared with whom, as far as the reviews say."""
-    sides = {tuple(" + ".join(side) for side in summary.models) for summary in summaries}
-    if len(sides) == 1:
-        (first, second) = sides.pop()
-        if first and second:
-            return f"{second} against {first}"
+    firsts = dict.fromkeys(" + ".join(summary.models[0]) for summary in summaries)
+    seconds = dict.fromkeys(" + ".join(summary.models[1]) for summary in summaries)
+    if len(firsts) == 1 and all([*firsts, *seconds]):
+        return f"{', '.join(seconds)} against {next(iter(firsts))}"
     return "Review"
 
 

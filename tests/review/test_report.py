@@ -138,6 +138,28 @@ def test_what_one_wants_to_know_first_stands_on_top_with_its_failures(html: str)
     assert bars[-1] == "all: second better 1, tie 0, first better 1"
 
 
+def test_charts_of_several_runs_lead_to_the_questions_of_their_own() -> None:
+    runs = [summarize(REVIEWS, name=name) for name in ("a & b", "c")]
+    page = Page("".join(render_report(runs)))
+    links = {attributes["href"] for attributes in page.all("a")}
+    assert {"#?run=a%20%26%20b&category=detail", "#?run=c&differs=1"} < links
+
+
+@pytest.mark.parametrize(
+    ("models", "title"),
+    [
+        ([("ref", "x")], "x against ref"),
+        ([("ref", "x"), ("ref", "y")], "x, y against ref"),
+        ([("ref", "x"), ("other", "y")], "Review"),
+        ([("", "")], "Review"),
+    ],
+)
+def test_the_title_says_who_is_compared(models: list[tuple[str, str]], title: str) -> None:
+    runs = [summarize([_review(1, [8, 6], metadata={"models": list(pair)})]) for pair in models]
+    page = Page("".join(render_report(runs)))
+    assert page.data["h1"] == [title]
+
+
 def test_a_thousand_reasons_to_fail_are_not_all_on_top() -> None:
     reviews = [_review(i, None, error=f"odd reply {i}") for i in range(1000)]
     html = "".join(render_report([summarize(reviews)]))
