@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO, TYPE_CHECKING
 
 from chatbind_cli.review.agreement import agreements
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _MISSING = "–"
+_NAMES = ("review", "category")
 _SIGNIFICANT = 0.05
+_WIDE = 200
+_GAP = 3
+"""Characters between two columns of the terminal's table."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _PAIRS = {
     "ci95": ("ci95_low", "ci95_high"),
@@ -138,22 +142,42 @@ def comparison(row: Row) -> str:
     )
 
 
-def rich_table(summaries: Sequence[Summary]) -> Table:
-    """The table that a person sees on a terminal."""
+def column_groups(columns: Sequence[str], widths: Mapping[str, int], width: int) -> list[list[str]]:
+    """The columns of as many tables as it takes for none to be cut off; each has the names.
+
+    Args:
+        columns: all columns.
+        widths: how many characters each needs.
+        width: how many there are.
+    """
+    names = [column for column in columns if column in _NAMES]
+    groups, used = [list(names)], 0
+    room = width - sum(widths[name] + _GAP for name in names) - _GAP
+    for column in columns:
+        if column in _NAMES:
+            continue
+        if used and used + widths[column] + _GAP > room:
+            groups.append(list(names))
+            used = 0
+        groups[-1].append(column)
+        used += widths[column] + _GAP
+    return groups
+
+
+def _rich_table(summaries: Sequence[Summary], columns: Sequence[str]) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    rows = [row for summary in summaries for row in summary.rows]
-    several = len(summaries) > 1
-    columns = headings(rows, several=several)
-    by = summaries[0].by if summaries else "category"
-    caption = "\n".join([*filter(None, map(description, summaries)), *remarks(summaries)])
-    table = Table(box=box.SIMPLE_HEAD, caption=Text(plain(caption)), caption_justify="left")
-    for column in columns:
-        left = column in ("review", "category")
-        name = titles([column], by)[0]
-        table.add_column(Text(name), justify="left" if left else "right", no_wrap=left)
+    table = Table(box=box.SIMPLE_HEAD)
+    for column, title in zip(columns, titles(columns, _made_by(summaries)), strict=True):
+        left = column in _NAMES
+        table.add_column(
+            Text(title),
+            justify="left" if left else "right",
+            no_wrap=not left,
+            overflow="fold",
+        )
     for summary in summaries:
         for row in summary.rows:
             # A name from a file is text, never markup.
@@ -163,13 +187,18 @@ def rich_table(summaries: Sequence[Summary]) -> Table:
     return table
 
 
+def _made_by(summaries: Sequence[Summary]) -> str:
+    """What makes a line of the table."""
+    return summaries[0].by if summaries else "category"
+
+
 def markdown_table(summaries: Sequence[Summary]) -> str:
     """The table in Markdown, with a line a summary on who judged whom."""
     rows = [row for summary in summaries for row in summary.rows]
     columns = headings(rows, several=len(summaries) > 1)
-    marks = ["---" if column in ("review", "category") else "---:" for column in columns]
-    by = summaries[0].by if summaries else "category"
-    lines = [_markdown_line(titles(columns, by)), _markdown_line(marks)]
+    marks = ["---" if column in _NAMES else "---:" for column in columns]
+    heads = titles(columns, _made_by(summaries))
+    lines = [_markdown_line(heads), _markdown_line(marks)]
     lines += [_markdown_line(cells(row, columns)) for row in rows]
     notes = [line for summary in summaries if (line := description(summary))]
     # A line each: Markdown joins lines that follow each other.
@@ -197,11 +226,27 @@ def csv_table(summaries: Sequence[Summary]) -> str:
 
 
 def print_table(summaries: Sequence[Summary], out: IO[str]) -> None:
-    """Writes the terminal's table; without colours and as wide as it needs where it is no tty."""
-    from rich.console import Console
+    """Writes the terminal's table; without colours and as wide as it needs where it is no tty.
 
-    width = None if out.isatty() else 200
-    Console(file=out, width=width, highlight=False, soft_wrap=False).print(rich_table(summaries))
+    On a narrow terminal it becomes several tables below each other: a figure that is cut off is
+    worse than none.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    width = None if out.isatty() else _WIDE
+    console = Console(file=out, width=width, highlight=False, soft_wrap=False)
+    rows = [row for summary in summaries for row in summary.rows]
+    columns = headings(rows, several=len(summaries) > 1)
+    heads = titles(columns, _made_by(summaries))
+    texts = [heads, *(cells(row, columns) for row in rows)]
+    widths = {
+        column: max(len(line[number]) for line in texts) for number, column in enumerate(columns)
+    }
+    for group in column_groups(columns, widths, console.width):
+        console.print(_rich_table(summaries, group))
+    for line in [*filter(None, map(description, summaries)), *remarks(summaries)]:
+        console.print(Text(plain(line), style="italic"))
 
 
 def plain(text: str) -> str:

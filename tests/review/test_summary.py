@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,35 @@ def test_tables_say_the_same_in_every_form() -> None:
     assert lines[0].startswith("category,n,mean_1,mean_2,relative,win,")
     assert lines[3].startswith("all,2,8.0,7.5,93.8,1,0,1,")
     assert len(lines) == 4
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+def test_no_figure_is_cut_off_on_a_narrow_terminal(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    reviews = []
+    for i in range(200):
+        for order in ([1, 2], [2, 1]):
+            metadata = {"order": order, "slot": f"{i} {order}", "cost_usd": 0.01, "exact": [0, 1]}
+            scores = [5 + i % 4, 6.123]
+            reviews.append(_review(i, scores, "a long category", metadata=metadata))
+    summary = compare(summarize(reviews, name="new"), summarize(reviews, name="old"))
+    out = io.StringIO()
+    out.isatty = lambda: True  # type: ignore[method-assign]
+    print_table([summary], out)
+    text = out.getvalue()
+    assert "…" not in text
+    assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines())) <= width
+    for word in (
+        "6.123",
+        "100/0/100",
+        "same in both orders",
+        "4.0000",
+        "1.0000",
+        "0.0 % / 100.0 %",
+    ):
+        assert word in text
 
 
 def test_names_from_files_are_text_and_never_markup() -> None:
