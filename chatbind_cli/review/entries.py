@@ -6,7 +6,7 @@ Records in, entries out, in the order of the questions. Knows nothing of HTML.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from chatbind_cli.jsonl import Record
@@ -15,6 +15,7 @@ from chatbind_cli.review.exhibits import Cabinet, Exhibit
 from chatbind_cli.review.reading import (
     Unit,
     failure_of,
+    judge_name,
     judge_of,
     metadata_of,
     order_of,
@@ -63,6 +64,7 @@ class Entry:
         verdicts: the reviews, judge by judge.
         winner: `first`, `second`, `tie` or `failed`.
         disagreement: whether the order of the answers changed the winner.
+        judges_differ: whether the judges name different winners.
         mean: the mean scores, None if every review failed.
     """
 
@@ -78,6 +80,7 @@ class Entry:
     verdicts: list[Judged] = field(default_factory=list)
     winner: str = "failed"
     disagreement: bool = False
+    judges_differ: bool = False
     mean: Pair | None = None
 
     @property
@@ -110,7 +113,7 @@ class Entries:
     def of(self, summary: Summary) -> list[Entry]:
         """The entries of one file of reviews."""
         found: dict[Unit, Entry] = {}
-        scores: dict[Unit, dict[str, list[Pair]]] = {}
+        scores: dict[Unit, list[tuple[str, str, Pair]]] = {}
         for review in summary.reviews:
             unit = unit_of(review)
             if unit not in found:
@@ -118,9 +121,10 @@ class Entries:
             pair = scores_of(review)
             found[unit].verdicts.append(_verdict(review, pair))
             if pair is not None:
-                scores.setdefault(unit, {}).setdefault(order_of(review), []).append(pair)
+                scored = order_of(review), judge_name(review), pair
+                scores.setdefault(unit, []).append(scored)
         for unit, entry in found.items():
-            _decide(entry, scores.get(unit, {}))
+            _decide(entry, scores.get(unit, []))
             entry.verdicts.sort(key=lambda judged: (judged.judge, judged.sample, judged.swapped))
         last = len(self._places)
         return sorted(found.values(), key=lambda e: self._places.get(e.question_id, last))
@@ -198,11 +202,19 @@ def _as_text(pair: Pair, digits: int = 6) -> tuple[str, str]:
     return f"{pair[0]:.{digits}g}", f"{pair[1]:.{digits}g}"
 
 
-def _decide(entry: Entry, by_order: Mapping[str, list[Pair]]) -> None:
-    """Fills in who won, and whether both orders say so."""
-    if not by_order:
+def _decide(entry: Entry, scores: Sequence[tuple[str, str, Pair]]) -> None:
+    """Fills in who won, and whether both orders and all judges say so."""
+    if not scores:
         return
-    entry.mean = average([pair for pairs in by_order.values() for pair in pairs])
+    entry.mean = average([pair for _, _, pair in scores])
     entry.winner = _WINNERS[outcome(entry.mean)]
-    winners = {order: outcome(average(pairs)) for order, pairs in by_order.items()}
-    entry.disagreement = len(set(winners.values())) > 1
+    entry.disagreement = _differ((order, pair) for order, _, pair in scores)
+    entry.judges_differ = _differ((judge, pair) for _, judge, pair in scores)
+
+
+def _differ(scores: Iterable[tuple[str, Pair]]) -> bool:
+    """Whether the mean scores of each group name different winners."""
+    groups: dict[str, list[Pair]] = {}
+    for group, pair in scores:
+        groups.setdefault(group, []).append(pair)
+    return len({outcome(average(pairs)) for pairs in groups.values()}) > 1

@@ -160,6 +160,16 @@ def test_the_title_says_who_is_compared(models: list[tuple[str, str]], title: st
     assert page.data["h1"] == [title]
 
 
+def test_questions_on_which_judges_disagree_are_marked_and_can_be_filtered() -> None:
+    ours = [_review(1, [8, 6]), _review(2, [8, 6])]
+    theirs = [_review(1, [9, 5], reviewer_id="b"), _review(2, [5, 6], reviewer_id="b")]
+    page = Page("".join(render_report([summarize([*ours, *theirs])])))
+    assert [entry["data-judges"] for entry in page.all("details")] == ["0", "1"]
+    assert [field["name"] for field in page.all("input")] == ["text", "differs", "judges"]
+    alone = Page("".join(render_report([summarize(ours)])))
+    assert [field["name"] for field in alone.all("input")] == ["text", "differs"]
+
+
 def test_a_thousand_reasons_to_fail_are_not_all_on_top() -> None:
     reviews = [_review(i, None, error=f"odd reply {i}") for i in range(1000)]
     html = "".join(render_report([summarize(reviews)]))
@@ -173,7 +183,7 @@ def test_entries_follow_the_questions_and_verdicts_the_judge_and_the_order() -> 
     swapped = [_review(i, [8, 6], metadata={"order": [2, 1]}) for i in (2, 1, 3)]
     html = "".join(render_report([summarize([*swapped, *given])], questions=questions))
     assert re.findall(r'id="(q-\d)"', html) == ["q-3", "q-1", "q-2"]
-    orders = re.findall(r"judge(, second answer shown first)?", html[html.index('id="q-3"') :])
+    orders = re.findall(r">judge(, second answer shown first)?", html[html.index('id="q-3"') :])
     assert orders == ["", ", second answer shown first"] * 3
 
 
