@@ -140,7 +140,7 @@ class Entries:
         return Entry(
             anchor=self._anchor(question_id),
             question_id=question_id,
-            category=str(review.get("category") or "default"),
+            category=str(review.get("category") or question.get("category") or "default"),
             modality=modality,
             run=run,
             models=(models[0], models[1]) if len(models) == 2 else ("", ""),

@@ -12,6 +12,7 @@ not fill (`reading.latest`). Knows nothing of judges.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,22 +140,23 @@ def read_earlier(path: Path | str) -> Earlier:
 
 
 def restore_failed(path: Path, failed: Mapping[str, Record]) -> None:
-    """Appends the failed reviews of earlier runs that this one has not made again.
+    """Puts the failed reviews of earlier runs that this one has not made again back.
 
     Opening a file to continue it drops what failed. But a run may end before it comes to them, and
     those of another judge are none of its own; they are not to vanish from the count of failures.
+    They come first: whatever else is there is newer, or as old.
 
     Args:
         path: the review file, closed.
         failed: what was there with an error when the run began, by id.
     """
-    if not failed:
+    there = {str(record.get("review_id")) for record in _whole_lines(path)} if failed else set()
+    missing = [record for review_id, record in failed.items() if review_id not in there]
+    if not missing:
         return
-    there = {str(record.get("review_id")) for record in _whole_lines(path)}
-    with path.open("a", encoding="utf-8") as file:
-        for review_id, record in failed.items():
-            if review_id not in there:
-                file.write(dumps(record) + "\n")
+    with replace_file(path) as temporary, path.open("rb") as old, temporary.open("wb") as new:
+        new.writelines(f"{dumps(record)}\n".encode() for record in missing)
+        shutil.copyfileobj(old, new)
 
 
 def _whole_lines(path: Path) -> Iterator[Record]:

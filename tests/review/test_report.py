@@ -228,9 +228,11 @@ def test_thousands_of_reviews_are_rendered_in_seconds() -> None:
 
 def test_a_question_about_nothing_but_text_shows_no_media(tmp_path: Path) -> None:
     review = {"question_id": 1, "score": [8, 6], "text": "8 6", "reviewer_id": "gpt-4"}
-    questions = {"1": {"question_id": 1, "text": "How do I save time?"}}
+    questions = {"1": {"question_id": 1, "text": "How do I save time?", "category": "generic"}}
     cabinet = Cabinet(tmp_path)
     chunks = render_report([summarize([review])], questions=questions, cabinet=cabinet)
     page = Page("".join(chunks))
     assert [figure for figure in page.all("figure") if figure.get("class") == "exhibit"] == []
     assert cabinet.problems == []
+    # Vicuna's reviews leave the category to the questions.
+    assert [entry["data-category"] for entry in page.all("details")] == ["generic"]

@@ -18,7 +18,7 @@ from chatbind_cli.jsonl import RecordWriter
 from chatbind_cli.review.cases import Case
 from chatbind_cli.review.judges import RuleJudge, Stopped, Verdict
 from chatbind_cli.review.reading import latest
-from chatbind_cli.review.records import put_in_order
+from chatbind_cli.review.records import put_in_order, read_earlier, restore_failed
 from chatbind_cli.review.run import Outcome, RunOptions, run_reviews
 
 
@@ -237,6 +237,20 @@ def test_a_failed_review_is_kept_with_its_text_and_made_again_next_time(tmp_path
     assert (outcome.judged, outcome.reused, outcome.failed) == (1, 2, 0)
     assert [record["question_id"] for record in _records(path)] == [1, 2, 3]
     assert not any("error" in record for record in _records(path))
+
+
+def test_failed_reviews_that_come_back_do_not_outdate_what_is_newer(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    judge = FakeJudge()
+    judge.broken = {1}
+    _run(path, [_case(1)], judge, orders="both")
+    failed = read_earlier(path).failed
+    assert len(failed) == 2
+    with RecordWriter(path, key="review_id") as writer:  # it is killed after the first order
+        run_reviews([_case(1, "changed")], FakeJudge(), writer, RunOptions(orders="as-given"))
+    restore_failed(path, failed)
+    assert ["error" in record for record in _records(path)] == [True, True, False]
+    assert [r["tuple"] for r in latest(_records(path), with_words=True)] == [[2.0, 7.0]]
 
 
 def test_failed_reviews_can_be_left_out_or_stop_the_run(tmp_path: Path) -> None:
