@@ -22,7 +22,7 @@ from typing import IO, Any, NoReturn, cast
 
 import jsonlines
 
-from chatbind_cli.errors import RecordError
+from chatbind_cli.errors import RecordError, UsageError
 from chatbind_cli.files import open_alone, replace_file
 
 Record = dict[str, Any]
@@ -253,6 +253,7 @@ class RecordWriter:
 
     Raises:
         RecordError: a line other than the last is not a record, or a value differs from `expect`.
+        UsageError: the file's name says that it is compressed.
     """
 
     def __init__(
@@ -308,6 +309,12 @@ class RecordWriter:
 
     def _opened(self, path: Path, overwrite: bool) -> IO[str]:
         """The file to append to, with the complete records of an earlier run in it."""
+        if path.suffix in (".gz", ".zst"):
+            raise UsageError(
+                "records are added one by one, which a compressed file does not bear",
+                where=str(path),
+                hint=f"write to - and pipe it through {'gzip' if path.suffix == '.gz' else 'zstd'}",
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_file():
             # a pipe or a device (/dev/stdout): it holds nothing to continue

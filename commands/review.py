@@ -219,6 +219,7 @@ def command(
     job = ReviewJob(files, JudgeSettings(**settings), options, orders=orders, will_ask=not dry_run)
     if dry_run:
         _show(job.plan())
+        job.refuse_misfit()
         return
     with _termination_as_interrupt():
         job.run()

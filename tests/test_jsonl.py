@@ -10,7 +10,7 @@ import os
 import pytest
 import zstandard
 
-from chatbind_cli.errors import ChatBindError, RecordError
+from chatbind_cli.errors import ChatBindError, RecordError, UsageError
 from chatbind_cli.jsonl import RecordWriter, dumps, read_records, record_id
 
 ROWS = [{"question_id": 1, "text": "é"}, {"question_id": 2, "text": "b"}]
@@ -192,3 +192,10 @@ def test_a_file_that_was_compacted_is_still_its_writer_s_alone(tmp_path):
             RecordWriter(path)
         writer.write({"question_id": 1})
     assert [r["question_id"] for r, _ in read_records(path)] == [2, 1]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
+def test_a_name_that_promises_compression_is_refused(tmp_path, name):
+    with pytest.raises(UsageError, match="pipe it through"):
+        RecordWriter(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []

@@ -1,7 +1,6 @@
 """Which judge is meant, and what its tokens cost.
 
-Settings in, a judge out. Knows nothing of the command
-line or of records.
+Settings in, a judge out. Knows nothing of the command line or of records.
 """
 
 from __future__ import annotations

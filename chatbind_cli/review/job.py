@@ -19,6 +19,8 @@ from chatbind_cli.review.plan import Plan, make_plan
 from chatbind_cli.review.records import Earlier, put_in_order, read_earlier, restore_failed
 from chatbind_cli.review.run import Orders, Outcome, RunOptions, count_of, run_reviews
 
+_MISFIT = "the files do not fit together, as said above"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReviewFiles:
@@ -86,7 +88,7 @@ class ReviewJob:
         )
 
     def plan(self) -> Plan:
-        """What `run` would do and cost."""
+        """What `run` would do and cost; `refuse_misfit` then says whether the files fit."""
         chosen = self._chosen
         plan = make_plan(
             self.inputs.cases(),
@@ -99,6 +101,15 @@ class ReviewJob:
         for remark in self.inputs.remarks:
             note(remark)
         return plan
+
+    def refuse_misfit(self) -> None:
+        """Ends a plan as the run would end.
+
+        Raises:
+            SomeRecordsFailed: the files do not fit together.
+        """
+        if self.inputs.remarks:
+            raise SomeRecordsFailed(_MISFIT)
 
     def run(self) -> None:
         """Makes what is missing in the output.
@@ -147,6 +158,6 @@ class ReviewJob:
             note(remark)
         note(outcome.text())
         what = [f"{count_of(outcome.failed)} failed"] if outcome.failed else []
-        what += ["the files do not fit together, as said above"] if remarks else []
+        what += [_MISFIT] if remarks else []
         if what:
             raise SomeRecordsFailed(" and ".join(what))

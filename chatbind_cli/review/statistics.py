@@ -93,9 +93,8 @@ def _resampled_sums(
     """Sums over questions drawn with replacement, [resamples, columns], in bounded pieces."""
     import numpy as np
 
-    values = values[
-        np.lexsort(values.T)
-    ]  # the draws are to be the same in whatever order they came
+    # The draws are to be the same in whatever order the questions came.
+    values = values[np.lexsort(values.T)]
     n = len(values)
     if resamples is None:
         resamples = max(_RESAMPLES_AT_LEAST, min(RESAMPLES, _DRAWS // n))

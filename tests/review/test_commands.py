@@ -318,6 +318,18 @@ def test_a_dry_run_counts_and_asks_nobody(world: Path, judge_server: Any) -> Non
     assert rows[-1]["cost_usd"] == pytest.approx(8 * (100 * 2.5e-6 + 10 * 10e-6))
 
 
+def test_a_dry_run_of_files_that_do_not_fit_ends_as_the_run_would(world: Path) -> None:
+    lines = (world / "said.jsonl").read_text().splitlines(keepends=True)
+    (world / "short.jsonl").write_text("".join(lines[1:]))
+    words = [*RULE, "short.jsonl", "--judge", "rule"]
+    plan = _chatbind(*words, "--dry-run", cwd=world)
+    assert plan.returncode == 3
+    assert len(_records(plan.stdout)) == 1
+    for done in (plan, _chatbind(*words, "-o", "short-r.jsonl", cwd=world)):
+        assert "short.jsonl: no answer to question" in done.stderr
+        assert done.returncode == 3
+
+
 def test_a_cost_limit_ends_the_run_and_a_higher_one_goes_on(world: Path, judge_server: Any) -> None:
     (world / "p.toml").write_text("[m]\ninput = 1000\noutput = 1000\n")
     words = [*RULE, "said.jsonl", "--judge-url", judge_server.url, "--judge-model", "m"]
