@@ -40,7 +40,7 @@ def test_jsonl_and_arrays_are_read_plain_and_compressed(tmp_path, pack, text):
         (zstandard.compress(b'{"a": 1}\n' * 1000)[:-4], "f: broken compression"),
         (zstandard.compress(b'{"a": 1}\n' * 1000)[:4], "f: broken compression"),
         (b"\x28\xb5\x2f\xfd" + b"x" * 40, "f: broken compression"),
-        (gzip.compress(b'{"a": 1}\n' * 1000)[:20] + b"x" * 30, "f: broken compression"),
+        (gzip.compress(b'{"a": 1}\n' * 1000, mtime=0)[:20] + b"x" * 30, "f: broken compression"),
         (b'{"a": NaN}', "f:1: cannot be used .JSON has no NaN"),
         (b'{"a": 1e999}', "f:1: cannot be used .a number is too large"),
         (b'[{"a": -Infinity}]', "f: cannot be used .JSON has no -Infinity"),
