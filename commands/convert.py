@@ -24,7 +24,7 @@ _output = partial(click.option, cls=GroupedOption, group="Output")
         "chatbind convert model -o converted --shard-size 0.001",
         "chatbind apply-delta --base toy/llama --delta delta --target applied | "
         "chatbind convert - -o converted",
-        "chatbind convert toy/llama --projector p.safetensors -o joined",
+        "chatbind convert toy/llama --projector projector.safetensors -o joined",
     ],
 )
 @click.argument("model", metavar="MODEL")
