@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import click
 
 from chatbind_cli import __version__, launch
+from chatbind_cli.console import printable
 from chatbind_cli.errors import ChatBindError
 
 # name -> (module, one-line help); a test holds the helps equal to the commands' own
@@ -131,7 +132,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         # The parent ends the other workers where need be; the launcher would only add a traceback.
         code = 0
     elif message:
-        sys.stderr.write(message + "\n")
+        sys.stderr.write(printable(message) + "\n")
     if code != 0:
         # The interpreter flushes stdout once more at its end, which may have failed for good; let
         # that go nowhere.

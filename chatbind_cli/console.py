@@ -6,6 +6,7 @@ Knows nothing of records: those go to stdout through `artifacts` and `jsonl`.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from types import TracebackType
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     import rich.progress
 
 _SECONDS_BETWEEN_LINES = 10.0
+# Control characters but for tab and line feed, and those that turn the direction of writing.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def quiet() -> bool:
@@ -24,10 +27,15 @@ def quiet() -> bool:
     )
 
 
+def printable(text: str) -> str:
+    """The text without what a terminal would obey: names, errors and answers come from anywhere."""
+    return _CONTROL.sub("", text)
+
+
 def note(text: str) -> None:
     """Writes one line for the person at the terminal or the reader of the log."""
     if not quiet():
-        sys.stderr.write(f"chatbind: {' '.join(text.split())}\n")
+        sys.stderr.write(f"chatbind: {printable(' '.join(text.split()))}\n")
         sys.stderr.flush()
 
 

@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NoReturn, cast
@@ -246,6 +246,7 @@ class RecordWriter:
         overwrite: start the file anew.
         expect: values that the records already in the file must have (`{"model_id": ...}`), so
             that a run does not continue another model's file.
+        in_words: the record as a person reads it; used where standard output is a terminal.
 
     Attributes:
         done: the ids that the file held complete and without an `error` when it was opened, plus
@@ -263,6 +264,7 @@ class RecordWriter:
         key: str | tuple[str, ...] = "question_id",
         overwrite: bool = False,
         expect: Mapping[str, Any] | None = None,
+        in_words: Callable[[Record], str] | None = None,
     ) -> None:
         self.target = str(target)
         self.key = key
@@ -270,8 +272,10 @@ class RecordWriter:
         self.n_failed = 0
         self._expect = dict(expect or {})
         self._file: IO[str]
+        self._in_words: Callable[[Record], str] | None = None
         if self.target == "-":
             self._file = cast(IO[str], _Stdout())
+            self._in_words = in_words if sys.stdout.isatty() else None
         else:
             self._file = self._opened(Path(target), overwrite)
         self._writer = jsonlines.Writer(self._file, dumps=dumps, flush=True)
@@ -288,7 +292,11 @@ class RecordWriter:
             self.n_failed += 1
         else:
             self.done.add(self.id_of(record))
-        self._writer.write(record)
+        if self._in_words is None:
+            self._writer.write(record)
+        else:
+            self._file.write(f"{self._in_words(record)}\n")
+            self._file.flush()
 
     def close(self) -> None:
         """Closes the file; standard output stays open."""

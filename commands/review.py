@@ -181,7 +181,9 @@ _limit = partial(click.option, cls=GroupedOption, group="Limits")
     "--dry-run", is_flag=True, help="Print how many requests, tokens and USD it takes, and stop."
 )
 @device_options
-@output_option("Review records; continued if the file is there. `-`: stdout.")
+@output_option(
+    "Review records; continued if the file is there. `-`: stdout, in words on a terminal."
+)
 @overwrite_option
 @on_error_option
 def command(

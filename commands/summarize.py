@@ -212,11 +212,11 @@ def _print(summaries: Sequence[Summary], form: str) -> None:
 def _say(summaries: Sequence[Summary], *, with_remarks: bool) -> None:
     """What the figures do not show, on stderr."""
     for line in tables.remarks(summaries) if with_remarks else ():
-        note(tables.plain(line))
+        note(line)
     for summary in summaries:
         reasons = list(summary.failures.items())
         for reason, count in reasons[:_REASONS_SHOWN]:
-            note(tables.plain(f"{summary.name}: {count} failed, in no mean: {reason}"))
+            note(f"{summary.name}: {count} failed, in no mean: {reason}")
         rest = sum(count for _, count in reasons[_REASONS_SHOWN:])
         if rest:
             note(f"{summary.name}: {rest} more failed, in no mean, for other reasons")

@@ -71,7 +71,7 @@ _input = partial(click.option, cls=GroupedOption, group="Input")
     metavar="FILE",
     type=click.Path(dir_okay=False, allow_dash=True),
     help="Answer records, in the order of the questions. A file that is there is continued: what "
-    "is answered stays, what failed is tried again.",
+    "is answered stays, what failed is tried again. `-`: stdout, in words on a terminal.",
 )
 @overwrite_option
 @on_error_option

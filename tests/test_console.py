@@ -8,6 +8,8 @@ import re
 import subprocess
 import sys
 
+from chatbind_cli.console import printable
+
 WORK = """
 import time
 from chatbind_cli.artifacts import emit_record
@@ -62,6 +64,19 @@ def test_on_one_terminal_records_stand_on_lines_of_their_own():
     lines = [re.split(rb"\x1b\[2K|\r", line)[-1] for line in on_a_terminal().split(b"\r\n")]
     assert [json.loads(line) for line in lines if line.startswith(b"{")] == RECORDS
     assert not any(b"{" in line for line in lines if not line.startswith(b"{"))
+
+
+def test_what_a_terminal_would_obey_is_left_out():
+    evil = "a\x1b]0;title\x07b\x1b[2Jc\u202ed\ne\tf"
+    assert printable(evil) == "a]0;titleb[2Jcd\ne\tf"
+    done = subprocess.run(
+        [sys.executable, "-m", "chatbind_cli", "summarize", "no\x1b[31mfile"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "file" in done.stderr and "\x1b" not in done.stderr
 
 
 def test_without_a_terminal_there_is_no_bar():

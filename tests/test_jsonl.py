@@ -199,3 +199,17 @@ def test_a_name_that_promises_compression_is_refused(tmp_path, name):
     with pytest.raises(UsageError, match="pipe it through"):
         RecordWriter(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_person_at_a_terminal_reads_words_and_a_file_gets_records(tmp_path, capsys, monkeypatch):
+    def write(target):
+        with RecordWriter(target, key="n", in_words=lambda record: f"n is {record['n']}") as writer:
+            writer.write({"n": 1})
+
+    write("-")
+    assert json.loads(capsys.readouterr().out) == {"n": 1}
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    write("-")
+    assert capsys.readouterr().out == "n is 1\n"
+    write(tmp_path / "f")
+    assert json.loads((tmp_path / "f").read_text()) == {"n": 1}

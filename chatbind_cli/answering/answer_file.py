@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from chatbind_cli.console import printable
 from chatbind_cli.errors import RecordError
 from chatbind_cli.files import replace_file
 from chatbind_cli.jsonl import Record, RecordWriter, read_records
@@ -47,7 +48,11 @@ class AnswerFile:
         if self._path is not None and not overwrite:
             _check_making(self._path, making)
         self._writer = RecordWriter(
-            target, key=KEY, overwrite=overwrite, expect={"model_id": model_id}
+            target,
+            key=KEY,
+            overwrite=overwrite,
+            expect={"model_id": model_id},
+            in_words=in_words,
         )
         self._continued = bool(self._writer.done)
         self._order: dict[Hashable, tuple[int, str]] = {}
@@ -106,6 +111,13 @@ class AnswerFile:
     ) -> None:
         """Closes the file."""
         self._writer.close()
+
+
+def in_words(record: Record) -> str:
+    """An answer as a person reads it: what was asked, and below it what was said."""
+    said = record.get("text", f"error: {record.get('error')}")
+    asked = f"{record.get(KEY)}  {record.get('prompt', '')}"
+    return printable(f"{asked.rstrip()}\n    {said}")
 
 
 def _check_making(path: Path, making: Mapping[str, Any]) -> None:

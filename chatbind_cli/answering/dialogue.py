@@ -15,7 +15,7 @@ from chatbind_cli.answering.questions import short_digest
 from chatbind_cli.answering.session import Answerer, Asked, Prepared, Stream
 from chatbind_cli.answering.settings import GenerationSettings
 from chatbind_cli.artifacts import emit_record
-from chatbind_cli.console import note
+from chatbind_cli.console import note, printable
 from chatbind_cli.errors import ChatBindError, MediaError, UsageError
 from chatbind_cli.jsonl import Record
 from chatbind_cli.media.source import shown
@@ -47,7 +47,7 @@ class TextDisplay:
 
     def piece(self, text: str) -> None:
         """Writes it and hands it to the operating system."""
-        self._out.write(text)
+        self._out.write(printable(text) if self._out.isatty() else text)
         self._out.flush()
 
     def end(self, asked: Asked, prepared: Prepared, stream: Stream) -> None:

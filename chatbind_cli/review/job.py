@@ -16,7 +16,13 @@ from chatbind_cli.jsonl import RecordWriter
 from chatbind_cli.review.cases import Inputs, Source, read_inputs
 from chatbind_cli.review.choosing import Chosen, JudgeSettings, choose, resolve
 from chatbind_cli.review.plan import Plan, make_plan
-from chatbind_cli.review.records import Earlier, put_in_order, read_earlier, restore_failed
+from chatbind_cli.review.records import (
+    Earlier,
+    in_words,
+    put_in_order,
+    read_earlier,
+    restore_failed,
+)
 from chatbind_cli.review.run import Orders, Outcome, RunOptions, count_of, run_reviews
 
 _MISFIT = "the files do not fit together, as said above"
@@ -132,7 +138,9 @@ class ReviewJob:
     def _judge_all(self) -> Outcome:
         files = self.files
         with (
-            RecordWriter(files.output, key="review_id", overwrite=files.overwrite) as writer,
+            RecordWriter(
+                files.output, key="review_id", overwrite=files.overwrite, in_words=in_words
+            ) as writer,
             Progress(self._n_expected(), "judging", "reviews") as progress,
         ):
             cases, judge = self.inputs.cases(), self._chosen.judge

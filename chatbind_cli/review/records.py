@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from chatbind_cli.console import printable
 from chatbind_cli.files import replace_file
 from chatbind_cli.jsonl import Record, dumps
 from chatbind_cli.review.cases import Case, digest
@@ -95,6 +96,15 @@ def review_record(task: Task, verdict: Verdict, *, earlier_usd: float = 0.0) -> 
     if verdict.scores is None:
         record["error"] = verdict.error or "no scores"
     return record
+
+
+def in_words(record: Record) -> str:
+    """A review as a person reads it, in a line."""
+    metadata = metadata_of(record)
+    order = " (swapped)" if metadata.get("order") == [2, 1] else ""
+    scores = " : ".join(f"{score:g}" for score in record.get("tuple") or ())
+    verdict = scores or f"failed: {record.get('error')}"
+    return printable(f"{record.get('question_id')}  {record.get('category', '')}  {verdict}{order}")
 
 
 @dataclass(frozen=True, slots=True)

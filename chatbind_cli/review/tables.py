@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Mapping, Sequence
 from typing import IO, TYPE_CHECKING
 
+from chatbind_cli.console import printable
 from chatbind_cli.review.agreement import agreements
 from chatbind_cli.review.statistics import Pair, position_bias
 from chatbind_cli.review.summary import ALL, Row, Summary
@@ -24,7 +24,6 @@ _SIGNIFICANT = 0.05
 _WIDE = 200
 _GAP = 3
 """Characters between two columns of the terminal's table."""
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _PAIRS = {
     "ci95": ("ci95_low", "ci95_high"),
     "difference_ci95": ("difference_ci95_low", "difference_ci95_high"),
@@ -181,7 +180,7 @@ def _rich_table(summaries: Sequence[Summary], columns: Sequence[str]) -> Table:
     for summary in summaries:
         for row in summary.rows:
             # A name from a file is text, never markup.
-            texts = [Text(plain(cell)) for cell in cells(row, columns)]
+            texts = [Text(printable(cell)) for cell in cells(row, columns)]
             table.add_row(*texts, style="bold" if row.category == ALL else None)
         table.add_section()
     return table
@@ -246,12 +245,7 @@ def print_table(summaries: Sequence[Summary], out: IO[str]) -> None:
     for group in column_groups(columns, widths, console.width):
         console.print(_rich_table(summaries, group))
     for line in [*filter(None, map(description, summaries)), *remarks(summaries)]:
-        console.print(Text(plain(line), style="italic"))
-
-
-def plain(text: str) -> str:
-    """The text without what a terminal would obey: names and errors come from files."""
-    return _CONTROL.sub("", text)
+        console.print(Text(printable(line), style="italic"))
 
 
 def interval(ends: Pair | None) -> str:
@@ -273,4 +267,4 @@ def _markdown_line(texts: Sequence[str]) -> str:
 
 def _markdown_text(text: str) -> str:
     # Names come from files: they are to make neither columns nor tags.
-    return " ".join(plain(text).replace("|", "\\|").replace("<", "&lt;").split())
+    return " ".join(printable(text).replace("|", "\\|").replace("<", "&lt;").split())

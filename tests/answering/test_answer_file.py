@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from chatbind_cli.answering.answer_file import AnswerFile
+from chatbind_cli.answering.answer_file import AnswerFile, in_words
 from chatbind_cli.errors import RecordError
 from tests.answering.world import read_jsonl, write_jsonl
 
@@ -99,3 +99,9 @@ def test_the_first_place_of_an_id_is_remembered(tmp_path: Path) -> None:
     with opened(tmp_path / "a.jsonl") as file:
         assert file.expect(1, "q:1") == "q:1"
         assert file.expect(1, "q:7") == "q:1"
+
+
+def test_a_person_reads_question_and_answer():
+    answer = {"question_id": 7, "prompt": "What is it?", "text": "A dog.\x1b[2J"}
+    assert in_words(answer) == "7  What is it?\n    A dog.[2J"
+    assert in_words({"question_id": 7, "error": "no such file"}) == "7\n    error: no such file"

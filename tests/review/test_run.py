@@ -18,7 +18,7 @@ from chatbind_cli.jsonl import RecordWriter
 from chatbind_cli.review.cases import Case
 from chatbind_cli.review.judges import RuleJudge, Stopped, Verdict
 from chatbind_cli.review.reading import latest
-from chatbind_cli.review.records import put_in_order, read_earlier, restore_failed
+from chatbind_cli.review.records import in_words, put_in_order, read_earlier, restore_failed
 from chatbind_cli.review.run import Outcome, RunOptions, run_reviews
 
 
@@ -399,3 +399,15 @@ def test_the_rule_judge_fails_without_a_reference() -> None:
     verdict = asyncio.run(RuleJudge().judge(case, swapped=False, sample=0))
     assert verdict.scores is None
     assert verdict.error == "no reference answer to compare with"
+
+
+def test_a_person_reads_a_review_in_a_line():
+    review = {
+        "question_id": 3,
+        "category": "conv",
+        "tuple": [8, 7.5],
+        "metadata": {"order": [2, 1]},
+    }
+    assert in_words(review) == "3  conv  8 : 7.5 (swapped)"
+    failed = {"question_id": 3, "category": "conv", "tuple": None, "error": "429\x1b[1m"}
+    assert in_words(failed) == "3  conv  failed: 429[1m"
