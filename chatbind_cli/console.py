@@ -53,6 +53,7 @@ class Progress:
         self.label = label
         self.unit = unit
         self.n = 0
+        self._rest = 0
         self._above: Progress | None = None
         self._bar: rich.progress.Progress | None = None
         self._task: rich.progress.TaskID | None = None
@@ -105,6 +106,12 @@ class Progress:
             self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
             of_total = f"/{self.total}" if self.total is not None else ""
             note(f"{self.label}: {self.n}{of_total} {self.unit}")
+
+    def advance_bytes(self, n: int) -> None:
+        """Counts `n` more bytes, where the unit is MiB."""
+        whole, self._rest = divmod(self._rest + n, 1 << 20)
+        if whole:
+            self.advance(whole)
 
     def __exit__(
         self,

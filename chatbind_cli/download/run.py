@@ -69,7 +69,6 @@ class _Meter:
         self.progress = progress
         self.stop = stop or threading.Event()
         self._lock = threading.Lock()
-        self._rest = 0
 
     def expect(self, n: int) -> None:
         """So many bytes more will come than was known."""
@@ -80,9 +79,7 @@ class _Meter:
         if self.stop.is_set():
             raise _Stopped
         with self._lock:
-            whole, self._rest = divmod(self._rest + n, 1 << 20)
-            if whole:
-                self.progress.advance(whole)
+            self.progress.advance_bytes(n)
 
 
 def fetch_all(requests: Sequence[Request], settings: Settings = Settings()) -> Iterator[Record]:

@@ -277,7 +277,7 @@ def _write(
                     digest = hashlib.sha256()
                     for piece in checkpoint.chunks(names[name], _PIECE_ELEMENTS):
                         digest.update(writer.append(piece))
-                        progress.advance(piece.nbytes >> 20)
+                        progress.advance_bytes(piece.nbytes)
                     hashes[name] = digest.hexdigest()
             partial.record(shard.file, {"hashes": hashes})
     if len(shards) > 1:

@@ -134,7 +134,7 @@ def verify(folder: Path) -> dict[str, Any]:
     with open_checkpoint(folder) as checkpoint:
         total = sum(info.nbytes for info in checkpoint.tensors.values())
         with Progress(total >> 20, "verifying", "MiB") as progress:
-            found = fingerprint(checkpoint, lambda n: progress.advance(n >> 20))
+            found = fingerprint(checkpoint, progress.advance_bytes)
     if found != passport.get("sha256"):
         raise WeightsError(
             f"weights have the hash {found[:12]}..., its passport says "

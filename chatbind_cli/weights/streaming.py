@@ -161,7 +161,7 @@ class Streamer:
             path: the file to write.
             shard: the tensors that go into it.
             arithmetic: what to do.
-            progress: advanced by the bytes written, in MiB.
+            progress: advanced by the bytes written; its unit is MiB.
 
         Raises:
             WeightsError: an input is broken or the disk is full.
@@ -177,7 +177,7 @@ class Streamer:
                 result = self._result(piece, arithmetic)
                 piece.slot.busy.append(self._write.submit(writer.append, result))
                 self._hash(piece, result, hashes)
-                progress.advance(result.nbytes >> 20)
+                progress.advance_bytes(result.nbytes)
             # Before the file is closed, and before the hashes are looked at.
             for slot in self._slots:
                 slot.wait()
