@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from chatbind_cli.errors import CheckpointError
+from chatbind_cli.errors import ChatBindError, CheckpointError
 from chatbind_cli.review.asking import NoReplyError, ask_for_scores, find_rule
 from chatbind_cli.review.cases import Case, digest
 from chatbind_cli.review.judges import Stopped, Verdict
@@ -64,7 +65,11 @@ class LocalJudge:
     """
 
     def __init__(self, rules: Rules, options: LocalJudgeOptions) -> None:
+        self._weights = _weights_hash(options.model)
+        # Two folders of one name are two judges, and a folder is another once it is trained on.
         self.name = options.model.rstrip("/").rpartition("/")[2]
+        if self._weights:
+            self.name += f"@{self._weights[:8]}"
         self._rules = rules
         self._options = options
         self._generator = _Generator(options)
@@ -73,9 +78,10 @@ class LocalJudge:
         self._stopped = False
 
     def fingerprint(self, case: Case) -> str:
-        """Changes with the rule, the context, the model's folder and how it is asked."""
+        """Changes with the rule, the context, the model's weights and how it is asked."""
         options = self._options
-        asked = [options.model, options.temperature, options.max_tokens]
+        model = self._weights or options.model
+        asked = [model, options.temperature, options.max_tokens]
         rule = find_rule(self._rules, case)
         return digest(f"local-{VERSION}", rule.fingerprint, case.context, asked)
 
@@ -142,6 +148,20 @@ class LocalJudge:
             metadata["prompt_tokens"] = metadata.get("prompt_tokens", 0) + prompt
             metadata["completion_tokens"] = metadata.get("completion_tokens", 0) + completion
         return [text for text, _, _ in replies]
+
+
+def _weights_hash(model: str) -> str:
+    """A hash of a sample of a folder's weights; empty for a model of the hub or of another form."""
+    from chatbind_cli.weights.checkpoint import open_checkpoint  # noqa: PLC0415  brings torch
+    from chatbind_cli.weights.identity import sample  # noqa: PLC0415
+
+    if not Path(model).is_dir():
+        return ""
+    try:
+        with open_checkpoint(model) as checkpoint:
+            return sample(checkpoint)
+    except ChatBindError:
+        return ""
 
 
 def _first_line(error: Exception) -> str:

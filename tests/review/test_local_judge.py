@@ -141,3 +141,25 @@ def test_a_stop_gives_up_what_waits(folder: Path) -> None:
 def test_a_folder_without_a_model_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is no judge"):
         LocalJudge(Rules(), LocalJudgeOptions(model=str(tmp_path)))
+
+
+def test_a_judge_is_its_weights_and_not_its_path(tmp_path: Path) -> None:
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    def judge(folder: Path) -> LocalJudge:
+        return LocalJudge(Rules(), LocalJudgeOptions(model=str(folder)))
+
+    case = _case(1)
+    first = save_tiny_model(tmp_path / "a/judge", TEMPLATE)
+    moved = shutil.copytree(first, tmp_path / "b/judge")
+    assert judge(first).name.startswith("judge@")
+    assert judge(moved).name == judge(first).name
+    assert judge(moved).fingerprint(case) == judge(first).fingerprint(case)
+    tensors = load_file(moved / "model.safetensors")
+    tensors["lm_head.weight"] += torch.ones(())
+    save_file(tensors, moved / "model.safetensors", metadata={"format": "pt"})
+    assert judge(moved).name != judge(first).name
+    assert judge(moved).fingerprint(case) != judge(first).fingerprint(case)
