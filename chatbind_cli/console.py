@@ -80,7 +80,7 @@ class Progress:
                 rp.TextColumn(self.unit),
                 rp.TimeElapsedColumn(),
                 rp.TimeRemainingColumn(),
-                console=rich.console.Console(stderr=True),
+                console=rich.console.Console(stderr=True, soft_wrap=True),
                 transient=True,
                 # What is printed while the bar is up must go above it, and nowhere else: rich would
                 # send what is meant for a file or a pipe to the bar's terminal, too.

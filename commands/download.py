@@ -11,6 +11,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from chatbind_cli.artifacts import emit_record
+from chatbind_cli.console import printable
 from chatbind_cli.download import catalogue
 from chatbind_cli.download.presence import planned
 from chatbind_cli.download.verify import in_words
@@ -114,7 +115,7 @@ def command(
     requests = requests_for(_words(names, stages), output, unpack=unpack, include=include)
     if dry_run:
         for request in requests:
-            _tell(planned(request), as_records)
+            _tell(planned(request, overwrite=overwrite), as_records)
         return
     from chatbind_cli.download.run import Settings, fetch_all  # noqa: PLC0415  heavy
 
@@ -159,7 +160,9 @@ def _tell(record: Record, as_records: bool) -> None:
     size = record.get("bytes")
     told = in_words(size) if size is not None else str(record.get("about", "size unknown"))
     reason = f": {record['error']}" if "error" in record else f" ({told})"
-    click.echo(f"{record['status']:<10} {record['path']}{reason}")
+    # Not through click, which would write past the bar.
+    sys.stdout.write(printable(f"{record['status']:<10} {record['path']}{reason}") + "\n")
+    sys.stdout.flush()
 
 
 def _list(entries: Sequence[catalogue.Entry], output: Path, as_records: bool) -> None:

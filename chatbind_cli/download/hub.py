@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fnmatch
 import random
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,6 @@ from huggingface_hub.utils import tqdm as hub_tqdm  # type: ignore[attr-defined]
 
 import chatbind_cli
 from chatbind_cli.download.presence import has_weights
-from chatbind_cli.download.receipts import hashes_of_etag
 from chatbind_cli.download.wanted import HubRef
 from chatbind_cli.errors import DownloadError
 from chatbind_cli.files import replace_file
@@ -133,7 +133,6 @@ class Hub:
         ref: HubRef,
         folder: Path | None,
         *,
-        overwrite: bool = False,
         advance: Callable[[int], None] = lambda n: None,
     ) -> Path:
         """Fetches one file, resuming what an earlier call began.
@@ -142,7 +141,6 @@ class Hub:
             ref: names a file.
             folder: where the file goes, under its path in the repository; None keeps it in the
                 hub's cache.
-            overwrite: fetch it even if the hub's library believes that it is there already.
             advance: called with the number of bytes that have come.
 
         Returns:
@@ -163,7 +161,6 @@ class Hub:
                 endpoint=self.endpoint,
                 library_name=_US,
                 library_version=_VERSION,
-                force_download=overwrite,
                 tqdm_class=_counting_bar(advance),
             )
         return Path(str(path))
@@ -191,7 +188,9 @@ def _cached_listing(ref: HubRef, include: Sequence[str]) -> tuple[list[HubFile],
     files = []
     for path in sorted(file for file in folder.rglob("*") if file.is_file()):
         # The cache links to each content under the name of its hash.
-        sha256, git_sha1 = hashes_of_etag(path.resolve().name)
+        digest = path.resolve().name
+        sha256 = digest if re.fullmatch("[0-9a-f]{64}", digest) else None
+        git_sha1 = digest if re.fullmatch("[0-9a-f]{40}", digest) else None
         name, size = path.relative_to(folder).as_posix(), path.stat().st_size
         files.append(HubFile(path=name, bytes=size, sha256=sha256, git_sha1=git_sha1))
     return files, folder.name

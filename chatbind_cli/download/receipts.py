@@ -1,29 +1,56 @@
-"""What is noted of things that were fetched, so that they can be checked later without a network.
+"""What came into a folder and from where: a line a file in `.downloads.jsonl`, the last one counts.
 
-Of an archive: that it was unpacked, and name, size and CRC-32 of everything that came out, since
-the archive itself is thrown away. Of a file of the hub: what the hub's own library leaves beside
-it (`.cache/huggingface/download`): its commit and its ETag, which is a hash of its content.
+By it a file is told from another of its name that came from elsewhere, and is checked later
+without a network; what was wanted of a repository and has not come is known, too. Of an archive,
+which is thrown away once it is unpacked, a list of everything that came out lies beside it: names,
+sizes and CRC-32s.
 """
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import io
 import json
+import os
 import re
+import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from chatbind_cli.download.wanted import Request
 from chatbind_cli.errors import DownloadError
-from chatbind_cli.files import replace_file
-from chatbind_cli.jsonl import Record
 
+NOTES = ".downloads.jsonl"
 _BLOCK = 1 << 20
-_HUB_NOTES = PurePosixPath(".cache/huggingface/download")
+_REVISION = re.compile(r"^(hf:(?:datasets/)?[^/@]+/[^/@]+)@[^/]+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """What is known of a file that came, or is to come.
+
+    Attributes:
+        path: below the folder.
+        source: where it came from, as records say it.
+        state: `wanted` of a repository, `here`, or `unpacked` and perhaps thrown away.
+        bytes: its size.
+        sha256: of its content.
+        git_sha1: its name in Git, where that is all that is known.
+        files: how many came out of it.
+    """
+
+    path: str
+    source: str
+    state: Literal["wanted", "here", "unpacked"]
+    bytes: int | None = None
+    sha256: str | None = None
+    git_sha1: str | None = None
+    files: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,21 +68,74 @@ class Member:
     crc32: int | None = None
 
 
-def read_marker(request: Request) -> Record | None:
-    """What is known of an archive that was unpacked here, and may be gone since."""
-    if request.unpack is None or not request.unpack.is_dir():
-        return None
-    with suppress(OSError, ValueError, KeyError):
-        marker = json.loads(_beside(request, "unpacked.json").read_text(encoding="utf-8"))
-        if marker.get("source") == request.source:
-            return {key: marker[key] for key in ("bytes", "sha256", "files")}
-    return None
+def origin(source: str) -> str:
+    """A source without its revision: another one of the same file may take its place."""
+    return _REVISION.sub(r"\1", source)
 
 
-def write_marker(request: Request, facts: Record) -> None:
-    """Remembers that an archive has been unpacked."""
-    with replace_file(_beside(request, "unpacked.json")) as temporary:
-        temporary.write_text(json.dumps({"source": request.source, **facts}), encoding="utf-8")
+def place_of(request: Request) -> tuple[Path, str]:
+    """The folder that notes about a file lie in, and the file's path below it."""
+    if request.hub is None or request.hub.file is None:
+        return request.path.parent, request.path.name
+    name = request.hub.file
+    return request.path.parents[len(PurePosixPath(name).parts) - 1], name
+
+
+class Notes:
+    """What is noted in any number of folders; what others add meanwhile is read as it comes."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._read: dict[Path, int] = {}
+        self._known: dict[Path, dict[str, Receipt]] = {}
+
+    def of(self, request: Request) -> Receipt | None:
+        """What is known of the file that a request would bring; None if nothing is."""
+        folder, name = place_of(request)
+        return self.below(folder).get(name)
+
+    def below(self, folder: Path) -> dict[str, Receipt]:
+        """All that is known of a folder's files, by path; lines that are none are passed over."""
+        with self._lock:
+            known = self._known.setdefault(folder, {})
+            with suppress(OSError), (folder / NOTES).open("rb") as file:
+                file.seek(self._read.get(folder, 0))
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break  # somebody is writing it, or was killed
+                    self._read[folder] = self._read.get(folder, 0) + len(line)
+                    with suppress(ValueError, TypeError):
+                        receipt = Receipt(**json.loads(line))
+                        known[receipt.path] = receipt
+            return known
+
+    def add(self, folder: Path, receipts: Iterable[Receipt]) -> None:
+        """Adds what is known of files, unless that is noted already.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        known = self.below(folder)
+        lines = [_line(receipt) for receipt in receipts if known.get(receipt.path) != receipt]
+        if not lines:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / NOTES).open("a+b") as file:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+                file.write(b"\n")  # what a killed run left is to be a line of its own
+            file.write("".join(lines).encode())
+
+
+def _line(receipt: Receipt) -> str:
+    known = {key: value for key, value in asdict(receipt).items() if value is not None}
+    return json.dumps(known) + "\n"
+
+
+def members_name(archive: str) -> str:
+    """The name of the list of what came out of an archive, which lies beside it."""
+    return f".{archive}.members.jsonl.gz"
 
 
 @contextmanager
@@ -64,7 +144,7 @@ def member_list(request: Request) -> Iterator[Callable[[Member], None]]:
 
     For one process at a time: what a killed one has left is written over.
     """
-    path = _beside(request, "members.jsonl.gz")
+    path = request.path.with_name(members_name(request.path.name))
     temporary = path.with_name(f"{path.name}.part")
     try:
         with (
@@ -81,6 +161,15 @@ def member_list(request: Request) -> Iterator[Callable[[Member], None]]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def members_are_there(request: Request) -> bool:
+    """Whether everything that came out of an archive is there with its size; reads no content."""
+    folder = request.unpack or request.path.parent
+    try:
+        return all(_path(folder, m).stat().st_size == m.bytes for m in _listed(request))
+    except (OSError, DownloadError):
+        return False
 
 
 def check_members(request: Request, advance: Callable[[int], None] = lambda n: None) -> int:
@@ -100,10 +189,9 @@ def check_members(request: Request, advance: Callable[[int], None] = lambda n: N
     count, wrong = 0, []
     for member in _listed(request):
         count += 1
-        path = folder.joinpath(*PurePosixPath(member.name).parts)
-        reason = _what_is_wrong(path, member, advance)
+        reason = _what_is_wrong(_path(folder, member), member, advance)
         if reason is not None:
-            wrong.append(f"{member.name} {reason}")
+            wrong.append(f"{member.name!r} {reason}")
     if wrong:
         raise DownloadError(
             f"{len(wrong)} of {count} files are missing or damaged, the first: {wrong[0]}",
@@ -113,22 +201,36 @@ def check_members(request: Request, advance: Callable[[int], None] = lambda n: N
     return count
 
 
+def crc32_of(path: Path, advance: Callable[[int], None] = lambda n: None) -> int:
+    """The CRC-32 of a file's content.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    found = 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            found = zlib.crc32(block, found)
+            advance(len(block))
+    return found
+
+
+def _path(folder: Path, member: Member) -> Path:
+    return folder.joinpath(*PurePosixPath(member.name).parts)
+
+
 def _what_is_wrong(path: Path, member: Member, advance: Callable[[int], None]) -> str | None:
     try:
         if path.stat().st_size != member.bytes:
             return "has another size"
-        found = 0
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK):
-                found = zlib.crc32(block, found)
-                advance(len(block))
+        found = crc32_of(path, advance)
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     return "has another content" if member.crc32 not in (None, found) else None
 
 
 def _listed(request: Request) -> Iterator[Member]:
-    path = _beside(request, "members.jsonl.gz")
+    path = request.path.with_name(members_name(request.path.name))
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             for line in file:
@@ -140,50 +242,3 @@ def _listed(request: Request) -> Iterator[Member]:
             where=str(path),
             hint="fetch it again with --overwrite",
         ) from error
-
-
-def _beside(request: Request, suffix: str) -> Path:
-    return request.path.with_name(f".{request.path.name}.{suffix}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HubNote:
-    """What the hub's library noted of a file; one of the hashes, or neither."""
-
-    commit: str | None = None
-    sha256: str | None = None
-    git_sha1: str | None = None
-
-
-def hub_note(folder: Path, file: str) -> HubNote:
-    """What was noted of a file of the hub that was fetched into a folder.
-
-    Args:
-        folder: the folder that stands for the repository.
-        file: path in the repository.
-    """
-    path = folder / _HUB_NOTES / f"{file}.metadata"
-    try:
-        commit, etag, *_ = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError):
-        return HubNote()
-    sha256, git_sha1 = hashes_of_etag(etag)
-    return HubNote(commit=commit or None, sha256=sha256, git_sha1=git_sha1)
-
-
-def hashes_of_etag(etag: str) -> tuple[str | None, str | None]:
-    """SHA-256 of a file in the hub's large-file storage, or the name in Git of any other."""
-    if re.fullmatch("[0-9a-f]{64}", etag):
-        return etag, None
-    return None, etag if re.fullmatch("[0-9a-f]{40}", etag) else None
-
-
-def hub_files(folder: Path) -> list[str]:
-    """Paths in the repository of what was fetched into a folder, else of all files in it."""
-    notes = folder / _HUB_NOTES
-    noted = [
-        path.relative_to(notes).as_posix().removesuffix(".metadata")
-        for path in notes.rglob("*.metadata")
-    ]
-    here = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return sorted(noted or [path.as_posix() for path in here if path.parts[0] != ".cache"])

@@ -11,24 +11,31 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chatbind_cli.console import Progress, note
 from chatbind_cli.download.hub import Hub
-from chatbind_cli.download.presence import is_present
+from chatbind_cli.download.presence import (
+    is_for,
+    is_present,
+    is_unpacked,
+    receipts_of_repository,
+)
 from chatbind_cli.download.receipts import (
+    NOTES,
+    Notes,
+    Receipt,
     check_members,
-    hub_files,
-    hub_note,
     member_list,
-    read_marker,
-    write_marker,
+    members_are_there,
+    members_name,
+    place_of,
 )
 from chatbind_cli.download.unpack import unpack
 from chatbind_cli.download.verify import check_file, check_room
 from chatbind_cli.download.wanted import HubRef, Request, is_archive, refuse_outside
-from chatbind_cli.download.web import Patience, fetch_url, open_client
+from chatbind_cli.download.web import Patience, begun_bytes, fetch_url, open_client
 from chatbind_cli.errors import ChatBindError, DownloadError
 from chatbind_cli.files import lock_file, sha256_file
 from chatbind_cli.jsonl import Record
@@ -94,36 +101,38 @@ def fetch_all(requests: Sequence[Request], settings: Settings = Settings()) -> I
     Raises:
         DownloadError: the disk has no room for what is known to come.
     """
-    hub = Hub(settings.endpoint)
+    hub, notes = Hub(settings.endpoint), Notes()
     files: list[Request] = []
     for request in requests:
         try:
-            files += _expand(request, hub, settings)
+            files += _expand(request, hub, notes, settings)
         except ChatBindError as error:
             yield _failed(request, error)
     total = None
     if not settings.verify:
-        wanted = [file for file in files if settings.overwrite or not is_present(file)]
+        wanted = [file for file in files if settings.overwrite or not is_present(file, notes)]
         if coming := sum(file.bytes or 0 for file in wanted):
-            check_room(files[0].path.parent, coming, "the download")
+            begun = sum(begun_bytes(file.path) for file in wanted if file.bytes)
+            check_room(files[0].path.parent, coming - begun, "the download")
             total = coming >> 20 or None
     label = "verifying" if settings.verify else "downloading"
     with (
         Progress(total, label, "MiB") as progress,
         open_client(settings.patience) as client,
     ):
-        yield from _in_parallel(files, _Fetcher(hub, client, _Meter(progress), settings))
+        yield from _in_parallel(files, _Fetcher(hub, client, notes, _Meter(progress), settings))
 
 
-def _expand(request: Request, hub: Hub, settings: Settings) -> list[Request]:
+def _expand(request: Request, hub: Hub, notes: Notes, settings: Settings) -> list[Request]:
     """A repository's files; anything else is one file, with what is known of it."""
     ref = request.hub
     if ref is None:
         return [request]
-    if settings.verify or (hub.offline and not settings.overwrite and is_present(request)):
-        return _noted(request, ref)
     if not request.is_repository:
-        return [_with_facts(request, ref, hub, settings)]
+        return [request if settings.verify else _with_facts(request, ref, hub, notes, settings)]
+    here = hub.offline and not settings.overwrite and is_present(request, notes)
+    if settings.verify or here:
+        return _here_of(request, ref, notes)
     files, commit = hub.files(ref, request.include)
     if not files:
         raise DownloadError("has no file that is wanted", where=request.source)
@@ -132,51 +141,52 @@ def _expand(request: Request, hub: Hub, settings: Settings) -> list[Request]:
         refuse_outside(file.path, request.source)
         # All files come from the commit that was listed, even if the branch moves meanwhile.
         pinned = HubRef(repo=ref.repo, kind=ref.kind, revision=commit, file=file.path)
-        expanded.append(
-            replace(
-                _of_repository(request, pinned),
-                bytes=file.bytes,
-                sha256=file.sha256,
-                git_sha1=file.git_sha1,
-            )
-        )
+        one = _of_repository(request, pinned)
+        expanded.append(replace(one, bytes=file.bytes, sha256=file.sha256, git_sha1=file.git_sha1))
+    known = notes.below(request.path)
+    notes.add(request.path, [_wanted(one) for one in expanded if place_of(one)[1] not in known])
     return expanded
+
+
+def _wanted(request: Request) -> Receipt:
+    return Receipt(
+        path=place_of(request)[1],
+        source=request.source,
+        state="wanted",
+        bytes=request.bytes,
+        sha256=request.sha256,
+        git_sha1=request.git_sha1,
+    )
 
 
 def _of_repository(request: Request, ref: HubRef) -> Request:
     """A request for one file out of a request for all of them."""
     path = request.path / (ref.file or "")
-    unpacked = request.unpack if is_archive(path) else None
+    unpacked = path.parent if request.unpack is not None and is_archive(path) else None
     return replace(request, path=path, hub=ref, unpack=unpacked)
 
 
-def _noted(request: Request, ref: HubRef) -> list[Request]:
-    """What is here of a repository or a file of it, with what was noted when it was fetched."""
-    names = hub_files(request.path) if ref.file is None else [ref.file]
+def _here_of(request: Request, ref: HubRef, notes: Notes) -> list[Request]:
+    """The files of a repository that came, or were to come, or else are in its folder."""
+    names = [receipt.path for receipt in receipts_of_repository(request, notes)]
+    if not names:
+        below = (path.relative_to(request.path) for path in sorted(request.path.rglob("*")))
+        names = [path.as_posix() for path in below if path.parts[0] not in (".cache", NOTES)]
+        names = [name for name in names if (request.path / name).is_file()]
     if not names:
         raise DownloadError("is not here", where=str(request.path), hint=_FETCH_IT)
-    found = []
-    for name in names:
-        facts = hub_note(_hub_folder(request, name), name)
-        one = request
-        if ref.file is None:
-            pinned = replace(ref, file=name, revision=facts.commit or ref.revision)
-            one = _of_repository(request, pinned)
-        found.append(replace(one, sha256=one.sha256 or facts.sha256, git_sha1=facts.git_sha1))
-    return found
+    return [_of_repository(request, replace(ref, file=name)) for name in names]
 
 
-def _hub_folder(request: Request, name: str) -> Path:
-    """The folder that stands for the repository that a file belongs to."""
-    if request.is_repository:
-        return request.path
-    return request.path.parents[len(PurePosixPath(name).parts) - 1]
-
-
-def _with_facts(request: Request, ref: HubRef, hub: Hub, settings: Settings) -> Request:
+def _with_facts(
+    request: Request, ref: HubRef, hub: Hub, notes: Notes, settings: Settings
+) -> Request:
     """A request for a file of the hub with size and hash, so that what comes can be verified."""
-    if not settings.overwrite and is_present(request):
-        return _noted(request, ref)[0]
+    receipt = notes.of(request)
+    here = not settings.overwrite and is_present(request, notes)
+    if here and receipt is not None and receipt.source == request.source:
+        known = request.sha256 or receipt.sha256
+        return replace(request, sha256=known, git_sha1=None if known else receipt.git_sha1)
     if request.sha256 is not None:
         return request
     facts = hub.file(ref)
@@ -206,6 +216,9 @@ def _outcome(job: Future[Record], request: Request) -> Record:
         return job.result()
     except ChatBindError as error:
         return _failed(request, error)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        return _failed(request, DownloadError(reason, where=str(error.filename or request.path)))
 
 
 _FETCH_IT = "run it without --verify"
@@ -217,17 +230,21 @@ class _Fetcher:
 
     hub: Hub
     client: httpx.Client
+    notes: Notes
     meter: _Meter
     settings: Settings
 
     def fetch(self, request: Request) -> Record:
         """Makes sure that one file (or what is in it) is there, and tells about it."""
+        receipt = self.notes.of(request)
+        if not self.settings.overwrite:
+            _refuse_other(request, receipt)
         if self.settings.verify:
-            return self._verify(request)
-        marker = None if self.settings.overwrite else read_marker(request)
-        if marker is not None:
-            return {**_record(request, "present", marker["sha256"], marker["bytes"]), **marker}
-        here = not self.settings.overwrite and is_present(request)
+            return self._verify(request, receipt)
+        if receipt is not None and self._is_unpacked(request, receipt):
+            return _unpacked_record(request, receipt)
+        here = not self.settings.overwrite and is_present(request, self.notes)
+        here = here and request.path.is_file()
         if here and not self._is_right(request):
             here = False
             note(f"{request.path} is here and not as it should be: fetching it again")
@@ -235,17 +252,32 @@ class _Fetcher:
             self._bring(request)
         digest = sha256_file(request.path)
         size = request.path.stat().st_size
+        folder, name = place_of(request)
+        here_now = Receipt(
+            path=name, source=request.source, state="here", bytes=size, sha256=digest
+        )
+        self.notes.add(folder, [here_now])
         record = _record(request, "present" if here else "downloaded", digest, size)
         if request.unpack is not None:
             record["files"] = self._unpack(request, request.unpack)
-            facts = {"bytes": size, "sha256": digest, "files": record["files"]}
-            write_marker(request, facts)
+            self.notes.add(folder, [replace(here_now, state="unpacked", files=record["files"])])
             if not self.settings.keep_archive:
                 request.path.unlink()
         return record
 
+    def _is_unpacked(self, request: Request, receipt: Receipt) -> bool:
+        if self.settings.overwrite or request.unpack is None or not is_unpacked(receipt, request):
+            return False
+        if members_are_there(request):
+            return True
+        note(f"files of {request.path.name} are missing: unpacking it again")
+        return False
+
     def _unpack(self, request: Request, folder: Path) -> int:
         label = f"unpacking {request.path.name}"
+        reserved = {NOTES, ".cache", request.path.name, members_name(request.path.name)}
+        reserved |= {f"{name}.part" for name in reserved}
+        same = folder.resolve() == request.path.parent.resolve()
         with request.path.open("rb") as archive, ExitStack() as stack:
             lock_file(archive.fileno(), request.path)
             noted = stack.enter_context(member_list(request))
@@ -256,28 +288,37 @@ class _Fetcher:
                 request.path,
                 folder,
                 overwrite=self.settings.overwrite,
+                reserved=reserved if same else (),
                 begin=lambda total: progress.expect(total >> 20),
                 advance=meter.advance,
                 on_member=noted,
             )
 
-    def _verify(self, request: Request) -> Record:
+    def _verify(self, request: Request, receipt: Receipt | None) -> Record:
         """Reads what is there and compares it with all that is known of it."""
-        marker = read_marker(request)
-        if marker is not None:
+        if receipt is not None and receipt.state == "unpacked" and request.unpack is not None:
+            if request.sha256 not in (None, receipt.sha256):
+                raise DownloadError(
+                    "what is unpacked here is another archive",
+                    where=request.source,
+                    hint="fetch it with --overwrite",
+                )
             check_members(request, self.meter.advance)
-            record = _record(request, "present", marker["sha256"], marker["bytes"])
-            return {**record, **marker, "compared": "crc32"}
+            return {**_unpacked_record(request, receipt), "compared": "crc32"}
         if not request.path.is_file():
             raise DownloadError("is not here", where=str(request.path), hint=_FETCH_IT)
         if request.unpack is not None:
             raise DownloadError("is not unpacked", where=str(request.path), hint=_FETCH_IT)
+        if receipt is not None and request.sha256 is None:
+            request = replace(request, sha256=receipt.sha256, git_sha1=receipt.git_sha1)
         compared = self._check(request, fresh=True)
         size = request.path.stat().st_size
         self.meter.advance(size)
         # Hashed a moment ago, if it is large: then this is what was found.
         digest = sha256_file(request.path, fresh=compared != "sha256")
-        return {**_record(request, "present", digest, size), "compared": compared}
+        source = request.source if receipt is None else receipt.source
+        record = _record(request, "present", digest, size)
+        return {**record, "source": source, "compared": compared}
 
     def _is_right(self, request: Request) -> bool:
         try:
@@ -287,7 +328,6 @@ class _Fetcher:
         return True
 
     def _bring(self, request: Request) -> None:
-        overwrite = request.path.exists()
         if request.hub is None:
             fetch_url(
                 self.client,
@@ -301,13 +341,17 @@ class _Fetcher:
                 advance=self.meter.advance,
             )
             return
-        folder = _hub_folder(request, request.hub.file or "")
-        self.hub.fetch(request.hub, folder, overwrite=overwrite, advance=self.meter.advance)
+        folder, _ = place_of(request)
+        # The hub's library takes a file that is there away before it has the new one.
+        aside = folder / ".cache" / "chatbind" if request.path.exists() else folder
+        came = self.hub.fetch(request.hub, aside, advance=self.meter.advance)
         try:
-            self._check(request)
+            self._check(replace(request, path=came))
         except DownloadError:
-            request.path.unlink(missing_ok=True)
+            came.unlink(missing_ok=True)
             raise
+        if came != request.path:
+            came.replace(request.path)
 
     def _check(self, request: Request, *, fresh: bool = False) -> str:
         return check_file(
@@ -319,6 +363,23 @@ class _Fetcher:
             git_sha1=request.git_sha1,
             fresh=fresh,
         )
+
+
+def _refuse_other(request: Request, receipt: Receipt | None) -> None:
+    """Refuses a file of another source that is in the place of the one that is asked for."""
+    if receipt is None or receipt.state == "wanted" or is_for(receipt, request):
+        return
+    if receipt.state == "unpacked" or request.path.is_file():
+        raise DownloadError(
+            f"what is here came from {receipt.source}",
+            where=str(request.path),
+            hint=f"fetch {request.source} into another folder, or say --overwrite",
+        )
+
+
+def _unpacked_record(request: Request, receipt: Receipt) -> Record:
+    record = _record(request, "present", receipt.sha256 or "", receipt.bytes or 0)
+    return {**record, "files": receipt.files}
 
 
 def _record(request: Request, status: str, sha256: str, size: int) -> Record:

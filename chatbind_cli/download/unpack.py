@@ -1,22 +1,24 @@
 """Unpacks archives that come from elsewhere: zip and tar, nothing outside the folder, no bombs.
 
-Every name is looked at before the first byte is written. Members that are there already with
-their full size are left alone, so a killed run goes on where it stopped.
+Every name is looked at before the first byte is written. Files that are there already with the
+same content are left alone, so a killed run goes on where it stopped.
 """
 
 from __future__ import annotations
 
+import lzma
 import shutil
 import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
-from chatbind_cli.download.receipts import Member
+from chatbind_cli.download.receipts import Member, crc32_of
 from chatbind_cli.download.verify import check_room
 from chatbind_cli.errors import DownloadError
 
@@ -38,16 +40,21 @@ def unpack(
     folder: Path,
     *,
     overwrite: bool = False,
+    reserved: Collection[str] = (),
     begin: Callable[[int], None] = lambda n: None,
     advance: Callable[[int], None] = lambda n: None,
     on_member: Callable[[Member], None] = lambda member: None,
 ) -> int:
     """Unpacks a zip or tar archive (plain, gzip, bzip2, xz) into a folder.
 
+    A file that is there already with the same content is left alone, as after a kill. For one
+    process at a time.
+
     Args:
         archive: the file.
         folder: is made if it is not there.
-        overwrite: whether to write what seems to be there already, too.
+        overwrite: whether files that are there with another content may be replaced.
+        reserved: names in the folder that no member may have.
         begin: called with the number of bytes that will come out, before the first does.
         advance: called with the number of bytes that are through.
         on_member: called with each file once it is there.
@@ -56,34 +63,88 @@ def unpack(
         The number of files.
 
     Raises:
-        DownloadError: the archive is broken, has a name that leaves the folder, a link, a device,
-            or would grow beyond reason; or the disk has no room. The last of these apart,
-            nothing has been written if a name was at fault.
+        DownloadError: the archive is broken, has a name that leaves the folder or is reserved, a
+            link, a device, or would grow beyond reason; a file of another content is in the way;
+            or the disk has no room. Nothing has been written if it is a name's fault, or that of
+            a file that is in the way and of another size (or, of a zip, of another content).
     """
+    temporary = folder / f".{archive.name}.unpacking"
     with _reading(archive), _opened(archive) as opened:
-        total = needed = 0
-        for count, (member, _) in enumerate(opened.files(), 1):
-            target = target_of(member.name, folder, archive)
-            total += member.bytes
-            needed += member.bytes if overwrite or not _is_there(target, member) else 0
-            _refuse_bomb(archive, total, count)
-        check_room(folder, needed, str(archive))
-        begin(total)
-        count = 0
+        plan = _look_through(opened, archive, folder, {*reserved, temporary.name}, overwrite)
+        check_room(folder, plan.needed, str(archive))
+        begin(plan.total)
         safe: set[Path] = set()
-        for member, open_member in opened.files():
+        for number, (member, open_member) in enumerate(opened.files()):
             target = target_of(member.name, folder, archive)
-            if overwrite or not _is_there(target, member):
-                if target.parent not in safe:
-                    _refuse_link_out(target.parent, folder)
-                    safe.add(target.parent)
-                crc32 = _write_member(member, open_member, target, archive, advance)
-            else:
-                crc32 = _crc32_of(member, open_member)
+            if plan.last[target] != number:
                 advance(member.bytes)
+                continue  # the archive holds a later file of that name
+            if target.parent not in safe:
+                _refuse_link_out(target.parent, folder)
+                safe.add(target.parent)
+            if target in plan.there:
+                crc32 = _compared(member, open_member, target, archive)
+                advance(member.bytes)
+            else:
+                crc32 = _write_member(member, open_member, target, temporary, archive, advance)
             on_member(Member(member.name, member.bytes, crc32))
-            count += 1
-    return count
+    return len(plan.last)
+
+
+@dataclass
+class _Plan:
+    """What is known of an archive before anything is written.
+
+    Attributes:
+        last: the number of the member that each file is to be; of several of a name the last.
+        there: files that seem to be there already.
+        total: bytes that come out.
+        needed: bytes that are not there yet.
+    """
+
+    last: dict[Path, int] = field(default_factory=dict)
+    there: set[Path] = field(default_factory=set)
+    total: int = 0
+    needed: int = 0
+
+
+def _look_through(
+    opened: _Archive, archive: Path, folder: Path, reserved: Collection[str], overwrite: bool
+) -> _Plan:
+    plan = _Plan()
+    closed = {name.casefold() for name in reserved}
+    other: set[Path] = set()
+    for number, (member, _) in enumerate(opened.files()):
+        target = target_of(member.name, folder, archive)
+        if PurePosixPath(member.name).parts[0].casefold() in closed:
+            raise DownloadError(
+                f"member {member.name!r} has a name that is kept for notes about downloads",
+                where=str(archive),
+                hint="unpack it into another folder",
+            )
+        plan.total += member.bytes
+        _refuse_bomb(archive, plan.total, number + 1)
+        plan.last[target] = number
+        plan.there.discard(target)
+        other.discard(target)
+        if not overwrite and target.is_file():
+            (plan.there if _may_be(target, member) else other).add(target)
+        else:
+            plan.needed += member.bytes
+    if other:
+        raise DownloadError(
+            f"{len(other)} of its files would replace others, the first is {min(other)}",
+            where=str(archive),
+            hint="unpack it into another folder, or say --overwrite",
+        )
+    return plan
+
+
+def _may_be(target: Path, member: Member) -> bool:
+    """Whether a file may be the one of the archive, as far as the archive's directory tells."""
+    if target.stat().st_size != member.bytes:
+        return False
+    return member.crc32 is None or member.crc32 == crc32_of(target)
 
 
 def target_of(name: str, folder: Path, archive: Path) -> Path:
@@ -113,24 +174,21 @@ def _refuse_bomb(archive: Path, total: int, count: int) -> None:
         )
 
 
-def _is_there(target: Path, member: Member) -> bool:
-    """Whether an earlier run has written a member: it gets its name once it is whole."""
-    return target.is_file() and target.stat().st_size == member.bytes
-
-
 def _write_member(
     member: Member,
     open_member: Callable[[], IO[bytes]],
     target: Path,
+    temporary: Path,
     archive: Path,
     advance: Callable[[int], None],
 ) -> int:
     """Writes one file; returns its CRC-32."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.part")
+    temporary.unlink(missing_ok=True)
+    # A link that lies there is not followed: "x" is for a name that is not there.
     found = 0
     try:
-        with open_member() as source, temporary.open("wb") as file:
+        with open_member() as source, temporary.open("xb") as file:
             left = member.bytes
             while block := source.read(_BLOCK):
                 left -= len(block)
@@ -151,14 +209,26 @@ def _write_member(
     return found
 
 
-def _crc32_of(member: Member, open_member: Callable[[], IO[bytes]]) -> int:
-    """What the archive says of a member, or what follows from its content."""
+def _compared(
+    member: Member, open_member: Callable[[], IO[bytes]], target: Path, archive: Path
+) -> int:
+    """The CRC-32 of a member whose file is there already with its size.
+
+    Raises:
+        DownloadError: the file has another content.
+    """
     if member.crc32 is not None:
         return member.crc32
     found = 0
     with open_member() as source:
         while block := source.read(_BLOCK):
             found = zlib.crc32(block, found)
+    if found != crc32_of(target):
+        raise DownloadError(
+            f"would replace {target}, which has another content",
+            where=str(archive),
+            hint="unpack it into another folder, or say --overwrite",
+        )
     return found
 
 
@@ -172,11 +242,14 @@ def _refuse_link_out(place: Path, folder: Path) -> None:
 
 @contextmanager
 def _opened(archive: Path) -> Iterator[_Archive]:
-    if zipfile.is_zipfile(archive):
+    # By its first bytes: a tar may end in a zip that it holds, which zipfile would find.
+    with archive.open("rb") as file:
+        begins_as_zip = file.read(2) == b"PK"
+    if not begins_as_zip and tarfile.is_tarfile(archive):
+        yield _Tar(archive)
+    elif zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as opened:
             yield _Zip(opened, archive)
-    elif tarfile.is_tarfile(archive):
-        yield _Tar(archive)
     else:
         raise DownloadError("is neither a zip nor a tar archive", where=str(archive))
 
@@ -239,7 +312,14 @@ class _Tar:
 def _reading(archive: Path) -> Iterator[None]:
     try:
         yield
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError) as e:
+    except (
+        zipfile.BadZipFile,
+        tarfile.TarError,
+        zlib.error,
+        lzma.LZMAError,
+        EOFError,
+        NotImplementedError,
+    ) as e:
         raise DownloadError(
             f"is a broken archive ({e})", where=str(archive), hint="fetch it again"
         ) from e

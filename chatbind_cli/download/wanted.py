@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from chatbind_cli.download.catalogue import CatalogueFile, Entry, look_up
+from chatbind_cli.download.urls import public_url
 from chatbind_cli.errors import UsageError
 
 _REPO = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
@@ -81,7 +82,7 @@ class Request:
     @property
     def source(self) -> str:
         """Where it comes from, for records and messages."""
-        return str(self.hub) if self.hub is not None else str(self.url)
+        return str(self.hub) if self.hub is not None else public_url(str(self.url))
 
     @property
     def is_repository(self) -> bool:
@@ -140,13 +141,15 @@ def requests_for(
         raise UsageError("--include chooses from hf: repositories, and none is named")
     if unpack and not any(request.unpack for request in found):
         raise UsageError("there is no archive among what is named, so nothing to --unpack")
-    unique = {request.source: request for request in found}
     by_path: dict[Path, Request] = {}
-    for request in unique.values():
+    for request in found:
         other = by_path.setdefault(request.path, request)
-        if other is not request:
+        if other.source != request.source:
             raise UsageError(f"{other.name} and {request.name} would both become {request.path}")
-    return list(unique.values())
+        if None not in (other.sha256, request.sha256) and other.sha256 != request.sha256:
+            raise UsageError(f"{request.name} is to have two different hashes")
+        by_path[request.path] = request if other.sha256 is None else other
+    return list(by_path.values())
 
 
 def entry_requests(entry: Entry, output: Path) -> list[Request]:
@@ -187,7 +190,9 @@ def _requests_of(word: str, output: Path, unpack: bool, include: tuple[str, ...]
         return [_with_unpacking(request, unpack)]
     if word.startswith(("http://", "https://")):
         url, sha256 = _without_digest(word)
-        request = Request(name=url, path=output / _url_name(url), url=url, sha256=sha256)
+        request = Request(
+            name=public_url(url), path=output / _url_name(url), url=url, sha256=sha256
+        )
         return [_with_unpacking(request, unpack)]
     return entry_requests(look_up(word), output)
 

@@ -8,6 +8,7 @@ bounded and wait longer each time. Knows nothing of catalogues or hubs.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import random
@@ -22,6 +23,7 @@ from typing import IO, Any
 import httpx  # noqa: TID253  this module is imported once something is fetched
 
 import chatbind_cli
+from chatbind_cli.download.urls import public_url
 from chatbind_cli.download.verify import check_file, check_room
 from chatbind_cli.errors import DownloadError
 
@@ -68,6 +70,13 @@ def open_client(patience: Patience = Patience()) -> httpx.Client:
     )
 
 
+def begun_bytes(path: Path) -> int:
+    """How much of a file an earlier `fetch_url` has left."""
+    with suppress(OSError):
+        return path.with_name(f"{path.name}.part").stat().st_size
+    return 0
+
+
 class _TryAgain(Exception):
     """An attempt failed in a way that may pass."""
 
@@ -95,13 +104,7 @@ class _Part:
             DownloadError: another process is at it.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab", buffering=0) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise DownloadError(
-                    "another process is fetching it", where=str(self.path), hint="wait for it"
-                ) from error
+        with self._locked() as file:
             self._recall()
             if self.validator is None:
                 file.truncate(0)
@@ -110,10 +113,30 @@ class _Part:
                 self._expect(self.total)
             yield file
 
+    def _locked(self) -> IO[bytes]:
+        while True:
+            file = self.path.open("ab", buffering=0)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # The one who had it before may have given it its name since.
+                with suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
+                        return file
+            except OSError as error:
+                file.close()
+                raise DownloadError(
+                    "another process is fetching it", where=str(self.path), hint="wait for it"
+                ) from error
+            file.close()
+
     def _recall(self) -> None:
+        if self.path.stat().st_size and not self.facts_path.is_file():
+            raise DownloadError(
+                "is in the way, and was not begun here", where=str(self.path), hint="move it away"
+            )
         with suppress(OSError, ValueError):
             facts = json.loads(self.facts_path.read_text(encoding="utf-8"))
-            if facts.get("url") == self.url:
+            if facts.get("url_sha256") == hashlib.sha256(self.url.encode()).hexdigest():
                 self.validator = facts.get("validator")
                 self.total = facts.get("total")
 
@@ -125,13 +148,17 @@ class _Part:
         if total is not None and self.total is None:
             self._expect(total)
         self.total = total
-        facts = {"url": self.url, "validator": self.validator, "total": total}
+        self._write_facts()
+
+    def _write_facts(self) -> None:
+        digest = hashlib.sha256(self.url.encode()).hexdigest()  # there may be a secret in it
+        facts = {"url_sha256": digest, "validator": self.validator, "total": self.total}
         self.facts_path.write_text(json.dumps(facts), encoding="utf-8")
 
     def forget(self) -> None:
         """What is here cannot be gone on with."""
         self.validator = self.total = None
-        self.facts_path.unlink(missing_ok=True)
+        self._write_facts()
 
     def become(self, path: Path) -> None:
         """Gives the finished part its name."""
@@ -182,7 +209,7 @@ def fetch_url(
         advance(file.tell())
         _fetch_patiently(client, part, file, bytes, patience, advance, sleep)
         try:
-            check_file(part.path, source=url, bytes=bytes, sha256=sha256, md5=md5)
+            check_file(part.path, source=public_url(url), bytes=bytes, sha256=sha256, md5=md5)
         except DownloadError:
             part.discard()
             raise
@@ -216,7 +243,7 @@ def _fetch_patiently(
         sleep(min(wait, patience.longest_wait_s))
     raise DownloadError(
         f"could not be fetched ({failure})",
-        where=part.url,
+        where=public_url(part.url),
         hint="run the same command again: it goes on where it stopped",
     )
 
@@ -240,14 +267,14 @@ def _attempt(
             total = _begin(response, part, file, have)
             size = total if total is not None else expected
             if size is not None:
-                check_room(part.path.parent, size - file.tell(), part.url)
+                check_room(part.path.parent, size - file.tell(), public_url(part.url))
             # Some servers compress though they are asked not to.
             blocks = response.iter_bytes() if _is_encoded(response) else response.iter_raw()
             for block in blocks:
                 _write(file, block, part)
                 advance(len(block))
     except (httpx.UnsupportedProtocol, httpx.InvalidURL, httpx.TooManyRedirects) as error:
-        raise DownloadError(f"cannot be fetched ({error})", where=part.url) from error
+        raise DownloadError(f"cannot be fetched ({error})", where=public_url(part.url)) from error
     except (httpx.TransportError, httpx.DecodingError) as error:
         raise _TryAgain(_reason(error)) from error
     if total is not None and file.tell() < total:
@@ -271,7 +298,7 @@ def _begin(response: httpx.Response, part: _Part, file: IO[bytes], have: int) ->
     if status not in (200, 206):
         raise DownloadError(
             f"the server says {status} {response.reason_phrase}".strip(),
-            where=part.url,
+            where=public_url(part.url),
             hint=_HINTS.get(status),
         )
     if status == 206:

@@ -150,7 +150,7 @@ def test_evil_archives_are_one_line_at_the_shell_and_nothing_is_written(server, 
         assert done.returncode == 1
         assert [record["status"] for record in records(done)] == ["failed"]
         assert done.stderr.count("error:") == 1 and "do not trust it" in done.stderr
-        assert [path.name for path in folder.iterdir()] == [name]
+        assert {path.name for path in folder.iterdir()} == {name, ".downloads.jsonl"}
         assert not (tmp_path / name / "evil").exists()
 
 
@@ -181,7 +181,8 @@ def test_patterns_and_hashes_are_kept_to(server, tmp_path):
     server.files["/f"] = b"data"
     words = ["hf:owner/name", "--include", "a.*", "--include", "w.*", "-o", str(tmp_path)]
     assert chatbind(*words, HF_ENDPOINT=server.url).returncode == 0
-    assert {path.name for path in (tmp_path / "name").glob("*.*")} == {"a.json", "w.bin", ".cache"}
+    found = {path.name for path in (tmp_path / "name").glob("*.*")}
+    assert found == {"a.json", "w.bin", ".cache", ".downloads.jsonl"}
     wrong = chatbind(f"{server.url}/f#sha256={'0' * 64}", "-o", str(tmp_path))
     assert wrong.returncode == 1 and "SHA-256" in wrong.stderr
     assert not (tmp_path / "f").exists()

@@ -1,0 +1,25 @@
+"""URLs as records, notes and errors may show them."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
+
+_SECRET = re.compile(r"token|key|secret|sign?a?t?u?r?e?$|passw|credential|auth", re.IGNORECASE)
+
+
+def public_url(url: str) -> str:
+    """The URL without user name and password, and without the values of secret parameters.
+
+    Other parameters stay: they may be what tells one file from another.
+    """
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    query = parts.query
+    if _SECRET.search(query):
+        pairs = parse_qsl(query, keep_blank_values=True)
+        query = "&".join(
+            f"{quote(name)}={'...' if _SECRET.search(name) else quote(value)}"
+            for name, value in pairs
+        )
+    return urlunsplit((parts.scheme, host, parts.path, query, ""))
