@@ -51,7 +51,7 @@ def replace_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         ChatBindError: `path` exists, is not an empty folder, and `overwrite` is False.
     """
-    path = Path(path)
+    path = Path(path).resolve()  # "." has no name
     if not overwrite and path.exists() and (path.is_file() or any(path.iterdir())):
         raise ChatBindError(
             "exists already and is not empty",

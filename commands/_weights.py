@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +11,9 @@ from chatbind_cli.console import note
 from chatbind_cli.errors import UsageError
 
 from ._base import GroupedOption
+
+if TYPE_CHECKING:
+    from chatbind_cli.download.wanted import HubRef
 
 shard_size_option = click.option(
     "--shard-size",
@@ -24,26 +28,39 @@ shard_size_option = click.option(
 CHECKPOINT = "PATH|OWNER/NAME"
 
 
-def checkpoint_path(word: str) -> Path:
-    """Where a checkpoint lies: a path as it is; a hub repository goes to the hub's cache first.
+def checkpoint_paths(*words: str) -> list[Path]:
+    """Where checkpoints lie: a path as it is; a hub repository goes to the hub's cache first.
 
     `checkpoints/llama` is taken for a repository only where there is no folder `checkpoints`.
+    Nothing is fetched before every word has been looked at.
 
     Raises:
         UsageError: there is no such path, or a file of a repository is named.
-        DownloadError: the repository cannot be had.
+        DownloadError: a repository cannot be had.
     """
+    references = [_repository(word) for word in words]
+    return [
+        Path(word) if ref is None else _fetched(word, ref)
+        for word, ref in zip(words, references, strict=True)
+    ]
+
+
+def _repository(word: str) -> HubRef | None:
+    """The repository that a word means; None for a path."""
     from chatbind_cli.download.wanted import is_repo_id, parse_hub_ref  # noqa: PLC0415  heavy
 
     path = Path(word)
     if path.exists():
-        return path
+        return None
     if not word.startswith("hf:") and (not is_repo_id(word) or path.parent.is_dir()):
         raise UsageError("no such file or folder", where=word, hint="check the path")
     ref = parse_hub_ref(word if word.startswith("hf:") else f"hf:{word}")
     if ref.file is not None:
         raise UsageError(f"{word!r} names a file", hint="name the repository")
+    return ref
 
+
+def _fetched(word: str, ref: HubRef) -> Path:
     from chatbind_cli.download.hub import fetch_snapshot  # noqa: PLC0415  heavy
 
     note(f"{word} is no path here: fetching it from the hub")

@@ -96,9 +96,10 @@ def command(
 
     from chatbind_cli.weights.apply import apply_delta  # noqa: PLC0415  loads torch
 
+    base_path, delta_path = _weights.checkpoint_paths(base, delta)
     result = apply_delta(
-        _weights.checkpoint_path(base),
-        _weights.checkpoint_path(delta),
+        base_path,
+        delta_path,
         target,
         base_name=None if Path(base).exists() else base,
         delta_name=delta,

@@ -71,9 +71,10 @@ def command(
     """
     from chatbind_cli.weights.make import make_delta  # noqa: PLC0415  loads torch
 
+    base_path, target_path = _weights.checkpoint_paths(base, target)
     result = make_delta(
-        _weights.checkpoint_path(base),
-        _weights.checkpoint_path(target),
+        base_path,
+        target_path,
         delta,
         exact=exact,
         shard_bytes=int(shard_size * (1 << 30)),

@@ -18,7 +18,7 @@ from chatbind_cli.jsonl import RecordWriter
 with RecordWriter("-", key="n") as writer, Progress(3, "counting", "numbers") as progress:
     for n in range(3):
         writer.write({"n": n})
-        emit_record({"n": 10 + n})
+        emit_record({"n": 10 + n, "text": "wider than the terminal " * 20})
         note(f"saw {n}")
         time.sleep(0.15)
         progress.advance()
@@ -27,7 +27,8 @@ with RecordWriter("-", key="n") as writer, Progress(3, "counting", "numbers") as
         below.advance(2)
         time.sleep(0.15)
 """
-RECORDS = [{"n": n} for pair in ((0, 10), (1, 11), (2, 12)) for n in pair]
+LONG = "wider than the terminal " * 20
+RECORDS = [r for n in range(3) for r in ({"n": n}, {"n": 10 + n, "text": LONG})]
 
 
 def on_a_terminal(stdout=None):

@@ -19,7 +19,7 @@ import torch
 import chatbind_cli
 from chatbind_cli.console import Progress
 from chatbind_cli.errors import CheckpointError
-from chatbind_cli.files import replace_folder, sha256_file
+from chatbind_cli.files import sha256_file
 from chatbind_cli.weights.checkpoint import INDEX_NAMES, Checkpoint, open_checkpoint, read_json
 from chatbind_cli.weights.identity import (
     combine_hashes,
@@ -32,7 +32,12 @@ from chatbind_cli.weights.identity import (
 from chatbind_cli.weights.job import holds
 from chatbind_cli.weights.likeness import refuse_unapplied
 from chatbind_cli.weights.partial import PartialFolder
-from chatbind_cli.weights.streaming import copy_side_files, refuse_full_disk, source_facts
+from chatbind_cli.weights.streaming import (
+    copy_side_files,
+    refuse_full_disk,
+    side_files_sha256,
+    source_facts,
+)
 from chatbind_cli.weights.tensor_file import TensorInfo
 from chatbind_cli.weights.writer import (
     DEFAULT_SHARD_BYTES,
@@ -95,8 +100,7 @@ def convert(
             names, left_out = _match(checkpoint, _wanted(config))
         infos = {new: checkpoint.info(old) for new, old in names.items()}
         shards = plan_shards(infos, shard_bytes)
-        came_from = {"name": source.name, "sample_sha256": sample(checkpoint)}
-        passport = {"kind": "model", "made_by": _MADE_BY, "source": came_from}
+        passport = _passport(_identity(source, checkpoint))
         made = None if overwrite else _made_already(output, passport)
         if made is not None and holds(output, infos, shards):
             return Conversion(output, made, left_out, is_new=False)
@@ -138,16 +142,23 @@ def join(
         overwrite: whether a folder that is there may be replaced.
 
     Raises:
-        ChatBindError: the output is there already.
         CheckpointError: one of the two cannot be used, or they do not fit together.
+        WeightsError: the output is there already.
     """
     from chatbind_cli.model.assemble import build_chatbind  # noqa: PLC0415  loads transformers
     from chatbind_cli.model.fit import encoder_of  # noqa: PLC0415
     from chatbind_cli.model.projector_file import read_projector  # noqa: PLC0415
     from chatbind_cli.model.quiet import quiet_transformers  # noqa: PLC0415
 
-    with replace_folder(output, overwrite=overwrite) as folder:
-        info = read_projector(projector).info
+    with open_checkpoint(language_model) as checkpoint:
+        parts = _identity(language_model, checkpoint) | {"projector": sha256_file(projector)}
+    passport = _passport(parts)
+    made = None if overwrite else _made_already(output, passport)
+    if made is not None:
+        return Conversion(output, made, (), is_new=False)
+    info = read_projector(projector).info
+    task = {"version": chatbind_cli.__version__, "parts": parts}
+    with PartialFolder(output, task, overwrite=overwrite) as partial:
         bundle = build_chatbind(
             language_model,
             encoder=encoder_of(info),
@@ -155,15 +166,26 @@ def join(
             media_options=info.media_options,
         )
         with quiet_transformers():
-            bundle.model.save_pretrained(folder, max_shard_size=shard_bytes)
-            bundle.tokenizer.save_pretrained(folder)
-        with open_checkpoint(folder) as made:
-            sha256 = fingerprint(made)
-        came_from = {"name": language_model.name, "projector": sha256_file(projector)}
-        write_passport(
-            folder, {"kind": "model", "made_by": _MADE_BY, "source": came_from, "sha256": sha256}
-        )
+            bundle.model.save_pretrained(partial.folder, max_shard_size=shard_bytes)
+            bundle.tokenizer.save_pretrained(partial.folder)
+        with open_checkpoint(partial.folder) as found:
+            sha256 = fingerprint(found)
+        write_passport(partial.folder, passport | {"sha256": sha256})
+        partial.commit()
     return Conversion(output, sha256, ())
+
+
+def _identity(folder: Path, checkpoint: Checkpoint) -> dict[str, str]:
+    """What a folder is, its configuration and tokenizer included."""
+    return {
+        "name": folder.name,
+        "sample_sha256": sample(checkpoint),
+        "side_files": side_files_sha256(folder),
+    }
+
+
+def _passport(source: Mapping[str, str]) -> dict[str, Any]:
+    return {"kind": "model", "made_by": _MADE_BY, "source": dict(source)}
 
 
 def _made_already(output: Path, passport: Mapping[str, Any]) -> str | None:

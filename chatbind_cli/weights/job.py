@@ -31,6 +31,7 @@ from chatbind_cli.weights.streaming import (
     Streamer,
     copy_side_files,
     refuse_full_disk,
+    side_files_sha256,
     source_facts,
 )
 from chatbind_cli.weights.tensor_file import TensorInfo
@@ -139,6 +140,7 @@ class Job(ABC):
             hashes = self._all_hashes(partial.done)
             copy_side_files(self.other.folder, partial.folder)
             passport = self.passport(partial.folder, hashes, partial.done)
+            passport["side_files"] = side_files_sha256(self.other.folder)
             write_passport(partial.folder, passport)
             if len(shards) > 1:
                 text = json.dumps(index_of(shards, tensors), indent=2)
@@ -158,6 +160,8 @@ class Job(ABC):
             name: passport.get(name, {}).get("sample_sha256") for name in ("base", self.other_kind)
         }
         if known != self.samples or not self.is_result(passport):
+            return None
+        if passport.get("side_files") != side_files_sha256(self.other.folder):
             return None
         shards = plan_shards(self.plan.tensors, self.shard_bytes)
         if not holds(self.output, self.plan.tensors, shards):

@@ -38,9 +38,9 @@ class PartialFolder:
     """
 
     def __init__(self, target: Path, task: Mapping[str, Any], *, overwrite: bool = False) -> None:
-        self.target = target
+        self.target = target.resolve()  # "." has no name
         self.overwrite = overwrite
-        self.folder = target.parent / f".{target.name}.partial"
+        self.folder = self.target.parent / f".{self.target.name}.partial"
         text = json.dumps(task, sort_keys=True)
         self._task = hashlib.sha256(text.encode()).hexdigest()
         self.done: dict[str, Any] = {}
@@ -112,10 +112,17 @@ def refuse_existing(target: Path, *, overwrite: bool) -> None:
     """Refuses to write over what is there.
 
     Raises:
-        WeightsError: the target is a file, or a folder that is not empty without `overwrite`.
+        WeightsError: the target is a file, the working folder, or a folder that is not empty
+            without `overwrite`.
     """
     if target.is_file():
         raise WeightsError("is a file", where=str(target), hint="name a folder")
+    if target.resolve() == Path.cwd():
+        raise WeightsError(
+            "is the folder that this runs in, and the finished one takes its place",
+            where=str(target),
+            hint="name a folder in it",
+        )
     if not overwrite and target.is_dir() and any(target.iterdir()):
         raise WeightsError(
             "exists already and is not empty",

@@ -208,8 +208,35 @@ def test_a_language_model_and_a_projector_become_one_folder(tmp_path, capsys, ki
     assert (joined.config.prompt_style, joined.config.tokens_per_embedding) == ("chat", 2)
     assert joined.config.encoder["sha256"] == encoder.sha256
     assert run(["apply-delta", "--verify", str(tmp_path / "joined")])[0] == 0
+    capsys.readouterr()
+    assert run([*words, "--shard-size", "0.001"])[0] == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == record and "here already" in err
+    other = projector_of(trained.model)
+    other.tensors["projector.layers.0.bias"] += 1
+    write_projector(file, other)
     code, message = run(words)
     assert code == 1 and "--overwrite" in message
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     assert run(["convert", "-", "--projector", "-", "-o", str(tmp_path / "x")])[0] == 2
     code, message = run(["convert", str(base), "-o", str(tmp_path / "x")])
     assert code == 1 and "--projector" in message
+
+
+def test_an_edited_config_is_another_source(published, tmp_path):
+    source = published("llava_image_bind_select")
+    convert(source, tmp_path / "out")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-5}))
+    with pytest.raises(WeightsError, match="--overwrite"):
+        convert(source, tmp_path / "out")
+
+
+def test_the_folder_one_is_in_is_refused_at_once(published, tmp_path, monkeypatch):
+    source = published("llava_image_bind_select")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    before = sorted(tmp_path.rglob("*"))
+    code, message = run(["convert", str(source), "-o", "."])
+    assert code == 1 and "folder that this runs in" in message
+    assert sorted(tmp_path.rglob("*")) == before

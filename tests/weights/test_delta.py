@@ -443,6 +443,17 @@ def test_a_finished_run_is_left_as_it_is_by_the_same_command(make, tmp_path, fun
         function(base, other, tmp_path / "t", shard_bytes=500)
 
 
+@pytest.mark.parametrize("function", [apply_delta, make_delta])
+def test_a_tokenizer_that_changed_is_not_passed_over(make, tmp_path, function):
+    base, other = make("b", make.llama(0)), make("o", make.llama(1))
+    function(base, other, tmp_path / "t")
+    (other / "tokenizer.json").write_text("{}")
+    with pytest.raises(WeightsError, match="--overwrite"):
+        function(base, other, tmp_path / "t")
+    function(base, other, tmp_path / "t", overwrite=True)
+    assert (tmp_path / "t/tokenizer.json").is_file()
+
+
 def test_the_beginning_of_something_else_is_thrown_away(make, tmp_path):
     base, delta = make("b", make.llama(0)), make("d", make.llama(1))
     partial = tmp_path / ".t.partial"
