@@ -7,11 +7,13 @@ where its content is what is wanted.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from chatbind_cli.console import Progress, note
@@ -63,6 +65,9 @@ class Settings:
     overwrite: bool = False
     endpoint: str | None = None
     patience: Patience = field(default_factory=Patience)
+
+
+_SECONDS_TO_STOP = 2.0
 
 
 class _Stopped(Exception):
@@ -197,28 +202,52 @@ def _with_facts(
 
 
 def _in_parallel(files: Sequence[Request], fetcher: _Fetcher) -> Iterator[Record]:
-    pool = ThreadPoolExecutor(fetcher.settings.max_workers, thread_name_prefix="fetch")
-    jobs: dict[Future[Record], Request] = {pool.submit(fetcher.fetch, file): file for file in files}
-    left = set(jobs)
+    """What became of each file, as it is known.
+
+    The threads are daemons: one that waits for a server that stalls cannot be woken, and what it
+    has so far is on the disk in any case.
+    """
+    waiting: SimpleQueue[Request] = SimpleQueue()
+    done: SimpleQueue[Record | BaseException] = SimpleQueue()
+    for file in files:
+        waiting.put(file)
+
+    def work() -> None:
+        while not fetcher.meter.stop.is_set():
+            try:
+                request = waiting.get_nowait()
+            except Empty:
+                return
+            done.put(_outcome(fetcher, request))
+
+    count = min(fetcher.settings.max_workers, len(files))
+    threads = [Thread(target=work, name=f"fetch-{n}", daemon=True) for n in range(count)]
+    for thread in threads:
+        thread.start()
     try:
-        while left:
-            done, left = wait(left, timeout=0.2, return_when=FIRST_COMPLETED)
-            for job in sorted(done, key=lambda job: str(jobs[job].path)):
-                yield _outcome(job, jobs[job])
+        for _ in files:
+            outcome = done.get()
+            if isinstance(outcome, BaseException):
+                raise outcome
+            yield outcome
     finally:
         # Reached early by Ctrl-C or a closed pipe: the workers stop at their next block.
         fetcher.meter.stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
+        last = time.monotonic() + _SECONDS_TO_STOP
+        for thread in threads:
+            thread.join(max(0.0, last - time.monotonic()))
 
 
-def _outcome(job: Future[Record], request: Request) -> Record:
+def _outcome(fetcher: _Fetcher, request: Request) -> Record | BaseException:
     try:
-        return job.result()
+        return fetcher.fetch(request)
     except ChatBindError as error:
         return _failed(request, error)
     except OSError as error:
         reason = error.strerror or str(error)
         return _failed(request, DownloadError(reason, where=str(error.filename or request.path)))
+    except BaseException as error:  # a bug: it is for the caller's thread to end by it
+        return error
 
 
 _FETCH_IT = "run it without --verify"

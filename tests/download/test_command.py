@@ -228,6 +228,24 @@ def test_ctrl_c_ends_soon_and_the_same_command_goes_on(server, fault, tmp_path):
     assert (tmp_path / "f").read_bytes() == data
 
 
+def test_ctrl_c_does_not_wait_for_a_server_that_stalls(server, fault, tmp_path):
+    server.files["/f"] = b"data"
+    server.faults["/f"].append(fault.stall(60))
+    words = [sys.executable, "-m", "chatbind_cli", "download", server.url + "/f"]
+    process = subprocess.Popen(
+        [*words, "-o", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 20
+    while not server.gets("/f") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    begin = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert time.monotonic() - begin < 10
+    assert b"Traceback" not in errors
+
+
 def test_catalogue_names_are_completed():
     completed = subprocess.run(
         [sys.executable, "-m", "chatbind_cli"],
