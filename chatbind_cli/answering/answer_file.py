@@ -116,7 +116,7 @@ class AnswerFile:
 def in_words(record: Record) -> str:
     """An answer as a person reads it: what was asked, and below it what was said."""
     said = record.get("text", f"error: {record.get('error')}")
-    asked = f"{record.get(KEY)}  {record.get('prompt', '')}"
+    asked = "  ".join(" ".join(str(record.get(key, "")).split()) for key in (KEY, "prompt"))
     return printable(f"{asked.rstrip()}\n    {said}")
 
 

@@ -10,7 +10,7 @@ import asyncio
 import datetime
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -103,14 +103,21 @@ class Bill:
         price: what tokens cost.
         limit_usd: the line that is not crossed, None for no line.
         spent_usd: what was spent before.
+        on_paid: called with each amount as soon as it is paid, in USD.
     """
 
     def __init__(
-        self, price: Price = FREE, *, limit_usd: float | None = None, spent_usd: float = 0.0
+        self,
+        price: Price = FREE,
+        *,
+        limit_usd: float | None = None,
+        spent_usd: float = 0.0,
+        on_paid: Callable[[float], None] = lambda usd: None,
     ) -> None:
         self.price = price
         self.limit_usd = limit_usd
         self.spent_usd = spent_usd
+        self._on_paid = on_paid
         self._reserved_usd = 0.0
         self._ratio = 1.0  # grows if a server has more tokens than can be
         self._changed = asyncio.Event()
@@ -161,5 +168,6 @@ class Bill:
         if self._reserved_usd < 1e-12:
             self._reserved_usd = 0.0  # what is left of rounding sets nothing aside
         self.spent_usd += cost_usd
+        self._on_paid(cost_usd)
         self._changed.set()
         self._changed = asyncio.Event()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath, PurePosixPath
 
@@ -19,6 +19,16 @@ from chatbind_cli.review.mismatches import Mismatches
 
 MODALITIES = ("image", "video", "audio", "depth", "thermal", "imu")
 _COCO_PREFIXES = ("COCO_val2014_", "COCO_train2014_")
+_MEDIA_SUFFIXES = frozenset(
+    (
+        *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+        *(".mp4", ".mkv", ".mov", ".avi", ".webm", ".wav", ".mp3", ".flac", ".ogg", ".m4a"),
+        *(".npy", ".csv", ".tsv", ".parquet"),
+    )
+)
+ContextKey = tuple[str, str]
+"""What a context is found by: a modality and a medium's name, or one of the two below and an id."""
+_ANY, _QUESTION = "any", "question"
 
 Source = Iterable[tuple[Record, str]]
 
@@ -82,7 +92,7 @@ class Inputs:
     questions: dict[str, Record]
     answers: Sequence[dict[str, Record] | Source]
     names: Sequence[str]
-    contexts: dict[str, Record] | None = None
+    contexts: dict[ContextKey, Record] | None = None
     contexts_name: str = ""
     references: dict[str, Record] | None = None
     mismatches: Mismatches = field(default_factory=Mismatches)
@@ -185,9 +195,13 @@ class Inputs:
             models.append(str(model))
         if len(models) == 2:
             return models
-        return [
+        labels = [
             f"{model} ({file})" if models.count(model) > 1 and model != file else model
             for model, file in zip(models, files, strict=True)
+        ]
+        return [
+            f"{model} ({name})" if labels.count(label) > 1 else label
+            for label, model, name in zip(labels, models, self.names, strict=True)
         ]
 
     def _references(self, key: str, question: Record, answers: Sequence[Record]) -> tuple[str, ...]:
@@ -235,7 +249,7 @@ def read_inputs(
         questions=asked,
         answers=sides,
         names=names,
-        contexts=None if contexts is None else _contexts(contexts),
+        contexts=None if contexts is None else _contexts(contexts, mismatches),
         contexts_name=str(contexts),
         references=None if references is None else _by_id(references, mismatches),
         mismatches=mismatches,
@@ -271,22 +285,32 @@ def _id_at(record: Record, where: str) -> str | int:
         raise RecordError(error.what, where=where) from error
 
 
-def _contexts(path: Path) -> dict[str, Record]:
-    """Contexts by each name that a question may use for the media."""
-    found: dict[str, Record] = {}
+def _contexts(path: Path, mismatches: Mismatches) -> dict[ContextKey, Record]:
+    """Contexts by each name that a question may use for the media, or by the question's id."""
+    found: dict[ContextKey, Record] = {}
     for record, where in read_records(path):
-        names = [record[key] for key in (*MODALITIES, "id", "question_id") if key in record]
-        if not names:
+        keys = [(key, _media_key(record[key])) for key in MODALITIES if key in record]
+        if not keys and "id" in record:
+            keys = [(_ANY, _media_key(record["id"]))]
+        if "question_id" in record:
+            keys.append((_QUESTION, str(record["question_id"])))
+        if not keys:
             raise RecordError("a context names no media", where=where)
-        for name in names:
-            found.setdefault(_media_key(name), record)
+        for key in keys:
+            if found.setdefault(key, record) != record:
+                mismatches.add(str(path), "doubled", key[1])
     return found
 
 
-def _find_context(question: Record, modality: str, contexts: dict[str, Record]) -> Record | None:
+def _find_context(
+    question: Record, modality: str, contexts: Mapping[ContextKey, Record]
+) -> Record | None:
     named = question[modality]
-    name = named[0] if isinstance(named, list) and named else named
-    return contexts.get(_media_key(name)) or contexts.get(str(record_id(question)))
+    name = _media_key(named[0] if isinstance(named, list) and named else named)
+    for key in ((modality, name), (_ANY, name), (_QUESTION, str(record_id(question)))):
+        if key in contexts:
+            return contexts[key]
+    return None
 
 
 def _media_key(name: object) -> str:
@@ -295,4 +319,4 @@ def _media_key(name: object) -> str:
     for prefix in _COCO_PREFIXES:
         text = text.removeprefix(prefix)
     path = PurePosixPath(text)
-    return str(path.with_suffix("")) if path.suffix else text
+    return str(path.with_suffix("")) if path.suffix.lower() in _MEDIA_SUFFIXES else text

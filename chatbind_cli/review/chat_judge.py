@@ -12,6 +12,7 @@ import json
 import os
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -68,6 +69,7 @@ class ChatJudgeOptions:
         price: what tokens cost.
         max_cost_usd: the line that is not crossed, None for no line.
         spent_usd: what counts as spent when the run starts.
+        on_paid: called with each amount as soon as it is paid, in USD.
         count: counts a text's tokens.
     """
 
@@ -86,6 +88,7 @@ class ChatJudgeOptions:
     price: Price = FREE
     max_cost_usd: float | None = None
     spent_usd: float = 0.0
+    on_paid: Callable[[float], None] = lambda usd: None
     count: Counter = field(default=estimate)
 
 
@@ -134,7 +137,10 @@ class ChatJudge:
             most_at_a_time=options.concurrency,
         )
         self._bill = Bill(
-            options.price, limit_usd=options.max_cost_usd, spent_usd=options.spent_usd
+            options.price,
+            limit_usd=options.max_cost_usd,
+            spent_usd=options.spent_usd,
+            on_paid=options.on_paid,
         )
         self._failures_in_row = 0
         self._jitter = random.Random()  # noqa: S311  spreads the load, keeps no secret
@@ -181,14 +187,21 @@ class ChatJudge:
 
         attempt = 0
         while True:
+            sent = dict(self._parameters)
             try:
                 reply = await self._attempt(messages, metadata, again)
             except openai.APIStatusError as error:
-                if self._adapt(error):
+                if self._adapt(error, sent):
                     continue
                 await self._after(error, attempt)
             # A body that is cut off or is no JSON reaches us as ValueError, TypeError or the like.
-            except (openai.APIError, ValueError, TypeError, LookupError) as error:
+            except (
+                openai.APIError,
+                ValueError,
+                TypeError,
+                LookupError,
+                AttributeError,
+            ) as error:
                 await self._after(error, attempt)
             else:
                 self._failures_in_row = 0
@@ -246,24 +259,30 @@ class ChatJudge:
             raise ValueError("the reply is not a chat completion")
         message = choices[0].message
         said = str(message.content or getattr(message, "refusal", None) or "")
-        text = without_key(said, self._secret)
-        metadata["model"] = completion.model
+        text = self._writable(said)
+        metadata["model"] = self._writable(str(completion.model))
         metadata["created"] = completion.created or int(time.time())
         usage = completion.usage
-        counted = (
-            (usage.prompt_tokens or 0, usage.completion_tokens or 0)
-            if usage is not None
-            else (message_tokens(messages, self._options.count), self._options.count(text))
-        )
-        if usage is not None:
-            for key, tokens in zip(("prompt_tokens", "completion_tokens"), counted, strict=True):
-                metadata[key] = metadata.get(key, 0) + tokens
+        if usage is None or not usage.prompt_tokens:
+            return text, (message_tokens(messages, self._options.count), self._options.count(text))
+        counted = (usage.prompt_tokens, usage.completion_tokens or 0)
+        for key, tokens in zip(("prompt_tokens", "completion_tokens"), counted, strict=True):
+            metadata[key] = metadata.get(key, 0) + tokens
         return text, counted
 
-    def _adapt(self, error: openai.APIStatusError) -> bool:
-        """Renames or drops a parameter that the model refuses; False if that is not the matter."""
+    def _writable(self, text: str) -> str:
+        """The server's words without the key, and without halves of characters."""
+        return without_key(text, self._secret).encode("utf-8", "replace").decode("utf-8")
+
+    def _adapt(self, error: openai.APIStatusError, sent: dict[str, Any]) -> bool:
+        """Renames or drops a parameter that the model refuses; False if that is not the matter.
+
+        Of many requests under way the first that is refused changes the parameters for all.
+        """
         if error.status_code not in (400, 415, 422, 501):
             return False
+        if sent != self._parameters:
+            return True
         text = f"{error} {error.response.text}"
         if "max_completion_tokens" in text and "max_tokens" in self._parameters:
             self._parameters["max_completion_tokens"] = self._parameters.pop("max_tokens")

@@ -6,6 +6,7 @@ Settings in, a judge out. Knows nothing of the command line or of records.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -96,12 +97,19 @@ def resolve(settings: JudgeSettings) -> Kind:
     return "openai" if chat else "rule"
 
 
-def choose(settings: JudgeSettings, *, spent_usd: float = 0.0, will_ask: bool = True) -> Chosen:
+def choose(
+    settings: JudgeSettings,
+    *,
+    spent_usd: float = 0.0,
+    on_paid: Callable[[float], None] = lambda usd: None,
+    will_ask: bool = True,
+) -> Chosen:
     """The judge that the settings mean.
 
     Args:
         settings: who and how.
         spent_usd: what earlier runs paid, for the cost limit.
+        on_paid: called with each amount as soon as it is paid, in USD.
         will_ask: whether requests will go out; a plan needs no key.
 
     Raises:
@@ -117,7 +125,7 @@ def choose(settings: JudgeSettings, *, spent_usd: float = 0.0, will_ask: bool = 
     if kind == "local":
         judge = _local_judge(settings, rules)
         return Chosen(judge, is_rule=False, price=FREE, counted_by="the judge's own tokenizer")
-    return _chat_judge(settings, rules, spent_usd, will_ask)
+    return _chat_judge(settings, rules, spent_usd, on_paid, will_ask)
 
 
 def _local_judge(settings: JudgeSettings, rules: Rules) -> Judge:
@@ -134,7 +142,13 @@ def _local_judge(settings: JudgeSettings, rules: Rules) -> Judge:
     return LocalJudge(rules, options)
 
 
-def _chat_judge(settings: JudgeSettings, rules: Rules, spent_usd: float, will_ask: bool) -> Chosen:
+def _chat_judge(
+    settings: JudgeSettings,
+    rules: Rules,
+    spent_usd: float,
+    on_paid: Callable[[float], None],
+    will_ask: bool,
+) -> Chosen:
     model = settings.model or DEFAULT_MODEL
     price = find_price(model, load_prices(settings.prices))
     if price is None and settings.max_cost_usd is not None:
@@ -157,6 +171,7 @@ def _chat_judge(settings: JudgeSettings, rules: Rules, spent_usd: float, will_as
         price=price or FREE,
         max_cost_usd=settings.max_cost_usd,
         spent_usd=spent_usd,
+        on_paid=on_paid,
         count=count,
     )
     judge = ChatJudge(rules, options, will_ask=will_ask)

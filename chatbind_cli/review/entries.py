@@ -18,6 +18,7 @@ from chatbind_cli.review.reading import (
     judge_name,
     judge_of,
     metadata_of,
+    models_of,
     order_of,
     scores_of,
     unit_of,
@@ -135,12 +136,14 @@ class Entries:
         question = self._questions.get(question_id, {})
         media = _media_of(question)
         modality = str(metadata.get("modality") or next(iter(media), "text"))
-        models = [str(model) for model in metadata.get("models") or ()]
-        pair = [number - 1 for number in metadata.get("pair") or (1, 2)]
+        models = models_of(review)
+        said = metadata.get("pair")
+        known = isinstance(said, list) and all(isinstance(number, int) for number in said)
+        pair = [number - 1 for number in (said if known and said else (1, 2))]
         return Entry(
             anchor=self._anchor(question_id),
             question_id=question_id,
-            category=str(review.get("category") or question.get("category") or "default"),
+            category=str(review.get("category") or question.get("category") or "default").strip(),
             modality=modality,
             run=run,
             models=(models[0], models[1]) if len(models) == 2 else ("", ""),
@@ -153,7 +156,7 @@ class Entries:
             answers=[
                 _answer_text(self._answers[number].get(question_id))
                 for number in pair
-                if number < len(self._answers)
+                if 0 <= number < len(self._answers)
             ],
         )
 

@@ -15,6 +15,7 @@ from chatbind_cli.errors import SomeRecordsFailed
 from chatbind_cli.jsonl import RecordWriter
 from chatbind_cli.review.cases import Inputs, Source, read_inputs
 from chatbind_cli.review.choosing import Chosen, JudgeSettings, choose, resolve
+from chatbind_cli.review.paid import PaidLog
 from chatbind_cli.review.plan import Plan, make_plan
 from chatbind_cli.review.records import (
     Earlier,
@@ -83,8 +84,15 @@ class ReviewJob:
             references=files.references,
         )
         self._earlier = Earlier() if files.overwrite else read_earlier(files.output)
+        self._paid = None if files.output == "-" else PaidLog(Path(files.output))
+        spent = 0.0
+        if not files.overwrite:
+            spent = max(self._earlier.spent_usd, self._paid.total_usd() if self._paid else 0.0)
         self._chosen: Chosen = choose(
-            settings, spent_usd=self._earlier.spent_usd, will_ask=will_ask
+            settings,
+            spent_usd=spent,
+            on_paid=self._paid.add if self._paid else lambda usd: None,
+            will_ask=will_ask,
         )
         self.options = replace(
             options,
@@ -137,6 +145,8 @@ class ReviewJob:
 
     def _judge_all(self) -> Outcome:
         files = self.files
+        if self._paid is not None and files.overwrite:
+            self._paid.forget()
         with (
             RecordWriter(
                 files.output, key="review_id", overwrite=files.overwrite, in_words=in_words

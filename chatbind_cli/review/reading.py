@@ -33,9 +33,12 @@ def scores_of(review: Record) -> Pair | None:
     for score in value:
         if isinstance(score, bool) or not isinstance(score, int | float):
             return None
-        if not math.isfinite(score) or score < 0:
+        if not 0 <= score < math.inf:
             return None
-    return float(value[0]), float(value[1])
+    try:
+        return float(value[0]), float(value[1])
+    except OverflowError:
+        return None
 
 
 def failure_of(review: Record) -> str:
@@ -70,6 +73,12 @@ def unit_of(review: Record) -> Unit:
     return str(question), str(metadata.get("modality")), str(metadata.get("models"))
 
 
+def models_of(review: Record) -> list[str]:
+    """Who gave the answers, as far as the review says."""
+    models = metadata_of(review).get("models")
+    return [str(model) for model in models if model] if isinstance(models, list) else []
+
+
 def order_of(review: Record) -> str:
     """Which answer was shown first: `[1, 2]` or `[2, 1]`."""
     return str(metadata_of(review).get("order", [1, 2]))
@@ -98,20 +107,26 @@ def latest(records: Iterable[Record], *, with_words: bool) -> list[Record]:
         with_words: keep what the judges wrote; figures do without, in a fraction of the memory.
     """
     found: dict[Any, Record] = {}
-    subjects: dict[Unit, Any] = {}
-    bases: dict[tuple[Unit, str], Any] = {}
+    subjects: dict[tuple[str, str], Any] = {}
+    bases: dict[tuple[tuple[str, str], str], Any] = {}
     for number, record in enumerate(records):
         kept = record
         if not with_words:
             kept = {key: value for key, value in record.items() if key not in _WORDS}
         metadata = metadata_of(record)
-        found[metadata.get("slot") or number] = kept
-        unit = unit_of(record)
-        subjects[unit] = metadata.get("subject")
-        bases[unit, judge_name(record)] = metadata.get("basis")
+        found[str(metadata.get("slot") or number)] = kept
+        about = _about(record)
+        subjects[about] = metadata.get("subject")
+        bases[about, judge_name(record)] = metadata.get("basis")
     return [
         record
         for record in found.values()
-        if metadata_of(record).get("subject") == subjects[unit_of(record)]
-        and metadata_of(record).get("basis") == bases[unit_of(record), judge_name(record)]
+        if metadata_of(record).get("subject") == subjects[_about(record)]
+        and metadata_of(record).get("basis") == bases[_about(record), judge_name(record)]
     ]
+
+
+def _about(review: Record) -> tuple[str, str]:
+    """The question and the pair of answerers: a question whose medium changed is the same one."""
+    question, _, models = unit_of(review)
+    return question, models

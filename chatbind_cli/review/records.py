@@ -104,7 +104,8 @@ def in_words(record: Record) -> str:
     order = " (swapped)" if metadata.get("order") == [2, 1] else ""
     scores = " : ".join(f"{score:g}" for score in record.get("tuple") or ())
     verdict = scores or f"failed: {record.get('error')}"
-    return printable(f"{record.get('question_id')}  {record.get('category', '')}  {verdict}{order}")
+    parts = (record.get("question_id"), record.get("category", ""), f"{verdict}{order}")
+    return printable("  ".join(" ".join(str(part).split()) for part in parts))
 
 
 @dataclass(frozen=True, slots=True)

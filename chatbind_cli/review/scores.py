@@ -28,16 +28,21 @@ SCHEMA: dict[str, Any] = {
 }
 """The JSON schema of a review in structured output; the scores come first, as in the text form."""
 
-_NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
+_NUMBER = r"[+-]?(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?"
+_ENDED_NUMBER = rf"{_NUMBER}\.?"  # "7. 8.", which the reference reads
 _OF_TEN = r"(?:\s*/\s*10(?:\.0)?(?!\d)|\s+out\s+of\s+10)?"
 _PREFIX = r"(?:(?:final\s+)?(?:scores?|ratings?|output|answer)\s*[:=]\s*)?"
 _PAIR = re.compile(
-    rf"{_PREFIX}[(\[]?\s*({_NUMBER}){_OF_TEN}(?:\s*[,;|&]\s*|\s+and\s+|\s+)({_NUMBER}){_OF_TEN}"
+    rf"{_PREFIX}[(\[]?\s*({_ENDED_NUMBER}){_OF_TEN}"
+    rf"(?:\s*[,;|&]\s*|\s+and\s+|\s+)({_ENDED_NUMBER}){_OF_TEN}"
     r"\s*[)\]]?\s*[.,;]?",
     re.IGNORECASE,
 )
+_LABEL = r"[^\W\d]+\s+([12])\s*(?:\([^()]*\)\s*)?[:=]"
 _LABELLED = re.compile(
-    rf"\b[^\W\d]+\s+([12])\s*(?:\([^()]*\)\s*)?[:=]\s*({_NUMBER}){_OF_TEN}(?=$|[\s,;.(])",
+    rf"\b{_LABEL}\s*({_NUMBER}){_OF_TEN}"
+    # A number that goes on as a sentence ("2 of the 5", "7 or 8", "4 / 5", "1,5") is no score.
+    rf"(?=\s*$|[.,;](?:\s|$)|\s*[(\[]|\s+[-–—]\s|\s+(?:and\s+)?{_LABEL.replace('([12])', '[12]')})",
     re.IGNORECASE,
 )
 _DECORATION = str.maketrans("", "", "*_`#")
@@ -46,7 +51,7 @@ _DECORATION = str.maketrans("", "", "*_`#")
 _FENCED = re.compile(r"```(?:json)?\s*(\{.*\})\s*```", re.DOTALL)
 
 
-_THOUGHTS = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
+_THOUGHT_BEGINS, _THOUGHT_ENDS = "<think>", "</think>"
 
 
 class UnreadableScores(ValueError):
@@ -72,6 +77,8 @@ def read_scores(text: str) -> tuple[float, float]:
         raise UnreadableScores("the judge wrote nothing")
     first = _PAIR.fullmatch(lines[0])
     if first is not None:
+        if len(lines) > 1 and _PAIR.fullmatch(lines[1]):
+            raise UnreadableScores("the first two lines are pairs of numbers: which are scores?")
         return _on_scale(first[1], first[2])
     labelled = _labelled(lines)
     if labelled is not None:
@@ -91,13 +98,13 @@ def read_object(text: str) -> tuple[tuple[float, float], str] | None:
         None if the text is no JSON object.
 
     Raises:
-        UnreadableScores: it is one, without two scores on the scale.
+        UnreadableScores: it is one, without two scores on the scale; or there are thoughts alone.
     """
     stripped = _without_thoughts(text).strip()
     fenced = _FENCED.fullmatch(stripped)
     try:
         value = json.loads(fenced[1] if fenced else stripped)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # no JSON, or a number of thousands of digits
         return None
     if not isinstance(value, dict):
         return None
@@ -108,8 +115,16 @@ def read_object(text: str) -> tuple[tuple[float, float], str] | None:
 
 
 def _without_thoughts(text: str) -> str:
-    thoughts = _THOUGHTS.match(text)
-    return text[thoughts.end() :] if thoughts else text
+    """What comes after the judge's thoughts; some models leave the mark at their beginning out.
+
+    Raises:
+        UnreadableScores: they have no end.
+    """
+    if _THOUGHT_ENDS in text:
+        return text.rpartition(_THOUGHT_ENDS)[2]
+    if text.lstrip().startswith(_THOUGHT_BEGINS):
+        raise UnreadableScores("the judge was cut off while it was thinking")
+    return text
 
 
 def _labelled(lines: list[str]) -> tuple[str, str] | None:

@@ -21,6 +21,7 @@ Pair = tuple[float, float]
 RESAMPLES = 10_000
 _RESAMPLES_AT_LEAST = 2_000
 _DRAWS = 10_000_000
+_ALIKE = 1e-9
 _SEED = 0
 _WEIGHTS_AT_A_TIME = 1 << 20  # 8 MiB of integers, whatever the number of questions
 
@@ -222,7 +223,9 @@ def cohens_kappa(first: Sequence[int], second: Sequence[int]) -> float | None:
 
 def outcome(pair: Pair) -> int:
     """1 if the second is better, -1 if it is worse, 0 for a tie."""
-    return (pair[1] > pair[0]) - (pair[1] < pair[0])
+    if abs(pair[1] - pair[0]) < _ALIKE:
+        return 0  # means of the same scores in another order differ in their last bits
+    return 1 if pair[1] > pair[0] else -1
 
 
 def position_bias(outcomes: Iterable[tuple[int, int]]) -> tuple[int, int]:

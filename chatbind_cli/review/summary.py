@@ -18,9 +18,11 @@ from chatbind_cli.review.agreement import agreements
 from chatbind_cli.review.reading import (
     Unit,
     failure_of,
+    judge_name,
     judge_of,
     latest,
     metadata_of,
+    models_of,
     order_of,
     paid_usd,
     scores_of,
@@ -37,6 +39,8 @@ from chatbind_cli.review.statistics import (
 )
 
 ALL = "all"
+_LAST_TIME = 253_402_300_800
+"""The end of the year 9999, in seconds: what is later is no time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,23 +172,26 @@ class _Question:
     """All reviews of one question (of the same pair of answerers)."""
 
     scores: list[Pair] = field(default_factory=list)
-    by_order: dict[str, list[Pair]] = field(default_factory=dict)
+    by_order: dict[tuple[str, str], list[Pair]] = field(default_factory=dict)
     checks: dict[str, Pair] = field(default_factory=dict)
 
     def add(self, review: Record, scores: Pair) -> None:
         self.scores.append(scores)
-        self.by_order.setdefault(order_of(review), []).append(scores)
+        self.by_order.setdefault((judge_name(review), order_of(review)), []).append(scores)
         for name in ("exact", "label"):
             value = metadata_of(review).get(name)
             if isinstance(value, list) and len(value) == 2:
                 self.checks[name] = (float(bool(value[0])), float(bool(value[1])))
 
-    def winners(self) -> tuple[int, int] | None:
-        """Who won as given and who swapped; None where only one order was judged."""
-        given, swapped = (self.by_order.get(order) for order in ("[1, 2]", "[2, 1]"))
-        if given is None or swapped is None:
-            return None
-        return outcome(average(given)), outcome(average(swapped))
+    def winners(self) -> list[tuple[int, int]]:
+        """Who won as given and who swapped, for each judge who saw both orders."""
+        found = []
+        for judge in dict.fromkeys(judge for judge, _ in self.by_order):
+            given = self.by_order.get((judge, "[1, 2]"))
+            swapped = self.by_order.get((judge, "[2, 1]"))
+            if given and swapped:
+                found.append((outcome(average(given)), outcome(average(swapped))))
+        return found
 
 
 class _Group:
@@ -207,8 +214,7 @@ class _Group:
         return {unit: average(question.scores) for unit, question in self.questions.items()}
 
     def orders(self) -> list[tuple[int, int]]:
-        found = [question.winners() for question in self.questions.values()]
-        return [winners for winners in found if winners is not None]
+        return [pair for question in self.questions.values() for pair in question.winners()]
 
     def row(self, category: str, name: str, resamples: int | None) -> Row:
         pairs = list(self.results().values())
@@ -250,12 +256,16 @@ class _Group:
         """Who judged, when, and what it took."""
         known = [metadata_of(review) for review in self.reviews]
         costs = [paid for metadata in known if (paid := paid_usd(metadata)) is not None]
-        times = [m["created"] for m in known if isinstance(m.get("created"), int | float)]
+        times = [
+            time
+            for metadata in known
+            if isinstance(time := metadata.get("created"), int | float) and 0 <= time < _LAST_TIME
+        ]
         return {
             "judges": tuple(dict.fromkeys(filter(None, map(judge_of, self.reviews)))),
             "dates": (_day(min(times)), _day(max(times))) if times else None,
-            "prompt_tokens": sum(metadata.get("prompt_tokens") or 0 for metadata in known),
-            "completion_tokens": sum(metadata.get("completion_tokens") or 0 for metadata in known),
+            "prompt_tokens": _sum(known, "prompt_tokens"),
+            "completion_tokens": _sum(known, "completion_tokens"),
             "cost_usd": round(sum(costs), 6) if costs else None,
         }
 
@@ -302,8 +312,12 @@ def summarize_pairs(
     left_out = set(ignore)
     kept = (record for record in records if str(record.get("question_id")) not in left_out)
     pairs: dict[str, list[Record]] = {}
-    for review in latest(kept, with_words=with_words):
-        pairs.setdefault(str(metadata_of(review).get("pair") or [1, 2]), []).append(review)
+    reviews_left = latest(kept, with_words=with_words)
+    apart = _answered_twice(reviews_left)
+    for review in reviews_left:
+        pair = str(metadata_of(review).get("pair") or [1, 2])
+        key = f"{pair} {models_of(review)}" if pair in apart else pair
+        pairs.setdefault(key, []).append(review)
     summaries = []
     for reviews in pairs.values() or [[]]:
         summary = _summary(reviews, name, by, None)
@@ -314,6 +328,22 @@ def summarize_pairs(
     return summaries
 
 
+def _answered_twice(reviews: Iterable[Record]) -> set[str]:
+    """The pairs of answer files in which a question was answered by several models in turn.
+
+    That is two runs in one file: their reviews are of different things, and no mean is of both.
+    """
+    seen: dict[tuple[str, str], list[str]] = {}
+    apart = set()
+    for review in reviews:
+        pair = str(metadata_of(review).get("pair") or [1, 2])
+        question = str(review.get("question_id", review.get("review_id")))
+        models = models_of(review)
+        if seen.setdefault((pair, question), models) != models:
+            apart.add(pair)
+    return apart
+
+
 def compare(summary: Summary, baseline: Summary) -> Summary:
     """The summary with each row compared with the baseline's, on the questions that both have.
 
@@ -322,8 +352,10 @@ def compare(summary: Summary, baseline: Summary) -> Summary:
     """
     rows = []
     for row in summary.rows:
-        ours = _by_question(summary.results.get(row.category, {}))
-        theirs = _by_question(baseline.results.get(row.category, {}))
+        results = [of.results.get(row.category, {}) for of in (summary, baseline)]
+        # Records of the reference do not say what a question is about.
+        told = all(modality != "None" for found in results for _, modality, _ in found)
+        ours, theirs = (_by_question(found, with_modality=told) for found in results)
         shared = [question for question in ours if question in theirs]
         if row.category == ALL and not shared:
             raise RecordError("shares no question with the baseline", where=summary.name)
@@ -340,11 +372,11 @@ def compare(summary: Summary, baseline: Summary) -> Summary:
     return replace(summary, rows=rows)
 
 
-def _by_question(results: dict[Unit, Pair]) -> dict[tuple[str, str], Pair]:
+def _by_question(results: dict[Unit, Pair], *, with_modality: bool) -> dict[tuple[str, str], Pair]:
     """Results without the answerers' names, which are what differs between two runs."""
     pairs: dict[tuple[str, str], list[Pair]] = {}
     for (question, modality, _), pair in results.items():
-        pairs.setdefault((question, modality), []).append(pair)
+        pairs.setdefault((question, modality if with_modality else ""), []).append(pair)
     return {question: average(found) for question, found in pairs.items()}
 
 
@@ -356,9 +388,8 @@ def _summary(reviews: list[Record], name: str, by: str, resamples: int | None) -
     for review in reviews:
         if review.get("reviewer_id"):
             judges[str(review["reviewer_id"])] = None
-        for side, model in zip(models, metadata_of(review).get("models") or (), strict=False):
-            if model:
-                side[str(model)] = None
+        for side, model in zip(models, models_of(review), strict=False):
+            side[model] = None
         if scores_of(review) is None:
             reason = failure_of(review)
             failures[reason] = failures.get(reason, 0) + 1
@@ -392,6 +423,10 @@ def _keys(review: Record, by: str) -> list[str]:
     }
     value = values[by]
     return [ALL] if value in (None, "", ALL) else [str(value), ALL]
+
+
+def _sum(known: Iterable[Record], key: str) -> int:
+    return sum(value for metadata in known if isinstance(value := metadata.get(key), int))
 
 
 def _day(seconds: float) -> str:

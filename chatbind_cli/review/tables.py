@@ -267,4 +267,6 @@ def _markdown_line(texts: Sequence[str]) -> str:
 
 def _markdown_text(text: str) -> str:
     # Names come from files: they are to make neither columns nor tags.
-    return " ".join(printable(text).replace("|", "\\|").replace("<", "&lt;").split())
+    for mark in "\\|[":
+        text = text.replace(mark, f"\\{mark}")
+    return " ".join(printable(text).replace("<", "&lt;").split())

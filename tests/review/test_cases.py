@@ -226,3 +226,39 @@ def test_the_published_questions_contexts_and_answers_fit_together(shared_data: 
     assert {case.category for case in cases} == {"conv", "detail", "complex"}
     assert all(case.problem is None and case.context for case in cases)
     assert inputs.remarks == []
+
+
+def test_contexts_belong_to_a_sense_and_a_number_is_no_picture(tmp_path: Path) -> None:
+    questions = [
+        {"question_id": 1, "text": "?", "audio": "dog.wav"},
+        {"question_id": 2, "text": "?", "image": "2.jpg"},
+        {"question_id": 3, "text": "?", "image": "scene.002"},
+        {"question_id": 4, "text": "?", "image": "000000000009.jpg"},
+    ]
+    contexts = [
+        {"image": "dog.jpg", "captions": ["a picture"]},
+        {"id": 2, "image": "1.jpg", "captions": ["another"]},
+        {"image": "scene.001", "captions": ["the first scene"]},
+        {"id": "000000000009", "captions": ["found by its number"]},
+        {"image": "dog.jpg", "captions": ["a picture again"]},
+    ]
+    answers = [{"question_id": n, "text": "a"} for n in (1, 2, 3, 4)]
+    inputs = read_inputs(
+        _write(tmp_path / "q.jsonl", questions),
+        [_write(tmp_path / "a.jsonl", answers), _write(tmp_path / "b.jsonl", answers)],
+        contexts=_write(tmp_path / "c.jsonl", contexts),
+    )
+    found = [case.context and case.context["captions"][0] for case in inputs.cases()]
+    assert found == [None, None, None, "found by its number"]
+    assert any("more than once" in remark and "c.jsonl" in remark for remark in inputs.remarks)
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    questions = _write(tmp_path / "q.jsonl", [{"question_id": 1, "text": "?"}])
+    sides = []
+    for folder in "xyz":
+        (tmp_path / folder).mkdir()
+        answer = [{"question_id": 1, "text": folder}]
+        sides.append(_write(tmp_path / folder / "answers.jsonl", answer))
+    first, second = read_inputs(questions, sides).cases()
+    assert first.models[1] != second.models[1]

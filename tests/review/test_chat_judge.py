@@ -457,3 +457,50 @@ def test_a_plan_needs_no_key_and_counts_tokens(monkeypatch: pytest.MonkeyPatch) 
     sent, received = ChatJudge(Rules(), options, will_ask=False).expected_tokens(_case())
     assert 100 < sent < 400
     assert received == 50
+
+
+def test_many_requests_at_a_time_adapt_to_one_refusal(judge_server: Any) -> None:
+    refusal = (400, {}, json.dumps({"error": {"message": "response_format is not supported"}}))
+    judge_server.next_fault = lambda request, headers: (
+        refusal if "response_format" in request else None
+    )
+
+    async def go() -> list[Verdict]:
+        judge = ChatJudge(Rules(), _options(judge_server, concurrency=16, retries=0))
+        try:
+            work = [judge.judge(_case(n), swapped=False, sample=0) for n in range(16)]
+            return list(await asyncio.gather(*work))
+        finally:
+            await judge.close()
+
+    assert [verdict.scores for verdict in asyncio.run(go())] == [(8, 6)] * 16
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        (200, {}, json.dumps({"id": "x", "model": "m", "choices": [None], "usage": {}})),
+        "9" * 5000 + " 3",
+        '{"score_1": ' + "1" * 5000 + ', "score_2": 3}',
+    ],
+    ids=["null choice", "digits", "digits in an object"],
+)
+def test_one_strange_reply_fails_alone(judge_server: Any, fault: Any) -> None:
+    # What cannot be read is asked for again.
+    judge_server.faults.extend([fault] * (1 if isinstance(fault, tuple) else 2))
+    first, second = _judge(judge_server, [_case(0), _case(1)], retries=0)
+    assert first.scores is None and first.error
+    assert second.scores == (8, 6)
+
+
+def test_halves_of_characters_and_the_key_are_not_written(judge_server: Any) -> None:
+    judge_server.answer = lambda request: f"8 6\nfine \ud83d {KEY}"
+    (verdict,) = _judge(judge_server, model=f"m-{KEY}")
+    assert verdict.content.encode("utf-8")
+    assert KEY not in verdict.content + verdict.metadata["model"]
+
+
+def test_an_empty_usage_is_estimated_and_not_free(judge_server: Any) -> None:
+    judge_server.usage = lambda request: (0, 0)
+    (verdict,) = _judge(judge_server, price=Price(1000.0, 1000.0))
+    assert verdict.metadata["cost_usd"] > 0

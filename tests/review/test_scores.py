@@ -143,3 +143,39 @@ def test_a_json_object_is_read_also_from_a_code_block() -> None:
         read_scores('{"score_1": 8}')
     with pytest.raises(UnreadableScores, match="not on the scale"):
         read_scores('{"score_1": 8, "score_2": 65}')
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1. 8\n2. 7",
+        "1 8\n2 7",
+        "8,5\n7,5",
+        "Assistant 1: 2 of the 5 objects are named.\nAssistant 2: 4 of the 5.",
+        "Assistant 1: 4 / 5\nAssistant 2: 3 / 5",
+        "Assistant 1: 7 or 8\nAssistant 2: 6 or 7",
+        "Assistant 1: 1,5\nAssistant 2: 2,5",
+        "Paragraph 1: 3 errors. Paragraph 2: 1 error",
+        "<think>Assistant 1: 5 Assistant 2: 6",
+        "9" * 5000 + " 3",
+    ],
+)
+def test_what_could_mean_something_else_is_unreadable(text):
+    with pytest.raises(UnreadableScores):
+        read_scores(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Assistant 1: 8 Assistant 2: 7",
+        "Assistant 1: 8/10, Assistant 2: 7/10.",
+        "Assistant 1: 8 - good\nAssistant 2: 7 - fine",
+        "**Assistant 1: 8** (clear)\n**Assistant 2: 7**",
+        "Score 1: 8 and Score 2: 7",
+        "<think>Assistant 1: 5 Assistant 2: 5.\n</think>\n8 7",
+        "Assistant 1: 5 Assistant 2: 5.\n</think>\n8 7",
+    ],
+)
+def test_what_can_mean_one_thing_alone_is_read(text):
+    assert read_scores(text) == (8, 7)

@@ -365,3 +365,80 @@ def test_figures_keep_no_words_unless_a_report_wants_them() -> None:
     assert "text" not in lean.reviews[0]
     assert full.reviews[0]["content"] == "many words"
     assert lean.rows == full.rows
+
+
+def test_two_runs_in_one_file_are_two_summaries() -> None:
+    reviews = [_review(n, [8, 6], metadata={"models": ["a", "v1"]}) for n in range(3)]
+    reviews += [_review(n, [8, 9], metadata={"models": ["a", "v2"]}) for n in range(3)]
+    first, second = summarize_pairs(reviews, name="r")
+    assert [row.n for row in (first.rows[-1], second.rows[-1])] == [3, 3]
+    assert first.rows[-1].mean_2 == 6 and second.rows[-1].mean_2 == 9
+    # Models that share the questions between them are one run.
+    shared = [_review(n, [8, 6], metadata={"models": ["a", f"v{n % 2}"]}) for n in range(4)]
+    (together,) = summarize_pairs(shared, name="r")
+    assert together.rows[-1].n == 4
+
+
+def test_a_question_about_another_medium_replaces_the_one_before() -> None:
+    old = {"modality": "image", "slot": "s1", "subject": "old", "basis": "b"}
+    new = {"modality": "audio", "slot": "s2", "subject": "new", "basis": "b"}
+    reviews = [_review(1, [2, 2], metadata=old), _review(1, [8, 8], metadata=new)]
+    (summary,) = summarize_pairs(reviews)
+    assert summary.rows[-1].n == 1
+    assert summary.rows[-1].mean_1 == 8
+
+
+def test_judges_that_flip_against_each_other_are_not_consistent() -> None:
+    def seen(judge: str, order: list[int], pair: list[int]) -> dict[str, Any]:
+        return {**_review(1, pair, metadata={"order": order}), "reviewer_id": judge}
+
+    reviews = [
+        seen("x", [1, 2], [9, 1]),
+        seen("x", [2, 1], [1, 9]),
+        seen("y", [1, 2], [1, 9]),
+        seen("y", [2, 1], [9, 1]),
+    ]
+    assert _rows(reviews)["all"].consistency == 0.0
+
+
+def test_equal_means_are_a_tie_whatever_their_last_bits() -> None:
+    reviews = [
+        {**_review(1, pair), "reviewer_id": f"j{n}"}
+        for n, pair in enumerate(([8.1, 8.3], [8.2, 8.2], [8.3, 8.1]))
+    ]
+    row = _rows(reviews)["all"]
+    assert (row.win, row.tie, row.lose) == (0, 1, 0)
+
+
+def test_a_baseline_of_the_reference_is_matched_by_id() -> None:
+    ours = summarize([_review(n, [8, 7], metadata={"modality": "image"}) for n in range(3)])
+    seeds = [{"question_id": n, "category": "conv", "tuple": [8, 6]} for n in range(3)]
+    assert compare(ours, summarize(seeds)).rows[-1].n_both == 3
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"tuple": [10**400, 5]},
+        {"metadata": {"models": 5}},
+        {"metadata": {"slot": [1]}},
+        {"metadata": {"created": 1e30}},
+        {"metadata": {"prompt_tokens": "x"}},
+        {"metadata": {"pair": ["a", 2]}},
+    ],
+)
+def test_records_of_others_may_say_anything(odd: dict[str, Any]) -> None:
+    from chatbind_cli.review.report import render_report
+
+    reviews = [_review(1, [8, 7]), {"question_id": 2, "category": "c", "tuple": [1, 2], **odd}]
+    summaries = summarize_pairs(reviews, with_words=True)
+    assert (
+        sum(row.n + row.failed for s in summaries for row in s.rows if row.category == "all") == 2
+    )
+    assert "</html>" in "".join(render_report(summaries)).lower()
+
+
+def test_names_make_no_columns_and_no_pictures_in_markdown() -> None:
+    table = markdown_table([summarize([_review(1, [8, 7], "a\\|b ![p](http://h)")])])
+    assert "![p]" not in table
+    assert "\\\\\\|" in table
