@@ -84,7 +84,10 @@ class ReviewJob:
             references=files.references,
         )
         self._earlier = Earlier() if files.overwrite else read_earlier(files.output)
-        self._paid = None if files.output == "-" else PaidLog(Path(files.output))
+        output = Path(files.output)
+        grows = files.output != "-" and (output.is_file() or not output.exists())
+        # Beside a pipe or a device there is no place for it.
+        self._paid = PaidLog(output) if grows else None
         spent = 0.0
         if not files.overwrite:
             spent = max(self._earlier.spent_usd, self._paid.total_usd() if self._paid else 0.0)
