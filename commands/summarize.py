@@ -16,7 +16,8 @@ from chatbind_cli.errors import RecordError, UsageError
 from chatbind_cli.files import replace_file
 from chatbind_cli.jsonl import Record, read_records, record_id
 from chatbind_cli.review import tables
-from chatbind_cli.review.summary import Summary, compare, summarize_pairs
+from chatbind_cli.review.baseline import compare
+from chatbind_cli.review.summary import Summary, summarize_pairs
 
 from . import _base
 from ._base import GroupedOption, ListOption

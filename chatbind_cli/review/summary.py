@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from chatbind_cli.errors import RecordError
 from chatbind_cli.jsonl import Record
 from chatbind_cli.review.agreement import agreements
 from chatbind_cli.review.reading import (
@@ -33,7 +32,6 @@ from chatbind_cli.review.statistics import (
     average,
     mean_pair,
     outcome,
-    paired_difference,
     relative_interval,
     relative_score,
 )
@@ -342,42 +340,6 @@ def _answered_twice(reviews: Iterable[Record]) -> set[str]:
         if seen.setdefault((pair, question), models) != models:
             apart.add(pair)
     return apart
-
-
-def compare(summary: Summary, baseline: Summary) -> Summary:
-    """The summary with each row compared with the baseline's, on the questions that both have.
-
-    Raises:
-        RecordError: they have no question in common.
-    """
-    rows = []
-    for row in summary.rows:
-        results = [of.results.get(row.category, {}) for of in (summary, baseline)]
-        # Records of the reference do not say what a question is about.
-        told = all(modality != "None" for found in results for _, modality, _ in found)
-        ours, theirs = (_by_question(found, with_modality=told) for found in results)
-        shared = [question for question in ours if question in theirs]
-        if row.category == ALL and not shared:
-            raise RecordError("shares no question with the baseline", where=summary.name)
-        found = paired_difference([ours[q] for q in shared], [theirs[q] for q in shared])
-        row = replace(row, baseline=baseline.name, n_both=len(shared))
-        if found is not None:
-            row = replace(
-                row,
-                difference=found.difference,
-                difference_ci95=found.ci95,
-                p_value=found.p_value,
-            )
-        rows.append(row)
-    return replace(summary, rows=rows)
-
-
-def _by_question(results: dict[Unit, Pair], *, with_modality: bool) -> dict[tuple[str, str], Pair]:
-    """Results without the answerers' names, which are what differs between two runs."""
-    pairs: dict[tuple[str, str], list[Pair]] = {}
-    for (question, modality, _), pair in results.items():
-        pairs.setdefault((question, modality if with_modality else ""), []).append(pair)
-    return {question: average(found) for question, found in pairs.items()}
 
 
 def _summary(reviews: list[Record], name: str, by: str, resamples: int | None) -> Summary:

@@ -12,8 +12,9 @@ import pytest
 
 from chatbind_cli.errors import RecordError
 from chatbind_cli.review.agreement import agreements
+from chatbind_cli.review.baseline import compare
 from chatbind_cli.review.reading import scores_of
-from chatbind_cli.review.summary import Row, Summary, compare, summarize, summarize_pairs
+from chatbind_cli.review.summary import Row, Summary, summarize, summarize_pairs
 from chatbind_cli.review.tables import csv_table, markdown_table, print_table
 
 

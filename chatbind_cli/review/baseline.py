@@ -1,0 +1,49 @@
+"""One run beside another on the same questions: is the difference more than noise?
+
+Summaries in, summaries out. Knows nothing of records.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from chatbind_cli.errors import RecordError
+from chatbind_cli.review.reading import Unit
+from chatbind_cli.review.statistics import Pair, average, paired_difference
+from chatbind_cli.review.summary import ALL, Summary
+
+
+def compare(summary: Summary, baseline: Summary) -> Summary:
+    """The summary with each row compared with the baseline's, on the questions that both have.
+
+    Raises:
+        RecordError: they have no question in common.
+    """
+    rows = []
+    for row in summary.rows:
+        results = [of.results.get(row.category, {}) for of in (summary, baseline)]
+        # Records of the reference do not say what a question is about.
+        told = all(modality != "None" for found in results for _, modality, _ in found)
+        ours, theirs = (_by_question(found, with_modality=told) for found in results)
+        shared = [question for question in ours if question in theirs]
+        if row.category == ALL and not shared:
+            raise RecordError("shares no question with the baseline", where=summary.name)
+        found = paired_difference([ours[q] for q in shared], [theirs[q] for q in shared])
+        row = replace(row, baseline=baseline.name, n_both=len(shared))
+        if found is not None:
+            row = replace(
+                row,
+                difference=found.difference,
+                difference_ci95=found.ci95,
+                p_value=found.p_value,
+            )
+        rows.append(row)
+    return replace(summary, rows=rows)
+
+
+def _by_question(results: dict[Unit, Pair], *, with_modality: bool) -> dict[tuple[str, str], Pair]:
+    """Results without the answerers' names, which are what differs between two runs."""
+    pairs: dict[tuple[str, str], list[Pair]] = {}
+    for (question, modality, _), pair in results.items():
+        pairs.setdefault((question, modality if with_modality else ""), []).append(pair)
+    return {question: average(found) for question, found in pairs.items()}
