@@ -1,14 +1,12 @@
 """Progress beside records: on a terminal, in a file, in a pipe."""
 
-import contextlib
 import json
-import os
-import pty
 import re
 import subprocess
 import sys
 
 from chatbind_cli.console import printable
+from tests.terminal import on_a_terminal
 
 WORK = """
 import time
@@ -31,28 +29,15 @@ LONG = "wider than the terminal " * 20
 RECORDS = [r for n in range(3) for r in ({"n": n}, {"n": 10 + n, "text": LONG})]
 
 
-def on_a_terminal(stdout=None):
-    """Runs WORK with its stderr on a terminal, and stdout, too, unless it has another place."""
-    mine, theirs = pty.openpty()
-    with subprocess.Popen(
-        [sys.executable, "-c", WORK],
-        stdout=theirs if stdout is None else stdout,
-        stderr=theirs,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
-    ) as process:
-        os.close(theirs)
-        shown = b""
-        with contextlib.suppress(OSError):  # the terminal is gone when the program is
-            while block := os.read(mine, 4096):
-                shown += block
-    os.close(mine)
-    assert process.returncode == 0
+def work_on_a_terminal(stdout=None):
+    code, shown = on_a_terminal([sys.executable, "-c", WORK], stdout)
+    assert code == 0
     return shown
 
 
 def test_what_is_meant_for_a_file_gets_there_whatever_is_on_the_terminal(tmp_path):
     with (tmp_path / "out.jsonl").open("wb") as file:
-        shown = on_a_terminal(file)
+        shown = work_on_a_terminal(file)
     lines = (tmp_path / "out.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == RECORDS
     assert b"counting" in shown and b"below" in shown
@@ -62,7 +47,7 @@ def test_what_is_meant_for_a_file_gets_there_whatever_is_on_the_terminal(tmp_pat
 
 def test_on_one_terminal_records_stand_on_lines_of_their_own():
     # What stays on a line is what comes after the last time that it was erased.
-    lines = [re.split(rb"\x1b\[2K|\r", line)[-1] for line in on_a_terminal().split(b"\r\n")]
+    lines = [re.split(rb"\x1b\[2K|\r", line)[-1] for line in work_on_a_terminal().split(b"\r\n")]
     assert [json.loads(line) for line in lines if line.startswith(b"{")] == RECORDS
     assert not any(b"{" in line for line in lines if not line.startswith(b"{"))
 

@@ -6,6 +6,7 @@ Asks the hub, and notes what is wanted of a repository, so that what has not com
 from __future__ import annotations
 
 from dataclasses import replace
+from fnmatch import fnmatch
 
 from chatbind_cli.download.hub import Hub
 from chatbind_cli.download.presence import is_present, receipts_of_repository
@@ -13,7 +14,7 @@ from chatbind_cli.download.receipts import NOTES, Notes, Receipt, place_of
 from chatbind_cli.download.wanted import HubRef, Request, is_archive, refuse_outside
 from chatbind_cli.errors import DownloadError
 
-_FETCH_IT = "run it without --verify"
+FETCH_IT = "run it without --verify"
 
 
 def expand(
@@ -79,8 +80,10 @@ def _here_of(request: Request, ref: HubRef, notes: Notes) -> list[Request]:
         below = (path.relative_to(request.path) for path in sorted(request.path.rglob("*")))
         names = [path.as_posix() for path in below if path.parts[0] not in (".cache", NOTES)]
         names = [name for name in names if (request.path / name).is_file()]
+    if request.include:
+        names = [name for name in names if any(fnmatch(name, p) for p in request.include)]
     if not names:
-        raise DownloadError("is not here", where=str(request.path), hint=_FETCH_IT)
+        raise DownloadError("is not here", where=str(request.path), hint=FETCH_IT)
     return [_of_repository(request, replace(ref, file=name)) for name in names]
 
 

@@ -131,7 +131,7 @@ class Hub:
     def fetch(
         self,
         ref: HubRef,
-        folder: Path | None,
+        folder: Path,
         *,
         advance: Callable[[int], None] = lambda n: None,
     ) -> Path:
@@ -139,8 +139,7 @@ class Hub:
 
         Args:
             ref: names a file.
-            folder: where the file goes, under its path in the repository; None keeps it in the
-                hub's cache.
+            folder: where the file goes, under its path in the repository.
             advance: called with the number of bytes that have come.
 
         Returns:
@@ -149,7 +148,7 @@ class Hub:
         Raises:
             DownloadError: it cannot be had.
         """
-        if folder is not None and self.offline:
+        if self.offline:
             return _from_cache(ref, folder)
         with _explained(ref):
             path = huggingface_hub.hf_hub_download(

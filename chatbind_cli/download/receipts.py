@@ -123,6 +123,7 @@ class Notes:
         with (folder / NOTES).open("a+b") as file:
             with suppress(OSError):  # a file system without locks
                 fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0, os.SEEK_END)
             if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
                 file.write(b"\n")  # what a killed run left is to be a line of its own
             file.write("".join(lines).encode())

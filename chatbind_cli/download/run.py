@@ -17,7 +17,7 @@ from threading import Thread
 from typing import TYPE_CHECKING
 
 from chatbind_cli.console import Progress, note
-from chatbind_cli.download.expand import expand
+from chatbind_cli.download.expand import FETCH_IT, expand
 from chatbind_cli.download.hub import Hub
 from chatbind_cli.download.presence import (
     is_for,
@@ -179,9 +179,6 @@ def _outcome(fetcher: _Fetcher, request: Request) -> Record | BaseException:
         return error
 
 
-_FETCH_IT = "run it without --verify"
-
-
 @dataclass(frozen=True, slots=True)
 class _Fetcher:
     """Fetches or verifies one file; what the workers share."""
@@ -254,7 +251,9 @@ class _Fetcher:
 
     def _verify(self, request: Request, receipt: Receipt | None) -> Record:
         """Reads what is there and compares it with all that is known of it."""
-        if receipt is not None and receipt.state == "unpacked" and request.unpack is not None:
+        # Where only what came out is left, that is what there is to read, --unpack or not.
+        came_out = request.unpack is not None or not request.path.is_file()
+        if receipt is not None and receipt.state == "unpacked" and came_out:
             if request.sha256 not in (None, receipt.sha256):
                 raise DownloadError(
                     "what is unpacked here is another archive",
@@ -264,9 +263,9 @@ class _Fetcher:
             check_members(request, self.meter.advance)
             return {**_unpacked_record(request, receipt), "compared": "crc32"}
         if not request.path.is_file():
-            raise DownloadError("is not here", where=str(request.path), hint=_FETCH_IT)
+            raise DownloadError("is not here", where=str(request.path), hint=FETCH_IT)
         if request.unpack is not None:
-            raise DownloadError("is not unpacked", where=str(request.path), hint=_FETCH_IT)
+            raise DownloadError("is not unpacked", where=str(request.path), hint=FETCH_IT)
         if receipt is not None and request.sha256 is None:
             request = replace(request, sha256=receipt.sha256, git_sha1=receipt.git_sha1)
         compared = self._check(request, fresh=True)

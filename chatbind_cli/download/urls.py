@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 
-_SECRET = re.compile(r"token|key|secret|sign?a?t?u?r?e?$|passw|credential|auth", re.IGNORECASE)
+_SECRET = re.compile(r"token|key|secret|sig|passw|credential|auth", re.IGNORECASE)
 
 
 def public_url(url: str) -> str:

@@ -74,9 +74,9 @@ def unit_of(review: Record) -> Unit:
 
 
 def models_of(review: Record) -> list[str]:
-    """Who gave the answers, as far as the review says."""
+    """Who gave the first and the second answer; an empty name for one that is not known."""
     models = metadata_of(review).get("models")
-    return [str(model) for model in models if model] if isinstance(models, list) else []
+    return [str(model or "") for model in models] if isinstance(models, list) else []
 
 
 def order_of(review: Record) -> str:

@@ -351,7 +351,8 @@ def _summary(reviews: list[Record], name: str, by: str, resamples: int | None) -
         if review.get("reviewer_id"):
             judges[str(review["reviewer_id"])] = None
         for side, model in zip(models, models_of(review), strict=False):
-            side[model] = None
+            if model:
+                side[model] = None
         if scores_of(review) is None:
             reason = failure_of(review)
             failures[reason] = failures.get(reason, 0) + 1

@@ -1,9 +1,7 @@
-import contextlib
 import hashlib
 import io
 import json
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -13,6 +11,7 @@ import zipfile
 import pytest
 
 from chatbind_cli.download.catalogue import entries
+from tests.terminal import on_a_terminal
 
 
 def chatbind(*words, **environment):
@@ -156,21 +155,9 @@ def test_evil_archives_are_one_line_at_the_shell_and_nothing_is_written(server, 
 
 def test_on_a_terminal_downloading_and_unpacking_have_bars(server, tmp_path):
     server.files["/many.zip"] = archive(**{f"{number}": b"x" for number in range(4000)})
-    mine, theirs = pty.openpty()
     words = [sys.executable, "-m", "chatbind_cli", "download", server.url + "/many.zip"]
-    with subprocess.Popen(
-        [*words, "--unpack", "-o", str(tmp_path)],
-        stdout=theirs,
-        stderr=theirs,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
-    ) as process:
-        os.close(theirs)
-        shown = b""
-        with contextlib.suppress(OSError):  # the terminal is gone when the program is
-            while block := os.read(mine, 4096):
-                shown += block
-    os.close(mine)
-    assert process.returncode == 0
+    code, shown = on_a_terminal([*words, "--unpack", "-o", str(tmp_path)])
+    assert code == 0
     assert b"downloading" in shown and b"unpacking many.zip" in shown
     lines = [line for line in shown.splitlines() if b"downloaded " in line]
     assert len(lines) == 1 and str(tmp_path).encode() in shown, shown[-2000:]

@@ -443,3 +443,8 @@ def test_names_make_no_columns_and_no_pictures_in_markdown() -> None:
     table = markdown_table([summarize([_review(1, [8, 7], "a\\|b ![p](http://h)")])])
     assert "![p]" not in table
     assert "\\\\\\|" in table
+
+
+def test_an_unknown_first_answerer_leaves_the_second_in_its_place() -> None:
+    summary = summarize([_review(1, [8, 7], metadata={"models": [None, "b"]})])
+    assert summary.models == ([], ["b"])
