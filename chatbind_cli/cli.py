@@ -19,7 +19,7 @@ import click
 
 from chatbind_cli import __version__, launch
 from chatbind_cli.console import printable
-from chatbind_cli.errors import ChatBindError
+from chatbind_cli.errors import ChatBindError, debugging
 
 # name -> (module, one-line help); a test holds the helps equal to the commands' own
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -206,7 +206,7 @@ def _click_text(error: click.ClickException) -> str:
 
 
 def _text(error: BaseException, line: str, args: Sequence[str]) -> str:
-    if os.environ.get("CHATBIND_DEBUG", "") not in ("", "0") or "--debug" in args:
+    if debugging() or "--debug" in args:
         return "".join(traceback.format_exception(error)) + line
     return line
 

@@ -17,6 +17,12 @@ Anything else that escapes is a bug in ChatBind and says so. The tree:
 
 from __future__ import annotations
 
+import os
+import sys
+import traceback
+
+_MOST_REASON = 200  # characters of a library's own words
+
 
 class ChatBindError(Exception):
     """One line that says what is wrong, where, and what to do about it.
@@ -81,3 +87,27 @@ class SomeRecordsFailed(ChatBindError):
     """The run went through, but some of its output records carry an `error`."""
 
     exit_code = 3
+
+
+def debugging() -> bool:
+    """Whether tracebacks are wanted (`--debug`, `CHATBIND_DEBUG=1`)."""
+    return os.environ.get("CHATBIND_DEBUG", "") not in ("", "0")
+
+
+def contained(error: Exception, *, where: str) -> ChatBindError:
+    """The failure of one record, for whatever its input has raised; others go on.
+
+    Libraries fail on broken input in more ways than they say. At the boundary around one record
+    every `Exception` is caught, and this makes one line of it; the traceback is for `--debug`.
+
+    Args:
+        error: a `ChatBindError`, which is returned as it is, or anything else.
+        where: the file, or the file and line, that the record is about.
+    """
+    if isinstance(error, ChatBindError):
+        return error
+    if debugging():
+        sys.stderr.write("".join(traceback.format_exception(error)))
+    reason = " ".join(str(error).split())[:_MOST_REASON]
+    said = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+    return ChatBindError(f"cannot be used ({said})", where=where)
