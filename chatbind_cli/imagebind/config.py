@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from chatbind_cli.errors import WeightsError
+from chatbind_cli.errors import CheckpointError, WeightsError
+from chatbind_cli.weights.json_file import read_json
 
 # Fixed by ImageBind: every published and every toy model takes these inputs.
 IMAGE_SIZE = 224
@@ -155,15 +156,10 @@ class ImageBindConfig:
         """Returns the configuration in a JSON file.
 
         Raises:
-            WeightsError: the file cannot be read, or is not of the form of `to_json`.
+            CheckpointError: the file cannot be read as a JSON object.
+            WeightsError: it is not of the form of `to_json`.
         """
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise WeightsError(f"cannot read this config: {error}", where=str(path)) from error
-        if not isinstance(values, dict):
-            raise WeightsError("an encoder's config is one JSON object", where=str(path))
-        return cls.from_dict(values, where=str(path))
+        return cls.from_dict(read_json(path), where=str(path))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings as JSON values."""
@@ -184,10 +180,9 @@ def is_imagebind_config(path: Path) -> bool:
     says nothing about sizes: those weights are Huge.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        return "vision_embed_dim" in read_json(path, missing_ok=True)
+    except CheckpointError:
         return False
-    return isinstance(values, dict) and "vision_embed_dim" in values
 
 
 def _typed(name: str, value: Any, example: Any, where: str) -> Any:

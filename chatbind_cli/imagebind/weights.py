@@ -27,6 +27,7 @@ from chatbind_cli.imagebind.config import (
     is_imagebind_config,
 )
 from chatbind_cli.imagebind.model import ImageBind
+from chatbind_cli.weights.tensor_file import open_tensor_file
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "imagebind.safetensors"
@@ -38,6 +39,7 @@ _USUAL_NAMES = (
     "model.safetensors",
     "imagebind_huge.pth",
 )
+_MOST_BLOCKS = 1000  # of an encoder whose weights do not bear it out
 _TORCH_LOAD_ERRORS = (
     OSError,
     EOFError,
@@ -92,7 +94,18 @@ def check_towers(found: FoundEncoder) -> tuple[str, ...]:
     shapes = _read_shapes(found.weights)
     present = {_tower_of_key(key) for key in shapes}
     towers = tuple(tower for tower in TOWERS if tower in present)
-    wanted = expected_shapes(found.config, towers) if towers else {}
+    blocks = sum(found.config.trunk(tower)[1] for tower in towers)
+    if blocks > max(len(shapes), _MOST_BLOCKS):
+        raise WeightsError(
+            f"the config wants {blocks} blocks, and the file has {len(shapes)} tensors",
+            where=str(found.weights),
+        )
+    try:
+        wanted = expected_shapes(found.config, towers) if towers else {}
+    except (RuntimeError, ValueError, TypeError, OverflowError) as error:
+        raise WeightsError(
+            f"the config's sizes make no model ({error})", where=str(found.weights)
+        ) from error
     for key in sorted(shapes.keys() | wanted.keys()):
         if shapes.get(key) != wanted.get(key):
             raise WeightsError(
@@ -170,13 +183,8 @@ def _weights_in(folder: Path) -> Path:
 
 
 def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    if path.suffix != ".safetensors":
-        return {key: tuple(tensor.shape) for key, tensor in _load_pth(path).items()}
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"cannot read these weights: {error}", where=str(path)) from error
+    """Every tensor's shape, by a reader that trusts nothing in the file."""
+    return {key: info.shape for key, info in open_tensor_file(path).tensors.items()}
 
 
 def _read_tensors(path: Path, keys: Iterable[str]) -> dict[str, torch.Tensor]:

@@ -9,21 +9,20 @@ tensors is not known here; `projector_key` tells which of its tensors they are.
 from __future__ import annotations
 
 import json
-import pickle
-import zipfile
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.files import replace_file
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration, word_embeddings
 from chatbind_cli.model.tokenizer import media_rows
+from chatbind_cli.weights.tensor_file import TensorFile, open_tensor_file
 
 _METADATA_KEY = "chatbind"
 _FIRST, _LAST = "projector.layers.0", "projector.layers.2"
@@ -126,7 +125,11 @@ def projector_from_tensors(
         if name not in found:
             what = "no projector in it" if not found else f"its projector has no {name}"
             raise CheckpointError(what, where=where)
+        axes = 2 if name.endswith(".weight") else 1
+        if found[name].dim() != axes or not found[name].numel():
+            raise CheckpointError(f"{name} has shape {list(found[name].shape)}", where=where)
     known = dict(info or {})
+    _check_info(known, where)
     last_rows = found[wanted[-2]].shape[0]
     hidden = found[f"{_LAST}.weight"].shape[1] if kind == "mlp2x_gelu" else None
     tokens = known.get("tokens_per_embedding")
@@ -137,17 +140,39 @@ def projector_from_tensors(
         projector_type=kind, embedding_dim=found[f"{_FIRST}.weight"].shape[1], hidden_size=hidden
     )
     rows = next((tensors[name] for name in _WORDS if name in tensors), None)
-    words = {} if rows is None or len(rows) < 2 else {"im_start": rows[-2], "im_end": rows[-1]}
+    words = {}
+    if rows is not None and rows.dim() == 2 and len(rows) > 1:
+        words = {"im_start": rows[-2], "im_end": rows[-1]}
     words |= {
         name: tensors[f"token_embeddings.{name}"]
         for name in ("im_start", "im_patch", "im_end")
         if f"token_embeddings.{name}" in tensors
     }
+    for name, row in words.items():
+        if row.shape != (known["hidden_size"],):
+            raise CheckpointError(f"<{name}> has shape {list(row.shape)}", where=where)
     return ProjectorFile(
         ProjectorInfo(**known),
         {name: found[name].detach().clone().contiguous() for name in wanted},
         {name: row.detach().clone().contiguous() for name, row in words.items()},
     )
+
+
+def _check_info(known: Mapping[str, Any], where: str) -> None:
+    """Refuses what a file or config says of its projector in another type than ours.
+
+    Raises:
+        CheckpointError: a value is of another type, or no number of tokens.
+    """
+    for f in fields(ProjectorInfo):
+        value = known.get(f.name)
+        wanted = re.split(r"[ \[]", str(f.type))[0]
+        if value is not None and type(value).__name__ != wanted:
+            raise CheckpointError(
+                f"the projector's {f.name} is {type(value).__name__}, not {wanted}", where=where
+            )
+    if (known.get("tokens_per_embedding") or 1) < 1:
+        raise CheckpointError("the projector's tokens_per_embedding is below 1", where=where)
 
 
 def projector_of(model: ChatBindForConditionalGeneration) -> ProjectorFile:
@@ -169,42 +194,31 @@ def read_projector(path: str | Path) -> ProjectorFile:
 
     Args:
         path: `.safetensors` (ours), or a file of PyTorch's (any of the spellings of
-            `projector_key`), read with `weights_only=True`.
+            `projector_key`).
 
     Raises:
-        CheckpointError: it cannot be read, or holds no projector.
+        CheckpointError: there is no such file, or it holds no projector.
+        WeightsError: it is no weights file, or a broken one.
     """
     path = Path(path)
     if not path.is_file():
         hint = "extract-projector makes one file from a folder" if path.is_dir() else None
         raise CheckpointError("no such projector file", where=str(path), hint=hint)
-    info: dict[str, Any] = {}
+    file = open_tensor_file(path)
+    ours = path.suffix == ".safetensors"
     try:
-        if path.suffix == ".safetensors":
-            tensors, info = _read_safetensors(path)
-        else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        OSError,
-        EOFError,
-        KeyError,
-        RuntimeError,
-        ValueError,
-        SafetensorError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-    ) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):
-            # torch would go on about loading it with a switch that runs code from the file
-            reason = "no weights file, or one that holds code"
-        raise CheckpointError(
-            f"not a readable projector file ({reason})", where=str(path)
-        ) from error
-    if not isinstance(tensors, dict) or not all(torch.is_tensor(t) for t in tensors.values()):
-        raise CheckpointError("it holds something else than tensors by name", where=str(path))
-    ours = {name: tensor for name, tensor in tensors.items() if projector_key(name)}
-    broken = [name for name, tensor in ours.items() if not torch.isfinite(tensor).all()]
+        # the file may be a whole model's; only what belongs to a projector is read
+        tensors = {
+            name: file.read_flat(name, 0, info.numel).view(info.shape)
+            for name, info in file.tensors.items()
+            if projector_key(name)
+            or name.startswith("token_embeddings.")
+            or (name in _WORDS and not ours)
+        }
+    finally:
+        file.release()
+    info = _info(file, path)
+    broken = [n for n, t in tensors.items() if projector_key(n) and not t.float().isfinite().all()]
     if broken:
         raise CheckpointError(
             f"{broken[0]} holds numbers that are not finite",
@@ -267,17 +281,15 @@ def load_into(
                 weight[index] = projector.token_embeddings[name].to(weight)
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    with safe_open(path, framework="pt") as file:
-        # the file may be a whole model's; only what belongs to a projector is read
-        tensors = {
-            name: file.get_tensor(name)
-            for name in file.keys()  # noqa: SIM118
-            if projector_key(name) is not None or name.startswith("token_embeddings.")
-        }
-        metadata = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
-    names = {f.name for f in fields(ProjectorInfo)}
-    return tensors, {key: value for key, value in metadata.items() if key in names}
+def _info(file: TensorFile, path: Path) -> dict[str, Any]:
+    """What a file of ours says of itself; nothing for another."""
+    text = file.metadata.get(_METADATA_KEY, "{}")
+    try:
+        metadata = json.loads(text)
+        known = {f.name for f in fields(ProjectorInfo)}
+        return {key: value for key, value in metadata.items() if key in known}
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError("its metadata are no JSON object", where=str(path)) from error
 
 
 def _published_layout(projector: ProjectorFile, path: Path) -> dict[str, torch.Tensor]:

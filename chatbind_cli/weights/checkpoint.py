@@ -6,7 +6,6 @@ file, or a single weights file. Knows nothing of what the tensors mean.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -15,13 +14,15 @@ from typing import Any
 import torch
 
 from chatbind_cli.errors import CheckpointError, WeightsError
+from chatbind_cli.weights.json_file import read_json
 from chatbind_cli.weights.tensor_file import TensorFile, TensorInfo, open_tensor_file
 
-# In the order in which they are looked for: the form that cannot carry code comes first.
+# The form that cannot carry code comes first.
 INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 _PROJECTOR_NAME = "projector.safetensors"  # what stage 1 saves in place of the frozen weights
-_LAYOUTS = (INDEX_NAMES[0], WEIGHT_NAMES[0], INDEX_NAMES[1], WEIGHT_NAMES[1], _PROJECTOR_NAME)
+# In the order in which transformers looks for them, too: what is checked is what is loaded.
+_LAYOUTS = (WEIGHT_NAMES[0], INDEX_NAMES[0], WEIGHT_NAMES[1], INDEX_NAMES[1], _PROJECTOR_NAME)
 
 CHUNK_ELEMENTS = 8 << 20
 
@@ -156,23 +157,6 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 def is_weights_file(name: str) -> bool:
     """Whether a file of that name belongs to the weights of a checkpoint folder."""
     return name.endswith((".bin", ".safetensors", ".pt", ".pth", ".index.json", ".gguf", ".h5"))
-
-
-def read_json(path: Path, *, missing_ok: bool = False) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        CheckpointError: the file is missing (unless `missing_ok`) or is not a JSON object.
-    """
-    if missing_ok and not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot be read as JSON ({error})", where=str(path)) from error
-    if not isinstance(value, dict):
-        raise CheckpointError("is not a JSON object", where=str(path))
-    return value
 
 
 def _open_folder(folder: Path) -> list[TensorFile]:

@@ -20,7 +20,7 @@ import chatbind_cli
 from chatbind_cli.console import Progress
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.files import sha256_file
-from chatbind_cli.weights.checkpoint import INDEX_NAMES, Checkpoint, open_checkpoint, read_json
+from chatbind_cli.weights.checkpoint import INDEX_NAMES, Checkpoint, open_checkpoint
 from chatbind_cli.weights.identity import (
     combine_hashes,
     fingerprint,
@@ -30,6 +30,7 @@ from chatbind_cli.weights.identity import (
     write_passport,
 )
 from chatbind_cli.weights.job import holds
+from chatbind_cli.weights.json_file import read_json
 from chatbind_cli.weights.likeness import refuse_unapplied
 from chatbind_cli.weights.partial import PartialFolder
 from chatbind_cli.weights.streaming import (

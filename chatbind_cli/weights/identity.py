@@ -19,7 +19,8 @@ from typing import Any
 
 from chatbind_cli.console import Progress
 from chatbind_cli.errors import WeightsError
-from chatbind_cli.weights.checkpoint import Checkpoint, open_checkpoint, read_json
+from chatbind_cli.weights.checkpoint import Checkpoint, open_checkpoint
+from chatbind_cli.weights.json_file import read_json
 from chatbind_cli.weights.tensor_file import TensorInfo
 from chatbind_cli.weights.writer import bytes_of
 

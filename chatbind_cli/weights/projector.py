@@ -16,8 +16,9 @@ import torch
 
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.files import sha256_file
-from chatbind_cli.weights.checkpoint import Checkpoint, open_checkpoint, read_json
+from chatbind_cli.weights.checkpoint import Checkpoint, open_checkpoint
 from chatbind_cli.weights.identity import read_passport
+from chatbind_cli.weights.json_file import read_json
 
 _MEDIA_TOKENS = {"im_patch": "<im_patch>", "im_start": "<im_start>", "im_end": "<im_end>"}
 _WORD_EMBEDDINGS = (

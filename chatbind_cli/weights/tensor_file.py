@@ -34,6 +34,9 @@ SAFETENSORS_DTYPES: Mapping[str, torch.dtype] = {
     "BOOL": torch.bool,
 }
 
+_LONGEST_NAME = 1000
+_LONGEST_HEADER = 32 << 20  # bytes; 10,000 tensors take one MiB
+
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
@@ -56,6 +59,9 @@ class TensorInfo:
 class TensorFile:
     """A file of named tensors.
 
+    Raises:
+        WeightsError: a name is longer than any, or not printable.
+
     Args:
         path: where it lies.
         tensors: name -> shape and dtype, in the file's own order.
@@ -70,8 +76,13 @@ class TensorFile:
         begin: Mapping[str, int],
         strides: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
+        for name in tensors:
+            # they stand in messages, and no model has others
+            if len(name) > _LONGEST_NAME or not name.isprintable():
+                raise WeightsError("has a tensor whose name is none", where=str(path))
         self.path = path
         self.tensors = tensors
+        self.metadata: dict[str, str] = {}
         self._begin = begin
         self._strides = strides or {}
         self._handle: int | None = None
@@ -171,12 +182,15 @@ class SafetensorsFile(TensorFile):
         begin: dict[str, int] = {}
         tensors: dict[str, TensorInfo] = {}
         try:
-            # The library checks what a forged header could lie about: offsets that overlap,
-            # leave holes or reach past the end, sizes that do not fit the shapes.
-            with safe_open(str(path), framework="pt"), path.open("rb") as file:
+            with path.open("rb") as file:
                 length = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(length))
-        except (SafetensorError, OSError, ValueError) as error:
+                if length > _LONGEST_HEADER:
+                    raise ValueError(f"a header of more than {_LONGEST_HEADER >> 20} MiB")
+                # The library checks what a forged header could lie about: offsets that overlap,
+                # leave holes or reach past the end, sizes that do not fit the shapes.
+                with safe_open(str(path), framework="pt"):
+                    header = json.loads(file.read(length))
+        except (SafetensorError, OSError, ValueError, RecursionError) as error:
             raise WeightsError(
                 f"not a valid safetensors file ({error})", where=str(path)
             ) from error
@@ -191,4 +205,4 @@ class SafetensorsFile(TensorFile):
             tensors[name] = TensorInfo(tuple(entry["shape"]), dtype)
             begin[name] = 8 + length + int(entry["data_offsets"][0])
         super().__init__(path, tensors, begin)
-        self.metadata: dict[str, str] = header.get("__metadata__") or {}
+        self.metadata = header.get("__metadata__") or {}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from chatbind_cli.errors import WeightsError
+from chatbind_cli.errors import CheckpointError, WeightsError
 from chatbind_cli.imagebind.config import HUGE, ImageBindConfig, is_imagebind_config
 
 
@@ -54,7 +54,7 @@ def test_a_wrong_setting_is_named_with_its_file(
 def test_a_file_that_is_no_config_is_an_error_of_one_line(content: str, tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_bytes(content.encode("latin-1"))
-    with pytest.raises(WeightsError, match=r"config\.json: [^\n]+$"):
+    with pytest.raises(CheckpointError, match=r"config\.json: [^\n]+$"):
         ImageBindConfig.from_json(path)
     assert not is_imagebind_config(path)
 

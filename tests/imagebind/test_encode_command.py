@@ -273,7 +273,7 @@ def test_words_that_do_not_fit_together_are_refused(
 def test_an_encoder_that_is_none_is_one_line(run: Any, media: Path) -> None:
     code, _, message = run("0.png", "--encoder", media / "0.png")
     assert code == 1
-    assert "0.png: cannot read these weights" in message
+    assert "0.png: is neither a safetensors nor a torch file" in message
     assert "\n" not in message
 
 

@@ -206,16 +206,16 @@ def test_what_is_not_an_encoder_is_an_error_of_one_line(folder: Path, tmp_path: 
     with pytest.raises(WeightsError, match=r"must hold one weights file, not 0 \(none\)"):
         load_encoder(tmp_path)
     (tmp_path / "a.pth").write_bytes(b"not a zip file")
-    with pytest.raises(WeightsError, match=r"a\.pth: cannot read these weights"):
+    with pytest.raises(WeightsError, match=r"a\.pth: is neither a safetensors nor a torch file"):
         load_encoder(tmp_path / "a.pth")
     torch.save({"state": {"a": torch.ones(1)}}, tmp_path / "b.pth")
-    with pytest.raises(WeightsError, match="something else than named tensors"):
+    with pytest.raises(WeightsError, match="'state' is not a tensor but dict"):
         load_encoder(tmp_path / "b.pth")
     with pytest.raises(WeightsError, match=r"not 2 \(a\.pth, b\.pth\); give the file itself"):
         load_encoder(tmp_path)
     broken = tmp_path / "c.safetensors"
     broken.write_bytes((folder / "imagebind.safetensors").read_bytes()[:-10])
-    with pytest.raises(WeightsError, match=r"c\.safetensors: cannot read these weights"):
+    with pytest.raises(WeightsError, match=r"c\.safetensors: not a valid safetensors file"):
         load_encoder(broken)
 
 
@@ -228,7 +228,7 @@ def test_a_pth_that_holds_code_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.save({"a": _Bomb()}, tmp_path / "bomb.pth")
-    with pytest.raises(WeightsError, match="nothing but tensors"):
+    with pytest.raises(WeightsError, match="holds .*print, which is no tensor"):
         load_encoder(tmp_path / "bomb.pth")
     assert capsys.readouterr().out == ""
 
