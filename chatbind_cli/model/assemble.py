@@ -13,8 +13,7 @@ from typing import Any, cast
 
 import torch
 import transformers
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import chatbind_cli
 from chatbind_cli.errors import CheckpointError
@@ -28,10 +27,12 @@ from chatbind_cli.model.fit import (
     check_projector,
     check_vocabulary,
 )
+from chatbind_cli.model.pretrained import open_config, open_model
 from chatbind_cli.model.projector_file import ProjectorFile, load_into, read_projector
 from chatbind_cli.model.prompts import get_style
 from chatbind_cli.model.quiet import quiet_transformers
 from chatbind_cli.model.tokenizer import load_tokenizer, media_token_ids, prepare_tokenizer
+from chatbind_cli.weights.json_file import read_json
 from chatbind_cli.weights.likeness import refuse_unapplied
 
 __all__ = [
@@ -168,8 +169,7 @@ def load_chatbind(
         raise CheckpointError("no model folder (it has no config.json)", where=str(path))
     refuse_unapplied(folder)
     options = {"dtype": dtype, "device_map": device_map}
-    if attn_implementation is not None:
-        options["attn_implementation"] = attn_implementation
+    options["attn_implementation"] = attn_implementation
     load = published.load_published if published.is_published(folder) else _load_ours
     with quiet_transformers():
         model, tokenizer = load(folder, options)
@@ -254,7 +254,7 @@ def _is_chatbind(folder: Path) -> bool:
     if published.is_published(folder):
         return True
     known = folder.is_dir() and (folder / "config.json").is_file()
-    return known and AutoConfig.from_pretrained(str(folder)).model_type == MODEL_TYPE
+    return known and read_json(folder / "config.json").get("model_type") == MODEL_TYPE
 
 
 def _continued(
@@ -292,19 +292,11 @@ def _load_language_model(
         )
     if folder.is_dir():
         refuse_unapplied(folder)
-    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    try:
-        config = AutoConfig.from_pretrained(str(path))
-        if config.model_type == MODEL_TYPE:
-            raise CheckpointError(
-                "this is a ChatBind model, not a bare language model", where=str(path)
-            )
-        with quiet_transformers():
-            return AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, **options)
-    except (OSError, ValueError, RuntimeError, SafetensorError, ImportError) as error:
+    if open_config(path).model_type == MODEL_TYPE:
         raise CheckpointError(
-            f"no usable language model ({_first_line(error)})", where=str(path)
-        ) from error
+            "this is a ChatBind model, not a bare language model", where=str(path)
+        )
+    return open_model(path, dtype=dtype, attn_implementation=attn_implementation)
 
 
 def _with_projector(
@@ -331,27 +323,15 @@ def _with_projector(
 def _load_ours(
     folder: Path, options: dict[str, Any]
 ) -> tuple[ChatBindForConditionalGeneration, PreTrainedTokenizerBase]:
-    try:
-        config = AutoConfig.from_pretrained(str(folder))
-        if config.model_type != MODEL_TYPE:
-            raise CheckpointError(
-                f"a {config.model_type} model, not a ChatBind model",
-                where=str(folder),
-                hint="finetune makes one from it",
-            )
-        model, report = cast(Any, ChatBindForConditionalGeneration).from_pretrained(
-            str(folder), output_loading_info=True, **options
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError, ImportError) as error:
+    config = open_config(folder)
+    if config.model_type != MODEL_TYPE:
         raise CheckpointError(
-            f"cannot be opened ({_first_line(error)})", where=str(folder)
-        ) from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise CheckpointError(
-            f"{len(missing)} tensors are missing, the first is {missing[0]}", where=str(folder)
+            f"a {config.model_type} model, not a ChatBind model",
+            where=str(folder),
+            hint="finetune makes one from it",
         )
-    return model, load_tokenizer(folder)
+    model = open_model(folder, ChatBindForConditionalGeneration, config=config, **options)
+    return cast(ChatBindForConditionalGeneration, model), load_tokenizer(folder)
 
 
 @torch.no_grad()
@@ -381,7 +361,3 @@ def _fingerprint(folder: Path) -> str:
             file.seek(max(size - _PROBE_BYTES, 0))
             digest.update(file.read(_PROBE_BYTES))
     return digest.hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0] or type(error).__name__

@@ -12,12 +12,13 @@ from typing import Any, cast
 
 import torch
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from chatbind_cli.errors import RecordError
 from chatbind_cli.model.config import ChatBindConfig
+from chatbind_cli.model.pretrained import blank_model
 from chatbind_cli.model.projector import Projector
 
 
@@ -50,7 +51,7 @@ class ChatBindForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> None:
         super().__init__(config)
         if language_model is None:
-            language_model = AutoModelForCausalLM.from_config(config.text_config)
+            language_model = blank_model(cast(PreTrainedConfig, config.text_config))
         self.language_model = language_model
         self.projector = Projector(
             config.embedding_dim,
@@ -235,5 +236,4 @@ class ChatBindForConditionalGeneration(PreTrainedModel, GenerationMixin):
             module.reset_parameters(std)
 
 
-AutoConfig.register("chatbind", ChatBindConfig, exist_ok=True)
 AutoModelForCausalLM.register(ChatBindConfig, ChatBindForConditionalGeneration, exist_ok=True)

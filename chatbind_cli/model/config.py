@@ -120,3 +120,6 @@ def _text_config(value: dict[str, Any] | PreTrainedConfig | None) -> PreTrainedC
 def _check_choice(name: str, value: str, names: tuple[str, ...]) -> None:
     if value not in names:
         raise CheckpointError(f"{name} is {value!r}", hint=f"it must be one of {', '.join(names)}")
+
+
+AutoConfig.register(MODEL_TYPE, ChatBindConfig, exist_ok=True)

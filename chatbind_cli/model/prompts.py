@@ -16,6 +16,7 @@ from importlib import resources
 from typing import Any
 
 from chatbind_cli.errors import CheckpointError, UsageError
+from chatbind_cli.model.chat_template import render_marked
 from chatbind_cli.model.turns import HUMAN, MediaRef, Turn
 
 CHAT = "chat"
@@ -125,28 +126,13 @@ class ChatStyle(PromptStyle):
     def pieces(self, turns: Sequence[Turn], *, tokenizer: Any = None) -> list[Piece]:
         """See `PromptStyle.pieces`.
 
-        The template is rendered with a mark in place of each content, so that what users write
-        never passes through it.
-
         Raises:
             CheckpointError: the tokenizer has no chat template, or it changes its contents.
         """
         turns = self._usable(turns)
-        template = getattr(tokenizer, "chat_template", None)
-        if not template:
-            raise CheckpointError(
-                "the tokenizer has no chat template", hint="choose another --prompt-style"
-            )
-        marks = [f"\ue000{index}\ue001" for index in range(len(turns))]
+        roles = ["user" if turn.role == HUMAN else "assistant" for turn in turns]
         asks = bool(turns) and turns[-1].role == HUMAN
-        rendered = tokenizer.apply_chat_template(
-            [
-                {"role": "user" if turn.role == HUMAN else "assistant", "content": mark}
-                for turn, mark in zip(turns, marks, strict=True)
-            ],
-            tokenize=False,
-            add_generation_prompt=asks,
-        )
+        rendered, marks = render_marked(tokenizer, roles, asks=asks)
         return _split_rendered(rendered, turns, marks, tokenizer)
 
 

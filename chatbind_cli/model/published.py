@@ -7,7 +7,6 @@ not known here.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
 from chatbind_cli.model.config import ChatBindConfig
+from chatbind_cli.model.pretrained import make_config, open_model
 from chatbind_cli.model.projector_file import (
     ProjectorFile,
     ProjectorInfo,
@@ -25,6 +25,7 @@ from chatbind_cli.model.projector_file import (
 )
 from chatbind_cli.model.tokenizer import load_tokenizer, media_token_ids, prepare_tokenizer
 from chatbind_cli.weights.checkpoint import open_checkpoint
+from chatbind_cli.weights.json_file import read_json
 
 PUBLISHED_TYPES = ("llava_image_bind_select", "llava_image_bind_select_all", "llava")
 
@@ -51,16 +52,9 @@ def load_published(
         CheckpointError: the weights cannot be read or have no projector, or there is no tokenizer.
     """
     config, tokenizer, projector = read_published(folder)
-    try:
-        base, report = cast(Any, LlamaForCausalLM).from_pretrained(
-            str(folder), config=config.text_config, output_loading_info=True, **options
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().split("\n", 1)[0]
-        raise CheckpointError(f"cannot be opened ({reason})", where=str(folder)) from error
-    if report["missing_keys"]:
-        first = sorted(report["missing_keys"])[0]
-        raise CheckpointError(f"its weights have no {first}", where=str(folder))
+    base = open_model(
+        folder, LlamaForCausalLM, config=cast(LlamaConfig, config.text_config), **options
+    )
     model = ChatBindForConditionalGeneration(config, base)
     model.projector.to(device=base.device, dtype=base.dtype)
     load_into(model, projector, str(folder))
@@ -85,12 +79,15 @@ def read_published(
         }
     projector = projector_from_tensors(found, where=str(folder))
     tokenizer = _tokenizer(folder, bool(fields.get("mm_use_im_start_end")))
-    config = config_from_published(fields, tokenizer, projector.info)
+    config = config_from_published(fields, tokenizer, projector.info, folder / "config.json")
     return config, tokenizer, projector
 
 
 def config_from_published(
-    fields: dict[str, Any], tokenizer: PreTrainedTokenizerBase, projector: ProjectorInfo
+    fields: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    projector: ProjectorInfo,
+    where: str | Path,
 ) -> ChatBindConfig:
     """Our configuration for a published one.
 
@@ -98,16 +95,19 @@ def config_from_published(
     still on, and place clips as pytorchvideo 0.1.5 does. The vocabulary tells the version: only v0
     has `[PAD]`, and its scripts ask in the style `multimodal`; those of v1 in `llava_v1`.
     """
-    repeat = int(fields.get("repeat_feature_dim") or 1)
+    repeat = fields.get("repeat_feature_dim") or 1
+    if not isinstance(repeat, int):
+        raise CheckpointError(f"repeat_feature_dim is {repeat!r:.40}", where=str(where))
     text = {
         key: value
         for key, value in fields.items()
         if not key.startswith(("mm_", "tune_", "freeze_"))
-        and key not in ("model_type", "architectures", "use_mm_proj", "repeat_feature_dim")
+        and key not in ("architectures", "use_mm_proj", "repeat_feature_dim")
     }
+    text["model_type"] = "llama"
     is_v0 = _V0_PADDING in tokenizer.get_vocab()
     return ChatBindConfig(
-        text_config=LlamaConfig(**text),
+        text_config=make_config(text, where),
         embedding_dim=projector.embedding_dim,
         projector_type=projector.projector_type,
         tokens_per_embedding=max(repeat, 1),
@@ -124,14 +124,7 @@ def config_from_published(
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
-        return {}
-    try:
-        fields = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"config.json is not JSON ({error})", where=str(folder)) from error
-    return fields if isinstance(fields, dict) else {}
+    return read_json(folder / "config.json", missing_ok=True)
 
 
 def _tokenizer(folder: Path, use_start_end: bool) -> PreTrainedTokenizerBase:

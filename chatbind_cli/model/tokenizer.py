@@ -18,6 +18,7 @@ from transformers import AddedToken, AutoTokenizer, LlamaTokenizer, PreTrainedTo
 
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.model.config import ChatBindConfig
+from chatbind_cli.model.pretrained import open_tokenizer
 from chatbind_cli.model.sentencepiece_merges import with_scored_merges
 
 IM_PATCH = "<im_patch>"
@@ -38,11 +39,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     model_file = folder / "tokenizer.model"
     told = any((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json"))
     kind = LlamaTokenizer if model_file.is_file() and not told else AutoTokenizer
-    try:
-        tokenizer = kind.from_pretrained(str(path))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().split("\n", 1)[0]
-        raise CheckpointError(f"no usable tokenizer ({reason})", where=str(path)) from error
+    tokenizer = open_tokenizer(path, kind)
     return with_scored_merges(tokenizer, model_file) if model_file.is_file() else tokenizer
 
 

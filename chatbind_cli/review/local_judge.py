@@ -172,14 +172,11 @@ class _Generator:
     """The tokenizer, and the model once it is needed."""
 
     def __init__(self, options: LocalJudgeOptions) -> None:
-        from transformers import AutoTokenizer
+        from chatbind_cli.model.pretrained import open_tokenizer  # noqa: PLC0415  brings torch
 
         self._options = options
         self._model: Any = None
-        try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(options.model, padding_side="left")
-        except (OSError, ValueError) as error:
-            raise self._no_judge(error) from error
+        self._tokenizer: Any = open_tokenizer(options.model, padding_side="left")
         if self._tokenizer.pad_token_id is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token or self._tokenizer.unk_token
 
@@ -190,9 +187,8 @@ class _Generator:
             CheckpointError: it cannot be loaded.
         """
         import torch
-        from transformers import AutoModelForCausalLM
 
-        from chatbind_cli.model.quiet import quiet_transformers  # noqa: PLC0415  brings transformers
+        from chatbind_cli.model.pretrained import open_model  # noqa: PLC0415  brings transformers
 
         options = self._options
         on_gpu = torch.cuda.is_available()
@@ -200,21 +196,12 @@ class _Generator:
         dtype = options.dtype
         if dtype == "auto":
             dtype = "float32" if device == "cpu" else "bfloat16"
-        try:
-            with quiet_transformers():
-                model: Any = AutoModelForCausalLM.from_pretrained(
-                    options.model, dtype=getattr(torch, dtype)
-                )
-        except (OSError, ValueError) as error:
-            raise self._no_judge(error) from error
+        model: Any = open_model(options.model, dtype=getattr(torch, dtype))
         self._model = model.to(device).eval()
 
     def count(self, messages: list[Message]) -> int:
         """The tokens of a chat."""
         return len(self._tokenizer(self._text(messages))["input_ids"])
-
-    def _no_judge(self, error: Exception) -> CheckpointError:
-        return CheckpointError(f"is no judge ({_first_line(error)})", where=self._options.model)
 
     def replies(self, chats: list[list[Message]]) -> list[tuple[str, int, int]]:
         """A reply a chat, with the tokens of prompt and reply."""
@@ -269,20 +256,14 @@ class _Generator:
         if self._tokenizer.chat_template is None:
             parts = [message["content"] for message in messages]
             return "\n\n".join([*parts, "Scores:\n"])
-        import jinja2
+        from chatbind_cli.model.chat_template import render  # noqa: PLC0415  for its users only
 
         try:
-            return str(self._apply(list(messages)))
-        except jinja2.TemplateError:
+            return render(self._tokenizer, messages, asks=True)
+        except CheckpointError:
             # Some templates know no system message; what it says can open the user's just as well.
             first: Message = {
                 "role": "user",
                 "content": f"{messages[0]['content']}\n\n{messages[1]['content']}",
             }
-            return str(self._apply([first, *messages[2:]]))
-
-    def _apply(self, messages: list[Message]) -> str:
-        text: str = self._tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
-        return text
+            return render(self._tokenizer, [first, *messages[2:]], asks=True)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from chatbind_cli.errors import CheckpointError, UsageError
+from chatbind_cli.errors import UsageError
 
 Counter = Callable[[str], int]
 ESTIMATE = "estimate"
@@ -53,12 +53,9 @@ def counter_for(name: str | None) -> tuple[Counter, str]:
         return estimate, ESTIMATE
     if name.startswith("tiktoken:"):
         return _tiktoken(name.removeprefix("tiktoken:")), name
-    from transformers import AutoTokenizer
+    from chatbind_cli.model.pretrained import open_tokenizer  # noqa: PLC0415  brings transformers
 
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"is no tokenizer ({_first_line(error)})", where=name) from error
+    tokenizer: Any = open_tokenizer(name)
     return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]), name
 
 
@@ -88,7 +85,3 @@ def _tiktoken(encoding: str) -> Counter:
     except ValueError as error:
         raise UsageError(f"tiktoken knows no encoding {encoding!r}") from error
     return lambda text: len(coder.encode(text, disallowed_special=()))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -98,7 +98,7 @@ def convert(
 
         with quiet_transformers():
             config, tokenizer = _settings(source)
-            names, left_out = _match(checkpoint, _wanted(config))
+            names, left_out = _match(checkpoint, _wanted(config, checkpoint))
         infos = {new: checkpoint.info(old) for new, old in names.items()}
         shards = plan_shards(infos, shard_bytes)
         passport = _passport(_identity(source, checkpoint))
@@ -217,7 +217,8 @@ def _settings(source: Path) -> tuple[Any, Any]:
     Raises:
         CheckpointError: the folder is no ChatBind model.
     """
-    from chatbind_cli.model.config import MODEL_TYPE, ChatBindConfig  # noqa: PLC0415
+    from chatbind_cli.model.config import MODEL_TYPE  # noqa: PLC0415
+    from chatbind_cli.model.pretrained import open_config  # noqa: PLC0415
     from chatbind_cli.model.published import is_published, read_published  # noqa: PLC0415
 
     if is_published(source):
@@ -229,18 +230,16 @@ def _settings(source: Path) -> tuple[Any, Any]:
             where=str(source),
             hint="give the projector of a bare language model with --projector",
         )
-    return ChatBindConfig.from_pretrained(source), None
+    return open_config(source), None
 
 
-def _wanted(config: Any) -> dict[str, tuple[int, ...]]:
+def _wanted(config: Any, checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor that a model of this configuration has."""
-    from transformers import AutoModelForCausalLM  # noqa: PLC0415
-
     from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration  # noqa: PLC0415
+    from chatbind_cli.model.pretrained import within  # noqa: PLC0415
 
-    with torch.device("meta"):
-        base = AutoModelForCausalLM.from_config(config.text_config)
-        model = ChatBindForConditionalGeneration(config, base)
+    with torch.device("meta"), within(checkpoint):
+        model = ChatBindForConditionalGeneration(config)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 

@@ -26,9 +26,11 @@ def inverse_frequencies(config: Mapping[str, Any], pairs: int) -> torch.Tensor |
     Source: RoFormer (Su et al., 2021), section 3.2.2.
     """
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "linear"):
+    if not isinstance(rope, dict):
         return None
-    theta = float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    theta = rope.get("rope_theta") or config.get("rope_theta") or 10000.0
+    if kind not in ("default", "linear") or not isinstance(theta, (int, float)):
+        return None
     exponents = torch.arange(0, 2 * pairs, 2, dtype=torch.float32) / (2 * pairs)
-    return 1.0 / (theta**exponents)
+    return 1.0 / (float(theta) ** exponents)

@@ -139,7 +139,7 @@ def test_a_stop_gives_up_what_waits(folder: Path) -> None:
 
 
 def test_a_folder_without_a_model_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is no judge"):
+    with pytest.raises(CheckpointError, match="no usable tokenizer"):
         LocalJudge(Rules(), LocalJudgeOptions(model=str(tmp_path)))
 
 

@@ -1,0 +1,98 @@
+"""Chat templates, rendered where their loops and their memory hurt nobody.
+
+A template is rendered with a mark in place of each content, so what users write never passes
+through it, and one rendering serves every conversation of the same turns.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from chatbind_cli.errors import CheckpointError
+
+_CHILD = Path(__file__).with_name("template_child.py")
+_SECONDS = 30.0  # for a machine that has other work; the child's own limit is 3 of the processor's
+_LONGEST_TEMPLATE = 1 << 20
+_HINT = "choose another --prompt-style"
+
+
+def render_marked(tokenizer: Any, roles: Sequence[str], *, asks: bool) -> tuple[str, list[str]]:
+    """A conversation in the words of the tokenizer's chat template.
+
+    Args:
+        tokenizer: its template is used.
+        roles: `system`, `user` or `assistant`, turn by turn.
+        asks: whether the opening of an answer follows.
+
+    Returns:
+        The text, and the mark that stands in it for each turn's content.
+
+    Raises:
+        CheckpointError: there is no template, or it cannot be rendered.
+    """
+    template = getattr(tokenizer, "chat_template", None)
+    if isinstance(template, dict):
+        template = template.get("default")
+    where = getattr(tokenizer, "name_or_path", None) or None
+    if not template or not isinstance(template, str):
+        raise CheckpointError("the tokenizer has no chat template", where=where, hint=_HINT)
+    if len(template) > _LONGEST_TEMPLATE:
+        raise CheckpointError("the chat template is larger than any", where=where, hint=_HINT)
+    marks = [f"\ue000{index}\ue001" for index in range(len(roles))]
+    special = tuple(sorted(tokenizer.special_tokens_map.items()))
+    outcome = _outcome(template, special, tuple(roles), tuple(marks), asks)
+    if "error" in outcome:
+        raise CheckpointError(f"the chat template {outcome['error']}", where=where, hint=_HINT)
+    return outcome["text"], marks
+
+
+def render(tokenizer: Any, messages: Sequence[Mapping[str, object]], *, asks: bool) -> str:
+    """A chat of `role` and `content` in the words of the tokenizer's chat template.
+
+    Raises:
+        CheckpointError: as for `render_marked`.
+    """
+    text, _ = render_marked(tokenizer, [str(message["role"]) for message in messages], asks=asks)
+    return re.sub("\ue000(\\d+)\ue001", lambda mark: str(messages[int(mark[1])]["content"]), text)
+
+
+@lru_cache(maxsize=1024)
+def _outcome(
+    template: str,
+    special: tuple[tuple[str, str], ...],
+    roles: tuple[str, ...],
+    marks: tuple[str, ...],
+    asks: bool,
+) -> dict[str, str]:
+    """What the child says: `text`, or `error`."""
+    messages = [{"role": r, "content": m} for r, m in zip(roles, marks, strict=True)]
+    variables = {
+        **dict(special),
+        "messages": messages,
+        "tools": None,
+        "documents": None,
+        "add_generation_prompt": asks,
+    }
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", str(_CHILD)],
+            input=json.dumps({"template": template, "variables": variables}),
+            capture_output=True,
+            encoding="utf-8",
+            timeout=_SECONDS,
+            check=True,
+        )
+        outcome: dict[str, str] = json.loads(done.stdout)
+    except (subprocess.SubprocessError, ValueError):
+        return {"error": "takes more time or memory than a prompt may"}
+    if "error" in outcome:
+        reason = outcome["error"].strip().partition("\n")[0][:200]
+        return {"error": f"cannot be rendered ({reason})"}
+    return outcome

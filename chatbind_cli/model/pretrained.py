@@ -1,0 +1,237 @@
+"""The one door to transformers' `from_pretrained`: a model folder is hostile until it is read.
+
+transformers opens what it finds in a folder: code that a config names, adapters and the models that
+those name, weights under other names, kernels of the hub, code for generation. So it never sees the
+folder but what `staging` makes of it. Hub names become folders first, and nothing after that asks
+the network.
+
+What the weights hold bounds what a config may ask for: a model is built without memory, and what
+becomes larger than its files is refused while it is built.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch.nn.modules import module as torch_module
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from chatbind_cli.errors import ChatBindError, CheckpointError
+from chatbind_cli.model.quiet import quiet_transformers
+from chatbind_cli.model.staging import DATA_SUFFIXES, check_config, check_kind, cleaned, staged
+from chatbind_cli.weights.checkpoint import Checkpoint, open_checkpoint
+from chatbind_cli.weights.json_file import read_json
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_FREE_ELEMENTS = 64 << 20  # masks and the like, which are computed and lie in no file
+_LONGEST_REASON = 200
+
+
+def open_config(name: str | Path) -> PreTrainedConfig:
+    """The configuration of a model folder (or hub name).
+
+    Raises:
+        CheckpointError: there is none, it needs code, or it asks for what no model has.
+    """
+    folder = model_folder(name, weights=False)
+    with _one_line("its config.json cannot be used", name), staged(folder) as stage:
+        check_kind(read_json(folder / "config.json"), folder / "config.json")
+        config = AutoConfig.from_pretrained(
+            str(stage), trust_remote_code=False, local_files_only=True
+        )
+        config.name_or_path = str(name)
+        return config
+
+
+def make_config(fields: Mapping[str, Any], where: str | Path) -> PreTrainedConfig:
+    """The configuration that a folder of another layout means.
+
+    Args:
+        fields: its settings, `model_type` among them.
+        where: the file that they come from.
+
+    Raises:
+        CheckpointError: as for `open_config`.
+    """
+    with _one_line("cannot be used", where):
+        check_config(fields, Path(where))
+        kind = CONFIG_MAPPING[fields["model_type"]]
+        return kind.from_dict(cleaned(fields))
+
+
+def open_tokenizer(
+    name: str | Path, kind: type[Any] = AutoTokenizer, **options: Any
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder (or hub name).
+
+    Args:
+        name: the folder.
+        kind: the class that is to read it.
+        options: for the tokenizer (`padding_side`, ...).
+
+    Raises:
+        CheckpointError: there is none, it needs code, or it is broken.
+    """
+    folder = model_folder(name, weights=False)
+    with _one_line("no usable tokenizer", name), staged(folder) as stage, quiet_transformers():
+        tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(
+            str(stage), trust_remote_code=False, local_files_only=True, **options
+        )
+        # what it remembers of its files is where they lie, not where they lay for a moment
+        for known in (vars(tokenizer), tokenizer.init_kwargs):
+            for key, value in known.items():
+                if isinstance(value, str) and value.startswith(str(stage)):
+                    known[key] = value.replace(str(stage), str(folder), 1)
+        return tokenizer
+
+
+def open_model(
+    name: str | Path,
+    kind: type[Any] = AutoModelForCausalLM,
+    *,
+    config: PreTrainedConfig | None = None,
+    **options: Any,
+) -> PreTrainedModel:
+    """The model of a folder (or hub name), with all of its weights.
+
+    Args:
+        name: the folder.
+        kind: the class that is to read it.
+        config: in place of the folder's config.json.
+        options: as for `from_pretrained` (dtype, device_map, ...); None as if it were not given.
+
+    Raises:
+        CheckpointError: it cannot be used, or weights are missing.
+        WeightsError: a weights file is broken, or holds more than tensors.
+    """
+    folder = model_folder(name)
+    given = {key: value for key, value in options.items() if value is not None}
+    with _one_line("cannot be opened", name), open_checkpoint(folder) as checkpoint:
+        config = config or open_config(folder)
+        if kind is AutoModelForCausalLM and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise CheckpointError(f"a {config.model_type} model is no causal language model")
+        with staged(folder, checkpoint) as stage, within(checkpoint), quiet_transformers():
+            model, report = kind.from_pretrained(
+                str(stage),
+                config=config,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+                **given,
+            )
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise CheckpointError(
+            f"{len(missing)} tensors are missing, the first is {missing[0]}", where=str(name)
+        )
+    model.config.name_or_path = model.name_or_path = str(name)
+    return cast(PreTrainedModel, model)
+
+
+def blank_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """A causal language model of a configuration, with fresh weights."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    return model
+
+
+@contextmanager
+def within(checkpoint: Checkpoint) -> Iterator[None]:
+    """Lets models that are built without memory (on `meta`) become as large as a checkpoint.
+
+    Raises:
+        CheckpointError: one becomes larger.
+    """
+    infos = checkpoint.tensors.values()
+    # tied tables lie in a file once and are built twice; bits may be packed
+    packed = 8 if "quantization_config" in checkpoint.config else 2
+    room = packed * sum(info.numel for info in infos) + _FREE_ELEMENTS
+    tensors = 16 * len(infos) + 10_000
+    seen: dict[int, torch.Tensor] = {}
+    total = 0
+    thread = threading.get_ident()
+
+    def count(module: torch.nn.Module, name: str, tensor: torch.Tensor | None) -> None:
+        nonlocal total
+        if tensor is None or not tensor.is_meta or threading.get_ident() != thread:
+            return
+        if id(tensor) not in seen:
+            seen[id(tensor)] = tensor
+            total += tensor.numel()
+        if total > room or len(seen) > tensors:
+            raise CheckpointError(
+                "config.json describes a larger model than the weights are",
+                where=str(checkpoint.path),
+            )
+
+    hooks = [
+        torch_module.register_module_parameter_registration_hook(count),
+        torch_module.register_module_buffer_registration_hook(count),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def model_folder(name: str | Path, *, weights: bool = True) -> Path:
+    """The folder of a model: a hub name is fetched, everything else must be there.
+
+    Args:
+        name: a folder, or a hub name.
+        weights: whether a hub model's weights are wanted, too.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if path.exists() or not _HUB_NAME.fullmatch(str(name)):
+        raise CheckpointError("no model folder", where=str(name))
+    from huggingface_hub import snapshot_download  # noqa: PLC0415  hub names are few
+
+    small = [f"*{suffix}" for suffix in DATA_SUFFIXES]
+
+    def fetch(*patterns: str) -> Path:
+        return Path(
+            snapshot_download(str(name), allow_patterns=list(patterns), ignore_patterns=["*/*"])
+        )
+
+    with _one_line("no such folder, and the hub does not give such a model", name):
+        folder = fetch(*small, "model*.safetensors") if weights else fetch(*small)
+        if weights and not any(folder.glob("model*.safetensors")):
+            folder = fetch("pytorch_model*.bin")
+    return folder
+
+
+@contextmanager
+def _one_line(what: str, where: str | Path) -> Iterator[None]:
+    """Makes one line of whatever a library raises over a hostile folder."""
+    try:
+        yield
+    except ChatBindError as error:
+        if error.where:
+            raise
+        raise CheckpointError(error.what, where=str(where), hint=error.hint) from error
+    except BaseException as error:
+        # what the tokenizers library panics with is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = str(error).strip().partition("\n")[0][:_LONGEST_REASON] or type(error).__name__
+        raise CheckpointError(f"{what} ({reason})", where=str(where)) from error

@@ -1,0 +1,182 @@
+"""What transformers sees of a model folder: a folder of our making, which leads nowhere else.
+
+Configs are written anew without the keys that name code, kernels or other files; of the rest there
+are links to the weights that were checked and to the tokenizer's files. Adapters, modules, and
+whatever else transformers looks for in a folder are not there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields as dataclass_fields
+from dataclasses import is_dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import transformers
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.tokenization_auto import (
+    TOKENIZER_MAPPING_NAMES,
+    tokenizer_class_from_name,
+)
+
+from chatbind_cli.errors import CheckpointError
+from chatbind_cli.weights.checkpoint import INDEX_NAMES, Checkpoint
+from chatbind_cli.weights.json_file import MOST_BYTES, read_bounded, read_json
+
+_CONFIG, _TOKENIZER = "config.json", "tokenizer_config.json"
+_WRITTEN = (_CONFIG, _TOKENIZER)
+# Keys that name code, kernels, or other files; what begins with one underline is as private.
+_LEADING_ELSEWHERE = frozenset(
+    {"auto_map", "custom_pipelines", "attn_implementation", "experts_implementation"}
+    | {"fusion_config", "kernel_config", "distributed_config", "transformers_weights"}
+    | {"configuration_files", "fast_tokenizer_files", "init_inputs", "gguf_file"}
+)
+# Others fetch kernels, or need packages that this program does not bring.
+_QUANTIZED_BY = ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit")
+DATA_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".bpe", ".codes", ".spm")
+_TOKENIZER_STEMS = re.compile(r"tokenizer|vocab|merges|added_tokens|special_tokens|chat_template")
+
+# Numbers of things that are made one by one, before any weight could bear them out.
+_COUNTS = re.compile(r"(^|_)(n|num)(_|$)|layer|block|depth|expert|stage|label")
+_NO_COUNTS = re.compile(r"position|token|vocab|embd|size|param|ctx|inner|dim")
+_MOST_OF_A_COUNT = 20_000
+
+
+@contextmanager
+def staged(folder: Path, checkpoint: Checkpoint | None = None) -> Iterator[Path]:
+    """A folder with what was checked of another, for as long as it is read."""
+    config = read_json(folder / _CONFIG, missing_ok=True)
+    tokenizer = read_json(folder / _TOKENIZER, missing_ok=True)
+    _refuse_tokenizer_code(tokenizer, config, folder / _TOKENIZER)
+    check_config(config, folder / _CONFIG)
+    with TemporaryDirectory(prefix="chatbind-") as name:
+        stage = Path(name)
+        if config:
+            (stage / _CONFIG).write_text(json.dumps(cleaned(config)), encoding="utf-8")
+        if tokenizer:
+            (stage / _TOKENIZER).write_text(json.dumps(cleaned(tokenizer)), encoding="utf-8")
+        for file in _small_files(folder):
+            (stage / file.name).symlink_to(file.absolute())
+        if checkpoint is not None:
+            index = [folder / name for name in INDEX_NAMES if (folder / name).is_file()]
+            for path in [file.path for file in checkpoint.files] + index:
+                (stage / path.name).symlink_to(path.absolute())
+        yield stage
+
+
+def _small_files(folder: Path) -> Iterator[Path]:
+    """The files of a tokenizer and of generation; neither code nor adapters nor folders.
+
+    Raises:
+        CheckpointError: one of the tokenizer's is larger than any.
+    """
+    for file in sorted(folder.iterdir()):
+        mine = file.suffix in DATA_SUFFIXES and file.is_file() and file.name not in _WRITTEN
+        if not mine or file.name == "adapter_config.json" or file.name in INDEX_NAMES:
+            continue
+        try:
+            if file.suffix == ".json":
+                read_bounded(file)
+            elif file.stat().st_size > MOST_BYTES:
+                raise ValueError(f"more than {MOST_BYTES >> 20} MiB")
+        except (OSError, ValueError) as error:
+            if _TOKENIZER_STEMS.match(file.name):
+                raise CheckpointError(f"cannot be used ({error})", where=str(file)) from error
+            continue
+        yield file
+
+
+def check_config(fields: Mapping[str, Any], where: Path) -> None:
+    """Refuses settings that must not reach transformers.
+
+    Raises:
+        CheckpointError: they need code or kernels, or ask for what no model has.
+    """
+    for part in (fields, fields.get("text_config")):
+        if not isinstance(part, dict):
+            continue
+        if is_known(part):
+            _refuse_counts(part, CONFIG_MAPPING[part["model_type"]], where)
+        quantized = part.get("quantization_config")
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else None
+        if quantized and method not in _QUANTIZED_BY:
+            raise CheckpointError(
+                f"its weights are quantised by {str(method)[:60]!r}",
+                where=str(where),
+                hint="get them as plain numbers, or quantised by bitsandbytes",
+            )
+
+
+def check_kind(fields: Mapping[str, Any], where: Path) -> None:
+    """Refuses a model that is of no kind that transformers has a class for.
+
+    Raises:
+        CheckpointError: it is of none.
+    """
+    for part in (fields, fields.get("text_config")):
+        if isinstance(part, dict) and part.get("auto_map") and not is_known(part):
+            raise _needs_code(where)
+    if not is_known(fields):
+        raise CheckpointError(
+            f"has the model_type {str(fields.get('model_type'))[:60]!r}, which transformers "
+            f"{transformers.__version__} does not know",
+            where=str(where),
+        )
+
+
+def is_known(fields: Mapping[str, Any]) -> bool:
+    """Whether a configuration is of a kind that transformers, or this program, has a class for."""
+    kind = fields.get("model_type")
+    return isinstance(kind, str) and kind in CONFIG_MAPPING
+
+
+def _refuse_counts(fields: Mapping[str, Any], kind: type[Any], where: Path) -> None:
+    """Refuses numbers of layers and the like that would fill memory while a config is read."""
+    known = {"num_labels", *getattr(kind, "attribute_map", {})}
+    if is_dataclass(kind):
+        known |= {field.name for field in dataclass_fields(kind)}
+    for key in known & fields.keys():
+        value = fields[key]
+        counts = _COUNTS.search(key) and not _NO_COUNTS.search(key)
+        if counts and isinstance(value, (int, float)) and not value <= _MOST_OF_A_COUNT:
+            raise CheckpointError(f"asks for {key} = {value:.6g}", where=str(where))
+
+
+def _refuse_tokenizer_code(
+    fields: Mapping[str, Any], config: Mapping[str, Any], where: Path
+) -> None:
+    own = fields.get("auto_map")
+    if not (own.get("AutoTokenizer") if isinstance(own, dict) else own):
+        return
+    name = str(fields.get("tokenizer_class") or "").removesuffix("Fast")
+    known = config.get("model_type") in TOKENIZER_MAPPING_NAMES
+    if name:
+        known = any(map(tokenizer_class_from_name, (name, f"{name}Fast")))
+    if not known:
+        raise _needs_code(where)
+
+
+def _needs_code(where: Path) -> CheckpointError:
+    return CheckpointError(
+        "needs code of its own (auto_map), and no code of a model folder is run",
+        where=str(where),
+        hint="use a model whose kind transformers knows",
+    )
+
+
+def cleaned(value: Any) -> Any:
+    """JSON without the keys that lead elsewhere."""
+    if isinstance(value, list):
+        return [cleaned(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: cleaned(item)
+        for key, item in value.items()
+        if key not in _LEADING_ELSEWHERE and not re.match("_[^_]", key)
+    }
