@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import torch
 import transformers
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 import chatbind_cli
 from chatbind_cli.errors import CheckpointError
@@ -24,6 +24,7 @@ from chatbind_cli.model.config import MODEL_TYPE, ChatBindConfig
 from chatbind_cli.model.fit import (
     EncoderInfo,
     check_encoder,
+    check_ids,
     check_projector,
     check_vocabulary,
 )
@@ -117,11 +118,15 @@ def build_chatbind(
         return _with_other_projector(opened, start, encoder, where=str(projector))
     chosen = _choices(start, given, where=str(projector))
     padding = get_style(chosen["prompt_style"]).pad_token
+    text_config = _language_model_config(language_model)
     tokenizer = load_tokenizer(language_model)
-    base = _load_language_model(language_model, dtype, attn_implementation)
+    base = open_model(
+        language_model, config=text_config, dtype=dtype, attn_implementation=attn_implementation
+    )
     known = len(tokenizer)
     prepare_tokenizer(tokenizer, use_start_end=chosen["use_start_end"], pad_token=padding)
     grow_embeddings(base, len(tokenizer), known=known)
+    check_ids(base, tokenizer, str(language_model))
     config = ChatBindConfig(
         text_config=base.config,
         embedding_dim=encoder.embedding_dim,
@@ -280,23 +285,24 @@ def _continued(
     return config
 
 
-def _load_language_model(
-    path: str | Path, dtype: torch.dtype | str, attn_implementation: str | None
-) -> PreTrainedModel:
+def _language_model_config(path: str | Path) -> PreTrainedConfig:
+    """The configuration of a bare language model.
+
+    Raises:
+        CheckpointError: it cannot be used, or is that of another model.
+    """
     folder = Path(path)
-    if published.is_published(folder):
+    own = published.is_published(folder)
+    if folder.is_dir() and not own:
+        refuse_unapplied(folder)
+    config = None if own else open_config(path)
+    if config is None or config.model_type == MODEL_TYPE:
         raise CheckpointError(
             "this is a ChatBind model, not a bare language model",
             where=str(path),
             hint="give the language model that it was made from",
         )
-    if folder.is_dir():
-        refuse_unapplied(folder)
-    if open_config(path).model_type == MODEL_TYPE:
-        raise CheckpointError(
-            "this is a ChatBind model, not a bare language model", where=str(path)
-        )
-    return open_model(path, dtype=dtype, attn_implementation=attn_implementation)
+    return config
 
 
 def _with_projector(

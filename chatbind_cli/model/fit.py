@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration, word_embeddings
@@ -98,6 +98,20 @@ def check_projector(
         )
 
 
+def check_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
+    """Refuses a tokenizer with ids that a model has no embeddings for.
+
+    Raises:
+        CheckpointError: there is one.
+    """
+    rows = word_embeddings(model).num_embeddings
+    wanted = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if wanted > rows:
+        raise CheckpointError(
+            f"the tokenizer has ids for {wanted} tokens, the model {rows} embeddings", where=where
+        )
+
+
 def check_vocabulary(
     model: ChatBindForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, where: str
 ) -> None:
@@ -106,11 +120,7 @@ def check_vocabulary(
     Raises:
         CheckpointError: media tokens have other ids, or there are more tokens than embeddings.
     """
-    rows = word_embeddings(model).num_embeddings
-    if len(tokenizer) > rows:
-        raise CheckpointError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model {rows} embeddings", where=where
-        )
+    check_ids(model, tokenizer, where)
     for name, index in media_token_ids(tokenizer).items():
         own = getattr(model.config, name)
         if own is not None and own != index:

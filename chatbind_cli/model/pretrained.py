@@ -49,7 +49,7 @@ def open_config(name: str | Path) -> PreTrainedConfig:
         CheckpointError: there is none, it needs code, or it asks for what no model has.
     """
     folder = model_folder(name, weights=False)
-    with _one_line("its config.json cannot be used", name), staged(folder) as stage:
+    with one_line("its config.json cannot be used", name), staged(folder) as stage:
         check_kind(read_json(folder / "config.json"), folder / "config.json")
         config = AutoConfig.from_pretrained(
             str(stage), trust_remote_code=False, local_files_only=True
@@ -68,7 +68,7 @@ def make_config(fields: Mapping[str, Any], where: str | Path) -> PreTrainedConfi
     Raises:
         CheckpointError: as for `open_config`.
     """
-    with _one_line("cannot be used", where):
+    with one_line("cannot be used", where):
         check_config(fields, Path(where))
         kind = CONFIG_MAPPING[fields["model_type"]]
         return kind.from_dict(cleaned(fields))
@@ -88,7 +88,7 @@ def open_tokenizer(
         CheckpointError: there is none, it needs code, or it is broken.
     """
     folder = model_folder(name, weights=False)
-    with _one_line("no usable tokenizer", name), staged(folder) as stage, quiet_transformers():
+    with one_line("no usable tokenizer", name), staged(folder) as stage, quiet_transformers():
         tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(
             str(stage), trust_remote_code=False, local_files_only=True, **options
         )
@@ -121,7 +121,7 @@ def open_model(
     """
     folder = model_folder(name)
     given = {key: value for key, value in options.items() if value is not None}
-    with _one_line("cannot be opened", name), open_checkpoint(folder) as checkpoint:
+    with one_line("cannot be opened", name), open_checkpoint(folder) as checkpoint:
         config = config or open_config(folder)
         if kind is AutoModelForCausalLM and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise CheckpointError(f"a {config.model_type} model is no causal language model")
@@ -213,7 +213,7 @@ def model_folder(name: str | Path, *, weights: bool = True) -> Path:
             snapshot_download(str(name), allow_patterns=list(patterns), ignore_patterns=["*/*"])
         )
 
-    with _one_line("no such folder, and the hub does not give such a model", name):
+    with one_line("no such folder, and the hub does not give such a model", name):
         folder = fetch(*small, "model*.safetensors") if weights else fetch(*small)
         if weights and not any(folder.glob("model*.safetensors")):
             folder = fetch("pytorch_model*.bin")
@@ -221,8 +221,13 @@ def model_folder(name: str | Path, *, weights: bool = True) -> Path:
 
 
 @contextmanager
-def _one_line(what: str, where: str | Path) -> Iterator[None]:
-    """Makes one line of whatever a library raises over a hostile folder."""
+def one_line(what: str, where: str | Path) -> Iterator[None]:
+    """Makes one line of whatever a library raises over a hostile folder.
+
+    Raises:
+        CheckpointError: in place of any `Exception`, and of what the tokenizers library panics
+            with, which is none. Errors of the house pass.
+    """
     try:
         yield
     except ChatBindError as error:
@@ -230,8 +235,9 @@ def _one_line(what: str, where: str | Path) -> Iterator[None]:
             raise
         raise CheckpointError(error.what, where=str(where), hint=error.hint) from error
     except BaseException as error:
-        # what the tokenizers library panics with is no Exception
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        reason = str(error).strip().partition("\n")[0][:_LONGEST_REASON] or type(error).__name__
+        reason = " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
+        if "ignore_mismatched_sizes" in reason:
+            reason = "its tensors do not have the shapes that config.json says"
         raise CheckpointError(f"{what} ({reason})", where=str(where)) from error

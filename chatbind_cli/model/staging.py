@@ -7,9 +7,10 @@ whatever else transformers looks for in a folder are not there.
 
 from __future__ import annotations
 
+import base64
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields as dataclass_fields
 from dataclasses import is_dataclass
@@ -29,6 +30,7 @@ from chatbind_cli.weights.checkpoint import INDEX_NAMES, Checkpoint
 from chatbind_cli.weights.json_file import MOST_BYTES, read_bounded, read_json
 
 _CONFIG, _TOKENIZER = "config.json", "tokenizer_config.json"
+_TOKENIZER_FILE = "tokenizer.json"
 _WRITTEN = (_CONFIG, _TOKENIZER)
 # Keys that name code, kernels, or other files; what begins with one underline is as private.
 _LEADING_ELSEWHERE = frozenset(
@@ -45,14 +47,21 @@ _TOKENIZER_STEMS = re.compile(r"tokenizer|vocab|merges|added_tokens|special_toke
 _COUNTS = re.compile(r"(^|_)(n|num)(_|$)|layer|block|depth|expert|stage|label")
 _NO_COUNTS = re.compile(r"position|token|vocab|embd|size|param|ctx|inner|dim")
 _MOST_OF_A_COUNT = 20_000
+_MOST_CONFIG = 1 << 20  # bytes; lists in it become tensors
+
+_MOST_IDS = 4 << 20  # token ids; the tokenizers library makes room for the highest
+_ID_FILES = ("vocab.json", "added_tokens.json")
+_MOST_GROWTH = 4096  # characters that a normaliser may make of one
 
 
 @contextmanager
 def staged(folder: Path, checkpoint: Checkpoint | None = None) -> Iterator[Path]:
     """A folder with what was checked of another, for as long as it is read."""
-    config = read_json(folder / _CONFIG, missing_ok=True)
+    config = read_json(folder / _CONFIG, missing_ok=True, most_bytes=_MOST_CONFIG)
     tokenizer = read_json(folder / _TOKENIZER, missing_ok=True)
     _refuse_tokenizer_code(tokenizer, config, folder / _TOKENIZER)
+    for key in tokenizer.get("added_tokens_decoder") or ():
+        _refuse_ids([int(key) if key.isdecimal() and len(key) < 20 else key], folder / _TOKENIZER)
     check_config(config, folder / _CONFIG)
     with TemporaryDirectory(prefix="chatbind-") as name:
         stage = Path(name)
@@ -80,7 +89,9 @@ def _small_files(folder: Path) -> Iterator[Path]:
         if not mine or file.name == "adapter_config.json" or file.name in INDEX_NAMES:
             continue
         try:
-            if file.suffix == ".json":
+            if file.name in (_TOKENIZER_FILE, *_ID_FILES):
+                _check_tokenizer_file(file)
+            elif file.suffix == ".json":
                 read_bounded(file)
             elif file.stat().st_size > MOST_BYTES:
                 raise ValueError(f"more than {MOST_BYTES >> 20} MiB")
@@ -89,6 +100,45 @@ def _small_files(folder: Path) -> Iterator[Path]:
                 raise CheckpointError(f"cannot be used ({error})", where=str(file)) from error
             continue
         yield file
+
+
+def _check_tokenizer_file(file: Path) -> None:
+    """Refuses what the tokenizers library would fill memory with, for which it ends the process.
+
+    Raises:
+        CheckpointError: it is no JSON object, has ids beyond any, or makes texts grow.
+    """
+    fields = read_json(file)
+    if file.name in _ID_FILES:
+        _refuse_ids(fields.values(), file)
+        return
+    vocabulary = fields.get("model", {}).get("vocab")
+    if isinstance(vocabulary, dict):
+        _refuse_ids(vocabulary.values(), file)
+    _refuse_ids((token["id"] for token in fields.get("added_tokens") or ()), file)
+    growth = 1
+    for part in _normalizers(fields.get("normalizer")):
+        growth *= max(len(str(part.get("content", ""))), 1)
+        if growth > _MOST_GROWTH:
+            raise CheckpointError("its normalizer makes texts grow without end", where=str(file))
+        charsmap = part.get("precompiled_charsmap")
+        if charsmap is not None:
+            data = base64.b64decode(charsmap)
+            if len(data) < 4 + int.from_bytes(data[:4], "little"):
+                raise CheckpointError("its table of characters is cut short", where=str(file))
+
+
+def _refuse_ids(ids: Iterable[Any], where: Path) -> None:
+    for index in ids:
+        if not isinstance(index, int) or not 0 <= index < _MOST_IDS:
+            raise CheckpointError(f"has a token id that none has: {index!r:.30}", where=str(where))
+
+
+def _normalizers(part: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(part, dict):
+        yield part
+        for inner in part.get("normalizers") or ():
+            yield from _normalizers(inner)
 
 
 def check_config(fields: Mapping[str, Any], where: Path) -> None:
@@ -143,7 +193,7 @@ def _refuse_counts(fields: Mapping[str, Any], kind: type[Any], where: Path) -> N
     for key in known & fields.keys():
         value = fields[key]
         counts = _COUNTS.search(key) and not _NO_COUNTS.search(key)
-        if counts and isinstance(value, (int, float)) and not value <= _MOST_OF_A_COUNT:
+        if counts and isinstance(value, (int, float)) and not 0 <= value <= _MOST_OF_A_COUNT:
             raise CheckpointError(f"asks for {key} = {value:.6g}", where=str(where))
 
 

@@ -18,12 +18,13 @@ from transformers import AddedToken, AutoTokenizer, LlamaTokenizer, PreTrainedTo
 
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.model.config import ChatBindConfig
-from chatbind_cli.model.pretrained import open_tokenizer
+from chatbind_cli.model.pretrained import one_line, open_tokenizer
 from chatbind_cli.model.sentencepiece_merges import with_scored_merges
 
 IM_PATCH = "<im_patch>"
 IM_START = "<im_start>"
 IM_END = "<im_end>"
+_BREAKS = "its tokenizer breaks over a text"
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
@@ -110,12 +111,14 @@ class TextCodec:
             )
         if tokenizer.eos_token_id is None:
             raise CheckpointError("the tokenizer has no end-of-text token")
-        state, self.marks_start = _without_start_mark(json.loads(backend.to_str()))
-        self._state = json.dumps(state)
-        self._plain = Tokenizer.from_str(self._state)
-        self._plain.encode_special_tokens = True  # "</s>" in a user's text is four characters
+        self._where = tokenizer.name_or_path or "the tokenizer"
         self.eos: int = tokenizer.eos_token_id
-        self.bos = self._bos(tokenizer)
+        with one_line(_BREAKS, self._where):
+            state, self.marks_start = _without_start_mark(json.loads(backend.to_str()))
+            self._state = json.dumps(state)
+            self._plain = Tokenizer.from_str(self._state)
+            self._plain.encode_special_tokens = True  # "</s>" in a user's text is four characters
+            self.bos = self._bos(tokenizer)
 
     def plain(self, text: str, *, at_start: bool) -> list[int]:
         """Ids of text in which no control token counts.
@@ -125,16 +128,18 @@ class TextCodec:
             at_start: whether it begins a stretch (at the start, or after a control token).
         """
         mark = " " if at_start and self.marks_start and text else ""
-        return self._plain.encode(mark + text, add_special_tokens=False).ids
+        with one_line(_BREAKS, self._where):
+            return self._plain.encode(mark + text, add_special_tokens=False).ids
 
     def control(self, text: str, *, at_start: bool) -> list[int]:
         """Ids of a template's own text, in which control tokens count."""
-        encoding = self._control.encode(text, add_special_tokens=False)
-        if at_start and self.marks_start and encoding.ids:
-            added = self._control.get_added_tokens_decoder()
-            if encoding.ids[0] not in added:
-                return self._control.encode(" " + text, add_special_tokens=False).ids
-        return encoding.ids
+        with one_line(_BREAKS, self._where):
+            encoding = self._control.encode(text, add_special_tokens=False)
+            if at_start and self.marks_start and encoding.ids:
+                added = self._control.get_added_tokens_decoder()
+                if encoding.ids[0] not in added:
+                    return self._control.encode(" " + text, add_special_tokens=False).ids
+            return encoding.ids
 
     @cached_property
     def _control(self) -> Tokenizer:

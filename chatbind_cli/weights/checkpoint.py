@@ -53,6 +53,10 @@ class Checkpoint:
                 self.tensors[name] = info
                 self._file_of[name] = file
         self.config: dict[str, Any] = read_json(folder / "config.json", missing_ok=True)
+        if not isinstance(self.config.get("text_config") or {}, dict):
+            raise CheckpointError(
+                "text_config is not a JSON object", where=str(folder / "config.json")
+            )
 
     def __enter__(self) -> Checkpoint:
         """Opens nothing: files open as they are read."""
@@ -188,8 +192,13 @@ def _open_index(path: Path) -> list[TensorFile]:
     shards: dict[str, list[str]] = {}
     for tensor, shard in weight_map.items():
         # By name, not by resolved path: the hub's cache keeps shards as links into another folder.
-        if not isinstance(shard, str) or shard != Path(shard).name or shard in ("", ".", ".."):
-            raise WeightsError(f"index names a file outside its folder: {shard!r}", where=str(path))
+        outside = not isinstance(shard, str) or (
+            shard not in shards and (shard != Path(shard).name or shard in ("", ".", ".."))
+        )
+        if outside:
+            raise WeightsError(
+                f"index names a file outside its folder: {shard!r:.100}", where=str(path)
+            )
         shards.setdefault(shard, []).append(tensor)
     for shard in sorted(shards):
         if not (path.parent / shard).is_file():

@@ -16,7 +16,9 @@ MOST_BYTES = 40 << 20  # the largest tokenizer.json of a published model has 32 
 _MOST_CONTAINERS = 2_000_000
 
 
-def read_json(path: Path, *, missing_ok: bool = False) -> dict[str, Any]:
+def read_json(
+    path: Path, *, missing_ok: bool = False, most_bytes: int = MOST_BYTES
+) -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
@@ -26,7 +28,7 @@ def read_json(path: Path, *, missing_ok: bool = False) -> dict[str, Any]:
     if missing_ok and not path.is_file():
         return {}
     try:
-        value = json.loads(read_bounded(path), parse_constant=_constant)
+        value = json.loads(read_bounded(path, most_bytes), parse_constant=_constant)
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot be read as JSON ({error})", where=str(path)) from error
     if not isinstance(value, dict):
@@ -34,7 +36,7 @@ def read_json(path: Path, *, missing_ok: bool = False) -> dict[str, Any]:
     return value
 
 
-def read_bounded(path: Path) -> str:
+def read_bounded(path: Path, most_bytes: int = MOST_BYTES) -> str:
     """The text of a file of a model folder.
 
     Raises:
@@ -42,9 +44,9 @@ def read_bounded(path: Path) -> str:
         ValueError: it is not UTF-8, or larger than any such file.
     """
     with path.open("rb") as file:
-        data = file.read(MOST_BYTES + 1)
-    if len(data) > MOST_BYTES:
-        raise ValueError(f"more than {MOST_BYTES >> 20} MiB")
+        data = file.read(most_bytes + 1)
+    if len(data) > most_bytes:
+        raise ValueError(f"more than {most_bytes >> 20} MiB")
     if data.count(b"[") + data.count(b"{") > _MOST_CONTAINERS:
         raise ValueError(f"more than {_MOST_CONTAINERS:,} brackets")
     return data.decode("utf-8-sig")

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import torch
 
-_MOST_STEPS = 2_000_000  # about thirty a tensor
+_MOST_STEPS = 600_000  # about thirty a tensor
 _MOST_BITS = 80
 _MOST_AXES = 64
 

@@ -35,7 +35,7 @@ SAFETENSORS_DTYPES: Mapping[str, torch.dtype] = {
 }
 
 _LONGEST_NAME = 1000
-_LONGEST_HEADER = 32 << 20  # bytes; 10,000 tensors take one MiB
+_LONGEST_HEADER = 8 << 20  # bytes; 10,000 tensors take one MiB
 
 
 @dataclass(frozen=True, slots=True)
