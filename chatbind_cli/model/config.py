@@ -18,6 +18,15 @@ PROJECTOR_TYPES = ("linear", "mlp2x_gelu")
 PROJECTOR_LAYOUTS = ("split", "repeat")
 STAGES = ("pretrain", "finetune", "published")
 
+# What a config.json may say; all of it reaches arithmetic, slices or calls.
+_KINDS: dict[tuple[type, ...], tuple[str, ...]] = {
+    (int,): ("embedding_dim", "tokens_per_embedding"),
+    (bool,): ("use_start_end", "normalize_embeddings"),
+    (str,): ("projector_type", "projector_layout", "prompt_style", "stage"),
+    (int, type(None)): ("im_patch_id", "im_start_id", "im_end_id"),
+    (dict, type(None)): ("encoder", "media_options", "provenance"),
+}
+
 
 class ChatBindConfig(PreTrainedConfig):
     """Sizes, token ids and provenance of a ChatBind model.
@@ -67,6 +76,13 @@ class ChatBindConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
+        for kinds, names in _KINDS.items():
+            for name in names:
+                if type(getattr(self, name)) not in kinds:
+                    raise CheckpointError(f"{name} is {getattr(self, name)!r:.60}")
+        for name in ("name", "sha256"):
+            if not isinstance((self.encoder or {}).get(name, ""), (str, type(None))):
+                raise CheckpointError(f"the encoder's {name} is no text")
         self.text_config = _text_config(self.text_config)
         self.encoder = dict(self.encoder or {})
         self.media_options = dict(self.media_options or {})
@@ -107,9 +123,11 @@ class ChatBindConfig(PreTrainedConfig):
 def _text_config(value: dict[str, Any] | PreTrainedConfig | None) -> PreTrainedConfig:
     if isinstance(value, PreTrainedConfig):
         return value
+    if not isinstance(value or {}, dict):
+        raise CheckpointError("text_config is not a JSON object")
     fields = dict(value or {})
     kind = fields.pop("model_type", "llama")
-    if kind not in CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise CheckpointError(
             f"the language model is of the kind {kind!r}, which this version of transformers "
             "does not know"
