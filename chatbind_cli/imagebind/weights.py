@@ -104,7 +104,8 @@ def check_towers(found: FoundEncoder) -> tuple[str, ...]:
         wanted = expected_shapes(found.config, towers) if towers else {}
     except (RuntimeError, ValueError, TypeError, OverflowError) as error:
         raise WeightsError(
-            f"the config's sizes make no model ({error})", where=str(found.weights)
+            f"the config's sizes make no model ({str(error).partition(chr(10))[0]})",
+            where=str(found.weights),
         ) from error
     for key in sorted(shapes.keys() | wanted.keys()):
         if shapes.get(key) != wanted.get(key):

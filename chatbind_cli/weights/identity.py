@@ -109,6 +109,10 @@ def read_passport(folder: Path) -> dict[str, Any]:
             where=str(folder / PASSPORT_NAME),
             hint="update chatbind",
         )
+    for name in ("base", "target", "delta", "exact", "source"):
+        part = passport.get(name, {})
+        if not isinstance(part, dict) or not isinstance(part.get("tensors", {}), dict):
+            raise WeightsError(f"says nothing that is {name}", where=str(folder / PASSPORT_NAME))
     return passport
 
 

@@ -108,7 +108,7 @@ def _info(config: Mapping[str, Any], known: Sequence[str]) -> dict[str, Any]:
     if not str(config.get("model_type", "")).startswith("llava"):
         return {}
     return {
-        "tokens_per_embedding": max(int(config.get("repeat_feature_dim") or 1), 1),
+        "tokens_per_embedding": config.get("repeat_feature_dim") or 1,
         "projector_layout": "repeat",
         "use_start_end": bool(config.get("mm_use_im_start_end")),
         "normalize_embeddings": False,
@@ -147,9 +147,12 @@ def _added_tokens(folder: Path) -> dict[str, int]:
         for token, index in read_json(folder / "added_tokens.json", missing_ok=True).items()
         if isinstance(index, int)
     }
-    for entry in read_json(folder / "tokenizer.json", missing_ok=True).get("added_tokens", ()):
-        added[entry["content"]] = entry["id"]
-    config = read_json(folder / "tokenizer_config.json", missing_ok=True)
-    for index, entry in config.get("added_tokens_decoder", {}).items():
-        added[entry["content"]] = int(index)
+    try:
+        for entry in read_json(folder / "tokenizer.json", missing_ok=True).get("added_tokens", ()):
+            added[entry["content"]] = int(entry["id"])
+        config = read_json(folder / "tokenizer_config.json", missing_ok=True)
+        for index, entry in config.get("added_tokens_decoder", {}).items():
+            added[entry["content"]] = int(index)
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise CheckpointError("its added tokens cannot be read", where=str(folder)) from error
     return added
