@@ -18,7 +18,7 @@ from typing import Any
 from chatbind_cli.errors import CheckpointError
 
 _CHILD = Path(__file__).with_name("template_child.py")
-_SECONDS = 30.0  # for a machine that has other work; the child's own limit is 3 of the processor's
+_SECONDS = 30.0  # for a machine that has other work; the child's own limit is 2 of the processor's
 _LONGEST_TEMPLATE = 1 << 20
 _HINT = "choose another --prompt-style"
 

@@ -16,6 +16,9 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from chatbind_cli.errors import CheckpointError
+from chatbind_cli.weights.json_file import MOST_BYTES
+
+_LONGEST_PIECE = 512  # characters; every place to cut one is looked at
 
 
 def with_scored_merges(
@@ -37,10 +40,7 @@ def with_scored_merges(
     if backend is None:
         return tokenizer
     state = json.loads(backend.to_str())
-    try:
-        pieces = SentencePieceProcessor(model_file=str(model_file))
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError("not a SentencePiece model", where=str(model_file)) from error
+    pieces = read_pieces(model_file)
     vocabulary = {pieces.IdToPiece(i): i for i in range(pieces.GetPieceSize())}
     if state["model"].get("type") != "BPE" or not _same_ids(state["model"]["vocab"], vocabulary):
         return tokenizer
@@ -54,6 +54,23 @@ def with_scored_merges(
         if key not in ("vocab", "merges", "vocab_file", "tokenizer_file", "tokenizer_object")
     }
     return type(tokenizer)(tokenizer_object=Tokenizer.from_str(json.dumps(state)), **options)
+
+
+def read_pieces(model_file: Path) -> SentencePieceProcessor:
+    """A `tokenizer.model`, before anybody cuts its pieces at every place.
+
+    Raises:
+        CheckpointError: the file is no SentencePiece model, or has a piece longer than any.
+    """
+    try:
+        if model_file.stat().st_size > MOST_BYTES:
+            raise OSError("too large")
+        pieces = SentencePieceProcessor(model_file=str(model_file))
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError("not a SentencePiece model", where=str(model_file)) from error
+    if any(len(pieces.IdToPiece(i)) > _LONGEST_PIECE for i in range(pieces.GetPieceSize())):
+        raise CheckpointError("has a piece longer than any", where=str(model_file))
+    return pieces
 
 
 def _same_ids(own: dict[str, int], vocabulary: dict[str, int]) -> bool:

@@ -20,7 +20,7 @@ from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-_CPU_SECONDS = 3
+_CPU_SECONDS = 2
 _MEMORY_BYTES = 512 << 20
 _LONGEST_TEXT = 4 << 20
 

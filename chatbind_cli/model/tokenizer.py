@@ -19,7 +19,7 @@ from transformers import AddedToken, AutoTokenizer, LlamaTokenizer, PreTrainedTo
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.model.config import ChatBindConfig
 from chatbind_cli.model.pretrained import one_line, open_tokenizer
-from chatbind_cli.model.sentencepiece_merges import with_scored_merges
+from chatbind_cli.model.sentencepiece_merges import read_pieces, with_scored_merges
 
 IM_PATCH = "<im_patch>"
 IM_START = "<im_start>"
@@ -40,6 +40,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     model_file = folder / "tokenizer.model"
     told = any((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json"))
     kind = LlamaTokenizer if model_file.is_file() and not told else AutoTokenizer
+    if model_file.is_file():
+        read_pieces(model_file)  # transformers looks at all ways to cut one, however long it is
     tokenizer = open_tokenizer(path, kind)
     return with_scored_merges(tokenizer, model_file) if model_file.is_file() else tokenizer
 

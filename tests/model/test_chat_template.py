@@ -69,7 +69,7 @@ def test_a_hostile_template_is_one_line_within_seconds(template: Any) -> None:
         render_marked(holder(template), ["user"], asks=True)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
-    assert time.monotonic() - start < 25  # three seconds of a processor that others use, too
+    assert time.monotonic() - start < 40  # two seconds of a processor that others use, too
 
 
 def test_one_rendering_serves_every_conversation_of_the_same_turns(
