@@ -126,7 +126,7 @@ def _unwritable(value: Record) -> str | None:
     except UnicodeEncodeError:
         return "has text that is not UTF-8 (half of a surrogate pair)"
     except ValueError:
-        return "has a number that is too large, or that JSON has not"
+        return "has a number that is too large, or NaN"
     return None
 
 

@@ -68,7 +68,7 @@ BAD_LINES = {
     b"[1]": "must be a JSON object, not list",
     b"\xff\xfe": "is not UTF-8 text",
     b'{"a":' * 5000: "is nested too deeply",
-    b'{"question_id": 1e999}': "has a number that is too large, or that JSON has not",
+    b'{"question_id": 1e999}': "has a number that is too large, or NaN",
     b'{"a": "\0"}': "is not JSON (Invalid control character at)",
 }
 

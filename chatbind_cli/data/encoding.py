@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -28,6 +29,9 @@ from chatbind_cli.media.source import shown
 
 _PATIENCE_S = 0.2  # until a thread that waits for room looks whether it is still wanted
 
+GPU_FAILED = (torch.OutOfMemoryError, torch.AcceleratorError)
+"""What no single medium or question is to blame for, and no other would survive."""
+
 NO_EMBEDDING = "the encoder made numbers of it that are not finite, or all zero"
 
 Recall = Callable[[str, str], torch.Tensor | None]
@@ -44,7 +48,13 @@ class _Known:
 
 
 _Loaded = Media | _Known | ChatBindError
-_Waiting = tuple[MediaItem, Future[_Loaded]]
+
+
+@dataclass(frozen=True)
+class _End:
+    """The end of the list, and why it ended early, if it did."""
+
+    error: ChatBindError | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -122,7 +132,7 @@ def embed_each(encoder: Encoder, media: Sequence[Media]) -> list[torch.Tensor | 
     """
     try:
         rows = encoder.embed(media, normalize=False)
-    except (ChatBindError, torch.OutOfMemoryError, torch.AcceleratorError):
+    except (ChatBindError, *GPU_FAILED):
         raise
     except Exception as error:
         if len(media) == 1:
@@ -186,9 +196,9 @@ class _LoadAhead:
     """Reads the list and decodes its media in threads, a bounded number of media ahead.
 
     The list has a thread of its own, because it may be a pipe that is slow to say more: what is
-    decoded goes on without waiting for the next line. That thread also owns the decoding ones. To
-    give the work up, a flag is set and nobody is waited for, since Python may end `batches` in
-    any thread.
+    decoded goes on without waiting for the next line. That thread holds items and nothing else.
+    Threads are waited for only in the one that works through the batches: Python may end
+    `batches` in any other, too.
 
     Args:
         items: what to decode.
@@ -202,60 +212,60 @@ class _LoadAhead:
         self._items = items
         self._known = known
         self._options = options
-        self._waiting: queue.Queue[_Waiting | ChatBindError | None] = queue.Queue(
-            options.workers + options.batch_size
-        )
+        self._ahead = options.workers + options.batch_size
+        self._arrived: queue.Queue[MediaItem | _End] = queue.Queue(self._ahead)
         self._stopped = False
 
     def batches(self) -> Iterator[list[tuple[MediaItem, _Loaded]]]:
         """Yields what is ready, in order, up to the size of a batch at a time."""
         # a daemon: it may sit in a read of a pipe that never says more when the work is given up
-        threading.Thread(target=self._work, name="list", daemon=True).start()
-        end: ChatBindError | None = None
-        ended = False
+        reader = threading.Thread(target=self._read, name="list", daemon=True)
+        reader.start()
+        mine = threading.current_thread()
+        pool = ThreadPoolExecutor(self._options.workers, thread_name_prefix="decode")
+        waiting: deque[tuple[MediaItem, Future[_Loaded]]] = deque()
+        end: _End | None = None
         try:
-            while not ended:
-                waiting = [self._waiting.get()]
-                while len(waiting) < self._options.batch_size and not self._waiting.empty():
-                    waiting.append(self._waiting.get())
-                batch: list[tuple[MediaItem, _Loaded]] = []
-                for entry in waiting:
-                    if isinstance(entry, tuple):
-                        batch.append((entry[0], entry[1].result()))
+            while waiting or end is None:
+                while end is None and (not waiting or self._may_take(len(waiting))):
+                    entry = self._arrived.get()
+                    if isinstance(entry, _End):
+                        end = entry
                     else:
-                        ended, end = True, entry
-                yield batch
-            if end is not None:
-                raise end
+                        job = pool.submit(_load, entry, self._known, self._options)
+                        waiting.append((entry, job))
+                size = min(len(waiting), self._options.batch_size)
+                taken = [waiting.popleft() for _ in range(size)]
+                yield [(item, job.result()) for item, job in taken]
+            if end.error is not None:
+                raise end.error
         finally:
             self._stopped = True
+            own = threading.current_thread() is mine
+            pool.shutdown(wait=own, cancel_futures=True)
+            if own:
+                reader.join(2 * _PATIENCE_S)
 
-    def _work(self) -> None:
-        with ThreadPoolExecutor(self._options.workers, thread_name_prefix="decode") as pool:
-            self._put(self._read(pool))
+    def _may_take(self, n_waiting: int) -> bool:
+        return n_waiting < self._ahead and not self._arrived.empty()
 
-    def _read(self, pool: ThreadPoolExecutor) -> ChatBindError | None:
-        """Hands the items out; returns why they ended, None where there are no more."""
+    def _read(self) -> None:
+        end = _End()
         try:
             for item in self._items:
-                if not self._put((item, pool.submit(self._decode, item))):
-                    break
+                if not self._put(item):
+                    return
         except OSError as error:
-            return ChatBindError(f"the list cannot be read: {error.strerror or error}")
+            end = _End(ChatBindError(f"the list cannot be read: {error.strerror or error}"))
         except Exception as error:
-            return contained(error, where="the list")
-        return None
+            end = _End(contained(error, where="the list"))
+        self._put(end)
 
-    def _decode(self, item: MediaItem) -> _Loaded:
-        if self._stopped:  # nobody waits for it
-            return ChatBindError("given up")
-        return _load(item, self._known, self._options)
-
-    def _put(self, entry: _Waiting | ChatBindError | None) -> bool:
+    def _put(self, entry: MediaItem | _End) -> bool:
         """Waits for room; returns False where the work was given up meanwhile."""
         while not self._stopped:
             with suppress(queue.Full):
-                self._waiting.put(entry, timeout=_PATIENCE_S)
+                self._arrived.put(entry, timeout=_PATIENCE_S)
                 return True
         return False
 
