@@ -122,9 +122,9 @@ class Run:
         if not self._asked:
             note("there are no questions")
         if self._doubled:
-            first = ", ".join(map(str, self._doubled[:_SHOWN]))
-            more = ", ..." if len(self._doubled) > _SHOWN else ""
-            note(f"left out: {len(self._doubled)} questions whose id stands before: {first}{more}")
+            ids = dict.fromkeys(map(str, self._doubled))
+            first = ", ".join(list(ids)[:_SHOWN]) + (", ..." if len(ids) > _SHOWN else "")
+            note(f"left out: {len(self._doubled)} questions whose id stands before: {first}")
         if self._failures:
             raise SomeRecordsFailed(
                 f"{len(self._failures)} of {self._asked} questions failed",
