@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -157,6 +158,9 @@ def _open_streams() -> None:
                 os.dup2(handle, number)
                 os.close(handle)
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
+        # records are UTF-8 in every locale
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 _CLOSED_PIPE = 141

@@ -7,49 +7,66 @@ what the records mean.
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
-import math
 import os
 import re
 import sys
-import zlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, NoReturn, cast
+from typing import IO, Any, cast
 
 import jsonlines
 
-from chatbind_cli.errors import RecordError, UsageError
+from chatbind_cli.compression import BROKEN, decompressed
+from chatbind_cli.errors import ChatBindError, RecordError, UsageError
 from chatbind_cli.files import open_alone, replace_file
+from chatbind_cli.json_text import Line, Record, parse, parse_line
 
-Record = dict[str, Any]
+__all__ = [
+    "Line",
+    "Record",
+    "RecordWriter",
+    "dumps",
+    "legible",
+    "read_lines",
+    "read_records",
+    "record_id",
+]
 
-_LARGE = re.compile(r"[eE]\+?[0-9]{3}")
-_GZIP = b"\x1f\x8b"
-_ZSTD = b"\x28\xb5\x2f\xfd"
+_HALF = re.compile("[\udc80-\udcff]")
+_MOST_SHOWN = 80  # characters of a bad id
 
 
 def dumps(record: Mapping[str, Any]) -> str:
-    """The record as one line of JSON, without the line's end.
+    """The record as one line of JSON, without the line's end; always UTF-8, see `legible`.
 
     Raises:
         ValueError: a number is not finite (JSON has no NaN).
     """
-    return json.dumps(record, ensure_ascii=False, separators=(", ", ": "), allow_nan=False)
+    text = json.dumps(record, ensure_ascii=False, separators=(", ", ": "), allow_nan=False)
+    return legible(text, backslash=r"\\")
+
+
+def legible(text: str, *, backslash: str = "\\") -> str:
+    r"""The text, with `\xe9` for each byte of a file name that is not UTF-8.
+
+    Python holds such a byte as half of a surrogate pair, which can be written nowhere.
+    """
+    if text.isascii():
+        return text
+    return _HALF.sub(lambda half: f"{backslash}x{ord(half[0]) & 0xFF:02x}", text)
 
 
 def read_records(
     source: str | Path, *, stdin: IO[bytes] | None = None
 ) -> Iterator[tuple[Record, str]]:
-    """Reads the records of a file one at a time.
+    """Reads the records of a file one at a time, and ends at the first bad one.
 
     Args:
-        source: a path, or `-` for standard input. JSONL, or one JSON array of objects (LLaVA's
-            training files); either may be compressed with gzip or zstd.
-        stdin: the byte stream that `-` stands for, `sys.stdin.buffer` unless given.
+        source: see `read_lines`.
+        stdin: see `read_lines`.
 
     Yields:
         The record and where it stands (`file:line`, or `file[index]` in an array).
@@ -57,18 +74,41 @@ def read_records(
     Raises:
         RecordError: the file cannot be read, or a line is not a JSON object.
     """
-    name = "<stdin>" if str(source) == "-" else str(source)
+    for record, where, _, problem in read_lines(source, stdin=stdin):
+        if problem is not None:
+            raise problem
+        yield record, where
+
+
+def read_lines(
+    source: str | Path, *, stdin: IO[bytes] | None = None, name: str | None = None
+) -> Iterator[Line]:
+    """Reads the records of a file one at a time; a bad one is an error among the others.
+
+    A file may have any size, a record 64 MiB (room for media in data URIs). What is compressed is
+    never unpacked further than that ahead, and from windows of at most 128 MiB (zstd).
+
+    Args:
+        source: a path, or `-` for standard input. JSONL, or one JSON array of objects (LLaVA's
+            training files); either may be compressed with gzip or zstd.
+        stdin: the byte stream that `-` stands for, `sys.stdin.buffer` unless given.
+        name: what messages call it.
+
+    Raises:
+        RecordError: the file cannot be read, or not on from here.
+    """
+    name = name or ("<stdin>" if str(source) == "-" else legible(str(source)))
     try:
         if str(source) == "-":
-            yield from _parse(_decompressed(stdin or sys.stdin.buffer), name)
+            yield from parse(decompressed(stdin or sys.stdin.buffer), name)
         else:
             with Path(source).open("rb") as file:
-                yield from _parse(_decompressed(file), name)
+                yield from parse(decompressed(file), name)
+    except BROKEN as error:
+        raise RecordError(f"broken compression ({error})", where=name) from error
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         hint = "check the path" if isinstance(error, FileNotFoundError) else None
         raise RecordError(error.strerror or "cannot be read", where=name, hint=hint) from error
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise RecordError(f"broken compression ({error})", where=name) from error
 
 
 def record_id(record: Record, keys: Sequence[str] = ("question_id", "id")) -> str | int:
@@ -82,146 +122,10 @@ def record_id(record: Record, keys: Sequence[str] = ("question_id", "id")) -> st
             value = record[key]
             if isinstance(value, str | int) and not isinstance(value, bool):
                 return value
-            raise RecordError(f"{key} must be text or a whole number, not {value!r}")
+            shown = repr(value)
+            shown = shown if len(shown) <= _MOST_SHOWN else f"{shown[:_MOST_SHOWN]}..."
+            raise RecordError(f"{key} must be text or a whole number, not {shown}")
     raise RecordError(f"a record has no {' or '.join(keys)}")
-
-
-def _decompressed(file: IO[bytes]) -> IO[bytes]:
-    """The stream itself, or its content if it starts like gzip or zstd."""
-    buffered: Any = file if hasattr(file, "peek") else io.BufferedReader(file)
-    head = buffered.peek(4)[:4]
-    if head.startswith(_GZIP):
-        return gzip.GzipFile(fileobj=buffered)  # type: ignore[return-value]
-    if head == _ZSTD:
-        return io.BufferedReader(_ZstdFile(buffered))
-    return buffered
-
-
-class _ZstdFile(io.RawIOBase):
-    """The content of zstd frames; zstandard's own reader takes a cut file for a whole one."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        import zstandard
-
-        self._file = file
-        self._new = zstandard.ZstdDecompressor().decompressobj
-        self._broken = zstandard.ZstdError
-        self._frame: Any = None
-        self._packed = b""
-        self._ready = b""
-
-    def readable(self) -> bool:
-        """Yes."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Fills the buffer with what is ready, at least one byte before the end."""
-        while not self._ready:
-            self._packed = self._packed or self._file.read1(1 << 16)  # type: ignore[attr-defined]
-            if not self._packed:
-                if self._frame is not None:
-                    raise EOFError("the file ended before the end of a zstd frame")
-                return 0
-            self._frame = self._frame or self._new()
-            try:
-                self._ready = self._frame.decompress(self._packed)
-            except self._broken as error:
-                raise EOFError(str(error)) from error
-            self._packed = self._frame.unused_data
-            if self._frame.eof:
-                self._frame = None
-        n = min(len(buffer), len(self._ready))
-        buffer[:n], self._ready = self._ready[:n], self._ready[n:]
-        return n
-
-
-def _parse(file: IO[bytes], name: str) -> Iterator[tuple[Record, str]]:
-    started = False
-    for number, line in enumerate(_lines(file, name), start=1):
-        text = line.strip().removeprefix("\ufeff")
-        if not text:
-            continue
-        if not started and text.startswith("["):
-            yield from _parse_array(text + "\n" + "".join(_lines(file, name)), name)
-            return
-        started = True
-        yield _object(text, f"{name}:{number}"), f"{name}:{number}"
-
-
-def _lines(file: IO[bytes], name: str) -> Iterator[str]:
-    for number, line in enumerate(file, start=1):
-        try:
-            yield line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise RecordError("is not UTF-8 text", where=f"{name}:{number}") from error
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if math.isinf(value):
-        raise ValueError("a number is too large")
-    return value
-
-
-def _no_json(name: str) -> NoReturn:
-    raise ValueError(f"JSON has no {name}")
-
-
-def _loads(text: str) -> Any:
-    """The value that JSON text means.
-
-    Raises:
-        json.JSONDecodeError: it is not JSON.
-        ValueError: it is, and could never be written again: NaN, half of a surrogate pair, a
-            number of thousands of digits.
-        RecursionError: it is nested too deeply.
-    """
-    value = json.loads(
-        text,
-        parse_constant=_no_json,
-        # a hook on every number would make reading embeddings slow
-        parse_float=_finite if _LARGE.search(text) else None,
-    )
-    if "\\ud" in text or "\\uD" in text:
-        try:
-            dumps(value).encode()
-        except UnicodeEncodeError as error:
-            raise ValueError("half of a surrogate pair is no character") from error
-    return value
-
-
-def _object(text: str, where: str) -> Record:
-    try:
-        value = _loads(text)
-    except json.JSONDecodeError as error:
-        raise RecordError(f"is not JSON ({error.msg})", where=where) from error
-    except ValueError as error:
-        raise RecordError(f"cannot be used ({_short(error)})", where=where) from error
-    except RecursionError as error:
-        raise RecordError("is nested too deeply", where=where) from error
-    if not isinstance(value, dict):
-        raise RecordError(f"must be a JSON object, not {type(value).__name__}", where=where)
-    return value
-
-
-def _short(error: ValueError) -> str:
-    return str(error).split(":")[0].split(";")[0]
-
-
-def _parse_array(text: str, name: str) -> Iterator[tuple[Record, str]]:
-    try:
-        values = _loads(text)
-    except json.JSONDecodeError as error:
-        where = f"{name}:{error.lineno}"
-        raise RecordError(f"is not a JSON array ({error.msg})", where=where) from error
-    except ValueError as error:
-        raise RecordError(f"cannot be used ({_short(error)})", where=name) from error
-    except RecursionError as error:
-        raise RecordError("is nested too deeply", where=name) from error
-    for index, value in enumerate(values):
-        if not isinstance(value, dict):
-            raise RecordError("must be a JSON object", where=f"{name}[{index}]")
-        yield value, f"{name}[{index}]"
 
 
 class _Stdout:
@@ -292,15 +196,28 @@ class RecordWriter:
             self.n_failed += 1
         else:
             self.done.add(self.id_of(record))
-        if self._in_words is None:
-            self._writer.write(record)
-        else:
-            self._file.write(f"{self._in_words(record)}\n")
-            self._file.flush()
+        with self._writing():
+            if self._in_words is None:
+                self._writer.write(record)
+            else:
+                self._file.write(f"{self._in_words(record)}\n")
+                self._file.flush()
 
     def close(self) -> None:
         """Closes the file; standard output stays open."""
-        self._file.close()
+        with self._writing():
+            self._file.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Says which file it is that cannot be written; who reads no more need not be told."""
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            where = "<stdout>" if self.target == "-" else self.target
+            raise ChatBindError(f"cannot be written ({error.strerror})", where=where) from error
 
     def __enter__(self) -> RecordWriter:
         """Returns itself."""
@@ -374,15 +291,20 @@ class RecordWriter:
             return None
         if not line.strip():
             return None
+        record, _, _, problem = parse_line(line, where)
+        # what failed for want of an id says which line of the input it was
+        nameless = "error" in record and isinstance(record.get("line"), int)
         try:
-            record = _object(line.decode("utf-8"), where)
-            identity = self.id_of(record)
-        except (UnicodeDecodeError, RecordError, KeyError) as error:
+            identity = None if nameless else self.id_of(record)
+            known = identity in self.done
+        except (KeyError, TypeError) as error:  # TypeError: a list is no id
+            problem = RecordError(str(error))
+        if problem is not None:
             raise RecordError(
                 f"is not a record with {self.key}, so the file cannot be continued",
                 where=where,
                 hint="give another output file, or --overwrite",
-            ) from error
+            )
         for key, value in self._expect.items():
             if record.get(key, value) != value:
                 raise RecordError(
@@ -390,4 +312,4 @@ class RecordWriter:
                     where=where,
                     hint="give another output file, or --overwrite",
                 )
-        return None if "error" in record or identity in self.done else record
+        return None if "error" in record or known else record

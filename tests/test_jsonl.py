@@ -6,12 +6,14 @@ import gzip
 import io
 import json
 import os
+import tracemalloc
+import zlib
 
 import pytest
 import zstandard
 
 from chatbind_cli.errors import ChatBindError, RecordError, UsageError
-from chatbind_cli.jsonl import RecordWriter, dumps, read_records, record_id
+from chatbind_cli.jsonl import RecordWriter, dumps, legible, read_lines, read_records, record_id
 
 ROWS = [{"question_id": 1, "text": "é"}, {"question_id": 2, "text": "b"}]
 LINES = "".join(dumps(row) + "\n" for row in ROWS)
@@ -41,13 +43,17 @@ def test_jsonl_and_arrays_are_read_plain_and_compressed(tmp_path, pack, text):
         (zstandard.compress(b'{"a": 1}\n' * 1000)[:4], "f: broken compression"),
         (b"\x28\xb5\x2f\xfd" + b"x" * 40, "f: broken compression"),
         (gzip.compress(b'{"a": 1}\n' * 1000, mtime=0)[:20] + b"x" * 30, "f: broken compression"),
-        (b'{"a": NaN}', "f:1: cannot be used .JSON has no NaN"),
-        (b'{"a": 1e999}', "f:1: cannot be used .a number is too large"),
-        (b'[{"a": -Infinity}]', "f: cannot be used .JSON has no -Infinity"),
-        (b'{"a": "\\ud800"}', "f:1: cannot be used .half of a surrogate"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "f:1: cannot be used .Exceeds the limit"),
+        (b'{"a": NaN}', "f:1: has a number that"),
+        (b'{"a": 1e999}', "f:1: has a number that is too large"),
+        (b'{"a": 1' + b"0" * 400 + b".0}", "f:1: has a number that is too large"),
+        (b'[{"a": -Infinity}]', r"f\[0\]: has a number that"),
+        (b'{"a": "\\ud800"}', "f:1: has text that is not UTF-8"),
+        (b'{"a": "\\udc80"}', "f:1: has text that is not UTF-8"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "f:1: has a number that is too large"),
         (b"[" * 100_000, "is not a JSON array|nested too deeply"),
         (b'{"a":' * 100_000, "nested too deeply"),
+        (b'{"a": ' + b"[" * 200 + b"]" * 200 + b"}", "f:1: is nested too deeply"),
+        (b"\n" * 1_000_100, "f:1000001: 1,000,000 empty lines in a row"),
     ],
 )
 def test_an_error_names_the_file_and_the_line(tmp_path, monkeypatch, content, message):
@@ -55,6 +61,117 @@ def test_an_error_names_the_file_and_the_line(tmp_path, monkeypatch, content, me
     (tmp_path / "f").write_bytes(content)
     with pytest.raises(RecordError, match=message):
         list(read_records("f"))
+
+
+BAD_LINES = {
+    b"not json": "is not JSON (Expecting value)",
+    b"[1]": "must be a JSON object, not list",
+    b"\xff\xfe": "is not UTF-8 text",
+    b'{"a":' * 5000: "is nested too deeply",
+    b'{"question_id": 1e999}': "has a number that is too large, or NaN",
+    b'{"a": "\0"}': "is not JSON (Invalid control character at)",
+}
+
+
+def test_a_bad_line_stands_among_the_others(tmp_path):
+    path = tmp_path / "f"
+    path.write_bytes(b"".join(line + b'\r\n\n{"a": 1}\n' for line in BAD_LINES))
+    read = list(read_lines(path))
+    assert [str(line.problem).removeprefix(f"{line.where}: ") for line in read[::2]] == list(
+        BAD_LINES.values()
+    )
+    assert [line.number for line in read[::2]] == [1, 4, 7, 10, 13, 16]
+    assert [(line.record, line.problem) for line in read[1::2]] == [({"a": 1}, None)] * 6
+
+
+def test_a_bad_element_stands_among_the_others_however_the_array_is_read(tmp_path):
+    elements = [b'{"a": 1}', b"7", b'{"a": NaN, "id": "x"}', b'{"a": "\xff"}', b'{"a": "]"}', b"{}"]
+    path = tmp_path / "f"
+    path.write_bytes(b"\xef\xbb\xbf [\n" + b" ,\n".join(elements) + b"]\n")
+    read = list(read_lines(path))
+    assert [line.problem is None for line in read] == [True, False, False, False, True, True]
+    assert [line.record for line in read] == [{"a": 1}, {}, {"id": "x"}, {}, {"a": "]"}, {}]
+    assert [line.number for line in read] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7])
+def test_an_array_may_be_cut_anywhere_while_it_is_read(monkeypatch, chunk):
+    monkeypatch.setattr("chatbind_cli.json_text._CHUNK_BYTES", chunk)
+    rows = [{"n": 12, "s": 'é"]},[{\\'}, {"l": [1, {"x": 2.5}]}, {}]
+    text = "[" + ",\n ".join(json.dumps(row, ensure_ascii=False) for row in rows) + "]"
+    head, rest = text[:1], text[1:]
+    stream = io.BufferedReader(io.BytesIO(f"{head}\n{rest}\n".encode()))
+    assert [record for record, _ in read_records("-", stdin=stream)] == rows
+    broken = io.BytesIO(f"{head}\n{rest[:-1]} x]".encode())
+    with pytest.raises(RecordError, match="<stdin>:4: is not a JSON array .Expecting ',' delim"):
+        list(read_records("-", stdin=broken))
+
+
+@pytest.fixture
+def most_memory(monkeypatch):
+    """Tells the most bytes that were held since the test began; a record may have a MiB."""
+    monkeypatch.setattr("chatbind_cli.json_text.MOST_BYTES", 1 << 20)
+    tracemalloc.start()
+    yield lambda: tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+
+def test_what_an_array_costs_does_not_grow_with_it(tmp_path, most_memory):
+    path = tmp_path / "f"
+    path.write_text("[" + ",".join(json.dumps({"a": "x" * 1000}) for _ in range(20_000)) + "]")
+    tracemalloc.reset_peak()
+    assert sum(1 for _ in read_records(path)) == 20_000
+    assert most_memory() < 10e6
+
+
+@pytest.mark.parametrize("start", [b'{"a": 1}\n', b'{"a": 1}\n{"b": "', b"[", b'["'])
+@pytest.mark.parametrize("pack", ["gzip", "zstd"])
+def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path, most_memory, pack, start):
+    new = zlib.compressobj(9, 8, 31) if pack == "gzip" else zstandard.ZstdCompressor().compressobj()
+    spaces = b" " * (1 << 20)
+    packed = [new.compress(start), *(new.compress(spaces) for _ in range(100)), new.flush()]
+    (tmp_path / "f").write_bytes(b"".join(packed))
+    tracemalloc.reset_peak()
+    read = []
+    with pytest.raises(RecordError, match=r"without end|is longer than|nothing but spaces"):
+        for line in read_lines(tmp_path / "f"):
+            read.append(line)
+    assert most_memory() < 80e6
+    good = [line.record for line in read if line.problem is None]
+    assert good == [{"a": 1}] * start.startswith(b"{")
+
+
+def test_a_line_that_is_too_long_does_not_take_the_others_along(tmp_path, monkeypatch):
+    monkeypatch.setattr("chatbind_cli.json_text.MOST_BYTES", 100)
+    path = tmp_path / "f"
+    path.write_bytes(b"\n".join([b"x" * 99, b"x" * 350, b'{"a": 1}', b"x" * 100, b"y" * 200]))
+    assert [str(line.problem).partition(": ")[2] for line in read_lines(path)] == [
+        "is not JSON (Expecting value)",
+        "is longer than 64 MiB",
+        "",
+        "is longer than 64 MiB",
+        "is longer than 64 MiB",
+    ]
+
+
+def test_what_came_before_the_end_of_a_broken_stream_is_read(tmp_path):
+    lines = b"".join(b'{"a": %d}\n' % n for n in range(1000))
+    for content in (gzip.compress(lines)[:-4], gzip.compress(lines) + b"rubbish"):
+        path = tmp_path / "f"
+        path.write_bytes(content)
+        read = []
+        with pytest.raises(RecordError, match="f: broken compression"):
+            for record, _ in read_records(path):
+                read.append(record["a"])
+        assert read == list(range(1000))
+
+
+def test_a_zstd_window_that_would_take_gigabytes_is_refused(tmp_path):
+    wide = zstandard.ZstdCompressionParameters(window_log=30, enable_ldm=False)
+    packer = zstandard.ZstdCompressor(compression_params=wide).compressobj()
+    (tmp_path / "f").write_bytes(packer.compress(b'{"a": 1}\n') + packer.flush())
+    with pytest.raises(RecordError, match="f: broken compression .*memory"):
+        list(read_lines(tmp_path / "f"))
 
 
 def test_a_missing_file_is_one_line(tmp_path):
@@ -213,3 +330,31 @@ def test_a_person_at_a_terminal_reads_words_and_a_file_gets_records(tmp_path, ca
     assert capsys.readouterr().out == "n is 1\n"
     write(tmp_path / "f")
     assert json.loads((tmp_path / "f").read_text()) == {"n": 1}
+
+
+def test_a_name_that_is_not_utf_8_is_written_as_text():
+    name = os.fsdecode(b"caf\xe9 \xc3\xa9.png")
+    assert legible(name) == "caf\\xe9 é.png"
+    line = dumps({"path": name})
+    assert json.loads(line.encode()) == {"path": legible(name)}
+
+
+def test_an_output_that_cannot_be_written_is_one_line():
+    with (
+        pytest.raises(ChatBindError, match="/dev/full: cannot be written .No space left on dev"),
+        RecordWriter("/dev/full") as writer,
+    ):
+        writer.write({"question_id": 1})
+
+
+def test_what_failed_without_an_id_is_written_anew(tmp_path):
+    path = tmp_path / "out.jsonl"
+    path.write_text('{"line": 3, "error": "is not JSON"}\n' + LINES)
+    with RecordWriter(path) as writer:
+        assert writer.done == {1, 2}
+    assert path.read_text() == LINES
+    log = '{"error": "of another program"}\n'
+    path.write_text(log)
+    with pytest.raises(RecordError, match="is not a record with question_id"):
+        RecordWriter(path)
+    assert path.read_text() == log

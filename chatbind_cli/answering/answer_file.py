@@ -61,7 +61,7 @@ class AnswerFile:
         """Notes that a question is next in line.
 
         Args:
-            identity: its id.
+            identity: its id, or `("line", number)` of a line that is no question.
             where: where it stands.
 
         Returns:
@@ -159,10 +159,11 @@ def _first_answer(path: Path) -> Record | None:
 
 
 def _places(path: Path) -> Iterator[tuple[Hashable, int, int]]:
-    """The id, start and end of every line."""
+    """The id, start and end of every line; the id of what was no question is its line's number."""
     with path.open("rb") as file:
         lines = [len(line) for line in file]
     start = 0
     for (record, _), length in zip(read_records(path), lines, strict=True):
-        yield record[KEY], start, start + length
+        identity = ("line", record["line"]) if "line" in record else record[KEY]
+        yield identity, start, start + length
         start += length

@@ -14,7 +14,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.generation.streamers import BaseStreamer
 
 from chatbind_cli.answering.decoding import AnswerDecoder, StopAtText
@@ -199,6 +205,7 @@ class Generator:
                 media_embeddings=embeddings.to(device) if len(embeddings) else None,
                 media_weights=weights.to(device) if len(weights) else None,
                 generation_config=self._config(settings, length),
+                logits_processor=LogitsProcessorList([_Finite()]),
                 stopping_criteria=self._criteria(settings, length, cancelled),
                 streamer=streamer,
             )
@@ -271,6 +278,20 @@ class _Feed(BaseStreamer):
             piece = text[len(self._shown) :]
             self._shown = text
             self._on_text(piece)
+
+
+class _Finite(LogitsProcessor):
+    """Refuses scores that are not finite: the likeliest of them would be an empty answer."""
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """The scores as they are.
+
+        Raises:
+            RecordError: one is NaN or infinite (minus infinity says "never").
+        """
+        if not bool((scores < float("inf")).all()):
+            raise RecordError("the model's numbers for this question are not finite")
+        return scores
 
 
 class _Cancelled(StoppingCriteria):

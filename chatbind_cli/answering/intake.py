@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from typing import IO
 
 from chatbind_cli.errors import ChatBindError
-from chatbind_cli.jsonl import Record
+from chatbind_cli.jsonl import Line
 
-Item = tuple[Record, str]
+Item = Line
 
 IDLE_SECONDS = 0.5
 """How long a pipe may pause before the batch that is being gathered is closed."""

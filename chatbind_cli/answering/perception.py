@@ -17,13 +17,14 @@ from typing import Protocol
 import torch
 
 from chatbind_cli.answering.attachments import Attachment
+from chatbind_cli.data.encoding import NO_EMBEDDING, embed_each, is_embedding
 from chatbind_cli.data.store import EmbeddingStore
-from chatbind_cli.errors import ChatBindError, MediaError
+from chatbind_cli.errors import ChatBindError, MediaError, contained
 from chatbind_cli.imagebind.encoder import Encoder
 from chatbind_cli.media.load import Media, load_media
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.sniff import sniff
-from chatbind_cli.media.source import MediaSource, open_source
+from chatbind_cli.media.source import MediaSource, open_source, shown
 
 OpenMedia = Callable[[str | Path | bytes], MediaSource]
 
@@ -110,10 +111,7 @@ class Perception:
         fresh = {
             (item.source.sha256, item.modality): item for item in loaded if isinstance(item, Media)
         }
-        rows: dict[tuple[str, str], torch.Tensor] = {}
-        if fresh:
-            embedded = encoder.embed(list(fresh.values()), normalize=False)
-            rows = dict(zip(fresh, embedded, strict=True))
+        rows = dict(zip(fresh, embed_each(encoder, list(fresh.values())), strict=True))
         return [self._percept(item, rows) for item in loaded]
 
     def _load(self, attachment: Attachment, known: set[str]) -> Media | Percept | ChatBindError:
@@ -127,18 +125,20 @@ class Perception:
             if remembered is not None:
                 return Percept(found, source.sha256, remembered)
             return load_media(source, found, self.options)
-        except ChatBindError as error:
-            return error
+        except Exception as error:
+            return contained(error, where=shown(attachment.name))
 
     def _percept(
         self,
         item: Media | Percept | ChatBindError,
-        rows: dict[tuple[str, str], torch.Tensor],
+        rows: dict[tuple[str, str], torch.Tensor | ChatBindError],
     ) -> Percept | ChatBindError:
         if not isinstance(item, Media):
             return item
         key = (item.source.sha256, item.modality)
         embedding = rows[key]
+        if isinstance(embedding, ChatBindError):
+            return embedding
         self._remembered[key] = embedding
         while len(self._remembered) > _REMEMBERED:
             self._remembered.popitem(last=False)
@@ -170,4 +170,6 @@ class StoredPerception:
                 where=attachment.name,
                 hint="encode it into the store, or answer without --store",
             )
+        if not is_embedding(found):
+            return MediaError(NO_EMBEDDING, where=attachment.name)
         return Percept(modality, None, found)

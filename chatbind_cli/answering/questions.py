@@ -21,7 +21,10 @@ from chatbind_cli.media.source import MediaSource, open_source, resolve_in_root
 
 _ADDRESSES = ("http://", "https://", "data:")
 # what an answer record says itself, and what only says how the question was asked
-_NOT_CARRIED = ("question_id", "id", "text", "prompt", "answer_id", "model_id", "metadata", "error")
+_NOT_CARRIED = (
+    *("question_id", "id", "text", "prompt"),
+    *("answer_id", "model_id", "metadata", "error", "line"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,11 +124,26 @@ def answer_record(
     }
 
 
-def failed_record(record: Record, identity: str | int, error: Exception, model_id: str) -> Record:
-    """The record that takes the place of an answer that could not be given."""
+def failed_record(
+    record: Record,
+    identity: str | int | None,
+    error: Exception,
+    model_id: str,
+    line: int | None = None,
+) -> Record:
+    """The record that takes the place of an answer that could not be given.
+
+    Args:
+        record: the question, or what could be read of it.
+        identity: its id, if it has one.
+        error: the reason.
+        model_id: whose answer it is not.
+        line: where it stands, if that line is no question.
+    """
     return {
-        "question_id": identity,
-        "prompt": record.get("text"),
+        **({} if line is None else {"line": line}),
+        **({} if identity is None else {"question_id": identity}),
+        **({} if line is not None and "text" not in record else {"prompt": record.get("text")}),
         "error": str(error),
         "model_id": model_id,
         **_carried(record),

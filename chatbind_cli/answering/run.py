@@ -25,8 +25,11 @@ from chatbind_cli.answering.questions import (
 from chatbind_cli.answering.session import Answerer, Prepared
 from chatbind_cli.answering.settings import GenerationSettings
 from chatbind_cli.console import note
-from chatbind_cli.errors import ChatBindError, RecordError, SomeRecordsFailed
-from chatbind_cli.jsonl import Record
+from chatbind_cli.data.encoding import GPU_FAILED
+from chatbind_cli.errors import ChatBindError, RecordError, SomeRecordsFailed, contained
+from chatbind_cli.jsonl import Line, Record
+
+_SHOWN = 3
 
 Outcome = Generated | ChatBindError
 
@@ -54,16 +57,20 @@ class Entry:
     """A question in its batch.
 
     Args:
-        id: its id.
+        id: its id, None where there is none that can be used.
         record: as it was read.
         where: file and line.
+        line: the number of that line.
         problem: why it is not to be answered, None if it is.
+        doubled: whether that is because its id stands before.
     """
 
-    id: str | int
+    id: str | int | None
     record: Record
     where: str
+    line: int = 0
     problem: RecordError | None = None
+    doubled: bool = False
 
 
 class Run:
@@ -92,6 +99,7 @@ class Run:
         self._on_done = on_done
         self._asked = 0
         self._failures: list[str] = []
+        self._doubled: list[str | int | None] = []
 
     def answer(self, records: Iterator[Item], *, idle_seconds: float | None = None) -> None:
         """Answers all questions.
@@ -111,6 +119,12 @@ class Run:
                 self._settle(entry, outcome)
             self._on_done(len(batch))
         self._output.finish()
+        if not self._asked:
+            note("there are no questions")
+        if self._doubled:
+            ids = dict.fromkeys(map(str, self._doubled))
+            first = ", ".join(list(ids)[:_SHOWN]) + (", ..." if len(ids) > _SHOWN else "")
+            note(f"left out: {len(self._doubled)} questions whose id stands before: {first}")
         if self._failures:
             raise SomeRecordsFailed(
                 f"{len(self._failures)} of {self._asked} questions failed",
@@ -121,7 +135,7 @@ class Run:
         """Batches with something to do in them, as many at once as there are processes."""
         waiting: list[list[Entry]] = []
         for batch in batches:
-            entries = [self._entry(record, where) for record, where in batch]
+            entries = [self._entry(line) for line in batch]
             self._asked += len(entries)
             if any(self._is_open(entry) for entry in entries):
                 waiting.append(entries)
@@ -134,13 +148,22 @@ class Run:
         if waiting:
             yield waiting
 
-    def _entry(self, record: Record, where: str) -> Entry:
-        identity = identity_of(record, where)
+    def _entry(self, line: Line) -> Entry:
+        record, where, number, problem = line
+        identity: str | int | None = None
+        try:
+            identity = identity_of(record, where)
+        except RecordError as error:
+            problem = problem or error
+        if problem is not None:
+            # another line may be the question that goes by this id
+            self._output.expect(("line", number), where)
+            return Entry(identity, record, where, number, problem)
         first = self._output.expect(identity, where)
         if first == where:
-            return Entry(identity, record, where)
+            return Entry(identity, record, where, number)
         problem = RecordError(f"question {identity} stands at {first} already", where=where)
-        return Entry(identity, record, where, problem)
+        return Entry(identity, record, where, number, problem, doubled=True)
 
     def _is_open(self, entry: Entry) -> bool:
         return entry.problem is not None or self._output.wants(entry.id)
@@ -159,11 +182,14 @@ class Run:
         if job.on_error == "fail":
             raise outcome
         self._failures.append(str(outcome))
-        if entry.problem is not None:
+        if entry.doubled:
             # the id has its record; a second one would make the file ambiguous
+            self._doubled.append(entry.id)
+        elif job.on_error == "skip":
             note(f"left out: {outcome}")
-        elif job.on_error == "record":
-            self._output.write(failed_record(entry.record, entry.id, outcome, job.model_id))
+        else:
+            line = None if entry.problem is None else entry.line
+            self._output.write(failed_record(entry.record, entry.id, outcome, job.model_id, line))
 
 
 def answer_batch(
@@ -181,8 +207,8 @@ def answer_batch(
             if entry.problem is not None:
                 raise entry.problem
             questions[place] = read_question(entry.record, entry.where)
-        except ChatBindError as error:
-            outcomes[place] = error
+        except Exception as error:
+            outcomes[place] = contained(error, where=entry.where)
     prepared = answerer.prepare([question.asked for question in questions.values()])
     ready: dict[int, Prepared] = {}
     for place, result in zip(questions, prepared, strict=True):
@@ -191,7 +217,21 @@ def answer_batch(
         else:
             outcomes[place] = result
     if ready:
-        salt = "\0".join(str(batch[place].id) for place in ready)
-        generated = answerer.generate(list(ready.values()), settings, salt=salt)
-        outcomes.update(zip(ready, generated, strict=True))
+        chosen = [(batch[place], question) for place, question in ready.items()]
+        outcomes.update(zip(ready, _generated(answerer, settings, chosen), strict=True))
     return [outcomes[place] for place in range(len(batch))]
+
+
+def _generated(
+    answerer: Answerer, settings: GenerationSettings, questions: list[tuple[Entry, Prepared]]
+) -> list[Outcome]:
+    """Answers questions together, or each alone if one of them makes that fail."""
+    salt = "\0".join(str(entry.id) for entry, _ in questions)
+    try:
+        return [*answerer.generate([asked for _, asked in questions], settings, salt=salt)]
+    except GPU_FAILED:
+        raise
+    except Exception as error:
+        if len(questions) == 1:
+            return [contained(error, where=questions[0][0].where)]
+        return [outcome for one in questions for outcome in _generated(answerer, settings, [one])]

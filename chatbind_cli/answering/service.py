@@ -24,7 +24,9 @@ from chatbind_cli.answering.session import Answerer
 from chatbind_cli.answering.settings import GenerationSettings
 from chatbind_cli.console import Progress
 from chatbind_cli.data.store import EmbeddingStore
-from chatbind_cli.jsonl import read_records
+from chatbind_cli.jsonl import read_lines
+
+_MOST_COUNTED = 1 << 30  # bytes that are read only to tell how long it will take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,12 +137,12 @@ class Service:
         if self.questions == "-":
             stream: IO[bytes] = sys.stdin.buffer
             if not may_pause(stream):
-                return read_records("-", stdin=stream), None
-            return read_records("-", stdin=own_stream(stream)), IDLE_SECONDS
+                return read_lines("-", stdin=stream), None
+            return read_lines("-", stdin=own_stream(stream)), IDLE_SECONDS
         path = Path(self.questions)
         if path.is_fifo():
-            return read_records("-", stdin=path.open("rb")), IDLE_SECONDS
-        return read_records(path), None
+            return read_lines("-", stdin=path.open("rb")), IDLE_SECONDS
+        return read_lines(path), None
 
     def _count(self) -> int | None:
         """How many questions there are, where that is quickly told; for the progress bar."""
@@ -148,7 +150,9 @@ class Service:
         if self.questions == "-" or not path.is_file():
             return None
         with path.open("rb") as file:
-            return sum(1 for line in file if line.strip()) if file.peek(1)[:1] == b"{" else None
+            if file.peek(1)[:1] != b"{" or path.stat().st_size > _MOST_COUNTED:
+                return None
+            return sum(part.count(b"\n") for part in iter(partial(file.read, 1 << 20), b""))
 
     def _perceiver(self, opened: OpenedModel) -> Perceiver:
         config: Any = opened.bundle.config

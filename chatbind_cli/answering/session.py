@@ -26,7 +26,7 @@ from chatbind_cli.answering.opening import EncoderFinder, open_model
 from chatbind_cli.answering.perception import Perceiver, Percept, Perception
 from chatbind_cli.answering.settings import GenerationSettings
 from chatbind_cli.data.tokens import PromptEncoder
-from chatbind_cli.errors import ChatBindError
+from chatbind_cli.errors import ChatBindError, contained
 from chatbind_cli.model.turns import MediaRef, Turn
 from chatbind_cli.model.turns import answer as answer_turn
 from chatbind_cli.model.turns import question as question_turn
@@ -200,8 +200,8 @@ class Answerer:
                 continue
             try:
                 results.append(self._prepared(asked, _percepts(percepts), history))
-            except ChatBindError as error:
-                results.append(error)
+            except Exception as error:
+                results.append(contained(error, where=asked.where or "the question"))
         return results
 
     def generate(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -142,7 +142,7 @@ def encode(request: EncodeRequest) -> Outcome:
             results = encode_share(list(missing), encoder, options)
         else:
             results = encode_items(missing, encoder, options)
-        for result in results:
+        for result in stack.enter_context(closing(results)):
             _take(result, sink, outcome, request.on_error)
             progress.advance()
     _conclude(outcome, encoder, request.store)
@@ -224,14 +224,7 @@ def _take(result: Encoded, sink: Sink, outcome: Outcome, on_error: str) -> None:
     if on_error == "skip":
         note(f"left out: {result.error}")
         return
-    sink.write_error(
-        {
-            **result.item.carried,
-            "path": result.item.path,
-            "modality": result.modality,
-            "error": str(result.error),
-        }
-    )
+    sink.write_error({**result.item.output(result.modality), "error": str(result.error)})
 
 
 def _lines(path: Path) -> list[str]:

@@ -73,14 +73,7 @@ class RecordSink:
 
     def write(self, result: Encoded) -> None:
         """Writes the item's record with what `describe` adds."""
-        self._writer.write(
-            {
-                **result.item.carried,
-                "path": result.item.path,
-                "modality": result.modality,
-                **self._describe(result),
-            }
-        )
+        self._writer.write({**result.item.output(result.modality), **self._describe(result)})
         self._paths.add(result.item.path)
 
     def write_error(self, record: Record) -> None:

@@ -8,18 +8,23 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
 from chatbind_cli.data.conversations import media_of_record
 from chatbind_cli.errors import ChatBindError, RecordError
-from chatbind_cli.jsonl import Record, read_records
+from chatbind_cli.json_text import MOST_BYTES, TOO_LONG, Line, lines
+from chatbind_cli.jsonl import Record, legible, read_lines
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.source import MediaSource, open_source, resolve_in_root
 
 # an object, an array, gzip, zstd: what `read_records` understands; anything else is lines of paths
 _RECORDS_START = (b"{", b"[", b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xef\xbb\xbf{", b"\xef\xbb\xbf[")
+
+# what output records say beside the path and the modality, see `encode_sinks`
+_WRITTEN = ("embedding", "labels", "encoder", "normalized", "label_set", "error", "line")
+_NO_MEDIUM = "a record names no medium under path, image, ..."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,20 +51,24 @@ class MediaItem:
     """One medium to encode.
 
     Attributes:
-        path: what output records call it: the path as it was given.
+        path: what output records call it: the path as it was given, made `legible`.
         name: what an embedding store calls it: as training records do, from the media root.
+        ref: the path as it was given by a user; None: as in `path`.
         modality: None where the content has to tell.
         folder: where a record's path starts; None for a path, URL or data URI of the user's own.
         carried: the other keys of its record.
         problem: why its record cannot be used, if so.
+        line: where a record that cannot be used stands.
     """
 
     path: str
     name: str
+    ref: str | None = None
     modality: str | None = None
     folder: MediaFolder | None = None
     carried: Record = field(default_factory=dict)
     problem: str | None = None
+    line: int | None = None
 
     def open(self) -> MediaSource:
         """Returns where its bytes are.
@@ -70,8 +79,18 @@ class MediaItem:
         if self.problem is not None:
             raise RecordError(self.problem)
         if self.folder is None:
-            return open_source(self.path)
+            return open_source(self.ref or self.path)
         return open_source(self.folder.find(self.path))
+
+    def output(self, modality: str | None) -> Record:
+        """Returns what its output record says but for the outcome: whatever came in, and which.
+
+        Args:
+            modality: what it was found to be.
+        """
+        if self.line is not None:
+            return {**self.carried, "line": self.line}
+        return {**self.carried, "path": self.path, "modality": modality}
 
 
 def items_of_paths(
@@ -79,7 +98,8 @@ def items_of_paths(
 ) -> Iterator[MediaItem]:
     """Yields the media that the user names by path, URL or data URI."""
     for path in paths:
-        yield MediaItem(path=path, name=_name_from_root(path, folder.root), modality=modality)
+        name = legible(_name_from_root(path, folder.root))
+        yield MediaItem(path=legible(path), name=name, ref=path, modality=modality)
 
 
 def items_of_list(
@@ -118,18 +138,13 @@ def items_of_training_file(
         RecordError: the file cannot be read.
     """
     seen = set()
-    for record, where in read_records(source):
-        for item in _items_of_record(record, where, folder, modality):
+    for line in read_lines(source):
+        for item in _items_of_record(line, folder, modality):
             key = (item.modality, item.path)
-            if key not in seen:
-                seen.add(key)
-                yield MediaItem(
-                    path=item.path,
-                    name=item.name,
-                    modality=item.modality,
-                    folder=folder,
-                    problem=item.problem,
-                )
+            if item.problem is None and key in seen:
+                continue
+            seen.add(key)
+            yield replace(item, carried={})
 
 
 def _items_of_stream(
@@ -138,51 +153,55 @@ def _items_of_stream(
     stream = stream if hasattr(stream, "peek") else io.BufferedReader(stream)  # type: ignore[type-var]
     first = stream.peek(64).lstrip()
     if first.startswith(_RECORDS_START):
-        for record, where in read_records("-", stdin=stream):
-            where = where.replace("<stdin>", name, 1)
-            items = list(_items_of_record(record, where, folder, modality))
-            if not items:
-                yield _problem(record, f"{where}: a record names no medium under path, image, ...")
-            yield from items
+        for line in read_lines("-", stdin=stream, name=name):
+            items = list(_items_of_record(line, folder, modality))
+            yield from items or [_problem(line, f"{line.where}: {_NO_MEDIUM}")]
         return
-    for number, line in enumerate(stream, start=1):
-        try:
-            path = line.decode("utf-8").rstrip("\r\n")
-        except UnicodeDecodeError:
-            path = line.decode("utf-8", "backslashreplace").rstrip("\r\n")
-            yield _problem({"path": path}, f"{name}:{number}: is not UTF-8 text")
+    for number, content in enumerate(lines(stream, name), start=1):
+        if len(content) > MOST_BYTES:
+            yield _problem(Line({}, name, number), f"{name}:{number}: {TOO_LONG}")
             continue
+        path = content.decode("utf-8", "surrogateescape").rstrip("\r\n")
         if path.strip():
             yield from items_of_paths([path], folder, modality)
 
 
-def _items_of_record(
-    record: Record, where: str, folder: MediaFolder, modality: str | None
-) -> Iterator[MediaItem]:
+def _items_of_record(line: Line, folder: MediaFolder, modality: str | None) -> Iterator[MediaItem]:
+    record, where, _, problem = line
     try:
-        named = [(medium.modality, medium.ref) for medium in media_of_record(record, where=where)]
+        if problem is not None:
+            raise problem
+        media = media_of_record(record, where=where)
     except ChatBindError as error:
-        yield _problem(record, str(error))
+        yield _problem(line, str(error))
         return
-    carried = {key: value for key, value in record.items() if key not in ("embedding", "error")}
+    named: list[tuple[str | None, str]] = [(medium.modality, medium.ref) for medium in media]
     if not named and "path" in record:
         path, said = record["path"], record.get("modality") or modality
         if not isinstance(path, str) or not path:
-            yield _problem(record, f"{where}: path must be a file name")
+            yield _problem(line, f"{where}: path must be a file name")
             return
         if said not in (None, *MODALITIES):
-            yield _problem(record, f"{where}: {said!r} is not one of {', '.join(MODALITIES)}")
+            yield _problem(line, f"{where}: {said!r} is not one of {', '.join(MODALITIES)}")
             return
-        yield MediaItem(path=path, name=path, modality=said, folder=folder, carried=carried)
+        named = [(said, path)]
     for said, path in named:
-        yield MediaItem(path=path, name=path, modality=said, folder=folder, carried=carried)
+        yield MediaItem(
+            path=path, name=path, modality=said, folder=folder, carried=_carried(record)
+        )
 
 
-def _problem(record: Record, problem: str) -> MediaItem:
-    path = record.get("path")
-    path = path if isinstance(path, str) else ""
-    carried = {key: value for key, value in record.items() if key not in ("embedding", "error")}
-    return MediaItem(path=path, name=path, carried=carried, problem=problem)
+def _problem(line: Line, problem: str) -> MediaItem:
+    carried = _carried(line.record)
+    path = carried.pop("path", "")
+    if isinstance(path, str) and path:
+        carried["path"] = path
+    return MediaItem(path="", name="", carried=carried, problem=problem, line=line.number)
+
+
+def _carried(record: Record) -> Record:
+    """A record without the keys that `encode` writes itself, whatever becomes of the medium."""
+    return {key: value for key, value in record.items() if key not in _WRITTEN}
 
 
 def _name_from_root(path: str, root: Path | None) -> str:

@@ -146,7 +146,10 @@ def write_shard(path: Path, entries: Sequence[Entry], embeddings: torch.Tensor) 
         "kind": _column(np.array([numbers[e.modality, e.fingerprint] for e in entries], np.int16)),
     }
     with replace_file(path) as temporary:
-        save_file(tensors, temporary, metadata={"kinds": json.dumps(kinds)})
+        try:
+            save_file(tensors, temporary, metadata={"kinds": json.dumps(kinds)})
+        except SafetensorError as error:
+            raise StoreError(f"cannot be written ({error})", where=str(path)) from error
 
 
 class HashIndex:

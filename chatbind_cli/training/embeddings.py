@@ -15,10 +15,10 @@ import torch
 
 from chatbind_cli.console import Progress
 from chatbind_cli.data.encode_sinks import StoreSink
-from chatbind_cli.data.encoding import Encoded, EncodingOptions, encode_items
+from chatbind_cli.data.encoding import EncodingOptions, encode_items
 from chatbind_cli.data.media_items import MediaFolder, MediaItem
 from chatbind_cli.data.store import EmbeddingStore
-from chatbind_cli.errors import ChatBindError, StoreError
+from chatbind_cli.errors import StoreError
 from chatbind_cli.imagebind.encoder import Encoder
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.model.turns import MediaRef
@@ -122,10 +122,10 @@ def encode_media(
         sink = StoreSink(store, options)
         results = encode_items(items, encoder, _how(encoder, sink, options))
         for medium, result in zip(mine, results, strict=True):
-            try:
-                _keep(result, sink)
-            except ChatBindError as error:
-                failed.append((medium, str(error)))
+            if result.error is None:
+                sink.write(result)
+            else:
+                failed.append((medium, str(result.error)))
             progress.advance()
     return failed
 
@@ -138,9 +138,3 @@ def _how(encoder: Encoder, sink: StoreSink, options: MediaOptions) -> EncodingOp
         batch_size=1 if on_cpu else encoder.batch_size,
         recall=sink.recall,
     )
-
-
-def _keep(result: Encoded, sink: StoreSink) -> None:
-    if result.error is not None:
-        raise result.error
-    sink.write(result)

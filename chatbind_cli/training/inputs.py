@@ -15,10 +15,16 @@ from pathlib import Path
 from chatbind_cli import launch
 from chatbind_cli.data.conversations import Conversation, Conversations, parse_conversation
 from chatbind_cli.data.media_items import MediaFolder
-from chatbind_cli.errors import CheckpointError, MediaError, RecordError, WeightsError
+from chatbind_cli.errors import (
+    CheckpointError,
+    MediaError,
+    RecordError,
+    WeightsError,
+    contained,
+)
 from chatbind_cli.files import replace_file, sha256_file
 from chatbind_cli.imagebind.config import ENCODER_PLACES, usual_encoder
-from chatbind_cli.jsonl import Record, dumps, read_records
+from chatbind_cli.jsonl import Record, dumps, read_lines, read_records
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.model.turns import MediaRef
 from chatbind_cli.training.settings import TrainingSettings
@@ -243,11 +249,13 @@ def read_checked(path: Path) -> tuple[Conversations, Rejected]:
     """
     conversations = Conversations()
     rejected = Rejected()
-    for record, where in read_records(path):
+    for record, where, _, problem in read_lines(path):
         try:
+            if problem is not None:
+                raise problem
             conversations.append(parse_conversation(record, where))
-        except RecordError as error:
-            rejected.add(where, str(error))
+        except Exception as error:
+            rejected.add(where, str(contained(error, where=where)))
     if not len(conversations):
         rejected.stop()
         raise RecordError("has no conversations", where=str(path))

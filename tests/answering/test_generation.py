@@ -8,6 +8,7 @@ import torch
 from chatbind_cli.answering.generation import Generated
 from chatbind_cli.answering.session import Answerer, Asked, Prepared
 from chatbind_cli.answering.settings import GenerationSettings
+from chatbind_cli.errors import RecordError
 from tests.answering.world import World
 
 TEXTS = ["Describe a bird.", "What about the red car?", "And the brown dog over there?"]
@@ -64,3 +65,14 @@ def test_beams_find_an_answer_at_least_as_likely(answerer: Answerer) -> None:
         answerer.stream(TEXTS[0], settings=GenerationSettings(max_new_tokens=12, num_beams=4))
     )
     assert text == beams[0].text
+
+
+@pytest.mark.parametrize("values", [{}, {"num_beams": 2}, {"temperature": 1.0}])
+def test_a_model_that_computes_nonsense_gives_no_empty_answer(
+    world: World, values: dict[str, float]
+) -> None:
+    broken = Answerer.from_pretrained(world.model, device="cpu")
+    with torch.no_grad():
+        broken.model.get_output_embeddings().weight[3] = float("nan")
+    with pytest.raises(RecordError, match="numbers for this question are not finite"):
+        answers(broken, **values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from chatbind_cli.answering.perception import Percept, Perception, StoredPercept
 from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.errors import MediaError
 from chatbind_cli.imagebind.encoder import load_encoder
-from chatbind_cli.media.load import load_media
+from chatbind_cli.media.load import Media, load_media
 from chatbind_cli.media.options import MediaOptions
 from tests.answering.world import DIM, World
 
@@ -60,6 +61,25 @@ def test_an_error_takes_the_place_of_its_medium(world: World, tmp_path: Path) ->
     assert isinstance(seen[0], MediaError)
     assert "none.png: no such file" in str(seen[0])
     assert isinstance(seen[1], Percept)
+
+
+def test_what_means_nothing_to_the_encoder_is_an_error_of_its_medium(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(source: Any, found: str, options: MediaOptions) -> Media:
+        media = load_media(source, found, options)
+        if source.name.endswith("tone.wav"):
+            return replace(media, tensor=media.tensor * float("nan"))
+        if source.name.endswith("depth.png"):
+            raise KeyError("mode")
+        return media
+
+    monkeypatch.setattr("chatbind_cli.answering.perception.load_media", load)
+    files = [world.media / name for name in ("tone.wav", "3.png", "depth.png")]
+    broken, fine, odd = perception(world).look([Attachment(file) for file in files])
+    assert "not finite" in str(broken)
+    assert isinstance(fine, Percept)
+    assert str(odd) == f"{files[2]}: cannot be used (KeyError: 'mode')"
 
 
 def test_a_sense_that_the_encoder_lacks_is_named(world: World) -> None:

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from chatbind_cli.answering.answer_file import AnswerFile
 from chatbind_cli.answering.crew import Alone
 from chatbind_cli.answering.generation import Generated
-from chatbind_cli.answering.run import Entry, Job, Outcome, Run
+from chatbind_cli.answering.run import Entry, Job, Outcome, Run, answer_batch
+from chatbind_cli.answering.session import Prepared
+from chatbind_cli.answering.settings import GenerationSettings
 from chatbind_cli.errors import MediaError, RecordError, SomeRecordsFailed
+from chatbind_cli.jsonl import Line, dumps, read_lines
 from tests.answering.world import read_jsonl
 
 MAKING = {"seed": 1}
@@ -54,10 +58,10 @@ class Two(Alone):
                 yield batch, work(batch)
 
 
-def questions(*ids: int) -> Iterator[tuple[dict[str, Any], str]]:
+def questions(*ids: int) -> Iterator[Line]:
     for line, identity in enumerate(ids, start=1):
         record = {"question_id": identity, "text": f"What is {identity}?", "category": "conv"}
-        yield record, f"q.jsonl:{line}"
+        yield Line(record, f"q.jsonl:{line}", line)
 
 
 def run(
@@ -170,22 +174,112 @@ def test_of_two_questions_with_one_id_the_first_is_answered(
             run(path, [1, 2, 1], Fake())
         assert [record["question_id"] for record in read_jsonl(path)] == [1, 2]
     noted = capsys.readouterr().err
-    assert "left out: q.jsonl:3: question 1 stands at q.jsonl:1 already" in noted
+    assert "left out: 1 questions whose id stands before: 1\n" in noted
 
 
-def test_a_record_without_an_id_ends_the_run_after_what_came_before(tmp_path: Path) -> None:
-    def records() -> Iterator[tuple[dict[str, Any], str]]:
-        yield from questions(*IDS[:4])
-        yield {"text": "Who am I?"}, "q.jsonl:5"
+def test_many_doubled_questions_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SomeRecordsFailed, match="100 of 105 questions failed"):
+        run(tmp_path / "a.jsonl", [*range(5), *[3] * 100], Fake())
+    assert capsys.readouterr().err == (
+        "chatbind: left out: 100 questions whose id stands before: 3\n"
+    )
 
+
+def mixed_lines(path: Path) -> list[dict[str, Any]]:
+    """Ten lines, of which the even ones are good; what is to be written of them."""
+    bad = [
+        b"not json",
+        b'{"question_id": null, "text": "a"}',
+        b'{"question_id": [1], "text": "b"}',
+        b'{"question_id": 4, "text": "c", "weight": NaN}',
+        b'{"text": "d", "line": 7, "error": "e"}',
+    ]
+    good = [dumps(line.record).encode() for line in questions(*range(5))]
+    path.write_bytes(b"\n".join(one for pair in zip(bad, good, strict=True) for one in pair))
+    return [
+        {"line": 1, "error": f"{path}:1: is not JSON (Expecting value)"},
+        {"line": 3, "error": f"{path}:3: question_id must be text or a whole number, not None"},
+        {"line": 5, "error": f"{path}:5: question_id must be text or a whole number, not [1]"},
+        {"line": 7, "question_id": 4, "error": f"{path}:7: has a number that is too large, or NaN"},
+        {"line": 9, "error": f"{path}:9: a record has no question_id or id"},
+    ]
+
+
+def answer_lines(questions: Path, output: Path, work: Fake, on_error: str = "record") -> None:
+    job = Job(model_id="m", making=MAKING, batch_size=4, on_error=on_error)
+    with AnswerFile(output, model_id="m", making=MAKING) as file:
+        Run(file, Alone(), work, job).answer(read_lines(questions))
+
+
+def test_a_line_that_is_no_question_is_a_failed_record_in_its_place(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    job = Job(model_id="m", making=MAKING, batch_size=4)
-    with (
-        AnswerFile(path, model_id="m", making=MAKING) as output,
-        pytest.raises(RecordError, match="q.jsonl:5: a record has no question_id"),
-    ):
-        Run(output, Alone(), Fake(), job).answer(records())
-    assert len(read_jsonl(path)) == 4
+    failed = mixed_lines(tmp_path / "q.jsonl")
+    with pytest.raises(SomeRecordsFailed, match="5 of 10"):
+        answer_lines(tmp_path / "q.jsonl", path, Fake())
+    first = path.read_bytes()
+    records = read_jsonl(path)
+    assert [{key: r[key] for key in f} for r, f in zip(records[::2], failed, strict=True)] == failed
+    assert [record["question_id"] for record in records[1::2]] == [0, 1, 2, 3, 4]
+    assert records[0] == {**failed[0], "model_id": "m"}
+    work = Fake()
+    with pytest.raises(SomeRecordsFailed, match="5 of 10"):
+        answer_lines(tmp_path / "q.jsonl", path, work)
+    assert path.read_bytes() == first
+
+
+def test_lines_that_are_no_questions_can_be_left_out_or_end_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mixed_lines(tmp_path / "q.jsonl")
+    with pytest.raises(SomeRecordsFailed, match="5 of 10"):
+        answer_lines(tmp_path / "q.jsonl", tmp_path / "skipped.jsonl", Fake(), "skip")
+    assert [r["question_id"] for r in read_jsonl(tmp_path / "skipped.jsonl")] == [0, 1, 2, 3, 4]
+    assert capsys.readouterr().err.count("chatbind: left out: ") == 5
+    (tmp_path / "one.jsonl").write_bytes(
+        b"".join(dumps(line.record).encode() + b"\n" for line in questions(8, 9)) + b"?"
+    )
+    with pytest.raises(RecordError, match="one.jsonl:3: is not JSON"):
+        answer_lines(tmp_path / "one.jsonl", tmp_path / "failed.jsonl", Fake(), "fail")
+    assert [r["question_id"] for r in read_jsonl(tmp_path / "failed.jsonl")] == [8, 9]
+
+
+def test_no_questions_are_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path / "a.jsonl", [], Fake())
+    assert capsys.readouterr().err == "chatbind: there are no questions\n"
+
+
+class FakeAnswerer:
+    """Answers prompts that are their own text; generating fails on some."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+        self.batches: list[int] = []
+
+    def prepare(self, asked: Sequence[Any]) -> list[Any]:
+        return [Prepared(one.text, None, {}) for one in asked]  # type: ignore[arg-type]
+
+    def generate(self, asked: Sequence[Prepared], settings: Any, *, salt: str) -> list[Generated]:
+        self.batches.append(len(asked))
+        if any("3" in str(one.prompt) for one in asked):
+            raise self._error
+        return [Generated(str(one.prompt), 1, "stop") for one in asked]
+
+
+def test_a_question_that_breaks_its_batch_fails_alone(tmp_path: Path) -> None:
+    answerer: Any = FakeAnswerer(ValueError("odd shape"))
+    settings = GenerationSettings()
+    batch = [
+        Entry(line.record["question_id"], line.record, line.where) for line in questions(*IDS[:4])
+    ]
+    outcomes = answer_batch(answerer, settings, batch)
+    assert answerer.batches == [4, 1, 1, 1, 1]
+    assert [isinstance(outcome, Generated) for outcome in outcomes] == [True, False, True, True]
+    assert str(outcomes[1]) == "q.jsonl:2: cannot be used (ValueError: odd shape)"
+    broken: Any = FakeAnswerer(torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(torch.OutOfMemoryError):
+        answer_batch(broken, settings, batch)
 
 
 def test_several_processes_get_the_same_batches(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from PIL import Image
 
 from chatbind_cli.data.encoding import EncodingOptions, encode_items
 from chatbind_cli.data.media_items import MediaItem
-from chatbind_cli.errors import ChatBindError, RecordError
+from chatbind_cli.errors import ChatBindError, RecordError, WeightsError
+from chatbind_cli.media.load import load_media
 from chatbind_cli.media.options import MediaOptions
 
 
@@ -142,3 +143,70 @@ def test_what_is_known_by_its_content_is_not_encoded_again(pictures: list[MediaI
     ]
     assert results[1].sha256 == known
     assert sum(encoder.batches) == 2
+
+
+class Moody(FakeEncoder):
+    """Fails on batches with a white picture, and makes NaN of a black one."""
+
+    def embed(self, media: list[Any], *, normalize: bool) -> torch.Tensor:
+        rows = super().embed(media, normalize=normalize)
+        if (rows > 1.5).any():
+            raise IndexError("odd tensor")
+        rows[rows < -1.5] = float("nan")
+        return rows
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_a_medium_that_the_encoder_fails_on_takes_no_other_with_it(
+    batch_size: int, pictures: list[MediaItem], tmp_path: Path
+) -> None:
+    for name, grey in (("black", 0), ("white", 255)):
+        Image.new("L", (8, 8), grey).save(tmp_path / f"{name}.png")
+    black, white = (
+        MediaItem(path=str(tmp_path / f"{name}.png"), name=name) for name in ("black", "white")
+    )
+    encoder: Any = Moody()
+    items = [pictures[4], white, pictures[5], black, pictures[6]]
+    results = list(encode_items(items, encoder, options(workers=0, batch_size=batch_size)))
+    assert [result.error is None for result in results] == [True, False, True, False, True]
+    assert str(results[1].error) == f"{white.path}: cannot be used (IndexError: odd tensor)"
+    assert "not finite" in str(results[3].error)
+
+
+def test_whatever_a_loader_raises_is_the_failure_of_its_medium(
+    pictures: list[MediaItem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(source: Any, *rest: Any) -> Any:
+        if source.name == pictures[1].path:
+            raise OverflowError("duration")
+        return load_media(source, *rest)
+
+    monkeypatch.setattr("chatbind_cli.data.encoding.load_media", load)
+    encoder: Any = FakeEncoder()
+    results = list(encode_items(pictures[:3], encoder, options(workers=2, batch_size=2)))
+    assert [result.error is None for result in results] == [True, False, True]
+    assert "01.png: cannot be used (OverflowError: duration)" in str(results[1].error)
+
+
+def test_a_broken_encoder_and_a_full_gpu_end_the_work(pictures: list[MediaItem]) -> None:
+    for error in (WeightsError("no such tower"), torch.OutOfMemoryError("CUDA out of memory")):
+
+        class Broken(FakeEncoder):
+            def embed(self, media: list[Any], *, normalize: bool) -> torch.Tensor:
+                raise error  # noqa: B023
+
+        encoder: Any = Broken()
+        with pytest.raises(type(error)):
+            list(encode_items(pictures, encoder, options(workers=1, batch_size=2)))
+
+
+def test_the_work_may_be_ended_in_any_thread(pictures: list[MediaItem]) -> None:
+    """Python ends a generator where its last reference is dropped: in a decoding thread, once."""
+    encoder: Any = FakeEncoder()
+    results: Any = encode_items(iter(pictures * 20), encoder, options(workers=2, batch_size=1))
+    next(results)
+    ending = threading.Thread(target=results.close)
+    ending.start()
+    ending.join(10)
+    assert not ending.is_alive()
+    assert results.gi_frame is None

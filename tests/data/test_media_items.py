@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -69,9 +70,24 @@ def test_a_record_that_cannot_be_used_is_an_item_with_a_problem(
     assert str(error.value).startswith(problem)
 
 
-def test_a_line_that_is_not_json_among_records_ends_the_list_with_its_number() -> None:
-    with pytest.raises(RecordError, match=r"<stdin>:2: is not JSON"):
-        listed('{"path": "a"}\nb.jpg\n')
+def test_a_line_that_is_not_json_is_an_item_with_a_problem_and_its_number() -> None:
+    first, broken, last = listed('{"path": "a"}\nb.jpg\n{"path": "c"}')
+    assert (first.path, last.path) == ("a", "c")
+    assert broken.problem == "<stdin>:2: is not JSON (Expecting value)"
+    assert broken.output(None) == {"line": 2}
+
+
+def test_what_encode_writes_itself_is_not_carried() -> None:
+    record = {
+        "path": "a",
+        "encoder": "x@1",
+        "normalized": 0,
+        "label_set": 1,
+        "labels": [],
+        "line": 1,
+    }
+    (item,) = listed(json.dumps({**record, "labels": [], "embedding": [], "error": "e", "note": 7}))
+    assert item.output("image") == {"path": "a", "note": 7, "modality": "image"}
 
 
 def test_media_of_records_stay_in_the_media_root(tmp_path: Path) -> None:
@@ -103,9 +119,18 @@ def test_a_training_file_names_each_medium_once(tmp_path: Path) -> None:
     assert items[0].carried == {}
 
 
-def test_a_line_that_is_not_text_is_an_item_with_a_problem() -> None:
-    stream = io.BufferedReader(io.BytesIO(b"a.jpg\n\xff.jpg\nb.jpg\n"))  # type: ignore[arg-type]
-    first, broken, last = items_of_list("-", MediaFolder(), None, stdin=stream)
-    assert (first.path, last.path) == ("a.jpg", "b.jpg")
-    assert broken.path == "\\xff.jpg"
-    assert broken.problem == "<stdin>:2: is not UTF-8 text"
+def test_a_file_name_that_is_not_utf_8_is_opened_and_told_in_text(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"\xff.jpg")).write_bytes(b"x")
+    line = os.fsencode(tmp_path) + b"/\xff.jpg\n"
+    stream = io.BufferedReader(io.BytesIO(line))  # type: ignore[arg-type]
+    (item,) = items_of_list("-", MediaFolder(root=tmp_path), None, stdin=stream)
+    assert item.path == f"{tmp_path}/\\xff.jpg"
+    assert item.name == "\\xff.jpg"
+    assert item.open().head(1) == b"x"
+    item.output(None)["path"].encode()
+
+
+def test_a_training_file_with_bad_records_names_each(tmp_path: Path) -> None:
+    (tmp_path / "chat.jsonl").write_text('{"image": 1}\n7\n{"image": "a.jpg"}\n{"image": 1}\n')
+    items = list(items_of_training_file(tmp_path / "chat.jsonl", MediaFolder(), None))
+    assert [item.line for item in items] == [1, 2, None, 4]
