@@ -90,8 +90,8 @@ _limit = partial(click.option, cls=GroupedOption, group="Limits")
     "--reference",
     "references",
     type=_FILE,
-    help="Answers that count as right, for `--judge rule`; default: the question's `reference` "
-    "or `answer`, else the first answer file.",
+    help="Answers that count as right, for `--judge rule`: an answer file; default: the "
+    "question's `reference`, `answers`, `answer` or `label`. Of several, one is enough.",
 )
 @_judge(
     "--judge",
@@ -99,7 +99,7 @@ _limit = partial(click.option, cls=GroupedOption, group="Limits")
     type=click.Choice(["auto", "openai", "local", "rule"]),
     default="auto",
     help="openai: a chat model at an endpoint; local: a causal language model in this process; "
-    "rule: word overlap with the right answers, no model; auto: openai if OPENAI_API_KEY, "
+    "rule: right (10) or wrong (1) by a reference answer, no model; auto: openai if OPENAI_API_KEY, "
     "--judge-url or --judge-model is given, else rule.",
 )
 @_judge(

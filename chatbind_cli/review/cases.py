@@ -26,6 +26,7 @@ _MEDIA_SUFFIXES = frozenset(
         *(".npy", ".csv", ".tsv", ".parquet"),
     )
 )
+_REFERENCE_KEYS = ("reference", "answers", "answer", "label")
 ContextKey = tuple[str, str]
 """What a context is found by: a modality and a medium's name, or one of the two below and an id."""
 _ANY, _QUESTION = "any", "question"
@@ -83,7 +84,7 @@ class Inputs:
     The first side of `answers` is the baseline; every other side makes a pair with it.
 
     Attributes:
-        names: what to call the sides.
+        names: the sides' files.
         contexts: captions and boxes by media name, from the file `contexts_name`.
         mismatches: what did not fit together so far; a run that has any does not end with exit
             code 0.
@@ -96,7 +97,8 @@ class Inputs:
     contexts_name: str = ""
     references: dict[str, Record] | None = None
     mismatches: Mismatches = field(default_factory=Mismatches)
-    _answerers: dict[str, str] = field(default_factory=dict, init=False)
+    _said: dict[str, str] = field(default_factory=dict, init=False)
+    _files: list[str] = field(default_factory=list, init=False)
 
     @property
     def remarks(self) -> list[str]:
@@ -111,9 +113,10 @@ class Inputs:
         A side of `answers` that is no dictionary is read as it comes, so that each case can be
         judged as soon as its answer is there.
         """
+        self._files = distinct_names(self.names)
         for side, name in zip(self.answers, self.names, strict=True):
             if isinstance(side, dict):
-                self._answerers[name] = _answerer(next(iter(side.values()), {}))
+                self._said[name] = _answerer(next(iter(side.values()), {}))
         stream = next((side for side in self.answers if not isinstance(side, dict)), None)
         if stream is None:
             for key in self.questions:
@@ -134,7 +137,7 @@ class Inputs:
     def _stream(self, stream: Source, name: str, seen: set[str]) -> Iterator[tuple[str, Record]]:
         for record, where in stream:
             key = str(_id_at(record, where))
-            self._answerers.setdefault(name, _answerer(record))
+            self._said.setdefault(name, _answerer(record))
             if key in seen:
                 self.mismatches.add(name, "doubled", key)
             elif key not in self.questions:
@@ -186,33 +189,45 @@ class Inputs:
         return replace(case, references=self._references(key, question, answers))
 
     def _models(self, given: Sequence[Record | None]) -> list[str]:
-        """The sides' names. Of more than two, those of the same name tell their files apart."""
-        files = [PurePath(name).name.partition(".json")[0] for name in self.names]
+        """The sides' names; those of one name are told apart by their files."""
         models = []
-        for name, answer, file in zip(self.names, given, files, strict=True):
+        for name, answer, file in zip(self.names, given, self._files, strict=True):
             # Who did not answer one question is called as in the others that it did answer.
-            model = (answer or {}).get("model_id") or self._answerers.get(name) or file
+            model = (answer or {}).get("model_id") or self._said.get(name) or file
             models.append(str(model))
-        if len(models) == 2:
-            return models
-        labels = [
-            f"{model} ({file})" if models.count(model) > 1 and model != file else model
-            for model, file in zip(models, files, strict=True)
-        ]
         return [
-            f"{model} ({name})" if labels.count(label) > 1 else label
-            for label, model, name in zip(labels, models, self.names, strict=True)
+            f"{model} ({file})" if models.count(model) > 1 and model != file else model
+            for model, file in zip(models, self._files, strict=True)
         ]
 
     def _references(self, key: str, question: Record, answers: Sequence[Record]) -> tuple[str, ...]:
-        """The right answers: the reference file's, the question's own, or the first answer."""
+        """The right answers: the reference file's, else the question's, else those carried along.
+
+        An answer record carries the keys of the question that it answers.
+        """
         if self.references is not None:
-            given = self.references.get(key, {}).get("text")
-        else:
-            given = question.get("reference", question.get("answer", answers[0]["text"]))
-        if isinstance(given, list):
-            return tuple(str(text) for text in given)
-        return () if given is None else (str(given),)
+            return references_of(self.references.get(key, {}), ("text", *_REFERENCE_KEYS))
+        found = map(references_of, (question, *answers))
+        return next(filter(None, found), ())
+
+    def has_references(self) -> bool:
+        """Whether there is anything at all to compare answers with."""
+        files = [self.questions, *(side for side in self.answers if isinstance(side, dict))]
+        carried = (references_of(record) for file in files for record in file.values())
+        return self.references is not None or any(carried)
+
+
+def references_of(record: Record, keys: Sequence[str] = _REFERENCE_KEYS) -> tuple[str, ...]:
+    """The right answers that a record carries: words, a number, or a list, as VQA's annotations."""
+    given = next((record[key] for key in keys if record.get(key) is not None), None)
+    found = []
+    for item in given if isinstance(given, list) else [given]:
+        value = item.get("answer") if isinstance(item, dict) else item
+        if isinstance(value, bool):
+            value = "yes" if value else "no"
+        if isinstance(value, str | int | float) and str(value).strip():
+            found.append(str(value))
+    return tuple(dict.fromkeys(found))
 
 
 def read_inputs(
@@ -254,6 +269,18 @@ def read_inputs(
         references=None if references is None else _by_id(references, mismatches),
         mismatches=mismatches,
     )
+
+
+def distinct_names(files: Sequence[str]) -> list[str]:
+    """What to call files: by their names, and as many folders above as tell them apart."""
+    paths = [PurePath(file).parts for file in files]
+    tails = []
+    for path in paths:
+        others = [other for other in paths if other != path]
+        alone = (n for n in range(1, len(path)) if all(o[-n:] != path[-n:] for o in others))
+        tails.append(str(PurePath(*path[-next(alone, len(path)) :])))
+    short = [tail.partition(".json")[0] or tail for tail in tails]
+    return short if len(set(short)) == len(set(tails)) else tails
 
 
 def digest(*parts: object) -> str:

@@ -382,16 +382,16 @@ def test_pairs_of_several_files_are_marked_and_keep_their_place_when_a_file_is_a
 
 def test_the_rule_judge_needs_no_network_and_says_what_is_exact() -> None:
     case = Case(
-        question={"question_id": 1, "text": "q", "label": 7},
-        answers=({"text": "It is a seven."}, {"text": "It is the digit nine."}),
-        references=("It is seven",),
+        question={"question_id": 1, "text": "q"},
+        answers=({"text": "It is a 7!"}, {"text": "It is the digit nine."}),
+        references=("It is seven.",),
     )
     verdict = asyncio.run(RuleJudge().judge(case, swapped=False, sample=0))
+    assert verdict.scores == (10.0, 1.0)
+    assert verdict.metadata["correct"] == verdict.metadata["exact"] == [True, False]
     # F1 of {it, is, digit, 9} against {it, is, 7}: 2 * 2 / (4 + 3)
-    assert verdict.scores == (10.0, round(1 + 8 * 4 / 7, 2))
-    assert verdict.metadata["exact"] == [True, False]
-    assert verdict.metadata["label"] == [True, False]
-    assert verdict.content.splitlines()[0] == "10 5.57"
+    assert verdict.metadata["f1"] == [1.0, round(4 / 7, 4)]
+    assert verdict.content.splitlines()[0] == "10 1"
 
 
 def test_the_rule_judge_fails_without_a_reference() -> None:
