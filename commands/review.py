@@ -99,8 +99,8 @@ _limit = partial(click.option, cls=GroupedOption, group="Limits")
     type=click.Choice(["auto", "openai", "local", "rule"]),
     default="auto",
     help="openai: a chat model at an endpoint; local: a causal language model in this process; "
-    "rule: right (10) or wrong (1) by a reference answer, no model; auto: openai if OPENAI_API_KEY, "
-    "--judge-url or --judge-model is given, else rule.",
+    "rule: right (10) or wrong (1) by a reference answer, no model; auto: openai if "
+    "OPENAI_API_KEY, --judge-url or --judge-model is given, else rule.",
 )
 @_judge(
     "--judge-url",
