@@ -16,7 +16,7 @@ import click
 
 from chatbind_cli.artifacts import emit_record
 from chatbind_cli.errors import UsageError
-from chatbind_cli.jsonl import read_records
+from chatbind_cli.jsonl import read_lines
 
 from . import _base
 from ._base import GroupedOption, ListOption
@@ -249,7 +249,7 @@ def _answer_sources(answers: Sequence[str]) -> list[Any]:
     for name in names:
         if name != "-" and (not Path(name).exists() or Path(name).is_dir()):
             raise UsageError("there is no such answer file", where=name)
-    return [read_records("-", stdin=_stdin()) if name == "-" else Path(name) for name in names]
+    return [read_lines("-", stdin=_stdin()) if name == "-" else Path(name) for name in names]
 
 
 def _stdin() -> IO[bytes]:

@@ -12,12 +12,13 @@ import click
 
 from chatbind_cli.artifacts import emit_record
 from chatbind_cli.console import note
-from chatbind_cli.errors import RecordError, UsageError
+from chatbind_cli.errors import RecordError, SomeRecordsFailed, UsageError
 from chatbind_cli.files import replace_file
-from chatbind_cli.jsonl import Record, read_records, record_id
+from chatbind_cli.jsonl import Line, Record, legible, read_lines
 from chatbind_cli.review import tables
 from chatbind_cli.review.baseline import compare
-from chatbind_cli.review.cases import distinct_names
+from chatbind_cli.review.cases import distinct_names, records_by_id
+from chatbind_cli.review.mismatches import Mismatches
 from chatbind_cli.review.summary import Summary, renamed, summarize_pairs
 
 from . import _base
@@ -33,6 +34,7 @@ _PREFIXES = ("gpt4_text_", "reviews_", "review_")
 _PATTERNS = ("gpt4_text*.jsonl", "review*.jsonl", "review*.json")
 _FOLDERS = (".", "review", "reviews")
 _REASONS_SHOWN = 8
+_UNREADABLE = "unreadable"
 
 
 @_base.command(
@@ -187,6 +189,9 @@ def command(
     _say(summaries, with_remarks=form in ("json", "figures", "csv"))
     if not any(row.n for summary in summaries for row in summary.rows):
         raise RecordError("every review failed, so there is nothing to average")
+    bad = sum(_UNREADABLE in review for summary in summaries for review in summary.reviews)
+    if bad:
+        raise SomeRecordsFailed(f"{bad:,} reviews cannot be read, as said above")
 
 
 def _apart(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -204,12 +209,20 @@ def _read(
 ) -> list[Summary]:
     """The figures of one file; of several pairs of answer files, one by one."""
     return summarize_pairs(
-        (record for record, _ in read_records(source)),
+        map(_review, read_lines(source)),
         name=name,
         by=by,
         ignore=ignore,
         with_words=with_words,
     )
+
+
+def _review(line: Line) -> Record:
+    """A review; of a line that is none, a failed one with as much as can be told."""
+    if line.problem is None:
+        return line.record
+    known = {"category": line.record.get("category"), "error": str(line.problem)}
+    return {**known, _UNREADABLE: line.number}
 
 
 def _renamed(summaries: Sequence[Summary], names: Sequence[str]) -> list[Summary]:
@@ -280,10 +293,11 @@ def _write_report(
         allow_outside=media["allow_outside"],
         limit_bytes=int(media["media_limit"] * 1e6),
     )
+    mismatches = Mismatches()
     chunks = render_report(
         summaries,
-        questions=None if questions is None else _by_id(questions),
-        answers=[_by_id(path) for path in answers],
+        questions=None if questions is None else records_by_id(questions, mismatches),
+        answers=[records_by_id(path, mismatches) for path in answers],
         cabinet=cabinet,
     )
     with replace_file(page) as temporary, temporary.open("w", encoding="utf-8") as file:
@@ -291,13 +305,9 @@ def _write_report(
             file.write(chunk)
     if questions is None or not answers:
         note("report: --questions and --answers let it show what was asked and answered")
-    for problem in cabinet.problems:
+    for problem in [*mismatches.lines(), *cabinet.problems]:
         note(f"report: {problem}")
     note(f"report: {page}")
-
-
-def _by_id(path: Path) -> dict[str, Record]:
-    return {str(record_id(record)): record for record, _ in read_records(path)}
 
 
 def _sources(names: Sequence[str], folder: Path | None) -> list[str]:
@@ -332,7 +342,7 @@ def _names(sources: Sequence[str]) -> dict[str, str]:
     short = [_name(source) for source in sources]
     tails = distinct_names(sources)
     return {
-        source: name if short.count(name) == 1 else tail
+        source: legible(name if short.count(name) == 1 else tail)
         for source, name, tail in zip(sources, short, tails, strict=True)
     }
 

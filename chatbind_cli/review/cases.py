@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath, PurePosixPath
 
 from chatbind_cli.errors import RecordError
-from chatbind_cli.jsonl import Record, read_records, record_id
+from chatbind_cli.jsonl import Line, Record, read_lines, record_id
 from chatbind_cli.review.mismatches import Mismatches
 
 MODALITIES = ("image", "video", "audio", "depth", "thermal", "imu")
@@ -31,7 +31,7 @@ ContextKey = tuple[str, str]
 """What a context is found by: a modality and a medium's name, or one of the two below and an id."""
 _ANY, _QUESTION = "any", "question"
 
-Source = Iterable[tuple[Record, str]]
+Source = Iterable[Line]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +46,7 @@ class Case:
         models: who gave the answers: what their records say, else the name of their file.
         pair: numbers of the two answer files, from 1; None where there are only two.
         problem: why this case cannot be judged, None if it can.
+        line: of a line of the questions that is none: its number.
     """
 
     question: Record
@@ -55,11 +56,12 @@ class Case:
     models: tuple[str, ...] = ()
     pair: tuple[int, int] | None = None
     problem: str | None = None
+    line: int | None = None
 
     @property
-    def question_id(self) -> str | int:
-        """The id that everything is matched by."""
-        return record_id(self.question)
+    def question_id(self) -> str | int | None:
+        """The id that everything is matched by; None for a line that is no question."""
+        return None if self.line is not None else record_id(self.question)
 
     @property
     def category(self) -> str:
@@ -85,6 +87,7 @@ class Inputs:
 
     Attributes:
         names: the sides' files.
+        not_questions: lines of the questions' file that are none, with what is wrong.
         contexts: captions and boxes by media name, from the file `contexts_name`.
         mismatches: what did not fit together so far; a run that has any does not end with exit
             code 0.
@@ -93,6 +96,7 @@ class Inputs:
     questions: dict[str, Record]
     answers: Sequence[dict[str, Record] | Source]
     names: Sequence[str]
+    not_questions: Mapping[int, str] = field(default_factory=dict)
     contexts: dict[ContextKey, Record] | None = None
     contexts_name: str = ""
     references: dict[str, Record] | None = None
@@ -133,10 +137,11 @@ class Inputs:
             for key in side if isinstance(side, dict) else ():
                 if key not in self.questions:
                     self.mismatches.add(name, "unasked", key)
+        for line, problem in self.not_questions.items():
+            yield Case(question={}, problem=problem, line=line)
 
     def _stream(self, stream: Source, name: str, seen: set[str]) -> Iterator[tuple[str, Record]]:
-        for record, where in stream:
-            key = str(_id_at(record, where))
+        for key, record in _keyed(stream, name, self.mismatches):
             self._said.setdefault(name, _answerer(record))
             if key in seen:
                 self.mismatches.add(name, "doubled", key)
@@ -241,22 +246,22 @@ def read_inputs(
 
     Args:
         questions: the question records.
-        answers: two or more answer files, the baseline first; at most one may be a stream of
-            `(record, where)`.
+        answers: two or more answer files, the baseline first; at most one may be a stream.
         contexts: captions and boxes by media name.
         references: answers that count as right, by question id.
 
     Raises:
-        RecordError: a file cannot be read, or a record has no id.
+        RecordError: a file cannot be read. A line that is no record is a mismatch.
     """
     mismatches = Mismatches()
-    asked = _by_id(questions, mismatches)
+    not_questions: dict[int, str] = {}
+    asked = records_by_id(questions, mismatches, not_questions)
     sides: list[dict[str, Record] | Source] = []
     names: list[str] = []
     for side in answers:
         if isinstance(side, Path | str):
             names.append(str(side))
-            sides.append(_by_id(side, mismatches))
+            sides.append(records_by_id(side, mismatches))
         else:
             names.append("stdin")
             sides.append(side)
@@ -264,9 +269,10 @@ def read_inputs(
         questions=asked,
         answers=sides,
         names=names,
+        not_questions=not_questions,
         contexts=None if contexts is None else _contexts(contexts, mismatches),
         contexts_name=str(contexts),
-        references=None if references is None else _by_id(references, mismatches),
+        references=None if references is None else records_by_id(references, mismatches),
         mismatches=mismatches,
     )
 
@@ -289,13 +295,18 @@ def digest(*parts: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:22]
 
 
-def _by_id(path: Path | str, mismatches: Mismatches) -> dict[str, Record]:
-    """The records by id. Of two with the same id the first counts, and the second is reported."""
+def records_by_id(
+    path: Path | str, mismatches: Mismatches, unusable: dict[int, str] | None = None
+) -> dict[str, Record]:
+    """The records by id. Of two with the same id the first counts, and the second is reported.
+
+    Args:
+        path: the file.
+        mismatches: where that is reported, and what is no record with an id.
+        unusable: filled with the latter, by line.
+    """
     found: dict[str, Record] = {}
-    for record, where in read_records(path):
-        if "error" in record and "line" in record and "question_id" not in record:
-            continue  # of `vqa`: a line of its questions that was none
-        key = str(_id_at(record, where))
+    for key, record in _keyed(read_lines(path), str(path), mismatches, unusable):
         if key in found:
             mismatches.add(str(path), "doubled", key)
         else:
@@ -303,28 +314,41 @@ def _by_id(path: Path | str, mismatches: Mismatches) -> dict[str, Record]:
     return found
 
 
+def _keyed(
+    lines: Iterable[Line], name: str, mismatches: Mismatches, unusable: dict[int, str] | None = None
+) -> Iterator[tuple[str, Record]]:
+    for line in lines:
+        if "error" in line.record and "line" in line.record and "question_id" not in line.record:
+            continue  # of `vqa`: a line of its questions that was none
+        try:
+            if line.problem is not None:
+                raise line.problem
+            key = str(record_id(line.record))
+        except RecordError as error:
+            mismatches.add(name, "unusable", f"{line.number}: {error.what}")
+            if unusable is not None:
+                unusable[line.number] = f"{line.where}: {error.what}"
+        else:
+            yield key, line.record
+
+
 def _answerer(answer: Record) -> str:
     return str(answer.get("model_id") or "")
-
-
-def _id_at(record: Record, where: str) -> str | int:
-    try:
-        return record_id(record)
-    except RecordError as error:
-        raise RecordError(error.what, where=where) from error
 
 
 def _contexts(path: Path, mismatches: Mismatches) -> dict[ContextKey, Record]:
     """Contexts by each name that a question may use for the media, or by the question's id."""
     found: dict[ContextKey, Record] = {}
-    for record, where in read_records(path):
+    for record, _, number, problem in read_lines(path):
         keys = [(key, _media_key(record[key])) for key in MODALITIES if key in record]
         if not keys and "id" in record:
             keys = [(_ANY, _media_key(record["id"]))]
         if "question_id" in record:
             keys.append((_QUESTION, str(record["question_id"])))
-        if not keys:
-            raise RecordError("a context names no media", where=where)
+        if problem is not None or not keys:
+            what = "a context names no media" if problem is None else problem.what
+            mismatches.add(str(path), "unusable", f"{number}: {what}")
+            continue
         for key in keys:
             if found.setdefault(key, record) != record:
                 mismatches.add(str(path), "doubled", key[1])

@@ -125,7 +125,7 @@ def load_rules(path: Path) -> Rules:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"is not a JSON rule file ({error})", where=str(path)) from error
     except OSError as error:
         raise RecordError(error.strerror or "cannot be read", where=str(path)) from error

@@ -97,12 +97,18 @@ def summarize_pairs(
     left_out = set(ignore)
     kept = (record for record in records if str(record.get("question_id")) not in left_out)
     pairs: dict[str, list[Record]] = {}
+    strays: list[Record] = []
     reviews_left = latest(kept, with_words=with_words)
     apart = _answered_twice(reviews_left)
     for review in reviews_left:
+        if not metadata_of(review) and scores_of(review) is None:
+            strays.append(review)  # it says nothing of who answered, and has no scores to mix
+            continue
         pair = str(metadata_of(review).get("pair") or [1, 2])
         key = f"{pair} {models_of(review)}" if pair in apart else pair
         pairs.setdefault(key, []).append(review)
+    if strays:
+        pairs.setdefault(next(iter(pairs), ""), []).extend(strays)
     summaries = []
     for reviews in pairs.values() or [[]]:
         summary = _summary(reviews, name, by, None)

@@ -131,13 +131,13 @@ def order_lines(summary: Summary) -> list[str]:
     if total is not None and total.one_order:
         lines.append(
             f"{name}: the means are of {total.n:,} of {total.n + total.one_order:,} questions; "
-            f"{total.one_order:,} judged in one order only are left out"
+            f"left out, as judged in one order only: {total.one_order:,}"
         )
     if any(summary.unbalanced):
         given, swapped = summary.unbalanced
         lines.append(
-            f"{name}: not balanced: {given:,} questions were judged only as given and {swapped:,} "
-            "only swapped, so a judge who prefers a place shifts the means"
+            f"{name}: not balanced, {given:,} judged as given only and {swapped:,} swapped only: "
+            "a judge who prefers a place shifts the means"
         )
     return lines
 

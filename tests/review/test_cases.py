@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from chatbind_cli.errors import RecordError
+from chatbind_cli.jsonl import Line
 from chatbind_cli.review.cases import Inputs, digest, distinct_names, read_inputs
 
 
@@ -110,7 +110,7 @@ def test_streamed_answers_give_a_case_as_soon_as_they_come(tmp_path: Path) -> No
     def stream() -> Any:
         for number in (2, 9, 2, 1):
             taken.append(number)
-            yield {"question_id": number, "text": f"b {number}"}, "<stdin>:1"
+            yield Line({"question_id": number, "text": f"b {number}"}, "<stdin>:1", 1)
 
     inputs = read_inputs(
         _questions(tmp_path / "q.jsonl", [1, 2, 3]),
@@ -184,10 +184,22 @@ def test_the_right_answer_comes_from_the_file_then_the_question_then_an_answer_t
     assert read_inputs(bare, [answers, tmp_path / "b.jsonl"]).has_references()
 
 
-def test_a_record_without_an_id_names_its_line(tmp_path: Path) -> None:
-    path = _write(tmp_path / "a.jsonl", [{"question_id": 1, "text": "x"}, {"text": "y"}])
-    with pytest.raises(RecordError, match=r"a\.jsonl:2: a record has no question_id or id"):
-        read_inputs(_questions(tmp_path / "q.jsonl", [1]), [path, path])
+def test_lines_that_are_no_records_are_told_and_leave_the_others_alone(tmp_path: Path) -> None:
+    questions = _questions(tmp_path / "q.jsonl", [1, 2])
+    a = _answers(tmp_path / "a.jsonl", [1, 2], "a")
+    bad = b'not json\n{"text": "x"}\n{"question_id": [3]}\n\xff\xfe\n{"question_id": NaN}\n[1]\n'
+    for path in (questions, a):
+        path.write_bytes(path.read_bytes() + bad)
+    contexts = tmp_path / "c.jsonl"
+    contexts.write_text('{"captions": ["of nothing"]}\n{\n')
+    inputs = read_inputs(questions, [a, a], contexts=contexts)
+    cases = list(inputs.cases())
+    assert [case.texts for case in cases[:2]] == [("a 1", "a 1"), ("a 2", "a 2")]
+    assert [(case.question_id, case.line) for case in cases[2:]] == [(None, n) for n in range(3, 9)]
+    assert cases[3].problem == f"{questions}:4: a record has no question_id or id"
+    assert len(inputs.remarks) == 3
+    assert inputs.remarks[1].startswith(f"{a}: 6 lines cannot be used (line 3: is not JSON")
+    assert "1: a context names no media, 2: is not JSON" in inputs.remarks[2]
 
 
 def test_who_answered_is_the_record_s_word_or_the_file_s_name(tmp_path: Path) -> None:

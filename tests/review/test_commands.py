@@ -511,6 +511,43 @@ def test_nothing_to_summarize_is_said_in_one_line(
     assert "Traceback" not in done.stderr
 
 
+def test_lines_that_are_no_reviews_are_counted_and_the_others_are_summarized(world: Path) -> None:
+    good = {
+        "question_id": 1,
+        "category": "conv",
+        "tuple": [8, 6],
+        "metadata": {"models": ["a", "b"]},
+    }
+    lines = [json.dumps(good), "not json", '{"category": "conv", "tuple": [NaN, 1]}', "[1]", '"x"']
+    text = "\n".join([*lines, json.dumps({**good, "tuple": [1e308, 1]}), "\ufeff"])
+    (world / "r.jsonl").write_bytes(text.encode() + b"\n\xff\n")
+    done = _chatbind("summarize", "r.jsonl", "--format", "json", cwd=world)
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr
+    rows = {row["category"]: row for row in _records(done.stdout)}
+    assert (rows["all"]["n"], rows["all"]["relative"]) == (1, 75.0)
+    assert rows["all"]["failed"] >= 6
+    assert rows["conv"]["failed"] >= 1
+    assert "r.jsonl:2: is not JSON" in done.stderr
+
+
+def test_one_bad_line_in_each_file_of_a_review_is_one_failure(world: Path) -> None:
+    for name in ("q", "ref", "said"):
+        with (world / f"{name}.jsonl").open("ab") as file:
+            file.write(b'{"question_id": \xff}\n')
+    done = _chatbind(*RULE, "said.jsonl", "-o", "r.jsonl", cwd=world)
+    assert done.returncode == 3
+    assert "Traceback" not in done.stderr
+    records = _records((world / "r.jsonl").read_text())
+    assert [record["question_id"] for record in records] == [0, 1, 2, 3, None]
+    assert (records[4]["line"], records[4]["tuple"]) == (5, None)
+    assert "said.jsonl: line 5: " in done.stderr
+    piped = _chatbind(*RULE, "-", cwd=world, stdin="nonsense\n")
+    assert piped.returncode == 3
+    assert "stdin: " in piped.stderr
+    assert "Traceback" not in piped.stderr
+
+
 def test_help_and_usage_errors_load_nothing_heavy(world: Path) -> None:
     code = (
         "import sys\nfrom chatbind_cli.cli import run\n"

@@ -148,7 +148,7 @@ def test_accuracy_comes_first_and_what_was_left_out_is_said() -> None:
     assert page.data["dt"][0] == "accuracy"
     assert page.data["strong"][0] == "100.0 % / 50.0 %"
     said = "".join(Page("".join(render_report([summarize(REVIEWS[:3], name="r")]))).data["p"])
-    assert "r: the means are of 1 of 2 questions; 1 judged in one order only are left out" in said
+    assert "r: the means are of 1 of 2 questions; left out, as judged in one order only: 1" in said
 
 
 def test_charts_of_several_runs_lead_to_the_questions_of_their_own() -> None:

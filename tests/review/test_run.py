@@ -273,6 +273,42 @@ def test_a_case_with_a_problem_is_a_failed_review_without_asking_the_judge(tmp_p
     assert _records(path)[0]["error"] == "no answer in b.jsonl"
 
 
+def test_whatever_a_judge_raises_about_one_case_is_one_failure(tmp_path: Path) -> None:
+    class Odd(FakeJudge):
+        def fingerprint(self, case: Case) -> str:
+            if case.question_id == 1:
+                raise RecursionError("too deep")
+            return "f"
+
+        async def judge(self, case: Case, *, swapped: bool, sample: int) -> Verdict:
+            if case.question_id == 2:
+                raise KeyError("x")
+            return await super().judge(case, swapped=swapped, sample=sample)
+
+    path = tmp_path / "r.jsonl"
+    outcome = _run(path, [_case(i) for i in range(4)], Odd())
+    assert (outcome.judged, outcome.failed) == (2, 2)
+    errors = {r["question_id"]: r["error"] for r in _records(path) if "error" in r}
+    assert errors == {
+        1: "question 1: cannot be used (RecursionError: too deep)",
+        2: "question 2: cannot be used (KeyError: 'x')",
+    }
+
+
+def test_lines_that_are_no_questions_fail_once_each_and_are_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    cases = [_case(1), *(Case(question={}, problem="q: is not JSON", line=n) for n in (2, 3))]
+    for _ in range(2):
+        outcome = _run(path, cases, FakeJudge(), orders="both")
+        assert outcome.failed == 2
+        records = _records(path)
+        assert [(r.get("line"), r["question_id"]) for r in records] == [
+            *[(None, 1), (None, 1)],
+            *[(2, None), (3, None)],
+        ]
+    assert len(latest(records, with_words=False)) == 4
+
+
 def test_a_judge_that_stops_leaves_what_is_finished_on_disk(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     judge = FakeJudge()

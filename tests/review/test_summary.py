@@ -134,7 +134,7 @@ def test_both_orders_of_a_question_are_averaged_first_and_compared() -> None:
         "- run: both orders name the same winner in 50.0 % of 2 questions; the answer shown first "
         "won both times in 1, the one shown last in 0; mean score 7.25 in the first place, 7 in "
         "the second",
-        "- run: the means are of 2 of 3 questions; 1 judged in one order only are left out",
+        "- run: the means are of 2 of 3 questions; left out, as judged in one order only: 1",
     ]
 
 
@@ -167,7 +167,7 @@ def test_a_missing_order_does_not_shift_the_score_of_a_judge_who_prefers_a_place
     assert compare(half, whole).rows[-1].difference == 0.0
     both = summarize(reviews).rows[-1]
     assert both.place_1 - both.place_2 == pytest.approx(1.5, abs=1e-9)
-    assert "half: the means are of 45 of 90 questions; 45 judged" in markdown_table([half])
+    assert "half: the means are of 45 of 90 questions; left out, as" in markdown_table([half])
 
 
 def test_questions_that_were_all_judged_in_one_order_count_and_are_said_to_be_unbalanced() -> None:
@@ -177,10 +177,10 @@ def test_questions_that_were_all_judged_in_one_order_count_and_are_said_to_be_un
     row = summary.rows[-1]
     assert (row.n, row.one_order, row.place_1) == (90, 0, None)
     assert row.mean_1 == round(plain[:, 0].mean() + 1.5, 3)
-    said = "run: not balanced: 90 questions were judged only as given and 0 only swapped"
+    said = "run: not balanced, 90 judged as given only and 0 swapped only: a judge who"
     assert said in markdown_table([summary])
     drawn = [r for r in reviews if (r["metadata"]["order"] == [2, 1]) == (r["question_id"] % 3 < 1)]
-    assert "60 questions were judged only as given and 30" in markdown_table([summarize(drawn)])
+    assert "60 judged as given only and 30 swapped" in markdown_table([summarize(drawn)])
     rule = [{**review, "reviewer_id": "rule"} for review in given]
     assert "not balanced" not in markdown_table([summarize(rule)])
 
