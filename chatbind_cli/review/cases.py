@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath, PurePosixPath
 
 from chatbind_cli.errors import RecordError
-from chatbind_cli.jsonl import Line, Record, read_lines, record_id
+from chatbind_cli.jsonl import Line, Record, legible, read_lines, record_id
 from chatbind_cli.review.mismatches import Mismatches
 
 MODALITIES = ("image", "video", "audio", "depth", "thermal", "imu")
@@ -260,7 +260,7 @@ def read_inputs(
     names: list[str] = []
     for side in answers:
         if isinstance(side, Path | str):
-            names.append(str(side))
+            names.append(legible(str(side)))
             sides.append(records_by_id(side, mismatches))
         else:
             names.append("stdin")
@@ -306,9 +306,10 @@ def records_by_id(
         unusable: filled with the latter, by line.
     """
     found: dict[str, Record] = {}
-    for key, record in _keyed(read_lines(path), str(path), mismatches, unusable):
+    name = legible(str(path))
+    for key, record in _keyed(read_lines(path), name, mismatches, unusable):
         if key in found:
-            mismatches.add(str(path), "doubled", key)
+            mismatches.add(name, "doubled", key)
         else:
             found[key] = record
     return found

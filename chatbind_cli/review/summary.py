@@ -1,7 +1,8 @@
 """From review records to figures: one row a category, and one for all.
 
 Failed reviews are counted and are in no mean: the reference averages its -1 for an
-unreadable review in, which is the one place where the numbers differ on purpose.
+unreadable review in, which is one place where the numbers differ on purpose. The other: a question
+that was judged in one order only is in no mean of a judge of both; `groups` has the formula.
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ def _answered_twice(reviews: Iterable[Record]) -> set[str]:
         pair = str(metadata_of(review).get("pair") or [1, 2])
         question = str(review.get("question_id", review.get("review_id")))
         models = models_of(review)
-        if seen.setdefault((pair, question), models) != models:
+        if models and seen.setdefault((pair, question), models) != models:
             apart.add(pair)
     return apart
 
