@@ -60,7 +60,7 @@ _ALONE = re.compile(r"\W*([A-Za-z])\W*")
 _LETTER = re.compile(
     r"(?<![A-Za-z0-9_'’-])(?:([B-HJ-Z])"
     # "A" and "I" are words, too, unless nothing, a verb or a reason follows.
-    r"|([AI])(?!\s+(?!(?:is|because|since|as|or|and|but)\b)\w))(?![A-Za-z0-9_'’-])"
+    r"|([AI])(?!\s+(?!(?:[A-Z]|is|was|seems|because|since|as|or|and|but)\b)\w))(?![A-Za-z0-9_'’-])"
     r"|(?:^|\()([a-z])\)"
 )
 _NO_LETTER = re.compile(

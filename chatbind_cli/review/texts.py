@@ -20,8 +20,10 @@ _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ni
 _NUMBERS = {word: value for value, word in enumerate(_UNITS)}
 _NUMBERS |= {word: 10 * value for value, word in enumerate(_TENS, start=2)} | {"none": 0}
 
+# Vowels and tones that stand above or below a letter belong to the word.
+_MARKS = "".join(c for c in map(chr, range(0x300, 0x1100)) if unicodedata.category(c)[0] == "M")
 _ARTICLE = re.compile(r"(?:an?|the)\s+(?=\w)")
-_LETTERS = rf"(?:(?![{CJK}])[^\W_])+"
+_LETTERS = rf"(?:(?![{CJK}])[^\W_])(?:(?![{CJK}])[^\W_]|[{_MARKS}])*"
 _WORD = re.compile(
     r"\d+(?:st|nd|rd|th)\b"
     r"|(?:(?<![\w.])-)?\d+(?:[.,]\d+)*|(?<![\w.])-?\.\d+"

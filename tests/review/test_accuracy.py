@@ -39,7 +39,7 @@ RIGHT = [
     ("this is a 2", "This is a two.", {}),
 ]
 WRONG = [
-    *[(said, "A", {}) for said in ("", ".", "The", "B", "A or B", "A and B", "A/B", "It is not A")],
+    *[(said, "A", {}) for said in ("", ".", "The", "B", "A or B", "A and B", "A B", "It is not A")],
     *[(said, "A", ON_LINES) for said in ("A dog", "B. dog", "cat or dog", "neither", "C", "")],
     *[("B", "cat", ON_LINES), ("a cat", "A", {}), ("C", "A, C", {})],
     *[(said, "yes", {}) for said in ("No", "yes and no", "Yes or no", "yes/no", "", "It is a dog")],
@@ -86,5 +86,5 @@ def test_options_are_read_from_the_record_or_the_words_of_the_question() -> None
 def test_a_long_answer_takes_no_longer_than_its_length(piece: str) -> None:
     start = time.monotonic()
     for reference in ("Paris", "A", "yes", "3"):
-        is_correct(piece * 20_000, [reference], ON_LINES)
-    assert time.monotonic() - start < 20  # what is quadratic takes minutes
+        is_correct(piece * 5_000, [reference], ON_LINES)
+    assert time.monotonic() - start < 10  # what is quadratic takes minutes

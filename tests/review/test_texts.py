@@ -21,6 +21,7 @@ from chatbind_cli.review.texts import exact_match, token_f1, words
         ("A, C", ["a", "c"]),
         ("The", ["the"]),
         ("这是猫", ["这", "是", "猫"]),
+        ("कि की ।", ["कि", "की"]),
         ("", []),
         ("...", []),
     ],
