@@ -202,6 +202,14 @@ def test_lines_that_are_no_records_are_told_and_leave_the_others_alone(tmp_path:
     assert "1: a context names no media, 2: is not JSON" in inputs.remarks[2]
 
 
+def test_a_line_that_vqa_could_not_read_is_no_answer_and_no_mismatch(tmp_path: Path) -> None:
+    failed = {"line": 2, "error": "q.jsonl:2: is not JSON"}
+    answers = _write(tmp_path / "a.jsonl", [{"question_id": 1, "text": "a"}, failed])
+    inputs = read_inputs(_questions(tmp_path / "q.jsonl", [1]), [answers, answers])
+    assert [case.problem for case in inputs.cases()] == [None]
+    assert inputs.remarks == []
+
+
 def test_who_answered_is_the_record_s_word_or_the_file_s_name(tmp_path: Path) -> None:
     first = _write(tmp_path / "a.jsonl", [{"question_id": 1, "text": "x", "model_id": "m"}])
     second = _write(tmp_path / "b.jsonl", [{"question_id": 1, "text": "y"}])
