@@ -16,7 +16,7 @@ import click
 
 from chatbind_cli.artifacts import emit_record
 from chatbind_cli.errors import UsageError
-from chatbind_cli.jsonl import read_records
+from chatbind_cli.jsonl import read_lines
 
 from . import _base
 from ._base import GroupedOption, ListOption
@@ -90,8 +90,8 @@ _limit = partial(click.option, cls=GroupedOption, group="Limits")
     "--reference",
     "references",
     type=_FILE,
-    help="Answers that count as right, for `--judge rule`; default: the question's `reference` "
-    "or `answer`, else the first answer file.",
+    help="Answers that count as right, for `--judge rule`: an answer file; default: the "
+    "question's `reference`, `answers`, `answer` or `label`. Of several, one is enough.",
 )
 @_judge(
     "--judge",
@@ -99,8 +99,8 @@ _limit = partial(click.option, cls=GroupedOption, group="Limits")
     type=click.Choice(["auto", "openai", "local", "rule"]),
     default="auto",
     help="openai: a chat model at an endpoint; local: a causal language model in this process; "
-    "rule: word overlap with the right answers, no model; auto: openai if OPENAI_API_KEY, "
-    "--judge-url or --judge-model is given, else rule.",
+    "rule: right (10) or wrong (1) by a reference answer, no model; auto: openai if "
+    "OPENAI_API_KEY, --judge-url or --judge-model is given, else rule.",
 )
 @_judge(
     "--judge-url",
@@ -249,7 +249,7 @@ def _answer_sources(answers: Sequence[str]) -> list[Any]:
     for name in names:
         if name != "-" and (not Path(name).exists() or Path(name).is_dir()):
             raise UsageError("there is no such answer file", where=name)
-    return [read_records("-", stdin=_stdin()) if name == "-" else Path(name) for name in names]
+    return [read_lines("-", stdin=_stdin()) if name == "-" else Path(name) for name in names]
 
 
 def _stdin() -> IO[bytes]:

@@ -12,12 +12,14 @@ import click
 
 from chatbind_cli.artifacts import emit_record
 from chatbind_cli.console import note
-from chatbind_cli.errors import RecordError, UsageError
+from chatbind_cli.errors import RecordError, SomeRecordsFailed, UsageError
 from chatbind_cli.files import replace_file
-from chatbind_cli.jsonl import Record, read_records, record_id
+from chatbind_cli.jsonl import Line, Record, legible, read_lines
 from chatbind_cli.review import tables
 from chatbind_cli.review.baseline import compare
-from chatbind_cli.review.summary import Summary, summarize_pairs
+from chatbind_cli.review.cases import distinct_names, records_by_id
+from chatbind_cli.review.mismatches import Mismatches
+from chatbind_cli.review.summary import Summary, renamed, summarize_pairs
 
 from . import _base
 from ._base import GroupedOption, ListOption
@@ -32,6 +34,7 @@ _PREFIXES = ("gpt4_text_", "reviews_", "review_")
 _PATTERNS = ("gpt4_text*.jsonl", "review*.jsonl", "review*.json")
 _FOLDERS = (".", "review", "reviews")
 _REASONS_SHOWN = 8
+_UNREADABLE = "unreadable"
 
 
 @_base.command(
@@ -70,19 +73,27 @@ _REASONS_SHOWN = 8
     cls=ListOption,
     group="Input",
     metavar="ID",
-    help="Questions to leave out.",
+    help="Questions to leave out; after the first, a word that names a file is a file of reviews.",
 )
 @_input(
     "--baseline",
     type=_FILE,
     help="Reviews of another run on the same questions: each line of the table is compared with "
-    "that run's by a paired permutation test.",
+    "that run's by a paired permutation test; p of several categories is corrected (Holm).",
 )
 @_output(
     "--by",
     type=click.Choice(["category", "modality", "judge"]),
     default="category",
     help="What makes a line of the table.",
+)
+@click.option(
+    "--names",
+    cls=ListOption,
+    group="Output",
+    metavar="A B...",
+    help="What to call who gave the answers: the first ones, then the second ones of each pair; "
+    "default: as the reviews do.",
 )
 @_output(
     "--format",
@@ -137,6 +148,7 @@ def command(
     folder: Path | None,
     ignore: tuple[str, ...],
     by: str,
+    names: tuple[str, ...],
     form: str,
     as_json: bool,
     page: Path | None,
@@ -149,17 +161,27 @@ def command(
 
     Without files, reviews come from standard input, or on a terminal from the review files in
     this folder, `review` or `reviews`. Each file has figures of its own. Failed reviews are
-    counted, and are in no mean.
+    counted, and are in no mean; nor is a question that a judge of both orders saw in one only.
+    Where the rule judge compared with right answers, the share of right ones (accuracy), of
+    literal ones (exact) and the F1 of their words come first.
     """
+    ids, after_ids = _apart(ignore)
+    answerers, after_names = _apart(names)
+    read = partial(_read, by=by, ignore=ids)
+    sources = _sources([*reviews, *files, *after_ids, *after_names], folder)
+    called = _names([*sources, *([str(baseline)] if baseline else [])])
     summaries: list[Summary] = []
-    for source in _sources([*reviews, *files], folder):
-        found = _read(source, by, ignore, with_words=page is not None)
+    for source in sources:
+        found = read(source, called[source], with_words=page is not None)
         if not found[0].reviews:
             where = "<stdin>" if source == "-" else source
             raise RecordError("holds no reviews", where=where, hint="see `chatbind review`")
         summaries += found
+    if answerers:
+        summaries = _renamed(summaries, answerers)
     if baseline is not None:
-        summaries = _compared(summaries, _read(str(baseline), by, ignore, with_words=False))
+        others = read(str(baseline), called[str(baseline)], with_words=False)
+        summaries = _compared(summaries, others)
     form = _form("figures" if as_json else form)
     _print(summaries, form)
     if page is not None:
@@ -167,17 +189,49 @@ def command(
     _say(summaries, with_remarks=form in ("json", "figures", "csv"))
     if not any(row.n for summary in summaries for row in summary.rows):
         raise RecordError("every review failed, so there is nothing to average")
+    bad = sum(_UNREADABLE in review for summary in summaries for review in summary.reviews)
+    if bad:
+        raise SomeRecordsFailed(f"{bad:,} reviews cannot be read, as said above")
 
 
-def _read(source: str, by: str, ignore: Sequence[str], *, with_words: bool) -> list[Summary]:
+def _apart(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """An option's words, one at least, and the files after them: `-i q1 reviews.jsonl`."""
+    files = [word for word in words[1:] if word == "-" or _is_file(Path(word))]
+    return [word for word in words if word not in files], files
+
+
+def _is_file(path: Path) -> bool:
+    return path.suffix in (".json", ".jsonl") or (path.exists() and not path.is_dir())
+
+
+def _read(
+    source: str, name: str, *, by: str, ignore: Sequence[str], with_words: bool
+) -> list[Summary]:
     """The figures of one file; of several pairs of answer files, one by one."""
     return summarize_pairs(
-        (record for record, _ in read_records(source)),
-        name=_name(source),
+        map(_review, read_lines(source)),
+        name=name,
         by=by,
         ignore=ignore,
         with_words=with_words,
     )
+
+
+def _review(line: Line) -> Record:
+    """A review; of a line that is none, a failed one with as much as can be told."""
+    if line.problem is None:
+        return line.record
+    known = {"category": line.record.get("category"), "error": str(line.problem)}
+    return {**known, _UNREADABLE: line.number}
+
+
+def _renamed(summaries: Sequence[Summary], names: Sequence[str]) -> list[Summary]:
+    if len(names) != len(summaries) + 1:
+        raise UsageError(
+            f"--names needs {len(summaries) + 1} names here, not {len(names)}",
+            hint="the first answerer's, and the second one's of each pair",
+        )
+    return renamed(summaries, names)
 
 
 def _compared(summaries: Sequence[Summary], baselines: Sequence[Summary]) -> list[Summary]:
@@ -239,10 +293,11 @@ def _write_report(
         allow_outside=media["allow_outside"],
         limit_bytes=int(media["media_limit"] * 1e6),
     )
+    mismatches = Mismatches()
     chunks = render_report(
         summaries,
-        questions=None if questions is None else _by_id(questions),
-        answers=[_by_id(path) for path in answers],
+        questions=None if questions is None else records_by_id(questions, mismatches),
+        answers=[records_by_id(path, mismatches) for path in answers],
         cabinet=cabinet,
     )
     with replace_file(page) as temporary, temporary.open("w", encoding="utf-8") as file:
@@ -250,13 +305,9 @@ def _write_report(
             file.write(chunk)
     if questions is None or not answers:
         note("report: --questions and --answers let it show what was asked and answered")
-    for problem in cabinet.problems:
+    for problem in [*mismatches.lines(), *cabinet.problems]:
         note(f"report: {problem}")
     note(f"report: {page}")
-
-
-def _by_id(path: Path) -> dict[str, Record]:
-    return {str(record_id(record)): record for record, _ in read_records(path)}
 
 
 def _sources(names: Sequence[str], folder: Path | None) -> list[str]:
@@ -285,8 +336,18 @@ def _in_folder(folder: Path) -> Iterator[str]:
     return (str(path) for path in sorted(paths))
 
 
+def _names(sources: Sequence[str]) -> dict[str, str]:
+    """What files' reviews are of: `gpt4_text_chatbind.jsonl` is about `chatbind`."""
+    sources = list(dict.fromkeys(sources))
+    short = [_name(source) for source in sources]
+    tails = distinct_names(sources)
+    return {
+        source: legible(name if short.count(name) == 1 else tail)
+        for source, name, tail in zip(sources, short, tails, strict=True)
+    }
+
+
 def _name(source: str) -> str:
-    """What a file's reviews are of: `gpt4_text_chatbind.jsonl` is about `chatbind`."""
     if source == "-":
         return "stdin"
     name = Path(source).name.partition(".json")[0]

@@ -40,6 +40,6 @@ demo: install  ## the whole path on a toy world, on a CPU (no downloads)
 	$(CHATBIND) review --question $(D_EVAL)/questions.jsonl --judge rule \
 	  --answer-list $(D_EVAL)/answers-unbound.jsonl $(D_EVAL)/answers.jsonl \
 	  --output $(D_EVAL)/reviews.jsonl
-	@echo "Right answers (column exact): left with towers never bound to images, right bound."
+	@echo "Accuracy: right answers, left with towers never bound to images, right with bound ones."
 	@echo "A guess is right in 10 % of the cases. Training has seen images only."
-	$(CHATBIND) summarize $(D_EVAL)/reviews.jsonl --by modality --format table
+	$(CHATBIND) summarize $(D_EVAL)/reviews.jsonl --by modality --names unbound bound --format table

@@ -1,15 +1,14 @@
-"""One run beside another on the same questions: is the difference more than noise?
-
-Summaries in, summaries out. Knows nothing of records.
-"""
+"""One run beside another on the same questions: can they be told apart?"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from chatbind_cli.errors import RecordError
+from chatbind_cli.review.groups import Row
 from chatbind_cli.review.reading import Unit
-from chatbind_cli.review.statistics import Pair, average, paired_difference
+from chatbind_cli.review.statistics import Pair, average, holm, paired_difference
 from chatbind_cli.review.summary import ALL, Summary
 
 
@@ -38,7 +37,19 @@ def compare(summary: Summary, baseline: Summary) -> Summary:
                 p_value=found.p_value,
             )
         rows.append(row)
-    return replace(summary, rows=rows)
+    return replace(summary, rows=_corrected(rows))
+
+
+def _corrected(rows: Sequence[Row]) -> list[Row]:
+    """The rows with the p values of the categories corrected for their number.
+
+    The test of `all` is the one that was wanted; looking at each category as well is several.
+    """
+    values = {
+        row.category: row.p_value for row in rows if row.category != ALL and row.p_value is not None
+    }
+    values = dict(zip(values, holm(list(values.values())), strict=True))
+    return [replace(row, p_value=values.get(row.category, row.p_value)) for row in rows]
 
 
 def _by_question(results: dict[Unit, Pair], *, with_modality: bool) -> dict[tuple[str, str], Pair]:

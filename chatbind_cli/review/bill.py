@@ -66,7 +66,7 @@ def load_prices(path: Path | None = None) -> dict[str, Price]:
     if path is not None:
         try:
             document = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise RecordError(f"is not TOML ({error})", where=str(path)) from error
         prices.update(_table(document, str(path)))
     return prices

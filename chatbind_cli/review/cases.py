@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath, PurePosixPath
 
 from chatbind_cli.errors import RecordError
-from chatbind_cli.jsonl import Record, read_records, record_id
+from chatbind_cli.jsonl import Line, Record, legible, read_lines, record_id
 from chatbind_cli.review.mismatches import Mismatches
 
 MODALITIES = ("image", "video", "audio", "depth", "thermal", "imu")
@@ -26,11 +26,12 @@ _MEDIA_SUFFIXES = frozenset(
         *(".npy", ".csv", ".tsv", ".parquet"),
     )
 )
+_REFERENCE_KEYS = ("reference", "answers", "answer", "label")
 ContextKey = tuple[str, str]
 """What a context is found by: a modality and a medium's name, or one of the two below and an id."""
 _ANY, _QUESTION = "any", "question"
 
-Source = Iterable[tuple[Record, str]]
+Source = Iterable[Line]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,7 @@ class Case:
         models: who gave the answers: what their records say, else the name of their file.
         pair: numbers of the two answer files, from 1; None where there are only two.
         problem: why this case cannot be judged, None if it can.
+        line: of a line of the questions that is none: its number.
     """
 
     question: Record
@@ -54,11 +56,12 @@ class Case:
     models: tuple[str, ...] = ()
     pair: tuple[int, int] | None = None
     problem: str | None = None
+    line: int | None = None
 
     @property
-    def question_id(self) -> str | int:
-        """The id that everything is matched by."""
-        return record_id(self.question)
+    def question_id(self) -> str | int | None:
+        """The id that everything is matched by; None for a line that is no question."""
+        return None if self.line is not None else record_id(self.question)
 
     @property
     def category(self) -> str:
@@ -83,7 +86,8 @@ class Inputs:
     The first side of `answers` is the baseline; every other side makes a pair with it.
 
     Attributes:
-        names: what to call the sides.
+        names: the sides' files.
+        not_questions: lines of the questions' file that are none, with what is wrong.
         contexts: captions and boxes by media name, from the file `contexts_name`.
         mismatches: what did not fit together so far; a run that has any does not end with exit
             code 0.
@@ -92,11 +96,13 @@ class Inputs:
     questions: dict[str, Record]
     answers: Sequence[dict[str, Record] | Source]
     names: Sequence[str]
+    not_questions: Mapping[int, str] = field(default_factory=dict)
     contexts: dict[ContextKey, Record] | None = None
     contexts_name: str = ""
     references: dict[str, Record] | None = None
     mismatches: Mismatches = field(default_factory=Mismatches)
-    _answerers: dict[str, str] = field(default_factory=dict, init=False)
+    _said: dict[str, str] = field(default_factory=dict, init=False)
+    _files: list[str] = field(default_factory=list, init=False)
 
     @property
     def remarks(self) -> list[str]:
@@ -111,9 +117,10 @@ class Inputs:
         A side of `answers` that is no dictionary is read as it comes, so that each case can be
         judged as soon as its answer is there.
         """
+        self._files = distinct_names(self.names)
         for side, name in zip(self.answers, self.names, strict=True):
             if isinstance(side, dict):
-                self._answerers[name] = _answerer(next(iter(side.values()), {}))
+                self._said[name] = _answerer(next(iter(side.values()), {}))
         stream = next((side for side in self.answers if not isinstance(side, dict)), None)
         if stream is None:
             for key in self.questions:
@@ -130,11 +137,12 @@ class Inputs:
             for key in side if isinstance(side, dict) else ():
                 if key not in self.questions:
                     self.mismatches.add(name, "unasked", key)
+        for line, problem in self.not_questions.items():
+            yield Case(question={}, problem=problem, line=line)
 
     def _stream(self, stream: Source, name: str, seen: set[str]) -> Iterator[tuple[str, Record]]:
-        for record, where in stream:
-            key = str(_id_at(record, where))
-            self._answerers.setdefault(name, _answerer(record))
+        for key, record in _keyed(stream, name, self.mismatches):
+            self._said.setdefault(name, _answerer(record))
             if key in seen:
                 self.mismatches.add(name, "doubled", key)
             elif key not in self.questions:
@@ -186,33 +194,45 @@ class Inputs:
         return replace(case, references=self._references(key, question, answers))
 
     def _models(self, given: Sequence[Record | None]) -> list[str]:
-        """The sides' names. Of more than two, those of the same name tell their files apart."""
-        files = [PurePath(name).name.partition(".json")[0] for name in self.names]
+        """The sides' names; those of one name are told apart by their files."""
         models = []
-        for name, answer, file in zip(self.names, given, files, strict=True):
+        for name, answer, file in zip(self.names, given, self._files, strict=True):
             # Who did not answer one question is called as in the others that it did answer.
-            model = (answer or {}).get("model_id") or self._answerers.get(name) or file
+            model = (answer or {}).get("model_id") or self._said.get(name) or file
             models.append(str(model))
-        if len(models) == 2:
-            return models
-        labels = [
-            f"{model} ({file})" if models.count(model) > 1 and model != file else model
-            for model, file in zip(models, files, strict=True)
-        ]
         return [
-            f"{model} ({name})" if labels.count(label) > 1 else label
-            for label, model, name in zip(labels, models, self.names, strict=True)
+            f"{model} ({file})" if models.count(model) > 1 and model != file else model
+            for model, file in zip(models, self._files, strict=True)
         ]
 
     def _references(self, key: str, question: Record, answers: Sequence[Record]) -> tuple[str, ...]:
-        """The right answers: the reference file's, the question's own, or the first answer."""
+        """The right answers: the reference file's, else the question's, else those carried along.
+
+        An answer record carries the keys of the question that it answers.
+        """
         if self.references is not None:
-            given = self.references.get(key, {}).get("text")
-        else:
-            given = question.get("reference", question.get("answer", answers[0]["text"]))
-        if isinstance(given, list):
-            return tuple(str(text) for text in given)
-        return () if given is None else (str(given),)
+            return references_of(self.references.get(key, {}), ("text", *_REFERENCE_KEYS))
+        found = map(references_of, (question, *answers))
+        return next(filter(None, found), ())
+
+    def has_references(self) -> bool:
+        """Whether there is anything at all to compare answers with."""
+        files = [self.questions, *(side for side in self.answers if isinstance(side, dict))]
+        carried = (references_of(record) for file in files for record in file.values())
+        return self.references is not None or any(carried)
+
+
+def references_of(record: Record, keys: Sequence[str] = _REFERENCE_KEYS) -> tuple[str, ...]:
+    """The right answers that a record carries: words, a number, or a list, as VQA's annotations."""
+    given = next((record[key] for key in keys if record.get(key) is not None), None)
+    found = []
+    for item in given if isinstance(given, list) else [given]:
+        value = item.get("answer") if isinstance(item, dict) else item
+        if isinstance(value, bool):
+            value = "yes" if value else "no"
+        if isinstance(value, str | int | float) and str(value).strip():
+            found.append(str(value))
+    return tuple(dict.fromkeys(found))
 
 
 def read_inputs(
@@ -226,22 +246,22 @@ def read_inputs(
 
     Args:
         questions: the question records.
-        answers: two or more answer files, the baseline first; at most one may be a stream of
-            `(record, where)`.
+        answers: two or more answer files, the baseline first; at most one may be a stream.
         contexts: captions and boxes by media name.
         references: answers that count as right, by question id.
 
     Raises:
-        RecordError: a file cannot be read, or a record has no id.
+        RecordError: a file cannot be read. A line that is no record is a mismatch.
     """
     mismatches = Mismatches()
-    asked = _by_id(questions, mismatches)
+    not_questions: dict[int, str] = {}
+    asked = records_by_id(questions, mismatches, not_questions)
     sides: list[dict[str, Record] | Source] = []
     names: list[str] = []
     for side in answers:
         if isinstance(side, Path | str):
-            names.append(str(side))
-            sides.append(_by_id(side, mismatches))
+            names.append(legible(str(side)))
+            sides.append(records_by_id(side, mismatches))
         else:
             names.append("stdin")
             sides.append(side)
@@ -249,11 +269,24 @@ def read_inputs(
         questions=asked,
         answers=sides,
         names=names,
+        not_questions=not_questions,
         contexts=None if contexts is None else _contexts(contexts, mismatches),
         contexts_name=str(contexts),
-        references=None if references is None else _by_id(references, mismatches),
+        references=None if references is None else records_by_id(references, mismatches),
         mismatches=mismatches,
     )
+
+
+def distinct_names(files: Sequence[str]) -> list[str]:
+    """What to call files: by their names, and as many folders above as tell them apart."""
+    paths = [PurePath(file).parts for file in files]
+    tails = []
+    for path in paths:
+        others = [other for other in paths if other != path]
+        alone = (n for n in range(1, len(path)) if all(o[-n:] != path[-n:] for o in others))
+        tails.append(str(PurePath(*path[-next(alone, len(path)) :])))
+    short = [tail.partition(".json")[0] or tail for tail in tails]
+    return short if len(set(short)) == len(set(tails)) else tails
 
 
 def digest(*parts: object) -> str:
@@ -262,42 +295,61 @@ def digest(*parts: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:22]
 
 
-def _by_id(path: Path | str, mismatches: Mismatches) -> dict[str, Record]:
-    """The records by id. Of two with the same id the first counts, and the second is reported."""
+def records_by_id(
+    path: Path | str, mismatches: Mismatches, unusable: dict[int, str] | None = None
+) -> dict[str, Record]:
+    """The records by id. Of two with the same id the first counts, and the second is reported.
+
+    Args:
+        path: the file.
+        mismatches: where that is reported, and what is no record with an id.
+        unusable: filled with the latter, by line.
+    """
     found: dict[str, Record] = {}
-    for record, where in read_records(path):
-        if "error" in record and "line" in record and "question_id" not in record:
-            continue  # of `vqa`: a line of its questions that was none
-        key = str(_id_at(record, where))
+    name = legible(str(path))
+    for key, record in _keyed(read_lines(path), name, mismatches, unusable):
         if key in found:
-            mismatches.add(str(path), "doubled", key)
+            mismatches.add(name, "doubled", key)
         else:
             found[key] = record
     return found
+
+
+def _keyed(
+    lines: Iterable[Line], name: str, mismatches: Mismatches, unusable: dict[int, str] | None = None
+) -> Iterator[tuple[str, Record]]:
+    for line in lines:
+        if "error" in line.record and "line" in line.record and "question_id" not in line.record:
+            continue  # of `vqa`: a line of its questions that was none
+        try:
+            if line.problem is not None:
+                raise line.problem
+            key = str(record_id(line.record))
+        except RecordError as error:
+            mismatches.add(name, "unusable", f"{line.number}: {error.what}")
+            if unusable is not None:
+                unusable[line.number] = f"{line.where}: {error.what}"
+        else:
+            yield key, line.record
 
 
 def _answerer(answer: Record) -> str:
     return str(answer.get("model_id") or "")
 
 
-def _id_at(record: Record, where: str) -> str | int:
-    try:
-        return record_id(record)
-    except RecordError as error:
-        raise RecordError(error.what, where=where) from error
-
-
 def _contexts(path: Path, mismatches: Mismatches) -> dict[ContextKey, Record]:
     """Contexts by each name that a question may use for the media, or by the question's id."""
     found: dict[ContextKey, Record] = {}
-    for record, where in read_records(path):
+    for record, _, number, problem in read_lines(path):
         keys = [(key, _media_key(record[key])) for key in MODALITIES if key in record]
         if not keys and "id" in record:
             keys = [(_ANY, _media_key(record["id"]))]
         if "question_id" in record:
             keys.append((_QUESTION, str(record["question_id"])))
-        if not keys:
-            raise RecordError("a context names no media", where=where)
+        if problem is not None or not keys:
+            what = "a context names no media" if problem is None else problem.what
+            mismatches.add(str(path), "unusable", f"{number}: {what}")
+            continue
         for key in keys:
             if found.setdefault(key, record) != record:
                 mismatches.add(str(path), "doubled", key[1])

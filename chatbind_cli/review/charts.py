@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from chatbind_cli.review.groups import Row
 from chatbind_cli.review.reading import Unit
 from chatbind_cli.review.statistics import Pair, mean_intervals, mean_pair
-from chatbind_cli.review.summary import Row
 
 WIDTH = 380.0
 SIDE = 240.0

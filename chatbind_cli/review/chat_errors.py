@@ -68,8 +68,11 @@ def asked_wait_s(error: Exception) -> float:
             continue
         if math.isfinite(seconds):
             return max(0.0, seconds)
-    date = email.utils.parsedate_tz(headers.get("retry-after", ""))
-    return 0.0 if date is None else max(0.0, email.utils.mktime_tz(date) - time.time())
+    try:
+        date = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
+        return max(0.0, date.timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return 0.0
 
 
 def one_line(error: Exception, *, secret: str, timeout_s: float) -> str:
@@ -77,7 +80,7 @@ def one_line(error: Exception, *, secret: str, timeout_s: float) -> str:
     import openai
 
     text = " ".join(str(error).split())
-    if isinstance(error, openai.APITimeoutError):
+    if isinstance(error, openai.APITimeoutError | TimeoutError):
         text = f"no reply within {timeout_s:g} s"
     elif isinstance(error, openai.APIConnectionError):
         text = f"no connection ({error.__cause__ or error})"

@@ -8,15 +8,18 @@ and appears in no message. Knows nothing of files.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from chatbind_cli.errors import JudgeError
+from chatbind_cli.jsonl import Record
 from chatbind_cli.review.asking import NoReplyError, ask_for_scores, find_rule
 from chatbind_cli.review.bill import FREE, Bill, Price
 from chatbind_cli.review.cases import Case, digest
@@ -31,7 +34,7 @@ from chatbind_cli.review.chat_errors import (
     shown_cause,
     without_key,
 )
-from chatbind_cli.review.judges import Verdict
+from chatbind_cli.review.judges import Stopped, Verdict
 from chatbind_cli.review.pace import Pace
 from chatbind_cli.review.prompts import VERSION, Message, build_messages
 from chatbind_cli.review.rules import Rules
@@ -39,8 +42,13 @@ from chatbind_cli.review.scores import SCHEMA
 from chatbind_cli.review.tokens import Counter, estimate, message_tokens, most_tokens
 
 if TYPE_CHECKING:
+    import httpx
     import openai
 
+_LARGEST_REPLY = 4 << 20
+"""Bytes of a reply, as sent and as unpacked; a long review has a few thousand."""
+_LONGEST_REVIEW = 100_000
+_MOST_TOKENS = 1 << 31
 # So many failures in a row, without one judgement between them, are the server's and not a case's.
 _FAILURES_THAT_STOP = 8
 _FORMAT = {
@@ -118,6 +126,7 @@ class ChatJudge:
                 hint=f"set {KEY_VARIABLE}, give --judge-url of a local server, or --judge rule",
             )
         self._client = openai.AsyncOpenAI(
+            http_client=cast(Any, _bounded_client()),  # declared as a fork of httpx from 3.0 on
             # A local server needs no key, but the client wants one.
             api_key=self._secret or "none",
             base_url=options.base_url,
@@ -190,18 +199,12 @@ class ChatJudge:
             sent = dict(self._parameters)
             try:
                 reply = await self._attempt(messages, metadata, again)
-            except openai.APIStatusError as error:
-                if self._adapt(error, sent):
-                    continue
-                await self._after(error, attempt)
+            except (JudgeError, Stopped):
+                raise
             # A body that is cut off or is no JSON reaches us as ValueError, TypeError or the like.
-            except (
-                openai.APIError,
-                ValueError,
-                TypeError,
-                LookupError,
-                AttributeError,
-            ) as error:
+            except Exception as error:
+                if isinstance(error, openai.APIStatusError) and self._adapt(error, sent):
+                    continue
                 await self._after(error, attempt)
             else:
                 self._failures_in_row = 0
@@ -251,28 +254,35 @@ class ChatJudge:
         parameters: dict[str, Any] = {**self._parameters, "messages": messages}
         if again:
             parameters.pop("response_format", None)  # the object did not help the first time
-        completion = await self._client.chat.completions.create(
-            model=self._options.model, **parameters
-        )
-        choices = getattr(completion, "choices", None)
-        if not choices or choices[0].message is None:
+        # The client's own limit is on each wait for more, and a reply may come byte by byte.
+        async with asyncio.timeout(self._options.timeout_s):
+            reply = await self._client.chat.completions.with_raw_response.create(
+                model=self._options.model, **parameters
+            )
+        completion = _decoded(reply.content)  # the client's own models take 200 x the memory
+        choices = completion.get("choices")
+        first = choices[0] if isinstance(choices, list) and choices else None
+        message = _object(first).get("message")
+        if not isinstance(message, dict):
             raise ValueError("the reply is not a chat completion")
-        message = choices[0].message
-        said = str(message.content or getattr(message, "refusal", None) or "")
-        text = self._writable(said)
-        metadata["model"] = self._writable(str(completion.model))
-        metadata["created"] = completion.created or int(time.time())
-        usage = completion.usage
-        if usage is None or not usage.prompt_tokens:
+        text = self._writable(str(message.get("content") or message.get("refusal") or ""))
+        metadata["model"] = self._writable(str(completion.get("model") or ""))
+        metadata["created"] = _number(completion.get("created")) or int(time.time())
+        usage = _object(completion.get("usage"))
+        counted = _number(usage.get("prompt_tokens")), _number(usage.get("completion_tokens"))
+        if not counted[0]:
             return text, (message_tokens(messages, self._options.count), self._options.count(text))
-        counted = (usage.prompt_tokens, usage.completion_tokens or 0)
         for key, tokens in zip(("prompt_tokens", "completion_tokens"), counted, strict=True):
             metadata[key] = metadata.get(key, 0) + tokens
         return text, counted
 
     def _writable(self, text: str) -> str:
-        """The server's words without the key, and without halves of characters."""
-        return without_key(text, self._secret).encode("utf-8", "replace").decode("utf-8")
+        """The server's words without the key, without halves of characters, and not without end."""
+        return (
+            without_key(text[:_LONGEST_REVIEW], self._secret)
+            .encode("utf-8", "replace")
+            .decode("utf-8")
+        )
 
     def _adapt(self, error: openai.APIStatusError, sent: dict[str, Any]) -> bool:
         """Renames or drops a parameter that the model refuses; False if that is not the matter.
@@ -333,3 +343,55 @@ class ChatJudge:
 
     def _text(self, error: Exception) -> str:
         return one_line(error, secret=self._secret, timeout_s=self._options.timeout_s)
+
+
+def _bounded_client() -> httpx.AsyncClient:
+    """Asks for replies as they are, and reads no more of one than it may have."""
+    import httpx
+
+    return httpx.AsyncClient(
+        headers={"Accept-Encoding": "identity"},
+        follow_redirects=True,
+        event_hooks={"response": [_read_bounded]},
+        limits=httpx.Limits(max_connections=None),  # `Pace` says how many
+    )
+
+
+async def _read_bounded(response: httpx.Response) -> None:
+    """Reads the body before the client does, and unpacks it, if need be, no further than it may go.
+
+    Raises:
+        ValueError: it is too large, or packed in a way that was not asked for.
+    """
+    import httpx
+
+    coding = response.headers.pop("content-encoding", "identity")
+    if coding not in ("identity", "gzip"):
+        raise ValueError("it is compressed, which was not asked for")
+    gzip = zlib.decompressobj(wbits=31) if coding == "gzip" else None
+    body = bytearray()
+    stream = cast(httpx.AsyncByteStream, response.stream)
+    async for chunk in stream:
+        room = _LARGEST_REPLY + 1 - len(body)
+        body += chunk[:room] if gzip is None else gzip.decompress(chunk, room)
+        if len(body) > _LARGEST_REPLY:
+            raise ValueError(f"it has more than {_LARGEST_REPLY >> 20} MiB")
+    await stream.aclose()
+    response.stream = httpx.ByteStream(bytes(body))
+
+
+def _decoded(content: bytes) -> Record:
+    try:
+        return _object(json.loads(content))
+    except (ValueError, RecursionError) as error:
+        raise ValueError("the reply is not JSON") from error
+
+
+def _object(value: object) -> Record:
+    """A JSON object that a server sent; empty if it is none."""
+    return value if isinstance(value, dict) else {}
+
+
+def _number(value: object) -> int:
+    """A count that a server sent; 0 if it is none."""
+    return value if type(value) is int and 0 <= value < _MOST_TOKENS else 0

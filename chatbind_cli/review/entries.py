@@ -15,19 +15,18 @@ from chatbind_cli.review.exhibits import Cabinet, Exhibit
 from chatbind_cli.review.reading import (
     Unit,
     failure_of,
+    is_swapped,
     judge_name,
     judge_of,
     metadata_of,
     models_of,
-    order_of,
     scores_of,
     unit_of,
 )
 from chatbind_cli.review.statistics import Pair, average, outcome
-from chatbind_cli.review.summary import Summary
+from chatbind_cli.review.summary import ALL, Summary
 
 _WINNERS = {1: "second", 0: "tie", -1: "first"}
-_SWAPPED = "[2, 1]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,34 +117,37 @@ class Entries:
         for review in summary.reviews:
             unit = unit_of(review)
             if unit not in found:
-                found[unit] = self._entry(review, summary.name)
+                found[unit] = self._entry(review, summary)
             pair = scores_of(review)
             found[unit].verdicts.append(_verdict(review, pair))
             if pair is not None:
-                scored = order_of(review), judge_name(review), pair
+                scored = str(is_swapped(review)), judge_name(review), pair
                 scores.setdefault(unit, []).append(scored)
+        means = summary.results.get(ALL, {})
         for unit, entry in found.items():
-            _decide(entry, scores.get(unit, []))
+            _decide(entry, scores.get(unit, []), means.get(unit))
             entry.verdicts.sort(key=lambda judged: (judged.judge, judged.sample, judged.swapped))
         last = len(self._places)
         return sorted(found.values(), key=lambda e: self._places.get(e.question_id, last))
 
-    def _entry(self, review: Record, run: str) -> Entry:
+    def _entry(self, review: Record, summary: Summary) -> Entry:
         metadata = metadata_of(review)
         question_id = str(review.get("question_id", ""))
         question = self._questions.get(question_id, {})
         media = _media_of(question)
         modality = str(metadata.get("modality") or next(iter(media), "text"))
-        models = models_of(review)
+        sides = summary.models
+        known = all(len(side) == 1 for side in sides)
+        models = [side[0] for side in sides] if known else models_of(review)
         said = metadata.get("pair")
-        known = isinstance(said, list) and all(isinstance(number, int) for number in said)
-        pair = [number - 1 for number in (said if known and said else (1, 2))]
+        usable = isinstance(said, list) and all(isinstance(number, int) for number in said)
+        pair = [number - 1 for number in (said if usable and said else (1, 2))]
         return Entry(
             anchor=self._anchor(question_id),
             question_id=question_id,
             category=str(review.get("category") or question.get("category") or "default").strip(),
             modality=modality,
-            run=run,
+            run=summary.name,
             models=(models[0], models[1]) if len(models) == 2 else ("", ""),
             question=str(question.get("text", "")),
             exhibits=[
@@ -193,7 +195,7 @@ def _verdict(review: Record, pair: Pair | None) -> Judged:
     return Judged(
         judge=judge_of(review),
         sample=sample if isinstance(sample, int) else 0,
-        swapped=order_of(review) == _SWAPPED,
+        swapped=is_swapped(review),
         scores=None if pair is None else _as_text(pair),
         content=str(review.get("content") or review.get("text") or ""),
         error="" if pair is not None else failure_of(review),
@@ -205,11 +207,14 @@ def _as_text(pair: Pair, digits: int = 6) -> tuple[str, str]:
     return f"{pair[0]:.{digits}g}", f"{pair[1]:.{digits}g}"
 
 
-def _decide(entry: Entry, scores: Sequence[tuple[str, str, Pair]]) -> None:
-    """Fills in who won, and whether both orders and all judges say so."""
+def _decide(entry: Entry, scores: Sequence[tuple[str, str, Pair]], mean: Pair | None) -> None:
+    """Fills in who won, and whether both orders and all judges say so.
+
+    A question that is in no mean, because it was judged in one order only, shows that order's.
+    """
     if not scores:
         return
-    entry.mean = average([pair for _, _, pair in scores])
+    entry.mean = mean or average([pair for _, _, pair in scores])
     entry.winner = _WINNERS[outcome(entry.mean)]
     entry.disagreement = _differ((order, pair) for order, _, pair in scores)
     entry.judges_differ = _differ((judge, pair) for _, judge, pair in scores)

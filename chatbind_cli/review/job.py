@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from chatbind_cli.console import Progress, note
-from chatbind_cli.errors import SomeRecordsFailed
+from chatbind_cli.errors import SomeRecordsFailed, UsageError
 from chatbind_cli.jsonl import RecordWriter
 from chatbind_cli.review.cases import Inputs, Source, read_inputs
 from chatbind_cli.review.choosing import Chosen, JudgeSettings, choose, resolve
@@ -61,6 +61,7 @@ class ReviewJob:
         will_ask: whether it will be run, not only planned.
 
     Raises:
+        UsageError: the rule judge has nothing to compare with.
         ChatBindError: a file cannot be read, or there is no such judge.
     """
 
@@ -83,6 +84,12 @@ class ReviewJob:
             contexts=None if is_rule else files.contexts,
             references=files.references,
         )
+        if is_rule and not self.inputs.has_references():
+            raise UsageError(
+                "the rule judge compares with right answers, and no question has an `answer`",
+                where=str(files.questions),
+                hint="give --reference FILE (an answer file will do), or another --judge",
+            )
         self._earlier = Earlier() if files.overwrite else read_earlier(files.output)
         output = Path(files.output)
         grows = files.output != "-" and (output.is_file() or not output.exists())

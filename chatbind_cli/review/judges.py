@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from chatbind_cli.review.accuracy import is_correct
 from chatbind_cli.review.cases import Case, digest
-from chatbind_cli.review.texts import contains_words, exact_match, token_f1
+from chatbind_cli.review.reading import RULE_JUDGE
+from chatbind_cli.review.texts import exact_match, token_f1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,39 +72,38 @@ class Judge(Protocol):
 
 
 class RuleJudge:
-    """Compares each answer with a reference answer: no network, the same scores every time.
+    """Compares each answer with the right answers: no network, the same scores every time.
 
-    10 for the same words, else 1 + 8 x F1 of the words, so that an answer that is not the
-    reference stays at or below 9.
+    10 for a right answer and 1 for a wrong one (`accuracy.is_correct`); beside them, whether it is
+    the reference word for word (`exact`), and the F1 of its words (`f1`).
     """
 
-    name = "rule"
+    name = RULE_JUDGE
 
     def fingerprint(self, case: Case) -> str:
         """Changes with the right answers."""
-        return digest("rule-1", case.references, case.question.get("label"))
+        return digest("rule-2", case.references)
 
     async def judge(self, case: Case, *, swapped: bool, sample: int) -> Verdict:
         """Scores both answers; the order in which they are shown means nothing here."""
         if not case.references:
             return Verdict(error="no reference answer to compare with")
-        f1 = [token_f1(text, case.references) for text in case.texts]
-        exact = [exact_match(text, case.references) for text in case.texts]
-        first, second = (
-            10.0 if same else round(1 + 8 * overlap, 2)
-            for same, overlap in zip(exact, f1, strict=True)
+        correct = [is_correct(text, case.references, case.question) for text in case.texts]
+        f1 = [round(token_f1(text, case.references), 4) for text in case.texts]
+        first, second = (10.0 if good else 1.0 for good in correct)
+        said = [
+            f"{'right' if good else 'wrong'} (F1 {value:.2f})"
+            for good, value in zip(correct, f1, strict=True)
+        ]
+        return Verdict(
+            scores=(first, second),
+            content=f"{first:g} {second:g}\nBy the reference answer: {', '.join(said)}.",
+            metadata={
+                "correct": correct,
+                "exact": [exact_match(text, case.references) for text in case.texts],
+                "f1": f1,
+            },
         )
-        metadata: dict[str, Any] = {"exact": exact, "f1": [round(value, 4) for value in f1]}
-        label = case.question.get("label")
-        if label is not None:
-            labels = [str(item) for item in (label if isinstance(label, list) else [label])]
-            metadata["label"] = [contains_words(text, labels) for text in case.texts]
-        likeness = ", ".join(
-            "the same words" if same else f"F1 {value:.2f}"
-            for same, value in zip(exact, f1, strict=True)
-        )
-        content = f"{first:g} {second:g}\nCompared with the reference answer: {likeness}."
-        return Verdict(scores=(first, second), content=content, metadata=metadata)
 
     def stop(self) -> None:
         """There is nothing that takes time."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-Kind = Literal["doubled", "unasked", "missing", "failed", "wordless", "no context"]
+Kind = Literal["doubled", "unasked", "missing", "failed", "wordless", "no context", "unusable"]
 
 _SHOWN = 8
 _TEXTS: dict[Kind, tuple[str, str]] = {
@@ -24,6 +24,7 @@ _TEXTS: dict[Kind, tuple[str, str]] = {
     "failed": ("the answer to question {ids} failed", "{n} answers failed ({ids})"),
     "wordless": ("the answer to question {ids} has no text", "{n} answers have no text ({ids})"),
     "no context": ("no context for question {ids}", "no context for {n} questions ({ids})"),
+    "unusable": ("line {ids}", "{n} lines cannot be used (line {ids})"),
 }
 
 
@@ -33,9 +34,9 @@ class Mismatches:
     def __init__(self) -> None:
         self._ids: dict[tuple[str, Kind], dict[str, None]] = {}
 
-    def add(self, name: str, kind: Kind, question_id: str) -> None:
-        """Notes one question of one file; the same one again changes nothing."""
-        self._ids.setdefault((name, kind), {})[question_id] = None
+    def add(self, name: str, kind: Kind, what: str) -> None:
+        """Notes one question, or line, of one file; the same one again changes nothing."""
+        self._ids.setdefault((name, kind), {})[what] = None
 
     def lines(self) -> list[str]:
         """A line for each file and kind, with how many there are and the first of them."""

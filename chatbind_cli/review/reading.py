@@ -6,7 +6,6 @@ Reads our own records, the reference's (`tuple`, `category`) and Vicuna's publis
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,6 +15,11 @@ from chatbind_cli.review.statistics import Pair
 Unit = tuple[str, str, str]
 """A question: its id, its modality, and the pair of answerers."""
 
+RULE_JUDGE = "rule"
+"""The reviewer that compares with right answers; it does not care for the order."""
+
+_MOST = 1e6
+"""Above it, what calls itself a score or a price is none; sums of such stay finite."""
 _WORDS = ("content", "text")
 
 
@@ -23,7 +27,7 @@ def scores_of(review: Record) -> Pair | None:
     """The scores of a review, None if it failed.
 
     The reference writes [-1, -1] for a review that it could not read; such a pair, and whatever
-    else is not two finite numbers of at least 0, is a failure.
+    else is not two numbers from 0 to a million, is a failure.
     """
     if "error" in review:
         return None
@@ -33,12 +37,9 @@ def scores_of(review: Record) -> Pair | None:
     for score in value:
         if isinstance(score, bool) or not isinstance(score, int | float):
             return None
-        if not 0 <= score < math.inf:
+        if not 0 <= score <= _MOST:
             return None
-    try:
-        return float(value[0]), float(value[1])
-    except OverflowError:
-        return None
+    return float(value[0]), float(value[1])
 
 
 def failure_of(review: Record) -> str:
@@ -59,7 +60,8 @@ def paid_usd(metadata: Record) -> float | None:
     it replaced: failed ones, and those of an answer that has changed since.
     """
     keys = ("cost_usd", "lost_usd", "earlier_usd")
-    known = [metadata[key] for key in keys if isinstance(metadata.get(key), int | float)]
+    values = [metadata.get(key) for key in keys]
+    known = [usd for usd in values if isinstance(usd, int | float) and 0 <= usd <= _MOST]
     return sum(known) if known else None
 
 
@@ -79,9 +81,9 @@ def models_of(review: Record) -> list[str]:
     return [str(model or "") for model in models] if isinstance(models, list) else []
 
 
-def order_of(review: Record) -> str:
-    """Which answer was shown first: `[1, 2]` or `[2, 1]`."""
-    return str(metadata_of(review).get("order", [1, 2]))
+def is_swapped(review: Record) -> bool:
+    """Whether the second answer was shown first."""
+    return metadata_of(review).get("order") == [2, 1]
 
 
 def judge_name(review: Record) -> str:

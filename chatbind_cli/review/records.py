@@ -20,7 +20,7 @@ from typing import Any
 
 from chatbind_cli.console import printable
 from chatbind_cli.files import replace_file
-from chatbind_cli.jsonl import Record, dumps
+from chatbind_cli.jsonl import Record, dumps, read_lines
 from chatbind_cli.review.cases import Case, digest
 from chatbind_cli.review.judges import Verdict
 from chatbind_cli.review.reading import metadata_of, paid_usd
@@ -45,7 +45,7 @@ class Task:
     def slot(self) -> str:
         """The same for every review that fills this place in a report."""
         case = self.case
-        about = [str(case.question_id), case.modality, list(case.models)]
+        about = [str(case.line or case.question_id), case.modality, list(case.models)]
         return digest(about, self.judge, self.swapped, self.sample)
 
     @property
@@ -84,6 +84,7 @@ def review_record(task: Task, verdict: Verdict, *, earlier_usd: float = 0.0) -> 
         metadata["answers"] = [digest(text) for text in case.texts]
     record: Record = {
         "review_id": task.review_id,
+        **({} if case.line is None else {"line": case.line}),
         "question_id": case.question_id,
         "answer1_id": answer_ids[0],
         "answer2_id": answer_ids[1],
@@ -133,7 +134,7 @@ def read_earlier(path: Path | str) -> Earlier:
     earlier = Earlier()
     if str(path) == "-" or not Path(path).is_file():
         return earlier
-    for record in _whole_lines(Path(path)):
+    for record in _records(Path(path)):
         metadata = metadata_of(record)
         slot = str(metadata.get("slot"))
         paid = paid_usd(metadata)
@@ -150,6 +151,11 @@ def read_earlier(path: Path | str) -> Earlier:
     return earlier
 
 
+def _records(path: Path) -> Iterator[Record]:
+    """The records of a file; `RecordWriter` says what is wrong with its other lines."""
+    return (line.record for line in read_lines(path) if line.problem is None)
+
+
 def restore_failed(path: Path, failed: Mapping[str, Record]) -> None:
     """Puts the failed reviews of earlier runs that this one has not made again back.
 
@@ -161,26 +167,13 @@ def restore_failed(path: Path, failed: Mapping[str, Record]) -> None:
         path: the review file, closed.
         failed: what was there with an error when the run began, by id.
     """
-    there = {str(record.get("review_id")) for record in _whole_lines(path)} if failed else set()
+    there = {str(record.get("review_id")) for record in _records(path)} if failed else set()
     missing = [record for review_id, record in failed.items() if review_id not in there]
     if not missing:
         return
     with replace_file(path) as temporary, path.open("rb") as old, temporary.open("wb") as new:
         new.writelines(f"{dumps(record)}\n".encode() for record in missing)
         shutil.copyfileobj(old, new)
-
-
-def _whole_lines(path: Path) -> Iterator[Record]:
-    """The records of a file whose last line may be half written."""
-    with path.open("rb") as file:
-        for line in file:
-            if line.endswith(b"\n") and line.strip():
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    continue  # `RecordWriter` says what is wrong with it
-                if isinstance(record, dict):
-                    yield record
 
 
 def put_in_order(path: Path, tasks: Sequence[tuple[str, str]]) -> None:

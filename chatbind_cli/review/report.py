@@ -19,15 +19,18 @@ from chatbind_cli.jsonl import Record
 from chatbind_cli.review import charts
 from chatbind_cli.review.entries import Entries, Entry
 from chatbind_cli.review.exhibits import Cabinet
+from chatbind_cli.review.groups import Row
 from chatbind_cli.review.statistics import position_bias
-from chatbind_cli.review.summary import ALL, Row, Summary
+from chatbind_cli.review.summary import ALL, Summary
 from chatbind_cli.review.tables import (
     agreement_lines,
     cells,
-    comparison,
+    comparison_lines,
     description,
     headings,
     interval,
+    order_lines,
+    percents,
     titles,
 )
 
@@ -121,12 +124,11 @@ def _section(summary: Summary, entries: list[Entry], *, several: bool) -> dict[s
         "description": description(summary, named=False),
         "columns": titles(columns, summary.by),
         "rows": [(row.category == ALL, cells(row, columns)) for row in summary.rows],
-        "comparison": next(
-            (comparison(row) for row in summary.rows if row.category == ALL and row.baseline), ""
-        ),
+        "notes": [*order_lines(summary), *comparison_lines(summary)],
+        "checked": total is not None and total.accuracy_2 is not None,
         "relative": charts.relative_chart(summary.rows),
         "scores": charts.score_chart(summary.results),
-        "dots": charts.scatter(entry.mean for entry in entries if entry.mean is not None),
+        "dots": charts.scatter(summary.results.get(ALL, {}).values()),
         "orders": charts.order_table(summary.orders),
         "n_orders": len(summary.orders),
         "bias": bias,
@@ -152,6 +154,9 @@ def _title(summaries: Sequence[Summary]) -> str:
 def _glances(row: Row, n_reviews: int, bias: tuple[int, int]) -> list[Glance]:
     """What one wants to know first."""
     found = []
+    if row.accuracy_2 is not None:
+        accuracy = percents(row.accuracy_1, row.accuracy_2)
+        found.append(Glance("accuracy", accuracy, "right answers, first / second"))
     if row.relative is not None:
         sure = f"95 % interval {interval(row.ci95)}" if row.ci95 else "of one question"
         found.append(Glance("relative score", f"{row.relative:.1f} %", sure))

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from chatbind_cli.errors import RecordError
 
+_LARGEST = 1 << 20
 _SUBJECTS = {
     "image": "a picture",
     "video": "a video",
@@ -124,8 +125,12 @@ def load_rules(path: Path) -> Rules:
         RecordError: it is not JSON of the form in the module's docstring.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        with path.open("rb") as file:
+            text = file.read(_LARGEST + 1)
+        if len(text) > _LARGEST:
+            raise RecordError(f"is larger than {_LARGEST >> 20} MiB", where=str(path))
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"is not a JSON rule file ({error})", where=str(path)) from error
     except OSError as error:
         raise RecordError(error.strerror or "cannot be read", where=str(path)) from error

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from chatbind_cli.console import note
-from chatbind_cli.errors import JudgeError, RecordError
+from chatbind_cli.errors import ChatBindError, JudgeError, contained
 from chatbind_cli.jsonl import RecordWriter
 from chatbind_cli.review.cases import Case, digest
 from chatbind_cli.review.judges import Judge, Stopped, Verdict
@@ -97,12 +97,13 @@ def tasks_of(case: Case, judge: Judge, options: RunOptions) -> Iterator[Task]:
     if case.problem is None:
         try:
             fingerprint = judge.fingerprint(case)
-        except RecordError as error:
-            case = replace(case, problem=str(error))
+        except Exception as error:
+            what = contained(error, where=f"question {case.question_id}")
+            case = replace(case, problem=str(what))
     if options.orders == "random":
         swaps: tuple[bool, ...] = (int(digest(case.question, case.texts)[:2], 16) % 2 == 1,)
     else:
-        swaps = (False, True) if options.orders == "both" else (False,)
+        swaps = (False, True) if options.orders == "both" and case.line is None else (False,)
     for sample in range(options.samples):
         for swapped in swaps:
             yield Task(
@@ -231,18 +232,24 @@ class _Run:
             self._n_judging += 1
             good = False
             try:
-                if task.case.problem is not None:
-                    verdict = Verdict(error=task.case.problem)
-                else:
-                    swapped, sample = task.swapped, task.sample
-                    verdict = await self._judge.judge(task.case, swapped=swapped, sample=sample)
-                self._finish(task, verdict)
+                self._finish(task, await self._verdict(task))
                 good = True
             finally:
                 self._n_judging -= 1
                 # Nothing may start between a failure and the moment when `feed` hears of it.
                 self._ending = self._ending or not good
         self._on_done()
+
+    async def _verdict(self, task: Task) -> Verdict:
+        case = task.case
+        if case.problem is not None:
+            return Verdict(error=case.problem)
+        try:
+            return await self._judge.judge(case, swapped=task.swapped, sample=task.sample)
+        except (ChatBindError, Stopped):
+            raise  # it is not about this case
+        except Exception as error:
+            return Verdict(error=str(contained(error, where=f"question {case.question_id}")))
 
     def _finish(self, task: Task, verdict: Verdict) -> None:
         """Counts and writes one judgement; nothing awaits in between, so lines never mix."""
@@ -258,7 +265,9 @@ class _Run:
             return
         self.outcome.failed += 1
         if self._options.on_error == "fail":
-            raise JudgeError(record["error"], where=f"question {task.case.question_id}")
+            case = task.case
+            where = f"question {case.question_id}" if case.line is None else None
+            raise JudgeError(record["error"], where=where)
         if self._options.on_error == "record":
             self._writer.write(record)
 

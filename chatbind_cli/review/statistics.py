@@ -207,6 +207,22 @@ def _gaps(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return gaps
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p values of several tests at once, each as it is against all of them.
+
+    In the order of size, the k-th smallest of n is multiplied by n - k + 1, and none gets smaller
+    than the one before it. The chance of any false alarm is then at most the level of the test.
+
+    Source: Holm, A simple sequentially rejective multiple test procedure (1979).
+    """
+    corrected = list(p_values)
+    largest = 0.0
+    for rank, place in enumerate(sorted(range(len(corrected)), key=corrected.__getitem__)):
+        largest = max(largest, corrected[place] * (len(corrected) - rank))
+        corrected[place] = min(1.0, round(largest, 4))
+    return corrected
+
+
 def cohens_kappa(first: Sequence[int], second: Sequence[int]) -> float | None:
     """How much two judges agree beyond chance, 1 at most; None where chance alone explains all.
 

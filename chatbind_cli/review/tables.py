@@ -1,7 +1,4 @@
-"""Summaries as a table for a terminal, as plain text, Markdown or CSV.
-
-Knows nothing of how the figures came about (`summary`).
-"""
+"""Summaries as a table for a terminal, as plain text, Markdown or CSV."""
 
 from __future__ import annotations
 
@@ -12,8 +9,9 @@ from typing import IO, TYPE_CHECKING
 
 from chatbind_cli.console import printable
 from chatbind_cli.review.agreement import agreements
+from chatbind_cli.review.groups import Row
 from chatbind_cli.review.statistics import Pair, position_bias
-from chatbind_cli.review.summary import ALL, Row, Summary
+from chatbind_cli.review.summary import ALL, Summary
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,21 +32,27 @@ _PAIRS = {
 def headings(rows: Sequence[Row], *, several: bool) -> list[str]:
     """The columns that these rows have something to say in; `cells` goes by these names."""
     columns = ["review"] if several else []
-    columns += ["category", "n", "first", "second", "relative", "95 %", "win/tie/lose"]
+    columns += ["category", "n"]
+    if any(row.accuracy_2 is not None for row in rows):
+        columns += ["accuracy", "exact", "F1"]
+    columns += ["first", "second", "relative", "95 %", "win/tie/lose"]
     if any(row.consistency is not None for row in rows):
         columns.append("same in both orders")
     if any(row.kappa is not None for row in rows):
         columns.append("judges' kappa")
-    if any(row.exact_2 is not None for row in rows):
-        columns.append("exact")
-    if any(row.label_2 is not None for row in rows):
-        columns.append("label")
     columns.append("failed")
+    if any(row.one_order for row in rows):
+        columns.append("one order")
     if any(row.cost_usd for row in rows):
         columns.append("USD")
     if any(row.baseline for row in rows):
-        columns += ["difference", "its 95 %", "p"]
+        columns += ["difference", "its 95 %", "p (Holm)" if _tested(rows) > 1 else "p"]
     return columns
+
+
+def _tested(rows: Sequence[Row]) -> int:
+    """How many categories were tested, whose p values are corrected for it."""
+    return sum(row.p_value is not None and row.category != ALL for row in rows)
 
 
 def titles(columns: Sequence[str], by: str) -> list[str]:
@@ -68,16 +72,18 @@ def cells(row: Row, columns: Sequence[str]) -> list[str]:
         "95 %": interval(row.ci95),
         "win/tie/lose": f"{row.win}/{row.tie}/{row.lose}",
         "same in both orders": _percent(row.consistency),
-        "exact": f"{_percent(row.exact_1)} / {_percent(row.exact_2)}",
-        "label": f"{_percent(row.label_1)} / {_percent(row.label_2)}",
+        "accuracy": percents(row.accuracy_1, row.accuracy_2),
+        "exact": percents(row.exact_1, row.exact_2),
+        "F1": percents(row.f1_1, row.f1_2),
         "judges' kappa": _MISSING if row.kappa is None else f"{row.kappa:.2f}",
         "failed": str(row.failed),
+        "one order": str(row.one_order),
         "USD": _MISSING if row.cost_usd is None else f"{row.cost_usd:.4f}",
         "difference": _MISSING if row.difference is None else f"{row.difference:+.1f}",
         "its 95 %": interval(row.difference_ci95),
         "p": _MISSING if row.p_value is None else f"{row.p_value:.4f}",
     }
-    return [texts[column] for column in columns]
+    return [texts[column.removesuffix(" (Holm)")] for column in columns]
 
 
 def description(summary: Summary, *, named: bool = True) -> str:
@@ -102,25 +108,38 @@ def description(summary: Summary, *, named: bool = True) -> str:
 
 def remarks(summaries: Sequence[Summary]) -> list[str]:
     """What stands beside the columns: between orders, between judges, against a baseline."""
-    lines = [order_line(summary) for summary in summaries if summary.orders]
+    lines = [line for summary in summaries for line in order_lines(summary)]
     lines += agreement_lines(summaries)
-    for summary in summaries:
-        for row in summary.rows:
-            if row.category == ALL and row.baseline is not None:
-                lines.append(comparison(row))
+    return lines + [line for summary in summaries for line in comparison_lines(summary)]
+
+
+def order_lines(summary: Summary) -> list[str]:
+    """Whether the judge prefers a place, and what was judged in one order only."""
+    name = summary.name or "reviews"
+    total = next((row for row in summary.rows if row.category == ALL), None)
+    lines = []
+    if summary.orders and total is not None:
+        n = len(summary.orders)
+        same = sum(given == swapped for given, swapped in summary.orders)
+        first, last = position_bias(summary.orders)
+        lines.append(
+            f"{name}: both orders name the same winner in {100 * same / n:.1f} % of {n:,} "
+            f"questions; the answer shown first won both times in {first:,}, the one shown last in "
+            f"{last:,}; mean score {_number(total.place_1)} in the first place, "
+            f"{_number(total.place_2)} in the second"
+        )
+    if total is not None and total.one_order:
+        lines.append(
+            f"{name}: the means are of {total.n:,} of {total.n + total.one_order:,} questions; "
+            f"left out, as judged in one order only: {total.one_order:,}"
+        )
+    if any(summary.unbalanced):
+        given, swapped = summary.unbalanced
+        lines.append(
+            f"{name}: not balanced, {given:,} judged as given only and {swapped:,} swapped only: "
+            "a judge who prefers a place shifts the means"
+        )
     return lines
-
-
-def order_line(summary: Summary) -> str:
-    """Whether the judge prefers a place, in one sentence."""
-    n = len(summary.orders)
-    same = sum(given == swapped for given, swapped in summary.orders)
-    first, last = position_bias(summary.orders)
-    return (
-        f"{summary.name or 'reviews'}: both orders name the same winner in {100 * same / n:.1f} % "
-        f"of {n:,} questions; the answer shown first won both times in {first:,}, the one shown "
-        f"last in {last:,}"
-    )
 
 
 def agreement_lines(summaries: Sequence[Summary]) -> list[str]:
@@ -129,16 +148,24 @@ def agreement_lines(summaries: Sequence[Summary]) -> list[str]:
     return [agreement.text() for agreement in found]
 
 
-def comparison(row: Row) -> str:
-    """A run against its baseline, in one sentence that says whether it is more than noise."""
-    if row.difference is None or row.p_value is None:
-        return f"{row.review} cannot be compared with {row.baseline}"
-    verdict = "more than noise" if row.p_value < _SIGNIFICANT else "no more than noise"
-    return (
-        f"{row.review} against {row.baseline} on {row.n_both} shared questions: "
-        f"{row.difference:+.1f} points of relative score (95 % {interval(row.difference_ci95)}, "
-        f"p = {row.p_value:.4f}, paired permutation test): {verdict}"
-    )
+def comparison_lines(summary: Summary) -> list[str]:
+    """A run against its baseline: whether chance alone would explain the difference."""
+    total = next((row for row in summary.rows if row.category == ALL and row.baseline), None)
+    if total is None:
+        return []
+    if total.difference is None or total.p_value is None:
+        return [f"{total.review} cannot be compared with {total.baseline}"]
+    verdict = "distinguishable" if total.p_value < _SIGNIFICANT else "not distinguishable"
+    lines = [
+        f"{total.review} against {total.baseline} on {total.n_both} shared questions: "
+        f"{total.difference:+.1f} points of relative score "
+        f"(95 % {interval(total.difference_ci95)}, p = {total.p_value:.4f}, paired permutation "
+        f"test): {verdict}"
+    ]
+    n = _tested(summary.rows)
+    if n > 1:
+        lines.append(f"p of the {n} lines above {ALL}: corrected for testing {n} (Holm)")
+    return lines
 
 
 def column_groups(columns: Sequence[str], widths: Mapping[str, int], width: int) -> list[list[str]]:
@@ -251,6 +278,11 @@ def print_table(summaries: Sequence[Summary], out: IO[str]) -> None:
 def interval(ends: Pair | None) -> str:
     """Both ends in words."""
     return _MISSING if ends is None else f"{ends[0]:.1f} to {ends[1]:.1f}"
+
+
+def percents(first: float | None, second: float | None) -> str:
+    """The shares of both sides in words."""
+    return f"{_percent(first)} / {_percent(second)}"
 
 
 def _number(value: float | None) -> str:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -20,9 +21,10 @@ class JudgeServer:
     """An OpenAI-compatible endpoint.
 
     `faults` are used up first, one a request: a status (429), (status, headers, body), a number
-    of seconds to sleep ("slow", 3), "reset", "cut", "garbage", "text", "no choices", or a string
-    that is the reply's text. After them `draw`, if it is set, gives each request's fault (None for
-    none), and every other reply is what `answer` makes of the request, billed as `usage` says.
+    of seconds to sleep ("slow", 3), "reset", "cut", "garbage", "text", "no choices", a function of
+    the request's handler, or a string that is the reply's text. After them `draw`, if it is set,
+    gives each request's fault (None for none), and every other reply is what `answer` makes of the
+    request, billed as `usage` says.
     """
 
     def __init__(self) -> None:
@@ -96,7 +98,11 @@ class _Handler(BaseHTTPRequestHandler):
             fault = None
         if isinstance(fault, int):
             fault = (fault, {}, json.dumps({"error": {"message": f"status {fault}"}}))
-        if isinstance(fault, tuple):
+        if callable(fault):
+            self.close_connection = True
+            with suppress(ConnectionError):
+                fault(self)
+        elif isinstance(fault, tuple):
             self._send(fault[0], fault[2], fault[1])
         elif fault == "reset":
             self.close_connection = True

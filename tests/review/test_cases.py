@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from chatbind_cli.errors import RecordError
-from chatbind_cli.review.cases import Inputs, digest, read_inputs
+from chatbind_cli.jsonl import Line
+from chatbind_cli.review.cases import Inputs, digest, distinct_names, read_inputs
 
 
 def _write(path: Path, records: Sequence[dict[str, Any]]) -> Path:
@@ -110,7 +110,7 @@ def test_streamed_answers_give_a_case_as_soon_as_they_come(tmp_path: Path) -> No
     def stream() -> Any:
         for number in (2, 9, 2, 1):
             taken.append(number)
-            yield {"question_id": number, "text": f"b {number}"}, "<stdin>:1"
+            yield Line({"question_id": number, "text": f"b {number}"}, "<stdin>:1", 1)
 
     inputs = read_inputs(
         _questions(tmp_path / "q.jsonl", [1, 2, 3]),
@@ -156,27 +156,58 @@ def test_a_missing_context_is_a_problem_but_a_text_question_needs_none(tmp_path:
     assert [case.modality for case in inputs.cases()] == ["audio", None]
 
 
-def test_the_right_answer_comes_from_the_file_then_the_question_then_the_first_side(
+def test_the_right_answer_comes_from_the_file_then_the_question_then_an_answer_that_carries_it(
     tmp_path: Path,
 ) -> None:
     questions = [
-        {"question_id": 0, "text": "q", "reference": ["x", "y"]},
-        {"question_id": 1, "text": "q", "answer": "z"},
-        {"question_id": 2, "text": "q"},
+        {"question_id": 0, "text": "q", "reference": ["x", "y"], "answer": "no"},
+        {"question_id": 1, "text": "q", "answer": 3},
+        {"question_id": 2, "text": "q", "answers": [{"answer": "net"}, {"answer": "net"}]},
+        {"question_id": 3, "text": "q", "label": True},
+        {"question_id": 4, "text": "q", "answer": " "},
+        {"question_id": 5, "text": "q"},
     ]
     path = _write(tmp_path / "q.jsonl", questions)
-    answers = _answers(tmp_path / "a.jsonl", range(3), "a")
+    carried = [{"question_id": i, "text": "b", "answer": "z"} for i in range(6)]
+    answers = _answers(tmp_path / "a.jsonl", range(6), "a")
+    inputs = read_inputs(path, [answers, _write(tmp_path / "b.jsonl", carried)])
+    expected = [("x", "y"), ("3",), ("net",), ("yes",), ("z",), ("z",)]
+    assert [case.references for case in inputs.cases()] == expected
     inputs = read_inputs(path, [answers, answers])
-    assert [case.references for case in inputs.cases()] == [("x", "y"), ("z",), ("a 2",)]
-    references = _write(tmp_path / "r.jsonl", [{"question_id": 2, "text": "right"}])
+    assert [case.references for case in inputs.cases()] == [*expected[:4], (), ()]
+    references = _write(tmp_path / "r.jsonl", [{"question_id": 2, "text": "right", "answer": "x"}])
     inputs = read_inputs(path, [answers, answers], references=references)
-    assert [case.references for case in inputs.cases()] == [(), (), ("right",)]
+    assert [case.references for case in inputs.cases()] == [(), (), ("right",), (), (), ()]
+    assert inputs.has_references()
+    bare = _questions(tmp_path / "bare.jsonl", range(6))
+    assert not read_inputs(bare, [answers, answers]).has_references()
+    assert read_inputs(bare, [answers, tmp_path / "b.jsonl"]).has_references()
 
 
-def test_a_record_without_an_id_names_its_line(tmp_path: Path) -> None:
-    path = _write(tmp_path / "a.jsonl", [{"question_id": 1, "text": "x"}, {"text": "y"}])
-    with pytest.raises(RecordError, match=r"a\.jsonl:2: a record has no question_id or id"):
-        read_inputs(_questions(tmp_path / "q.jsonl", [1]), [path, path])
+def test_lines_that_are_no_records_are_told_and_leave_the_others_alone(tmp_path: Path) -> None:
+    questions = _questions(tmp_path / "q.jsonl", [1, 2])
+    a = _answers(tmp_path / "a.jsonl", [1, 2], "a")
+    bad = b'not json\n{"text": "x"}\n{"question_id": [3]}\n\xff\xfe\n{"question_id": NaN}\n[1]\n'
+    for path in (questions, a):
+        path.write_bytes(path.read_bytes() + bad)
+    contexts = tmp_path / "c.jsonl"
+    contexts.write_text('{"captions": ["of nothing"]}\n{\n')
+    inputs = read_inputs(questions, [a, a], contexts=contexts)
+    cases = list(inputs.cases())
+    assert [case.texts for case in cases[:2]] == [("a 1", "a 1"), ("a 2", "a 2")]
+    assert [(case.question_id, case.line) for case in cases[2:]] == [(None, n) for n in range(3, 9)]
+    assert cases[3].problem == f"{questions}:4: a record has no question_id or id"
+    assert len(inputs.remarks) == 3
+    assert inputs.remarks[1].startswith(f"{a}: 6 lines cannot be used (line 3: is not JSON")
+    assert "1: a context names no media, 2: is not JSON" in inputs.remarks[2]
+
+
+def test_a_line_that_vqa_could_not_read_is_no_answer_and_no_mismatch(tmp_path: Path) -> None:
+    failed = {"line": 2, "error": "q.jsonl:2: is not JSON"}
+    answers = _write(tmp_path / "a.jsonl", [{"question_id": 1, "text": "a"}, failed])
+    inputs = read_inputs(_questions(tmp_path / "q.jsonl", [1]), [answers, answers])
+    assert [case.problem for case in inputs.cases()] == [None]
+    assert inputs.remarks == []
 
 
 def test_who_answered_is_the_record_s_word_or_the_file_s_name(tmp_path: Path) -> None:
@@ -256,9 +287,23 @@ def test_contexts_belong_to_a_sense_and_a_number_is_no_picture(tmp_path: Path) -
 def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
     questions = _write(tmp_path / "q.jsonl", [{"question_id": 1, "text": "?"}])
     sides = []
-    for folder in "xyz":
-        (tmp_path / folder).mkdir()
-        answer = [{"question_id": 1, "text": folder}]
+    for folder in ("x/run", "y/run"):
+        (tmp_path / folder).mkdir(parents=True)
+        answer = [{"question_id": 1, "text": folder, "model_id": "model"}]
         sides.append(_write(tmp_path / folder / "answers.jsonl", answer))
-    first, second = read_inputs(questions, sides).cases()
-    assert first.models[1] != second.models[1]
+    (case,) = read_inputs(questions, sides).cases()
+    assert case.models == ("model (x/run/answers)", "model (y/run/answers)")
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["a.jsonl", "b.json.gz"], ["a", "b"]),
+        (["x/a.jsonl", "a.jsonl"], ["x/a", "a"]),
+        (["/r/1/m.jsonl", "/r/2/m.jsonl", "/r/2/n.jsonl"], ["1/m", "2/m", "n"]),
+        (["a.json", "a.jsonl"], ["a.json", "a.jsonl"]),
+        (["a.jsonl", "a.jsonl"], ["a", "a"]),
+    ],
+)
+def test_names_of_files_are_as_short_as_they_can_be(files: list[str], names: list[str]) -> None:
+    assert distinct_names(files) == names

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import gzip
+import itertools
 import json
 import re
 import time
 import traceback
+import zlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -155,6 +159,108 @@ def test_what_cannot_pass_stops_the_run_at_once(judge_server: Any, fault: Any, h
     with pytest.raises(JudgeError, match=hint):
         _judge(judge_server)
     assert len(judge_server.requests) == 1
+
+
+def _stream(pieces: Iterator[bytes], sent: list[int], **headers: str) -> Callable[[Any], None]:
+    """A reply that ends when the pieces do, or when who asked has gone; counts what it sends."""
+
+    def reply(handler: Any) -> None:
+        handler.send_response(200)
+        for name, value in {"Content-Type": "application/json", **headers}.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        for piece in pieces:
+            handler.wfile.write(piece)
+            sent.append(len(piece))
+
+    return reply
+
+
+def _endless() -> Iterator[bytes]:
+    return itertools.repeat(b'{"a":' + b" " * 65_536)
+
+
+def _drip() -> Iterator[bytes]:
+    for _ in range(200):
+        time.sleep(0.05)
+        yield b" "
+
+
+def _bomb() -> Iterator[bytes]:
+    packer = zlib.compressobj(9, wbits=31)
+    for _ in range(1024):
+        yield packer.compress(b" " * (1 << 20))
+    yield packer.flush()
+
+
+@pytest.mark.parametrize(
+    ("make", "headers", "said"),
+    [
+        (_endless, {}, "it has more than 4 MiB"),
+        (_endless, {"Content_Length": str(10**10)}, "it has more than 4 MiB"),
+        (_bomb, {"Content_Encoding": "gzip"}, "it has more than 4 MiB"),
+        (_endless, {"Content_Encoding": "zstd"}, "compressed, which was not asked for"),
+        (_drip, {}, "no reply within 1 s"),
+        (lambda: iter([b"[" * 100_000]), {}, "the reply is not JSON"),
+        (lambda: iter([b"\xff\xfe" * 9]), {"Content_Type": "image/png"}, "the reply is not JSON"),
+    ],
+    ids=["endless", "10 GB", "gzip bomb", "zstd", "drip", "deep", "a picture"],
+)
+def test_a_reply_without_measure_is_one_failure(
+    judge_server: Any, make: Callable[[], Iterator[bytes]], headers: dict[str, str], said: str
+) -> None:
+    sent: list[int] = []
+    judge_server.faults.append(_stream(make(), sent, **headers))
+    start = time.monotonic()
+    first, second = _judge(judge_server, [_case(1), _case(2)], retries=0, timeout_s=1.0)
+    assert first.error is not None
+    assert said in first.error
+    assert len(first.error) < 300
+    assert second.scores == (8, 6)
+    assert time.monotonic() - start < 10
+    assert sum(sent) < 32 << 20  # what stands in the buffers of both sides comes on top
+
+
+def test_a_compressed_reply_of_a_usual_size_is_read(judge_server: Any) -> None:
+    body = json.dumps({"model": "m", "choices": [{"message": {"content": "8 6"}}]})
+    packed = gzip.compress(body.encode())
+    judge_server.faults.append(_stream(iter([packed]), [], Content_Encoding="gzip"))
+    assert _judge(judge_server)[0].scores == (8, 6)
+    assert judge_server.headers[0]["accept-encoding"] == "identity"
+
+
+def test_redirects_without_end_are_one_failure(judge_server: Any) -> None:
+    where = {"Location": "/v1/chat/completions"}
+    judge_server.faults.extend([(307, where, "")] * 21)
+    first, second = _judge(judge_server, [_case(1), _case(2)], retries=0)
+    assert first.error is not None
+    assert "redirects" in first.error
+    assert second.scores == (8, 6)
+
+
+@pytest.mark.parametrize(
+    "wait", ["²", "1" + "0" * 30, "nan", "1e999", "Fri, 31 Dec 99999999999 23:59:59 GMT", "x, y z"]
+)
+def test_a_wait_that_no_server_means_is_the_longest_or_none(judge_server: Any, wait: str) -> None:
+    judge_server.faults.append(
+        lambda handler: handler.wfile.write(
+            f"HTTP/1.1 429 No\r\nRetry-After: {wait}\r\nContent-Length: 0\r\n\r\n".encode()
+        )
+    )
+    (verdict,) = _judge(judge_server, longest_wait_s=0.1)
+    assert verdict.scores == (8, 6)
+
+
+def test_counts_that_a_server_makes_up_do_not_reach_the_records(judge_server: Any) -> None:
+    usage = {"prompt_tokens": 1e400, "completion_tokens": [1]}
+    body = {"choices": [{"message": {"content": "8 6\n" + "x" * 10**6}}], "usage": usage}
+    body |= {"created": "now", "model": ["m"]}
+    judge_server.faults.append((200, {}, json.dumps(body)))
+    (verdict,) = _judge(judge_server)
+    assert verdict.scores == (8, 6)
+    assert len(verdict.content) == 100_000
+    assert isinstance(verdict.metadata["created"], int)
+    json.dumps(verdict.metadata, allow_nan=False)
 
 
 def test_the_key_stands_in_no_message(judge_server: Any) -> None:

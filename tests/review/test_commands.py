@@ -38,8 +38,9 @@ def world(tmp_path: Path) -> Path:
         sense = "image" if i < 2 else "audio"
         category = "conv" if i < 3 else "detail"
         question = {"question_id": i, "text": f"Which digit {i}?", sense: f"{i}.x"}
-        questions.append({**question, "category": category})
-        right.append({"question_id": i, "text": f"The digit is {i}.", "model_id": "reference"})
+        answer = f"The digit is {i}."
+        questions.append({**question, "category": category, "answer": answer})
+        right.append({"question_id": i, "text": answer, "model_id": "reference"})
         text = f"The digit is {i if i % 2 == 0 else 9}."
         said.append({"question_id": i, "text": text, "model_id": "toy", "answer_id": f"a{i}"})
         contexts.append({sense: f"{i}.x", "captions": [f"caption {i}"]})
@@ -73,10 +74,26 @@ def test_the_rule_judge_works_on_the_words_of_the_seed(world: Path) -> None:
     assert "chatbind: judge: rule" in done.stderr
     records = _records((world / "review.json").read_text())
     assert [record["question_id"] for record in records] == [0, 1, 2, 3]
-    # "digit is 9" against "digit is 1": two of three words each, F1 2/3, score 1 + 8 * 2/3.
-    assert [record["tuple"] for record in records] == [[10, 10], [10, 6.33], [10, 10], [10, 6.33]]
+    assert [record["tuple"] for record in records] == [[10, 10], [10, 1], [10, 10], [10, 1]]
     assert records[1]["answer2_id"] == "a1"
-    assert records[1]["metadata"]["exact"] == [True, False]
+    assert records[1]["metadata"]["correct"] == [True, False]
+    # "digit is 9" against "digit is 1": two of three words each
+    assert records[1]["metadata"]["f1"] == [1.0, 0.6667]
+
+
+@pytest.mark.parametrize("more", [["--judge", "rule"], []])
+def test_without_a_right_answer_the_rule_judge_asks_for_one(world: Path, more: list[str]) -> None:
+    questions = _records((world / "q.jsonl").read_text())
+    bare = [{key: q[key] for key in ("question_id", "text")} for q in questions]
+    (world / "q.jsonl").write_text("".join(json.dumps(question) + "\n" for question in bare))
+    done = _chatbind(*RULE, "said.jsonl", *more, "-o", "r.jsonl", cwd=world)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "no question has an `answer`; give --reference FILE" in line
+    assert not (world / "r.jsonl").exists()
+    done = _chatbind(*RULE, "said.jsonl", *more, "--reference", "ref.jsonl", cwd=world)
+    assert done.returncode == 0, done.stderr
+    assert [record["tuple"][1] for record in _records(done.stdout)] == [10, 1, 10, 1]
 
 
 @pytest.mark.parametrize("words", [["-", "--judge", "rule"], []])
@@ -88,7 +105,7 @@ def test_answers_from_a_pipe_are_the_second_side(world: Path, words: list[str]) 
     rows = {row["category"]: row for row in _records(summary.stdout)}
     assert list(rows) == ["conv", "detail", "all"]
     assert list(rows["all"])[: len(KEYS)] == KEYS
-    assert (rows["all"]["n"], rows["all"]["exact_2"], rows["all"]["relative"]) == (4, 0.5, 81.6)
+    assert (rows["all"]["n"], rows["all"]["accuracy_2"], rows["all"]["relative"]) == (4, 0.5, 55)
 
 
 def test_json_prints_the_figures_alone_and_all_comes_last(world: Path) -> None:
@@ -396,7 +413,7 @@ def test_three_answer_files_make_two_pairs_with_figures_of_their_own(world: Path
     assert len(_records((world / "r.jsonl").read_text())) == 8
     rows = _records(_chatbind("summarize", "r.jsonl", cwd=world).stdout)
     assert {(r["review"], r["n"], r["relative"]) for r in rows if r["category"] == "all"} == {
-        ("r: toy", 4, 81.6),
+        ("r: toy", 4, 55.0),
         ("r: x", 4, 100.0),
     }
 
@@ -406,9 +423,11 @@ def test_two_runs_are_compared_on_the_command_line(world: Path) -> None:
     assert _chatbind(*RULE, "ref.jsonl", "-o", "new.jsonl", cwd=world).returncode == 0
     done = _chatbind("summarize", "new.jsonl", "--baseline", "old.jsonl", cwd=world)
     row = _records(done.stdout)[-1]
-    assert (row["baseline"], row["n_both"], row["difference"]) == ("old", 4, 18.4)
+    assert (row["baseline"], row["n_both"], row["difference"]) == ("old", 4, 45.0)
     assert row["p_value"] == 0.5  # two of four questions differ: 8 of 16 exchanges are as extreme
-    assert "no more than noise" in done.stderr
+    assert "not distinguishable" in done.stderr
+    assert "p of the 2 lines above all: corrected for testing 2 (Holm)" in done.stderr
+    assert [row["p_value"] for row in _records(done.stdout)] == [1.0, 1.0, 0.5]
 
 
 def test_ctrl_c_while_waiting_for_a_pipe_ends_with_130(world: Path) -> None:
@@ -439,11 +458,22 @@ def test_summarize_reads_the_review_files_of_a_folder(world: Path) -> None:
         ("toy", 2, 100.0),
         ("same", 2, 100.0),
     }
+    words = ["-i", "1", "3", "review/review_toy.jsonl", "--names", "left", "right"]
+    listed = _chatbind("summarize", *words, "--format", "markdown", cwd=world)
+    assert "| all | 2 |" in listed.stdout
+    assert "first: left, second: right" in listed.stdout
+    done = _chatbind("summarize", *words, "middle", cwd=world)
+    assert done.returncode == 2
+    assert "--names needs 2 names here, not 3" in done.stderr
+    done = _chatbind("summarize", "-i", "1", "nowhere.jsonl", cwd=world)
+    assert (done.returncode, "nowhere.jsonl: No such file" in done.stderr) == (1, True)
     named = _chatbind(
         "summarize", "-f", "review/review_toy.jsonl", "--by", "modality", "--format", "markdown",
         cwd=world,
     )  # fmt: skip
-    assert "| image | 2 | 10 | 8.165 | 81.6 |" in named.stdout
+    share = "100.0 % / 50.0 %"
+    line = f"| image | 2 | {share} | {share} | 100.0 % / 83.3 % | 10 | 5.5 | 55.0 |"
+    assert line in named.stdout
     assert "| audio | 2 |" in named.stdout
     table = _chatbind("summarize", "review/review_toy.jsonl", "--format", "table", cwd=world)
     assert "judge: rule" in table.stdout
@@ -479,6 +509,43 @@ def test_nothing_to_summarize_is_said_in_one_line(
     assert done.returncode == code
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_lines_that_are_no_reviews_are_counted_and_the_others_are_summarized(world: Path) -> None:
+    good = {
+        "question_id": 1,
+        "category": "conv",
+        "tuple": [8, 6],
+        "metadata": {"models": ["a", "b"]},
+    }
+    lines = [json.dumps(good), "not json", '{"category": "conv", "tuple": [NaN, 1]}', "[1]", '"x"']
+    text = "\n".join([*lines, json.dumps({**good, "tuple": [1e308, 1]}), "\ufeff"])
+    (world / "r.jsonl").write_bytes(text.encode() + b"\n\xff\n")
+    done = _chatbind("summarize", "r.jsonl", "--format", "json", cwd=world)
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr
+    rows = {row["category"]: row for row in _records(done.stdout)}
+    assert (rows["all"]["n"], rows["all"]["relative"]) == (1, 75.0)
+    assert rows["all"]["failed"] >= 6
+    assert rows["conv"]["failed"] >= 1
+    assert "r.jsonl:2: is not JSON" in done.stderr
+
+
+def test_one_bad_line_in_each_file_of_a_review_is_one_failure(world: Path) -> None:
+    for name in ("q", "ref", "said"):
+        with (world / f"{name}.jsonl").open("ab") as file:
+            file.write(b'{"question_id": \xff}\n')
+    done = _chatbind(*RULE, "said.jsonl", "-o", "r.jsonl", cwd=world)
+    assert done.returncode == 3
+    assert "Traceback" not in done.stderr
+    records = _records((world / "r.jsonl").read_text())
+    assert [record["question_id"] for record in records] == [0, 1, 2, 3, None]
+    assert (records[4]["line"], records[4]["tuple"]) == (5, None)
+    assert "said.jsonl: line 5: " in done.stderr
+    piped = _chatbind(*RULE, "-", cwd=world, stdin="nonsense\n")
+    assert piped.returncode == 3
+    assert "stdin: " in piped.stderr
+    assert "Traceback" not in piped.stderr
 
 
 def test_help_and_usage_errors_load_nothing_heavy(world: Path) -> None:

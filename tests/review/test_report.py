@@ -58,6 +58,7 @@ REVIEWS = [
     _review(1, [8, 6]),
     _review(1, [6, 7], metadata={"order": [2, 1]}),
     _review(2, [5, 9], category="detail"),
+    _review(2, [5, 9], category="detail", metadata={"order": [2, 1]}),
     _review(3, None, error="no reply", content=NASTY, category=NASTY),
 ]
 QUESTIONS = {"1": {"question_id": 1, "text": NASTY, "image": "dog.jpg"}}
@@ -132,10 +133,22 @@ def test_what_one_wants_to_know_first_stands_on_top_with_its_failures(html: str)
         "same winner in both orders",
         "failed",
     ]
-    assert page.data["strong"] == ["129.2 %", "1 : 0 : 1", "0.0 %", "1"]
+    assert page.data["strong"] == ["129.2 %", "1 : 0 : 1", "50.0 %", "1"]
     assert 'class="bad"><dt>failed' in html
     bars = [text for text in page.data["title"] if "first better" in text]
     assert bars[-1] == "all: second better 1, tie 0, first better 1"
+
+
+def test_accuracy_comes_first_and_what_was_left_out_is_said() -> None:
+    rule = [
+        _review(n, [10, 1], reviewer_id="rule", metadata={"correct": [True, n > 1]})
+        for n in range(4)
+    ]
+    page = Page("".join(render_report([summarize(rule)])))
+    assert page.data["dt"][0] == "accuracy"
+    assert page.data["strong"][0] == "100.0 % / 50.0 %"
+    said = "".join(Page("".join(render_report([summarize(REVIEWS[:3], name="r")]))).data["p"])
+    assert "r: the means are of 1 of 2 questions; left out, as judged in one order only: 1" in said
 
 
 def test_charts_of_several_runs_lead_to_the_questions_of_their_own() -> None:

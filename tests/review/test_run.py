@@ -273,6 +273,42 @@ def test_a_case_with_a_problem_is_a_failed_review_without_asking_the_judge(tmp_p
     assert _records(path)[0]["error"] == "no answer in b.jsonl"
 
 
+def test_whatever_a_judge_raises_about_one_case_is_one_failure(tmp_path: Path) -> None:
+    class Odd(FakeJudge):
+        def fingerprint(self, case: Case) -> str:
+            if case.question_id == 1:
+                raise RecursionError("too deep")
+            return "f"
+
+        async def judge(self, case: Case, *, swapped: bool, sample: int) -> Verdict:
+            if case.question_id == 2:
+                raise KeyError("x")
+            return await super().judge(case, swapped=swapped, sample=sample)
+
+    path = tmp_path / "r.jsonl"
+    outcome = _run(path, [_case(i) for i in range(4)], Odd())
+    assert (outcome.judged, outcome.failed) == (2, 2)
+    errors = {r["question_id"]: r["error"] for r in _records(path) if "error" in r}
+    assert errors == {
+        1: "question 1: cannot be used (RecursionError: too deep)",
+        2: "question 2: cannot be used (KeyError: 'x')",
+    }
+
+
+def test_lines_that_are_no_questions_fail_once_each_and_are_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    cases = [_case(1), *(Case(question={}, problem="q: is not JSON", line=n) for n in (2, 3))]
+    for _ in range(2):
+        outcome = _run(path, cases, FakeJudge(), orders="both")
+        assert outcome.failed == 2
+        records = _records(path)
+        assert [(r.get("line"), r["question_id"]) for r in records] == [
+            *[(None, 1), (None, 1)],
+            *[(2, None), (3, None)],
+        ]
+    assert len(latest(records, with_words=False)) == 4
+
+
 def test_a_judge_that_stops_leaves_what_is_finished_on_disk(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     judge = FakeJudge()
@@ -382,16 +418,16 @@ def test_pairs_of_several_files_are_marked_and_keep_their_place_when_a_file_is_a
 
 def test_the_rule_judge_needs_no_network_and_says_what_is_exact() -> None:
     case = Case(
-        question={"question_id": 1, "text": "q", "label": 7},
-        answers=({"text": "It is a seven."}, {"text": "It is the digit nine."}),
-        references=("It is seven",),
+        question={"question_id": 1, "text": "q"},
+        answers=({"text": "It is a 7!"}, {"text": "It is the digit nine."}),
+        references=("It is seven.",),
     )
     verdict = asyncio.run(RuleJudge().judge(case, swapped=False, sample=0))
+    assert verdict.scores == (10.0, 1.0)
+    assert verdict.metadata["correct"] == verdict.metadata["exact"] == [True, False]
     # F1 of {it, is, digit, 9} against {it, is, 7}: 2 * 2 / (4 + 3)
-    assert verdict.scores == (10.0, round(1 + 8 * 4 / 7, 2))
-    assert verdict.metadata["exact"] == [True, False]
-    assert verdict.metadata["label"] == [True, False]
-    assert verdict.content.splitlines()[0] == "10 5.57"
+    assert verdict.metadata["f1"] == [1.0, round(4 / 7, 4)]
+    assert verdict.content.splitlines()[0] == "10 1"
 
 
 def test_the_rule_judge_fails_without_a_reference() -> None:

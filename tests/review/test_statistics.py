@@ -13,6 +13,7 @@ import scipy.stats
 from chatbind_cli.review.statistics import (
     Pair,
     cohens_kappa,
+    holm,
     mean_intervals,
     mean_pair,
     outcome,
@@ -232,3 +233,24 @@ def test_the_means_intervals_agree_with_scipys_bootstrap() -> None:
         width = theirs.high - theirs.low
         assert ours[side] == pytest.approx((theirs.low, theirs.high), abs=0.04 * width)
     assert mean_intervals(pairs[:1]) is None
+
+
+def test_holms_correction_is_that_of_the_definition() -> None:
+    assert holm([]) == []
+    assert holm([0.03]) == [0.03]
+    # Holm's procedure: 0.01 x 4, then 0.02 x 3 = 0.06, then 0.03 x 2 = 0.06, then 0.2
+    assert holm([0.03, 0.01, 0.2, 0.02]) == pytest.approx([0.06, 0.04, 0.2, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    # At level a, what is at most a is what the step-down procedure rejects.
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        values = rng.random(6).round(4) ** 3
+        corrected = holm(values.tolist())
+        for level in (0.01, 0.05, 0.3):
+            rejected: set[int] = set()
+            for rank, place in enumerate(np.argsort(values)):
+                if values[place] > level / (6 - rank):
+                    break
+                rejected.add(int(place))
+            assert {i for i, p in enumerate(corrected) if p <= level + 5e-5} >= rejected
+            assert {i for i, p in enumerate(corrected) if p <= level - 5e-5} <= rejected

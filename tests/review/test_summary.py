@@ -8,13 +8,16 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from chatbind_cli.errors import RecordError
 from chatbind_cli.review.agreement import agreements
 from chatbind_cli.review.baseline import compare
+from chatbind_cli.review.groups import Row
 from chatbind_cli.review.reading import scores_of
-from chatbind_cli.review.summary import Row, Summary, summarize, summarize_pairs
+from chatbind_cli.review.statistics import paired_difference
+from chatbind_cli.review.summary import Summary, renamed, summarize, summarize_pairs
 from chatbind_cli.review.tables import csv_table, markdown_table, print_table
 
 
@@ -117,17 +120,86 @@ def test_both_orders_of_a_question_are_averaged_first_and_compared() -> None:
         _review(3, [4, 4], metadata={"order": [1, 2], "slot": "e"}),
     ]
     row = _rows(reviews)["all"]
-    assert row.n == 3
-    assert row.mean_1 == round((7.5 + 5.5 + 4) / 3, 3)
-    assert row.mean_2 == round((7.5 + 8 + 4) / 3, 3)
-    assert (row.win, row.tie, row.lose) == (1, 2, 0)
-    # Question 1 changes its winner with the order, question 2 does not, 3 was shown in one.
+    # Question 3 was shown in one order and is in no mean.
+    assert (row.n, row.one_order) == (2, 1)
+    assert row.mean_1 == (7.5 + 5.5) / 2
+    assert row.mean_2 == (7.5 + 8) / 2
+    assert (row.win, row.tie, row.lose) == (1, 1, 0)
+    # Question 1 changes its winner with the order, question 2 does not.
     assert row.consistency == 0.5
+    # In the first place stood 8 and 9, 5 and 7; in the second 6 and 7, 9 and 6.
+    assert (row.place_1, row.place_2) == (29 / 4, 28 / 4)
     # As given the first won question 1, swapped the second did: always the one shown first.
-    assert markdown_table([summarize(reviews, name="run")]).splitlines()[-1] == (
+    assert markdown_table([summarize(reviews, name="run")]).splitlines()[-2:] == [
         "- run: both orders name the same winner in 50.0 % of 2 questions; the answer shown first "
-        "won both times in 1, the one shown last in 0"
+        "won both times in 1, the one shown last in 0; mean score 7.25 in the first place, 7 in "
+        "the second",
+        "- run: the means are of 2 of 3 questions; left out, as judged in one order only: 1",
+    ]
+
+
+def _place_lover(seed: int, *, gain: float = 1.5) -> tuple[list[dict[str, Any]], np.ndarray]:
+    """Both orders of 90 questions from a judge who adds to the first place, and the scores."""
+    rng = np.random.default_rng(seed)
+    plain = rng.integers(3, 8, size=(90, 2)).astype(float)
+    reviews = []
+    for i, (first, second) in enumerate(plain.tolist()):
+        for order, pair in (([1, 2], [first + gain, second]), ([2, 1], [first, second + gain])):
+            metadata = {"order": order, "slot": f"{i} {order}"}
+            reviews.append(_review(i, pair, metadata=metadata))
+    return reviews, plain
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_missing_order_does_not_shift_the_score_of_a_judge_who_prefers_a_place(seed: int) -> None:
+    reviews, plain = _place_lover(seed)
+    whole = summarize(reviews)
+    assert whole.rows[-1].relative == pytest.approx(
+        100 * (plain[:, 1] + 0.75).sum() / (plain[:, 0] + 0.75).sum(), abs=0.06
     )
+    # Drop the swapped review of every second question.
+    kept = [r for r in reviews if r["metadata"]["order"] == [1, 2] or r["question_id"] % 2]
+    half = summarize(kept, name="half")
+    row = half.rows[-1]
+    assert (row.n, row.one_order) == (45, 45)
+    odd = plain[1::2] + 0.75
+    assert row.relative == pytest.approx(100 * odd[:, 1].sum() / odd[:, 0].sum(), abs=0.06)
+    assert compare(half, whole).rows[-1].difference == 0.0
+    both = summarize(reviews).rows[-1]
+    assert both.place_1 - both.place_2 == pytest.approx(1.5, abs=1e-9)
+    assert "half: the means are of 45 of 90 questions; left out, as" in markdown_table([half])
+
+
+def test_questions_that_were_all_judged_in_one_order_count_and_are_said_to_be_unbalanced() -> None:
+    reviews, plain = _place_lover(0)
+    given = [review for review in reviews if review["metadata"]["order"] == [1, 2]]
+    summary = summarize(given, name="run")
+    row = summary.rows[-1]
+    assert (row.n, row.one_order, row.place_1) == (90, 0, None)
+    assert row.mean_1 == round(plain[:, 0].mean() + 1.5, 3)
+    said = "run: not balanced, 90 judged as given only and 0 swapped only: a judge who"
+    assert said in markdown_table([summary])
+    drawn = [r for r in reviews if (r["metadata"]["order"] == [2, 1]) == (r["question_id"] % 3 < 1)]
+    assert "60 judged as given only and 30 swapped" in markdown_table([summarize(drawn)])
+    rule = [{**review, "reviewer_id": "rule"} for review in given]
+    assert "not balanced" not in markdown_table([summarize(rule)])
+
+
+def test_a_judge_who_saw_one_order_does_not_count_beside_one_who_saw_both() -> None:
+    def seen(judge: str, question: int, order: list[int], pair: list[float]) -> dict[str, Any]:
+        metadata = {"order": order, "slot": f"{judge} {question} {order}"}
+        return {**_review(question, pair, metadata=metadata), "reviewer_id": judge}
+
+    reviews = [
+        *[seen("x", 1, [1, 2], [8, 4]), seen("x", 1, [2, 1], [6, 6])],
+        *[seen("y", 1, [1, 2], [10, 0])],
+        *[seen("y", 2, [1, 2], [3, 1]), seen("y", 2, [2, 1], [1, 3])],
+        *[seen("rule", 1, [1, 2], [10, 1]), seen("rule", 2, [1, 2], [1, 1])],
+    ]
+    row = _rows(reviews)["all"]
+    assert (row.n, row.one_order) == (2, 0)
+    # question 1: x says 7 and 5, the rule 10 and 1; question 2: y says 2 and 2, the rule 1 and 1
+    assert (row.mean_1, row.mean_2) == ((8.5 + 1.5) / 2, (3 + 1.5) / 2)
 
 
 def test_one_failed_order_leaves_the_other_to_speak() -> None:
@@ -163,15 +235,34 @@ def test_the_same_question_of_two_models_or_senses_is_two_questions() -> None:
 
 def test_exact_matches_become_shares_where_the_judge_compared() -> None:
     reviews = [
-        _review(1, [10, 10], metadata={"exact": [True, True], "label": [True, True]}),
-        _review(2, [10, 3], metadata={"exact": [True, False], "label": [True, True]}),
-        _review(3, [10, 3], metadata={"exact": [True, False], "label": [True, False]}),
-        _review(4, [8, 8], "chat"),
+        _review(1, [10, 10], metadata={**_checks(True, True), "f1": [1.0, 1.0]}),
+        _review(2, [10, 10], metadata={**_checks(True, False), "f1": [1.0, 0.5]}),
+        _review(3, [10, 1], metadata={**_checks(False, False), "f1": [1.0, 0.25]}),
+        _review(4, [8, 8], "chat", metadata={"f1": ["x", 10**400]}),
     ]
     rows = _rows(reviews)
-    assert (rows["conv"].exact_1, rows["conv"].exact_2) == (1.0, 0.3333)
-    assert rows["conv"].label_2 == 0.6667
-    assert rows["chat"].exact_2 is None
+    row = rows["conv"]
+    assert (row.accuracy_1, row.accuracy_2) == (1.0, 0.6667)
+    assert (row.exact_1, row.exact_2, row.f1_2) == (1.0, 0.3333, 0.5833)
+    assert rows["chat"].accuracy_2 is rows["chat"].f1_2 is None
+    heads = markdown_table([summarize(reviews)]).splitlines()[0]
+    assert heads.startswith("| category | n | accuracy | exact | F1 | first | second | relative |")
+
+
+def _checks(correct: bool, exact: bool) -> dict[str, Any]:
+    return {"correct": [True, correct], "exact": [True, exact]}
+
+
+def test_answerers_can_be_given_other_names() -> None:
+    reviews = [_review(n, [8, 6], metadata={"models": ["model", "model"]}) for n in range(2)]
+    (summary,) = renamed([summarize(reviews, name="run")], ["old", "new"])
+    assert (summary.name, summary.models) == ("run", (["old"], ["new"]))
+    assert "first: old, second: new" in markdown_table([summary])
+    two = renamed([summarize(reviews, name=name) for name in "xy"], ["ref", "a", "b"])
+    assert [(s.name, s.models, s.rows[0].review) for s in two] == [
+        ("a", (["ref"], ["a"]), "a"),
+        ("b", (["ref"], ["b"]), "b"),
+    ]
 
 
 def test_ignored_questions_and_all_failed_reviews() -> None:
@@ -230,7 +321,7 @@ def test_no_figure_is_cut_off_on_a_narrow_terminal(
     reviews = []
     for i in range(200):
         for order in ([1, 2], [2, 1]):
-            metadata = {"order": order, "slot": f"{i} {order}", "cost_usd": 0.01, "exact": [0, 1]}
+            metadata = {"order": order, "slot": f"{i} {order}", "cost_usd": 0.01, "correct": [0, 1]}
             scores = [5 + i % 4, 6.123]
             reviews.append(_review(i, scores, "a long category", metadata=metadata))
     summary = compare(summarize(reviews, name="new"), summarize(reviews, name="old"))
@@ -324,16 +415,42 @@ def test_a_run_is_compared_with_its_baseline_on_the_questions_of_both() -> None:
     assert row.difference_ci95 == (25.0, 25.0)
     text = markdown_table([compared])
     assert "+25.0 points of relative score" in text
-    assert "paired permutation test): more than noise" in text
+    assert "paired permutation test): distinguishable" in text
     assert row.record()["difference"] == 25.0
     assert "difference" not in summarize(ours).rows[0].record()
     assert "difference_ci95_low" in csv_table([compared])
 
 
-def test_equal_runs_are_no_more_than_noise_and_other_questions_no_baseline() -> None:
+def test_the_p_values_of_several_categories_are_corrected_and_that_of_all_is_not() -> None:
+    rng = np.random.default_rng(4)
+    reviews, others = [], []
+    for i in range(60):
+        category = ("conv", "detail", "complex")[i % 3]
+        gain = 0.4 * (2 - i % 3)
+        reviews.append(_review(i, [8, 6 + gain + rng.normal()], category))
+        others.append(_review(i, [8, 6 + rng.normal()], category))
+    summary, baseline = summarize(reviews, name="a"), summarize(others, name="b")
+    raw = {}
+    for row in summary.rows:
+        sides = [list(of.results[row.category].values()) for of in (summary, baseline)]
+        found = paired_difference(*sides)
+        assert found is not None
+        raw[row.category] = found.p_value
+    compared = compare(summary, baseline)
+    ordered = sorted(["conv", "detail", "complex"], key=raw.__getitem__)
+    expected = [min(1, raw[ordered[0]] * 3)]
+    expected.append(min(1, max(expected[0], raw[ordered[1]] * 2)))
+    expected.append(min(1, max(expected[1], raw[ordered[2]])))
+    found = {row.category: row.p_value for row in compared.rows}
+    assert [found[key] for key in ordered] == pytest.approx(expected)
+    assert found["all"] == raw["all"]
+    assert "p (Holm)" in markdown_table([compared])
+
+
+def test_equal_runs_are_not_distinguishable_and_other_questions_no_baseline() -> None:
     ours = [_review(i, [8, 7]) for i in range(5)]
     same = compare(summarize(ours, name="a"), summarize(ours, name="b"))
-    assert "no more than noise" in markdown_table([same])
+    assert "not distinguishable" in markdown_table([same])
     other = [_review(i, [8, 7]) for i in range(50, 55)]
     with pytest.raises(RecordError, match="shares no question with the baseline"):
         compare(summarize(ours, name="a"), summarize(other, name="b"))
@@ -421,6 +538,9 @@ def test_a_baseline_of_the_reference_is_matched_by_id() -> None:
     "odd",
     [
         {"tuple": [10**400, 5]},
+        {"tuple": [1e308, 1e308]},
+        {"metadata": {"cost_usd": 1e308, "lost_usd": 10**400, "order": {"x": 1}}},
+        {"metadata": {"correct": "x", "exact": [[], {}], "f1": [-1, 2]}, "reviewer_id": ["j"]},
         {"metadata": {"models": 5}},
         {"metadata": {"slot": [1]}},
         {"metadata": {"created": 1e30}},
