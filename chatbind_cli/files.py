@@ -1,6 +1,6 @@
-"""Files and folders that appear whole or not at all, and their hashes.
+"""Files that appear whole or not at all, whose they are, and their hashes.
 
-Knows nothing of what is in them. Record streams, which grow line by line, are in `jsonl`.
+Whole folders are in `folders`; record streams, which grow line by line, are in `jsonl`.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import IO
 
-from chatbind_cli.errors import ChatBindError
+from chatbind_cli.errors import ChatBindError, UsageError
 
 # Hashing a smaller file costs less than looking its hash up.
 _CACHED_FROM_BYTES = 64 << 20
@@ -36,51 +36,56 @@ def replace_file(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        _sync(temporary)
-        temporary.chmod(0o666 & ~_umask())
+        sync(temporary)
+        temporary.chmod(user_mode(0o666))
         temporary.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-@contextmanager
-def replace_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yields a temporary folder beside `path`; on success it becomes `path`.
+def refuse_foreign_file(path: Path, is_ours: Callable[[Path], bool], *, what: str) -> None:
+    """Refuses to replace a file that does not show that it is of our making.
+
+    Args:
+        path: what is to be written.
+        is_ours: whether a file there that is not empty is.
+        what: what it is to be, for the message.
 
     Raises:
-        ChatBindError: `path` exists, is not an empty folder, and `overwrite` is False.
+        ChatBindError: it is not.
     """
-    path = Path(path).resolve()  # "." has no name
-    if not overwrite and path.exists() and (path.is_file() or any(path.iterdir())):
-        raise ChatBindError(
-            "exists already and is not empty",
-            where=str(path),
-            hint="choose another folder, or say --overwrite",
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
-    try:
-        temporary.chmod(0o777 & ~_umask())
-        yield temporary
-        for child in temporary.rglob("*"):
-            if child.is_file():
-                _sync(child)
-        _swap(temporary, path)
-        _sync(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _swap(temporary: Path, path: Path) -> None:
-    """Puts a folder in the place of another; a rename cannot replace a folder that has files."""
-    if not path.exists():
-        temporary.replace(path)
+    if not os.path.lexists(path):
         return
-    old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".old"))
-    path.replace(old / "was")
-    temporary.replace(path)
-    shutil.rmtree(old)
+    if path.is_file() and (path.stat().st_size == 0 or is_ours(path)):
+        return
+    raise ChatBindError(
+        f"is there already, and is no {what} of chatbind's",
+        where=str(path),
+        hint="name another file, or remove this one by hand",
+    )
+
+
+def refuse_overlap(output: str | Path, inputs: Iterable[str | Path | None]) -> None:
+    """Refuses an output that is an input, or a folder that holds one, links or not.
+
+    Raises:
+        UsageError: it names the input.
+    """
+    place = Path(output).resolve()
+    for given in inputs:
+        if given is None or "-" in (str(given), str(output)):
+            continue
+        try:
+            mode, path = Path(given).stat().st_mode, Path(given).resolve()
+        except (OSError, ValueError):  # not there, or no path but a URL
+            continue
+        same = path == place or (place.exists() and path.samefile(place))
+        if (same and (S_ISREG(mode) or S_ISDIR(mode))) or place in path.parents:
+            how = "is" if same else "holds"
+            raise UsageError(
+                f"the output {how} the input {given}", where=str(output), hint="name another output"
+            )
 
 
 def open_alone(path: Path) -> IO[str]:
@@ -160,7 +165,8 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Waits until a file or folder has reached the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -168,7 +174,8 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _umask() -> int:
+def user_mode(mode: int) -> int:
+    """The permissions that the user gives new files (0o666) or folders (0o777)."""
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    return mode & ~mask

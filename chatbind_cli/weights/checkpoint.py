@@ -153,11 +153,6 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(path, path.parent, [open_tensor_file(path)])
 
 
-def is_weights_file(name: str) -> bool:
-    """Whether a file of that name belongs to the weights of a checkpoint folder."""
-    return name.endswith((".bin", ".safetensors", ".pt", ".pth", ".index.json", ".gguf", ".h5"))
-
-
 def read_json(path: Path, *, missing_ok: bool = False) -> dict[str, Any]:
     """A JSON object from a file.
 
