@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
@@ -21,6 +21,9 @@ from chatbind_cli.errors import ChatBindError, UsageError
 
 # Hashing a smaller file costs less than looking its hash up.
 _CACHED_FROM_BYTES = 64 << 20
+
+_MARK_WITHIN = 8 << 10
+_LONGEST_RECORD = 64 << 20
 
 
 @contextmanager
@@ -64,6 +67,50 @@ def refuse_foreign_file(path: Path, is_ours: Callable[[Path], bool], *, what: st
         where=str(path),
         hint="name another file, or remove this one by hand",
     )
+
+
+def refuse_foreign_records(path: Path, keys: Collection[str], expect: Collection[str]) -> None:
+    """Refuses to replace a record file that does not begin with a record of the command's.
+
+    Args:
+        path: the file.
+        keys: what makes a record's id.
+        expect: what every record has beside it that carries no `error`.
+
+    Raises:
+        ChatBindError: it begins with something else.
+    """
+
+    def is_ours(path: Path) -> bool:
+        with path.open("rb") as file:
+            line = b"\n"
+            while line and not line.strip():
+                line = file.readline(_LONGEST_RECORD)
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            return not line or is_half_record(line)
+        if not isinstance(record, dict):
+            return False
+        if "error" in record:
+            return "line" in record or all(key in record for key in keys)
+        return all(key in record for key in (*keys, *expect))
+
+    refuse_foreign_file(path, is_ours, what=f"file of records with {', '.join([*keys, *expect])}")
+
+
+def is_half_record(line: bytes) -> bool:
+    """Whether a file's last line may be what a kill left of a record, and not somebody's words."""
+    half = not line.endswith(b"\n")
+    return half and (line[:2] in (b"{", b'{"') or not line.strip(b"\0"))
+
+
+def bears(path: Path, mark: bytes) -> bool:
+    """Whether a file of ours says so near its beginning or end."""
+    with path.open("rb") as file:
+        head = file.read(_MARK_WITHIN)
+        file.seek(max(0, path.stat().st_size - _MARK_WITHIN))
+        return mark in head or mark in file.read(_MARK_WITHIN)
 
 
 def refuse_overlap(output: str | Path, inputs: Iterable[str | Path | None]) -> None:

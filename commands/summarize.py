@@ -13,7 +13,7 @@ import click
 from chatbind_cli.artifacts import emit_record
 from chatbind_cli.console import note
 from chatbind_cli.errors import RecordError, UsageError
-from chatbind_cli.files import replace_file
+from chatbind_cli.files import bears, refuse_foreign_file, refuse_overlap, replace_file
 from chatbind_cli.jsonl import Record, read_records, record_id
 from chatbind_cli.review import tables
 from chatbind_cli.review.baseline import compare
@@ -32,6 +32,7 @@ _PREFIXES = ("gpt4_text_", "reviews_", "review_")
 _PATTERNS = ("gpt4_text*.jsonl", "review*.jsonl", "review*.json")
 _FOLDERS = (".", "review", "reviews")
 _REASONS_SHOWN = 8
+_MARK = b'name="generator" content="chatbind summarize"'
 
 
 @_base.command(
@@ -151,8 +152,12 @@ def command(
     this folder, `review` or `reviews`. Each file has figures of its own. Failed reviews are
     counted, and are in no mean.
     """
+    sources = _sources([*reviews, *files], folder)
+    if page is not None:
+        refuse_overlap(page, [*sources, *answers, questions, baseline])
+        refuse_foreign_file(page, lambda path: bears(path, _MARK), what="report")
     summaries: list[Summary] = []
-    for source in _sources([*reviews, *files], folder):
+    for source in sources:
         found = _read(source, by, ignore, with_words=page is not None)
         if not found[0].reviews:
             where = "<stdin>" if source == "-" else source

@@ -34,6 +34,7 @@ EMBEDDINGS: Final = "embeddings"
 STAGING: Final = ".saving"  # checkpoints grow here, under no name that a resuming run looks at
 REJECTED_FILE: Final = "rejected.jsonl"
 PICTURE: Final = "loss.svg"
+PICTURE_MARK: Final = "chatbind loss curve"  # in every picture, by which it is known for ours
 _MANIFEST: Final = "manifest.json"
 _LOCK: Final = ".lock"
 _PREFIX: Final = "checkpoint-"
