@@ -10,6 +10,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -187,16 +188,16 @@ def _prepare(folder: Path, identity: Record, *, overwrite: bool) -> None:
     Raises:
         ChatBindError: it holds something else.
     """
-    stamps = sorted((folder / _STAMPS).glob("*.json"))
     if folder.exists() and not folder.is_dir():
         raise ChatBindError("is a file", where=str(folder), hint="name a folder")
-    if overwrite or not (stamps or is_noted(folder, SUMMARY)):
+    stamps = [_stamp(path, identity) for path in sorted((folder / _STAMPS).glob("*.json"))]
+    known = is_noted(folder, SUMMARY) or (stamps and None not in stamps)
+    if overwrite or not known:
         refuse_foreign(folder, made_by=_COMMAND)
     if overwrite:
         remove_made(folder)
         stamps = []
-    for stamp in stamps:
-        made = json.loads(stamp.read_text(encoding="utf-8"))
+    for made in filter(None, stamps):
         if made != identity:
             changed = ", ".join(
                 f"{k} {made.get(k)}" for k in identity if made.get(k) != identity[k]
@@ -206,3 +207,12 @@ def _prepare(folder: Path, identity: Record, *, overwrite: bool) -> None:
                 where=str(folder),
                 hint="say --overwrite to make it anew, or name another folder",
             )
+
+
+def _stamp(path: Path, identity: Record) -> Record | None:
+    """What the stamp of a finished stage says; None where it is none."""
+    with suppress(OSError, ValueError):
+        made = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(made, dict) and made.keys() == identity.keys():
+            return made
+    return None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -77,46 +76,48 @@ def copy_side_files(source: Path, destination: Path) -> None:
         destination: an existing folder.
     """
     folder = _folder_of(source)
-    for file in _side_files(source):
-        target = destination / file.relative_to(folder)
-        target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(file, target)
+    for name in _names(source):
+        if is_side_file(folder, name):
+            target = destination / name
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(folder / name, target)
+        elif (folder / name).is_symlink():
+            note(f"{folder / name} is not copied: it is a link out of its folder")
 
 
 def side_files_sha256(source: Path) -> str:
     """A hash over names and contents of what `copy_side_files` copies."""
     digest = hashlib.sha256()
-    for file in _side_files(source):
-        digest.update(f"{file.name} {sha256_file(file)}\n".encode())
+    folder = _folder_of(source)
+    for name in _names(source):
+        if is_side_file(folder, name):
+            digest.update(f"{name} {sha256_file(folder / name)}\n".encode())
     return digest.hexdigest()
 
 
 def is_side_file(folder: Path, name: str) -> bool:
-    """Whether a model's folder has a file of that name that belongs to it."""
+    """Whether a name that belongs to a model stands for a file of its folder, of a likely size."""
     file = folder / name
     if not file.is_file() or file.stat().st_size > _LARGEST_BYTES:
         return False
     inside = folder.resolve()
-    allowed = [inside]
+    places = {inside}
     if inside.parent.name == "snapshots":
-        allowed.append(inside.parents[1] / "blobs")  # the hub's cache keeps its contents there
-    if any(place in file.resolve().parents for place in allowed):
-        return True
-    note(f"{file} is a link out of its folder: it is not copied")
-    return False
+        places.add(inside.parents[1] / "blobs")  # the hub's cache keeps its contents there
+    return not places.isdisjoint(file.resolve().parents)
 
 
 def _folder_of(source: Path) -> Path:
     return source if source.is_dir() else source.parent
 
 
-def _side_files(source: Path) -> Iterator[Path]:
+def _names(source: Path) -> list[str]:
     folder = _folder_of(source)
     if source != folder and not (folder / _CONFIG).is_file():
-        return  # a weights file among things that need not be its own
-    names = [path.name for path in sorted(folder.iterdir())]
-    names = [n for n in names if n in _CONFIGS | _TOKENIZER or _NAMED.fullmatch(n)]
-    templates = sorted((folder / _TEMPLATES).glob("[!.]*.jinja"))
-    for name in (*names, *(f"{_TEMPLATES}/{path.name}" for path in templates)):
-        if is_side_file(folder, name):
-            yield folder / name
+        return []  # a weights file among things that need not be its own
+    found = sorted(path.name for path in folder.iterdir())
+    templates = sorted(path.name for path in (folder / _TEMPLATES).glob("[!.]*.jinja"))
+    return [
+        *(name for name in found if name in _CONFIGS | _TOKENIZER or _NAMED.fullmatch(name)),
+        *(f"{_TEMPLATES}/{name}" for name in templates),
+    ]
