@@ -61,7 +61,8 @@ _TOKENIZER = {
     "word_shape.json",
 }
 _NAMED = re.compile(
-    r"[\w.-]+\.tiktoken|README\.md|(LICEN[CS]E|NOTICE|USE_POLICY)([-_.]\w+)*?(\.(txt|md|pdf))?",
+    r"\w[\w.-]*\.tiktoken|README\.md"
+    r"|(?i:(LICEN[CS]E|NOTICE|USE_POLICY)([-_][-\w]*)?(\.\d+)*(\.(txt|md|pdf))?)",
     re.ASCII,
 )
 _TEMPLATES = "additional_chat_templates"
