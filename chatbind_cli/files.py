@@ -53,7 +53,7 @@ def refuse_foreign_file(path: Path, is_ours: Callable[[Path], bool], *, what: st
     Args:
         path: what is to be written.
         is_ours: whether a file there that is not empty is.
-        what: what it is to be, for the message.
+        what: what it is to be, with its article, for the message.
 
     Raises:
         ChatBindError: it is not.
@@ -63,7 +63,7 @@ def refuse_foreign_file(path: Path, is_ours: Callable[[Path], bool], *, what: st
     if path.is_file() and (path.stat().st_size == 0 or is_ours(path)):
         return
     raise ChatBindError(
-        f"is there already, and is no {what} of chatbind's",
+        f"is there already, and is not {what} that chatbind made",
         where=str(path),
         hint="name another file, or remove this one by hand",
     )
@@ -96,7 +96,7 @@ def refuse_foreign_records(path: Path, keys: Collection[str], expect: Collection
             return "line" in record or all(key in record for key in keys)
         return all(key in record for key in (*keys, *expect))
 
-    refuse_foreign_file(path, is_ours, what=f"file of records with {', '.join([*keys, *expect])}")
+    refuse_foreign_file(path, is_ours, what=f"a file of records with {', '.join([*keys, *expect])}")
 
 
 def is_half_record(line: bytes) -> bool:

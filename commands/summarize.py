@@ -155,7 +155,7 @@ def command(
     sources = _sources([*reviews, *files], folder)
     if page is not None:
         refuse_overlap(page, [*sources, *answers, questions, baseline])
-        refuse_foreign_file(page, lambda path: bears(path, _MARK), what="report")
+        refuse_foreign_file(page, lambda path: bears(path, _MARK), what="a report")
     summaries: list[Summary] = []
     for source in sources:
         found = _read(source, by, ignore, with_words=page is not None)

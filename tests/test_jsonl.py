@@ -168,7 +168,7 @@ def test_overwrite_replaces_a_file_of_the_same_records_only(tmp_path, name):
         RecordWriter(path, overwrite=True, expect={"model_id": "m"}).close()
         assert path.read_bytes() == b""
         return
-    with pytest.raises(ChatBindError, match="is no file of records with question_id, model_id"):
+    with pytest.raises(ChatBindError, match="is not a file of records with question_id, model_id"):
         RecordWriter(path, overwrite=True, expect={"model_id": "m"})
     assert path.read_text() == FOREIGN[name]
 

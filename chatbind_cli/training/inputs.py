@@ -151,7 +151,7 @@ def check_inputs(settings: TrainingSettings) -> Inputs:
     refuse_overlap(settings.output, [*given, settings.encoder, settings.store])
     if settings.plot is not None:
         is_ours = partial(bears, mark=PICTURE_MARK.encode())
-        refuse_foreign_file(settings.plot, is_ours, what="loss curve")
+        refuse_foreign_file(settings.plot, is_ours, what="a loss curve")
     _check_model(settings)
     conversations, rejected = read_checked(settings.data)
     held_out = Conversations()

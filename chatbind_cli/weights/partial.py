@@ -23,6 +23,7 @@ from chatbind_cli.files import replace_file
 from chatbind_cli.folders import (
     RECORD,
     clear_leftovers,
+    is_noted,
     note_made,
     put_folder,
     refuse_foreign,
@@ -66,7 +67,9 @@ class PartialFolder:
             ChatBindError: the target is there already, or another process works on it.
         """
         refuse_taken(self.target, made_by=self.made_by, overwrite=self.overwrite)
-        if not (self.folder / RECORD).is_file():
+        if self.folder.is_symlink():
+            raise WeightsError("is a link", where=str(self.folder), hint="remove it")
+        if not is_noted(self.folder, RECORD):
             refuse_foreign(self.folder, made_by=self.made_by)
         clear_leftovers(self.target)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -130,6 +133,8 @@ def clear_replaced(target: Path) -> None:
     # one in the making has a lock
     if not (_partial(target) / _LOCK).exists():
         remove_folder(_partial(target))
+        if (target / _LOCK).is_file() and (target / _LOCK).stat().st_size == 0:
+            (target / _LOCK).unlink()
 
 
 def _partial(target: Path) -> Path:

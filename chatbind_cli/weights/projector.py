@@ -73,7 +73,7 @@ def extract_projector(checkpoint: Path, output: Path) -> Extraction:
         raise CheckpointError(
             "a projector file is .safetensors or .bin", where=str(output), hint="rename the output"
         )
-    refuse_foreign_file(output, _is_projector_file, what="projector")
+    refuse_foreign_file(output, _is_projector_file, what="a projector")
     with open_checkpoint(checkpoint) as source:
         _refuse_delta(source)
         names = [name for name in source.tensors if projector_key(name) is not None]

@@ -183,7 +183,7 @@ def test_a_record_file_is_replaced_and_somebody_s_file_is_not(here: Path, name: 
     for text in ("Chapter one\n", "Chapter one", '{"question_id": 1, "text": "?"}\n', "[1]\n"):
         out.write_text(text)
         code, message = call(f"{FILES[name]} --overwrite")
-        assert code == 1 and "is no file of records" in message
+        assert code == 1 and "is not a file of records" in message
         assert out.read_text() == text
     out.write_text("")
     assert call(f"{FILES[name]} --overwrite") == (0, "")
@@ -205,7 +205,7 @@ def test_a_file_is_replaced_only_where_it_shows_that_it_is_ours(here: Path, name
     for data in foreign.values():
         out.write_bytes(data)
         code, message = call(words.format(file))
-        assert code == 1 and "is there already, and is no" in message
+        assert code == 1 and "is there already, and is not a " in message
         assert out.read_bytes() == data
     out.unlink()
     for _ in range(2):

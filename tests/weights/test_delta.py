@@ -470,6 +470,38 @@ def test_the_beginning_of_something_else_is_thrown_away(make, tmp_path):
     assert not (tmp_path / "t/progress.json").exists()
 
 
+def test_a_kill_right_after_the_exchange_leaves_the_new_and_no_litter(make, tmp_path, monkeypatch):
+    base, delta = make("b", make.llama(0)), make("d", make.llama(1))
+    calm = apply_delta(base, make("d2", make.llama(2)), tmp_path / "t")
+
+    def killed(folder):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("chatbind_cli.folders.remove_folder", killed)
+        with pytest.raises(KeyboardInterrupt):
+            apply_delta(base, delta, tmp_path / "t", overwrite=True)
+    assert (tmp_path / ".t.partial/model.safetensors").is_file()
+    again = apply_delta(base, delta, tmp_path / "t")
+    assert again.notes == ("it is here already",) and again.sha256 != calm.sha256
+    assert sorted(os.listdir(tmp_path)) == ["made", "t"]
+    names = [".chatbind-files.jsonl", PASSPORT_NAME, "config.json", "model.safetensors"]
+    assert sorted(os.listdir(tmp_path / "t")) == names
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_somebody_s_folder_of_the_name_of_a_beginning_is_left_alone(make, tmp_path, link):
+    mine = tmp_path / ("mine" if link else ".t.partial")
+    mine.mkdir()
+    (mine / "thesis").write_text("mine")
+    if link:
+        note_made(mine, ["thesis"], made_by="apply-delta")
+        (tmp_path / ".t.partial").symlink_to(mine)
+    with pytest.raises(ChatBindError, match="is a link" if link else "thesis: is on no record"):
+        apply_delta(make("b", make.llama(0)), make("d", make.llama(1)), tmp_path / "t")
+    assert (mine / "thesis").read_text() == "mine"
+
+
 def test_two_processes_do_not_write_one_target(make, tmp_path):
     import fcntl
 
