@@ -1,6 +1,6 @@
-"""Files and folders that appear whole or not at all, and their hashes.
+"""Files that appear whole or not at all, whose they are, and their hashes.
 
-Knows nothing of what is in them. Record streams, which grow line by line, are in `jsonl`.
+Whole folders are in `folders`; record streams, which grow line by line, are in `jsonl`.
 """
 
 from __future__ import annotations
@@ -10,17 +10,20 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import IO
 
-from chatbind_cli.errors import ChatBindError
+from chatbind_cli.errors import ChatBindError, UsageError
 
 # Hashing a smaller file costs less than looking its hash up.
 _CACHED_FROM_BYTES = 64 << 20
+
+_MARK_WITHIN = 8 << 10
+_LONGEST_RECORD = 64 << 20
 
 
 @contextmanager
@@ -36,51 +39,100 @@ def replace_file(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        _sync(temporary)
-        temporary.chmod(0o666 & ~_umask())
+        sync(temporary)
+        temporary.chmod(user_mode(0o666))
         temporary.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-@contextmanager
-def replace_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yields a temporary folder beside `path`; on success it becomes `path`.
+def refuse_foreign_file(path: Path, is_ours: Callable[[Path], bool], *, what: str) -> None:
+    """Refuses to replace a file that does not show that it is of our making.
+
+    Args:
+        path: what is to be written.
+        is_ours: whether a file there that is not empty is.
+        what: what it is to be, with its article, for the message.
 
     Raises:
-        ChatBindError: `path` exists, is not an empty folder, and `overwrite` is False.
+        ChatBindError: it is not.
     """
-    path = Path(path).resolve()  # "." has no name
-    if not overwrite and path.exists() and (path.is_file() or any(path.iterdir())):
-        raise ChatBindError(
-            "exists already and is not empty",
-            where=str(path),
-            hint="choose another folder, or say --overwrite",
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
-    try:
-        temporary.chmod(0o777 & ~_umask())
-        yield temporary
-        for child in temporary.rglob("*"):
-            if child.is_file():
-                _sync(child)
-        _swap(temporary, path)
-        _sync(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _swap(temporary: Path, path: Path) -> None:
-    """Puts a folder in the place of another; a rename cannot replace a folder that has files."""
-    if not path.exists():
-        temporary.replace(path)
+    if not os.path.lexists(path):
         return
-    old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".old"))
-    path.replace(old / "was")
-    temporary.replace(path)
-    shutil.rmtree(old)
+    if path.is_file() and (path.stat().st_size == 0 or is_ours(path)):
+        return
+    raise ChatBindError(
+        f"is there already, and is not {what} that chatbind made",
+        where=str(path),
+        hint="name another file, or remove this one by hand",
+    )
+
+
+def refuse_foreign_records(path: Path, keys: Collection[str], expect: Collection[str]) -> None:
+    """Refuses to replace a record file that does not begin with a record of the command's.
+
+    Args:
+        path: the file.
+        keys: what makes a record's id.
+        expect: what every record has beside it that carries no `error`.
+
+    Raises:
+        ChatBindError: it begins with something else.
+    """
+
+    def is_ours(path: Path) -> bool:
+        with path.open("rb") as file:
+            line = b"\n"
+            while line and not line.strip():
+                line = file.readline(_LONGEST_RECORD)
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            return not line or is_half_record(line)
+        if not isinstance(record, dict):
+            return False
+        if "error" in record:
+            return "line" in record or all(key in record for key in keys)
+        return all(key in record for key in (*keys, *expect))
+
+    refuse_foreign_file(path, is_ours, what=f"a file of records with {', '.join([*keys, *expect])}")
+
+
+def is_half_record(line: bytes) -> bool:
+    """Whether a file's last line may be what a kill left of a record, and not somebody's words."""
+    half = not line.endswith(b"\n")
+    return half and (line[:2] in (b"{", b'{"') or not line.strip(b"\0"))
+
+
+def bears(path: Path, mark: bytes) -> bool:
+    """Whether a file of ours says so near its beginning or end."""
+    with path.open("rb") as file:
+        head = file.read(_MARK_WITHIN)
+        file.seek(max(0, path.stat().st_size - _MARK_WITHIN))
+        return mark in head or mark in file.read(_MARK_WITHIN)
+
+
+def refuse_overlap(output: str | Path, inputs: Iterable[str | Path | None]) -> None:
+    """Refuses an output that is an input, or a folder that holds one, links or not.
+
+    Raises:
+        UsageError: it names the input.
+    """
+    place = Path(output).resolve()
+    for given in inputs:
+        if given is None or "-" in (str(given), str(output)):
+            continue
+        try:
+            mode, path = Path(given).stat().st_mode, Path(given).resolve()
+        except (OSError, ValueError):  # not there, or no path but a URL
+            continue
+        same = path == place or (place.exists() and path.samefile(place))
+        if (same and (S_ISREG(mode) or S_ISDIR(mode))) or place in path.parents:
+            how = "is" if same else "holds"
+            raise UsageError(
+                f"the output {how} the input {given}", where=str(output), hint="name another output"
+            )
 
 
 def open_alone(path: Path) -> IO[str]:
@@ -160,7 +212,8 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Waits until a file or folder has reached the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -168,7 +221,8 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _umask() -> int:
+def user_mode(mode: int) -> int:
+    """The permissions that the user gives new files (0o666) or folders (0o777)."""
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    return mode & ~mask

@@ -21,7 +21,7 @@ import jsonlines
 
 from chatbind_cli.compression import BROKEN, decompressed
 from chatbind_cli.errors import ChatBindError, RecordError, UsageError
-from chatbind_cli.files import open_alone, replace_file
+from chatbind_cli.files import is_half_record, open_alone, refuse_foreign_records, replace_file
 from chatbind_cli.json_text import Line, Record, parse, parse_line
 
 __all__ = [
@@ -147,7 +147,7 @@ class RecordWriter:
     Args:
         target: a path, or `-` for standard output.
         key: the key (or keys) of a record's id.
-        overwrite: start the file anew.
+        overwrite: start the file anew, if it is one of these records.
         expect: values that the records already in the file must have (`{"model_id": ...}`), so
             that a run does not continue another model's file.
         in_words: the record as a person reads it; used where standard output is a terminal.
@@ -157,6 +157,7 @@ class RecordWriter:
             those written since. An id is the value of `key`, or a tuple for several keys.
 
     Raises:
+        ChatBindError: the file to start anew begins with something else.
         RecordError: a line other than the last is not a record, or a value differs from `expect`.
         UsageError: the file's name says that it is compressed.
     """
@@ -247,8 +248,12 @@ class RecordWriter:
         file = open_alone(path)
         try:
             if overwrite:
-                file.truncate(0)
-            elif self._continue(path):
+                keys = (self.key,) if isinstance(self.key, str) else self.key
+                refuse_foreign_records(path, keys, self._expect)
+                # not cut off: a hard link to it is a copy that somebody keeps
+                with replace_file(path.resolve()):
+                    pass
+            if overwrite or self._continue(path):
                 file.close()
                 file = open_alone(path)
         except BaseException:
@@ -287,7 +292,7 @@ class RecordWriter:
 
     def _kept(self, line: bytes, where: str, *, last: bool) -> Record | None:
         """The record on a line that stays, or None for one that this run writes again."""
-        if last and not line.endswith(b"\n"):
+        if last and is_half_record(line):
             return None
         if not line.strip():
             return None

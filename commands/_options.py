@@ -47,7 +47,8 @@ overwrite_option = click.option(
     is_flag=True,
     cls=GroupedOption,
     group="Output",
-    help="Start anew instead of continuing what is there.",
+    help="Start anew instead of continuing what is there; only what this command made, and has "
+    "on its record, is replaced.",
 )
 
 on_error_option = click.option(

@@ -15,7 +15,15 @@ import click
 from chatbind_cli import launch
 
 from ._base import BoolOption, GroupedOption, ListOption
-from ._options import F, dispatched, media_root_options, seed_option, stack, without_effect
+from ._options import (
+    F,
+    dispatched,
+    media_root_options,
+    overwrite_option,
+    seed_option,
+    stack,
+    without_effect,
+)
 
 if TYPE_CHECKING:
     from chatbind_cli.training.settings import TrainingSettings
@@ -285,12 +293,7 @@ def result_options(defaults: Mapping[str, Any]) -> Callable[[F], F]:
             default=defaults["save_total_limit"],
             help="Checkpoints that are kept.",
         ),
-        _option(
-            "--overwrite",
-            is_flag=True,
-            group="Output",
-            help="Start anew, and remove what an earlier run left in the folder.",
-        ),
+        overwrite_option,
         _log_options,
     )
 

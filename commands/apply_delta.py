@@ -10,6 +10,7 @@ import click
 from chatbind_cli.artifacts import artifact_record, emit_artifact
 from chatbind_cli.console import note
 from chatbind_cli.errors import UsageError
+from chatbind_cli.files import refuse_overlap
 
 from . import _base, _options, _weights
 from ._base import GroupedOption
@@ -97,6 +98,7 @@ def command(
     from chatbind_cli.weights.apply import apply_delta  # noqa: PLC0415  loads torch
 
     base_path, delta_path = _weights.checkpoint_paths(base, delta)
+    refuse_overlap(target, [base_path, delta_path])
     result = apply_delta(
         base_path,
         delta_path,

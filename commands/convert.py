@@ -10,6 +10,7 @@ import click
 from chatbind_cli.artifacts import artifact_record, emit_artifact, resolve_artifact
 from chatbind_cli.console import note
 from chatbind_cli.errors import UsageError
+from chatbind_cli.files import refuse_overlap
 
 from . import _base, _options, _weights
 from ._base import GroupedOption
@@ -64,6 +65,7 @@ def command(
     if model == projector == "-":
         raise UsageError("MODEL and --projector cannot both read standard input")
     source = resolve_artifact(model, {"target", "model"})
+    refuse_overlap(output, [source])
 
     from chatbind_cli.weights.convert import convert, join  # noqa: PLC0415  loads torch
 
@@ -72,6 +74,7 @@ def command(
         done = convert(source, output, shard_bytes=shard_bytes, overwrite=overwrite)
     else:
         part = resolve_artifact(projector, {"projector"})
+        refuse_overlap(output, [part])
         done = join(source, part, output, shard_bytes=shard_bytes, overwrite=overwrite)
     if not done.is_new:
         note("it is here already")

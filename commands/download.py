@@ -70,7 +70,11 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
 )
 @_how("--keep-archive", is_flag=True, help="Keep archives after unpacking them.")
 @_how("--verify", is_flag=True, help="Fetch nothing: read what is here anew, and compare.")
-@_how("--overwrite", is_flag=True, help="Fetch what is here already, too.")
+@_how(
+    "--overwrite",
+    is_flag=True,
+    help="Fetch what came before, too; what did not come by this command is never replaced.",
+)
 @_how("--dry-run", is_flag=True, help="Say what would be fetched, and stop.")
 @_output(
     "-o",

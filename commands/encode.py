@@ -16,6 +16,7 @@ import click
 
 from chatbind_cli import launch
 from chatbind_cli.errors import SomeRecordsFailed, UsageError
+from chatbind_cli.files import refuse_overlap
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.options import MediaOptions
 
@@ -148,6 +149,8 @@ def command(
     """
     _check(files, asked)
     listed = _list_source(files, asked)
+    inputs = [*files, listed, asked["data"], asked["zero_shot"], asked["encoder"]]
+    refuse_overlap(asked["store"] or asked["output"], inputs)
     with ExitStack() as stack:
         words: list[str] = []
         if listed == "-" and launch.needs_workers(plan) and not plan.dry_run:

@@ -9,6 +9,7 @@ import click
 from chatbind_cli.artifacts import artifact_record, emit_artifact, resolve_artifact
 from chatbind_cli.console import note
 from chatbind_cli.errors import UsageError
+from chatbind_cli.files import refuse_overlap
 
 from . import _base
 from ._base import GroupedOption
@@ -55,6 +56,7 @@ def command(checkpoint: str | None, model: str | None, output: Path) -> None:
         raise UsageError("name one checkpoint", hint="as the first word, or with --model")
     source = resolve_artifact(checkpoint or model or "", {"checkpoint", "model", "target"})
 
+    refuse_overlap(output, [source, *(source.glob("*") if source.is_dir() else ())])
     from chatbind_cli.weights.projector import extract_projector  # noqa: PLC0415  loads torch
 
     extraction = extract_projector(source, output)

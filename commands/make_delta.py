@@ -9,6 +9,7 @@ import click
 
 from chatbind_cli.artifacts import artifact_record, emit_artifact
 from chatbind_cli.console import note
+from chatbind_cli.files import refuse_overlap
 
 from . import _base, _options, _weights
 from ._base import GroupedOption
@@ -72,6 +73,7 @@ def command(
     from chatbind_cli.weights.make import make_delta  # noqa: PLC0415  loads torch
 
     base_path, target_path = _weights.checkpoint_paths(base, target)
+    refuse_overlap(delta, [base_path, target_path])
     result = make_delta(
         base_path,
         target_path,

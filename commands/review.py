@@ -16,6 +16,7 @@ import click
 
 from chatbind_cli.artifacts import emit_record
 from chatbind_cli.errors import UsageError
+from chatbind_cli.files import refuse_overlap
 from chatbind_cli.jsonl import read_lines
 
 from . import _base
@@ -205,6 +206,8 @@ def command(
     A failed review is written with an `error` and without scores, and the same command again
     makes only what is missing. Exit code 3: a review failed, or the files did not fit together.
     """
+    given = [questions, *answers, contexts, references, settings["rules"], settings["prices"]]
+    refuse_overlap(output, given)
     from chatbind_cli.review.choosing import JudgeSettings  # noqa: PLC0415  they bring asyncio
     from chatbind_cli.review.job import ReviewFiles, ReviewJob  # noqa: PLC0415
     from chatbind_cli.review.run import RunOptions  # noqa: PLC0415

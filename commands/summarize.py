@@ -13,7 +13,7 @@ import click
 from chatbind_cli.artifacts import emit_record
 from chatbind_cli.console import note
 from chatbind_cli.errors import RecordError, SomeRecordsFailed, UsageError
-from chatbind_cli.files import replace_file
+from chatbind_cli.files import bears, refuse_foreign_file, refuse_overlap, replace_file
 from chatbind_cli.jsonl import Line, Record, legible, read_lines
 from chatbind_cli.review import tables
 from chatbind_cli.review.baseline import compare
@@ -35,6 +35,7 @@ _PATTERNS = ("gpt4_text*.jsonl", "review*.jsonl", "review*.json")
 _FOLDERS = (".", "review", "reviews")
 _REASONS_SHOWN = 8
 _UNREADABLE = "unreadable"
+_MARK = b'name="generator" content="chatbind summarize"'
 
 
 @_base.command(
@@ -169,6 +170,9 @@ def command(
     answerers, after_names = _apart(names)
     read = partial(_read, by=by, ignore=ids)
     sources = _sources([*reviews, *files, *after_ids, *after_names], folder)
+    if page is not None:
+        refuse_overlap(page, [*sources, *answers, questions, baseline])
+        refuse_foreign_file(page, lambda path: bears(path, _MARK), what="a report")
     called = _names([*sources, *([str(baseline)] if baseline else [])])
     summaries: list[Summary] = []
     for source in sources:

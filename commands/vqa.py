@@ -12,6 +12,7 @@ from chatbind_cli import launch
 from chatbind_cli.answering.feed import piped_questions
 from chatbind_cli.answering.settings import GenerationSettings
 from chatbind_cli.errors import UsageError
+from chatbind_cli.files import refuse_overlap
 from chatbind_cli.media.options import MediaOptions
 
 from ._answering import ModelChoice, generation_options, media_changes, model_options
@@ -118,6 +119,7 @@ def run(
     Unless the options say otherwise, media are read as the model's training read them.
     """
     _check_streams(choice, questions, plan)
+    refuse_overlap(output, [questions, choice.projector])
     words: list[str] = []
     if not plan.dry_run and not launch.is_worker():
         choice = choice.resolved()

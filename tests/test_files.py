@@ -9,7 +9,6 @@ import stat
 import pytest
 
 from chatbind_cli import files
-from chatbind_cli.errors import ChatBindError
 
 
 def test_a_failure_leaves_the_old_file_and_no_litter(tmp_path):
@@ -30,18 +29,6 @@ def test_success_replaces_the_file_with_the_user_s_own_permissions(tmp_path):
     umask = os.umask(0)
     os.umask(umask)
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
-
-
-def test_a_folder_is_replaced_only_with_overwrite(tmp_path):
-    path = tmp_path / "d"
-    path.mkdir()
-    (path / "old").write_text("x")
-    with pytest.raises(ChatBindError, match="--overwrite"), files.replace_folder(path):
-        pass
-    with files.replace_folder(path, overwrite=True) as temporary:
-        (temporary / "new").write_text("y")
-    assert os.listdir(path) == ["new"]
-    assert os.listdir(tmp_path) == ["d"]
 
 
 def test_the_hash_of_a_large_file_is_remembered_until_the_file_changes(tmp_path, monkeypatch):

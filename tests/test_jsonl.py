@@ -245,11 +245,57 @@ def test_a_pipe_is_written_and_neither_read_nor_removed(tmp_path, overwrite):
 
 def test_overwrite_starts_anew(tmp_path):
     path = tmp_path / "out.jsonl"
-    path.write_text("not a record\n")
+    path.write_text('{"question_id": 2}\nnot a record\n')
+    (tmp_path / "kept").hardlink_to(path)
     with RecordWriter(path, overwrite=True) as writer:
         assert writer.done == set()
         writer.write({"question_id": 1})
     assert path.read_text() == '{"question_id": 1}\n'
+    assert "not a record" in (tmp_path / "kept").read_text()
+
+
+OURS = {
+    "nothing": "",
+    "blank lines": "\n\n",
+    "a record": '{"question_id": 1, "model_id": "m"}\n',
+    "another model's": '\n{"question_id": 1, "model_id": "n"}\n{"question_',
+    "a failed record": '{"question_id": 1, "error": "x"}\n',
+    "a failed line": '{"line": 3, "error": "x"}\n',
+    "half a record": '{"question_id": 1, "mod',
+    "one byte": "{",
+}
+FOREIGN = {
+    "a text": "Chapter one\n",
+    "a line": "Chapter one",
+    "questions": '{"question_id": 1, "text": "?"}\n',
+    "a question without an end": '{"question_id": 1, "text": "?"}',
+    "other records": '{"id": 1, "model_id": "m"}\n',
+    "indented JSON": '{\n "question_id": 1, "model_id": "m"}\n',
+    "a list": '[{"question_id": 1, "model_id": "m"}]\n',
+    "deep JSON": "[" * 100_000 + "\n",
+    "a number": "1\n",
+}
+
+
+@pytest.mark.parametrize("name", [*OURS, *FOREIGN])
+def test_overwrite_replaces_a_file_of_the_same_records_only(tmp_path, name):
+    path = tmp_path / "out.jsonl"
+    path.write_text(OURS.get(name, FOREIGN.get(name)))
+    if name in OURS:
+        RecordWriter(path, overwrite=True, expect={"model_id": "m"}).close()
+        assert path.read_bytes() == b""
+        return
+    with pytest.raises(ChatBindError, match="is not a file of records with question_id, model_id"):
+        RecordWriter(path, overwrite=True, expect={"model_id": "m"})
+    assert path.read_text() == FOREIGN[name]
+
+
+def test_words_without_an_end_of_line_are_no_half_record(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("Chapter one")
+    with pytest.raises(RecordError, match="is not a record"):
+        RecordWriter(path)
+    assert path.read_text() == "Chapter one"
 
 
 def test_a_file_of_something_else_is_not_touched(tmp_path):

@@ -22,8 +22,9 @@ import torch
 from chatbind_cli.data.store_journal import JournalContent, JournalWriter, read_journal
 from chatbind_cli.data.store_meta import (
     DTYPES,
+    JOURNAL_NAME,
+    MADE_BY,
     META_NAME,
-    UNFINISHED,
     StoreMeta,
     create_meta,
     read_meta,
@@ -38,9 +39,9 @@ from chatbind_cli.data.store_shard import (
     write_shard,
 )
 from chatbind_cli.errors import StoreError
+from chatbind_cli.folders import clear_temporaries, note_made, refuse_foreign, remove_made
 
 ROWS_PER_SHARD = 8192  # 16 MiB at 1024 numbers of float16
-_JOURNAL = "journal.bin"
 _SHARDS = "shard-*.safetensors"
 
 
@@ -237,7 +238,7 @@ class EmbeddingStore:
 
     def _read(self) -> None:
         # The journal first: whoever seals it meanwhile has put its rows where we look next.
-        journal = read_journal(self.folder / _JOURNAL, self.meta.dim, self._dtype)
+        journal = read_journal(self.folder / JOURNAL_NAME, self.meta.dim, self._dtype)
         paths = sorted(self.folder.glob(_SHARDS))
         self._shards = [Shard(path, self.meta.dim) for path in paths]
         if [path.name for path in paths] != [_shard_name(i) for i in range(len(paths))]:
@@ -274,10 +275,9 @@ class EmbeddingStore:
         return len(self._shards), 0
 
     def _start_writer(self) -> JournalWriter:
-        for path in self.folder.glob(UNFINISHED):
-            path.unlink()
+        clear_temporaries(self.folder)
         return JournalWriter(
-            self.folder / _JOURNAL,
+            self.folder / JOURNAL_NAME,
             shard=self._target,
             base=self._base,
             keep=self._journal_size,
@@ -303,11 +303,12 @@ class EmbeddingStore:
             grown = self._shards[self._target]
             entries = [*grown.entries(), *entries]
             vectors = torch.cat([grown.embeddings, vectors])
+        note_made(self.folder, [_shard_name(self._target)], made_by=MADE_BY)
         write_shard(self.folder / _shard_name(self._target), entries, vectors)
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-        (self.folder / _JOURNAL).unlink(missing_ok=True)
+        (self.folder / JOURNAL_NAME).unlink(missing_ok=True)
         self._read()
 
     def _remember(self, entry: Entry, vector: torch.Tensor) -> None:
@@ -360,15 +361,12 @@ def clear_store(folder: Path) -> None:
     """Deletes the store in a folder, if there is one.
 
     Raises:
-        StoreError: another process is appending to it.
+        ChatBindError: another process is appending to it, or something else is in the folder.
     """
-    if not (folder / META_NAME).exists():
-        return
-    with take_lock(folder):
-        # store.json goes last: whatever happens meanwhile, this is still known for a store
-        for pattern in (_JOURNAL, _SHARDS, UNFINISHED, META_NAME):
-            for path in folder.glob(pattern):
-                path.unlink()
+    refuse_foreign(folder, made_by=MADE_BY)
+    if folder.is_dir() and any(folder.iterdir()):
+        with take_lock(folder):
+            remove_made(folder)
 
 
 def _shard_name(number: int) -> str:

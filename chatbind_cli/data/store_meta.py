@@ -15,9 +15,11 @@ import torch
 
 from chatbind_cli.errors import StoreError
 from chatbind_cli.files import replace_file
+from chatbind_cli.folders import note_made, refuse_foreign
 
 META_NAME = "store.json"
-UNFINISHED = ".*.tmp"  # what a killed writer leaves behind
+JOURNAL_NAME = "journal.bin"
+MADE_BY = "encode"  # on a store's record, whoever fills it
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 _FORMAT = "chatbind-embeddings-1"
 _LOCK_NAME = "writer.lock"
@@ -41,14 +43,16 @@ def take_lock(folder: Path) -> IO[bytes]:
     The lock ends when the file is closed or its process dies.
 
     Raises:
-        StoreError: another process has it, or the folder holds something else.
+        ChatBindError: another process has it, or the folder holds something else.
     """
-    if folder.exists() and not (folder / META_NAME).exists():
-        ours = {_LOCK_NAME, *(path.name for path in folder.glob(UNFINISHED))}
-        if not folder.is_dir() or any(path.name not in ours for path in folder.iterdir()):
-            raise StoreError("is neither a store nor an empty folder", where=str(folder))
+    if (folder / META_NAME).exists():
+        read_meta(folder)
+    else:
+        if folder.exists() and not folder.is_dir():
+            raise StoreError("is a file", where=str(folder), hint="name a folder")
+        refuse_foreign(folder, made_by=MADE_BY)
     folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / _LOCK_NAME).open("wb")
+    file = (folder / _LOCK_NAME).open("ab")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -71,6 +75,7 @@ def create_meta(
         raise StoreError("is no store yet, and a new one needs an encoder", where=str(folder))
     if dtype is not None and dtype not in DTYPES:
         raise StoreError(f"cannot hold {dtype}, only {' or '.join(DTYPES)}", where=str(folder))
+    note_made(folder, (META_NAME, JOURNAL_NAME, _LOCK_NAME), made_by=MADE_BY)
     meta = StoreMeta(encoder_name=name, encoder_sha256=sha256, dim=dim, dtype=dtype or "float16")
     with replace_file(folder / META_NAME) as path:
         path.write_text(json.dumps(asdict(meta), indent=1) + "\n", encoding="utf-8")

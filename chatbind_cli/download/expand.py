@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fnmatch import fnmatch
+from os.path import lexists
 
 from chatbind_cli.download.hub import Hub
 from chatbind_cli.download.presence import is_present, receipts_of_repository
-from chatbind_cli.download.receipts import NOTES, Notes, Receipt, place_of
+from chatbind_cli.download.receipts import NOTES, Notes, place_of, wanted_receipt
 from chatbind_cli.download.wanted import HubRef, Request, is_archive, refuse_outside
 from chatbind_cli.errors import DownloadError
 
@@ -51,19 +52,10 @@ def expand(
         one = _of_repository(request, pinned)
         expanded.append(replace(one, bytes=file.bytes, sha256=file.sha256, git_sha1=file.git_sha1))
     known = notes.below(request.path)
-    notes.add(request.path, [_wanted(one) for one in expanded if place_of(one)[1] not in known])
+    # What is there without a note is somebody's own, and must not come to look like ours.
+    new = [one for one in expanded if place_of(one)[1] not in known and not lexists(one.path)]
+    notes.add(request.path, [wanted_receipt(one) for one in new])
     return expanded
-
-
-def _wanted(request: Request) -> Receipt:
-    return Receipt(
-        path=place_of(request)[1],
-        source=request.source,
-        state="wanted",
-        bytes=request.bytes,
-        sha256=request.sha256,
-        git_sha1=request.git_sha1,
-    )
 
 
 def _of_repository(request: Request, ref: HubRef) -> Request:

@@ -81,6 +81,18 @@ def place_of(request: Request) -> tuple[Path, str]:
     return request.path.parents[len(PurePosixPath(name).parts) - 1], name
 
 
+def wanted_receipt(request: Request) -> Receipt:
+    """What is noted of a file before it comes."""
+    return Receipt(
+        path=place_of(request)[1],
+        source=request.source,
+        state="wanted",
+        bytes=request.bytes,
+        sha256=request.sha256,
+        git_sha1=request.git_sha1,
+    )
+
+
 class Notes:
     """What is noted in any number of folders; what others add meanwhile is read as it comes."""
 
@@ -162,6 +174,13 @@ def member_list(request: Request) -> Iterator[Callable[[Member], None]]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def members_of(request: Request) -> set[str]:
+    """The names of what came out of an archive before; none where there is no list of them."""
+    with suppress(DownloadError):
+        return {member.name for member in _listed(request)}
+    return set()
 
 
 def members_are_there(request: Request) -> bool:

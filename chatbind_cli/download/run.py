@@ -6,10 +6,11 @@ where its content is what is wanted.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -32,7 +33,9 @@ from chatbind_cli.download.receipts import (
     member_list,
     members_are_there,
     members_name,
+    members_of,
     place_of,
+    wanted_receipt,
 )
 from chatbind_cli.download.unpack import unpack
 from chatbind_cli.download.verify import check_file, check_room
@@ -54,7 +57,7 @@ class Settings:
         max_workers: files at a time.
         keep_archive: whether an archive stays beside what was unpacked from it.
         verify: only look at what is there, and read all of it anew.
-        overwrite: fetch what is there already, too.
+        overwrite: fetch what came before, too.
         endpoint: the hub's address, where it is not the default.
         patience: with plain URLs.
     """
@@ -202,12 +205,16 @@ class _Fetcher:
         here = here and request.path.is_file()
         if here and not self._is_right(request):
             here = False
-            note(f"{request.path} is here and not as it should be: fetching it again")
+            if receipt is not None:
+                note(f"{request.path} is here and not as it should be: fetching it again")
+        folder, name = place_of(request)
         if not here:
+            if receipt is None:
+                self._refuse_foreign(request)
+                self.notes.add(folder, [wanted_receipt(request)])
             self._bring(request)
         digest = sha256_file(request.path)
         size = request.path.stat().st_size
-        folder, name = place_of(request)
         here_now = Receipt(
             path=name, source=request.source, state="here", bytes=size, sha256=digest
         )
@@ -219,6 +226,19 @@ class _Fetcher:
             if not self.settings.keep_archive:
                 request.path.unlink()
         return record
+
+    def _refuse_foreign(self, request: Request) -> None:
+        """Refuses to replace a file that did not come by `download`, unless it is the same."""
+        if not os.path.lexists(request.path):
+            return
+        with suppress(DownloadError, OSError):
+            if self._check(request) not in ("bytes", "nothing"):
+                return
+        raise DownloadError(
+            "is here, and did not come by `chatbind download`, so it stays as it is",
+            where=str(request.path),
+            hint="move it away, or name another folder with --output",
+        )
 
     def _is_unpacked(self, request: Request, receipt: Receipt) -> bool:
         if self.settings.overwrite or request.unpack is None or not is_unpacked(receipt, request):
@@ -235,6 +255,7 @@ class _Fetcher:
         same = folder.resolve() == request.path.parent.resolve()
         with request.path.open("rb") as archive, ExitStack() as stack:
             lock_file(archive.fileno(), request.path)
+            replaceable = members_of(request) if self.settings.overwrite else ()
             noted = stack.enter_context(member_list(request))
             # How much is to come is known once the archive's names have been looked at.
             progress = stack.enter_context(self.meter.progress.beside(None, label))
@@ -242,7 +263,7 @@ class _Fetcher:
             return unpack(
                 request.path,
                 folder,
-                overwrite=self.settings.overwrite,
+                replaceable=replaceable,
                 reserved=reserved if same else (),
                 begin=lambda total: progress.expect(total >> 20),
                 advance=meter.advance,

@@ -7,6 +7,7 @@ same content are left alone, so a killed run goes on where it stopped.
 from __future__ import annotations
 
 import lzma
+import os
 import shutil
 import stat
 import tarfile
@@ -27,6 +28,7 @@ _LARGEST_RATIO = 100
 _ALWAYS_FINE_BYTES = 1 << 30
 _MOST_MEMBERS = 20_000_000
 _BLOCK = 1 << 20
+_ELSEWHERE = "use another folder; --overwrite replaces only what came out of an archive before"
 
 
 class _Archive(Protocol):
@@ -39,7 +41,7 @@ def unpack(
     archive: Path,
     folder: Path,
     *,
-    overwrite: bool = False,
+    replaceable: Collection[str] = (),
     reserved: Collection[str] = (),
     begin: Callable[[int], None] = lambda n: None,
     advance: Callable[[int], None] = lambda n: None,
@@ -53,7 +55,7 @@ def unpack(
     Args:
         archive: the file.
         folder: is made if it is not there.
-        overwrite: whether files that are there with another content may be replaced.
+        replaceable: members that came out before, and are written anew.
         reserved: names in the folder that no member may have.
         begin: called with the number of bytes that will come out, before the first does.
         advance: called with the number of bytes that are through.
@@ -70,7 +72,7 @@ def unpack(
     """
     temporary = folder / f".{archive.name}.unpacking"
     with _reading(archive), _opened(archive) as opened:
-        plan = _look_through(opened, archive, folder, {*reserved, temporary.name}, overwrite)
+        plan = _look_through(opened, archive, folder, {*reserved, temporary.name}, replaceable)
         check_room(folder, plan.needed, str(archive))
         begin(plan.total)
         safe: set[Path] = set()
@@ -109,7 +111,11 @@ class _Plan:
 
 
 def _look_through(
-    opened: _Archive, archive: Path, folder: Path, reserved: Collection[str], overwrite: bool
+    opened: _Archive,
+    archive: Path,
+    folder: Path,
+    reserved: Collection[str],
+    replaceable: Collection[str],
 ) -> _Plan:
     plan = _Plan()
     closed = {name.casefold() for name in reserved}
@@ -127,22 +133,24 @@ def _look_through(
         plan.last[target] = number
         plan.there.discard(target)
         other.discard(target)
-        if not overwrite and target.is_file():
-            (plan.there if _may_be(target, member) else other).add(target)
-        else:
+        if not os.path.lexists(target) or (
+            member.name in replaceable and target.is_file() and not target.is_symlink()
+        ):
             plan.needed += member.bytes
+        else:
+            (plan.there if _may_be(target, member) else other).add(target)
     if other:
         raise DownloadError(
             f"{len(other)} of its files would replace others, the first is {min(other)}",
             where=str(archive),
-            hint="unpack it into another folder, or say --overwrite",
+            hint=_ELSEWHERE,
         )
     return plan
 
 
 def _may_be(target: Path, member: Member) -> bool:
     """Whether a file may be the one of the archive, as far as the archive's directory tells."""
-    if target.stat().st_size != member.bytes:
+    if not target.is_file() or target.stat().st_size != member.bytes:
         return False
     return member.crc32 is None or member.crc32 == crc32_of(target)
 
@@ -227,7 +235,7 @@ def _compared(
         raise DownloadError(
             f"would replace {target}, which has another content",
             where=str(archive),
-            hint="unpack it into another folder, or say --overwrite",
+            hint=_ELSEWHERE,
         )
     return found
 

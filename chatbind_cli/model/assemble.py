@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 import chatbind_cli
 from chatbind_cli.errors import CheckpointError
-from chatbind_cli.files import replace_folder
+from chatbind_cli.folders import replace_folder
 from chatbind_cli.model import published
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration, word_embeddings
 from chatbind_cli.model.config import MODEL_TYPE, ChatBindConfig
@@ -189,9 +189,12 @@ def save_chatbind(bundle: ChatBind, folder: str | Path, *, overwrite: bool = Fal
     """Writes a model folder, whole or not at all.
 
     Raises:
-        ChatBindError: the folder exists and is not empty.
+        ChatBindError: the folder exists and may not be replaced.
     """
-    with quiet_transformers(), replace_folder(Path(folder), overwrite=overwrite) as temporary:
+    with (
+        quiet_transformers(),
+        replace_folder(Path(folder), made_by="save_chatbind", overwrite=overwrite) as temporary,
+    ):
         bundle.model.save_pretrained(temporary)
         bundle.tokenizer.save_pretrained(temporary)
 

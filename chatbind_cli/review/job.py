@@ -155,14 +155,14 @@ class ReviewJob:
 
     def _judge_all(self) -> Outcome:
         files = self.files
-        if self._paid is not None and files.overwrite:
-            self._paid.forget()
         with (
             RecordWriter(
                 files.output, key="review_id", overwrite=files.overwrite, in_words=in_words
             ) as writer,
             Progress(self._n_expected(), "judging", "reviews") as progress,
         ):
+            if self._paid is not None and files.overwrite:
+                self._paid.forget()
             cases, judge = self.inputs.cases(), self._chosen.judge
             return run_reviews(cases, judge, writer, self.options, on_done=progress.advance)
 

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from chatbind_cli.data.conversations import Conversation
 from chatbind_cli.data.tokens import IGNORE_INDEX, PromptEncoder, TokenizedSample
-from chatbind_cli.files import replace_folder
+from chatbind_cli.folders import replace_folder
 from chatbind_cli.model.config import ChatBindConfig
 from chatbind_cli.model.prompts import get_style
 from chatbind_cli.model.quiet import quiet_transformers
@@ -109,7 +109,7 @@ def save_language_model(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path
 ) -> None:
     """Writes a folder that `AutoModelForCausalLM` and `AutoTokenizer` load."""
-    with replace_folder(folder, overwrite=True) as temporary, quiet_transformers():
+    with replace_folder(folder, made_by="toy", overwrite=True) as temporary, quiet_transformers():
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
 

@@ -47,6 +47,14 @@ def write_records(
     _write_lines(folder / "eval/contexts.jsonl", [_context(item) for item in heldout])
 
 
+def record_names() -> Iterator[str]:
+    """The files that `write_records` writes, below the world's folder."""
+    yield from ("train/captions.json", "train/instructions.json", "eval/contexts.jsonl")
+    for modality in SUFFIXES:
+        yield f"eval/questions-{modality}.jsonl"
+        yield f"eval/answers-reference-{modality}.jsonl"
+
+
 def _caption(item: Item, rng: Random) -> Record:
     said = [(rng.choice(CAPTION_REQUESTS), rng.choice(captions(item.digit)))]
     return _conversation(item, said, rng)

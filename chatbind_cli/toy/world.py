@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,18 +22,22 @@ import chatbind_cli
 from chatbind_cli.console import Progress
 from chatbind_cli.errors import ChatBindError
 from chatbind_cli.files import replace_file
+from chatbind_cli.folders import RECORD, is_noted, note_made, refuse_foreign, remove_made
+from chatbind_cli.imagebind.weights import CONFIG_NAME, WEIGHTS_NAME
 from chatbind_cli.jsonl import Record
 from chatbind_cli.toy import encoders, language
 from chatbind_cli.toy.digits import Item, load_items
 from chatbind_cli.toy.fit import Report
-from chatbind_cli.toy.media_files import write_media
+from chatbind_cli.toy.media_files import relative_path, write_media
 from chatbind_cli.toy.readme import readme
-from chatbind_cli.toy.records import write_records
+from chatbind_cli.toy.records import record_names, write_records
 from chatbind_cli.toy.settings import FULL, QUICK, VERSION, Size
 
 SUMMARY = "toy.json"
+_COMMAND = "toy"
 _STAMPS = ".stages"
-_CONTENT = ("media", "train", "eval", "llama", "imagebind", "imagebind-unbound", "README.txt")
+_STAGES = ("media", "texts", "llama", "imagebind", "toy")
+_README = "README.txt"
 
 Tell = Callable[[Record], None]
 
@@ -70,6 +74,7 @@ class World:
         train, heldout = load_items()
         size = self._size
         train, heldout = train[: size.train_items["image"]], heldout[: size.heldout_items]
+        note_made(self.folder, self._names(train, heldout), made_by=_COMMAND)
         self._stage("media", lambda: self._media(train, heldout))
         self._stage("texts", lambda: write_records(train, heldout, self.folder, seed=self.seed))
         self._stage("llama", self._language_model)
@@ -84,6 +89,17 @@ class World:
 
     def _identity(self) -> Record:
         return {"version": VERSION, "seed": self.seed, "quick": self.quick}
+
+    def _names(self, train: Sequence[Item], heldout: Sequence[Item]) -> Iterator[str]:
+        """Every file of the world."""
+        yield from (SUMMARY, _README, *(f"{_STAMPS}/{stage}.json" for stage in _STAGES))
+        for modality, count in self._size.train_items.items():
+            for item in (*train[:count], *heldout):
+                yield f"media/{relative_path(item, modality)}"
+        yield from record_names()
+        yield f"llama/{RECORD}"
+        for encoder in ("imagebind", "imagebind-unbound"):
+            yield from (f"{encoder}/{WEIGHTS_NAME}", f"{encoder}/{CONFIG_NAME}")
 
     def _stage(self, name: str, work: Callable[[], None]) -> None:
         """Does a stage's work unless its stamp is there."""
@@ -160,7 +176,7 @@ class World:
             "heldout_items": self._size.heldout_items,
             "nearest_class_mean_accuracy": accuracy,
         }
-        with replace_file(self.folder / "README.txt") as temporary:
+        with replace_file(self.folder / _README) as temporary:
             temporary.write_text(readme(summary), encoding="utf-8")
         with replace_file(self.folder / SUMMARY) as temporary:
             temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
@@ -172,23 +188,16 @@ def _prepare(folder: Path, identity: Record, *, overwrite: bool) -> None:
     Raises:
         ChatBindError: it holds something else.
     """
-    stamps = folder / _STAMPS
     if folder.exists() and not folder.is_dir():
         raise ChatBindError("is a file", where=str(folder), hint="name a folder")
-    if overwrite and stamps.is_dir():
-        # Stamps and summary first: a kill in between must not leave a world that looks whole.
-        shutil.rmtree(stamps)
-        (folder / SUMMARY).unlink(missing_ok=True)
-        for name in _CONTENT:
-            path = folder / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    if not stamps.is_dir() and folder.is_dir() and any(folder.iterdir()):
-        raise ChatBindError(
-            "is not empty and holds no toy world", where=str(folder), hint="name another folder"
-        )
-    stamps.mkdir(parents=True, exist_ok=True)
-    for stamp in sorted(stamps.glob("*.json")):
-        made = json.loads(stamp.read_text(encoding="utf-8"))
+    stamps = [_stamp(path, identity) for path in sorted((folder / _STAMPS).glob("*.json"))]
+    known = is_noted(folder, SUMMARY) or (stamps and None not in stamps)
+    if overwrite or not known:
+        refuse_foreign(folder, made_by=_COMMAND)
+    if overwrite:
+        remove_made(folder)
+        stamps = []
+    for made in filter(None, stamps):
         if made != identity:
             changed = ", ".join(
                 f"{k} {made.get(k)}" for k in identity if made.get(k) != identity[k]
@@ -198,3 +207,12 @@ def _prepare(folder: Path, identity: Record, *, overwrite: bool) -> None:
                 where=str(folder),
                 hint="say --overwrite to make it anew, or name another folder",
             )
+
+
+def _stamp(path: Path, identity: Record) -> Record | None:
+    """What the stamp of a finished stage says; None where it is none."""
+    with suppress(OSError, ValueError):
+        made = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(made, dict) and made.keys() == identity.keys():
+            return made
+    return None

@@ -22,6 +22,7 @@ from chatbind_cli.errors import StoreError
 from chatbind_cli.imagebind.encoder import Encoder
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.model.turns import MediaRef
+from chatbind_cli.training.rundir import part_name
 
 _READERS = 4  # threads that decode ahead while a GPU encodes
 
@@ -64,7 +65,7 @@ class Share:
     @property
     def own(self) -> Path:
         """This process's own store."""
-        return self.folder / f"part-{self.rank:05}"
+        return self.folder / part_name(self.rank)
 
 
 def open_parts(folder: Path) -> list[EmbeddingStore]:

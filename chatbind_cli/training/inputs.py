@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -22,11 +23,18 @@ from chatbind_cli.errors import (
     WeightsError,
     contained,
 )
-from chatbind_cli.files import replace_file, sha256_file
+from chatbind_cli.files import (
+    bears,
+    refuse_foreign_file,
+    refuse_overlap,
+    replace_file,
+    sha256_file,
+)
 from chatbind_cli.imagebind.config import ENCODER_PLACES, usual_encoder
 from chatbind_cli.jsonl import Record, dumps, read_lines, read_records
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.model.turns import MediaRef
+from chatbind_cli.training.rundir import PICTURE_MARK
 from chatbind_cli.training.settings import TrainingSettings
 
 _SHOWN = 3
@@ -145,6 +153,11 @@ def check_inputs(settings: TrainingSettings) -> Inputs:
         RecordError: the data cannot be read, or (unless they are to be skipped) records or media
             cannot be used.
     """
+    given = (settings.data, settings.eval_data, settings.model, settings.projector)
+    refuse_overlap(settings.output, [*given, settings.encoder, settings.store])
+    if settings.plot is not None:
+        is_ours = partial(bears, mark=PICTURE_MARK.encode())
+        refuse_foreign_file(settings.plot, is_ours, what="a loss curve")
     _check_model(settings)
     conversations, rejected = read_checked(settings.data)
     held_out = Conversations()

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from chatbind_cli.files import replace_file
 from chatbind_cli.jsonl import Record
+from chatbind_cli.training.rundir import PICTURE_MARK
 
 
 def plot_loss(records: Sequence[Record], path: Path, *, title: str) -> None:
@@ -47,11 +48,11 @@ def plot_loss(records: Sequence[Record], path: Path, *, title: str) -> None:
     if axes.lines:
         figure.legend(loc="upper right", bbox_to_anchor=(0.88, 0.9), fontsize="small")
     with mpl.rc_context({"svg.hashsalt": "chatbind"}), replace_file(path) as temporary:
-        figure.savefig(temporary, format=kind, dpi=150, metadata=_UNDATED[kind])
+        figure.savefig(temporary, format=kind, dpi=150, metadata=_METADATA[kind])
 
 
-_UNDATED: dict[str, dict[str, None]] = {
-    "svg": {"Date": None},
-    "png": {},
-    "pdf": {"CreationDate": None},
+_METADATA: dict[str, dict[str, str | None]] = {
+    "svg": {"Date": None, "Creator": PICTURE_MARK},
+    "png": {"Software": PICTURE_MARK},
+    "pdf": {"CreationDate": None, "Creator": PICTURE_MARK},
 }

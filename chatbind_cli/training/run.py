@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -48,6 +48,7 @@ from chatbind_cli.training.results import (
 from chatbind_cli.training.rundir import (
     EMBEDDINGS,
     LOG_FILE,
+    PICTURE,
     REJECTED_FILE,
     STAGING,
     RunFolder,
@@ -94,10 +95,26 @@ def _claimed(
     identity = settings.identity(launch.world_size())
     identity["encoder"] = str(inputs.encoder.resolve()) if inputs.encoder else None
     identity |= {f"{name}_sha256": value for name, value in inputs.hashes.items()}
+    folder.check(identity, overwrite=settings.overwrite)
     with folder.locked():
-        folder.claim(identity, overwrite=settings.overwrite)
+        folder.claim(
+            identity,
+            overwrite=settings.overwrite,
+            processes=launch.world_size(),
+            also=_written_by_others(settings),
+        )
         state.wait_for_everyone()
         yield folder.finished_artifact()
+
+
+def _written_by_others(settings: TrainingSettings) -> Iterator[str]:
+    """What lands in the run's folder by other hands than `RunFolder`'s."""
+    if {"tensorboard", "all"} & set(settings.report_to):
+        yield "runs/"  # the Trainer's place for it
+    if settings.plot is not None:
+        with suppress(ValueError):  # it goes elsewhere
+            plot = settings.plot.resolve().relative_to(settings.output.resolve())
+            yield plot.as_posix()
 
 
 def _train(
@@ -305,7 +322,7 @@ def _finish(settings: TrainingSettings, inputs: Inputs, folder: RunFolder) -> Re
     from chatbind_cli.training.plot import plot_loss  # noqa: PLC0415  half a second, needed once
 
     log = read_log(folder.path / LOG_FILE)
-    for picture in filter(None, (folder.path / "loss.svg", settings.plot)):
+    for picture in filter(None, (folder.path / PICTURE, settings.plot)):
         plot_loss(log, picture, title=f"{settings.stage}: {folder.path.name}")
     losses = [record["loss"] for record in log if "loss" in record]
     extra: dict[str, Any] = {"steps": log[-1]["step"] if log else 0}

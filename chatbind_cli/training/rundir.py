@@ -2,23 +2,30 @@
 
 `run.json` says which arguments made the folder and whether the run is finished; `checkpoint-N`
 folders appear under that name only when they are complete; `log.jsonl` has one line a logged step.
-Knows nothing of what is in a checkpoint.
+All of it is on the folder's record (`folders`) before it is there; what is not stays untouched.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from chatbind_cli.errors import ChatBindError, CheckpointError
-from chatbind_cli.files import replace_file
+from chatbind_cli.files import replace_file, sync, user_mode
+from chatbind_cli.folders import (
+    RECORD,
+    clear_temporaries,
+    is_noted,
+    note_made,
+    refuse_foreign,
+    remove_made,
+)
 from chatbind_cli.jsonl import Record, dumps
 
 RUN_FILE: Final = "run.json"
@@ -26,6 +33,8 @@ LOG_FILE: Final = "log.jsonl"
 EMBEDDINGS: Final = "embeddings"
 STAGING: Final = ".saving"  # checkpoints grow here, under no name that a resuming run looks at
 REJECTED_FILE: Final = "rejected.jsonl"
+PICTURE: Final = "loss.svg"
+PICTURE_MARK: Final = "chatbind loss curve"  # in every picture, by which it is known for ours
 _MANIFEST: Final = "manifest.json"
 _LOCK: Final = ".lock"
 _PREFIX: Final = "checkpoint-"
@@ -43,26 +52,45 @@ class RunFolder:
         run = self._read()
         return run["artifact"] if run and run.get("status") == "finished" else None
 
-    def claim(self, identity: Mapping[str, Any], *, overwrite: bool = False) -> None:
-        """Makes the folder this run's own, or finds that it is already.
+    def check(self, identity: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        """Finds whether `claim` would be refused, and touches nothing.
 
         Raises:
-            CheckpointError: the folder holds something else, or a run with other arguments.
+            ChatBindError: the folder holds something else, or a run with other arguments.
         """
-        run = self._read()
-        if overwrite:
-            self._wipe()
-            run = None
-        elif run is not None:
+        run = None if overwrite else self._read()
+        if run is None:
+            refuse_foreign(self.path, made_by=_maker(identity))
+        else:
             self._compare(run.get("identity", {}), identity)
-            return
-        elif self.path.exists() and any(c.name != _LOCK for c in self.path.iterdir()):
-            raise CheckpointError(
-                "is not empty, and not the folder of a training run",
-                where=str(self.path),
-                hint="choose another --output-dir",
-            )
-        self._write({"status": "running", "identity": dict(identity)})
+
+    def claim(
+        self,
+        identity: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+        processes: int = 1,
+        also: Iterable[str] = (),
+    ) -> None:
+        """Makes the folder this run's own, or finds that it is already.
+
+        Args:
+            identity: the arguments that decide the result.
+            overwrite: start anew.
+            processes: how many will keep embeddings in it.
+            also: names of what else will be written in it.
+
+        Raises:
+            ChatBindError: see `check`.
+        """
+        self.check(identity, overwrite=overwrite)
+        if overwrite:
+            remove_made(self.path)
+        names = [*also, RUN_FILE, LOG_FILE, REJECTED_FILE, PICTURE, _LOCK, f"{STAGING}/"]
+        names += [f"{EMBEDDINGS}/{part_name(rank)}/{RECORD}" for rank in range(processes)]
+        note_made(self.path, names, made_by=_maker(identity))
+        if self._read() is None:
+            self._write({"status": "running", "identity": dict(identity)})
 
     def confirm(self, found: Mapping[str, Any]) -> None:
         """Compares what this run has found in its inputs with what the folder's run had found.
@@ -88,12 +116,10 @@ class RunFolder:
             last: the name of that one.
         """
         files = sorted(staged.iterdir(), key=lambda file: (file.name == last, file.name))
-        run = self._read() or {}
-        self._write({**run, "files": [file.name for file in files]})
-        mask = os.umask(0)
-        os.umask(mask)
+        self._note([file.name for file in files])
         for file in files:
-            file.chmod(0o666 & ~mask)  # some libraries keep what they write from other users
+            # some libraries keep what they write from other users
+            file.chmod(user_mode(0o666))
             sync(file)
             file.replace(self.path / file.name)
         sync(self.path)
@@ -130,22 +156,25 @@ class RunFolder:
         final = self.path / staged.name
         if final.exists():
             # left by a run that was killed, and found incomplete by this one
-            shutil.rmtree(final)
+            remove_made(self.path, below=final.name)
+        self._refuse_in_the_way([final.name])
+        self._note(
+            path.relative_to(staged.parent).as_posix()
+            for path in staged.rglob("*")
+            if path.is_file()
+        )
         staged.replace(final)
         sync(self.path)
         if keep is not None:
-            for old in self.checkpoints()[: -max(1, keep)]:
-                shutil.rmtree(old)
+            whole = [folder for folder in self.checkpoints() if is_complete(folder)]
+            for old in whole[: -max(1, keep)]:
+                remove_made(self.path, below=old.name)
         return final
 
     def clear_staging(self) -> None:
         """Removes what a killed run left half done."""
         shutil.rmtree(self.path / STAGING, ignore_errors=True)
-        for left in [*self.path.glob(".*.tmp"), *self.path.glob(".*.old")]:
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
-            else:
-                left.unlink(missing_ok=True)
+        clear_temporaries(self.path)
 
     def cut_log(self, step: int) -> None:
         """Leaves only the lines up to `step` in the log: the steps after it are done again."""
@@ -164,7 +193,7 @@ class RunFolder:
             ChatBindError: another run is at work in the folder.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / _LOCK).open("w") as file:
+        with (self.path / _LOCK).open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -184,10 +213,33 @@ class RunFolder:
         if not path.exists():
             return None
         try:
-            run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            run = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
             raise CheckpointError("is not JSON", where=str(path), hint="--overwrite") from error
+        if not isinstance(run, dict) or run.get("format") != _FORMAT:
+            raise CheckpointError(
+                "is not of a training run", where=str(path), hint="choose another --output-dir"
+            )
         return run
+
+    def _note(self, names: Iterable[str]) -> None:
+        """Puts files that get their names now on the record.
+
+        Raises:
+            CheckpointError: somebody else's file has one of the names.
+        """
+        names = list(names)
+        self._refuse_in_the_way(names)
+        note_made(self.path, names, made_by=_maker((self._read() or {}).get("identity", {})))
+
+    def _refuse_in_the_way(self, names: Iterable[str]) -> None:
+        for name in names:
+            if (self.path / name).exists() and not is_noted(self.path, name):
+                raise CheckpointError(
+                    "is in the way, and not of this run's making",
+                    where=str(self.path / name),
+                    hint="move it away, and run the same command again",
+                )
 
     def _write(self, run: Mapping[str, Any]) -> None:
         with replace_file(self.path / RUN_FILE) as temporary:
@@ -208,19 +260,10 @@ class RunFolder:
                     hint="choose another --output-dir, or say --overwrite",
                 )
 
-    def _wipe(self) -> None:
-        """Removes what runs make, `run.json` last: a kill in the middle leaves it recognizable."""
-        self.clear_staging()
-        names = [EMBEDDINGS, LOG_FILE, REJECTED_FILE]
-        for path in [*self.checkpoints(), *(self.path / name for name in names)]:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-        run = self._read() if (self.path / RUN_FILE).exists() else None
-        for name in (run or {}).get("files", []):
-            (self.path / Path(name).name).unlink(missing_ok=True)
-        (self.path / RUN_FILE).unlink(missing_ok=True)
+
+def part_name(rank: int) -> str:
+    """The folder, below `EMBEDDINGS`, of one process's embeddings."""
+    return f"part-{rank:05}"
 
 
 def seal(folder: Path) -> None:
@@ -251,13 +294,8 @@ def read_log(path: Path) -> list[Record]:
     return records
 
 
-def sync(path: Path) -> None:
-    """Waits until a file or folder has reached the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _maker(identity: Mapping[str, Any]) -> str:
+    return str(identity.get("stage", "pretrain"))
 
 
 def _shown(value: object) -> str:

@@ -158,11 +158,6 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(path, path.parent, [open_tensor_file(path)])
 
 
-def is_weights_file(name: str) -> bool:
-    """Whether a file of that name belongs to the weights of a checkpoint folder."""
-    return name.endswith((".bin", ".safetensors", ".pt", ".pth", ".index.json", ".gguf", ".h5"))
-
-
 def _open_folder(folder: Path) -> list[TensorFile]:
     for name in _LAYOUTS:
         if (folder / name).is_file():

@@ -32,13 +32,14 @@ from chatbind_cli.weights.identity import (
 from chatbind_cli.weights.job import holds
 from chatbind_cli.weights.json_file import read_json
 from chatbind_cli.weights.likeness import refuse_unapplied
-from chatbind_cli.weights.partial import PartialFolder
-from chatbind_cli.weights.streaming import (
+from chatbind_cli.weights.partial import PartialFolder, clear_replaced
+from chatbind_cli.weights.side_files import (
+    GENERATION,
     copy_side_files,
-    refuse_full_disk,
+    is_side_file,
     side_files_sha256,
-    source_facts,
 )
+from chatbind_cli.weights.streaming import refuse_full_disk, source_facts
 from chatbind_cli.weights.tensor_file import TensorInfo
 from chatbind_cli.weights.writer import (
     DEFAULT_SHARD_BYTES,
@@ -48,9 +49,8 @@ from chatbind_cli.weights.writer import (
     plan_shards,
 )
 
-_MADE_BY = "chatbind convert"
+_COMMAND = "convert"
 _LANGUAGE_MODEL = "language_model."
-_GENERATION = "generation_config.json"
 _PIECE_ELEMENTS = 4 << 20
 
 
@@ -111,7 +111,7 @@ def convert(
             "config": config.to_json_string(),
             "shards": [asdict(shard) for shard in shards],
         }
-        with PartialFolder(output, task, overwrite=overwrite) as partial:
+        with PartialFolder(output, task, made_by=_COMMAND, overwrite=overwrite) as partial:
             sha256 = _write(checkpoint, names, infos, shards, partial)
             if tokenizer is None:
                 copy_side_files(source, partial.folder)
@@ -159,7 +159,7 @@ def join(
         return Conversion(output, made, (), is_new=False)
     info = read_projector(projector).info
     task = {"version": chatbind_cli.__version__, "parts": parts}
-    with PartialFolder(output, task, overwrite=overwrite) as partial:
+    with PartialFolder(output, task, made_by=_COMMAND, overwrite=overwrite) as partial:
         bundle = build_chatbind(
             language_model,
             encoder=encoder_of(info),
@@ -186,14 +186,16 @@ def _identity(folder: Path, checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def _passport(source: Mapping[str, str]) -> dict[str, Any]:
-    return {"kind": "model", "made_by": _MADE_BY, "source": dict(source)}
+    return {"kind": "model", "made_by": f"chatbind {_COMMAND}", "source": dict(source)}
 
 
 def _made_already(output: Path, passport: Mapping[str, Any]) -> str | None:
     """The hash of what an earlier conversion of the same source left; None if there is none."""
     found = read_passport(output) if output.is_dir() else {}
-    same = all(found.get(key) == value for key, value in passport.items())
-    return str(found["sha256"]) if same and found else None
+    if not found or any(found.get(key) != value for key, value in passport.items()):
+        return None
+    clear_replaced(output)
+    return str(found["sha256"])
 
 
 def _write_settings(
@@ -207,8 +209,8 @@ def _write_settings(
     with quiet_transformers():
         config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    if (source / _GENERATION).is_file():
-        shutil.copyfile(source / _GENERATION, folder / _GENERATION)
+    if is_side_file(source, GENERATION):
+        shutil.copyfile(source / GENERATION, folder / GENERATION)
 
 
 def _settings(source: Path) -> tuple[Any, Any]:

@@ -23,15 +23,14 @@ from chatbind_cli.weights.identity import (
     sample,
     write_passport,
 )
-from chatbind_cli.weights.partial import PartialFolder, refuse_existing
+from chatbind_cli.weights.partial import PartialFolder, clear_replaced
+from chatbind_cli.weights.side_files import copy_side_files, side_files_sha256
 from chatbind_cli.weights.streaming import (
     STREAMS,
     Arithmetic,
     Hashes,
     Streamer,
-    copy_side_files,
     refuse_full_disk,
-    side_files_sha256,
     source_facts,
 )
 from chatbind_cli.weights.tensor_file import TensorInfo
@@ -124,10 +123,12 @@ class Job(ABC):
         tensors = self.plan.tensors
         made = None if self.overwrite else self._made_already()
         if made is not None:
+            clear_replaced(self.output)
             return made
-        refuse_existing(self.output, overwrite=self.overwrite)
         shards = plan_shards(tensors, self.shard_bytes)
-        with PartialFolder(self.output, self._task(shards), overwrite=self.overwrite) as partial:
+        with PartialFolder(
+            self.output, self._task(shards), made_by=self.command, overwrite=self.overwrite
+        ) as partial:
             left = [shard for shard in shards if shard.file not in partial.done]
             needed = sum(tensors[name].nbytes for shard in left for name in shard.tensors)
             refuse_full_disk(partial.folder, needed)
@@ -138,9 +139,9 @@ class Job(ABC):
                 for shard in left:
                     self._make(shard, partial, streamer, progress)
             hashes = self._all_hashes(partial.done)
-            copy_side_files(self.other.folder, partial.folder)
+            copy_side_files(self.other.path, partial.folder)
             passport = self.passport(partial.folder, hashes, partial.done)
-            passport["side_files"] = side_files_sha256(self.other.folder)
+            passport["side_files"] = side_files_sha256(self.other.path)
             write_passport(partial.folder, passport)
             if len(shards) > 1:
                 text = json.dumps(index_of(shards, tensors), indent=2)
@@ -161,7 +162,7 @@ class Job(ABC):
         }
         if known != self.samples or not self.is_result(passport):
             return None
-        if passport.get("side_files") != side_files_sha256(self.other.folder):
+        if passport.get("side_files") != side_files_sha256(self.other.path):
             return None
         shards = plan_shards(self.plan.tensors, self.shard_bytes)
         if not holds(self.output, self.plan.tensors, shards):

@@ -2,6 +2,8 @@
 
 The folder has a fixed name beside its target and a progress file that says what it is the
 beginning of; a beginning of something else is thrown away. One process at a time may work on it.
+It carries a record (`folders`) from the start, so that a folder of somebody else's that has this
+name is told from it.
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,16 @@ from typing import Any
 
 from chatbind_cli.errors import WeightsError
 from chatbind_cli.files import replace_file
+from chatbind_cli.folders import (
+    RECORD,
+    clear_leftovers,
+    is_noted,
+    note_made,
+    put_folder,
+    refuse_foreign,
+    refuse_taken,
+    remove_folder,
+)
 
 _PROGRESS = "progress.json"
 _LOCK = "lock"
@@ -30,17 +41,21 @@ class PartialFolder:
     Args:
         target: the folder to make.
         task: everything that the content follows from, as JSON; another task starts anew.
-        overwrite: whether a folder that is there may be replaced.
+        made_by: the command.
+        overwrite: whether a folder that this command made may be replaced.
 
     Attributes:
         folder: where files are written.
         done: what was recorded of each finished file.
     """
 
-    def __init__(self, target: Path, task: Mapping[str, Any], *, overwrite: bool = False) -> None:
+    def __init__(
+        self, target: Path, task: Mapping[str, Any], *, made_by: str, overwrite: bool = False
+    ) -> None:
+        self.made_by = made_by
         self.target = target.resolve()  # "." has no name
         self.overwrite = overwrite
-        self.folder = self.target.parent / f".{self.target.name}.partial"
+        self.folder = _partial(self.target)
         text = json.dumps(task, sort_keys=True)
         self._task = hashlib.sha256(text.encode()).hexdigest()
         self.done: dict[str, Any] = {}
@@ -49,9 +64,14 @@ class PartialFolder:
         """Takes the folder, with what an earlier run of the same task has left in it.
 
         Raises:
-            WeightsError: the target is there already, or another process works on it.
+            ChatBindError: the target is there already, or another process works on it.
         """
-        refuse_existing(self.target, overwrite=self.overwrite)
+        refuse_taken(self.target, made_by=self.made_by, overwrite=self.overwrite)
+        if self.folder.is_symlink():
+            raise WeightsError("is a link", where=str(self.folder), hint="remove it")
+        if not is_noted(self.folder, RECORD):
+            refuse_foreign(self.folder, made_by=self.made_by)
+        clear_leftovers(self.target)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(self.folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o644)
         try:
@@ -72,8 +92,11 @@ class PartialFolder:
         if progress.get("task") == self._task:
             self.done = progress["done"]
         for child in self.folder.iterdir():
-            if child.name not in (_LOCK, _PROGRESS, *self.done):
+            if child.is_dir() and not child.is_symlink():
+                shutil.rmtree(child)
+            elif child.name not in (_LOCK, _PROGRESS, RECORD, *self.done):
                 child.unlink()
+        note_made(self.folder, (), made_by=self.made_by)
 
     def record(self, file: str, facts: Mapping[str, Any]) -> None:
         """Remembers that a file of the folder is whole."""
@@ -84,15 +107,10 @@ class PartialFolder:
 
     def commit(self) -> None:
         """Gives the folder its name."""
-        for name in (_PROGRESS, _LOCK):
-            (self.folder / name).unlink(missing_ok=True)
-        old: Path | None = None
-        if self.target.exists():
-            old = Path(tempfile.mkdtemp(dir=self.target.parent, prefix=f".{self.target.name}."))
-            self.target.replace(old / "was")
-        self.folder.replace(self.target)
-        if old is not None:
-            shutil.rmtree(old)
+        refuse_foreign(self.target, made_by=self.made_by)
+        (self.folder / _PROGRESS).unlink(missing_ok=True)
+        put_folder(self.folder, self.target, made_by=self.made_by)
+        (self.target / _LOCK).unlink()
 
     def discard(self) -> None:
         """Throws away what is done: it cannot become the target."""
@@ -108,24 +126,16 @@ class PartialFolder:
         os.close(self._lock)
 
 
-def refuse_existing(target: Path, *, overwrite: bool) -> None:
-    """Refuses to write over what is there.
+def clear_replaced(target: Path) -> None:
+    """Removes what a run left that was killed when it had put a finished folder in its place."""
+    target = target.resolve()
+    clear_leftovers(target)
+    # one in the making has a lock
+    if not (_partial(target) / _LOCK).exists():
+        remove_folder(_partial(target))
+        if (target / _LOCK).is_file() and (target / _LOCK).stat().st_size == 0:
+            (target / _LOCK).unlink()
 
-    Raises:
-        WeightsError: the target is a file, the working folder, or a folder that is not empty
-            without `overwrite`.
-    """
-    if target.is_file():
-        raise WeightsError("is a file", where=str(target), hint="name a folder")
-    if target.resolve() == Path.cwd():
-        raise WeightsError(
-            "is the folder that this runs in, and the finished one takes its place",
-            where=str(target),
-            hint="name a folder in it",
-        )
-    if not overwrite and target.is_dir() and any(target.iterdir()):
-        raise WeightsError(
-            "exists already and is not empty",
-            where=str(target),
-            hint="choose another folder, or say --overwrite",
-        )
+
+def _partial(target: Path) -> Path:
+    return target.parent / f".{target.name}.partial"

@@ -14,13 +14,15 @@ from typing import Any
 
 import torch
 
-from chatbind_cli.errors import CheckpointError
-from chatbind_cli.files import sha256_file
+from chatbind_cli.errors import CheckpointError, WeightsError
+from chatbind_cli.files import bears, refuse_foreign_file, sha256_file
 from chatbind_cli.weights.checkpoint import Checkpoint, open_checkpoint
 from chatbind_cli.weights.identity import read_passport
 from chatbind_cli.weights.json_file import read_json
+from chatbind_cli.weights.tensor_file import open_tensor_file
 
 _MEDIA_TOKENS = {"im_patch": "<im_patch>", "im_start": "<im_start>", "im_end": "<im_end>"}
+_PUBLISHED_ROWS = 2  # of <im_start> and <im_end>
 _WORD_EMBEDDINGS = (
     "embed_tokens.weight",
     "wte.weight",
@@ -56,6 +58,7 @@ def extract_projector(checkpoint: Path, output: Path) -> Extraction:
 
     Raises:
         CheckpointError: there is no projector in it, or the output's name ends in something else.
+        ChatBindError: the output is there, and is no projector file.
         WeightsError: a weights file is broken, or the checkpoint is a delta not yet applied.
     """
     # The model's rooms load transformers, which takes seconds: only when there is work for it.
@@ -71,6 +74,7 @@ def extract_projector(checkpoint: Path, output: Path) -> Extraction:
         raise CheckpointError(
             "a projector file is .safetensors or .bin", where=str(output), hint="rename the output"
         )
+    refuse_foreign_file(output, _is_projector_file, what="a projector")
     with open_checkpoint(checkpoint) as source:
         _refuse_delta(source)
         names = [name for name in source.tensors if projector_key(name) is not None]
@@ -92,6 +96,25 @@ def extract_projector(checkpoint: Path, output: Path) -> Extraction:
             )
     write_projector(output, projector)
     return Extraction(output, sha256_file(output), tuple(names), tuple(projector.token_embeddings))
+
+
+def _is_projector_file(path: Path) -> bool:
+    """Whether a file holds a projector and no more; the published layout has no room for a mark."""
+    from chatbind_cli.model.projector_file import projector_key  # noqa: PLC0415
+
+    try:
+        file = open_tensor_file(path)
+    except WeightsError:
+        return False
+    file.release()
+    rest = {name: info for name, info in file.tensors.items() if projector_key(name) is None}
+    if len(rest) == len(file.tensors) or any(
+        not name.startswith("token_embeddings.")
+        and not (name.endswith(_WORD_EMBEDDINGS) and info.shape[0] == _PUBLISHED_ROWS)
+        for name, info in rest.items()
+    ):
+        return False
+    return path.suffix == ".bin" or bears(path, b'"chatbind"')
 
 
 def _refuse_delta(source: Checkpoint) -> None:

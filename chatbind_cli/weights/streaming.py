@@ -24,16 +24,13 @@ import torch
 
 from chatbind_cli.console import Progress
 from chatbind_cli.errors import WeightsError
-from chatbind_cli.files import sha256_file
-from chatbind_cli.weights.checkpoint import Checkpoint, is_weights_file
+from chatbind_cli.weights.checkpoint import Checkpoint
 from chatbind_cli.weights.delta import Plan, Step
-from chatbind_cli.weights.identity import PASSPORT_NAME
 from chatbind_cli.weights.threads import one_thread
 from chatbind_cli.weights.writer import SafetensorsWriter, Shard, bytes_of
 
 STREAMS = ("base", "other", "result")
 
-_LARGEST_SIDE_FILE = 64 << 20
 _PIECE_BYTES = 2 << 20
 _PIECES_READ_AHEAD = 4
 _PIECES_IN_FLIGHT = 12
@@ -252,32 +249,6 @@ class Streamer:
 
 def _note_digest(table: dict[str, str], name: str, digest: Any) -> None:
     table[name] = digest.hexdigest()
-
-
-def copy_side_files(source: Path, destination: Path) -> None:
-    """Copies config, tokenizer, licence and the like: every small file that is not weights."""
-    for file in _side_files(source):
-        shutil.copyfile(file, destination / file.name)
-
-
-def side_files_sha256(folder: Path) -> str:
-    """A hash over names and contents of what `copy_side_files` copies."""
-    digest = hashlib.sha256()
-    for file in _side_files(folder):
-        digest.update(f"{file.name} {sha256_file(file)}\n".encode())
-    return digest.hexdigest()
-
-
-def _side_files(folder: Path) -> list[Path]:
-    return [
-        file
-        for file in sorted(folder.iterdir())
-        if file.is_file()
-        and not file.name.startswith(".")
-        and file.name != PASSPORT_NAME
-        and not is_weights_file(file.name)
-        and file.stat().st_size <= _LARGEST_SIDE_FILE
-    ]
 
 
 def refuse_full_disk(folder: Path, needed: int) -> None:

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from chatbind_cli.data.store import EmbeddingStore, clear_store
-from chatbind_cli.errors import StoreError
+from chatbind_cli.errors import ChatBindError, StoreError
 
 DIM = 8
 ENCODER = "e" * 64
@@ -152,10 +152,11 @@ def test_what_is_no_store_is_an_error_of_one_line(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="a new one needs an encoder"):
         EmbeddingStore.open(tmp_path / "new", "a")
     (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "a.jpg").write_bytes(b"")
-    with pytest.raises(StoreError, match="is neither a store nor an empty folder"):
-        writer(tmp_path / "photos")
-    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["a.jpg"]
+    for name in ("a.jpg", "store.json"):
+        (tmp_path / "photos" / name).write_bytes(b"")
+        with pytest.raises(ChatBindError, match=rf"{name}: (is on no record|cannot be read)"):
+            writer(tmp_path / "photos")
+    assert {path.name for path in (tmp_path / "photos").iterdir()} == {"a.jpg", "store.json"}
     (tmp_path / "store.json").write_text("{}")
     with pytest.raises(StoreError, match=r"store\.json: cannot be read"):
         EmbeddingStore.open(tmp_path)
@@ -257,7 +258,7 @@ def test_a_kill_between_writing_a_shard_and_deleting_its_journal_doubles_nothing
     journal = (tmp_path / "s" / "journal.bin").read_bytes()
     store.close()
     (tmp_path / "s" / "journal.bin").write_bytes(journal)
-    (tmp_path / "s" / ".shard-00000.safetensors.x.tmp").write_bytes(b"half")
+    (tmp_path / "s" / ".shard-00000.safetensors.abcd1234.tmp").write_bytes(b"half")
     assert_holds(EmbeddingStore.open(tmp_path / "s"), range(5))
     with writer(tmp_path / "s") as store:
         fill(store, range(6))
@@ -276,6 +277,19 @@ def test_a_broken_or_missing_shard_is_named(tmp_path: Path) -> None:
     shard.unlink()
     with pytest.raises(StoreError, match="lacks a shard in the middle"):
         EmbeddingStore.open(tmp_path / "s")
+
+
+def test_a_store_with_somebody_s_file_in_it_is_not_cleared(tmp_path: Path) -> None:
+    with writer(tmp_path / "s") as store:
+        fill(store, range(6))
+    for name in ("thesis.txt", ".thesis.tmp"):
+        (tmp_path / "s" / name).write_text("mine")
+        with pytest.raises(ChatBindError, match=f"{name}: is on no record"):
+            clear_store(tmp_path / "s")
+        with writer(tmp_path / "s") as store:
+            fill(store, range(7))
+        assert (tmp_path / "s" / name).read_text() == "mine"
+        (tmp_path / "s" / name).unlink()
 
 
 def test_a_cleared_store_can_be_made_anew(tmp_path: Path) -> None:

@@ -224,7 +224,10 @@ def test_a_file_of_somebody_else_is_not_replaced(tmp_path, kind, there):
     with pytest.raises(DownloadError, match=r"would replace.*--overwrite"):
         unpack(tmp_path / "x", tmp_path / "out")
     assert (tmp_path / "out/notes.txt").read_bytes() == there
-    unpack(tmp_path / "x", tmp_path / "out", overwrite=True)
+    with pytest.raises(DownloadError, match="would replace"):
+        unpack(tmp_path / "x", tmp_path / "out", replaceable={"a.txt"})
+    assert (tmp_path / "out/notes.txt").read_bytes() == there
+    unpack(tmp_path / "x", tmp_path / "out", replaceable={"notes.txt"})
     assert (tmp_path / "out/notes.txt").read_bytes() == b"654321"
 
 

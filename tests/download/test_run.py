@@ -53,8 +53,10 @@ def test_each_file_gets_a_record_that_says_what_it_is(server, tmp_path):
 
 def test_a_file_of_another_size_is_fetched_again(server, tmp_path):
     server.files["/f"] = DATA
+    request = url_request(server, tmp_path / "f", bytes=len(DATA))
+    list(fetch_all([request], settings(server)))
     (tmp_path / "f").write_bytes(b"old")
-    (record,) = fetch_all([url_request(server, tmp_path / "f", bytes=len(DATA))], settings(server))
+    (record,) = fetch_all([request], settings(server))
     assert record["status"] == "downloaded"
     assert (tmp_path / "f").read_bytes() == DATA
 
@@ -214,12 +216,50 @@ def test_verify_trusts_no_remembered_hash(server, tmp_path, monkeypatch):
 
 def test_a_file_of_the_right_size_and_the_wrong_content_is_fetched_again(server, tmp_path, capfd):
     server.files["/f"] = DATA
-    (tmp_path / "f").write_bytes(DATA[::-1])
     request = url_request(server, tmp_path / "f", bytes=len(DATA), sha256=SHA256)
+    list(fetch_all([request], settings(server)))
+    (tmp_path / "f").write_bytes(DATA[::-1])
     (record,) = fetch_all([request], settings(server))
     assert record["status"] == "downloaded"
     assert record["sha256"] == SHA256
     assert "not as it should be" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("kind", ["url", "repository"])
+def test_a_file_that_did_not_come_by_download_is_not_replaced(server, tmp_path, kind, overwrite):
+    server.files["/w.bin"] = DATA
+    server.add_repo("owner/name", {"w.bin": DATA, "other": b"1"})
+    request = url_request(server, tmp_path / "w.bin", sha256=SHA256)
+    if kind == "repository":
+        request = Request(name="n", path=tmp_path, hub=HubRef(repo="owner/name"))
+    (tmp_path / "w.bin").write_bytes(b"mine")
+    for _ in range(2):
+        records = list(fetch_all([request], settings(server, overwrite=overwrite)))
+        (failed,) = (record for record in records if record["status"] == "failed")
+        assert "did not come by `chatbind download`" in failed["error"]
+        assert (tmp_path / "w.bin").read_bytes() == b"mine"
+    (tmp_path / "w.bin").unlink()
+    records = list(fetch_all([request], settings(server, overwrite=overwrite)))
+    assert "failed" not in {record["status"] for record in records}
+
+
+def test_a_kill_before_the_last_word_about_a_file_leaves_one_that_can_be_replaced(
+    server, tmp_path, monkeypatch
+):
+    server.files["/f"] = DATA
+    request = url_request(server, tmp_path / "f")
+
+    def killed(*words):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("chatbind_cli.download.run.sha256_file", killed)
+        with pytest.raises(KeyboardInterrupt):
+            list(fetch_all([request], settings(server)))
+    assert (tmp_path / "f").read_bytes() == DATA
+    (record,) = fetch_all([request], settings(server, overwrite=True))
+    assert record["status"] == "downloaded"
 
 
 def test_verify_holds_a_repository_to_what_the_hub_said_without_asking_it_again(server, tmp_path):

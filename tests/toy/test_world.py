@@ -141,7 +141,7 @@ def test_a_folder_with_something_else_is_left_alone_even_with_overwrite(tmp_path
     (tmp_path / "media").mkdir()
     (tmp_path / "media/holiday.jpg").write_bytes(b"mine")
     for overwrite in (False, True):
-        with pytest.raises(ChatBindError, match="not empty and holds no toy world"):
+        with pytest.raises(ChatBindError, match=r"media/holiday\.jpg: is on no record"):
             World(folder=tmp_path, seed=0, quick=True, tell=print).make(overwrite=overwrite)
     assert (tmp_path / "media/holiday.jpg").read_bytes() == b"mine"
 
@@ -156,10 +156,17 @@ def test_overwrite_makes_the_world_of_another_seed(quick_world, run_toy, tmp_pat
     folder, _ = quick_world
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
-    (copy / "media/image/stray.png").write_bytes(b"")
+    stray = copy / "media/image/stray.png"
+    stray.write_bytes(b"")
+    code, _, problem = run_toy(str(copy), "--quick", "--overwrite", "--seed", "5")
+    assert code == 1 and "stray.png: is on no record" in problem
+    assert {**_content(copy), "media/image/stray.png": None} == {
+        **_content(folder),
+        "media/image/stray.png": None,
+    }
+    stray.unlink()
     code, _, problem = run_toy(str(copy), "--quick", "--overwrite", "--seed", "5")
     assert code == 0, problem
     assert json.loads((copy / "toy.json").read_text())["seed"] == 5
-    assert not (copy / "media/image/stray.png").exists()
     name = "media/audio/heldout-0000.wav"
     assert (copy / name).read_bytes() != (folder / name).read_bytes()

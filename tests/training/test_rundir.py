@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from chatbind_cli.errors import ChatBindError, CheckpointError
+from chatbind_cli.folders import RECORD
 from chatbind_cli.training.rundir import STAGING, RunFolder, is_complete, read_log
 
 
@@ -18,6 +19,10 @@ def staged(folder: RunFolder, step: int) -> Path:
     path.mkdir(parents=True)
     (path / "weights").write_bytes(b"w" * step)
     return path
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
 @pytest.fixture
@@ -63,7 +68,7 @@ def test_other_arguments_are_refused_with_the_name_of_the_difference(folder: Run
         folder.claim({"learning_rate": 0.2, "layers": ("a",)})
 
 
-def test_overwrite_removes_what_the_earlier_run_made_and_nothing_else(folder: RunFolder) -> None:
+def test_overwrite_replaces_what_runs_made_and_nothing_beside_it(folder: RunFolder) -> None:
     folder.claim({"a": 1})
     folder.publish_checkpoint(staged(folder, 5), keep=None)
     result = folder.path / STAGING / "result"
@@ -71,15 +76,52 @@ def test_overwrite_removes_what_the_earlier_run_made_and_nothing_else(folder: Ru
     (result / "model.safetensors").write_bytes(b"m")
     folder.publish_files(result, last="config.json")
     (folder.path / "log.jsonl").write_text("")
-    (folder.path / "notes.txt").write_text("mine")
+    foreign = folder.path / "checkpoint-5" / "thesis.txt"
+    foreign.write_text("mine")
+    before = tree(folder.path)
+    with pytest.raises(ChatBindError, match=r"checkpoint-5/thesis\.txt: is on no record"):
+        folder.claim({"a": 2}, overwrite=True)
+    assert tree(folder.path) == before
+    foreign.unlink()
     folder.claim({"a": 2}, overwrite=True)
-    assert sorted(p.name for p in folder.path.iterdir()) == ["notes.txt", "run.json"]
+    assert sorted(p.name for p in folder.path.iterdir()) == [RECORD, "run.json"]
 
 
-def test_a_folder_of_somebody_else_is_refused(folder: RunFolder) -> None:
-    (folder.path / "thesis.tex").write_text("...")
-    with pytest.raises(CheckpointError, match="not the folder of a training run"):
-        folder.claim({})
+def test_a_checkpoint_of_somebody_else_is_neither_counted_nor_removed(folder: RunFolder) -> None:
+    folder.claim({})
+    for name in ("checkpoint-1", "checkpoint-10", "checkpoint-99"):
+        (folder.path / name).mkdir()
+        (folder.path / name / "thesis.txt").write_text("mine")
+    for step in (5, 7):
+        folder.publish_checkpoint(staged(folder, step), keep=1)
+    names = ["checkpoint-1", "checkpoint-7", "checkpoint-10", "checkpoint-99"]
+    assert [path.name for path in folder.checkpoints()] == names
+    with pytest.raises(CheckpointError, match="checkpoint-10: is in the way"):
+        folder.publish_checkpoint(staged(folder, 10), keep=1)
+    assert (folder.path / "checkpoint-10/thesis.txt").read_text() == "mine"
+
+
+def test_a_result_does_not_take_the_place_of_somebody_s_file(folder: RunFolder) -> None:
+    folder.claim({})
+    (folder.path / "README.md").write_text("mine")
+    result = folder.path / STAGING / "result"
+    result.mkdir(parents=True)
+    (result / "README.md").write_text("ours")
+    with pytest.raises(CheckpointError, match=r"README\.md: is in the way"):
+        folder.publish_files(result, last="config.json")
+    assert (folder.path / "README.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "run.json", ".lock"])
+def test_a_folder_of_somebody_else_is_refused_and_stays_as_it_is(
+    folder: RunFolder, name: str
+) -> None:
+    (folder.path / name).write_text('{"mine": 1}')
+    before = tree(folder.path)
+    for overwrite in (False, True):
+        with pytest.raises(ChatBindError, match=rf"{name}: is (on no record|not of a training)"):
+            folder.check({}, overwrite=overwrite)
+    assert tree(folder.path) == before
 
 
 def test_a_changed_input_is_noticed(folder: RunFolder) -> None:

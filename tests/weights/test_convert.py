@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 
 from chatbind_cli.cli import run
-from chatbind_cli.errors import CheckpointError, WeightsError
+from chatbind_cli.errors import ChatBindError, CheckpointError
 from chatbind_cli.model.assemble import load_chatbind
 from chatbind_cli.model.tokenizer import prepare_tokenizer
 from chatbind_cli.weights.convert import convert
@@ -179,7 +179,7 @@ def test_a_killed_conversion_goes_on_and_a_finished_one_is_left_alone(published,
     assert files == {path.name: path.read_bytes() for path in (tmp_path / "calm").iterdir()}
     again = convert(source, tmp_path / "t", shard_bytes=1000)
     assert (again.sha256, again.is_new) == (done.sha256, False)
-    with pytest.raises(WeightsError, match="--overwrite"):
+    with pytest.raises(ChatBindError, match="--overwrite"):
         convert(source, tmp_path / "t")  # other shards
     convert(source, tmp_path / "t", overwrite=True)
     assert run(["apply-delta", "--verify", str(tmp_path / "t")])[0] == 0
@@ -228,7 +228,7 @@ def test_an_edited_config_is_another_source(published, tmp_path):
     convert(source, tmp_path / "out")
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-5}))
-    with pytest.raises(WeightsError, match="--overwrite"):
+    with pytest.raises(ChatBindError, match="--overwrite"):
         convert(source, tmp_path / "out")
 
 

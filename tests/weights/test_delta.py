@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from chatbind_cli.errors import WeightsError
+from chatbind_cli.errors import ChatBindError, WeightsError
+from chatbind_cli.folders import note_made
 from chatbind_cli.weights.apply import apply_delta
 from chatbind_cli.weights.checkpoint import open_checkpoint
 from chatbind_cli.weights.identity import PASSPORT_NAME, fingerprint, verify
@@ -162,11 +163,14 @@ def test_a_target_that_is_there_is_left_alone_unless_told_otherwise(make, tmp_pa
     target = tmp_path / "t"
     target.mkdir()
     (target / "mine").write_text("x")
-    with pytest.raises(WeightsError, match="--overwrite"):
+    with pytest.raises(ChatBindError, match="--overwrite"):
         apply_delta(base, delta, target)
     assert os.listdir(target) == ["mine"]
+    with pytest.raises(ChatBindError, match="mine: is on no record"):
+        apply_delta(base, delta, target, overwrite=True)
+    assert os.listdir(target) == ["mine"]
+    (target / "mine").unlink()
     apply_delta(base, delta, target, overwrite=True)
-    assert not (target / "mine").exists()
     assert (target / "model.safetensors").exists()
     assert [name for name in os.listdir(tmp_path) if name.startswith(".")] == []
 
@@ -348,7 +352,7 @@ def test_a_run_that_hashed_less_is_no_beginning_of_one_that_hashes_all(make, tmp
     assert "sha256" in passport["base"] and "sha256" in passport["delta"]
     apply_delta(base, delta, tmp_path / "u", hash_inputs=False)
     assert "sha256" not in json.loads((tmp_path / "u" / PASSPORT_NAME).read_text())["base"]
-    with pytest.raises(WeightsError, match="--overwrite"):
+    with pytest.raises(ChatBindError, match="--overwrite"):
         apply_delta(base, delta, tmp_path / "u")
 
 
@@ -434,12 +438,12 @@ def test_a_finished_run_is_left_as_it_is_by_the_same_command(make, tmp_path, fun
     again = function(base, other, tmp_path / "t", shard_bytes=500)
     assert again.sha256 == first.sha256
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "t").iterdir()} == before
-    with pytest.raises(WeightsError, match="--overwrite"):
+    with pytest.raises(ChatBindError, match="--overwrite"):
         function(base, other, tmp_path / "t")  # other shards
-    with pytest.raises(WeightsError, match="--overwrite"):
+    with pytest.raises(ChatBindError, match="--overwrite"):
         function(base, make("o2", make.llama(2)), tmp_path / "t", shard_bytes=500)
     next((tmp_path / "t").glob("model-00002*")).unlink()
-    with pytest.raises(WeightsError, match="--overwrite"):
+    with pytest.raises(ChatBindError, match="--overwrite"):
         function(base, other, tmp_path / "t", shard_bytes=500)
 
 
@@ -448,7 +452,7 @@ def test_a_tokenizer_that_changed_is_not_passed_over(make, tmp_path, function):
     base, other = make("b", make.llama(0)), make("o", make.llama(1))
     function(base, other, tmp_path / "t")
     (other / "tokenizer.json").write_text("{}")
-    with pytest.raises(WeightsError, match="--overwrite"):
+    with pytest.raises(ChatBindError, match="--overwrite"):
         function(base, other, tmp_path / "t")
     function(base, other, tmp_path / "t", overwrite=True)
     assert (tmp_path / "t/tokenizer.json").is_file()
@@ -457,12 +461,45 @@ def test_a_tokenizer_that_changed_is_not_passed_over(make, tmp_path, function):
 def test_the_beginning_of_something_else_is_thrown_away(make, tmp_path):
     base, delta = make("b", make.llama(0)), make("d", make.llama(1))
     partial = tmp_path / ".t.partial"
-    partial.mkdir()
+    (partial / "chat_templates").mkdir(parents=True)
+    note_made(partial, (), made_by="apply-delta")
     (partial / "progress.json").write_text('{"task": "other", "done": {"model.safetensors": {}}}')
     (partial / "model.safetensors").write_text("other")
     apply_delta(base, delta, tmp_path / "t")
     assert len(tensors_of(tmp_path / "t")) == len(make.llama(0))
     assert not (tmp_path / "t/progress.json").exists()
+
+
+def test_a_kill_right_after_the_exchange_leaves_the_new_and_no_litter(make, tmp_path, monkeypatch):
+    base, delta = make("b", make.llama(0)), make("d", make.llama(1))
+    calm = apply_delta(base, make("d2", make.llama(2)), tmp_path / "t")
+
+    def killed(folder):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("chatbind_cli.folders.remove_folder", killed)
+        with pytest.raises(KeyboardInterrupt):
+            apply_delta(base, delta, tmp_path / "t", overwrite=True)
+    assert (tmp_path / ".t.partial/model.safetensors").is_file()
+    again = apply_delta(base, delta, tmp_path / "t")
+    assert again.notes == ("it is here already",) and again.sha256 != calm.sha256
+    assert sorted(os.listdir(tmp_path)) == ["made", "t"]
+    names = [".chatbind-files.jsonl", PASSPORT_NAME, "config.json", "model.safetensors"]
+    assert sorted(os.listdir(tmp_path / "t")) == names
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_somebody_s_folder_of_the_name_of_a_beginning_is_left_alone(make, tmp_path, link):
+    mine = tmp_path / ("mine" if link else ".t.partial")
+    mine.mkdir()
+    (mine / "thesis").write_text("mine")
+    if link:
+        note_made(mine, ["thesis"], made_by="apply-delta")
+        (tmp_path / ".t.partial").symlink_to(mine)
+    with pytest.raises(ChatBindError, match="is a link" if link else "thesis: is on no record"):
+        apply_delta(make("b", make.llama(0)), make("d", make.llama(1)), tmp_path / "t")
+    assert (mine / "thesis").read_text() == "mine"
 
 
 def test_two_processes_do_not_write_one_target(make, tmp_path):
@@ -471,7 +508,7 @@ def test_two_processes_do_not_write_one_target(make, tmp_path):
     (tmp_path / ".t.partial").mkdir()
     with (tmp_path / ".t.partial/lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(WeightsError, match="another process"):
+        with pytest.raises(ChatBindError, match="another process"):
             apply_delta(make("b", make.llama(0)), make("d", make.llama(1)), tmp_path / "t")
 
 
