@@ -123,8 +123,8 @@ class Service:
         }
         if self.media:
             making["media_options"] = dict(self.media)
-        if self.allow_encoder_mismatch and self.store is None:
-            making["encoder_sha256"] = self._finder(opened).open().sha256
+        if self.store is None:
+            making |= self._finder(opened).identity()
         return making
 
     def _finder(self, opened: OpenedModel) -> EncoderFinder:

@@ -14,14 +14,20 @@ from typing import Any, cast
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 import chatbind_cli
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.files import replace_folder
 from chatbind_cli.model import published
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration, word_embeddings
-from chatbind_cli.model.config import MODEL_TYPE, ChatBindConfig
+from chatbind_cli.model.config import MODEL_TYPE, ChatBindConfig, saved_end_ids
 from chatbind_cli.model.fit import (
     EncoderInfo,
     check_encoder,
@@ -300,7 +306,9 @@ def _load_language_model(
                 "this is a ChatBind model, not a bare language model", where=str(path)
             )
         with quiet_transformers():
-            return AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, **options)
+            return AutoModelForCausalLM.from_pretrained(
+                str(path), dtype=dtype, generation_config=_ends_only(folder), **options
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError, ImportError) as error:
         raise CheckpointError(
             f"no usable language model ({_first_line(error)})", where=str(path)
@@ -328,6 +336,11 @@ def _with_projector(
     return model
 
 
+def _ends_only(folder: Path) -> GenerationConfig | None:
+    """What counts of a language model's generation settings; None for a hub name."""
+    return GenerationConfig(eos_token_id=saved_end_ids(folder)) if folder.is_dir() else None
+
+
 def _load_ours(
     folder: Path, options: dict[str, Any]
 ) -> tuple[ChatBindForConditionalGeneration, PreTrainedTokenizerBase]:
@@ -340,7 +353,10 @@ def _load_ours(
                 hint="finetune makes one from it",
             )
         model, report = cast(Any, ChatBindForConditionalGeneration).from_pretrained(
-            str(folder), output_loading_info=True, **options
+            str(folder),
+            output_loading_info=True,
+            generation_config=config.generation(saved_end_ids(folder)),
+            **options,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, ImportError) as error:
         raise CheckpointError(

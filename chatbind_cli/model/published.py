@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
-from chatbind_cli.model.config import ChatBindConfig
+from chatbind_cli.model.config import ChatBindConfig, saved_end_ids
 from chatbind_cli.model.projector_file import (
     ProjectorFile,
     ProjectorInfo,
@@ -53,7 +53,11 @@ def load_published(
     config, tokenizer, projector = read_published(folder)
     try:
         base, report = cast(Any, LlamaForCausalLM).from_pretrained(
-            str(folder), config=config.text_config, output_loading_info=True, **options
+            str(folder),
+            config=config.text_config,
+            output_loading_info=True,
+            generation_config=config.generation(saved_end_ids(folder)),
+            **options,
         )
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().split("\n", 1)[0]
