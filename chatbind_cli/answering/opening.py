@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -105,12 +105,8 @@ class OpenedModel:
         Args:
             changes: fields of `MediaOptions` that the user wants otherwise; None for as it was.
         """
-        known = {field.name for field in fields(MediaOptions)}
-        trained = self.bundle.config.media_options or {}
-        # keys of another version are left out
-        chosen = {key: value for key, value in trained.items() if key in known}
-        chosen |= {key: value for key, value in changes.items() if value is not None}
-        return MediaOptions(**chosen)
+        said = {key: value for key, value in changes.items() if value is not None}
+        return MediaOptions.known({**(self.bundle.config.media_options or {}), **said})
 
 
 def json_sha256(value: Any) -> str:
