@@ -73,8 +73,7 @@ def refuse_bomb(archive: Path, total: int, count: int, names_bytes: int = 0) -> 
             where=str(archive),
             hint="do not trust it",
         )
-    limit = _plausible_bytes(archive)
-    if total > limit:
+    if total > _ALWAYS_FINE_BYTES and total > (limit := _plausible_bytes(archive)):
         raise DownloadError(
             f"would unpack to more than {limit / 1e9:.1f} GB, which is not plausible",
             where=str(archive),

@@ -7,6 +7,7 @@ from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 
 from chatbind_cli.errors import UsageError
 
+_USER = re.compile("//[^/]*@")
 _SECRET = re.compile(r"token|key|secret|sig|passw|credential|auth", re.IGNORECASE)
 
 
@@ -23,7 +24,8 @@ def check_url(url: str) -> None:
     except ValueError:
         is_one = False
     if not is_one or not url.isprintable():
-        raise UsageError(f"{url[:200]!r} is no URL", hint="write https://HOST/PATH")
+        shown = _USER.sub("//", url)[:200]
+        raise UsageError(f"{shown!r} is no URL", hint="write https://HOST/PATH")
 
 
 def public_url(url: str) -> str:
