@@ -129,7 +129,7 @@ def read_meta(folder: Path) -> StoreMeta:
         raise StoreError(
             "holds no embedding store", where=str(folder), hint="make one: chatbind encode --store"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise StoreError(f"cannot be read: {error}", where=str(folder / META_NAME)) from error
     if meta.format != _FORMAT or meta.dtype not in DTYPES:
         raise StoreError(
