@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -130,7 +130,7 @@ def build_chatbind(
     config = ChatBindConfig(
         text_config=base.config,
         embedding_dim=encoder.embedding_dim,
-        encoder=asdict(encoder),
+        encoder=encoder.as_record(),
         media_options=dict(media_options or {}),
         provenance=_provenance(language_model, command),
         **{**media_token_ids(tokenizer), **chosen, "stage": stage},
@@ -282,7 +282,7 @@ def _continued(
         if given[name] is not None:
             setattr(config, name, given[name])
     config.stage = "finetune"
-    config.encoder = asdict(encoder)
+    config.encoder = encoder.as_record()
     return config
 
 

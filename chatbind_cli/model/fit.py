@@ -5,7 +5,8 @@ How they are loaded and put together is not known here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -33,6 +34,10 @@ class EncoderInfo:
     embedding_dim: int
     path: str | None = None
     dtype: str | None = None
+
+    def as_record(self) -> dict[str, Any]:
+        """The same for a configuration, which says nothing of a dtype that is not known."""
+        return {k: v for k, v in asdict(self).items() if v is not None or k != "dtype"}
 
 
 def encoder_of(trained: ProjectorInfo | ChatBindConfig) -> EncoderInfo:
