@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
@@ -138,13 +139,11 @@ def options_of(fingerprint: str) -> dict[str, Any]:
     names = _DECIDING.get(modality, ())
     # units have slashes of their own
     texts = re.findall(r"m/s2|(?:rad|deg)/s|[^/]+", rest)
-    values = {name: _value(name, text) for name, text in zip(names, texts, strict=False)}
     if len(texts) == len(names) and modality in _DECIDING:
-        try:
+        with suppress(UsageError, ValueError):
+            values = {name: _value(name, text) for name, text in zip(names, texts, strict=True)}
             if MediaOptions.known(values).fingerprint(modality) == fingerprint:
                 return values
-        except UsageError:
-            pass
     raise ValueError(f"{fingerprint!r} is no preprocessing that this version knows")
 
 
@@ -161,4 +160,4 @@ def _value(name: str, text: str) -> Any:
         return int(text) if re.fullmatch(r"[0-9]{1,4}", text) else text
     if name in ("clip_sampler", "depth_unit", "imu_accel_unit", "imu_gyro_unit"):
         return text
-    return None if text == "None" else float(text)  # ValueError: as `options_of` says
+    return None if text == "None" else float(text)
