@@ -28,6 +28,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from chatbind_cli.errors import ChatBindError, LaunchError, SomeRecordsFailed, UsageError
+from chatbind_cli.numerals import whole_number
 
 _STATUS_FOLDER = "CHATBIND_STATUS_FOLDER"
 _ALIVE = "alive"
@@ -329,5 +330,4 @@ class WorkerFailed(ChatBindError):
 
 
 def _int(environ: Mapping[str, str], name: str) -> int | None:
-    value = environ.get(name, "")
-    return int(value) if value.isdigit() else None
+    return whole_number(environ.get(name, ""))

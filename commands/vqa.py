@@ -59,7 +59,8 @@ _input = partial(click.option, cls=GroupedOption, group="Input")
     "--store",
     metavar="DIR",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Take embeddings from this store of `chatbind encode`; no media are read then.",
+    help="Take embeddings from this store of `chatbind encode`, or from the embeddings folder of "
+    "a training run; no media are read then.",
 )
 @click.option(
     "-o",

@@ -28,6 +28,7 @@ from chatbind_cli.answering.settings import GenerationSettings
 from chatbind_cli.data.collate import pad_prompts
 from chatbind_cli.data.tokens import TokenizedPrompt
 from chatbind_cli.errors import RecordError
+from chatbind_cli.model.config import end_ids
 
 FinishReason = Literal["stop", "length"]
 
@@ -74,6 +75,9 @@ _MOST_CHARACTERS_A_TOKEN = 256
 class Generator:
     """A ChatBind model that answers prompts.
 
+    How is decided by `GenerationSettings` alone: of the model's own generation settings only the
+    end tokens count, and the others are dropped from it.
+
     Args:
         model: the model, in eval mode on its device.
         tokenizer: its tokenizer.
@@ -87,7 +91,11 @@ class Generator:
         self.model = model
         self.tokenizer = tokenizer
         self._stops = tuple(stops)
-        self._end_ids = sorted({*stop_ids, *_end_ids(model)})
+        ends = {*stop_ids, *end_ids(model.generation_config.eos_token_id)}
+        # `generate` fills from these whatever a call's own settings leave open
+        self._own: GenerationConfig = model.config.generation(sorted(ends))
+        model.generation_config = self._own
+        self._end_ids = sorted(ends)
         pad = tokenizer.pad_token_id
         self._pad_id: int = pad if pad is not None else self._end_ids[0]
 
@@ -212,7 +220,7 @@ class Generator:
         return output[:, length:].tolist()
 
     def _config(self, settings: GenerationSettings, prompt_length: int) -> GenerationConfig:
-        """The library's own words for the settings; a checkpoint's defaults play no part."""
+        """The library's own words for the settings."""
         room = settings.max_new_tokens
         if self.longest_context is not None:
             room = max(1, min(room, self.longest_context - prompt_length))
@@ -221,7 +229,8 @@ class Generator:
             "num_beams": settings.num_beams,
             "do_sample": settings.sampled,
             "pad_token_id": self._pad_id,
-            "eos_token_id": self._end_ids,
+            "eos_token_id": self._own.eos_token_id,
+            "suppress_tokens": self._own.suppress_tokens,
             "bos_token_id": self.tokenizer.bos_token_id,
         }
         if settings.sampled:
@@ -307,14 +316,6 @@ class _Cancelled(StoppingCriteria):
         return torch.full(  # type: ignore[return-value]
             (len(input_ids),), self._event.is_set(), device=input_ids.device
         )
-
-
-def _end_ids(model: Any) -> list[int]:
-    """The tokens that end an answer by the model's own generation settings."""
-    named = getattr(model.generation_config, "eos_token_id", None)
-    if isinstance(named, int):
-        return [named]
-    return list(named or [])
 
 
 @contextmanager

@@ -6,7 +6,9 @@ How questions are asked is not known here.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, fields
+import json
+import re
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import torch
 
 from chatbind_cli.answering.placement import resolve_device, resolve_dtype
-from chatbind_cli.errors import CheckpointError
+from chatbind_cli.errors import ChatBindError, CheckpointError
 from chatbind_cli.files import sha256_file
 from chatbind_cli.imagebind.config import usual_encoder
 from chatbind_cli.imagebind.encoder import Encoder, load_encoder
@@ -26,11 +28,29 @@ from chatbind_cli.model.assemble import (
     check_encoder,
     load_chatbind,
 )
+from chatbind_cli.model.config import saved_end_ids
 from chatbind_cli.model.fit import encoder_of
 from chatbind_cli.model.projector_file import read_projector
+from chatbind_cli.weights.json_file import read_json
 
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model")
+# Files of a model folder that decide an answer, beside config.json: weights, what says where they
+# are or changes them, tokenizers of every kind, chat templates.
+_DECIDING = re.compile(
+    r".*\.(safetensors|bin|pth?|model|tiktoken|jinja)|.*\.index\.json|adapter_config\.json|"
+    r"(tokenizer|special_tokens_map|added_tokens|vocab|merges|chat_template).*\.(json|txt|bpe)"
+)
+# What config.json says of where a model came from, and how it is held: no answer depends on it.
+_ORIGIN = {
+    "_name_or_path",
+    "_commit_hash",
+    "architectures",
+    "dtype",
+    "name",
+    "path",
+    "provenance",
+    "torch_dtype",
+    "transformers_version",
+}
 _GET_ONE = "fetch it with `chatbind download imagebind-huge` and name it with --encoder"
 
 
@@ -60,21 +80,24 @@ class OpenedModel:
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 over the hashes of weights and tokenizer, whatever the folder is called.
+        """SHA-256 over everything in the folder that decides an answer, whatever it is called.
 
-        Reads all weights once; the hashes of large files are remembered in the user's cache.
+        Weights, tokenizer and chat templates as they are; of config.json all but what only tells
+        where the model came from; of generation_config.json the end tokens. Reads all weights
+        once; the hashes of large files are remembered in the user's cache.
         """
-        files = [
-            file
-            for file in sorted(self.path.iterdir())
-            if file.suffix in _WEIGHTS or file.name in _TOKENIZERS
-        ]
+        files = {
+            name: file
+            for file in sorted(self.path.rglob("*"))
+            if _DECIDING.fullmatch(name := file.relative_to(self.path).as_posix())
+            and ("/" not in name or file.suffix == ".jinja")
+        }
+        parts: dict[str, Any] = {name: sha256_file(file) for name, file in files.items()}
         if self.projector is not None:
-            files.append(self.projector)
-        digest = hashlib.sha256()
-        for file in files:
-            digest.update(f"{sha256_file(file)}\n".encode())
-        return digest.hexdigest()
+            parts["projector"] = sha256_file(self.projector)
+        parts["config"] = _without_origin(read_json(self.path / "config.json"))
+        parts["end_ids"] = saved_end_ids(self.path)
+        return json_sha256(parts)
 
     def media_options(self, **changes: Any) -> MediaOptions:
         """How media became tensors when the model was trained.
@@ -82,12 +105,19 @@ class OpenedModel:
         Args:
             changes: fields of `MediaOptions` that the user wants otherwise; None for as it was.
         """
-        known = {field.name for field in fields(MediaOptions)}
-        trained = self.bundle.config.media_options or {}
-        # keys of another version are left out
-        chosen = {key: value for key, value in trained.items() if key in known}
-        chosen |= {key: value for key, value in changes.items() if value is not None}
-        return MediaOptions(**chosen)
+        said = {key: value for key, value in changes.items() if value is not None}
+        return MediaOptions.known({**(self.bundle.config.media_options or {}), **said})
+
+
+def json_sha256(value: Any) -> str:
+    """SHA-256 of a value of JSON's types, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _without_origin(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {k: _without_origin(part) for k, part in value.items() if k not in _ORIGIN}
 
 
 def open_model(
@@ -185,6 +215,20 @@ class EncoderFinder:
                 error.what, where=error.where, hint=hint if same_width else error.hint
             ) from error
         return encoder
+
+    def identity(self) -> dict[str, Any]:
+        """What an answer's metadata says of the encoder; nothing where none is to be had.
+
+        The hash of its weights only where the model's config.json does not say which they are.
+        """
+        try:
+            encoder = self.open()
+        except ChatBindError:
+            return {}  # said when the first medium comes; texts need no encoder
+        known = {"encoder_config_sha256": json_sha256(encoder.config.to_dict())}
+        if self._wanted_hash is None:
+            known["encoder_sha256"] = encoder.sha256
+        return known
 
     @property
     def _wanted_hash(self) -> str | None:

@@ -18,6 +18,7 @@ import torch
 
 from chatbind_cli.answering.attachments import Attachment
 from chatbind_cli.data.encoding import NO_EMBEDDING, embed_each, is_embedding
+from chatbind_cli.data.lookup import Embeddings
 from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.errors import ChatBindError, MediaError, contained
 from chatbind_cli.imagebind.encoder import Encoder
@@ -25,6 +26,7 @@ from chatbind_cli.media.load import Media, load_media
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.sniff import sniff
 from chatbind_cli.media.source import MediaSource, open_source, shown
+from chatbind_cli.model.turns import MediaRef
 
 OpenMedia = Callable[[str | Path | bytes], MediaSource]
 
@@ -149,27 +151,38 @@ class StoredPerception:
     """Finds embeddings in a store, where they lie under the names that records use.
 
     Args:
-        store: open for reading, made with the model's encoder.
+        stores: open for reading, made with the model's encoder.
+        options: how the model takes media; rows that were made otherwise are refused.
     """
 
-    def __init__(self, store: EmbeddingStore) -> None:
-        self._store = store
+    def __init__(self, stores: Sequence[EmbeddingStore], options: MediaOptions) -> None:
+        self._embeddings = Embeddings(stores, options)
+        self._of_any_kind = Embeddings(stores)
+        self._options = options
 
     def look(self, attachments: Sequence[Attachment]) -> list[Percept | ChatBindError]:
         """See `Perception.look`; the modality of each attachment must be known."""
         return [self._find(attachment) for attachment in attachments]
 
     def _find(self, attachment: Attachment) -> Percept | ChatBindError:
-        modality = attachment.modality
-        found = None
-        if modality is not None:
-            found = self._store.get(modality, name=attachment.name)
-        if modality is None or found is None:
-            return MediaError(
-                f"is not in the store {self._store.folder}",
-                where=attachment.name,
-                hint="encode it into the store, or answer without --store",
-            )
-        if not is_embedding(found):
+        if attachment.modality is None:
+            return MediaError("is of no known modality", where=attachment.name)
+        medium = MediaRef(attachment.modality, attachment.name)
+        found = self._embeddings.find(medium)
+        if found is not None and not is_embedding(found):
             return MediaError(NO_EMBEDDING, where=attachment.name)
-        return Percept(modality, None, found)
+        if found is not None:
+            return Percept(medium.modality, None, found)
+        if medium in self._of_any_kind:
+            wanted = self._options.fingerprint(medium.modality)
+            return MediaError(
+                f"is in the store, but not as the model takes it ({wanted})",
+                where=attachment.name,
+                hint="encode it with the options of the model's training, or give vqa those of "
+                "the store",
+            )
+        return MediaError(
+            "is not in the store",
+            where=attachment.name,
+            hint="encode it into the store, or answer without --store",
+        )

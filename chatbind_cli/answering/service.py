@@ -23,6 +23,7 @@ from chatbind_cli.answering.run import Entry, Job, Outcome, Run, answer_batch
 from chatbind_cli.answering.session import Answerer
 from chatbind_cli.answering.settings import GenerationSettings
 from chatbind_cli.console import Progress
+from chatbind_cli.data.lookup import open_stores
 from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.jsonl import read_lines
 
@@ -125,9 +126,26 @@ class Service:
         }
         if self.media:
             making["media_options"] = dict(self.media)
-        if self.allow_encoder_mismatch and self.store is None:
-            making["encoder_sha256"] = self._finder(opened).open().sha256
+        if self.store is None:
+            return making | self._finder(opened).identity()
+        meta = self._stores(opened)[0].meta
+        making["store_dtypes"] = [meta.encoder_dtype, meta.dtype]
+        if not self._pinned(opened):
+            making["encoder_sha256"] = meta.encoder_sha256
         return making
+
+    def _pinned(self, opened: OpenedModel) -> str | None:
+        """The hash of the encoder's weights that the embeddings must come from, if any."""
+        sha256 = (opened.bundle.config.encoder or {}).get("sha256")
+        return None if self.allow_encoder_mismatch else sha256
+
+    def _stores(self, opened: OpenedModel) -> list[EmbeddingStore]:
+        assert self.store is not None
+        return open_stores(
+            self.store,
+            encoder_sha256=self._pinned(opened),
+            dim=opened.bundle.config.embedding_dim,
+        )
 
     def _finder(self, opened: OpenedModel) -> EncoderFinder:
         return EncoderFinder(opened, self.encoder, self.allow_encoder_mismatch)
@@ -155,19 +173,15 @@ class Service:
             return sum(part.count(b"\n") for part in iter(partial(file.read, 1 << 20), b""))
 
     def _perceiver(self, opened: OpenedModel) -> Perceiver:
-        config: Any = opened.bundle.config
+        options = opened.media_options(**self.media)
         if self.store is not None:
-            sha256 = None if self.allow_encoder_mismatch else (config.encoder or {}).get("sha256")
-            store = EmbeddingStore.open(
-                self.store, "r", encoder_sha256=sha256, dim=config.embedding_dim
-            )
-            return StoredPerception(store)
+            return StoredPerception(self._stores(opened), options)
         root = MediaRoot(
             root=self.media_root, prefix=self.media_prefix, allow_outside=self.allow_outside
         )
         return Perception(
             self._finder(opened).open,
-            options=opened.media_options(**self.media),
+            options=options,
             open_media=root.open,
             workers=self.workers,
         )

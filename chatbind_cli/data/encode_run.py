@@ -188,6 +188,8 @@ def _open_sink(stack: ExitStack, encoder: Encoder, request: EncodeRequest) -> Si
             encoder_name=encoder.name,
             dim=encoder.embedding_dim,
             dtype=request.store_dtype,
+            encoder_dtype=encoder.dtype_name,
+            media_options=request.media.deciding(),
         )
         return StoreSink(stack.enter_context(store), request.media, log_every=_LOG_EVERY)
     if request.labels is None:

@@ -28,6 +28,7 @@ from chatbind_cli.data.store_meta import (
     StoreMeta,
     create_meta,
     read_meta,
+    share_options,
     take_lock,
 )
 from chatbind_cli.data.store_shard import (
@@ -79,6 +80,8 @@ class EmbeddingStore:
         encoder_name: str = "",
         dim: int | None = None,
         dtype: str | None = None,
+        encoder_dtype: str | None = None,
+        media_options: dict[str, Any] | None = None,
         rows_per_shard: int = ROWS_PER_SHARD,
     ) -> EmbeddingStore:
         """Opens a store to read ("r") or to append ("a"; makes a new one where there is none).
@@ -90,6 +93,8 @@ class EmbeddingStore:
             encoder_name: of a new store.
             dim: must be the store's; needed to make a new one.
             dtype: "float16" or "float32", must be the store's; float16 for a new one.
+            encoder_dtype: in which the encoder works; must be the store's, if that says it.
+            media_options: of rows that will be added (`MediaOptions.deciding`).
             rows_per_shard: when a shard counts as full.
 
         Raises:
@@ -100,12 +105,15 @@ class EmbeddingStore:
         lock = take_lock(folder) if mode == "a" else None
         try:
             if mode == "a" and not (folder / META_NAME).exists():
-                create_meta(folder, encoder_name, encoder_sha256, dim, dtype)
+                create_meta(
+                    folder, encoder_name, encoder_sha256, dim, dtype, encoder_dtype, media_options
+                )
             meta = read_meta(folder)
             for what, ours, wanted in (
                 ("encoder", meta.encoder_sha256, encoder_sha256),
                 ("dim", meta.dim, dim),
                 ("dtype", meta.dtype, dtype),
+                ("encoder dtype", meta.encoder_dtype, meta.encoder_dtype and encoder_dtype),
             ):
                 if wanted not in (None, ours):
                     raise StoreError(
@@ -113,6 +121,8 @@ class EmbeddingStore:
                         where=str(folder),
                         hint="choose another store, or --overwrite to start it anew",
                     )
+            if mode == "a" and media_options is not None:
+                meta = share_options(folder, meta, media_options)
             return cls(folder, meta, lock, rows_per_shard)
         except BaseException:
             if lock is not None:
@@ -127,6 +137,11 @@ class EmbeddingStore:
         """Whether (modality, name) has an embedding."""
         modality, name = key
         return self.get(modality, name=name) is not None
+
+    def kinds(self) -> set[tuple[str, str]]:
+        """Which (modality, preprocessing) its rows have."""
+        found = {(entry.modality, entry.fingerprint) for entry in self._fresh}
+        return found.union((m, f) for shard in self._shards for m, f in shard.kinds)
 
     def has(self, name: str, modality: str, fingerprint: str) -> bool:
         """Whether a name has an embedding that was made with this preprocessing."""

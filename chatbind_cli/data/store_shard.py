@@ -84,14 +84,22 @@ class Shard:
         try:
             with safe_open(path, framework="pt") as file:
                 columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-                self._kinds = json.loads((file.metadata() or {})["kinds"])
+                kinds = json.loads((file.metadata() or {})["kinds"])
+            self.kinds = [(str(modality), str(made)) for modality, made in kinds]
             self.embeddings = columns["embeddings"]
             self._names = columns["names"].numpy()
             self._name_end = columns["name_end"].numpy()
             self._kind = columns["kind"].numpy()
             self._sha256 = columns["content_sha256"].numpy()
             self.name_hashes: NDArray[np.int64] = columns["name_hash"].numpy()
-        except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        except (
+            SafetensorError,
+            OSError,
+            KeyError,
+            ValueError,
+            TypeError,
+            RecursionError,
+        ) as error:
             raise StoreError(
                 f"this shard is broken: {error}",
                 where=str(path),
@@ -112,7 +120,7 @@ class Shard:
     def entry(self, position: int) -> Entry:
         """Returns what the row at a position is."""
         start = int(self._name_end[position - 1]) if position else 0
-        modality, fingerprint = self._kinds[int(self._kind[position])]
+        modality, fingerprint = self.kinds[int(self._kind[position])]
         return Entry(
             name=bytes_text(bytes(self._names[start : int(self._name_end[position])])),
             modality=modality,

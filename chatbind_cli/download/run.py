@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from chatbind_cli.console import Progress, note
 from chatbind_cli.download.expand import FETCH_IT, expand
 from chatbind_cli.download.hub import Hub
+from chatbind_cli.download.part import begun_bytes
 from chatbind_cli.download.presence import (
     is_for,
     is_present,
@@ -40,8 +41,8 @@ from chatbind_cli.download.receipts import (
 from chatbind_cli.download.unpack import unpack
 from chatbind_cli.download.verify import check_file, check_room
 from chatbind_cli.download.wanted import Request
-from chatbind_cli.download.web import Patience, begun_bytes, fetch_url, open_client
-from chatbind_cli.errors import ChatBindError, DownloadError
+from chatbind_cli.download.web import Patience, fetch_url, open_client
+from chatbind_cli.errors import ChatBindError, DownloadError, contained
 from chatbind_cli.files import lock_file, sha256_file
 from chatbind_cli.jsonl import Record
 
@@ -178,7 +179,11 @@ def _outcome(fetcher: _Fetcher, request: Request) -> Record | BaseException:
     except OSError as error:
         reason = error.strerror or str(error)
         return _failed(request, DownloadError(reason, where=str(error.filename or request.path)))
-    except BaseException as error:  # a bug: it is for the caller's thread to end by it
+    except _Stopped as error:
+        return error
+    except Exception as error:
+        return _failed(request, contained(error, where=request.source))
+    except BaseException as error:  # it is for the caller's thread to end by it
         return error
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import lzma
 import os
 import shutil
-import stat
 import tarfile
 import zipfile
 import zlib
@@ -17,24 +16,20 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import IO, Protocol
+from typing import IO
 
+from chatbind_cli.download.archives import (
+    MOST_READ_BYTES,
+    Archive,
+    open_archive,
+    refuse_bomb,
+    target_of,
+)
 from chatbind_cli.download.receipts import Member, crc32_of
 from chatbind_cli.download.verify import check_room
 from chatbind_cli.errors import DownloadError
 
-# Pictures hardly shrink; what claims to grow a hundredfold is not an archive of pictures.
-_LARGEST_RATIO = 100
-_ALWAYS_FINE_BYTES = 1 << 30
-_MOST_MEMBERS = 20_000_000
-_BLOCK = 1 << 20
 _ELSEWHERE = "use another folder; --overwrite replaces only what came out of an archive before"
-
-
-class _Archive(Protocol):
-    def files(self) -> Iterator[tuple[Member, Callable[[], IO[bytes]]]]:
-        """The files in order, each with how to open it; refuses links and devices."""
-        ...
 
 
 def unpack(
@@ -71,20 +66,20 @@ def unpack(
             a file that is in the way and of another size (or, of a zip, of another content).
     """
     temporary = folder / f".{archive.name}.unpacking"
-    with _reading(archive), _opened(archive) as opened:
+    with _reading(archive), open_archive(archive) as opened:
         plan = _look_through(opened, archive, folder, {*reserved, temporary.name}, replaceable)
         check_room(folder, plan.needed, str(archive))
         begin(plan.total)
         safe: set[Path] = set()
         for number, (member, open_member) in enumerate(opened.files()):
             target = target_of(member.name, folder, archive)
-            if plan.last[target] != number:
+            if plan.last.get(str(target)) != number:
                 advance(member.bytes)
                 continue  # the archive holds a later file of that name
             if target.parent not in safe:
                 _refuse_link_out(target.parent, folder)
                 safe.add(target.parent)
-            if target in plan.there:
+            if str(target) in plan.there:
                 crc32 = _compared(member, open_member, target, archive)
                 advance(member.bytes)
             else:
@@ -98,20 +93,21 @@ class _Plan:
     """What is known of an archive before anything is written.
 
     Attributes:
-        last: the number of the member that each file is to be; of several of a name the last.
+        last: the number of the member that each file (by its path as text, of which there may be
+            a million) is to be; of several of a name the last.
         there: files that seem to be there already.
         total: bytes that come out.
         needed: bytes that are not there yet.
     """
 
-    last: dict[Path, int] = field(default_factory=dict)
-    there: set[Path] = field(default_factory=set)
+    last: dict[str, int] = field(default_factory=dict)
+    there: set[str] = field(default_factory=set)
     total: int = 0
     needed: int = 0
 
 
 def _look_through(
-    opened: _Archive,
+    opened: Archive,
     archive: Path,
     folder: Path,
     reserved: Collection[str],
@@ -119,9 +115,11 @@ def _look_through(
 ) -> _Plan:
     plan = _Plan()
     closed = {name.casefold() for name in reserved}
-    other: set[Path] = set()
+    other: set[str] = set()
+    names_bytes = 0
     for number, (member, _) in enumerate(opened.files()):
         target = target_of(member.name, folder, archive)
+        names_bytes += len(member.name)
         if PurePosixPath(member.name).parts[0].casefold() in closed:
             raise DownloadError(
                 f"member {member.name!r} has a name that is kept for notes about downloads",
@@ -129,16 +127,16 @@ def _look_through(
                 hint="unpack it into another folder",
             )
         plan.total += member.bytes
-        _refuse_bomb(archive, plan.total, number + 1)
-        plan.last[target] = number
-        plan.there.discard(target)
-        other.discard(target)
+        refuse_bomb(archive, plan.total, number + 1, names_bytes)
+        plan.last[str(target)] = number
+        plan.there.discard(str(target))
+        other.discard(str(target))
         if not os.path.lexists(target) or (
             member.name in replaceable and target.is_file() and not target.is_symlink()
         ):
             plan.needed += member.bytes
         else:
-            (plan.there if _may_be(target, member) else other).add(target)
+            (plan.there if _may_be(target, member) else other).add(str(target))
     if other:
         raise DownloadError(
             f"{len(other)} of its files would replace others, the first is {min(other)}",
@@ -153,33 +151,6 @@ def _may_be(target: Path, member: Member) -> bool:
     if not target.is_file() or target.stat().st_size != member.bytes:
         return False
     return member.crc32 is None or member.crc32 == crc32_of(target)
-
-
-def target_of(name: str, folder: Path, archive: Path) -> Path:
-    """Where a member goes.
-
-    Raises:
-        DownloadError: its name leads out of the folder.
-    """
-    path = PurePosixPath(name)
-    drive = len(name) > 1 and name[1] == ":"
-    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or drive:
-        raise DownloadError(
-            f"member {name!r} would leave the folder", where=str(archive), hint="do not trust it"
-        )
-    if not path.parts:
-        raise DownloadError("has a member without a name", where=str(archive))
-    return folder.joinpath(*path.parts)
-
-
-def _refuse_bomb(archive: Path, total: int, count: int) -> None:
-    limit = max(_ALWAYS_FINE_BYTES, _LARGEST_RATIO * archive.stat().st_size)
-    if total > limit or count > _MOST_MEMBERS:
-        raise DownloadError(
-            f"would unpack to more than {min(total, limit) / 1e9:.1f} GB, which is not plausible",
-            where=str(archive),
-            hint="do not trust it",
-        )
 
 
 def _write_member(
@@ -198,7 +169,7 @@ def _write_member(
     try:
         with open_member() as source, temporary.open("xb") as file:
             left = member.bytes
-            while block := source.read(_BLOCK):
+            while block := source.read(MOST_READ_BYTES):
                 left -= len(block)
                 if left < 0:
                     raise DownloadError(
@@ -229,7 +200,7 @@ def _compared(
         return member.crc32
     found = 0
     with open_member() as source:
-        while block := source.read(_BLOCK):
+        while block := source.read(MOST_READ_BYTES):
             found = zlib.crc32(block, found)
     if found != crc32_of(target):
         raise DownloadError(
@@ -249,74 +220,6 @@ def _refuse_link_out(place: Path, folder: Path) -> None:
 
 
 @contextmanager
-def _opened(archive: Path) -> Iterator[_Archive]:
-    # By its first bytes: a tar may end in a zip that it holds, which zipfile would find.
-    with archive.open("rb") as file:
-        begins_as_zip = file.read(2) == b"PK"
-    if not begins_as_zip and tarfile.is_tarfile(archive):
-        yield _Tar(archive)
-    elif zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as opened:
-            yield _Zip(opened, archive)
-    else:
-        raise DownloadError("is neither a zip nor a tar archive", where=str(archive))
-
-
-class _Zip:
-    def __init__(self, archive: zipfile.ZipFile, path: Path) -> None:
-        self.archive = archive
-        self.path = path
-
-    def files(self) -> Iterator[tuple[Member, Callable[[], IO[bytes]]]]:
-        """See `_Archive`."""
-        for info in self.archive.infolist():
-            kind = stat.S_IFMT(info.external_attr >> 16)
-            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise DownloadError(
-                    f"member {info.filename!r} is a link or device",
-                    where=str(self.path),
-                    hint="do not trust it",
-                )
-            if info.is_dir():
-                target_of(info.filename, Path(), self.path)
-                continue
-            if info.flag_bits & 1:
-                raise DownloadError("is encrypted", where=str(self.path))
-
-            def opener(info: zipfile.ZipInfo = info) -> IO[bytes]:
-                return self.archive.open(info)
-
-            yield Member(info.filename, info.file_size, info.CRC), opener
-
-
-class _Tar:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def files(self) -> Iterator[tuple[Member, Callable[[], IO[bytes]]]]:
-        """See `_Archive`; opened anew each time, since a compressed tar reads forward only."""
-        with tarfile.open(self.path, "r:*") as archive:
-            for info in archive:
-                if info.isdir():
-                    target_of(info.name, Path(), self.path)
-                    continue
-                if not info.isreg():
-                    raise DownloadError(
-                        f"member {info.name!r} is a link or device",
-                        where=str(self.path),
-                        hint="do not trust it",
-                    )
-
-                def opener(info: tarfile.TarInfo = info) -> IO[bytes]:
-                    stream = archive.extractfile(info)
-                    if stream is None:
-                        raise tarfile.TarError(f"{info.name} has no data")
-                    return stream
-
-                yield Member(info.name, info.size), opener
-
-
-@contextmanager
 def _reading(archive: Path) -> Iterator[None]:
     try:
         yield
@@ -327,13 +230,15 @@ def _reading(archive: Path) -> Iterator[None]:
         lzma.LZMAError,
         EOFError,
         NotImplementedError,
+        ValueError,
+        MemoryError,
     ) as e:
         raise DownloadError(
             f"is a broken archive ({e})", where=str(archive), hint="fetch it again"
         ) from e
     except (RuntimeError, OSError) as error:
         free = shutil.disk_usage(archive.parent).free
-        hint = "make room and run the same command again" if free < _BLOCK else None
+        hint = "make room and run the same command again" if free < 1 << 20 else None
         raise DownloadError(
             f"cannot be unpacked ({error})", where=str(archive), hint=hint
         ) from error

@@ -5,7 +5,27 @@ from __future__ import annotations
 import re
 from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 
+from chatbind_cli.errors import UsageError
+
+_USER = re.compile("//[^/]*@")
 _SECRET = re.compile(r"token|key|secret|sig|passw|credential|auth", re.IGNORECASE)
+
+
+def check_url(url: str) -> None:
+    """Refuses what is no address of a host.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        url.encode()
+        parts = urlsplit(url)
+        is_one = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_one = False
+    if not is_one or not url.isprintable():
+        shown = _USER.sub("//", url)[:200]
+        raise UsageError(f"{shown!r} is no URL", hint="write https://HOST/PATH")
 
 
 def public_url(url: str) -> str:

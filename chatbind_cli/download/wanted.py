@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from chatbind_cli.download.catalogue import CatalogueFile, Entry, look_up
-from chatbind_cli.download.urls import public_url
+from chatbind_cli.download.urls import check_url, public_url
 from chatbind_cli.errors import UsageError
 
 _REPO = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
@@ -189,6 +189,7 @@ def _requests_of(word: str, output: Path, unpack: bool, include: tuple[str, ...]
         request = Request(name=word, path=path, hub=ref, include=include)
         return [_with_unpacking(request, unpack)]
     if word.startswith(("http://", "https://")):
+        check_url(word)
         url, sha256 = _without_digest(word)
         request = Request(
             name=public_url(url), path=output / _url_name(url), url=url, sha256=sha256

@@ -7,14 +7,10 @@ bounded and wait longer each time. Knows nothing of catalogues or hubs.
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import json
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -23,11 +19,15 @@ from typing import IO, Any
 import httpx  # noqa: TID253  this module is imported once something is fetched
 
 import chatbind_cli
+from chatbind_cli.download.part import Part
 from chatbind_cli.download.urls import public_url
-from chatbind_cli.download.verify import check_file, check_room
+from chatbind_cli.download.verify import check_file, check_room, in_words
 from chatbind_cli.errors import DownloadError
+from chatbind_cli.numerals import whole_number
 
 _RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+# A body whose length nobody tells may be endless.
+_MOST_UNTOLD_BYTES = 4 << 30
 _HINTS = {
     401: "it wants a login, which plain URLs cannot give",
     403: "the server does not let you have it",
@@ -70,13 +70,6 @@ def open_client(patience: Patience = Patience()) -> httpx.Client:
     )
 
 
-def begun_bytes(path: Path) -> int:
-    """How much of a file an earlier `fetch_url` has left."""
-    with suppress(OSError):
-        return path.with_name(f"{path.name}.part").stat().st_size
-    return 0
-
-
 class _TryAgain(Exception):
     """An attempt failed in a way that may pass."""
 
@@ -85,92 +78,8 @@ class _TryAgain(Exception):
         self.wait_s = wait_s
 
 
-class _Part:
-    """The file in the making and what is known of its source."""
-
-    def __init__(self, path: Path, url: str, expect: Callable[[int], None]) -> None:
-        self.path = path.with_name(path.name + ".part")
-        self.facts_path = path.with_name(path.name + ".part.json")
-        self.url = url
-        self.validator: str | None = None
-        self.total: int | None = None
-        self._expect = expect
-
-    @contextmanager
-    def open(self) -> Iterator[IO[bytes]]:
-        """Opens the part for this process alone, at the end of what is there.
-
-        Raises:
-            DownloadError: another process is at it.
-        """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._locked() as file:
-            self._recall()
-            if self.validator is None:
-                file.truncate(0)
-            file.seek(0, os.SEEK_END)
-            if self.total is not None:
-                self._expect(self.total)
-            yield file
-
-    def _locked(self) -> IO[bytes]:
-        while True:
-            file = self.path.open("ab", buffering=0)
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # The one who had it before may have given it its name since.
-                with suppress(FileNotFoundError):
-                    if os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
-                        return file
-            except OSError as error:
-                file.close()
-                raise DownloadError(
-                    "another process is fetching it", where=str(self.path), hint="wait for it"
-                ) from error
-            file.close()
-
-    def _recall(self) -> None:
-        if self.path.stat().st_size and not self.facts_path.is_file():
-            raise DownloadError(
-                "is in the way, and was not begun here", where=str(self.path), hint="move it away"
-            )
-        with suppress(OSError, ValueError):
-            facts = json.loads(self.facts_path.read_text(encoding="utf-8"))
-            if facts.get("url_sha256") == hashlib.sha256(self.url.encode()).hexdigest():
-                self.validator = facts.get("validator")
-                self.total = facts.get("total")
-
-    def remember(self, response: httpx.Response, total: int | None) -> None:
-        """Notes by what the same file can be asked for again; a weak ETag promises too little."""
-        etag = response.headers.get("ETag", "")
-        strong = etag if etag and not etag.startswith("W/") else None
-        self.validator = strong or response.headers.get("Last-Modified")
-        if total is not None and self.total is None:
-            self._expect(total)
-        self.total = total
-        self._write_facts()
-
-    def _write_facts(self) -> None:
-        digest = hashlib.sha256(self.url.encode()).hexdigest()  # there may be a secret in it
-        facts = {"url_sha256": digest, "validator": self.validator, "total": self.total}
-        self.facts_path.write_text(json.dumps(facts), encoding="utf-8")
-
-    def forget(self) -> None:
-        """What is here cannot be gone on with."""
-        self.validator = self.total = None
-        self._write_facts()
-
-    def become(self, path: Path) -> None:
-        """Gives the finished part its name."""
-        with self.path.open("rb") as file:
-            os.fsync(file.fileno())
-        self.path.replace(path)
-        self.facts_path.unlink(missing_ok=True)
-
-    def discard(self) -> None:
-        """Throws the part away."""
-        self.path.unlink(missing_ok=True)
-        self.facts_path.unlink(missing_ok=True)
+class _Worthless(DownloadError):
+    """What comes is not what was asked for, and never will be."""
 
 
 def fetch_url(
@@ -204,10 +113,14 @@ def fetch_url(
         DownloadError: it could not be had, or is not what it should be. What has come stays for
             the next call unless it is wrong.
     """
-    part = _Part(path, url, expect if bytes is None else lambda n: None)
+    part = Part(path, url, expect if bytes is None else lambda n: None)
     with part.open() as file:
         advance(file.tell())
-        _fetch_patiently(client, part, file, bytes, patience, advance, sleep)
+        try:
+            _fetch_patiently(client, part, file, bytes, patience, advance, sleep)
+        except _Worthless:
+            part.discard()
+            raise
         try:
             check_file(part.path, source=public_url(url), bytes=bytes, sha256=sha256, md5=md5)
         except DownloadError:
@@ -218,7 +131,7 @@ def fetch_url(
 
 def _fetch_patiently(
     client: httpx.Client,
-    part: _Part,
+    part: Part,
     file: IO[bytes],
     expected: int | None,
     patience: Patience,
@@ -250,7 +163,7 @@ def _fetch_patiently(
 
 def _attempt(
     client: httpx.Client,
-    part: _Part,
+    part: Part,
     file: IO[bytes],
     expected: int | None,
     advance: Callable[[int], None],
@@ -266,14 +179,25 @@ def _attempt(
         with client.stream("GET", part.url, headers=headers) as response:
             total = _begin(response, part, file, have)
             size = total if total is not None else expected
+            if expected not in (None, size):
+                raise _Worthless(
+                    f"has {size} bytes in place of {expected}", where=public_url(part.url)
+                )
             if size is not None:
                 check_room(part.path.parent, size - file.tell(), public_url(part.url))
             # Some servers compress though they are asked not to.
             blocks = response.iter_bytes() if _is_encoded(response) else response.iter_raw()
             for block in blocks:
+                _refuse_endless(file.tell() + len(block), size, part)
                 _write(file, block, part)
                 advance(len(block))
-    except (httpx.UnsupportedProtocol, httpx.InvalidURL, httpx.TooManyRedirects) as error:
+    except (
+        httpx.UnsupportedProtocol,
+        httpx.InvalidURL,
+        httpx.TooManyRedirects,
+        UnicodeError,  # a host in letters that no name has
+        OverflowError,  # a port that no machine has
+    ) as error:
         raise DownloadError(f"cannot be fetched ({error})", where=public_url(part.url)) from error
     except (httpx.TransportError, httpx.DecodingError) as error:
         raise _TryAgain(_reason(error)) from error
@@ -281,7 +205,7 @@ def _attempt(
         raise _TryAgain(f"the connection ended at {file.tell()} of {total} bytes")
 
 
-def _begin(response: httpx.Response, part: _Part, file: IO[bytes], have: int) -> int | None:
+def _begin(response: httpx.Response, part: Part, file: IO[bytes], have: int) -> int | None:
     """Looks at the head of a response and sets the file to where its body belongs.
 
     Returns:
@@ -303,15 +227,14 @@ def _begin(response: httpx.Response, part: _Part, file: IO[bytes], have: int) ->
         )
     if status == 206:
         start, total = _content_range(response)
-        if start == have:
-            return total
+        if start == have and part.goes_on(response, total) and not _is_encoded(response):
+            return total if total is not None else part.total
         file.truncate(0)
         part.forget()
-        raise _TryAgain("the server sent another part than the one asked for")
+        raise _TryAgain("the server sent a part that does not fit what is here")
     file.seek(0)
     file.truncate(0)
-    length = response.headers.get("Content-Length", "")
-    total = int(length) if length.isdigit() else None
+    total = whole_number(response.headers.get("Content-Length", ""))
     if _is_encoded(response):
         part.forget()  # neither its length nor its parts are the file's
         return None
@@ -320,31 +243,53 @@ def _begin(response: httpx.Response, part: _Part, file: IO[bytes], have: int) ->
 
 
 def _is_encoded(response: httpx.Response) -> bool:
-    return response.headers.get("Content-Encoding", "identity").lower() not in ("", "identity")
+    """Whether a body is compressed.
+
+    Raises:
+        DownloadError: in a way that may turn a few bytes into gigabytes at once.
+    """
+    coding = response.headers.get("Content-Encoding", "").strip().lower()
+    if coding not in ("", "identity", "gzip", "x-gzip", "deflate"):
+        raise DownloadError(
+            f"comes compressed as {coding[:20]!r}, unasked", where=public_url(str(response.url))
+        )
+    return coding not in ("", "identity")
+
+
+def _refuse_endless(size: int, known: int | None, part: Part) -> None:
+    limit = _MOST_UNTOLD_BYTES if known is None else known
+    if size > limit:
+        told = "" if known is not None else ", and the server does not tell its size"
+        raise _Worthless(
+            f"has more than {in_words(limit)}{told}",
+            where=public_url(part.url),
+            hint="do not trust it",
+        )
 
 
 def _content_range(response: httpx.Response) -> tuple[int | None, int | None]:
     """First byte and whole size from `Content-Range: bytes 100-199/200`."""
     unit, _, rest = response.headers.get("Content-Range", "").partition(" ")
     span, _, total = rest.partition("/")
-    start = span.partition("-")[0]
-    if unit != "bytes" or not start.isdigit():
+    if unit != "bytes":
         return None, None
-    return int(start), int(total) if total.isdigit() else None
+    return whole_number(span.partition("-")[0]), whole_number(total)
 
 
 def _retry_after(response: httpx.Response) -> float | None:
     """What the server asks for, in seconds or as a date; no wait for a date that has passed."""
     value = response.headers.get("Retry-After", "")
-    if value.isdigit():
-        return float(value)
+    seconds = whole_number(value)
+    if seconds is not None:
+        return float(seconds)
     try:
-        return max(parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
-    except (ValueError, OverflowError):
+        # a date has thirty characters or so
+        return max(parsedate_to_datetime(value[:64]).timestamp() - time.time(), 0.0)
+    except (ValueError, TypeError, OverflowError):
         return None
 
 
-def _write(file: IO[bytes], block: Any, part: _Part) -> None:
+def _write(file: IO[bytes], block: Any, part: Part) -> None:
     try:
         file.write(block)
     except OSError as error:

@@ -68,6 +68,11 @@ class Encoder:
         return sha256_file(self.path)
 
     @property
+    def dtype_name(self) -> str:
+        """`float32`, `bfloat16`, ..."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def embedding_dim(self) -> int:
         """Length of an embedding (1024 for Huge)."""
         return self.config.out_embed_dim

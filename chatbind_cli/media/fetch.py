@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from chatbind_cli import __version__
 from chatbind_cli.errors import MediaError
 from chatbind_cli.media.source import SourceLimits, shown, too_large
+from chatbind_cli.numerals import whole_number
 
 if TYPE_CHECKING:
     import httpx
@@ -81,8 +82,8 @@ async def _body(response: httpx.Response, url: str, limits: SourceLimits) -> byt
     coding = response.headers.get("content-encoding", "identity").lower()
     if coding not in ("", "identity"):
         raise MediaError(f"comes compressed as {coding[:20]!r}, unasked", where=shown(url))
-    length = response.headers.get("content-length", "")
-    if length.isdecimal() and int(length[:20]) > limits.max_bytes:
+    length = whole_number(response.headers.get("content-length", ""))
+    if length is not None and length > limits.max_bytes:
         raise too_large(url, limits)
     body = bytearray()
     async for part in response.aiter_raw():

@@ -7,8 +7,11 @@ modality's tensor, so that stored embeddings are never mixed with others. Where 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final
 
 from chatbind_cli.errors import UsageError
 from chatbind_cli.media.modality import MODALITIES
@@ -20,6 +23,17 @@ CLIP_SAMPLERS: Final = ("imagebind", "chatbind", "pytorchvideo")
 DEPTH_UNITS: Final = ("auto", "mm", "m", "disparity", "relative")
 ACCEL_UNITS: Final = ("m/s2", "g")
 GYRO_UNITS: Final = ("rad/s", "deg/s")
+_LIMITS: Final = ("max_pixels", "max_array_bytes")
+_IMU: Final = ("imu_rate_hz", "imu_start_seconds", "imu_accel_unit", "imu_gyro_unit")
+_DECIDING: Final = {
+    "image": (),
+    "video": ("video_clips", "clip_seconds", "clip_sampler"),
+    "audio": ("audio_clips", "clip_seconds", "clip_sampler"),
+    "depth": ("depth_unit", "depth_baseline_m", "depth_focal_px"),
+    "thermal": (),
+    "imu": _IMU,
+}
+"""The fields that decide a modality's tensor, in the order of its fingerprint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +96,23 @@ class MediaOptions:
             if value is not None and not low <= value <= high:
                 raise UsageError(f"{name} is {value}", hint=f"it must lie between {low} and {high}")
 
+    @classmethod
+    def known(cls, values: Mapping[str, Any]) -> MediaOptions:
+        """Options of which some values are known; keys of another version are left out.
+
+        Raises:
+            UsageError: a value is outside its range, or of another type.
+        """
+        names = {field.name for field in fields(cls)}
+        try:
+            return cls(**{key: value for key, value in values.items() if key in names})
+        except TypeError as error:
+            raise UsageError(f"media options are of a wrong type ({error})") from error
+
+    def deciding(self) -> dict[str, Any]:
+        """The values that decide a tensor: all but the limits."""
+        return {key: value for key, value in asdict(self).items() if key not in _LIMITS}
+
     def fingerprint(self, modality: str) -> str:
         """A short stable name for this preprocessing of one modality.
 
@@ -93,19 +124,40 @@ class MediaOptions:
         """
         if modality not in MODALITIES:
             raise ValueError(f"{modality!r} is not one of {', '.join(MODALITIES)}")
+        parts = [_text(name, getattr(self, name)) for name in _DECIDING[modality]]
+        return "/".join([modality, f"v{PREPROCESSING_VERSION}", *parts])
+
+
+def options_of(fingerprint: str) -> dict[str, Any]:
+    """The values that a fingerprint tells: what `MediaOptions.fingerprint` was made of.
+
+    Raises:
+        ValueError: no options of this version have this fingerprint.
+    """
+    modality, _, rest = fingerprint.partition("/")
+    _, _, rest = rest.partition("/")
+    names = _DECIDING.get(modality, ())
+    # units have slashes of their own
+    texts = re.findall(r"m/s2|(?:rad|deg)/s|[^/]+", rest)
+    if len(texts) == len(names) and modality in _DECIDING:
+        with suppress(UsageError, ValueError):
+            values = {name: _value(name, text) for name, text in zip(names, texts, strict=True)}
+            if MediaOptions.known(values).fingerprint(modality) == fingerprint:
+                return values
+    raise ValueError(f"{fingerprint!r} is no preprocessing that this version knows")
+
+
+def _text(name: str, value: Any) -> str:
+    if name == "clip_sampler":
         # the library's sampler and our own spacing of the same kind give the same clips
-        sampler = "imagebind" if self.clip_sampler == "imagebind" else "chatbind"
-        parts: dict[str, tuple[object, ...]] = {
-            "image": (),
-            "video": (self.video_clips, float(self.clip_seconds), sampler),
-            "audio": (self.audio_clips, float(self.clip_seconds), sampler),
-            "depth": (self.depth_unit, float(self.depth_baseline_m), float(self.depth_focal_px)),
-            "thermal": (),
-            "imu": (
-                self.imu_rate_hz and float(self.imu_rate_hz),
-                self.imu_start_seconds,
-                self.imu_accel_unit,
-                self.imu_gyro_unit,
-            ),
-        }
-        return "/".join([modality, f"v{PREPROCESSING_VERSION}", *map(str, parts[modality])])
+        return "imagebind" if value == "imagebind" else "chatbind"
+    as_float = name in ("clip_seconds", "depth_baseline_m", "depth_focal_px", "imu_rate_hz")
+    return str(float(value) if as_float and value is not None else value)
+
+
+def _value(name: str, text: str) -> Any:
+    if name in ("video_clips", "audio_clips"):
+        return int(text) if re.fullmatch(r"[0-9]{1,4}", text) else text
+    if name in ("clip_sampler", "depth_unit", "imu_accel_unit", "imu_gyro_unit"):
+        return text
+    return None if text == "None" else float(text)

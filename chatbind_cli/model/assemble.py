@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +20,7 @@ from chatbind_cli.errors import CheckpointError
 from chatbind_cli.folders import replace_folder
 from chatbind_cli.model import published
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration, word_embeddings
-from chatbind_cli.model.config import MODEL_TYPE, ChatBindConfig
+from chatbind_cli.model.config import MODEL_TYPE, ChatBindConfig, saved_end_ids
 from chatbind_cli.model.fit import (
     EncoderInfo,
     check_encoder,
@@ -130,7 +130,7 @@ def build_chatbind(
     config = ChatBindConfig(
         text_config=base.config,
         embedding_dim=encoder.embedding_dim,
-        encoder=asdict(encoder),
+        encoder=encoder.as_record(),
         media_options=dict(media_options or {}),
         provenance=_provenance(language_model, command),
         **{**media_token_ids(tokenizer), **chosen, "stage": stage},
@@ -284,7 +284,7 @@ def _continued(
         if given[name] is not None:
             setattr(config, name, given[name])
     config.stage = "finetune"
-    config.encoder = asdict(encoder)
+    config.encoder = encoder.as_record()
     return config
 
 
@@ -339,7 +339,13 @@ def _load_ours(
             where=str(folder),
             hint="finetune makes one from it",
         )
-    model = open_model(folder, ChatBindForConditionalGeneration, config=config, **options)
+    model = open_model(
+        folder,
+        ChatBindForConditionalGeneration,
+        config=config,
+        generation_config=cast(ChatBindConfig, config).generation(saved_end_ids(folder)),
+        **options,
+    )
     return cast(ChatBindForConditionalGeneration, model), load_tokenizer(folder)
 
 

@@ -17,7 +17,7 @@ from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from chatbind_cli.errors import RecordError
-from chatbind_cli.model.config import ChatBindConfig
+from chatbind_cli.model.config import ChatBindConfig, end_ids
 from chatbind_cli.model.pretrained import blank_model
 from chatbind_cli.model.projector import Projector
 
@@ -64,9 +64,8 @@ class ChatBindForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self._forwarded = frozenset(parameters)
         self.accepts_loss_kwargs = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         self.post_init()
-        # a model that writes a media token would ask for media that nobody gave
-        media = (config.im_patch_id, config.im_start_id, config.im_end_id)
-        self.generation_config.suppress_tokens = [i for i in media if i is not None] or None
+        ends = getattr(language_model.generation_config, "eos_token_id", None)
+        self.generation_config = config.generation(end_ids(ends))
 
     def get_input_embeddings(self) -> torch.nn.Module:
         """The language model's word embeddings."""

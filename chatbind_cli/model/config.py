@@ -6,12 +6,15 @@ counts, the command that made it), so that nothing is ever guessed from a path's
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from chatbind_cli.errors import CheckpointError
+from chatbind_cli.weights.json_file import read_json
 
 MODEL_TYPE = "chatbind"
 PROJECTOR_TYPES = ("linear", "mlp2x_gelu")
@@ -118,6 +121,45 @@ class ChatBindConfig(PreTrainedConfig):
         if self.im_start_id is None or self.im_end_id is None:
             raise CheckpointError("the model's config.json has no im_start_id and im_end_id")
         return [self.im_start_id, *ids, self.im_end_id]
+
+    def generation(self, end_ids: Sequence[int]) -> GenerationConfig:
+        """What `generate` does unless told otherwise: it ends at these tokens.
+
+        It writes no media tokens either: a model that did would ask for media that nobody gave.
+        """
+        media = [i for i in (self.im_patch_id, self.im_start_id, self.im_end_id) if i is not None]
+        return GenerationConfig(eos_token_id=list(end_ids) or None, suppress_tokens=media or None)
+
+
+def end_ids(named: Any) -> list[int]:
+    """The token ids that `eos_token_id` of a configuration names: one, several or none.
+
+    Raises:
+        CheckpointError: they are no token ids.
+    """
+    ids = named if isinstance(named, list) else [] if named is None else [named]
+    if not all(type(index) is int and index >= 0 for index in ids):
+        raise CheckpointError(f"eos_token_id is {named!r}, which names no token")
+    return ids
+
+
+def saved_end_ids(folder: Path) -> list[int]:
+    """The tokens that end an answer by the files of a model folder.
+
+    They are all that is taken of `generation_config.json`: how answers are made is the user's
+    choice, and not that of the weights' maker.
+
+    Raises:
+        CheckpointError: a file is no JSON object, or names what is no token.
+    """
+    config = read_json(folder / "config.json", missing_ok=True)
+    text_config = config.get("text_config")
+    parts = [read_json(folder / "generation_config.json", missing_ok=True), config]
+    parts += [text_config] if isinstance(text_config, dict) else []
+    try:
+        return sorted({index for part in parts for index in end_ids(part.get("eos_token_id"))})
+    except CheckpointError as error:
+        raise CheckpointError(error.what, where=str(folder)) from error
 
 
 def _text_config(value: dict[str, Any] | PreTrainedConfig | None) -> PreTrainedConfig:

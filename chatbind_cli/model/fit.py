@@ -5,7 +5,8 @@ How they are loaded and put together is not known here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -25,23 +26,40 @@ class EncoderInfo:
         sha256: of its weights file; None if it is not known.
         embedding_dim: width of its embeddings.
         path: where it lay when the model was made.
+        dtype: the numbers in which it worked, where that is known.
     """
 
     name: str
     sha256: str | None
     embedding_dim: int
     path: str | None = None
+    dtype: str | None = None
+
+    def as_record(self) -> dict[str, Any]:
+        """The same for a configuration, which says nothing of a dtype that is not known."""
+        return {k: v for k, v in asdict(self).items() if v is not None or k != "dtype"}
 
 
-def encoder_of(projector: ProjectorInfo) -> EncoderInfo:
-    """The encoder that a projector was trained with, as far as its file tells."""
-    known = projector.encoder
+def encoder_of(trained: ProjectorInfo | ChatBindConfig) -> EncoderInfo:
+    """The encoder that a projector or model was trained with, as far as its file tells."""
+    known = trained.encoder or {}
     return EncoderInfo(
         name=known.get("name") or "imagebind",
         sha256=known.get("sha256"),
-        embedding_dim=projector.embedding_dim,
+        embedding_dim=trained.embedding_dim,
         path=known.get("path"),
+        dtype=known.get("dtype"),
     )
+
+
+def _check_dtype(trained: str | None, encoder: EncoderInfo, where: str | None) -> None:
+    if trained and encoder.dtype and trained != encoder.dtype:
+        raise CheckpointError(
+            f"was trained on embeddings that were computed in {trained}, and these were in "
+            f"{encoder.dtype}",
+            where=where,
+            hint=f"encode the media with --dtype {trained}",
+        )
 
 
 def check_encoder(config: ChatBindConfig, encoder: EncoderInfo, where: str | None = None) -> None:
@@ -65,6 +83,7 @@ def check_encoder(config: ChatBindConfig, encoder: EncoderInfo, where: str | Non
             where=where,
             hint="name the encoder that the model was trained with (--encoder)",
         )
+    _check_dtype(own.get("dtype"), encoder, where)
 
 
 def check_projector(
@@ -96,6 +115,7 @@ def check_projector(
             f"({trained[:12]}), not with {encoder.name} ({encoder.sha256[:12]})",
             where=where,
         )
+    _check_dtype(info.encoder.get("dtype"), encoder, where)
 
 
 def check_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, where: str) -> None:

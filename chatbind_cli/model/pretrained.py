@@ -25,6 +25,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -32,6 +33,7 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from chatbind_cli.errors import ChatBindError, CheckpointError
+from chatbind_cli.model.config import saved_end_ids
 from chatbind_cli.model.quiet import quiet_transformers
 from chatbind_cli.model.staging import DATA_SUFFIXES, check_config, check_kind, cleaned, staged
 from chatbind_cli.weights.checkpoint import Checkpoint, open_checkpoint
@@ -121,6 +123,8 @@ def open_model(
     """
     folder = model_folder(name)
     given = {key: value for key, value in options.items() if value is not None}
+    # of a folder's own generation settings nothing else counts
+    given.setdefault("generation_config", GenerationConfig(eos_token_id=saved_end_ids(folder)))
     with one_line("cannot be opened", name), open_checkpoint(folder) as checkpoint:
         config = config or open_config(folder)
         if kind is AutoModelForCausalLM and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
-from chatbind_cli.model.config import ChatBindConfig
+from chatbind_cli.model.config import ChatBindConfig, saved_end_ids
 from chatbind_cli.model.pretrained import make_config, open_model
 from chatbind_cli.model.projector_file import (
     ProjectorFile,
@@ -53,7 +53,11 @@ def load_published(
     """
     config, tokenizer, projector = read_published(folder)
     base = open_model(
-        folder, LlamaForCausalLM, config=cast(LlamaConfig, config.text_config), **options
+        folder,
+        LlamaForCausalLM,
+        config=cast(LlamaConfig, config.text_config),
+        generation_config=config.generation(saved_end_ids(folder)),
+        **options,
     )
     model = ChatBindForConditionalGeneration(config, base)
     model.projector.to(device=base.device, dtype=base.dtype)

@@ -8,50 +8,29 @@ nor media. Knows nothing of conversations and language models.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from chatbind_cli.console import Progress
 from chatbind_cli.data.encode_sinks import StoreSink
 from chatbind_cli.data.encoding import EncodingOptions, encode_items
+from chatbind_cli.data.lookup import Embeddings, open_stores, options_in
 from chatbind_cli.data.media_items import MediaFolder, MediaItem
 from chatbind_cli.data.store import EmbeddingStore
-from chatbind_cli.errors import StoreError
+from chatbind_cli.data.store_meta import StoreMeta
 from chatbind_cli.imagebind.encoder import Encoder
 from chatbind_cli.media.options import MediaOptions
+from chatbind_cli.model.config import MODEL_TYPE, ChatBindConfig
+from chatbind_cli.model.fit import EncoderInfo, encoder_of
+from chatbind_cli.model.projector_file import read_projector
+from chatbind_cli.model.published import is_published, read_published
 from chatbind_cli.model.turns import MediaRef
 from chatbind_cli.training.rundir import part_name
+from chatbind_cli.training.settings import TrainingSettings
+from chatbind_cli.weights.json_file import read_json
 
 _READERS = 4  # threads that decode ahead while a GPU encodes
-
-
-class Embeddings:
-    """Embeddings by the names that records use, from one store or several."""
-
-    def __init__(self, stores: Sequence[EmbeddingStore]) -> None:
-        self._stores = list(stores)
-
-    def __contains__(self, medium: MediaRef) -> bool:
-        """Whether one of the stores has it."""
-        return any((medium.modality, medium.ref) in store for store in self._stores)
-
-    def rows(self, media: Iterable[MediaRef]) -> torch.Tensor | None:
-        """The embeddings of media, float32 [media, dim], in order; None for no media.
-
-        Raises:
-            StoreError: a medium is not there.
-        """
-        found = [self._row(medium) for medium in media]
-        return torch.stack(found) if found else None
-
-    def _row(self, medium: MediaRef) -> torch.Tensor:
-        for store in self._stores:
-            row = store.get(medium.modality, name=medium.ref)
-            if row is not None:
-                return row
-        raise StoreError(f"has no embedding of the {medium.modality} {medium.ref}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,23 +47,52 @@ class Share:
         return self.folder / part_name(self.rank)
 
 
-def open_parts(folder: Path) -> list[EmbeddingStore]:
-    """The stores that the processes of a run, and of killed ones before it, have filled."""
-    # a process that was killed early has left a folder that is no store yet
-    made = sorted(path.parent for path in folder.glob("part-*/store.json"))
-    return [EmbeddingStore.open(part) for part in made]
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What is known of the embeddings that a projector or model has been trained on.
+
+    Attributes:
+        encoder: made them; None where training begins from nothing.
+        media_options: how media became tensors; empty where nothing says.
+    """
+
+    encoder: EncoderInfo | None = None
+    media_options: dict[str, Any] = field(default_factory=dict)
 
 
-def open_stores(folder: Path) -> list[EmbeddingStore]:
-    """A store, or the several that a training run keeps in its `embeddings` folder.
+def origin_of(settings: TrainingSettings) -> Origin:
+    """Looks into the projector, or the ChatBind model, that training goes on from.
 
     Raises:
-        StoreError: there is none, or they were made by different encoders.
+        ChatBindError: it cannot be read.
     """
-    stores = open_parts(folder) or [EmbeddingStore.open(folder)]
-    if len({store.meta.encoder_sha256 for store in stores}) > 1:
-        raise StoreError("holds embeddings of different encoders", where=str(folder))
-    return stores
+    if settings.projector is not None:
+        info = read_projector(settings.projector).info
+        return Origin(encoder=encoder_of(info), media_options=info.media_options)
+    if is_published(settings.model):
+        config = read_published(settings.model)[0]
+    else:
+        fields = read_json(settings.model / "config.json")
+        if fields.get("model_type") != MODEL_TYPE:
+            return Origin()
+        config = ChatBindConfig.from_dict(fields)
+    return Origin(encoder=encoder_of(config), media_options=config.media_options or {})
+
+
+def stored_embeddings(
+    settings: TrainingSettings, media: Iterable[MediaRef]
+) -> tuple[Embeddings, MediaOptions, StoreMeta]:
+    """The embeddings in the store of the settings, and how they were made.
+
+    Raises:
+        StoreError: they were made in other ways than the training before, or in several.
+    """
+    assert settings.store is not None
+    stores = open_stores(settings.store)
+    used = {medium.modality for medium in media}
+    trained = origin_of(settings).media_options
+    options = options_in(stores, used, trained, where=str(settings.store))
+    return Embeddings(stores, options), options, stores[0].meta
 
 
 def encode_media(
@@ -118,6 +126,8 @@ def encode_media(
         encoder_sha256=encoder.sha256,
         encoder_name=encoder.name,
         dim=encoder.embedding_dim,
+        encoder_dtype=encoder.dtype_name,
+        media_options=options.deciding(),
     )
     with store, Progress(len(mine), "encoding media", "files") as progress:
         sink = StoreSink(store, options)

@@ -225,7 +225,7 @@ def _find_encoder(settings: TrainingSettings, media: list[MediaRef]) -> Path | N
 
 def _bad_media(settings: TrainingSettings, media: Iterable[MediaRef]) -> dict[MediaRef, str]:
     if settings.store is not None:
-        return _missing_rows(settings.store, media)
+        return _missing_rows(settings, list(media))
     # the process that started the workers has looked; half a million look-ups take their time
     return {} if launch.is_worker() else _missing(settings, media)
 
@@ -242,11 +242,11 @@ def _missing(settings: TrainingSettings, media: Iterable[MediaRef]) -> dict[Medi
     return missing
 
 
-def _missing_rows(folder: Path, media: Iterable[MediaRef]) -> dict[MediaRef, str]:
-    """The media of which a store has no embedding, each with the reason."""
-    from chatbind_cli.training.embeddings import Embeddings, open_stores  # noqa: PLC0415  heavy
+def _missing_rows(settings: TrainingSettings, media: list[MediaRef]) -> dict[MediaRef, str]:
+    """The media of which the store has no embedding, each with the reason."""
+    from chatbind_cli.training.embeddings import stored_embeddings  # noqa: PLC0415  heavy
 
-    embeddings = Embeddings(open_stores(folder))
+    embeddings, _, _ = stored_embeddings(settings, media)
     return {
         medium: f"{medium.ref}: the store has no embedding of this {medium.modality}"
         for medium in media

@@ -23,6 +23,7 @@ from chatbind_cli import launch
 from chatbind_cli.artifacts import artifact_record, emit_artifact
 from chatbind_cli.console import note
 from chatbind_cli.data.collate import Collator
+from chatbind_cli.data.lookup import Embeddings, open_parts
 from chatbind_cli.data.tokens import PromptEncoder
 from chatbind_cli.errors import StoreError
 from chatbind_cli.imagebind.encoder import load_encoder
@@ -31,11 +32,11 @@ from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.model.assemble import ChatBind, EncoderInfo, build_chatbind
 from chatbind_cli.training.arguments import on_gpu, training_arguments
 from chatbind_cli.training.embeddings import (
-    Embeddings,
+    Origin,
     Share,
     encode_media,
-    open_parts,
-    open_stores,
+    origin_of,
+    stored_embeddings,
 )
 from chatbind_cli.training.inputs import Inputs, Rejected, media_folder
 from chatbind_cli.training.log import TrainingLog
@@ -60,6 +61,7 @@ from chatbind_cli.training.stages import fold_rows, select_trainable
 from chatbind_cli.training.trainer import ChatBindTrainer
 
 _MULTIPLE_ON_GPU = 8  # lengths that tensor cores like
+_IMAGEBIND_WIDTH = 1024
 
 
 def train(settings: TrainingSettings, inputs: Inputs) -> None:
@@ -120,11 +122,12 @@ def _written_by_others(settings: TrainingSettings) -> Iterator[str]:
 def _train(
     settings: TrainingSettings, inputs: Inputs, folder: RunFolder, arguments: TrainingArguments
 ) -> Record:
-    options = MediaOptions()
     if settings.store is not None:
-        embeddings, encoder = _from_store(settings)
+        embeddings, encoder, options = _from_store(settings, inputs)
     else:
-        inputs, embeddings, encoder = _from_media(settings, inputs, folder, options)
+        origin = origin_of(settings)
+        options = MediaOptions.known(origin.media_options)
+        inputs, embeddings, encoder = _from_media(settings, inputs, folder, origin, options)
     _report_inputs(inputs)
     set_seed(settings.seed)
     bundle = _build(settings, encoder, options)
@@ -147,10 +150,10 @@ def _train(
     return record
 
 
-def _from_store(settings: TrainingSettings) -> tuple[Embeddings, EncoderInfo]:
-    assert settings.store is not None
-    stores = open_stores(settings.store)
-    meta = stores[0].meta
+def _from_store(
+    settings: TrainingSettings, inputs: Inputs
+) -> tuple[Embeddings, EncoderInfo, MediaOptions]:
+    embeddings, options, meta = stored_embeddings(settings, inputs.media)
     path = None
     if settings.encoder is not None:
         encoder = load_encoder(settings.encoder)
@@ -161,29 +164,51 @@ def _from_store(settings: TrainingSettings) -> tuple[Embeddings, EncoderInfo]:
             )
         path = str(encoder.path.resolve())
     info = EncoderInfo(
-        name=meta.encoder_name, sha256=meta.encoder_sha256, embedding_dim=meta.dim, path=path
+        name=meta.encoder_name,
+        sha256=meta.encoder_sha256,
+        embedding_dim=meta.dim,
+        path=path,
+        dtype=meta.encoder_dtype,
     )
-    return Embeddings(stores), info
+    return embeddings, info, options
+
+
+def _unseen_encoder(origin: Origin) -> EncoderInfo:
+    """The encoder of a training that sees no media, where none is named."""
+    if origin.encoder is not None:
+        return origin.encoder
+    note(
+        f"the data name no media, and there is no --encoder: assuming embeddings of width "
+        f"{_IMAGEBIND_WIDTH}, as ImageBind-Huge makes them"
+    )
+    return EncoderInfo(name="none", sha256=None, embedding_dim=_IMAGEBIND_WIDTH)
 
 
 def _from_media(
-    settings: TrainingSettings, inputs: Inputs, folder: RunFolder, options: MediaOptions
+    settings: TrainingSettings,
+    inputs: Inputs,
+    folder: RunFolder,
+    origin: Origin,
+    options: MediaOptions,
 ) -> tuple[Inputs, Embeddings, EncoderInfo]:
     """Encodes what no process of this or an earlier run has; leaves out what cannot be read."""
     parts = folder.path / EMBEDDINGS
     if inputs.encoder is None:
-        return inputs, Embeddings([]), EncoderInfo(name="none", sha256=None, embedding_dim=1024)
-    encoder = load_encoder(inputs.encoder, device="cuda" if on_gpu(settings) else "cpu")
+        return inputs, Embeddings([]), _unseen_encoder(origin)
+    device = "cuda" if on_gpu(settings) else "cpu"
+    dtype = (origin.encoder and origin.encoder.dtype) or "float32"
+    encoder = load_encoder(inputs.encoder, device=device, dtype=getattr(torch, dtype))
     info = EncoderInfo(
         name=encoder.name,
         sha256=encoder.sha256,
         embedding_dim=encoder.embedding_dim,
         path=str(encoder.path.resolve()),
+        dtype=encoder.dtype_name,
     )
     # once training has begun, the set of its samples stays as it is
     fixed = folder.last_checkpoint() is not None
     bad = Rejected.load(folder.path / REJECTED_FILE).media() if fixed else {}
-    had = Embeddings(open_parts(parts))
+    had = Embeddings(open_parts(parts), options)
     missing = [medium for medium in inputs.media if medium not in bad and medium not in had]
     # every process must have looked before the first one adds to what there is
     PartialState().wait_for_everyone()
@@ -196,7 +221,7 @@ def _from_media(
     if settings.on_error == "fail":
         inputs.rejected.stop(folder.path / REJECTED_FILE)
     PartialState().wait_for_everyone()
-    return inputs, Embeddings(open_parts(parts)), info
+    return inputs, Embeddings(open_parts(parts), options), info
 
 
 def _report_inputs(inputs: Inputs) -> None:
@@ -217,7 +242,7 @@ def _build(settings: TrainingSettings, encoder: EncoderInfo, options: MediaOptio
         use_start_end=settings.use_start_end,
         prompt_style=settings.prompt_style,
         stage=settings.stage,
-        media_options={"clip_sampler": options.clip_sampler},
+        media_options=options.deciding(),
         command=shlex.join(["chatbind", *settings.command]),
         dtype=_weights_dtype(settings),
     )

@@ -27,6 +27,7 @@ from chatbind_cli.folders import (
     remove_made,
 )
 from chatbind_cli.jsonl import Record, dumps
+from chatbind_cli.numerals import whole_number
 
 RUN_FILE: Final = "run.json"
 LOG_FILE: Final = "log.jsonl"
@@ -139,9 +140,10 @@ class RunFolder:
     def checkpoints(self) -> list[Path]:
         """All checkpoints, oldest first."""
         found = [
-            (int(folder.name.removeprefix(_PREFIX)), folder)
+            (step, folder)
             for folder in self.path.glob(f"{_PREFIX}*")
-            if folder.is_dir() and folder.name.removeprefix(_PREFIX).isdigit()
+            if (step := whole_number(folder.name.removeprefix(_PREFIX))) is not None
+            and folder.is_dir()
         ]
         return [folder for _, folder in sorted(found)]
 

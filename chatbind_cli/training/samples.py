@@ -10,8 +10,8 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from chatbind_cli.data.conversations import Conversations
+from chatbind_cli.data.lookup import Embeddings
 from chatbind_cli.data.tokens import PromptEncoder
-from chatbind_cli.training.embeddings import Embeddings
 
 
 class TrainingSamples(Dataset[dict[str, Any]]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,57 @@ def test_the_identity_is_that_of_the_content(world: World, tmp_path: Path) -> No
     content[-1] ^= 1
     weights.write_bytes(content)
     assert open_model(model, device="cpu").sha256 != first.sha256
+
+
+def edited(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_every_file_that_changes_an_answer_changes_the_identity(
+    world: World, tmp_path: Path
+) -> None:
+    seen = {open_model(world.model, device="cpu").sha256}
+    changes: list[Callable[[Path], object]] = [
+        lambda folder: edited(folder / "config.json", normalize_embeddings=False),
+        lambda folder: edited(folder / "config.json", prompt_style="v0"),
+        lambda folder: edited(folder / "config.json", media_options={"video_clips": 2}),
+        lambda folder: edited(folder / "tokenizer_config.json", model_max_length=7),
+        lambda folder: edited(folder / "generation_config.json", eos_token_id=[2, 5]),
+        lambda folder: (folder / "chat_template.jinja").write_text("{{ messages }}"),
+        lambda folder: (folder / "special_tokens_map.json").write_text("{}"),
+        lambda folder: (folder / "merges.txt").write_text("a b"),
+        lambda folder: (folder / "adapter_config.json").write_text("{}"),
+    ]
+    for number, change in enumerate(changes):
+        folder = shutil.copytree(world.model, tmp_path / str(number))
+        opened = open_model(folder, device="cpu")
+        change(folder)
+        seen.add(opened.sha256)
+    assert len(seen) == len(changes) + 1
+
+
+def test_what_only_tells_of_a_models_origin_leaves_the_identity(
+    world: World, tmp_path: Path
+) -> None:
+    folder = moved(world, tmp_path / "renamed", path="elsewhere", name="other")
+    origin = {"_name_or_path": "x", "transformers_version": "9", "provenance": {"command": "x"}}
+    edited(folder / "config.json", dtype="bfloat16", **origin)
+    edited(folder / "generation_config.json", transformers_version="9", temperature=0.2)
+    (folder / "README.md").write_text("changed")
+    wanted = open_model(world.model, device="cpu").sha256
+    assert open_model(folder, device="cpu").sha256 == wanted
+
+
+def test_the_sizes_of_an_encoder_are_part_of_its_identity(world: World, tmp_path: Path) -> None:
+    shutil.copytree(world.encoder, tmp_path / "encoder")
+    before = finder(world.model, tmp_path / "encoder").identity()
+    edited(tmp_path / "encoder" / "config.json", vision_num_heads=4)
+    after = finder(world.model, tmp_path / "encoder").identity()
+    assert before.keys() == after.keys() == {"encoder_config_sha256"}
+    assert before != after
+    unpinned = moved(world, tmp_path / "model", sha256=None)
+    assert "encoder_sha256" in finder(unpinned, world.encoder).identity()
+    assert finder(world.model, tmp_path / "nowhere").identity() == {}
 
 
 def test_a_language_model_with_a_projector_is_the_same_model(world: World) -> None:

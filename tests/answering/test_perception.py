@@ -93,7 +93,7 @@ def test_a_store_is_asked_by_name(tmp_path: Path) -> None:
     vector = torch.arange(DIM, dtype=torch.float32)
     with EmbeddingStore.open(tmp_path, "a", encoder_sha256="0" * 64, dim=DIM) as store:
         store.add("a/x.png", "image", "1" * 64, "image/v1", vector)
-    eyes = StoredPerception(EmbeddingStore.open(tmp_path, "r"))
+    eyes = StoredPerception([EmbeddingStore.open(tmp_path, "r")], MediaOptions())
     found, missing = eyes.look([Attachment("a/x.png", "image"), Attachment("y.png", "image")])
     assert isinstance(found, Percept)
     assert torch.equal(found.embedding, vector)

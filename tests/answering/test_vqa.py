@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from chatbind_cli import cli
@@ -63,10 +64,11 @@ def test_questions_on_stdin_are_answered_on_stdout(world: World) -> None:
         "image",
     }
     assert records[0]["model_id"] == "model"
-    assert records[0]["metadata"] | {"model_sha256": ""} == {
+    unknown = {"model_sha256": "", "encoder_config_sha256": ""}
+    assert records[0]["metadata"] | unknown == {
+        **unknown,
         "n_tokens": 8,
         "finish_reason": "length",
-        "model_sha256": "",
         "prompt_style": "vicuna_v1_1",
         "max_new_tokens": 8,
         "temperature": 0.0,
@@ -170,7 +172,8 @@ def test_a_store_takes_the_place_of_media_and_encoder(world: World, tmp_path: Pa
     encoder = load_encoder(world.encoder)
     sha256 = sha256_file(world.encoder / WEIGHTS_NAME)
     options = {"encoder_sha256": sha256, "dim": 8, "dtype": "float32"}
-    with EmbeddingStore.open(tmp_path / "store", "a", **options) as store:
+    # as a training run keeps them
+    with EmbeddingStore.open(tmp_path / "store" / "part-00000", "a", **options) as store:
         for name in {record["image"] for record in asked}:
             media = load_media(world.media / name)
             [row] = encoder.embed([media], normalize=False)
@@ -178,8 +181,21 @@ def test_a_store_takes_the_place_of_media_and_encoder(world: World, tmp_path: Pa
     path = write_jsonl(tmp_path / "q.jsonl", asked)
     direct = vqa(world, "-q", path)
     stored = vqa(world, "-q", path, "--store", tmp_path / "store", "--encoder", "nowhere")
-    assert stored.stdout == direct.stdout
-    assert len(stored.stdout.splitlines()) == len(asked)
+    texts = [[json.loads(line)["text"] for line in r.stdout.splitlines()] for r in (direct, stored)]
+    assert texts[0] == texts[1]
+    assert len(texts[0]) == len(asked)
+    with EmbeddingStore.open(tmp_path / "other", "a", **options) as store:
+        store.add("x.wav", "audio", "1" * 64, "audio/v1/2/2.0/imagebind", torch.ones(8))
+        store.add("0.png", "image", "2" * 64, "image/v1", torch.ones(8))
+    asked = [{"question_id": 1, "text": "?", "audio": "x.wav"}, {"question_id": 2, "text": "?"}]
+    question = lines(asked)
+    refused = vqa(world, "--store", tmp_path / "other", stdin=question)
+    assert isinstance(refused.exception, SomeRecordsFailed)
+    [first, second] = [json.loads(line) for line in refused.stdout.splitlines()]
+    assert "not as the model takes it (audio/v1/3/2.0/imagebind)" in first["error"]
+    assert second["text"]
+    taken = vqa(world, "--store", tmp_path / "other", "--audio-clips", "2", stdin=question)
+    assert taken.exception is None
 
 
 def test_a_missing_encoder_ends_the_run_unless_no_question_needs_one(world: World) -> None:

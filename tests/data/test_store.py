@@ -361,3 +361,14 @@ def test_cc3m_595k_fits_in_its_budget(tmp_path: Path) -> None:
     size = sum(path.stat().st_size for path in (tmp_path / "s").iterdir())
     assert size * total / n < 1.3e9
     assert size / n < 2048 + 46 + len("GCC_train_000000000.jpg") + 1  # vector, columns, name
+
+
+def test_a_shard_whose_kinds_make_no_sense_is_broken(tmp_path: Path) -> None:
+    with writer(tmp_path) as store:
+        fill(store, range(3))
+    [path] = tmp_path.glob("shard-*")
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b'[[\\"image\\"', b'[[[\\"mage\\"', 1))
+    assert path.read_bytes() != data
+    with pytest.raises(StoreError, match="shard is broken"):
+        EmbeddingStore.open(tmp_path)

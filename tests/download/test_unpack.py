@@ -1,3 +1,4 @@
+import gzip
 import io
 import stat
 import tarfile
@@ -110,6 +111,87 @@ def test_a_member_larger_than_the_archive_says_is_refused(tmp_path):
     with pytest.raises(DownloadError, match="larger than|broken archive|cut short"):
         unpack(path, tmp_path / "out")
     assert found(tmp_path / "out") == {}
+
+
+def tar_header(kind, size, name="x"):
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_header_of_gigabytes_is_refused_unread(tmp_path, kind, packed, first):
+    before = b"" if first else tar_header(tarfile.REGTYPE, 0)
+    data = before + tar_header(kind, 3 << 30) + bytes(100_000)
+    path = tmp_path / "x"
+    path.write_bytes(gzip.compress(data) if packed else data)
+    with pytest.raises(DownloadError, match="a header of 3221225472 bytes; do not trust it"):
+        unpack(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_members_without_end_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("chatbind_cli.download.archives._MOST_MEMBERS", 50)
+    entries = b"".join(tar_header(tarfile.DIRTYPE, 0, f"d{n}") for n in range(60))
+    (tmp_path / "x").write_bytes(entries + bytes(1024))
+    make_zip(tmp_path / "y", {f"f{n}": b"" for n in range(60)})
+    for name in ("x", "y"):
+        with pytest.raises(DownloadError, match=r"more than \d+ members"):
+            unpack(tmp_path / name, tmp_path / "out")
+
+
+def test_headers_that_unpack_to_gigabytes_are_refused(tmp_path, monkeypatch):
+    with tarfile.open(tmp_path / "x", "w:gz", format=tarfile.PAX_FORMAT) as archive:
+        for n in range(5):
+            info = tarfile.TarInfo(f"f{n}")
+            info.pax_headers = {"comment": "x" * 100_000}
+            archive.addfile(info)
+    assert unpack(tmp_path / "x", tmp_path / "fine") == 5
+    monkeypatch.setattr("chatbind_cli.download.archives._ALWAYS_FINE_BYTES", 1000)
+    monkeypatch.setattr("chatbind_cli.download.archives._MOST_MEMBERS", 10)
+    with pytest.raises(DownloadError, match="not plausible"):
+        unpack(tmp_path / "x", tmp_path / "out")
+
+
+def test_headers_of_headers_of_headers_are_one_line(tmp_path):
+    chain = (tar_header(tarfile.XGLTYPE, 512) + b"11 a=bcdef\n".ljust(512, b"\0")) * 3000
+    (tmp_path / "x").write_bytes(gzip.compress(tar_header(tarfile.REGTYPE, 0) + chain))
+    with pytest.raises(DownloadError, match="cannot be unpacked"):
+        unpack(tmp_path / "x", tmp_path / "out")
+
+
+def test_names_that_no_disk_takes_are_refused(tmp_path):
+    archive = make_tar(tmp_path / "x", {"a" * 5000: b""})
+    with pytest.raises(DownloadError, match="whose name has 5000 characters"):
+        unpack(archive, tmp_path / "out")
+
+
+def test_a_zip_whose_directory_lies_is_refused(tmp_path):
+    path = make_zip(tmp_path / "x", {"f": b"1"})
+    data = bytearray(path.read_bytes())
+    at = data.rindex(b"PK\x05\x06") + 12
+    data[at : at + 4] = (3 << 30).to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(DownloadError, match="archive"):
+        unpack(path, tmp_path / "out")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("f", bytes(10_000_000))
+    with pytest.raises(DownloadError, match="compressed by method 12"):
+        unpack(path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_large_members_come_out_of_every_kind_of_tar(tmp_path, mode):
+    data = bytes(range(256)) * 12_345
+    with tarfile.open(tmp_path / "x", mode) as archive:
+        for name in ("a", "folder/b", "c" * 200):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    assert unpack(tmp_path / "x", tmp_path / "out") == 3
+    assert set(found(tmp_path / "out").values()) == {data}
 
 
 def test_no_room_is_said_before_anything_is_written(tmp_path, monkeypatch):

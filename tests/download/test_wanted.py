@@ -94,3 +94,24 @@ def test_patterns_choose_files_of_repositories_alone(tmp_path):
         requests_for(["vicuna-7b"], tmp_path, include=["*.json"])
     with pytest.raises(UsageError, match="nothing to --unpack"):
         requests_for(["https://h/f.bin"], tmp_path, unpack=True)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "http://[::1",
+        "http://h:99999/x",
+        "http://h:0/x",
+        "http://h:\u00b2/x",
+        "http://",
+        "https:///x",
+        "http://user@/x",
+        "http://h/a\nb",
+        "http://h/\udcff",
+    ],
+)
+def test_what_is_no_url_is_a_usage_error_of_one_line(word: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as error:
+        requests_for([word], tmp_path)
+    assert "\n" not in str(error.value)
+    str(error.value).encode()

@@ -142,6 +142,110 @@ def test_a_body_that_is_compressed_all_the_same_is_unpacked(client, server, faul
     assert all("Range" not in headers for headers in server.gets("/f"))
 
 
+def answers(handler, status, headers, body):
+    handler.send_response(status)
+    for name, value in headers.items():
+        handler.send_header(name, value)
+    handler.end_headers()
+    handler.wfile.write(body)
+    handler.wfile.flush()
+    handler.close_connection = True
+    return True
+
+
+FIRST = {"ETag": '"one"', "Last-Modified": "Mon, 02 Nov 2026 10:00:00 GMT"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ETag": '"two"'},
+        {"Last-Modified": "Tue, 03 Nov 2026 10:00:00 GMT"},
+        {"Content-Range": "bytes 1000-2999999/4000000"},
+        {"Content-Range": "bytes 0-2999999/3000000"},
+        {"Content-Range": "bytes \u00b2-2999999/3000000"},
+        {"Content-Range": f"bytes {'1' * 5000}-2999999/3000000"},
+        {"Content-Encoding": "gzip"},
+    ],
+)
+def test_a_part_of_another_version_is_never_glued_on(client, server, fault, tmp_path, change):
+    def first(handler):
+        head = {**FIRST, "Content-Length": str(len(DATA))}
+        return answers(handler, 200, head, DATA[:1000])
+
+    def second(handler):
+        # as a server that does not heed If-Range
+        head = {**FIRST, "Content-Range": f"bytes 1000-2999999/{len(DATA)}"} | change
+        return answers(handler, 206, head, b"x" * (len(DATA) - 1000))
+
+    server.files["/f"] = DATA
+    server.faults["/f"] += [first, second]
+    fetch(client, server, tmp_path / "f")
+    assert (tmp_path / "f").read_bytes() == DATA
+    _, second_, third = server.gets("/f")
+    assert second_["Range"] == "bytes=1000-"
+    assert second_["If-Range"] == '"one"'
+    assert "Range" not in third
+
+
+def test_a_body_is_as_long_as_was_told_at_most(client, server, fault, tmp_path, monkeypatch):
+    def endless(handler):
+        return answers(handler, 200, {}, bytes(3_000_000))
+
+    def more(handler):
+        head = {**FIRST, "Content-Range": f"bytes 1000-2999999/{len(DATA)}"}
+        return answers(handler, 206, head, bytes(len(DATA)))
+
+    server.files["/f"] = DATA
+    server.faults["/f"] += [endless]
+    with pytest.raises(DownloadError, match=r"has more than 0\.00 MB; do not trust it"):
+        fetch(client, server, tmp_path / "f", bytes=1000)
+    assert leftovers(tmp_path) == []
+    monkeypatch.setattr("chatbind_cli.download.web._MOST_UNTOLD_BYTES", 1_000_000)
+    server.faults["/f"] += [endless]
+    with pytest.raises(DownloadError, match=r"more than 1\.00 MB, and the server does not tell"):
+        fetch(client, server, tmp_path / "f")
+    bomb = gzip.compress(bytes(50_000_000))
+    server.faults["/f"] += [
+        lambda handler: answers(handler, 200, {"Content-Encoding": "gzip"}, bomb)
+    ]
+    with pytest.raises(DownloadError, match=r"more than 1\.00 MB"):
+        fetch(client, server, tmp_path / "f")
+    server.faults["/f"] += [lambda handler: answers(handler, 200, {"Content-Encoding": "br"}, b"")]
+    with pytest.raises(DownloadError, match="comes compressed as 'br', unasked"):
+        fetch(client, server, tmp_path / "f")
+    head = {**FIRST, "Content-Length": str(len(DATA))}
+    server.faults["/f"] += [lambda handler: answers(handler, 200, head, DATA[:1000]), more]
+    with pytest.raises(DownloadError, match=r"has more than 3\.00 MB"):
+        fetch(client, server, tmp_path / "f")
+
+
+@pytest.mark.parametrize("value", ["\u00b2", "9" * 5000, "-1", "1e9", "Mon, 99 Foo 2026"])
+def test_a_retry_after_of_nonsense_is_passed_over(client, server, fault, tmp_path, value):
+    server.files["/f"] = DATA
+    server.faults["/f"] += [
+        lambda handler: answers(handler, 429, {"Retry-After": value, "Content-Length": "0"}, b"")
+    ]
+    [wait] = fetch(client, server, tmp_path / "f")
+    assert wait < 1
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["http://[::1", "http://127.0.0.1:99999/x", "http://\u00ff.\ud7ff/", "file:///etc/x"],
+)
+def test_a_redirect_to_nowhere_is_one_line(client, server, fault, tmp_path, location):
+    server.files["/f"] = DATA
+    server.faults["/f"] += [
+        lambda handler: answers(
+            handler, 302, {"Location": location.encode().decode("latin-1")}, b""
+        )
+    ] * 5
+    with pytest.raises(DownloadError, match="fetched") as error:
+        fetch(client, server, tmp_path / "f")
+    assert "\n" not in str(error.value)
+
+
 def test_a_server_that_stalls_is_given_up_after_some_tries(client, server, fault, tmp_path):
     server.files["/f"] = DATA
     server.faults["/f"] += [fault.stall(1.0)] * 5

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from chatbind_cli.data.lookup import Embeddings, open_parts, open_stores
 from chatbind_cli.data.media_items import MediaFolder
 from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.errors import StoreError
@@ -15,13 +16,7 @@ from chatbind_cli.imagebind.encoder import Encoder, load_encoder
 from chatbind_cli.media.load import load_media
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.model.turns import MediaRef
-from chatbind_cli.training.embeddings import (
-    Embeddings,
-    Share,
-    encode_media,
-    open_parts,
-    open_stores,
-)
+from chatbind_cli.training.embeddings import Share, encode_media
 
 OPTIONS = MediaOptions()
 

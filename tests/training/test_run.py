@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from chatbind_cli.jsonl import read_records
 from chatbind_cli.model.assemble import load_chatbind
 from chatbind_cli.model.projector_file import read_projector
+from tests.training.conftest import DIM
 
 FAST = ("--max-steps", "3", "--learning-rate", "0.01")
 
@@ -244,7 +245,46 @@ def test_text_only_data_need_neither_media_nor_encoder(world, here, tmp_path) ->
     at = words.index("--store")
     del words[at : at + 2]
     words[words.index("--data") + 1] = str(data)
-    assert here("finetune", *words).code == 0
+    done = here("finetune", *words)
+    assert done.code == 0
+    assert "assuming embeddings of width 1024" in done.stderr
+    # what is known of the encoder counts: the option, or the model to go on from
+    words[words.index("-o") + 1] = str(tmp_path / "with")
+    done = here("finetune", *words, "--encoder", str(world.imagebind))
+    assert done.code == 0, done.stderr
+    assert load_chatbind(tmp_path / "with").config.embedding_dim == DIM
+    words[words.index("-o") + 1] = str(tmp_path / "on")
+    words[words.index("-m") + 1] = str(tmp_path / "with")
+    done = here("finetune", *words)
+    assert done.code == 0, done.stderr
+    assert "assuming" not in done.stderr
+    config = load_chatbind(tmp_path / "on").config
+    assert (config.embedding_dim, config.encoder["name"]) == (DIM, "imagebind")
+
+
+def test_how_a_store_was_made_is_part_of_the_model(world, here, tmp_path) -> None:
+    encode = ["encode", "--encoder", str(world.imagebind), "--device", "cpu"]
+    encode += ["--data", str(world.captions), "--media-root", str(world.media)]
+    for name in ("imagebind", "chatbind"):
+        done = here(*encode, "--store", str(tmp_path / name), "--clip-sampler", name)
+        assert done.code == 0, done.stderr
+
+    def words(output: str, store: str) -> list[str]:
+        made = world.args(tmp_path / output, *FAST)
+        made[made.index("--store") + 1] = str(tmp_path / store)
+        return made
+
+    assert here("pretrain", *words("pre", "chatbind")).code == 0
+    projector = tmp_path / "pre" / "projector.safetensors"
+    info = read_projector(projector).info
+    assert info.media_options["clip_sampler"] == "chatbind"
+    assert info.encoder["dtype"] == "float32"
+    on = ("--projector", str(projector))
+    refused = here("finetune", *words("out", "imagebind"), *on)
+    assert refused.code == 1
+    assert "the store has clip_sampler imagebind, what training goes on from has" in refused.stderr
+    assert here("finetune", *words("out", "chatbind"), *on).code == 0
+    assert load_chatbind(tmp_path / "out").config.media_options["clip_sampler"] == "chatbind"
 
 
 def test_samples_that_are_cut_before_their_answer_do_no_harm(world, here, tmp_path) -> None:

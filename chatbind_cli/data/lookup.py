@@ -1,0 +1,161 @@
+"""Embeddings by the names that records use, from one store or the several of a training run.
+
+Of a medium that was encoded in several ways only the rows of one way count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from chatbind_cli.data.store import EmbeddingStore
+from chatbind_cli.errors import ChatBindError, StoreError
+from chatbind_cli.media.options import MediaOptions, options_of
+from chatbind_cli.model.turns import MediaRef
+
+_ANEW = "encode the media into a store of their own, all with the same options"
+
+
+class Embeddings:
+    """Embeddings by the names that records use, from one store or several.
+
+    Args:
+        stores: open for reading.
+        options: how the media became tensors; rows that were made otherwise do not count. None:
+            the newest row counts, whatever made it.
+    """
+
+    def __init__(
+        self, stores: Sequence[EmbeddingStore], options: MediaOptions | None = None
+    ) -> None:
+        self._stores = list(stores)
+        self._options = options
+
+    def __contains__(self, medium: MediaRef) -> bool:
+        """Whether one of the stores has it."""
+        return self.find(medium) is not None
+
+    def find(self, medium: MediaRef) -> torch.Tensor | None:
+        """The embedding of a medium, float32 [dim]; None if there is none of these options."""
+        made = self._options.fingerprint(medium.modality) if self._options else None
+        for store in self._stores:
+            row = store.get(medium.modality, name=medium.ref, fingerprint=made)
+            if row is not None:
+                return row
+        return None
+
+    def rows(self, media: Iterable[MediaRef]) -> torch.Tensor | None:
+        """The embeddings of media, float32 [media, dim], in order; None for no media.
+
+        Raises:
+            StoreError: a medium is not there.
+        """
+        found = [self._row(medium) for medium in media]
+        return torch.stack(found) if found else None
+
+    def _row(self, medium: MediaRef) -> torch.Tensor:
+        row = self.find(medium)
+        if row is None:
+            raise StoreError(f"has no embedding of the {medium.modality} {medium.ref}")
+        return row
+
+
+def open_parts(folder: Path) -> list[EmbeddingStore]:
+    """The stores that the processes of a run, and of killed ones before it, have filled."""
+    # a process that was killed early has left a folder that is no store yet
+    made = sorted(path.parent for path in folder.glob("part-*/store.json"))
+    return [EmbeddingStore.open(part) for part in made]
+
+
+def open_stores(folder: Path, **expected: Any) -> list[EmbeddingStore]:
+    """A store, or the several that a training run keeps in its `embeddings` folder.
+
+    Args:
+        folder: either.
+        expected: what each must be, see `EmbeddingStore.open`.
+
+    Raises:
+        StoreError: there is none, or they were made by different encoders.
+    """
+    parts = sorted(path.parent for path in folder.glob("part-*/store.json"))
+    stores = [EmbeddingStore.open(part, **expected) for part in parts or [folder]]
+    if len({(store.meta.encoder_sha256, store.meta.encoder_dtype) for store in stores}) > 1:
+        raise StoreError("holds embeddings of different encoders", where=str(folder))
+    return stores
+
+
+def options_in(
+    stores: Sequence[EmbeddingStore],
+    used: Collection[str],
+    trained: Mapping[str, Any],
+    *,
+    where: str,
+) -> MediaOptions:
+    """How the media of stores became tensors, as far as training is concerned.
+
+    Args:
+        stores: what `open_stores` gave.
+        used: the modalities that are trained on.
+        trained: the media options of what training goes on from; empty where nothing is known.
+        where: the stores' folder.
+
+    Raises:
+        StoreError: they differ from those of training, or from one another.
+    """
+    told = _Told(where)
+    told.add(trained, "what training goes on from")
+    for store in stores:
+        told.add(store.meta.media_options or {}, "the store")
+    made: dict[str, set[str]] = {}
+    for modality, fingerprint in {kind for store in stores for kind in store.kinds()}:
+        made.setdefault(modality, set()).add(fingerprint)
+    for modality in sorted(made, key=lambda name: (name not in used, name)):
+        found = made[modality]
+        if len(found) > 1 and trained:
+            found = found & {told.options().fingerprint(modality)} or found
+        try:
+            if len(found) > 1:
+                raise StoreError(
+                    f"holds {modality} embeddings that were made in {len(found)} ways "
+                    f"({', '.join(sorted(found))})",
+                    where=where,
+                    hint=_ANEW,
+                )
+            told.add(_options_of(min(found), where), f"its {modality} embeddings")
+        except StoreError:
+            if modality in used:
+                raise
+    return told.options()
+
+
+class _Told:
+    """Media options from several sources that have to agree."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._values: dict[str, tuple[Any, str]] = {}
+
+    def add(self, values: Mapping[str, Any], who: str) -> None:
+        for name, value in values.items():
+            other, by = self._values.get(name, (value, who))
+            if other != value and {other, value} != {"chatbind", "pytorchvideo"}:
+                raise StoreError(
+                    f"{who} has {name} {value}, {by} has {other}", where=self._where, hint=_ANEW
+                )
+        self._values = {**{name: (value, who) for name, value in values.items()}, **self._values}
+
+    def options(self) -> MediaOptions:
+        try:
+            return MediaOptions.known({name: value for name, (value, _) in self._values.items()})
+        except ChatBindError as error:
+            raise StoreError(error.what, where=self._where, hint=error.hint) from error
+
+
+def _options_of(fingerprint: str, where: str) -> dict[str, Any]:
+    try:
+        return options_of(fingerprint)
+    except ValueError as error:
+        raise StoreError(f"cannot be trained on: {error}", where=where) from error

@@ -1,0 +1,92 @@
+"""Embeddings by name: which rows count, and what stores say about their making."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from chatbind_cli.data.lookup import Embeddings, open_stores, options_in
+from chatbind_cli.data.store import EmbeddingStore
+from chatbind_cli.errors import StoreError
+from chatbind_cli.media.options import MediaOptions
+from chatbind_cli.model.turns import MediaRef
+
+OURS = MediaOptions()
+OTHER = MediaOptions(clip_sampler="chatbind", video_clips=2)
+
+
+def fill(folder: Path, *rows: tuple[str, MediaOptions], **values: Any) -> Path:
+    """Adds a row a (name, options); its embedding is its number, counted from 1."""
+    known: dict[str, Any] = {"encoder_sha256": "ab" * 32, "dim": 2, **values}
+    with EmbeddingStore.open(folder, "a", **known) as store:
+        for number, (name, options) in enumerate(rows, 1):
+            row = torch.full((2,), float(number))
+            modality = "image" if name.endswith("png") else "video"
+            store.add(name, modality, f"{number:064x}", options.fingerprint(modality), row)
+    return folder
+
+
+def agreed(folder: Path, *used: str, **trained: Any) -> MediaOptions:
+    return options_in(open_stores(folder), used, trained, where=str(folder))
+
+
+def test_a_store_says_what_made_it_even_where_its_rows_do_not(tmp_path: Path) -> None:
+    fill(tmp_path, ("a.png", OTHER), media_options=OTHER.deciding(), encoder_dtype="bfloat16")
+    assert agreed(tmp_path, "image") == OTHER
+    assert EmbeddingStore.open(tmp_path).meta.encoder_dtype == "bfloat16"
+    with pytest.raises(StoreError, match="encoder dtype bfloat16, not float32"):
+        fill(tmp_path, media_options=OTHER.deciding(), encoder_dtype="float32")
+
+
+def test_the_rows_of_an_older_store_tell_it(tmp_path: Path) -> None:
+    fill(tmp_path, ("a.png", OURS), ("a.mp4", OTHER))
+    assert EmbeddingStore.open(tmp_path).meta.media_options is None
+    assert agreed(tmp_path, "video") == OTHER
+    assert agreed(tmp_path, "image") == OTHER  # nothing speaks against it
+
+
+def test_a_store_that_differs_from_training_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path / "old", ("a.mp4", OTHER))
+    with pytest.raises(StoreError, match="clip_sampler chatbind, .* has imagebind"):
+        agreed(tmp_path / "old", "video", clip_sampler="imagebind")
+    fill(tmp_path / "new", ("a.png", OTHER), media_options=OTHER.deciding())
+    with pytest.raises(StoreError, match="has video_clips 2, .* has 5"):
+        agreed(tmp_path / "new", "image", **OURS.deciding())
+
+
+def test_rows_of_several_makings_are_refused_unless_training_says_which(tmp_path: Path) -> None:
+    fill(tmp_path, ("a.mp4", OURS), ("a.mp4", OTHER), ("a.png", OURS))
+    with pytest.raises(StoreError, match="video embeddings that were made in 2 ways"):
+        agreed(tmp_path, "video")
+    assert agreed(tmp_path, "image") == OURS
+    options = agreed(tmp_path, "video", **OURS.deciding())
+    assert options == OURS
+    medium = MediaRef("video", "a.mp4")
+    stores = open_stores(tmp_path)
+    for chosen, number in ((OURS, 1.0), (OTHER, 2.0), (None, 2.0)):
+        [row] = Embeddings(stores, chosen).rows([medium])
+        assert row.tolist() == [number, number]
+    assert medium not in Embeddings(stores, MediaOptions(video_clips=9))
+
+
+def test_later_rows_leave_in_the_store_what_all_have_in_common(tmp_path: Path) -> None:
+    fill(tmp_path, ("a.png", OTHER), media_options=OTHER.deciding())
+    fill(tmp_path, ("b.png", OURS), media_options=OURS.deciding())
+    said = EmbeddingStore.open(tmp_path).meta.media_options
+    assert said is not None
+    assert "clip_sampler" not in said
+    assert said["audio_clips"] == OURS.audio_clips
+
+
+def test_a_store_of_nonsense_is_one_error(tmp_path: Path) -> None:
+    fill(tmp_path / "type", ("a.png", OURS), media_options={"video_clips": "x"})
+    with pytest.raises(StoreError, match="wrong type"):
+        agreed(tmp_path / "type", "image")
+    fill(tmp_path / "kind")
+    with EmbeddingStore.open(tmp_path / "kind", "a") as store:
+        store.add("a.mp4", "video", "1" * 64, "video/v1/²/2.0/imagebind", torch.zeros(2))
+    with pytest.raises(StoreError, match="no preprocessing that this version knows"):
+        agreed(tmp_path / "kind", "video")
