@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -131,6 +133,85 @@ def test_what_cannot_be_read_is_a_record_with_an_error_and_exit_code_3(
     assert records[1]["error"] == "nothing.png: no such file"
     assert "2 of 4 files could not be encoded" in message
     assert "Traceback" not in message
+
+
+def write_float_wav(path: Path, samples: np.ndarray[Any, Any], bits: int, code: int) -> None:
+    """A WAV of a kind that the standard library does not write: float, or 64 bits."""
+    data = samples.tobytes()
+    head = struct.pack("<IHHIIHH", 16, code, 1, 16000, 2000 * bits, bits // 8, bits)
+    riff = b"RIFF" + struct.pack("<I", 36 + len(data)) + b"WAVEfmt " + head
+    path.write_bytes(riff + b"data" + struct.pack("<I", len(data)) + data)
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_sounds_that_break_decoder_or_encoder_take_no_other_along(
+    run: Any, tmp_path: Path, workers: str
+) -> None:
+    tone = np.sin(np.arange(32000) / 9)
+    write_float_wav(tmp_path / "64.wav", (tone * 2**62).astype("<i8"), 64, 1)
+    tone[9000] = np.nan
+    write_float_wav(tmp_path / "nan.wav", tone.astype("<f4"), 32, 3)
+    files = ["0.png", tmp_path / "64.wav", tmp_path / "nan.wav", "tone.wav"]
+    code, records, message = run(*files, "--num-workers", workers)
+    assert code == 3, message
+    assert ["embedding" in record for record in records] == [True, False, False, True]
+    assert "2 of 4 files could not be encoded" in message
+    code, records, message = run(*files, "--store", tmp_path / "store")
+    assert code == 3, message
+    assert [Path(record["path"]).name for record in records] == ["64.wav", "nan.wav", "store"]
+    assert records[-1]["rows"] == 2
+
+
+def test_bad_lines_of_a_list_are_records_and_a_second_run_makes_them_anew(
+    run: Any, media: Path, tmp_path: Path
+) -> None:
+    listed = tmp_path / "list.jsonl"
+    listed.write_text(
+        '{"path": "0.png", "encoder": "other", "normalized": 0, "embedding": 1, "error": "old"}\n'
+        '{"path": "gone.png", "encoder": "other", "normalized": 0}\n'
+        'no record\n{"path": "1.png", "weight": NaN}\n{"id": 5}\n'
+    )
+    words = ("--inputs", listed, "--media-root", media, "-o", tmp_path / "out.jsonl")
+    code, _, message = run(*words)
+    assert code == 3, message
+    first = (tmp_path / "out.jsonl").read_text()
+    records = [json.loads(line) for line in first.splitlines()]
+    assert [(r.get("path"), r.get("line"), "error" in r) for r in records] == [
+        ("0.png", None, False),
+        ("gone.png", None, True),
+        (None, 3, True),
+        ("1.png", 4, True),
+        (None, 5, True),
+    ]
+    assert records[0]["encoder"].startswith("tiny@")
+    code, _, message = run(*words)
+    assert code == 3, message
+    assert (tmp_path / "out.jsonl").read_text() == first
+
+
+def test_a_file_name_that_is_not_utf_8_is_known_again(
+    run: Any, media: Path, tmp_path: Path
+) -> None:
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/\xe9.png")
+    shutil.copy(media / "0.png", name)
+    for there in (0, 1):
+        code, _, message = run(name, "-o", tmp_path / "out.jsonl")
+        assert code == 0, message
+        assert (f"{there} were there already" in message) == bool(there)
+    (line,) = (tmp_path / "out.jsonl").read_bytes().splitlines()
+    assert json.loads(line.decode("utf-8"))["path"] == f"{tmp_path}/\\xe9.png"
+
+
+@pytest.mark.parametrize("workers", ["0", "1", "3"])
+def test_an_output_that_fails_ends_the_run_at_once(encoder: Path, many: Path, workers: str) -> None:
+    words = ["--encoder", encoder, *sorted(many.iterdir()), "--num-workers", workers]
+    done = subprocess.run(
+        console(*words, "-o", "/dev/full"), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "chatbind: error: /dev/full: cannot be written (No space left on device)\n"
+    )
 
 
 def test_errors_can_be_left_out_or_end_the_run(run: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from chatbind_cli.data.media_items import MediaFolder
 from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.errors import StoreError
 from chatbind_cli.imagebind.encoder import Encoder, load_encoder
-from chatbind_cli.media.load import load_media
+from chatbind_cli.media.load import Media, load_media
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.model.turns import MediaRef
 from chatbind_cli.training.embeddings import Share, encode_media
@@ -77,6 +78,22 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_encoded(world, encoder, tmp
     assert set(failed) == {media[0], media[2]}
     assert "broken.png" in failed[media[0]]
     assert media[1] in Embeddings(open_parts(share.folder))
+
+
+def test_what_the_encoder_makes_nothing_of_is_left_out(world, encoder, tmp_path) -> None:
+    whole = encoder.embed
+
+    def embed(media: Sequence[Media], *, normalize: bool) -> torch.Tensor:
+        rows = whole(media, normalize=normalize)
+        rows[[item.source.ref.endswith("p1.png") for item in media]] = float("inf")
+        return rows
+
+    encoder.embed = embed
+    media = [MediaRef("image", name) for name in ("p0.png", "p1.png", "p2.png")]
+    share = Share(folder=tmp_path / "parts", rank=0, world_size=1)
+    failed = dict(encode_media(media, encoder, MediaFolder(root=world.media), share, OPTIONS))
+    assert set(failed) == {media[1]}
+    assert "not finite" in failed[media[1]]
 
 
 def test_stores_of_different_encoders_are_not_mixed(tmp_path: Path) -> None:
