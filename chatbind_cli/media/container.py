@@ -25,6 +25,7 @@ from av.video.stream import VideoStream
 
 from chatbind_cli.errors import MediaError
 from chatbind_cli.media.budget import Timed, check_time, decoding
+from chatbind_cli.media.mp4_tables import refuse_endless_tables
 from chatbind_cli.media.source import MediaSource
 
 _FORMATS = (
@@ -59,6 +60,7 @@ def open_container(source: MediaSource) -> Iterator[InputContainer]:
             than it says.
     """
     _refuse_cut_riff(source)
+    refuse_endless_tables(source)
     with source.open() as stream:
         try:
             with decoding(_PROBE_BYTES, source.name):

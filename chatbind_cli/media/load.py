@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from chatbind_cli.errors import UsageError
+from chatbind_cli.errors import MediaError, UsageError, contained
 from chatbind_cli.media.lazy import IMPORTING
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.options import MediaOptions
@@ -45,14 +45,21 @@ def load_media(
         options: how to read it.
 
     Raises:
-        MediaError: it cannot be found, told or read.
+        ChatBindError: it cannot be found, told or read, whatever a library raised on the way.
         UsageError: `modality` is not the name of a modality.
     """
     if modality is not None and modality not in MODALITIES:
         raise UsageError(f"{modality!r} is not a modality", hint=f"one of {', '.join(MODALITIES)}")
     opened = source if isinstance(source, MediaSource) else open_source(source)
-    found = modality if modality is not None else sniff(opened)
-    return Media(source=opened, modality=found, tensor=_load(opened, found, options))
+    try:
+        found = modality if modality is not None else sniff(opened)
+        tensor = _load(opened, found, options)
+    except Exception as error:
+        raise contained(error, where=opened.name) from error
+    if not tensor.isfinite().all():
+        # no encoder is to see it: one such value makes a whole embedding NaN
+        raise MediaError(f"gives numbers that no {found} has (NaN or infinity)", where=opened.name)
+    return Media(source=opened, modality=found, tensor=tensor)
 
 
 def _load(source: MediaSource, modality: str, options: MediaOptions) -> torch.Tensor:
