@@ -16,7 +16,7 @@ from chatbind_cli.media.lazy import IMPORTING
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.sniff import sniff
-from chatbind_cli.media.source import MediaSource, open_source
+from chatbind_cli.media.source import MediaSource, open_source, shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,15 +50,18 @@ def load_media(
     """
     if modality is not None and modality not in MODALITIES:
         raise UsageError(f"{modality!r} is not a modality", hint=f"one of {', '.join(MODALITIES)}")
-    opened = source if isinstance(source, MediaSource) else open_source(source)
+    where = source.name if isinstance(source, MediaSource) else "<bytes>"
     try:
+        if isinstance(source, (str, Path)):
+            where = shown(str(source))
+        opened = source if isinstance(source, MediaSource) else open_source(source)
         found = modality if modality is not None else sniff(opened)
         tensor = _load(opened, found, options)
     except Exception as error:
-        raise contained(error, where=opened.name) from error
+        raise contained(error, where=where) from error
     if not tensor.isfinite().all():
         # no encoder is to see it: one such value makes a whole embedding NaN
-        raise MediaError(f"gives numbers that no {found} has (NaN or infinity)", where=opened.name)
+        raise MediaError(f"gives numbers that no {found} has (NaN or infinity)", where=where)
     return Media(source=opened, modality=found, tensor=tensor)
 
 

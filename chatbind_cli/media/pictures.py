@@ -44,6 +44,8 @@ _BROKEN = (
 )
 """What Pillow's readers raise on broken files; they check little before they compute."""
 
+_LARGEST_FILE = 2**30
+
 _HEADER_BYTES = 16 * 2**20
 """Most that is read of a file before its size in pixels is known."""
 
@@ -110,6 +112,8 @@ def _decoding(
         max_pixels: most pixels that its header may state.
         work: bytes that the caller needs for each pixel.
     """
+    if source.size > _LARGEST_FILE:
+        raise MediaError("is larger than 1 GiB, as no picture is", where=source.name)
     with source.open() as stream, ExitStack() as room:
         limited = Timed(stream, left=_HEADER_BYTES)
         plan = webp_plan(source)
