@@ -54,7 +54,9 @@ def load_depth(source: MediaSource, options: MediaOptions) -> torch.Tensor:
     within 1 %.
     """
     with open_map(source, options) as values:
-        return _standardised(values, source, options)
+        tensor = _standardised(values, source, options)
+        del values
+    return tensor
 
 
 def _standardised(

@@ -33,6 +33,7 @@ def load_image(source: MediaSource, options: MediaOptions) -> torch.Tensor:
     with open_rgb(source, options.max_pixels) as whole:
         rgb = narrow(whole)
         resized = rgb.resize(fit_size(*rgb.size), Image.Resampling.BICUBIC)
+        del whole, rgb
     left = round((resized.width - IMAGE_SIZE) / 2)
     top = round((resized.height - IMAGE_SIZE) / 2)
     crop = resized.crop((left, top, left + IMAGE_SIZE, top + IMAGE_SIZE))

@@ -6,6 +6,7 @@ their modality is first asked for, so a picture does not wait for the audio libr
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,11 +59,22 @@ def load_media(
         found = modality if modality is not None else sniff(opened)
         tensor = _load(opened, found, options)
     except Exception as error:
-        raise contained(error, where=where) from error
+        _let_go(error)
+        failure = contained(error, where=where)
+        if failure is error:
+            raise
+        raise failure from error
     if not tensor.isfinite().all():
         # no encoder is to see it: one such value makes a whole embedding NaN
         raise MediaError(f"gives numbers that no {found} has (NaN or infinity)", where=where)
     return Media(source=opened, modality=found, tensor=tensor)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Empties the frames of an error: it may be kept for long, and they hold what was decoded."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _load(source: MediaSource, modality: str, options: MediaOptions) -> torch.Tensor:

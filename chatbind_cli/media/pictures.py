@@ -10,8 +10,8 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import TypeVar
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -63,14 +63,14 @@ _TURNS = {
 }
 """What makes a picture upright, by its EXIF orientation."""
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _WIDEST = 8
 """Pictures more than 8 times as long as wide lose their far ends, which the crop drops anyway."""
 
 
-@contextmanager
-def open_rgb(source: MediaSource, max_pixels: int) -> Iterator[Image.Image]:
+def open_rgb(source: MediaSource, max_pixels: int) -> AbstractContextManager[Image.Image]:
     """The first frame of a picture in three channels of 8 bits, the way up its EXIF data say.
 
     A picture that would not fit the budget in full size is decoded at half, a quarter or an eighth
@@ -80,36 +80,43 @@ def open_rgb(source: MediaSource, max_pixels: int) -> Iterator[Image.Image]:
         MediaError: it is not a picture, broken, larger than `max_pixels`, or its decoding would
             take more than the budget allows.
     """
-    with _decoding(source, max_pixels, work=0) as (picture, step):
-        yield _converted(source, lambda: _upright(picture, _rgb(picture, step)))
+    return _decoding(
+        source, max_pixels, lambda picture, step: _upright(picture, _rgb(picture, step)), work=0
+    )
 
 
-@contextmanager
-def open_one_channel(source: MediaSource, max_pixels: int) -> Iterator[npt.NDArray[np.generic]]:
+def open_one_channel(
+    source: MediaSource, max_pixels: int
+) -> AbstractContextManager[npt.NDArray[np.generic]]:
     """The pixels of a one-channel picture in their own type, or of any other in luminance, 8 bit.
 
     Of a map that would not fit the budget, calculations included, every second, fourth or eighth
     pixel is taken, in both directions: a mean would mix readings with holes.
 
-    Yields:
+    Returns:
         [height, width] of uint8, uint16, int32 or float32.
 
     Raises:
         MediaError: see `open_rgb`.
     """
-    with _decoding(source, max_pixels, work=MAP_WORK) as (picture, step):
-        yield _converted(source, lambda: _array(_upright(picture, _one_channel(picture, step))))
+    return _decoding(
+        source,
+        max_pixels,
+        lambda picture, step: _array(_upright(picture, _one_channel(picture, step))),
+        work=MAP_WORK,
+    )
 
 
 @contextmanager
 def _decoding(
-    source: MediaSource, max_pixels: int, *, work: int
-) -> Iterator[tuple[Image.Image, int]]:
-    """A decoded picture and how many times smaller it has to become before it is worked on.
+    source: MediaSource, max_pixels: int, convert: Callable[[Image.Image, int], T], *, work: int
+) -> Iterator[T]:
+    """What `convert` makes of a decoded picture, with room for the work on it.
 
     Args:
         source: a file of one of the formats above.
         max_pixels: most pixels that its header may state.
+        convert: takes the picture, and how many times smaller it has to make it.
         work: bytes that the caller needs for each pixel.
     """
     if source.size > _LARGEST_FILE:
@@ -122,11 +129,16 @@ def _decoding(
             room.enter_context(decoding(plan.cost, source.name))
         picture = _opened(limited, source, max_pixels)
         if plan is None:
-            plan = _converted(source, lambda: picture_plan(picture, source, stream, work))
+            plan = _checked(source, picture_plan, picture, source, stream, work)
             room.enter_context(decoding(plan.cost, source.name))
             limited.left = None
-        _converted(source, picture.load)
-        yield picture, plan.step
+        _checked(source, picture.load)
+        result = _checked(source, convert, picture, plan.step)
+        del picture  # before its room is given back
+        try:
+            yield result
+        finally:
+            del result
 
 
 def _opened(stream: Timed, source: MediaSource, max_pixels: int) -> ImageFile.ImageFile:
@@ -144,10 +156,11 @@ def _opened(stream: Timed, source: MediaSource, max_pixels: int) -> ImageFile.Im
     return picture
 
 
-def _converted(source: MediaSource, step: Callable[[], T]) -> T:
+def _checked(source: MediaSource, work: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
+    """What `work` gives, or the error that the picture is broken."""
     try:
         with _without_warnings():
-            return step()
+            return work(*args, **named)
     except _BROKEN as error:
         raise _broken(source, error) from error
 
