@@ -5,6 +5,7 @@ Knows nothing of what the numbers mean.
 
 from __future__ import annotations
 
+import io
 import math
 import tokenize
 import warnings
@@ -15,6 +16,12 @@ import numpy.typing as npt
 
 from chatbind_cli.errors import MediaError
 from chatbind_cli.media.source import MediaSource
+
+NPY_MAGIC = b"\x93NUMPY"
+
+_HEADER_BYTES = 64 * 1024
+_MOST_AXES = 8
+_LONGEST_AXIS = 2**48
 
 _BROKEN = (
     ValueError,
@@ -47,16 +54,16 @@ def read_npy_header(source: MediaSource) -> NpyHeader:
         MediaError: it is not NPY, broken, holds something else than real numbers, or does not hold
             as many as it says.
     """
-    with source.open() as stream:
-        try:
-            shape, fortran_order, dtype = _parse_header(stream)
-        except _BROKEN as error:
-            raise MediaError("is not a readable NPY file", where=source.name) from error
-        offset = stream.tell()
+    stream = io.BytesIO(source.head(_HEADER_BYTES))
+    try:
+        shape, fortran_order, dtype = _parse_header(stream)
+    except _BROKEN as error:
+        raise MediaError("is not a readable NPY file", where=source.name) from error
+    offset = stream.tell()
     if dtype.hasobject or dtype.kind not in "iufb":
         raise MediaError(f"holds {dtype.name[:40]}, not numbers", where=source.name)
-    if any(side < 0 for side in shape):
-        raise MediaError("is not a readable NPY file", where=source.name)
+    if len(shape) > _MOST_AXES or any(not 0 <= side <= _LONGEST_AXIS for side in shape):
+        raise MediaError("is not a readable NPY file (an impossible shape)", where=source.name)
     held = source.size - offset
     if math.prod(shape) * dtype.itemsize > held:
         raise MediaError(
@@ -79,8 +86,13 @@ def _parse_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[np.
     raise ValueError(f"version {version[0]}.{version[1]}")
 
 
-def read_npy(source: MediaSource, max_bytes: int) -> npt.NDArray[np.generic]:
+def read_npy(source: MediaSource, max_bytes: int, *, step: int = 1) -> npt.NDArray[np.generic]:
     """The array of an NPY file, sides of length 1 removed. Nothing in it is ever executed.
+
+    Args:
+        source: the file.
+        max_bytes: most bytes of numbers that are read.
+        step: of two-dimensional arrays, only every so many-th row and column comes back.
 
     Raises:
         MediaError: see `read_npy_header`; or it is larger than `max_bytes`, or empty.
@@ -94,6 +106,10 @@ def read_npy(source: MediaSource, max_bytes: int) -> npt.NDArray[np.generic]:
     with source.open() as stream:
         stream.seek(header.offset)
         content = stream.read(count * header.dtype.itemsize)
+    if len(content) < count * header.dtype.itemsize:
+        raise MediaError("is cut short", where=source.name)  # since it was looked at
     flat = np.frombuffer(content, dtype=header.dtype, count=count)
     array = flat.reshape(header.shape, order="F" if header.fortran_order else "C").squeeze()
-    return array.astype(array.dtype.newbyteorder("="))
+    if step > 1:
+        array = array[::step, ::step]
+    return array.astype(array.dtype.newbyteorder("="), copy=False)

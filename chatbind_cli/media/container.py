@@ -8,7 +8,7 @@ business of `audio` and `video`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from typing import BinaryIO, Literal
@@ -24,6 +24,8 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from chatbind_cli.errors import MediaError
+from chatbind_cli.media.budget import Timed, check_time, decoding
+from chatbind_cli.media.mp4_tables import refuse_endless_tables
 from chatbind_cli.media.source import MediaSource
 
 _FORMATS = (
@@ -36,16 +38,17 @@ _STATES_ITS_LENGTH = frozenset({"flac", "matroska", "mov", "mp4", "wav", "webm",
 """Containers whose header says how long the content is; others let FFmpeg estimate."""
 
 
+_MOST_STREAMS = 64
+
 _UNKNOWN_RIFF_SIZE = 0x7FFF_F000
 
 
-class _ContentOnly:
-    """A stream without a name, so that the format is told by content and never by extension."""
+_PROBE_BYTES = 256 * 2**20
+_PROBE_PIXELS = 9_500_000
+"""FFmpeg decodes some frames to find out what a stream is, up to twenty of H.264 and HEVC; of
+larger ones the header has to be enough."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self.read = stream.read
-        self.seek = stream.seek
-        self.tell = stream.tell
+_FEW_ARE_PROBED = frozenset({"h264", "hevc"})
 
 
 @contextmanager
@@ -57,18 +60,47 @@ def open_container(source: MediaSource) -> Iterator[InputContainer]:
             than it says.
     """
     _refuse_cut_riff(source)
+    refuse_endless_tables(source)
     with source.open() as stream:
         try:
-            with av.open(
-                _ContentOnly(stream),
-                mode="r",
-                options={"format_whitelist": ",".join(_FORMATS)},
-                metadata_errors="replace",
-            ) as container:
+            with decoding(_PROBE_BYTES, source.name):
+                container = _opened(stream)
+            with container:
                 yield container
         except (av.FFmpegError, EOFError) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise MediaError(f"cannot be decoded ({reason})", where=source.name) from error
+
+
+def _opened(stream: BinaryIO) -> InputContainer:
+    container = _open(stream, _PROBE_PIXELS)
+    unknown = [video for video in container.streams.video if not video.codec_context.width]
+    if unknown and not any(video.name in _FEW_ARE_PROBED for video in container.streams.video):
+        container.close()
+        stream.seek(0)
+        container = _open(stream, 2**28)
+    return container
+
+
+def _open(stream: BinaryIO, max_pixels: int) -> InputContainer:
+    try:
+        return _open_with(stream, max_pixels, _MOST_STREAMS)
+    except ValueError as error:
+        if isinstance(error, av.FFmpegError):
+            raise
+        stream.seek(0)  # PyAV takes no such options where streams are found on the way (MPEG, FLV)
+        return _open_with(stream, max_pixels, 0)
+
+
+def _open_with(stream: BinaryIO, max_pixels: int, streams: int) -> InputContainer:
+    return av.open(  # type: ignore[call-overload]  # its stub takes the options for strings
+        # a stream without a name: the format is told by content and never by extension
+        Timed(stream),
+        mode="r",
+        options={"format_whitelist": ",".join(_FORMATS)},
+        stream_options=[{"max_pixels": str(max_pixels), "threads": "1"}] * streams,
+        metadata_errors="replace",
+    )
 
 
 def video_streams(container: InputContainer) -> list[VideoStream]:
@@ -86,14 +118,16 @@ def audio_streams(container: InputContainer) -> list[AudioStream]:
 
 
 def decoded(
-    container: InputContainer, stream: Stream
+    container: InputContainer, stream: Stream, sent: Callable[[], None] | None = None
 ) -> Iterator[VideoFrame | AudioFrame | AssSubtitle | BitmapSubtitle]:
     """Frames from the current position on. A broken packet is passed over, as every player does.
 
     After a jump the first packets often refer to ones before it, so they alone are no sign of a
-    broken file.
+    broken file. `sent` is called before each packet goes into the decoder.
     """
     for packet in _packets(container, stream):
+        if sent is not None:
+            sent()
         try:
             frames = packet.decode()
         except av.error.InvalidDataError:
@@ -128,7 +162,9 @@ def measured_seconds(container: InputContainer, stream: Stream) -> Fraction | No
 
 def _packets(container: InputContainer, stream: Stream) -> Iterator[Packet[Stream]]:
     try:
-        yield from container.demux(stream)
+        for packet in container.demux(stream):
+            check_time()
+            yield packet
     except IndexError as error:
         # how PyAV fails where a broadcast stream announces a further stream midway
         raise av.error.InvalidDataError(0, "a stream begins midway") from error

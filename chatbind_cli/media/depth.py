@@ -12,9 +12,9 @@ import numpy.typing as npt
 import torch
 
 from chatbind_cli.errors import MediaError
-from chatbind_cli.media.arrays import read_npy
+from chatbind_cli.media.maps import open_map
 from chatbind_cli.media.options import MediaOptions
-from chatbind_cli.media.pictures import open_picture, picture_array, resize_map
+from chatbind_cli.media.pictures import resize_map
 from chatbind_cli.media.source import MediaSource
 
 _NEAREST_M, _FARTHEST_M = 0.01, 8.0
@@ -53,7 +53,16 @@ def load_depth(source: MediaSource, options: MediaOptions) -> torch.Tensor:
     Omnivore's own 0.0418 * 75, times 8 for the 3-bit shift of those files, is the same mean
     within 1 %.
     """
-    values = _read(source, options)
+    with open_map(source, options) as values:
+        tensor = _standardised(values, source, options)
+        del values
+    return tensor
+
+
+def _standardised(
+    values: npt.NDArray[np.generic], source: MediaSource, options: MediaOptions
+) -> torch.Tensor:
+    """[height, width] as it is stored -> [1, 224, 224]."""
     unit = options.depth_unit if options.depth_unit != "auto" else _unit(values, source)
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows counts as not measured
         numbers = values.astype(np.float32)
@@ -72,21 +81,6 @@ def load_depth(source: MediaSource, options: MediaOptions) -> torch.Tensor:
         )
     limited = np.clip(disparity, 0.0, _MOST_PX).astype(np.float32)
     return (resize_map(torch.from_numpy(limited)) - _MEAN_PX) / _STD_PX
-
-
-def _read(source: MediaSource, options: MediaOptions) -> npt.NDArray[np.generic]:
-    """The map as it is stored, [height, width]."""
-    if source.head(6) == b"\x93NUMPY":
-        array = read_npy(source, options.max_array_bytes)
-        if array.ndim != 2:
-            raise MediaError(
-                f"is an array of shape {list(array.shape)}, not [height, width]", where=source.name
-            )
-        if array.size > options.max_pixels:
-            raise MediaError(f"has more than {options.max_pixels:,} pixels", where=source.name)
-        return array
-    with open_picture(source, options.max_pixels) as picture:
-        return picture_array(picture)
 
 
 def _unit(values: npt.NDArray[np.generic], source: MediaSource) -> str:

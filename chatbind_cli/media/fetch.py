@@ -22,6 +22,7 @@ from chatbind_cli.numerals import whole_number
 if TYPE_CHECKING:
     import httpx
 
+_HIGHEST_PORT = 65_535
 _LOCAL_SUFFIXES = (".localhost", ".local", ".internal")
 
 
@@ -60,13 +61,21 @@ async def _fetch(url: str, limits: SourceLimits) -> bytes:
     try:
         async with httpx.AsyncClient(timeout=timeout, headers=headers) as client:
             for _ in range(limits.max_redirects + 1):
+                port = httpx.URL(here).port
+                if port is not None and port > _HIGHEST_PORT:
+                    raise httpx.InvalidURL(f"Invalid port: {port}")
                 async with client.stream("GET", here) as response:
                     if not response.has_redirect_location:
                         return await _body(response, url, limits)
                     here = _next_address(here, response.headers["location"], url)
     except httpx.TimeoutException as error:
         raise MediaError("the server does not answer in time", where=shown(url)) from error
-    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, UnicodeError) as error:
+    except (
+        httpx.HTTPError,
+        httpx.InvalidURL,
+        httpx.StreamError,
+        ValueError,  # half an IPv6 address, a host that no name can have
+    ) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise MediaError(f"cannot be fetched ({reason[:200]})", where=shown(url)) from error
     raise MediaError(f"redirects more than {limits.max_redirects} times", where=shown(url))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from chatbind_cli.media.modality import CLIP_MEAN, CLIP_STD, IMAGE_SIZE
 from chatbind_cli.media.options import MediaOptions
-from chatbind_cli.media.pictures import fit_size, narrow, open_picture, to_rgb
+from chatbind_cli.media.pictures import fit_size, narrow, open_rgb
 from chatbind_cli.media.source import MediaSource
 
 
@@ -30,9 +30,10 @@ def load_image(source: MediaSource, options: MediaOptions) -> torch.Tensor:
 
     Source: ImageBind (Girdhar et al., 2023), `load_and_transform_vision_data`.
     """
-    with open_picture(source, options.max_pixels) as picture:
-        rgb = narrow(to_rgb(picture))
-    resized = rgb.resize(fit_size(*rgb.size), Image.Resampling.BICUBIC)
+    with open_rgb(source, options.max_pixels) as whole:
+        rgb = narrow(whole)
+        resized = rgb.resize(fit_size(*rgb.size), Image.Resampling.BICUBIC)
+        del whole, rgb
     left = round((resized.width - IMAGE_SIZE) / 2)
     top = round((resized.height - IMAGE_SIZE) / 2)
     crop = resized.crop((left, top, left + IMAGE_SIZE, top + IMAGE_SIZE))

@@ -6,6 +6,7 @@ rules for reading files are ours and stand in `load_imu`.
 
 from __future__ import annotations
 
+import math
 import re
 
 import numpy as np
@@ -13,17 +14,28 @@ import numpy.typing as npt
 import torch
 
 from chatbind_cli.errors import MediaError
-from chatbind_cli.media.arrays import read_npy
+from chatbind_cli.media.arrays import NPY_MAGIC, read_npy, read_npy_header
+from chatbind_cli.media.budget import decoding
 from chatbind_cli.media.modality import IMU_CHANNELS, IMU_SECONDS, IMU_STEPS
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.source import MediaSource
-from chatbind_cli.media.tables import Columns, read_csv, read_parquet
+from chatbind_cli.media.tables import (
+    Columns,
+    csv_rows,
+    parquet_rows,
+    read_csv,
+    read_parquet,
+)
 
 Numbers = npt.NDArray[np.float64]
 
 _GRAVITY = 9.80665
 _MOST = 1e9
 """No sensor measures more, in any unit; broken files do, and would overflow."""
+
+_BASE_BYTES = 128 * 2**20
+_STEP_BYTES = 200
+"""Memory that a step takes on its way to the window; an hour at 500 Hz fits the budget."""
 
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 _UNIT_ENDINGS = (
@@ -62,19 +74,37 @@ def load_imu(source: MediaSource, options: MediaOptions) -> torch.Tensor:
     Source: ImageBind (Girdhar et al., 2023), section 4: 5 s windows of 2K time steps.
     """
     head = source.head(6)
-    if head == b"\x93NUMPY":
-        channels, time = _from_array(source, options), None
-    elif head[:4] == b"PAR1":
-        columns = read_parquet(source, options.max_array_bytes)
-        channels, time = _by_name(columns, source)
-    else:
-        columns, named = read_csv(source, options.max_array_bytes)
-        channels, time = _by_name(columns, source) if named else _by_order(columns, source)
+    most = options.max_array_bytes
+    if head == NPY_MAGIC:
+        numbers = math.prod(read_npy_header(source).shape)
+        with decoding(min(source.size, most) + numbers // 6 * _STEP_BYTES, source.name):
+            return _window(_from_array(source, options), None, source, options)
+    if head[:4] == b"PAR1":
+        rows = parquet_rows(source, most)
+        with decoding(_BASE_BYTES + rows * _STEP_BYTES, source.name):
+            columns = read_parquet(source, rows, _is_wanted)
+            return _window(*_by_name(columns, source), source, options)
+    # text that is no number stays text, and takes what it takes in the file
+    cost = max(csv_rows(source, most) * _STEP_BYTES, 3 * source.size)
+    with decoding(_BASE_BYTES + cost, source.name):
+        columns, named = read_csv(source, _is_wanted)
+        found = _by_name(columns, source) if named else _by_order(columns, source)
+        return _window(*found, source, options)
+
+
+def _window(
+    channels: Numbers,
+    time: tuple[str, Numbers] | None,
+    source: MediaSource,
+    options: MediaOptions,
+) -> torch.Tensor:
     scale = np.ones((IMU_CHANNELS, 1))
     scale[:3] = _GRAVITY if options.imu_accel_unit == "g" else 1.0
     scale[3:] = np.pi / 180 if options.imu_gyro_unit == "deg/s" else 1.0
     seconds = _clock(channels.shape[1], time, source, options)
-    window = _resample(_fill(channels * scale, seconds, source), seconds, options, source)
+    channels *= scale
+    _fill(channels, seconds, source)
+    window = _resample(channels, seconds, options, source)
     return torch.from_numpy(window.astype(np.float32))
 
 
@@ -114,6 +144,10 @@ def _by_name(columns: Columns, source: MediaSource) -> tuple[Numbers, tuple[str,
             hint="name them acc_x, acc_y, acc_z, gyro_x, gyro_y, gyro_z (and timestamp)",
         )
     return np.stack([columns[found[channel]] for channel in wanted]), time
+
+
+def _is_wanted(name: str) -> bool:
+    return _channel(name) is not None
 
 
 def _channel(name: str) -> str | None:
@@ -158,7 +192,7 @@ def _clock(
         if count == IMU_STEPS:
             return np.arange(count, dtype=np.float64) * (IMU_SECONDS / IMU_STEPS)
         raise MediaError(
-            "does not say its sampling rate", where=source.name, hint="say it with --imu-rate"
+            "does not say its sampling rate", where=source.name, hint="say it with --imu-rate-hz"
         )
     name, values = time
     if count < 2 or not np.isfinite(values).all():
@@ -173,7 +207,7 @@ def _clock(
         raise MediaError(
             f"column {name!r} has steps of {typical:g}: in no unit a sampling rate of 5 to 5000 Hz",
             where=source.name,
-            hint="say the rate with --imu-rate",
+            hint="say the rate with --imu-rate-hz",
         )
     return np.asarray((values - values[0]) * _SECONDS[unit], dtype=np.float64)
 
@@ -189,14 +223,13 @@ def _time_unit(name: str, typical: float) -> str | None:
     return None
 
 
-def _fill(channels: Numbers, seconds: Numbers, source: MediaSource) -> Numbers:
-    """Missing numbers from their neighbours in time: sensors of different rates share a table.
+def _fill(channels: Numbers, seconds: Numbers, source: MediaSource) -> None:
+    """Fills in missing numbers from their neighbours: sensors of different rates share a table.
 
     Raises:
         MediaError: a channel has no number at all, or one that no sensor gives.
     """
-    filled = channels.copy()
-    for row in filled:
+    for row in channels:
         good = np.isfinite(row)
         if not good.any():
             raise MediaError("has a channel without numbers", where=source.name)
@@ -204,7 +237,6 @@ def _fill(channels: Numbers, seconds: Numbers, source: MediaSource) -> Numbers:
             raise MediaError(f"holds values beyond {_MOST:g}: no motion", where=source.name)
         if not good.all():
             row[~good] = np.interp(seconds[~good], seconds[good], row[good])
-    return filled
 
 
 def _resample(

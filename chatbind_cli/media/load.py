@@ -6,17 +6,18 @@ their modality is first asked for, so a picture does not wait for the audio libr
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from chatbind_cli.errors import UsageError
+from chatbind_cli.errors import MediaError, UsageError, contained
 from chatbind_cli.media.lazy import IMPORTING
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.sniff import sniff
-from chatbind_cli.media.source import MediaSource, open_source
+from chatbind_cli.media.source import MediaSource, open_source, shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,14 +46,35 @@ def load_media(
         options: how to read it.
 
     Raises:
-        MediaError: it cannot be found, told or read.
+        ChatBindError: it cannot be found, told or read, whatever a library raised on the way.
         UsageError: `modality` is not the name of a modality.
     """
     if modality is not None and modality not in MODALITIES:
         raise UsageError(f"{modality!r} is not a modality", hint=f"one of {', '.join(MODALITIES)}")
-    opened = source if isinstance(source, MediaSource) else open_source(source)
-    found = modality if modality is not None else sniff(opened)
-    return Media(source=opened, modality=found, tensor=_load(opened, found, options))
+    where = source.name if isinstance(source, MediaSource) else "<bytes>"
+    try:
+        if isinstance(source, (str, Path)):
+            where = shown(str(source))
+        opened = source if isinstance(source, MediaSource) else open_source(source)
+        found = modality if modality is not None else sniff(opened)
+        tensor = _load(opened, found, options)
+    except Exception as error:
+        _let_go(error)
+        failure = contained(error, where=where)
+        if failure is error:
+            raise
+        raise failure from error
+    if not tensor.isfinite().all():
+        # no encoder is to see it: one such value makes a whole embedding NaN
+        raise MediaError(f"gives numbers that no {found} has (NaN or infinity)", where=where)
+    return Media(source=opened, modality=found, tensor=tensor)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Empties the frames of an error: it may be kept for long, and they hold what was decoded."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _load(source: MediaSource, modality: str, options: MediaOptions) -> torch.Tensor:

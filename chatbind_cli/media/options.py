@@ -65,8 +65,9 @@ class MediaOptions:
     imu_accel_unit: str = "m/s2"
     imu_gyro_unit: str = "rad/s"
 
-    max_pixels: int = 89_478_485
-    """Largest picture or video frame that is decoded, width * height."""
+    max_pixels: int = 178_956_970
+    """Largest picture or video frame that is decoded, width * height: Pillow's own limit. What
+    would not fit the budget of memory is refused, or decoded at a smaller size, before."""
     max_array_bytes: int = 256 * 1024 * 1024
     """Largest array or table (NPY, CSV, Parquet) that is read."""
 

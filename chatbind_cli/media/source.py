@@ -11,6 +11,7 @@ import binascii
 import hashlib
 import io
 import os
+import select
 import stat
 import sys
 import urllib.parse
@@ -27,15 +28,17 @@ _SHOWN_CHARACTERS = 100
 
 @dataclass(frozen=True, kw_only=True)
 class SourceLimits:
-    """What a source may cost. Files on disk are read where they lie and have no size limit."""
+    """What a source may cost. Files on disk are read where they lie."""
 
     max_bytes: int = 512 * 1024 * 1024
     """Most bytes taken from a URL, a data URI, a stream or a pipe: they are held in memory."""
+    max_file_bytes: int = 128 * 1024**3
+    """Largest file on disk: all of it is hashed. An hour of 4K video takes up to 50 GB."""
     connect_timeout_s: float = 10.0
     read_timeout_s: float = 20.0
-    """Longest silence of a server."""
+    """Longest silence of a server or a pipe, and longest wait for a pipe to be written to."""
     total_timeout_s: float = 300.0
-    """Longest time for one URL, all redirects included."""
+    """Longest time for one URL, all redirects included, and for a writer's first byte."""
     max_redirects: int = 5
 
 
@@ -173,9 +176,10 @@ def resolve_in_root(
             raise MediaError("is a link that leaves the media root", where=where, hint=hint)
         found = path.is_file()
     except (OSError, ValueError, RuntimeError) as error:
-        raise MediaError(f"cannot be looked up ({error})", where=where) from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise MediaError(f"cannot be looked up ({reason})", where=where) from error
     if not found:
-        raise MediaError("no such file", where=str(path), hint="is --media-root right?")
+        raise MediaError("no such file", where=shown(str(path)), hint="is --media-root right?")
     return path
 
 
@@ -197,20 +201,67 @@ def _open_path(ref: str | Path, limits: SourceLimits) -> MediaSource:
         raise MediaError("is not a file name", where=repr(shown(text)))
     path = Path(ref)
     try:
-        mode = path.stat().st_mode
+        status = path.stat()
+        mode = status.st_mode
         if stat.S_ISREG(mode):
-            return MediaSource(ref=text, path=path)
+            source = MediaSource(ref=text, path=path)
+            _refuse_vast(source, limits)
+            return source
         if stat.S_ISDIR(mode):
             raise MediaError("is a folder, not a file", where=shown(text))
         if not stat.S_ISFIFO(mode):
             raise MediaError("is not a file", where=shown(text))
         # a pipe (`<(command)` in a shell) can be read only once
-        with path.open("rb") as stream:
-            return MediaSource(ref=text, data=_read_bounded(stream, text, limits))
+        return MediaSource(ref=text, data=_read_pipe(path, text, limits))
     except FileNotFoundError as error:
         raise MediaError("no such file", where=shown(text)) from error
     except OSError as error:
         raise _unreadable(shown(text), error) from error
+    except ValueError as error:  # half a character, as JSON can hold it
+        raise MediaError("is not a file name", where=shown(text)) from error
+
+
+def _refuse_vast(source: MediaSource, limits: SourceLimits) -> None:
+    """Refuses files that are no media but take hours to hash, such as sparse ones."""
+    if source.size > limits.max_file_bytes:
+        raise MediaError(
+            f"is larger than {limits.max_file_bytes / 2**30:.4g} GiB",
+            where=source.name,
+            hint="cut out the stretch that matters",
+        )
+    if source.size > limits.max_bytes and not any(source.head(4096)):
+        raise MediaError("begins with nothing but zeros: no medium does", where=source.name)
+
+
+def _read_pipe(path: Path, name: str, limits: SourceLimits) -> bytes:
+    """All that is written to a pipe; opened so that a pipe without a writer blocks nobody."""
+    pipe = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        ready = select.poll()
+        ready.register(pipe, select.POLLIN)
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            patience = limits.read_timeout_s
+            try:
+                part = os.read(pipe, 1 << 20)
+            except BlockingIOError:  # somebody holds it open for writing, and is silent
+                patience = limits.read_timeout_s if parts else limits.total_timeout_s
+            else:
+                if part:
+                    parts.append(part)
+                    size += len(part)
+                    if size > limits.max_bytes:
+                        raise too_large(name, limits)
+                    continue
+                if parts:
+                    return b"".join(parts)
+            if not (events := ready.poll(patience * 1000)):
+                raise MediaError(f"nothing was written to it in {patience:g} s", where=shown(name))
+            if not any(event & select.POLLIN for _, event in events):
+                return b"".join(parts)  # its writer has come and gone
+    finally:
+        os.close(pipe)
 
 
 def _read_bounded(stream: IO[bytes], name: str, limits: SourceLimits) -> bytes:
@@ -252,7 +303,7 @@ def too_large(name: str, limits: SourceLimits) -> MediaError:
     return MediaError(
         f"is larger than {limits.max_bytes / 2**20:.4g} MiB",
         where=shown(name),
-        hint="save it to a file first: files on disk have no limit",
+        hint="save it to a file first: files on disk may be larger",
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -18,28 +18,36 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from chatbind_cli.errors import MediaError
+from chatbind_cli.media.budget import check_time
+from chatbind_cli.media.parquet_pages import largest_page
 from chatbind_cli.media.source import MediaSource
 
 Columns = dict[str, npt.NDArray[np.float64]]
 
 _MOST_COLUMNS = 1_000
 _HEAD_BYTES = 64 * 1024
+_BATCH_ROWS = 64 * 1024
+_LONGEST_FOOTER = 16 * 2**20
+_LARGEST_PAGE = 16 * 2**20
+"""Writers make pages of about 1 MiB."""
 
 
-def read_csv(source: MediaSource, max_bytes: int) -> tuple[Columns, bool]:
-    """The numeric columns of a CSV file; cells that hold no number become NaN.
+def read_csv(source: MediaSource, wanted: Callable[[str], bool]) -> tuple[Columns, bool]:
+    """Numeric columns of a CSV file; cells that hold no number become NaN.
 
     Comma, semicolon, tab or white space between the cells; lines that start with `#` before the
     data are passed over.
+
+    Args:
+        source: the file.
+        wanted: whether a column of that name is needed; without a header all are.
 
     Returns:
         columns by name, and whether the names come from a header line (else `c0`, `c1`, ...).
 
     Raises:
-        MediaError: it is not text, not a table, too large, or has no rows.
+        MediaError: it is not text, not a table, or has no rows.
     """
-    if source.size > max_bytes:
-        raise MediaError(f"is larger than {max_bytes / 2**20:.4g} MiB", where=source.name)
     head, skip = _first_lines(source)
     delimiter = _delimiter(head)
     first = _cells(head, delimiter)
@@ -54,37 +62,111 @@ def read_csv(source: MediaSource, max_bytes: int) -> tuple[Columns, bool]:
                 read_options=pyarrow.csv.ReadOptions(
                     column_names=names, skip_rows=skip + named, use_threads=False
                 ),
+                convert_options=pyarrow.csv.ConvertOptions(
+                    include_columns=[name for name in names if not named or wanted(name)]
+                ),
                 parse_options=pyarrow.csv.ParseOptions(
                     delimiter="," if delimiter == " " else delimiter,
                     invalid_row_handler=lambda row: "error",
                 ),
             )
-        return _numbers(table, source), named
+        return _numbers(table.to_batches(), table.schema, source), named
     except (pa.ArrowInvalid, pa.ArrowException, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0][:160]
-        raise MediaError(f"is not a readable CSV table ({reason})", where=source.name) from error
+        raise _unreadable("CSV table", source, error) from error
 
 
-def read_parquet(source: MediaSource, max_bytes: int) -> Columns:
-    """The numeric columns of a Parquet file; others and nulls become NaN.
+def read_parquet(source: MediaSource, max_rows: int, wanted: Callable[[str], bool]) -> Columns:
+    """Numeric columns of a Parquet file; other types and nulls become NaN.
+
+    Args:
+        source: the file.
+        max_rows: as many as the file says it has; it may lie.
+        wanted: whether a column of that name is needed.
 
     Raises:
-        MediaError: it is broken, has no rows, or its columns unpacked would exceed `max_bytes`.
+        MediaError: it is broken, has no rows, more than `max_rows`, or pages larger than any writer
+            makes.
     """
     try:
         with source.open() as stream:
-            file = pyarrow.parquet.ParquetFile(stream)
-            meta = file.metadata
-            if meta.num_columns > _MOST_COLUMNS:
+            file = pyarrow.parquet.ParquetFile(stream, buffer_size=1 << 20)
+            if file.metadata.num_columns > _MOST_COLUMNS:
                 raise MediaError(f"has more than {_MOST_COLUMNS} columns", where=source.name)
-            # both what the file says of itself and 8 bytes for each number that comes out
-            unpacked = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
-            if max(unpacked, meta.num_rows * meta.num_columns * 8) > max_bytes:
-                raise MediaError(f"is larger than {max_bytes / 2**20:.4g} MiB", where=source.name)
-            return _numbers(file.read(use_threads=False), source)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise MediaError(f"is not a readable Parquet file ({reason})", where=source.name) from error
+            schema = file.schema_arrow
+            names = [name for name in schema.names if wanted(name)]
+            read = [name for name in names if _is_numeric(schema.field(name).type)]
+            _refuse_large_pages(file, stream, set(read), source)
+            batches = []
+            rows = 0
+            for batch in file.iter_batches(_BATCH_ROWS, columns=read, use_threads=False):
+                check_time()
+                rows += batch.num_rows
+                if rows > max_rows:
+                    raise MediaError(
+                        f"says that it has {max_rows:,} rows, and has more", where=source.name
+                    )
+                batches.append(batch)
+            columns = _numbers(batches, pa.schema([schema.field(name) for name in read]), source)
+            return columns | {name: np.full(rows, np.nan) for name in names if name not in read}
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise _unreadable("Parquet file", source, error) from error
+
+
+def parquet_rows(source: MediaSource, max_bytes: int) -> int:
+    """How many rows a Parquet file says it has.
+
+    Raises:
+        MediaError: it is broken, or would be larger than `max_bytes` unpacked.
+    """
+    with source.open() as stream:
+        stream.seek(max(source.size - 8, 0))
+        length, end = stream.read(4), stream.read(4)
+        if end == b"PAR1" and int.from_bytes(length, "little") > _LONGEST_FOOTER:
+            raise MediaError("has a longer footer than any table", where=source.name)
+        try:
+            meta = pyarrow.parquet.ParquetFile(stream).metadata
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise _unreadable("Parquet file", source, error) from error
+    unpacked = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
+    if max(unpacked, meta.num_rows * meta.num_columns * 8, source.size) > max_bytes:
+        raise MediaError(f"is larger than {max_bytes / 2**20:.4g} MiB", where=source.name)
+    return max(meta.num_rows, 0)
+
+
+def _refuse_large_pages(
+    file: pyarrow.parquet.ParquetFile, stream: BinaryIO, read: set[str], source: MediaSource
+) -> None:
+    place = stream.tell()
+    for group in range(file.metadata.num_row_groups):
+        check_time()
+        meta = file.metadata.row_group(group)
+        for number in range(meta.num_columns):
+            column = meta.column(number)
+            if column.path_in_schema not in read:
+                continue
+            if largest_page(stream, column, source.size) > _LARGEST_PAGE:
+                raise MediaError("has larger pages than any table", where=source.name)
+    stream.seek(place)
+
+
+def csv_rows(source: MediaSource, max_bytes: int) -> int:
+    """The lines of a text file.
+
+    Raises:
+        MediaError: it is larger than `max_bytes`.
+    """
+    if source.size > max_bytes:
+        raise MediaError(f"is larger than {max_bytes / 2**20:.4g} MiB", where=source.name)
+    rows = 1
+    with source.open() as stream:
+        while part := stream.read(1 << 20):
+            rows += max(part.count(b"\n"), part.count(b"\r"))
+    return rows
+
+
+def _unreadable(kind: str, source: MediaSource, error: Exception) -> MediaError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+    return MediaError(f"is not a readable {kind} ({reason})", where=source.name)
 
 
 class _Plain(io.RawIOBase):
@@ -101,11 +183,15 @@ class _Plain(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         if self._lines is None:
             return self._stream.read(size)
-        while size < 0 or len(self._rest) < size:
+        found = len(self._rest)
+        parts = [self._rest]
+        while size < 0 or found < size:
             line = next(self._lines, None)
             if line is None:
                 break
-            self._rest += line
+            parts.append(line)
+            found += len(line)
+        self._rest = b"".join(parts)
         size = len(self._rest) if size < 0 else size
         part, self._rest = self._rest[:size], self._rest[size:]
         return part
@@ -160,19 +246,30 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _numbers(table: pa.Table, source: MediaSource) -> Columns:
-    if not table.num_rows:
+def _is_numeric(kind: pa.DataType) -> bool:
+    return any(
+        is_kind(kind)
+        for is_kind in (
+            pa.types.is_timestamp, pa.types.is_duration, pa.types.is_integer,
+            pa.types.is_floating, pa.types.is_decimal,
+        )
+    )  # fmt: skip
+
+
+def _numbers(batches: Sequence[pa.RecordBatch], schema: pa.Schema, source: MediaSource) -> Columns:
+    if not any(batch.num_rows for batch in batches):
         raise MediaError("holds no rows", where=source.name)
     columns: Columns = {}
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        if pa.types.is_timestamp(column.type) or pa.types.is_duration(column.type):
-            columns[f"{name}_ns"] = _since_start(column)
-        elif pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
-            columns[name] = column.to_numpy().astype(np.float64)
-        elif pa.types.is_decimal(column.type):
-            columns[name] = column.cast(pa.float64()).to_numpy()
+    for index, field in enumerate(schema):
+        parts = pa.chunked_array([batch.column(index) for batch in batches], field.type)
+        if pa.types.is_timestamp(field.type) or pa.types.is_duration(field.type):
+            columns[f"{field.name}_ns"] = _since_start(parts)
+        elif pa.types.is_integer(field.type) or pa.types.is_floating(field.type):
+            columns[field.name] = parts.to_numpy().astype(np.float64, copy=False)
+        elif pa.types.is_decimal(field.type):
+            columns[field.name] = parts.cast(pa.float64()).to_numpy()
         else:
-            columns[name] = np.full(table.num_rows, np.nan)
+            columns[field.name] = np.full(len(parts), np.nan)
     return columns
 
 

@@ -7,12 +7,14 @@ measurement that its thermal tower wants plain [0, 1] values, without mean and d
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from chatbind_cli.errors import MediaError
-from chatbind_cli.media.arrays import read_npy
+from chatbind_cli.media.arrays import NPY_MAGIC
+from chatbind_cli.media.maps import open_map
 from chatbind_cli.media.options import MediaOptions
-from chatbind_cli.media.pictures import open_picture, picture_array, resize_map
+from chatbind_cli.media.pictures import resize_map
 from chatbind_cli.media.source import MediaSource
 
 
@@ -33,19 +35,16 @@ def load_thermal(source: MediaSource, options: MediaOptions) -> torch.Tensor:
     Source: ImageBind (Girdhar et al., 2023), section 3; ImageBind pull request 73 (LLVIP is
     classified better without normalisation).
     """
-    if source.head(6) == b"\x93NUMPY":
-        values = read_npy(source, options.max_array_bytes)
-    else:
-        with open_picture(source, options.max_pixels) as picture:
-            values = picture_array(picture)
-            if picture.mode == "I":  # Pillow's 32-bit integers come from files of 16 bits
-                values = values.clip(0, 65535).astype(np.uint16)
-    if values.ndim != 2:
-        raise MediaError(
-            f"is an array of shape {list(values.shape)}, not [height, width]", where=source.name
-        )
-    if values.size > options.max_pixels:
-        raise MediaError(f"has more than {options.max_pixels:,} pixels", where=source.name)
+    with open_map(source, options) as values:
+        # Pillow's 32-bit integers come from files of 16 bits
+        if values.dtype == np.int32 and source.head(len(NPY_MAGIC)) != NPY_MAGIC:
+            values = values.clip(0, 65535).astype(np.uint16)
+        heat = _heat(values, source)
+        return resize_map(torch.from_numpy(heat)).clamp(0, 1)
+
+
+def _heat(values: npt.NDArray[np.generic], source: MediaSource) -> npt.NDArray[np.float32]:
+    """[height, width] in [0, 1]."""
     if values.dtype.kind == "f":
         if not (np.greater_equal(values, 0) & np.less_equal(values, 1)).all():  # nor NaN
             raise MediaError(
@@ -53,10 +52,7 @@ def load_thermal(source: MediaSource, options: MediaOptions) -> torch.Tensor:
                 where=source.name,
                 hint="scale temperatures to [0, 1] first",
             )
-        heat = values.astype(np.float32)
-    elif values.dtype.kind == "b":
-        heat = values.astype(np.float32)
-    else:
+    elif values.dtype.kind != "b":
         heat = values.astype(np.float32) / float(np.iinfo(values.dtype.name).max)
-        heat = heat.clip(0, 1)
-    return resize_map(torch.from_numpy(heat)).clamp(0, 1)
+        return heat.clip(0, 1)
+    return values.astype(np.float32)

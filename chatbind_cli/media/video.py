@@ -7,9 +7,10 @@ stops at its end. What happens to the frames afterwards follows ImageBind's eval
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from av.video.stream import VideoStream
 from torch.nn import functional
 
 from chatbind_cli.errors import MediaError
+from chatbind_cli.media.budget import decoding
 from chatbind_cli.media.clips import Clip, spread_clips
 from chatbind_cli.media.container import (
     declared_seconds,
@@ -32,6 +34,7 @@ from chatbind_cli.media.container import (
     start_seconds,
     video_streams,
 )
+from chatbind_cli.media.frames import SMALL_PIXELS, WHOLE_PIXELS, FrameBudget
 from chatbind_cli.media.modality import CLIP_MEAN, CLIP_STD, IMAGE_SIZE, VIDEO_CROPS
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.source import MediaSource
@@ -53,14 +56,15 @@ def load_video(source: MediaSource, options: MediaOptions) -> torch.Tensor:
     deviation, and the crops are left, centre and right (top, centre and bottom of an upright
     video). Rotation metadata is honoured. A video shorter than a clip gives equal clips of its
     first and last frame; a video of one frame shows it twice; where nothing changes during a whole
-    clip, the frame on display is taken.
+    clip, the frame on display is taken. Frames of more than 9 million pixels are first scaled down
+    to a quarter of that by the mean of areas.
 
     Returns:
         [clips * 3 crops, 3 colours, 2 frames, 224, 224] float32, clip by clip.
 
     Raises:
         MediaError: it holds no video, is broken or cut short, or its frames have more than
-            `options.max_pixels` pixels.
+            `options.max_pixels` pixels, or more than the budget allows.
 
     Source: ImageBind (Girdhar et al., 2023), `load_and_transform_video_data`.
     """
@@ -70,18 +74,35 @@ def load_video(source: MediaSource, options: MediaOptions) -> torch.Tensor:
             raise MediaError("holds no video", where=source.name)
         stream = streams[0]
         _check_size(stream.codec_context.width, stream.codec_context.height, source, options)
-        stream.codec_context.options = {"max_pixels": str(options.max_pixels)}
-        views = _sample(container, stream, source, options)
+        budget = FrameBudget(stream, source.name)
+        most = min(options.max_pixels, budget.pixels)
+        stream.codec_context.options = {"max_pixels": str(most)}
+        stream.codec_context.thread_count = 1  # every further thread holds further frames
+        with decoding(budget.cost, source.name):
+            views = _sample(_Film(container, stream, source, budget), options)
     return torch.cat([view.tensor() for view in views])
+
+
+class _Film(NamedTuple):
+    """An opened video, and the count of its frames."""
+
+    container: InputContainer
+    stream: VideoStream
+    source: MediaSource
+    budget: FrameBudget
 
 
 @dataclass
 class _View:
-    """What has been seen of one clip so far; `early` is the frame on display when it starts."""
+    """What has been seen of one clip so far; `early` is the frame on display when it starts.
+
+    Of its first frame only the crops are kept: large frames of many clips would fill the memory.
+    """
 
     clip: Clip
+    crops: Callable[[VideoFrame], torch.Tensor]
     early: VideoFrame | None = None
-    first: VideoFrame | None = None
+    first: torch.Tensor | None = None
     last: VideoFrame | None = None
     sought: bool = False
     done: bool = False
@@ -96,16 +117,17 @@ class _View:
         if time < self.clip.start - _NEAR:
             self.early = frame
             return
-        self.first = self.first if self.first is not None else frame
+        if self.first is None:
+            self.first, self.early = self.crops(frame), None
         self.last = frame
 
     def finish(self) -> None:
-        """Turns the two frames into crops, so that the large frames can be let go."""
-        first, last = self.first or self.early, self.last or self.early
-        if self.done or first is None or last is None:
+        """Turns the last frame into crops too."""
+        last = self.last or self.early
+        if self.done or last is None:
             return
-        begin = _three_crops(first)
-        end = begin if first is last else _three_crops(last)
+        end = self.crops(last)
+        begin = self.first if self.first is not None else end
         self.cropped = torch.stack([begin, end], dim=2)  # [crops, colours, frames, 224, 224]
         self.early = self.first = self.last = None
         self.done = True
@@ -115,42 +137,49 @@ class _View:
         return self.cropped
 
 
-def _sample(
-    container: InputContainer, stream: VideoStream, source: MediaSource, options: MediaOptions
-) -> list[_View]:
+class _Crops:
+    """The crops of frames; those of the one asked for last are remembered, as clips overlap."""
+
+    def __init__(self) -> None:
+        self._frame: VideoFrame | None = None
+        self._crops: torch.Tensor | None = None
+
+    def __call__(self, frame: VideoFrame) -> torch.Tensor:
+        if self._crops is None or frame is not self._frame:
+            self._frame, self._crops = frame, _three_crops(frame)
+        return self._crops
+
+
+def _sample(film: _Film, options: MediaOptions) -> list[_View]:
     """The clips of the video; a wrong length in the header is found out and measured."""
+    container, stream, source, _ = film
     declared = declared_seconds(container, stream)
     duration = declared if declared is not None else measured_seconds(container, stream)
-    views = _look(container, stream, source, options, duration)
+    views = _look(film, options, duration)
     if declared is not None and not all(view.done for view in views):
         duration = measured_seconds(container, stream)
         refuse_cut_short(container, source, declared, duration or Fraction(0))
-        views = _look(container, stream, source, options, duration)
+        views = _look(film, options, duration)
     if not all(view.done for view in views):
         raise MediaError("holds no video frame that can be decoded", where=source.name)
     return views
 
 
-def _look(
-    container: InputContainer,
-    stream: VideoStream,
-    source: MediaSource,
-    options: MediaOptions,
-    duration: Fraction | None,
-) -> list[_View]:
+def _look(film: _Film, options: MediaOptions, duration: Fraction | None) -> list[_View]:
     clips = spread_clips(
         float(duration or 0),
         count=options.video_clips,
         seconds=options.clip_seconds,
         sampler=options.clip_sampler,
     )
-    views = [_View(clip) for clip in clips]
-    rewind(container)
+    crops = _Crops()
+    views = [_View(clip, crops) for clip in clips]
+    rewind(film.container)
     last_seen = Fraction(0)
     step = Fraction(0)
     moved: list[Fraction] = []  # the seek that the frame loop asks of the frame iterator
-    for frame, time in _frames(container, stream, moved):
-        _check_size(frame.width, frame.height, source, options)
+    for frame, time in _frames(film, moved):
+        _check_size(frame.width, frame.height, film.source, options)
         step, last_seen = abs(time - last_seen), time
         for view in views:
             view.see(frame, time)
@@ -176,20 +205,21 @@ def _next_seek(views: Iterable[_View], time: Fraction) -> list[Fraction]:
     return [upcoming.clip.start]
 
 
-def _frames(
-    container: InputContainer, stream: VideoStream, moved: list[Fraction]
-) -> Iterator[tuple[VideoFrame, Fraction]]:
+def _frames(film: _Film, moved: list[Fraction]) -> Iterator[tuple[VideoFrame, Fraction]]:
     """Frames in order of display with their time in seconds from the start of the stream.
 
     Entries put into `moved` make it jump to the key frame before that time.
     """
+    container, stream, _, budget = film
     origin = start_seconds(stream)
     rate = stream.average_rate or Fraction(25)
     count = 0
     while True:
-        for frame in decoded(container, stream):
+        budget.flushed()
+        for frame in decoded(container, stream, budget.sent):
             if not isinstance(frame, VideoFrame):
                 continue
+            budget.received(frame)
             time = (
                 frame.pts * frame.time_base - origin
                 if frame.pts is not None and frame.time_base is not None
@@ -219,7 +249,15 @@ def _check_size(width: int, height: int, source: MediaSource, options: MediaOpti
 
 def _three_crops(frame: VideoFrame) -> torch.Tensor:
     """One frame as the encoder wants it, [3 crops, 3 colours, 224, 224]."""
-    rgb: npt.NDArray[np.generic] = frame.to_ndarray(format="rgb24")
+    small: dict[str, Any] = {}
+    if frame.width * frame.height > WHOLE_PIXELS:
+        step = math.ceil(math.sqrt(frame.width * frame.height / SMALL_PIXELS))
+        small = {
+            "width": frame.width // step,
+            "height": frame.height // step,
+            "interpolation": "AREA",
+        }
+    rgb: npt.NDArray[np.generic] = frame.to_ndarray(format="rgb24", **small)
     quarter_turns = round(frame.rotation / 90) % 4
     if quarter_turns:
         rgb = np.ascontiguousarray(np.rot90(rgb, quarter_turns))
@@ -228,7 +266,7 @@ def _three_crops(frame: VideoFrame) -> torch.Tensor:
         size = (math.floor(height / width * IMAGE_SIZE), IMAGE_SIZE)
     else:
         size = (IMAGE_SIZE, math.floor(width / height * IMAGE_SIZE))
-    pixels = torch.from_numpy(rgb).permute(2, 0, 1).to(torch.float32) / 255
+    pixels = torch.from_numpy(rgb).permute(2, 0, 1).to(torch.float32).div_(255)
     scaled = functional.interpolate(pixels[None], size=size, mode="bilinear", align_corners=False)
     mean = torch.tensor(CLIP_MEAN)[:, None, None]
     std = torch.tensor(CLIP_STD)[:, None, None]

@@ -14,7 +14,6 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from chatbind_cli.errors import MediaError
-from chatbind_cli.media.arrays import read_npy
 from chatbind_cli.media.container import (
     audio_streams,
     decoded,
@@ -22,9 +21,10 @@ from chatbind_cli.media.container import (
     video_streams,
 )
 from chatbind_cli.media.imu import load_imu
+from chatbind_cli.media.maps import open_map
 from chatbind_cli.media.modality import IMU_SECONDS
 from chatbind_cli.media.options import MediaOptions
-from chatbind_cli.media.pictures import open_picture, picture_array, to_rgb
+from chatbind_cli.media.pictures import open_rgb
 from chatbind_cli.media.source import MediaSource
 from chatbind_cli.review.exhibits import Curve, Panel, Scale
 
@@ -40,7 +40,6 @@ _FILM_RATE = 25
 _SOUND_SECONDS = 60
 _SOUND_RATE_HZ = 32_000
 _SOUND_BITS_PER_SECOND = 64_000
-_NPY = b"\x93NUMPY"
 
 PLOT_WIDTH, PLOT_HEIGHT = 500, 90
 """Size of one panel of curves, in SVG units."""
@@ -85,10 +84,9 @@ def show(source: MediaSource, modality: str) -> Shown:
 
 
 def _picture(source: MediaSource) -> Shown:
-    with open_picture(source, _OPTIONS.max_pixels) as picture:
-        small = to_rgb(picture)
-        small.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
-    return Shown(kind="image/jpeg", data=_saved(small, "JPEG", quality=82))
+    with open_rgb(source, _OPTIONS.max_pixels) as picture:
+        picture.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
+        return Shown(kind="image/jpeg", data=_saved(picture, "JPEG", quality=82))
 
 
 def _depth(source: MediaSource) -> Shown:
@@ -120,16 +118,8 @@ def _heat(source: MediaSource) -> Shown:
 
 def _map(source: MediaSource) -> npt.NDArray[np.generic]:
     """The one channel of a depth map or thermal picture, [height, width]."""
-    if source.head(len(_NPY)) == _NPY:
-        values = read_npy(source, _OPTIONS.max_array_bytes)
-        if values.ndim != 2:
-            shape = list(values.shape)
-            raise MediaError(
-                f"is an array of shape {shape}, not [height, width]", where=source.name
-            )
+    with open_map(source, _OPTIONS) as values:
         return values
-    with open_picture(source, _OPTIONS.max_pixels) as picture:
-        return picture_array(picture)
 
 
 def _coloured(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -61,7 +62,8 @@ def test_only_the_means_removed_in_place_keep_us_from_the_reference(
     stored = np.load(golden / "preprocess/audio_assets_pin.npz")["audio_dog_5clips"][0]
     opened = open_source(shared_data / "media/dog_audio.wav")
     with container.open_container(opened) as box:
-        samples, clock = audio._decode_all(box, container.audio_streams(box)[0], opened)
+        sound = audio._Sound(box, container.audio_streams(box)[0], opened, 10**6)
+        samples, clock = audio._decode_all(sound)
         assert samples is not None
     waveform = torchaudio.functional.resample(torch.from_numpy(samples)[None], clock.rate, 16000)
     # the reference works on both channels of one array; the second only matters for the mean, and
@@ -282,3 +284,40 @@ def test_options_change_the_number_and_length_of_clips(sound: Maker) -> None:
     torch.testing.assert_close(tensor[..., 98:], torch.full_like(tensor[..., 98:], PADDING))
     longer = load_audio(open_source(sound(rate=16_000)), replace(options, clip_seconds=3.0))
     assert longer.shape == (2, 1, 128, 204)
+
+
+def wav(values: np.ndarray, *, kind: int = 3, channels: int = 1, rate: int = 44_100) -> bytes:
+    """A WAV file as a program may write it: `kind` 1 holds whole numbers, 3 floating-point ones."""
+    width = values.dtype.itemsize * channels
+    form = struct.pack(
+        "<HHIIHH", kind, channels, rate, rate * width, width, 8 * values.dtype.itemsize
+    )
+    body = b"WAVEfmt " + struct.pack("<I", len(form)) + form + b"data"
+    body += struct.pack("<I", values.nbytes) + values.tobytes()
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300])
+def test_one_sample_that_is_no_number_is_an_error(bad: float) -> None:
+    values = np.zeros(44_100)
+    assert load(wav(values)).isfinite().all()
+    values[20_000] = bad  # as one flipped bit makes it; float32 cannot hold 1e300
+    with pytest.raises(MediaError, match="no numbers"):
+        load(wav(values))
+    if not np.isfinite(bad):
+        with pytest.raises(MediaError, match="no numbers"):
+            load(wav(values.astype(np.float32)))
+
+
+def test_a_kind_of_sample_that_is_not_read_is_named() -> None:
+    with pytest.raises(MediaError, match="samples of the kind s64, which is not read"):
+        load(wav(np.zeros(44_100, np.int64), kind=1))
+
+
+def test_a_microphone_array_gives_its_first_channel_and_a_thousand_are_refused() -> None:
+    tone = np.zeros((8_000, 200), np.int16)
+    tone[:, 0] = 10_000 * np.sin(np.arange(8_000) / 9)
+    alone = load(wav(tone[:, 0].copy(), kind=1))
+    torch.testing.assert_close(load(wav(tone, kind=1, channels=200)), alone)
+    with pytest.raises(MediaError):
+        load(wav(np.zeros((100, 1024), np.int16), kind=1, channels=1024))

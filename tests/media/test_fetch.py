@@ -30,6 +30,9 @@ class Handler(BaseHTTPRequestHandler):
             "to-ftp": "ftp://127.0.0.1/x",
             "to-ok": "/ok",
             "loop": "/loop",
+            "to-no-port": "http://127.0.0.1:99999/x",
+            "to-half-an-address": "http://[::1",
+            "to-half-a-host": "http://[",
         }.get(name)
         if target is not None:
             self.send_response(302)
@@ -137,6 +140,9 @@ def test_requests_say_who_asks_and_want_no_compression(server: str) -> None:
         ("drip", "was not complete after 1 s"),
         ("cut", "cannot be fetched"),
         ("bomb", "compressed as 'gzip'"),
+        ("to-no-port", "Invalid port: 99999"),
+        ("to-half-an-address", "cannot be fetched"),
+        ("to-half-a-host", "cannot be fetched"),
     ],
 )
 def test_a_bad_server_gives_one_line_soon(server: str, name: str, what: str) -> None:
@@ -155,7 +161,10 @@ def test_a_closed_port_is_one_line() -> None:
         open_source(f"http://127.0.0.1:{port}/x", limits=LIMITS)
 
 
-@pytest.mark.parametrize("url", ["http://", "http://[::1", "http://a b/", "https://\u2603.\0/"])
+@pytest.mark.parametrize(
+    "url",
+    ["http://", "http://[::1", "http://a b/", "https://\u2603.\0/", "http://127.0.0.1:99999/"],
+)
 def test_a_broken_url_is_one_line(url: str) -> None:
     with pytest.raises(MediaError):
         open_source(url, limits=LIMITS)

@@ -5,6 +5,7 @@ import io
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from chatbind_cli.errors import MediaError, UsageError
+from chatbind_cli.errors import ChatBindError, MediaError, UsageError
 from chatbind_cli.media.load import load_media
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.options import MediaOptions
@@ -250,3 +251,37 @@ def test_threads_may_meet_a_modality_for_the_first_time_together():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_whatever_a_library_raises_is_one_line_and_names_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "odd.png"
+    path.write_bytes(picture("PNG"))
+    for error in (RecursionError("deep"), MemoryError(), ZeroDivisionError("a / 0"), KeyError(3)):
+
+        def fail(*_: object, error: Exception = error) -> torch.Tensor:
+            raise error
+
+        monkeypatch.setattr("chatbind_cli.media.image.load_image", fail)
+        with pytest.raises(ChatBindError, match=type(error).__name__) as caught:
+            load_media(path)
+        assert str(caught.value).startswith(f"{path}: cannot be used")
+
+
+def test_no_tensor_that_is_not_finite_comes_out(sound: Maker) -> None:
+    with np.errstate(over="ignore"):
+        loud = np.where(np.arange(44_100) % 2, 1e30, -1e30).astype(np.float32)
+    data = sound("wav", "pcm_f32le", samples=loud)
+    with pytest.raises(MediaError, match=r"NaN or infinity"):
+        load_media(data)
+
+
+def test_eight_threads_read_large_and_small_media_at_once(
+    samples: dict[str, tuple[str, bytes]],
+) -> None:
+    large = picture("PNG", np.zeros((5000, 5000, 3), np.uint8), compress_level=1)
+    todo = [data for _, data in samples.values()] + [large] * 4
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda data: load_media(data).modality, todo, timeout=120))
+    assert found == [modality for modality, _ in samples.values()] + ["image"] * 4

@@ -5,6 +5,8 @@ import hashlib
 import io
 import os
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -174,3 +176,74 @@ def test_coco_prefixes_are_added_where_only_the_prefixed_file_exists(
     found = resolve_in_root(f"{name}/000001.jpg", tmp_path, prefix="COCO_val2014_")
     assert found == folder / "COCO_val2014_000001.jpg"
     assert resolve_in_root("COCO_val2014_000001.jpg", folder, prefix="COCO_val2014_").is_file()
+
+
+QUICK = SourceLimits(read_timeout_s=0.2, total_timeout_s=1.0)
+
+
+def test_a_pipe_that_nobody_writes_to_is_given_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(MediaError, match=r"pipe: nothing was written to it in 0\.2 s"):
+        open_source(tmp_path / "pipe", limits=QUICK)
+
+
+def test_a_writer_may_be_slow_to_begin_but_not_fall_silent(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    def write(pause: float, rest: float) -> None:
+        with pipe.open("wb", buffering=0) as stream:
+            time.sleep(pause)
+            stream.write(b"first")
+            time.sleep(rest)
+            with suppress(BrokenPipeError):
+                stream.write(b", rest")
+
+    def read(pause: float, rest: float) -> bytes | None:
+        writer = threading.Thread(target=write, args=(pause, rest))
+        writer.start()
+        try:
+            return open_source(pipe, limits=QUICK).data
+        finally:
+            writer.join(5)
+
+    assert read(0.5, 0.05) == b"first, rest"
+    with pytest.raises(MediaError, match=r"nothing was written to it in 0\.2 s"):
+        read(0.0, 0.5)
+
+
+def test_a_pipe_is_read_no_further_than_the_limit(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    def write() -> None:
+        with suppress(BrokenPipeError):
+            pipe.write_bytes(bytes(10_000_000))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    with pytest.raises(MediaError, match="pipe: is larger"):
+        open_source(pipe, limits=SourceLimits(max_bytes=1000))
+    writer.join(5)
+
+
+def test_a_vast_file_is_refused_before_anybody_hashes_it(tmp_path: Path) -> None:
+    path = tmp_path / "sparse"
+    for size, what in ((200 * 10**9, "larger than 128 GiB"), (60 * 10**9, "nothing but zeros")):
+        with path.open("wb") as file:
+            file.truncate(size)
+        with pytest.raises(MediaError, match=what):
+            open_source(path)
+
+
+def test_a_name_that_is_no_text_is_read_and_shown(tmp_path: Path) -> None:
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.bin")
+    Path(name).write_bytes(b"x")
+    source = open_source(name)
+    assert content(source) == b"x" and source.sha256
+    assert source.name.isprintable() and source.name.encode("utf-8")
+    with pytest.raises(MediaError, match="is not a file name"):
+        open_source("\ud800.jpg")
+    with pytest.raises(MediaError) as caught:
+        resolve_in_root("caf\udce9.jpg", tmp_path)
+    assert str(caught.value).encode("utf-8")

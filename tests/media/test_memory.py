@@ -1,0 +1,192 @@
+"""What a decode really takes, measured in a process of its own."""
+
+from __future__ import annotations
+
+import io
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import torch
+from PIL import Image
+
+from chatbind_cli.errors import MediaError
+from chatbind_cli.media.budget import ONE_BYTES
+from chatbind_cli.media.load import load_media
+
+Maker = Callable[..., bytes]
+
+MEASURE = """
+import sys
+from chatbind_cli.errors import MediaError
+from chatbind_cli.media import audio, depth, image, imu, thermal, video
+from chatbind_cli.media.load import load_media
+
+def status(key):
+    line = next(line for line in open("/proc/self/status") if line.startswith(key))
+    return int(line.split()[1]) * 1024
+
+for path in sys.argv[1:]:
+    open("/proc/self/clear_refs", "w").write("5")  # the high-water mark starts anew
+    before = status("VmRSS")
+    try:
+        said = load_media(path).modality
+    except MediaError as error:
+        said = str(error).replace(chr(10), " ")
+    print(status("VmHWM") - before, said, flush=True)
+"""
+
+
+def png(width: int, height: int, *, depth: int = 8, colour: int = 0) -> bytes:
+    """A PNG of zeros, packed without ever being whole; of a strip only the head."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(name + content))
+        return struct.pack(">I", len(content)) + name + content + checksum
+
+    packer = zlib.compressobj(1)
+    row = bytes(1 + width * depth // 8 * (3 if colour == 2 else 1))
+    body = b"".join(packer.compress(row) for _ in range(min(height, 10_000))) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def large_webp() -> bytes:
+    """A canvas of 15,999 x 15,999 with a picture of 8 x 8 on it."""
+    buffer = io.BytesIO()
+    frames = [Image.new("RGBA", (8, 8), (shade, 2, 3, 4)) for shade in (1, 9)]
+    frames[0].save(buffer, "WEBP", save_all=True, append_images=frames[1:])
+    content = bytearray(buffer.getvalue())
+    content[24:30] = (15_998).to_bytes(3, "little") * 2
+    return bytes(content)
+
+
+def long_gif(frames: int) -> bytes:
+    """Thousands of frames of a pixel on a screen of 9000 x 9000."""
+    parts = []
+    for size in (9000, 1):
+        buffer = io.BytesIO()
+        picture = Image.new("P", (size, size), 1)
+        picture.putpalette(list(range(256)) * 3)
+        picture.save(buffer, "GIF")
+        parts.append(buffer.getvalue())
+    first, pixel = parts
+    frame = pixel[pixel.index(b"\x2c\0\0\0\0\1\0\1\0") : -1]
+    return first[:-1] + (b"\x21\xf9\x04\0\x0a\0\0\0" + frame) * frames + b";"
+
+
+def test_no_file_takes_more_than_the_budget(tmp_path: Path, film: Maker) -> None:
+    photo = io.BytesIO()
+    Image.new("RGB", (10_000, 10_000), (200, 30, 90)).save(photo, "JPEG")
+    files = {
+        "100 megapixels.jpg": (photo.getvalue(), "image"),
+        "52 megapixels.png": (png(8660, 6000, colour=2), "image"),
+        "strip.png": (png(1, 89_478_485), "would take"),
+        "depth.png": (png(9000, 9000, depth=16), "holds no measured depth"),
+        "canvas.webp": (large_webp(), "would take"),
+        "screen.gif": (long_gif(3000), "would take"),
+        "film.avi": (
+            film("avi", "mjpeg", frames=1, pixels="yuvj420p", size=(5600, 5600)),
+            "video",
+        ),
+    }
+    for name, (content, _) in files.items():
+        (tmp_path / name).write_bytes(content)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, *[str(tmp_path / name) for name in files]],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(files), done.stderr
+    for line, (name, (_, said)) in zip(lines, files.items(), strict=True):
+        taken, _, answer = line.partition(" ")
+        assert said in answer, name
+        assert int(taken) < ONE_BYTES, (name, line)
+
+
+def test_a_photo_of_many_scans_is_refused() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(buffer, "JPEG", progressive=True)
+    photo = buffer.getvalue()
+    scan = photo[photo.rindex(b"\xff\xda") : -2]
+    assert load_media(photo[:-2] + scan * 3 + b"\xff\xd9").modality == "image"
+    with pytest.raises(MediaError, match="more than 200 scans"):
+        load_media(photo[:-2] + scan * 300 + b"\xff\xd9")
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "JPEG", "JPEG2000", "PNG"])
+def test_a_picture_beyond_the_budget_shows_what_a_small_one_does(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    across = np.broadcast_to(np.linspace(0, 255, 1600), (1600, 1600))
+    rgb = np.stack([across, across.T, across], axis=-1).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    buffer = io.BytesIO()
+    options = {} if kind == "JPEG2000" else {"exif": exif}
+    Image.fromarray(rgb).save(buffer, kind, **options)
+    whole = load_media(buffer.getvalue()).tensor
+    monkeypatch.setattr("chatbind_cli.media.picture_cost.ONE_BYTES", 24 * 2**20)
+    small = load_media(buffer.getvalue()).tensor
+    assert not torch.equal(small, whole)
+    assert (small - whole).abs().max() < 0.1  # values reach 2.7; one level is 0.015
+
+
+def test_a_map_beyond_the_budget_is_thinned_out_and_keeps_its_holes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    depth = np.full((1600, 1600), 1500, np.uint16)
+    depth[:, :800] = 0
+    buffer = io.BytesIO()
+    Image.fromarray(depth).save(buffer, "PNG")
+    whole = load_media(buffer.getvalue()).tensor
+    monkeypatch.setattr("chatbind_cli.media.picture_cost.ONE_BYTES", 40 * 2**20)
+    small = load_media(buffer.getvalue()).tensor
+    assert (small - whole).abs().mean() < 0.01
+
+
+def test_a_page_that_unpacks_to_more_than_any_is_refused() -> None:
+    names = ["ax", "ay", "az", "gx", "gy", "gz"]
+    zeros = pa.array(np.zeros(3_000_000))
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(
+        pa.table(dict.fromkeys(names, zeros)),
+        buffer,
+        use_dictionary=False,
+        compression="zstd",
+        data_page_size=2**30,
+        row_group_size=3_000_000,
+        max_rows_per_page=3_000_000,
+    )
+    content = buffer.getvalue()
+    # the footer says 1,000 rows and 100 bytes
+    meta = pyarrow.parquet.ParquetFile(buffer).metadata
+    at = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    footer = content[at:]
+    lies = {3_000_000: 1_000, meta.row_group(0).total_byte_size: 100}
+    lies |= {meta.row_group(0).column(i).total_uncompressed_size: 100 for i in range(6)}
+    for true, lie in lies.items():
+        footer = footer.replace(varint(true), varint(lie, len(varint(true))))
+    with pytest.raises(MediaError, match="larger pages than any table"):
+        load_media(content[:at] + footer)
+
+
+def varint(value: int, length: int = 0) -> bytes:
+    """A whole number as Thrift writes it, made longer if need be."""
+    value <<= 1
+    out = []
+    while value or len(out) < max(length, 1):
+        out.append(value & 127 | 128)
+        value >>= 7
+    out[-1] &= 127
+    return bytes(out)
