@@ -26,6 +26,35 @@ CONTEXT_SETTINGS: dict[str, Any] = {
 }
 
 
+# What torchrun, accelerate, DeepSpeed, LLaVA and Hugging Face's tools call an option, and what it
+# is here, in the commands that have it.
+_KNOWN_ELSEWHERE = {
+    "--nnodes": "--num-machines",
+    "--num-nodes": "--num-machines",
+    "--nproc-per-node": "--num-processes",
+    "--num-gpus": "--num-processes",
+    "--node-rank": "--machine-rank",
+    "--master-addr": "--main-address",
+    "--master-port": "--main-address",
+    "--main-process-ip": "--main-address",
+    "--main-process-port": "--main-address",
+    "--rdzv-endpoint": "--main-address",
+    "--config-file": "--launch-config",
+    "--model-path": "--model",
+    "--image-file": "--image",
+    "--media": "--attach",
+    "--file": "--attach",
+    "--prompt": "--query",
+    "--question": "--query",
+    "--max-length": "--max-new-tokens",
+    "--max-tokens": "--max-new-tokens",
+    "--num-epochs": "--num-train-epochs",
+    "--epochs": "--num-train-epochs",
+    "--lr": "--learning-rate",
+    "--force": "--overwrite",
+}
+
+
 class GroupedOption(click.Option):
     """An option that the help lists under a heading of its own.
 
@@ -69,7 +98,15 @@ class ChatBindCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Repeats list options before every one of their words, then parses as click does."""
         _drop_stale_config(ctx)
-        return super().parse_args(ctx, self._one_word_each(ctx, args))
+        try:
+            return super().parse_args(ctx, self._one_word_each(ctx, args))
+        except click.NoSuchOption as error:
+            theirs = error.option_name
+            ours = _KNOWN_ELSEWHERE.get(theirs)
+            if not any(ours in param.opts for param in self.params):
+                raise
+            said = f"No such option {theirs!r}. Did you mean {ours!r}?"
+            raise click.NoSuchOption(theirs, said, ctx=error.ctx) from None
 
     def _one_word_each(self, ctx: click.Context, args: list[str]) -> list[str]:
         lists = {

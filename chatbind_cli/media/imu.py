@@ -158,7 +158,7 @@ def _clock(
         if count == IMU_STEPS:
             return np.arange(count, dtype=np.float64) * (IMU_SECONDS / IMU_STEPS)
         raise MediaError(
-            "does not say its sampling rate", where=source.name, hint="say it with --imu-rate"
+            "does not say its sampling rate", where=source.name, hint="say it with --imu-rate-hz"
         )
     name, values = time
     if count < 2 or not np.isfinite(values).all():
@@ -173,7 +173,7 @@ def _clock(
         raise MediaError(
             f"column {name!r} has steps of {typical:g}: in no unit a sampling rate of 5 to 5000 Hz",
             where=source.name,
-            hint="say the rate with --imu-rate",
+            hint="say the rate with --imu-rate-hz",
         )
     return np.asarray((values - values[0]) * _SECONDS[unit], dtype=np.float64)
 
