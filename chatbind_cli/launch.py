@@ -120,6 +120,21 @@ def dispatch(args: Sequence[str], plan: Dispatch, extra: Sequence[str] = ()) -> 
     return True
 
 
+def run_apart(args: Sequence[str], *, folder: Path, environment: Mapping[str, str]) -> None:
+    """Runs `chatbind ARGS` in a process that ends with this one; its records go nowhere.
+
+    Args:
+        args: the command and its words.
+        folder: where it works.
+        environment: variables besides those of this process.
+
+    Raises:
+        ChatBindError: it failed; the same message and exit code.
+    """
+    line = [sys.executable, *_worker_command(args, ())]
+    _run_workers(line, environment, cwd=folder, stdout=subprocess.DEVNULL)
+
+
 def needs_workers(plan: Dispatch) -> bool:
     """Whether `dispatch` would start worker processes: they have no standard input to read."""
     if is_worker() or "RANK" in os.environ or "LOCAL_RANK" in os.environ:
@@ -298,7 +313,7 @@ def _meeting_point(plan: Dispatch) -> list[str]:
     ]
 
 
-def _run_workers(line: Sequence[str], environment: Mapping[str, str]) -> None:
+def _run_workers(line: Sequence[str], environment: Mapping[str, str], **place: Any) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix="chatbind-") as name:
             folder = Path(name)
@@ -307,7 +322,7 @@ def _run_workers(line: Sequence[str], environment: Mapping[str, str]) -> None:
             # here because its warning about it would be noise.
             variables.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // 2)))
             with _alive(folder):
-                code = _supervise(line, variables, folder)
+                code = _supervise(line, variables, folder, **place)
                 _raise_outcome(folder, code)
     except _Terminated:
         # the workers are gone, the folder too: now die of the signal, as the sender expects
@@ -319,7 +334,9 @@ class _Terminated(BaseException):
     """This process was sent SIGTERM."""
 
 
-def _supervise(line: Sequence[str], variables: Mapping[str, str], folder: Path) -> int:
+def _supervise(
+    line: Sequence[str], variables: Mapping[str, str], folder: Path, **place: Any
+) -> int:
     """Runs the launcher; whatever ends this process or a worker ends all of them.
 
     The launcher is not left to find out by itself that a worker failed or Ctrl-C was pressed: it
@@ -332,7 +349,7 @@ def _supervise(line: Sequence[str], variables: Mapping[str, str], folder: Path) 
 
     before = signal.signal(signal.SIGTERM, stop)
     process = subprocess.Popen(
-        line, env=variables, stdin=subprocess.DEVNULL, start_new_session=True
+        line, env=variables, stdin=subprocess.DEVNULL, start_new_session=True, **place
     )
     try:
         while process.poll() is None:

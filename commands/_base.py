@@ -89,10 +89,17 @@ class BoolOption(GroupedOption):
 class ChatBindCommand(click.Command):
     """A click command with examples, option groups, `--config`, `--debug` and `--quiet`."""
 
-    def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        examples: Sequence[str] = (),
+        elsewhere: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> None:
         kwargs.setdefault("context_settings", CONTEXT_SETTINGS)
         super().__init__(*args, **kwargs)
         self.examples = tuple(examples)
+        self.elsewhere = tuple(elsewhere)
         self.params.extend(_common_options())
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -149,27 +156,35 @@ class ChatBindCommand(click.Command):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the examples, unwrapped, so that they can be pasted."""
-        if self.examples:
-            with formatter.section("Examples"):
-                for example in self.examples:
-                    formatter.write(f"  {example}\n")
+        for heading, lines in (
+            ("Examples that work as they stand, where `chatbind toy .` was run", self.examples),
+            ("Examples that need the network, a key or files of yours", self.elsewhere),
+        ):
+            if lines:
+                with formatter.section(heading):
+                    formatter.write("".join(f"  {line}\n" for line in lines))
 
 
 def command(
-    name: str, *, short_help: str, examples: Sequence[str]
+    name: str, *, short_help: str, examples: Sequence[str], elsewhere: Sequence[str] = ()
 ) -> Callable[[Callable[..., Any]], ChatBindCommand]:
     """Makes a function the ChatBind command `name`.
 
     Args:
         name: the command's word on the line.
         short_help: its one sentence in `chatbind --help`; the table in `cli` repeats it.
-        examples: at least two lines that work as they stand.
+        examples: at least two lines that work as they stand where `chatbind toy .` was run.
+        elsewhere: lines that need more than that.
     """
 
     def wrap(function: Callable[..., Any]) -> ChatBindCommand:
-        return click.command(name, cls=ChatBindCommand, short_help=short_help, examples=examples)(
-            function
-        )
+        return click.command(
+            name,
+            cls=ChatBindCommand,
+            short_help=short_help,
+            examples=examples,
+            elsewhere=elsewhere,
+        )(function)
 
     return wrap
 

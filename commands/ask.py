@@ -72,9 +72,11 @@ attachment_options = stack(
     "ask",
     short_help="Ask a question about media.",
     examples=[
-        "chatbind ask -m model -a toy/media/image/heldout-0000.png 'Which digit is this?'",
-        "echo 'Describe it.' | chatbind ask -m model --audio toy/media/audio/heldout-0000.wav "
-        "--json",
+        "chatbind ask -m model -a media/image/heldout-0000.png 'Which digit is this?'",
+        "echo 'Describe it.' | chatbind ask -m model --audio media/audio/heldout-0000.wav --json",
+    ],
+    elsewhere=[
+        "chatbind ask -m checkpoints/chatbind-7b -a dog.jpg 'What is the dog doing?'",
     ],
 )
 @click.argument("question", required=False)

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     "toy",
     short_help="Make a small world to try everything in.",
     examples=[
-        "chatbind toy world",
-        "chatbind toy toy --quick | jq -r .path",
-        "chatbind toy other --quick --seed 1",
+        "chatbind toy .",
+        "chatbind toy small --quick",
     ],
 )
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))

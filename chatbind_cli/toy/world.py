@@ -29,11 +29,13 @@ from chatbind_cli.toy.fit import Report
 from chatbind_cli.toy.media_files import write_media
 from chatbind_cli.toy.readme import readme
 from chatbind_cli.toy.records import write_records
+from chatbind_cli.toy.sequel import make_sequel
 from chatbind_cli.toy.settings import FULL, QUICK, VERSION, Size
 
 SUMMARY = "toy.json"
 _STAMPS = ".stages"
-_CONTENT = ("media", "train", "eval", "llama", "imagebind", "imagebind-unbound", "README.txt")
+_MODELS = ("llama", "imagebind", "imagebind-unbound", "stage1", "model", "delta")
+_CONTENT = ("media", "train", "eval", *_MODELS, "README.txt")
 
 Tell = Callable[[Record], None]
 
@@ -74,6 +76,7 @@ class World:
         self._stage("texts", lambda: write_records(train, heldout, self.folder, seed=self.seed))
         self._stage("llama", self._language_model)
         self._stage("imagebind", lambda: self._encoders(train))
+        self._stage("model", self._sequel)
         self._stage("toy", lambda: self._summary(train, heldout))
         summary: Record = json.loads((self.folder / SUMMARY).read_text(encoding="utf-8"))
         return summary
@@ -138,6 +141,9 @@ class World:
             seed=self.seed,
             report=lambda part: self._report("imagebind", part),
         )
+
+    def _sequel(self) -> None:
+        make_sequel(self.folder, seed=self.seed, quick=self.quick)
 
     def _summary(self, train: Sequence[Item], heldout: Sequence[Item]) -> None:
         accuracy = encoders.measure(
