@@ -126,6 +126,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     words = list(sys.argv[1:] if args is None else args)
     _open_streams()
     if launch.is_worker():
+        launch.work_in_child()
         launch.watch_parent()
     code, message = run(words)
     if launch.is_worker():
@@ -202,6 +203,8 @@ def _complete_shell() -> None:
 
 def _click_text(error: click.ClickException) -> str:
     """A usage error as click words it: the usage line, where to find help, what is wrong."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return error.format_message()  # the whole help, usage line and all
     context = getattr(error, "ctx", None)
     lines = []
     if context is not None:
@@ -218,6 +221,9 @@ def _text(error: BaseException, line: str, args: Sequence[str]) -> str:
 def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno == errno.EBADF:
         return "standard input or output is needed, and closed"
+    if isinstance(error, OSError) and error.strerror:
+        files = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        return ": ".join([*(" -> ".join(files),) * bool(files), error.strerror])
     return " ".join(str(error).split()) or type(error).__name__
 
 

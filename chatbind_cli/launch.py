@@ -121,6 +121,21 @@ def dispatch(args: Sequence[str], plan: Dispatch, extra: Sequence[str] = ()) -> 
     return True
 
 
+def run_apart(args: Sequence[str], *, folder: Path, environment: Mapping[str, str]) -> None:
+    """Runs `chatbind ARGS` in a process that ends with this one; its records go nowhere.
+
+    Args:
+        args: the command and its words.
+        folder: where it works.
+        environment: variables besides those of this process.
+
+    Raises:
+        ChatBindError: it failed; the same message and exit code.
+    """
+    line = [sys.executable, *_worker_command(args, ())]
+    _run_workers(line, environment, cwd=folder, stdout=subprocess.DEVNULL)
+
+
 def needs_workers(plan: Dispatch) -> bool:
     """Whether `dispatch` would start worker processes: they have no standard input to read."""
     if is_worker() or "RANK" in os.environ or "LOCAL_RANK" in os.environ:
@@ -130,14 +145,66 @@ def needs_workers(plan: Dispatch) -> bool:
     return several or plan.launch_config is not None or _uses_gpu(plan)
 
 
-def report_outcome(code: int, message: str) -> None:
-    """Leaves this worker's exit code and message where the parent looks for them."""
+def report_outcome(code: int, message: str, *, killed: bool = False) -> None:
+    """Leaves this worker's exit code and message where the parent looks for them.
+
+    Args:
+        code: the worker's exit code.
+        message: its error, or nothing.
+        killed: whether it was a signal that ended it.
+    """
     folder = Path(os.environ[_STATUS_FOLDER])
     if folder.is_dir():
         outcome = {"rank": rank(), "exit_code": code, "message": message, "time_s": time.time()}
+        outcome["killed"] = killed
         unseen = folder / f"{rank()}.tmp"
         unseen.write_text(json.dumps(outcome), encoding="utf-8")
         unseen.replace(folder / f"rank-{rank():05}.json")
+
+
+def work_in_child() -> None:
+    """Goes on in a child process, while this one waits to say of which signal the child died.
+
+    Only a parent is told, and the worker's parent is the launcher, which makes forty lines of it.
+    """
+    reading, writing = os.pipe()
+    worker = os.fork()
+    if worker == 0:
+        os.close(writing)
+        threading.Thread(target=_end_with_watcher, args=(reading,), daemon=True).start()
+        return
+    os.close(reading)
+    told = False
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        nonlocal told
+        told = True
+        with suppress(ProcessLookupError):
+            os.kill(worker, number)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, pass_on)
+    _, status = os.waitpid(worker, 0)
+    if os.WIFSIGNALED(status) and not told:
+        _report_killed(os.WTERMSIG(status))
+    os._exit(0)
+
+
+def _end_with_watcher(pipe: int) -> None:
+    """Ends this worker when the process that waits for it is gone: no other signal ends that."""
+    os.read(pipe, 1)
+    _report_killed(signal.SIGKILL)
+    os._exit(0)
+
+
+def _report_killed(number: int) -> None:
+    hint = "run again with --debug"
+    if number == signal.SIGKILL:
+        hint = "where memory runs out the system does that (see `dmesg`): take smaller batches "
+        hint += "or fewer processes"
+    name = signal.Signals(number).name
+    text = f"process {rank()} was killed by signal {number:d} ({name}); {hint}"
+    report_outcome(1, text, killed=True)
 
 
 def watch_parent() -> None:
@@ -247,7 +314,7 @@ def _meeting_point(plan: Dispatch) -> list[str]:
     ]
 
 
-def _run_workers(line: Sequence[str], environment: Mapping[str, str]) -> None:
+def _run_workers(line: Sequence[str], environment: Mapping[str, str], **place: Any) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix="chatbind-") as name:
             folder = Path(name)
@@ -256,7 +323,7 @@ def _run_workers(line: Sequence[str], environment: Mapping[str, str]) -> None:
             # here because its warning about it would be noise.
             variables.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // 2)))
             with _alive(folder):
-                code = _supervise(line, variables, folder)
+                code = _supervise(line, variables, folder, **place)
                 _raise_outcome(folder, code)
     except _Terminated:
         # the workers are gone, the folder too: now die of the signal, as the sender expects
@@ -268,7 +335,9 @@ class _Terminated(BaseException):
     """This process was sent SIGTERM."""
 
 
-def _supervise(line: Sequence[str], variables: Mapping[str, str], folder: Path) -> int:
+def _supervise(
+    line: Sequence[str], variables: Mapping[str, str], folder: Path, **place: Any
+) -> int:
     """Runs the launcher; whatever ends this process or a worker ends all of them.
 
     The launcher is not left to find out by itself that a worker failed or Ctrl-C was pressed: it
@@ -281,7 +350,7 @@ def _supervise(line: Sequence[str], variables: Mapping[str, str], folder: Path) 
 
     before = signal.signal(signal.SIGTERM, stop)
     process = subprocess.Popen(
-        line, env=variables, stdin=subprocess.DEVNULL, start_new_session=True
+        line, env=variables, stdin=subprocess.DEVNULL, start_new_session=True, **place
     )
     try:
         while process.poll() is None:
@@ -308,17 +377,20 @@ def _outcomes(folder: Path) -> list[dict[str, Any]]:
 
 def _raise_outcome(folder: Path, launcher_code: int) -> None:
     failed = [outcome for outcome in _outcomes(folder) if outcome["exit_code"] != 0]
-    # the first one knows why; the others have only lost their connection to it
-    failed.sort(key=lambda outcome: float(outcome.get("time_s", 0)))
     if failed:
-        # A worker that was told to stop because another one failed has less to say.
-        worst = next((o for o in failed if o["exit_code"] not in (130, 143)), failed[0])
-        raise WorkerFailed(worst["exit_code"], worst["message"])
+        cause = min(failed, key=_distance_from_cause)
+        raise WorkerFailed(cause["exit_code"], cause["message"])
     if launcher_code != 0:
         raise LaunchError(
             f"the launcher ended with exit code {launcher_code}, and no worker said why",
             hint="see the lines above; a worker that was killed may have run out of memory",
         )
+
+
+def _distance_from_cause(outcome: Mapping[str, Any]) -> tuple[bool, bool, float]:
+    """Orders what workers say: one that was told to stop, or has lost another, knows less."""
+    told_to_stop = outcome["exit_code"] in (130, 143)
+    return told_to_stop, not outcome.get("killed"), float(outcome.get("time_s", 0))
 
 
 class WorkerFailed(ChatBindError):

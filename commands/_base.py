@@ -26,6 +26,35 @@ CONTEXT_SETTINGS: dict[str, Any] = {
 }
 
 
+# What torchrun, accelerate, DeepSpeed, LLaVA and Hugging Face's tools call an option, and what it
+# is here, in the commands that have it.
+_KNOWN_ELSEWHERE = {
+    "--nnodes": "--num-machines",
+    "--num-nodes": "--num-machines",
+    "--nproc-per-node": "--num-processes",
+    "--num-gpus": "--num-processes",
+    "--node-rank": "--machine-rank",
+    "--master-addr": "--main-address",
+    "--master-port": "--main-address",
+    "--main-process-ip": "--main-address",
+    "--main-process-port": "--main-address",
+    "--rdzv-endpoint": "--main-address",
+    "--config-file": "--launch-config",
+    "--model-path": "--model",
+    "--image-file": "--image",
+    "--media": "--attach",
+    "--file": "--attach",
+    "--prompt": "--query",
+    "--question": "--query",
+    "--max-length": "--max-new-tokens",
+    "--max-tokens": "--max-new-tokens",
+    "--num-epochs": "--num-train-epochs",
+    "--epochs": "--num-train-epochs",
+    "--lr": "--learning-rate",
+    "--force": "--overwrite",
+}
+
+
 class GroupedOption(click.Option):
     """An option that the help lists under a heading of its own.
 
@@ -60,16 +89,31 @@ class BoolOption(GroupedOption):
 class ChatBindCommand(click.Command):
     """A click command with examples, option groups, `--config`, `--debug` and `--quiet`."""
 
-    def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        examples: Sequence[str] = (),
+        elsewhere: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> None:
         kwargs.setdefault("context_settings", CONTEXT_SETTINGS)
         super().__init__(*args, **kwargs)
         self.examples = tuple(examples)
+        self.elsewhere = tuple(elsewhere)
         self.params.extend(_common_options())
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Repeats list options before every one of their words, then parses as click does."""
         _drop_stale_config(ctx)
-        return super().parse_args(ctx, self._one_word_each(ctx, args))
+        try:
+            return super().parse_args(ctx, self._one_word_each(ctx, args))
+        except click.NoSuchOption as error:
+            theirs = error.option_name
+            ours = _KNOWN_ELSEWHERE.get(theirs)
+            if not any(ours in param.opts for param in self.params):
+                raise
+            said = f"No such option {theirs!r}. Did you mean {ours!r}?"
+            raise click.NoSuchOption(theirs, said, ctx=error.ctx) from None
 
     def _one_word_each(self, ctx: click.Context, args: list[str]) -> list[str]:
         lists = {
@@ -112,27 +156,35 @@ class ChatBindCommand(click.Command):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the examples, unwrapped, so that they can be pasted."""
-        if self.examples:
-            with formatter.section("Examples"):
-                for example in self.examples:
-                    formatter.write(f"  {example}\n")
+        for heading, lines in (
+            ("Examples that work as they stand, where `chatbind toy .` was run", self.examples),
+            ("Examples that need the network, a key or files of yours", self.elsewhere),
+        ):
+            if lines:
+                with formatter.section(heading):
+                    formatter.write("".join(f"  {line}\n" for line in lines))
 
 
 def command(
-    name: str, *, short_help: str, examples: Sequence[str]
+    name: str, *, short_help: str, examples: Sequence[str], elsewhere: Sequence[str] = ()
 ) -> Callable[[Callable[..., Any]], ChatBindCommand]:
     """Makes a function the ChatBind command `name`.
 
     Args:
         name: the command's word on the line.
         short_help: its one sentence in `chatbind --help`; the table in `cli` repeats it.
-        examples: at least two lines that work as they stand.
+        examples: at least two lines that work as they stand where `chatbind toy .` was run.
+        elsewhere: lines that need more than that.
     """
 
     def wrap(function: Callable[..., Any]) -> ChatBindCommand:
-        return click.command(name, cls=ChatBindCommand, short_help=short_help, examples=examples)(
-            function
-        )
+        return click.command(
+            name,
+            cls=ChatBindCommand,
+            short_help=short_help,
+            examples=examples,
+            elsewhere=elsewhere,
+        )(function)
 
     return wrap
 

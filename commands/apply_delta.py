@@ -23,10 +23,12 @@ _output = partial(click.option, cls=GroupedOption, group="Output")
     "apply-delta",
     short_help="Add published delta weights to a base model.",
     examples=[
-        "chatbind apply-delta --base toy/llama --delta delta --target restored",
+        "chatbind apply-delta --base llama --delta delta --target restored",
         "chatbind apply-delta --verify delta",
-        "chatbind apply-delta --base checkpoints/llama-7b --delta dreamerlin/chatbind-7b-delta "
-        "--target checkpoints/chatbind-7b",
+    ],
+    elsewhere=[
+        "chatbind apply-delta --base checkpoints/llama-7b --delta "
+        "dreamerlin/chatbind-7b-delta --target checkpoints/chatbind-7b",
     ],
 )
 @_input(

@@ -12,6 +12,7 @@ import click
 
 from chatbind_cli.answering.attachments import Attachment, parse_attachment
 from chatbind_cli.answering.settings import GenerationSettings
+from chatbind_cli.console import note
 from chatbind_cli.errors import UsageError
 from chatbind_cli.media.options import MediaOptions
 
@@ -71,9 +72,11 @@ attachment_options = stack(
     "ask",
     short_help="Ask a question about media.",
     examples=[
-        "chatbind ask -m model -a toy/media/image/heldout-0000.png 'Which digit is this?'",
-        "echo 'Describe it.' | chatbind ask -m model --audio toy/media/audio/heldout-0000.wav "
-        "--json",
+        "chatbind ask -m model -a media/image/heldout-0000.png 'Which digit is this?'",
+        "echo 'Describe it.' | chatbind ask -m model --audio media/audio/heldout-0000.wav --json",
+    ],
+    elsewhere=[
+        "chatbind ask -m checkpoints/chatbind-7b -a dog.jpg 'What is the dog doing?'",
     ],
 )
 @click.argument("question", required=False)
@@ -92,8 +95,9 @@ attachment_options = stack(
     is_flag=True,
     cls=GroupedOption,
     group="Question",
-    help="Go on asking: each line of standard input is a question, /attach FILE adds media to the "
-    "next one, /reset forgets what was said, /quit ends. Ctrl-C ends an answer.",
+    help="Go on asking: each line of standard input is a question, /attach FILE (or /image, "
+    "/thermal, ...) adds media to the next one, /reset forgets what was said, /quit or Ctrl-D "
+    "ends. Ctrl-C ends an answer.",
 )
 @click.option(
     "--json",
@@ -215,10 +219,16 @@ def _lines(first: str | None) -> Iterator[str]:
         sys.stderr.write("> ")
         sys.stderr.flush()
         try:
-            yield input()
+            line = input()
         except EOFError:
             sys.stderr.write("\n")
             return
+        except KeyboardInterrupt:
+            # what was said so far is worth more than one key
+            sys.stderr.write("\n")
+            note("Ctrl-D or /quit ends the dialogue")
+            continue
+        yield line
 
 
 command = run

@@ -23,9 +23,9 @@ _output = partial(click.option, cls=GroupedOption, group="Output")
     short_help="Write a ChatBind model in this program's layout.",
     examples=[
         "chatbind convert model -o converted --shard-size 0.001",
-        "chatbind apply-delta --base toy/llama --delta delta --target applied | "
-        "chatbind convert - -o converted",
-        "chatbind convert toy/llama --projector projector.safetensors -o joined",
+        "chatbind convert llama --projector stage1/projector.safetensors -o joined",
+        "chatbind apply-delta --base llama --delta delta --target applied | chatbind convert "
+        "- -o whole",
     ],
 )
 @click.argument("model", metavar="MODEL")

@@ -42,8 +42,11 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
         "chatbind download --list",
         "chatbind download --plan finetune --dry-run",
         "chatbind download imagebind-huge llava-eval-90 --dry-run",
-        "chatbind download hf:dreamerlin/chatbind-7b-delta@main/config.json -o weights --dry-run",
-        "chatbind download https://dl.fbaipublicfiles.com/imagebind/imagebind_huge.pth --dry-run",
+    ],
+    elsewhere=[
+        "chatbind download imagebind-huge",
+        "chatbind download hf:dreamerlin/chatbind-7b-delta@main/config.json -o weights",
+        "chatbind download https://dl.fbaipublicfiles.com/imagebind/imagebind_huge.pth",
     ],
 )
 @click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=_complete)

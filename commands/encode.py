@@ -47,11 +47,13 @@ _compute = partial(click.option, cls=GroupedOption, group="Compute")
     "encode",
     short_help="Turn media into ImageBind embeddings.",
     examples=[
-        "chatbind encode --encoder toy/imagebind toy/media/image/heldout-0000.png "
-        "toy/media/audio/heldout-0000.wav -o embeddings.jsonl",
-        "ls toy/media/depth/heldout-*.png | chatbind encode --encoder toy/imagebind | jq .path",
-        "chatbind encode --encoder toy/imagebind --data toy/train/captions.json "
-        "--media-root toy/media --store store",
+        "chatbind encode --encoder imagebind media/image/heldout-0000.png "
+        "media/audio/heldout-0000.wav -o embeddings.jsonl",
+        "ls media/depth/heldout-*.png | chatbind encode --encoder imagebind | tail -n 1",
+        "chatbind encode --encoder imagebind --data train/captions.json --media-root media "
+        "--store store",
+    ],
+    elsewhere=[
         "chatbind encode --encoder imagebind_huge.pth --zero-shot labels.txt dog.jpg bark.wav",
     ],
 )

@@ -19,10 +19,12 @@ from ._base import GroupedOption
     "extract-projector",
     short_help="Take the projector out of a checkpoint.",
     examples=[
-        "chatbind extract-projector ckpt/pretrain -o projector.safetensors",
-        "chatbind extract-projector --model_name_or_path ./ckpt/pretrain "
-        "--output ./mm_projector/pretrain.bin",
-        "chatbind pretrain --config stage1.toml | chatbind extract-projector - -o p.safetensors",
+        "chatbind extract-projector stage1 -o projector.safetensors",
+        "chatbind extract-projector --model_name_or_path ./stage1 --output "
+        "./mm_projector/pretrain.bin",
+        "chatbind pretrain -m llama --encoder imagebind --data train/captions.json "
+        "--media-root media -o piped --max-steps 20 | chatbind extract-projector - -o "
+        "piped.safetensors",
     ],
 )
 @click.argument("checkpoint", required=False, metavar="[CHECKPOINT]")

@@ -40,11 +40,11 @@ _DEFAULTS = {
     "finetune",
     short_help="Stage 2: fit projector and language model on instructions.",
     examples=[
-        "chatbind finetune -m toy/llama --projector projector.safetensors --encoder toy/imagebind "
-        "--data toy/train/instructions.json --media-root toy/media -o ckpt/second",
-        "chatbind extract-projector ckpt/pretrain -o p.safetensors | chatbind finetune "
-        "-m toy/llama --projector - --encoder toy/imagebind --data toy/train/instructions.json "
-        "--media-root toy/media -o ckpt/piped --max-steps 2",
+        "chatbind finetune -m llama --projector stage1/projector.safetensors --encoder "
+        "imagebind --data train/instructions.json --media-root media -o stage2",
+        "chatbind extract-projector stage1 -o p.safetensors | chatbind finetune -m llama "
+        "--projector - --encoder imagebind --data train/instructions.json --media-root media "
+        "-o stage2-short --max-steps 20",
     ],
 )
 @stack(

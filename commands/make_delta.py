@@ -22,8 +22,8 @@ _output = partial(click.option, cls=GroupedOption, group="Output")
     "make-delta",
     short_help="Subtract a base model from a target model.",
     examples=[
-        "chatbind make-delta --base toy/llama --target model --delta my-delta",
-        "chatbind make-delta --base toy/llama --target model --delta my-delta --no-exact",
+        "chatbind make-delta --base llama --target model --delta my-delta",
+        "chatbind make-delta --base llama --target model --delta small-delta --no-exact",
     ],
 )
 @_input(

@@ -37,10 +37,10 @@ _DEFAULTS = {
     "pretrain",
     short_help="Stage 1: fit the projector on captions.",
     examples=[
-        "chatbind pretrain -m toy/llama --encoder toy/imagebind --data toy/train/captions.json "
-        "--media-root toy/media -o ckpt/first",
-        "chatbind pretrain -m toy/llama --encoder toy/imagebind --data toy/train/captions.json "
-        "--media-root toy/media -o ckpt/short --max-steps 2 | jq .loss",
+        "chatbind pretrain -m llama --encoder imagebind --data train/captions.json "
+        "--media-root media -o first",
+        "chatbind pretrain -m llama --encoder imagebind --data train/captions.json "
+        "--media-root media -o short --max-steps 20 | tail -n 1",
     ],
 )
 @stack(

@@ -37,20 +37,26 @@ _limit = partial(click.option, cls=GroupedOption, group="Limits")
     "review",
     short_help="Let a judge score two sets of answers.",
     examples=[
-        "chatbind review --question questions.jsonl --answer-list reference.jsonl answers.jsonl "
-        "--judge rule -o reviews.jsonl",
-        "chatbind vqa -m model -q questions.jsonl --media-root toy/media "
-        "| chatbind review --question questions.jsonl --answer-list reference.jsonl - --judge rule "
-        "| chatbind summarize",
-        "OPENAI_API_KEY=... chatbind review --question qa90_questions.jsonl "
-        "--context caps_boxes.jsonl --answer-list qa90_gpt4_answer.jsonl answers.jsonl "
-        "--rule rule.json -o reviews.jsonl",
-        "chatbind review --question questions.jsonl --answer-list reference.jsonl answers.jsonl "
-        "--judge-url http://localhost:8000/v1 --judge-model judge -o reviews.jsonl",
-        "chatbind review --question questions.jsonl --answer-list reference.jsonl answers.jsonl "
-        "--judge-model gpt-4o --max-cost 5 -o gpt4o.jsonl --dry-run",
-        "chatbind review --question questions.jsonl --answer-list reference.jsonl answers.jsonl "
-        "--judge local --judge-model toy/llama -o local.jsonl --dry-run",
+        "chatbind review --question eval/questions-audio.jsonl --answer-list "
+        "eval/answers-reference-audio.jsonl eval/answers-model-audio.jsonl --judge rule -o "
+        "reviews.jsonl",
+        "chatbind vqa -m model -q eval/questions-image.jsonl --media-root media | chatbind "
+        "review --question eval/questions-image.jsonl --answer-list "
+        "eval/answers-reference-image.jsonl - --judge rule | chatbind summarize",
+        "chatbind review --question eval/questions-audio.jsonl --answer-list "
+        "eval/answers-reference-audio.jsonl eval/answers-model-audio.jsonl --judge-model "
+        "gpt-4o --max-cost 5 -o gpt4o.jsonl --dry-run",
+        "chatbind review --question eval/questions-audio.jsonl --answer-list "
+        "eval/answers-reference-audio.jsonl eval/answers-model-audio.jsonl --judge local "
+        "--judge-model llama -o local.jsonl --dry-run",
+    ],
+    elsewhere=[
+        "OPENAI_API_KEY=... chatbind review --question eval/questions-audio.jsonl "
+        "--answer-list eval/answers-reference-audio.jsonl eval/answers-model-audio.jsonl "
+        "--context eval/contexts.jsonl -o gpt.jsonl",
+        "chatbind review --question eval/questions-audio.jsonl --answer-list "
+        "eval/answers-reference-audio.jsonl eval/answers-model-audio.jsonl --judge-url "
+        "http://localhost:8000/v1 --judge-model judge -o served.jsonl",
     ],
 )
 @_input(

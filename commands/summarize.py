@@ -42,12 +42,13 @@ _MARK = b'name="generator" content="chatbind summarize"'
     "summarize",
     short_help="Tabulate review records.",
     examples=[
-        "chatbind summarize reviews.jsonl",
-        "chatbind summarize reviews.jsonl --format markdown > table.md",
-        "chatbind summarize --dir . --by modality --json",
-        "chatbind summarize reviews.jsonl --baseline reviews.jsonl",
-        "chatbind summarize reviews.jsonl --html report.html --questions questions.jsonl "
-        "--answers toy/eval/answers-reference-image.jsonl answers.jsonl --media-root toy/media",
+        "chatbind summarize eval/reviews-audio.jsonl",
+        "chatbind summarize eval/reviews-audio.jsonl --format markdown > table.md",
+        "chatbind summarize --dir eval --by modality --json",
+        "chatbind summarize eval/reviews-audio.jsonl --baseline eval/reviews-audio.jsonl",
+        "chatbind summarize eval/reviews-audio.jsonl --html report.html --questions "
+        "eval/questions-audio.jsonl --answers eval/answers-reference-audio.jsonl "
+        "eval/answers-model-audio.jsonl --media-root media",
     ],
 )
 @click.argument(

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     "toy",
     short_help="Make a small world to try everything in.",
     examples=[
-        "chatbind toy world",
-        "chatbind toy toy --quick | jq -r .path",
-        "chatbind toy other --quick --seed 1",
+        "chatbind toy .",
+        "chatbind toy small --quick",
     ],
 )
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
@@ -41,10 +40,10 @@ def command(folder: Path, quick: bool, overwrite: bool, seed: int) -> None:
     """Make a small world to try everything in: the ten digits in six senses.
 
     Writes pictures, films, sounds, reliefs, warm imprints and taps of digits, captions,
-    conversations and questions about them, and trains a small ImageBind and a small LLaMA, in
-    about two minutes on two CPU cores. Nothing is downloaded; the same seed gives the same world.
-    Called again, it goes on where it was stopped. DIR/README.txt says what is there, and what to
-    try.
+    conversations and questions about them, and trains a small ImageBind, a small LLaMA and a
+    ChatBind model of the two, in about two minutes on two CPU cores. Nothing is downloaded; the
+    same seed gives the same world. Called again, it goes on where it was stopped. The examples of
+    every command work in DIR; DIR/README.txt says what is there.
     """
     from chatbind_cli.toy.world import World  # noqa: PLC0415 - loads torch
 

@@ -34,10 +34,8 @@ _input = partial(click.option, cls=GroupedOption, group="Input")
     "vqa",
     short_help="Answer question records with answer records.",
     examples=[
-        "chatbind vqa -m model -q questions.jsonl --media-root toy/media "
-        "--max-new-tokens 32 -o answers.jsonl",
-        "head -n 3 toy/eval/questions-audio.jsonl | chatbind vqa -m model --media-root toy/media "
-        "--max-new-tokens 32",
+        "chatbind vqa -m model -q eval/questions-audio.jsonl --media-root media -o answers.jsonl",
+        "head -n 3 eval/questions-imu.jsonl | chatbind vqa -m model --media-root media",
     ],
 )
 @model_options

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # Tiny models run fastest on one thread, and the suite runs in as many processes as there are
 # cores. Children inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell starts background jobs with Ctrl-C ignored, and children inherit that; the programs that
+# tests interrupt are to be as a terminal starts them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The suite also runs from a checkout that is not installed editably: `commands/` is mapped to
 # `chatbind_cli.commands` by the installer, and this line does the same for a bare checkout.

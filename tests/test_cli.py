@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import subprocess
@@ -119,7 +120,9 @@ def test_every_subpackage_is_in_the_wheel():
         (SomeRecordsFailed("2 of 3 failed"), 3, "chatbind: error: 2 of 3 failed"),
         (KeyboardInterrupt(), 130, "chatbind: interrupted"),
         (BrokenPipeError(), 141, ""),
-        (OSError(28, "No space left on device", "f"), 1, "[Errno 28] No space left on device: 'f'"),
+        (OSError(28, "No space left on device"), 1, "chatbind: error: No space left on device"),
+        (FileNotFoundError(2, "No such file", "a"), 1, "chatbind: error: a: No such file"),
+        (OSError(18, "Other device", "a", None, "b"), 1, "chatbind: error: a -> b: Other device"),
         (KeyError("x"), 1, "internal error: KeyError: 'x'; run again with --debug"),
     ],
 )
@@ -144,6 +147,81 @@ def test_a_worker_leaves_its_outcome_for_its_parent(tmp_path, monkeypatch):
     with pytest.raises(launch.WorkerFailed, match="No such command") as failed:
         launch._raise_outcome(tmp_path, 1)
     assert failed.value.exit_code == 2
+
+
+def test_the_program_s_name_alone_shows_the_help_once():
+    code, message = cli.run([])
+    assert code == 2
+    assert message.count("Usage: ") == 1
+    assert "Commands:" in message
+    assert "Error" not in message
+
+
+@pytest.mark.parametrize(
+    ("line", "ours"),
+    [
+        ("pretrain --nnodes 2", "--num-machines"),
+        ("finetune --nproc_per_node=4", "--num-processes"),
+        ("vqa --max_tokens 8", "--max-new-tokens"),
+        ("ask --image-file x.png", "--image"),
+    ],
+)
+def test_what_other_programs_call_an_option_suggests_ours(line, ours):
+    code, message = cli.run(line.split())
+    assert code == 2
+    assert message.endswith(f"Did you mean '{ours}'?")
+
+
+def test_every_suggested_option_and_every_option_in_a_text_is_there(base):
+    options = {"--help", "--version"}
+    for module, _ in cli.COMMANDS.values():
+        command = importlib.import_module(f"chatbind_cli.commands.{module}").command
+        for param in command.params:
+            options.update(name.replace("_", "-") for name in (*param.opts, *param.secondary_opts))
+    assert set(base._KNOWN_ELSEWHERE.values()) <= options
+    # of `accelerate launch`
+    options |= {"--config-file", "--multi-gpu", "--mixed-precision", "--dynamo-backend"}
+    options |= {"--main-process-ip", "--main-process-port"}
+    unknown = [
+        (path.name, word)
+        for folder in ("chatbind_cli", "commands")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        if path.name != "_base.py"  # where the others' options are listed
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        for word in re.findall(r"(?<![\w-])--[a-z][\w-]*", node.value)
+        if word.replace("_", "-") not in options
+    ]
+    assert unknown == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ask -m nosuch Hello",
+        "ask -m . --projector nosuch Hello",
+        "ask -m nosuch --projector p.safetensors Hello",
+        "convert nosuch -o out",
+        "convert . --projector nosuch -o out",
+        "extract-projector nosuch -o p.safetensors",
+        "make-delta --base nosuch --target . --delta out",
+        "pretrain -m nosuch --data d.json -o out",
+        "pretrain -m llama --data nosuch -o out",
+        "summarize nosuch",
+        "vqa -m nosuch -q q.jsonl",
+    ],
+)
+def test_a_path_that_is_not_there_is_named_in_words(tmp_path, monkeypatch, line):
+    (tmp_path / "llama").mkdir()
+    (tmp_path / "llama/config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "d.json").write_text("[]")
+    monkeypatch.chdir(tmp_path)
+    code, message = cli.run(line.split())
+    assert code in (1, 2)
+    assert re.fullmatch("chatbind: error: [^\n]*nosuch: [^\n]*", message)
+    assert "Errno" not in message
+    if line.startswith(("ask -m nosuch Hello", "vqa")):
+        assert "`chatbind download`" in message
 
 
 def test_a_wrong_command_suggests_the_right_one():

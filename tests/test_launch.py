@@ -105,15 +105,23 @@ def test_workers_that_die_without_a_word_are_an_error(tmp_path):
     launch._raise_outcome(tmp_path, 0)
 
 
+def test_the_worker_that_was_killed_is_the_cause_whoever_speaks_first(tmp_path, monkeypatch):
+    monkeypatch.setenv("CHATBIND_STATUS_FOLDER", str(tmp_path))
+    outcome(tmp_path, 0, 1, "chatbind: internal error: RuntimeError: gloo")
+    monkeypatch.setenv("RANK", "1")
+    launch._report_killed(signal.SIGKILL)
+    with pytest.raises(launch.WorkerFailed, match=r"process 1 was killed by signal 9 \(SIGKILL\)"):
+        launch._raise_outcome(tmp_path, 1)
+
+
 _PARENT = """
 import sys
-from pathlib import Path
 from chatbind_cli import launch
 from chatbind_cli.errors import ChatBindError
 launch._worker_command = lambda args, extra: list(args)
 launch._launcher = lambda plan, n: [sys.executable]
 try:
-    launch.dispatch(["-c", Path(sys.argv[1]).read_text()], launch.Dispatch(num_processes=2))
+    launch.dispatch(sys.argv[1:], launch.Dispatch(num_processes=2, device="cpu"))
 except ChatBindError as error:
     sys.exit(f"{error.exit_code} {error}")
 """
@@ -138,14 +146,13 @@ def parent(tmp_path):
     """Starts a parent of two workers that run the given lines and then sleep."""
 
     def start(lines=""):
-        (tmp_path / "launcher.py").write_text(_LAUNCHER)
         (tmp_path / "worker.py").write_text(
             "import os, time\n"
             "from chatbind_cli import launch\n"
-            f"launch.watch_parent()\n{lines}\ntime.sleep(60)\n"
+            f"launch.work_in_child()\nlaunch.watch_parent()\n{lines}\ntime.sleep(60)\n"
         )
         return subprocess.Popen(
-            [sys.executable, "-c", _PARENT, "launcher.py"],
+            [sys.executable, "-c", _PARENT, "-c", _LAUNCHER],
             cwd=tmp_path,
             env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)},
             stderr=subprocess.PIPE,
@@ -189,3 +196,52 @@ def test_one_failed_worker_ends_the_others_and_is_heard(tmp_path, parent):
     assert message == "2 bad words\n"
     assert process.returncode == 1
     _gone(tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_the_signal_that_killed_a_worker_is_told(tmp_path, parent, number):
+    process = parent(f"if launch.rank() == 1: os.kill(os.getpid(), {number:d})")
+    _, message = process.communicate(timeout=20)
+    assert message.startswith(f"1 process 1 was killed by signal {number:d} ({number.name});")
+    _gone(tmp_path)
+
+
+def test_a_worker_does_not_outlive_the_process_that_waits_for_it(tmp_path, parent):
+    process = parent("open(f'work-{launch.rank()}', 'w').write(str(os.getpid()))")
+    _wait_until(lambda: (tmp_path / "work-1").exists() and (tmp_path / "work-1").read_text())
+    os.kill(int((tmp_path / "pids").read_text().split()[1]), signal.SIGKILL)
+    _, message = process.communicate(timeout=20)
+    assert message.startswith("1 process 1 was killed by signal 9 (SIGKILL);")
+
+
+_TALKING = """
+import os, signal, sys
+from chatbind_cli import launch
+launch.work_in_child()
+launch.watch_parent()
+import torch, torch.distributed as dist
+dist.init_process_group("gloo")
+try:
+    for step in range(10**9):
+        if launch.rank() == 1 and step == 10:
+            os.kill(os.getpid(), signal.SIGKILL)
+        dist.all_reduce(torch.ones(1))
+except RuntimeError as error:
+    launch.report_outcome(1, f"internal error: {error}")
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_killed_under_accelerate_is_the_cause_and_not_the_lost_connection(tmp_path):
+    (tmp_path / "worker.py").write_text(_TALKING)
+    lines = [line for line in _PARENT.splitlines() if "launch._launcher" not in line]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines), "worker.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stderr.splitlines()[-1].startswith("1 process 1 was killed by signal 9 (SIGKILL);")
+    assert "Traceback" not in done.stderr

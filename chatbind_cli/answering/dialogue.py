@@ -18,9 +18,13 @@ from chatbind_cli.artifacts import emit_record
 from chatbind_cli.console import note, printable
 from chatbind_cli.errors import ChatBindError, MediaError, UsageError
 from chatbind_cli.jsonl import Record
+from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.source import shown
 
-_HELP = "/attach FILE, /reset, /quit; everything else is a question"
+_HELP = (
+    f"/attach FILE, or {', '.join(f'/{modality}' for modality in MODALITIES)} FILE where its "
+    "content does not tell what it is; /reset, /quit; everything else is a question"
+)
 
 
 class Display(Protocol):
@@ -188,6 +192,8 @@ class Dialogue:
                 self._waiting.clear()
             case "/attach":
                 self.attach(_present(parse_attachment(rest.strip())))
+            case _ if word[0] == "/" and word[1:] in MODALITIES:
+                self.attach(_present(parse_attachment(rest.strip(), word[1:])))
             case "/help":
                 note(_HELP)
             case _ if word.startswith("/"):

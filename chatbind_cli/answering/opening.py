@@ -146,7 +146,11 @@ def open_model(
         bundle = load_chatbind(path, dtype=numbers, device=place)
     else:
         if not path.is_dir():
-            raise CheckpointError("no such model folder", where=str(path))
+            raise CheckpointError(
+                "no such folder",
+                where=str(path),
+                hint="`chatbind download hf:OWNER/NAME` fetches a language model",
+            )
         info = read_projector(projector).info
         bundle = build_chatbind(
             path,

@@ -171,7 +171,12 @@ def load_chatbind(
     """
     folder = Path(path)
     if not (folder / "config.json").is_file():
-        raise CheckpointError("no model folder (it has no config.json)", where=str(path))
+        raise CheckpointError(
+            "has no config.json" if folder.is_dir() else "no such folder",
+            where=str(path),
+            hint="a model comes from `chatbind finetune`, and the published one from `chatbind "
+            "download` and `chatbind apply-delta`",
+        )
     refuse_unapplied(folder)
     options = {"dtype": dtype, "device_map": device_map}
     options["attn_implementation"] = attn_implementation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from chatbind_cli.jsonl import Record
+from chatbind_cli.toy.sequel import COMMANDS
 
 _TEXT = """\
 A toy world for ChatBind: the ten digits in six senses
@@ -29,23 +30,26 @@ imagebind/                a small ImageBind: every sense bound to images
 imagebind-unbound/        the same image tower; the towers of audio, depth, thermal and IMU were
                           never trained. What they still get right is chance: 10 %, give or
                           take, since such a tower can put a whole digit near one mean or another
+stage1/                   the projector, trained on the captions
+model/                    llama with that projector, trained on the instructions: a ChatBind model
+delta/                    model minus llama
+eval/answers-model-audio.jsonl  what it says to eval/questions-audio.jsonl; it has never heard
+eval/reviews-audio.jsonl        a sound in training. And how right that is
 toy.json                  seed, versions, and the figures below
 
 Held-out files that lie nearest to the mean of the images of their own digit
 ----------------------------------------------------------------------------
 {figures}
 
-Try (in this folder)
---------------------
-chatbind pretrain -m llama --encoder imagebind --data train/captions.json --media-root media \\
-    --learning-rate 1e-2 --gradient-accumulation-steps 1 -o out/stage1
-chatbind extract-projector out/stage1 -o out/projector.safetensors
-chatbind finetune -m llama --projector out/projector.safetensors --encoder imagebind \\
-    --data train/instructions.json --media-root media --learning-rate 1e-3 \\
-    --num-train-epochs 1 --per-device-train-batch-size 16 --gradient-accumulation-steps 1 \\
-    -o out/model
-chatbind ask -m out/model --audio media/audio/heldout-0000.wav "Which digit is this?"
-chatbind vqa -m out/model -q eval/questions-audio.jsonl --media-root media -o out/audio.jsonl
+The model was made by (in this folder)
+--------------------------------------
+{commands}
+Try
+---
+chatbind ask -m model --audio media/audio/heldout-0000.wav "Which digit is this?"
+chatbind ask -m model --chat
+chatbind summarize eval/reviews-audio.jsonl
+Every command's help has more that works here as it stands: chatbind vqa --help
 """
 
 
@@ -57,4 +61,6 @@ def readme(summary: Record) -> str:
         other = accuracy["imagebind-unbound"][modality]
         lines.append(f"{modality:10}{share:>12.0%}{other:>12.0%}")
     quick = " with --quick: its models have learned nothing" if summary["quick"] else ""
-    return _TEXT.format(seed=summary["seed"], quick=quick, figures="\n".join(lines))
+    return _TEXT.format(
+        seed=summary["seed"], quick=quick, figures="\n".join(lines), commands=COMMANDS
+    )

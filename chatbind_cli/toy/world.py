@@ -31,12 +31,14 @@ from chatbind_cli.toy.fit import Report
 from chatbind_cli.toy.media_files import relative_path, write_media
 from chatbind_cli.toy.readme import readme
 from chatbind_cli.toy.records import record_names, write_records
+from chatbind_cli.toy.sequel import ANSWERS, REVIEWS, make_sequel
 from chatbind_cli.toy.settings import FULL, QUICK, VERSION, Size
 
 SUMMARY = "toy.json"
 _COMMAND = "toy"
 _STAMPS = ".stages"
-_STAGES = ("media", "texts", "llama", "imagebind", "toy")
+_STAGES = ("media", "texts", "llama", "imagebind", "model", "toy")
+_WITH_RECORDS = ("llama", "stage1", "model", "delta")  # of their own
 _README = "README.txt"
 
 Tell = Callable[[Record], None]
@@ -79,6 +81,7 @@ class World:
         self._stage("texts", lambda: write_records(train, heldout, self.folder, seed=self.seed))
         self._stage("llama", self._language_model)
         self._stage("imagebind", lambda: self._encoders(train))
+        self._stage("model", self._sequel)
         self._stage("toy", lambda: self._summary(train, heldout))
         summary: Record = json.loads((self.folder / SUMMARY).read_text(encoding="utf-8"))
         return summary
@@ -97,7 +100,7 @@ class World:
             for item in (*train[:count], *heldout):
                 yield f"media/{relative_path(item, modality)}"
         yield from record_names()
-        yield f"llama/{RECORD}"
+        yield from (ANSWERS, REVIEWS, *(f"{name}/{RECORD}" for name in _WITH_RECORDS))
         for encoder in ("imagebind", "imagebind-unbound"):
             yield from (f"{encoder}/{WEIGHTS_NAME}", f"{encoder}/{CONFIG_NAME}")
 
@@ -154,6 +157,9 @@ class World:
             seed=self.seed,
             report=lambda part: self._report("imagebind", part),
         )
+
+    def _sequel(self) -> None:
+        make_sequel(self.folder, seed=self.seed, quick=self.quick)
 
     def _summary(self, train: Sequence[Item], heldout: Sequence[Item]) -> None:
         accuracy = encoders.measure(

@@ -81,6 +81,11 @@ def train(settings: TrainingSettings, inputs: Inputs) -> None:
     with _claimed(folder, settings, inputs) as artifact:
         if artifact is None:
             artifact = _train(settings, inputs, folder, arguments)
+        else:
+            note(
+                f"{folder.path}: this run is finished, nothing was trained; to train anew say "
+                "--overwrite or another --output"
+            )
         emit_artifact(artifact)
 
 

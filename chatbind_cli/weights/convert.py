@@ -151,13 +151,13 @@ def join(
     from chatbind_cli.model.projector_file import read_projector  # noqa: PLC0415
     from chatbind_cli.model.quiet import quiet_transformers  # noqa: PLC0415
 
+    info = read_projector(projector).info
     with open_checkpoint(language_model) as checkpoint:
         parts = _identity(language_model, checkpoint) | {"projector": sha256_file(projector)}
     passport = _passport(parts)
     made = None if overwrite else _made_already(output, passport)
     if made is not None:
         return Conversion(output, made, (), is_new=False)
-    info = read_projector(projector).info
     task = {"version": chatbind_cli.__version__, "parts": parts}
     with PartialFolder(output, task, made_by=_COMMAND, overwrite=overwrite) as partial:
         bundle = build_chatbind(

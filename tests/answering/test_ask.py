@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import signal
 import time
 from pathlib import Path
@@ -155,3 +157,30 @@ def test_the_answer_is_readable_while_it_grows_and_ctrl_c_ends_it(world: World) 
     assert process.returncode == 130
     assert (first + rest).endswith(b"\n")
     assert stderr.decode().splitlines() == ["chatbind: interrupted"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_the_prompt_keeps_the_dialogue_and_says_how_to_leave(world: World) -> None:
+    mine, theirs = pty.openpty()
+    process = start(*words(world, "--chat"), stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+
+    def read_until(text: bytes) -> None:
+        nonlocal shown
+        while text not in shown:
+            shown += os.read(mine, 4096)
+        shown = shown.partition(text)[2]
+
+    read_until(b"> ")
+    os.write(mine, b"half a question")
+    read_until(b"half a question")
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        read_until(b"chatbind: Ctrl-D or /quit ends the dialogue")
+        read_until(b"> ")
+    os.write(mine, b"/help\r")
+    read_until(b"/attach FILE, or /image, /video, /audio, /depth, /thermal, /imu FILE")
+    os.write(mine, b"\x04")
+    assert process.wait(timeout=20) == 0
+    os.close(mine)

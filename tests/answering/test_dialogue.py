@@ -93,6 +93,13 @@ def test_an_interrupt_ends_the_answer_and_not_the_dialogue(answerer: Answerer) -
     assert second == answerer.answer("And the dog?", history=[asked, first], settings=SHORT)
 
 
+def test_what_content_does_not_tell_can_be_said(world: World, answerer: Answerer) -> None:
+    image = world.media / "2.png"
+    [answer] = chat(answerer, f"/thermal {image}@0.5", "What is this?")
+    warm = Attachment(str(image), "thermal", 0.5)
+    assert answer == answerer.answer("What is this?", [warm], settings=SHORT)
+
+
 def test_an_interrupt_between_questions_ends_the_dialogue(answerer: Answerer) -> None:
     def lines() -> Iterator[str]:
         yield "What is this?"

@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from .conftest import TRAINING
+TRAINING = "-m llama --encoder imagebind --media-root media"
+QUESTIONS = "eval/questions-image.jsonl"
 
 pytestmark = pytest.mark.slow
 
@@ -20,10 +21,10 @@ def records(text):
 
 def test_one_question_goes_through_vqa_review_and_summarize(shell):
     done = shell(
-        "printf '%s\\n' \"$(head -n 1 questions.jsonl)\""
-        " | chatbind vqa -m model --media-root toy/media --max-new-tokens 8"
-        " | chatbind review --question questions.jsonl --judge rule"
-        "   --answer-list toy/eval/answers-reference-image.jsonl -"
+        "printf '%s\\n' \"$(head -n 1 eval/questions-image.jsonl)\""
+        " | chatbind vqa -m model --media-root media --max-new-tokens 8"
+        " | chatbind review --question eval/questions-image.jsonl --judge rule"
+        "   --answer-list eval/answers-reference-image.jsonl -"
         " | chatbind summarize --json",
         check=False,
     )
@@ -35,12 +36,12 @@ def test_one_question_goes_through_vqa_review_and_summarize(shell):
 
 def test_every_stage_hands_its_artefact_to_the_next(shell):
     done = shell(
-        f"chatbind pretrain {TRAINING} --data toy/train/captions.json -o s1"
+        f"chatbind pretrain {TRAINING} --data train/captions.json -o s1"
         " | chatbind extract-projector - -o p.safetensors"
-        f" | chatbind finetune {TRAINING} --data toy/train/instructions.json --projector - -o s2"
-        " | chatbind vqa -m - -q questions.jsonl --media-root toy/media --max-new-tokens 8"
+        f" | chatbind finetune {TRAINING} --data train/instructions.json --projector - -o s2"
+        " | chatbind vqa -m - -q eval/questions-image.jsonl --media-root media --max-new-tokens 8"
     )
-    questions = records((shell.folder / "questions.jsonl").read_text())
+    questions = records((shell.folder / QUESTIONS).read_text())
     answers = records(done.stdout)
     assert [a["question_id"] for a in answers] == [q["question_id"] for q in questions]
 
@@ -54,8 +55,8 @@ def test_a_stage_whose_input_never_finished_says_so(shell):
 
 def test_a_reader_that_goes_away_ends_the_program_quietly(shell):
     done = shell(
-        "for i in 1 2 3 4 5 6 7 8; do sed s/image-/image-$i-/ questions.jsonl; done > many.jsonl;"
-        "chatbind vqa -m model -q many.jsonl --media-root toy/media --max-new-tokens 8"
+        "for i in 1 2; do sed s/image-/image-$i-/ eval/questions-image.jsonl; done > many.jsonl;"
+        "chatbind vqa -m model -q many.jsonl --media-root media --max-new-tokens 8"
         " --batch-size 1 | head -n 1; echo ${PIPESTATUS[0]} >&2",
         check=False,
     )
@@ -65,8 +66,8 @@ def test_a_reader_that_goes_away_ends_the_program_quietly(shell):
 
 
 def test_ctrl_c_ends_with_130_and_leaves_whole_records_that_a_second_run_continues(shell, made):
-    shell("for i in $(seq 60); do sed s/image-/image-$i-/ questions.jsonl; done > many.jsonl")
-    line = "chatbind vqa -m model -q many.jsonl --media-root toy/media --max-new-tokens 8"
+    shell(f"for i in $(seq 16); do sed s/image-/image-$i-/ {QUESTIONS}; done > many.jsonl")
+    line = "chatbind vqa -m model -q many.jsonl --media-root media --max-new-tokens 8"
     output = shell.folder / "many-answers.jsonl"
     process = subprocess.Popen(
         [*line.split(), "-o", str(output), "--batch-size", "2"],

@@ -128,6 +128,8 @@ def test_a_finished_run_only_says_what_it_made(world, here, tmp_path) -> None:
     again = here(*words)
     assert again.code == 0
     assert again.records == first.records[-1:]
+    assert "this run is finished, nothing was trained" in again.stderr
+    assert "nothing was trained" not in first.stderr
     assert files == {p: p.stat().st_mtime_ns for p in files}
 
 
