@@ -13,7 +13,7 @@ from typing import Any
 from chatbind_cli.errors import CheckpointError
 
 MOST_BYTES = 40 << 20  # the largest tokenizer.json of a published model has 32 MiB
-_MOST_CONTAINERS = 2_000_000
+_MOST_CONTAINERS = 1_200_000  # twice those of the same
 
 
 def read_json(
