@@ -74,8 +74,8 @@ def open_container(source: MediaSource) -> Iterator[InputContainer]:
 
 def _opened(stream: BinaryIO) -> InputContainer:
     container = _open(stream, _PROBE_PIXELS)
-    unknown = [video for video in container.streams.video if not video.codec_context.width]
-    if unknown and not any(video.name in _FEW_ARE_PROBED for video in container.streams.video):
+    unknown = [video for video in video_streams(container) if not video.codec_context.width]
+    if unknown and not any(video.name in _FEW_ARE_PROBED for video in video_streams(container)):
         container.close()
         stream.seek(0)
         container = _open(stream, 2**28)
