@@ -27,9 +27,9 @@ TOO_LONG = f"is longer than {MOST_BYTES >> 20} MiB"
 _TOO_DEEP = "is nested too deeply"
 
 _SPACE = re.compile(r"[ \t\n\r]*")
-# What Python reads and JSON does not have, or may not: NaN, numbers that are too large, halves of
-# surrogate pairs (a byte that is not UTF-8 is one, too).
-_DOUBTFUL = re.compile(r"NaN|Infinity|[eE]\+?[0-9]{3}|(?<![0-9])[0-9]{300}|\\u[dD]|[\ud800-\udfff]")
+_LARGE = re.compile(r"[eE]\+?[0-9]{3}")
+_DOUBTFUL = ("NaN", "Infinity", "\\ud", "\\uD")
+_DIGITS = 150  # where so many stand side by side, a number may be too large
 
 
 class Line(NamedTuple):
@@ -107,7 +107,7 @@ def _line(value: Any, text: str, where: str, number: int) -> Line:
     problem = None
     if text.count("[") + text.count("{") > _MOST_DEPTH and _is_deep(value):
         problem = _TOO_DEEP
-    elif _DOUBTFUL.search(text):
+    elif _is_doubtful(text):
         problem = _unwritable(value)
     if problem is None:
         return Line(value, where, number)
@@ -117,6 +117,19 @@ def _line(value: Any, text: str, where: str, number: int) -> Line:
 
 def _bad(problem: str, where: str, number: int, record: Record | None = None) -> Line:
     return Line(record or {}, where, number, RecordError(problem, where=where))
+
+
+def _is_doubtful(text: str) -> bool:
+    """Whether text may hold what Python reads and JSON has not; one expression would be slow."""
+    try:
+        text.encode()  # halves of surrogate pairs: bytes that are not UTF-8
+    except UnicodeEncodeError:
+        return True
+    return (
+        any(word in text for word in _DOUBTFUL)
+        or _LARGE.search(text) is not None
+        or any(text[at : at + _DIGITS].isdigit() for at in range(0, len(text), _DIGITS))
+    )
 
 
 def _unwritable(value: Record) -> str | None:

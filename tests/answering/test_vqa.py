@@ -206,9 +206,14 @@ def test_a_missing_encoder_ends_the_run_unless_no_question_needs_one(world: Worl
     assert vqa(world, "--encoder", "nowhere", stdin=lines([text])).exception is None
 
 
-def test_a_broken_line_ends_the_run_after_what_came_before(world: World, tmp_path: Path) -> None:
+def test_a_broken_line_is_a_failed_record_or_ends_the_run(world: World, tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_text('{"question_id": 1, "text": "?"}\n{"question_id"')
     result = vqa(world, "-q", tmp_path / "q.jsonl")
+    answer, failed = map(json.loads, result.stdout.splitlines())
+    assert (answer["question_id"], failed["line"]) == (1, 2)
+    assert "q.jsonl:2: is not JSON" in failed["error"]
+    assert isinstance(result.exception, SomeRecordsFailed)
+    result = vqa(world, "-q", tmp_path / "q.jsonl", "--on-error", "fail")
     assert len(result.stdout.splitlines()) == 1
     assert "q.jsonl:2: is not JSON" in str(result.exception)
     assert not isinstance(result.exception, SomeRecordsFailed)
