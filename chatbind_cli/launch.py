@@ -146,17 +146,11 @@ def needs_workers(plan: Dispatch) -> bool:
 
 
 def report_outcome(code: int, message: str, *, killed: bool = False) -> None:
-    """Leaves this worker's exit code and message where the parent looks for them.
-
-    Args:
-        code: the worker's exit code.
-        message: its error, or nothing.
-        killed: whether it was a signal that ended it.
-    """
+    """Leaves this worker's exit code and message, and whether a signal ended it, for the parent."""
     folder = Path(os.environ[_STATUS_FOLDER])
     if folder.is_dir():
-        outcome = {"rank": rank(), "exit_code": code, "message": message, "time_s": time.time()}
-        outcome["killed"] = killed
+        outcome = {"rank": rank(), "exit_code": code, "message": message, "killed": killed}
+        outcome["time_s"] = time.time()
         unseen = folder / f"{rank()}.tmp"
         unseen.write_text(json.dumps(outcome), encoding="utf-8")
         unseen.replace(folder / f"rank-{rank():05}.json")
@@ -198,12 +192,10 @@ def _end_with_watcher(pipe: int) -> None:
 
 
 def _report_killed(number: int) -> None:
-    hint = "run again with --debug"
+    text = f"process {rank()} was killed by signal {number:d} ({signal.Signals(number).name})"
     if number == signal.SIGKILL:
-        hint = "where memory runs out the system does that (see `dmesg`): take smaller batches "
-        hint += "or fewer processes"
-    name = signal.Signals(number).name
-    text = f"process {rank()} was killed by signal {number:d} ({name}); {hint}"
+        text += "; where memory runs out the system does that (see `dmesg`): take smaller batches "
+        text += "or fewer processes"
     report_outcome(1, text, killed=True)
 
 

@@ -202,7 +202,7 @@ def test_one_failed_worker_ends_the_others_and_is_heard(tmp_path, parent):
 def test_the_signal_that_killed_a_worker_is_told(tmp_path, parent, number):
     process = parent(f"if launch.rank() == 1: os.kill(os.getpid(), {number:d})")
     _, message = process.communicate(timeout=20)
-    assert message.startswith(f"1 process 1 was killed by signal {number:d} ({number.name});")
+    assert message.startswith(f"1 process 1 was killed by signal {number:d} ({number.name})")
     _gone(tmp_path)
 
 
