@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -138,12 +139,11 @@ def test_debug_shows_the_traceback(base, monkeypatch):
     assert "Traceback" in failing(base, monkeypatch, KeyError("x"))[1]
 
 
-def test_a_worker_leaves_its_outcome_for_its_parent(tmp_path, monkeypatch):
-    monkeypatch.setenv("CHATBIND_STATUS_FOLDER", str(tmp_path))
-    monkeypatch.setenv("RANK", "1")
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["nosuch"])
-    assert caught.value.code == 0  # the launcher would add a traceback to any other
+def test_a_worker_leaves_its_outcome_for_its_parent(tmp_path):
+    environment = {**os.environ, "CHATBIND_STATUS_FOLDER": str(tmp_path), "RANK": "1"}
+    line = [sys.executable, "-m", "chatbind_cli", "nosuch"]
+    # the launcher would add a traceback to any other code
+    assert subprocess.run(line, env=environment, timeout=60, check=False).returncode == 0
     with pytest.raises(launch.WorkerFailed, match="No such command") as failed:
         launch._raise_outcome(tmp_path, 1)
     assert failed.value.exit_code == 2

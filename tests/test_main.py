@@ -17,7 +17,7 @@ def test_a_bare_checkout_runs_its_own_commands(tmp_path: Path) -> None:
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
     toy = tmp_path / "commands" / "toy.py"
-    toy.write_text(toy.read_text().replace("chatbind toy world", "chatbind toy of-this-checkout"))
+    toy.write_text(toy.read_text().replace("chatbind toy small", "chatbind toy of-this-checkout"))
     # -S reads no .pth file, and so no editable installation; libraries come from the path
     libraries = str(Path(click.__file__).parents[1])
     for flags in (["-S"], []):

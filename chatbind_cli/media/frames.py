@@ -26,6 +26,9 @@ _TABLES = 0.6
 
 _BASE = 32 * 2**20
 
+_SMALLEST = 512
+"""Width and height for which there is always room: decoders ask for margins around small frames."""
+
 _ALONE = frozenset(
     ("ffv1", "gif", "png", "apng", "qtrle", "ffvhuff", "huffyuv", "rawvideo", "mjpeg", "utvideo")
 )
@@ -50,7 +53,7 @@ class FrameBudget:
         least, most = _FEW if alone else _MANY
         bits = context.format.padded_bits_per_pixel if context.format is not None else 32
         pixels = context.width * context.height
-        one = self._bytes(context.width, context.height, bits)
+        one = self._bytes(max(context.width, _SMALLEST), max(context.height, _SMALLEST), bits)
         around = _BASE + _CONVERTED * (pixels if pixels <= WHOLE_PIXELS else SMALL_PIXELS)
         full = around + most * one
         self.cost = full if full <= ONE_BYTES else max(ONE_BYTES, around + least * one)
@@ -59,7 +62,7 @@ class FrameBudget:
         self._where = where
         self._seen: dict[int, int] = {}
         self._waiting = 0
-        self._one = one
+        self._one = self._bytes(context.width, context.height, bits)
 
     def _bytes(self, width: int, height: int, bits: int) -> int:
         # decoders round up and draw beyond the edges

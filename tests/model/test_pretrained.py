@@ -148,7 +148,7 @@ HOSTILE: dict[str, tuple[Spoil, str]] = {
     "many brackets": (content("tokenizer.json", b"[" + b"[]," * 2_100_000), "brackets"),
     "no UTF-8": (content("config.json", b'{"a": "\xff"}'), "cannot be read as JSON"),
     "no object": (content("config.json", b"[]"), "is not a JSON object"),
-    "generation": (content("generation_config.json", b"[" * 100_000), "cannot be opened"),
+    "generation": (content("generation_config.json", b"[" * 100_000), "cannot be read as JSON"),
     "cut tokenizer": (content("tokenizer.json", b'{"model": {'), "cannot be read as JSON"),
     "empty tokenizer": (content("tokenizer.json", b"{}"), "no usable tokenizer"),
     "huge added id": (tokenizer("added_tokens", value=HUGE), "token id that none has: 4000000000"),
