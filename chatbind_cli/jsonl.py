@@ -22,7 +22,7 @@ import jsonlines
 from chatbind_cli.compression import BROKEN, decompressed
 from chatbind_cli.errors import ChatBindError, RecordError, UsageError
 from chatbind_cli.files import is_half_record, open_alone, refuse_foreign_records, replace_file
-from chatbind_cli.json_text import Line, Record, parse, parse_line
+from chatbind_cli.json_text import Line, Record, lines, parse, parse_line
 
 __all__ = [
     "Line",
@@ -271,7 +271,7 @@ class RecordWriter:
         size = path.stat().st_size
         with path.open("rb") as file:
             start = 0
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(lines(file, str(path)), start=1):
                 end = start + len(line)
                 record = self._kept(line, f"{path}:{number}", last=end == size)
                 if record is not None:
@@ -304,9 +304,13 @@ class RecordWriter:
             known = identity in self.done
         except (KeyError, TypeError) as error:  # TypeError: a list is no id
             problem = RecordError(str(error))
-        if problem is not None:
+        lacks = "error" not in record and any(key not in record for key in self._expect)
+        if problem is not None or lacks:
+            keys = ", ".join(
+                [*([self.key] if isinstance(self.key, str) else self.key), *self._expect]
+            )
             raise RecordError(
-                f"is not a record with {self.key}, so the file cannot be continued",
+                f"is not a record with {keys}, so the file cannot be continued",
                 where=where,
                 hint="give another output file, or --overwrite",
             )

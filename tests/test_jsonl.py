@@ -404,3 +404,11 @@ def test_what_failed_without_an_id_is_written_anew(tmp_path):
     with pytest.raises(RecordError, match="is not a record with question_id"):
         RecordWriter(path)
     assert path.read_text() == log
+
+
+def test_a_file_of_records_that_this_command_never_wrote_is_not_continued(tmp_path):
+    path = tmp_path / "questions.jsonl"
+    path.write_text('{"question_id": 1, "text": "?"}\n')
+    with pytest.raises(RecordError, match="not a record with question_id, model_id"):
+        RecordWriter(path, expect={"model_id": "m"})
+    assert path.read_text() == '{"question_id": 1, "text": "?"}\n'
