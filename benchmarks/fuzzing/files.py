@@ -207,7 +207,7 @@ def weights_job(campaign: Campaign, names: list[str], result: Result) -> None:
             )
             data = good if is_good(name) else data
             campaign.write(target, f"{name}-{file}", data)
-            words = r.choice(lines).split() + (
+            words = (lines[0] if is_good(name) else r.choice(lines)).split() + (
                 ["--max-new-tokens", "4"] if "ask" in lines[0] else []
             )
             words = [w for w in words if words[0] == "ask" or w not in ("--max-new-tokens", "4")]

@@ -51,7 +51,8 @@ def open_config(name: str | Path) -> PreTrainedConfig:
         CheckpointError: there is none, it needs code, or it asks for what no model has.
     """
     folder = model_folder(name, weights=False)
-    with one_line("its config.json cannot be used", name), staged(folder) as stage:
+    unusable = one_line("its config.json cannot be used", name)
+    with unusable, staged(folder) as stage, quiet_transformers():
         check_kind(read_json(folder / "config.json"), folder / "config.json")
         config = AutoConfig.from_pretrained(
             str(stage), trust_remote_code=False, local_files_only=True
@@ -242,6 +243,8 @@ def one_line(what: str, where: str | Path) -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
+        if isinstance(error, KeyError):  # its words are the key alone
+            reason = f"KeyError: {reason}"
         if "ignore_mismatched_sizes" in reason:
             reason = "its tensors do not have the shapes that config.json says"
         raise CheckpointError(f"{what} ({reason})", where=str(where)) from error

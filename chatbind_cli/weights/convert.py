@@ -238,9 +238,10 @@ def _settings(source: Path) -> tuple[Any, Any]:
 def _wanted(config: Any, checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor that a model of this configuration has."""
     from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration  # noqa: PLC0415
-    from chatbind_cli.model.pretrained import within  # noqa: PLC0415
+    from chatbind_cli.model.pretrained import one_line, within  # noqa: PLC0415
 
-    with torch.device("meta"), within(checkpoint):
+    unusable = one_line("its config.json makes no model", checkpoint.path)
+    with unusable, torch.device("meta"), within(checkpoint):
         model = ChatBindForConditionalGeneration(config)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 

@@ -240,3 +240,13 @@ def test_the_folder_one_is_in_is_refused_at_once(published, tmp_path, monkeypatc
     code, message = run(["convert", str(source), "-o", "."])
     assert code == 1 and "folder that this runs in" in message
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_config_that_makes_no_model_is_one_error(published, tmp_path):
+    folder = tmp_path / "ours"
+    convert(published(), folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["rope_parameters"] = {"rope_type": "none such", "rope_theta": 1.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="makes no model"):
+        convert(folder, tmp_path / "out")
