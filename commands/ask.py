@@ -216,9 +216,9 @@ def _lines(first: str | None) -> Iterator[str]:
     import readline  # noqa: F401, PLC0415  makes `input` an editor
 
     while True:
-        sys.stderr.write("> ")
-        sys.stderr.flush()
         try:
+            sys.stderr.write("> ")
+            sys.stderr.flush()
             line = input()
         except EOFError:
             sys.stderr.write("\n")
