@@ -241,11 +241,13 @@ def _read_pipe(path: Path, name: str, limits: SourceLimits) -> bytes:
         ready.register(pipe, select.POLLIN)
         parts: list[bytes] = []
         size = 0
+        alone = False
         while True:
             patience = limits.read_timeout_s
             try:
                 part = os.read(pipe, 1 << 20)
             except BlockingIOError:  # somebody holds it open for writing, and is silent
+                alone = False
                 patience = limits.read_timeout_s if parts else limits.total_timeout_s
             else:
                 if part:
@@ -256,12 +258,20 @@ def _read_pipe(path: Path, name: str, limits: SourceLimits) -> bytes:
                     continue
                 if parts:
                     return b"".join(parts)
-            if not (events := ready.poll(patience * 1000)):
-                raise MediaError(f"nothing was written to it in {patience:g} s", where=shown(name))
-            if not any(event & select.POLLIN for _, event in events):
+                if alone:
+                    raise _silent(name, patience)
+                alone = True  # a writer that comes and is silent does not end the wait: look again
+            events = ready.poll(patience * 1000)
+            if not events and not alone:
+                raise _silent(name, patience)
+            if events and not any(event & select.POLLIN for _, event in events):
                 return b"".join(parts)  # its writer has come and gone
     finally:
         os.close(pipe)
+
+
+def _silent(name: str, seconds: float) -> MediaError:
+    return MediaError(f"nothing was written to it in {seconds:g} s", where=shown(name))
 
 
 def _read_bounded(stream: IO[bytes], name: str, limits: SourceLimits) -> bytes:

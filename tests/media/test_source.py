@@ -193,7 +193,8 @@ def test_a_writer_may_be_slow_to_begin_but_not_fall_silent(tmp_path: Path) -> No
 
     limits = SourceLimits(read_timeout_s=0.8, total_timeout_s=10.0)
 
-    def write(pause: float, rest: float) -> None:
+    def write(late: float, pause: float, rest: float) -> None:
+        time.sleep(late)
         with pipe.open("wb", buffering=0) as stream:
             time.sleep(pause)
             with suppress(BrokenPipeError):
@@ -201,17 +202,18 @@ def test_a_writer_may_be_slow_to_begin_but_not_fall_silent(tmp_path: Path) -> No
                 time.sleep(rest)
                 stream.write(b", rest")
 
-    def read(pause: float, rest: float) -> bytes | None:
-        writer = threading.Thread(target=write, args=(pause, rest))
+    def read(*pauses: float) -> bytes | None:
+        writer = threading.Thread(target=write, args=pauses)
         writer.start()
         try:
             return open_source(pipe, limits=limits).data
         finally:
             writer.join(5)
 
-    assert read(1.0, 0.05) == b"first, rest"
+    assert read(0.0, 1.0, 0.05) == b"first, rest"
+    assert read(0.2, 1.0, 0.05) == b"first, rest"  # it comes while it is waited for
     with pytest.raises(MediaError, match=r"nothing was written to it in 0\.8 s"):
-        read(0.0, 1.6)
+        read(0.0, 0.0, 1.6)
 
 
 def test_a_pipe_is_read_no_further_than_the_limit(tmp_path: Path) -> None:
