@@ -94,6 +94,11 @@ def debugging() -> bool:
     return os.environ.get("CHATBIND_DEBUG", "") not in ("", "0")
 
 
+def reason(error: BaseException) -> str:
+    """A library's own words for what failed, as part of a line; its type where it has none."""
+    return " ".join(str(error).split())[:_MOST_REASON] or type(error).__name__
+
+
 def contained(error: Exception, *, where: str) -> ChatBindError:
     """The failure of one record, for whatever its input has raised; others go on.
 
@@ -108,6 +113,6 @@ def contained(error: Exception, *, where: str) -> ChatBindError:
         return error
     if debugging():
         sys.stderr.write("".join(traceback.format_exception(error)))
-    reason = " ".join(str(error).split())[:_MOST_REASON]
-    said = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+    kind, said = type(error).__name__, reason(error)
+    said = said if said == kind else f"{kind}: {said}"
     return ChatBindError(f"cannot be used ({said})", where=where)

@@ -5,8 +5,6 @@ Whole folders are in `folders`; record streams, which grow line by line, are in 
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -160,19 +158,25 @@ def open_alone(path: Path) -> IO[str]:
 def lock_file(handle: int, path: Path) -> None:
     """Takes the lock of an open file; it goes when the file is closed or the process dies.
 
+    A file system without locks gives every process one.
+
     Raises:
         ChatBindError: another process has it.
     """
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            return  # a file system without locks
-        raise ChatBindError(
-            "another process is writing it",
-            where=str(path),
-            hint="wait for it to end, or give another output",
-        ) from error
+    from filelock import lock_descriptor
+
+    with suppress(OSError):
+        if not lock_descriptor(handle, blocking=False):
+            raise ChatBindError(
+                "another process is writing it",
+                where=str(path),
+                hint="wait for it to end, or give another output",
+            )
+
+
+def sha256_text(text: str) -> str:
+    """The SHA-256 of a text's UTF-8 as hex digits."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def sha256_file(path: Path, *, fresh: bool = False) -> str:

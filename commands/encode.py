@@ -169,9 +169,9 @@ def _encode(
     paths: list[str], listed: str | None, media: MediaOptions, asked: dict[str, Any]
 ) -> Outcome:
     # imported here: they bring torch
-    from chatbind_cli.answering.placement import resolve_device, resolve_dtype  # noqa: PLC0415
     from chatbind_cli.data.encode_run import EncodeRequest, encode  # noqa: PLC0415
     from chatbind_cli.data.media_items import MediaFolder  # noqa: PLC0415
+    from chatbind_cli.device import resolve_device, resolve_dtype  # noqa: PLC0415
 
     device = resolve_device(asked["device"])
     workers = asked["num_workers"]

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from chatbind_cli.answering.placement import resolve_device, resolve_dtype
+from chatbind_cli.device import resolve_device, resolve_dtype
 from chatbind_cli.errors import ChatBindError, CheckpointError
 from chatbind_cli.files import sha256_file
 from chatbind_cli.imagebind.config import usual_encoder

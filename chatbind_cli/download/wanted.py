@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from chatbind_cli.download.catalogue import CatalogueFile, Entry, look_up
-from chatbind_cli.download.urls import check_url, public_url
 from chatbind_cli.errors import UsageError
+from chatbind_cli.urls import check_url, public_url
 
 _REPO = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 _HUB_WORD = re.compile(

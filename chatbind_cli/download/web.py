@@ -20,10 +20,10 @@ import httpx  # noqa: TID253  this module is imported once something is fetched
 
 import chatbind_cli
 from chatbind_cli.download.part import Part
-from chatbind_cli.download.urls import public_url
 from chatbind_cli.download.verify import check_file, check_room, in_words
 from chatbind_cli.errors import DownloadError
 from chatbind_cli.numerals import whole_number
+from chatbind_cli.urls import public_url
 
 _RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 # A body whose length nobody tells may be endless.

@@ -15,9 +15,9 @@ from pathlib import Path, PurePath, PurePosixPath
 
 from chatbind_cli.errors import RecordError
 from chatbind_cli.jsonl import Line, Record, legible, read_lines, record_id
+from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.review.mismatches import Mismatches
 
-MODALITIES = ("image", "video", "audio", "depth", "thermal", "imu")
 _COCO_PREFIXES = ("COCO_val2014_", "COCO_train2014_")
 _MEDIA_SUFFIXES = frozenset(
     (

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from chatbind_cli.jsonl import Record
-from chatbind_cli.review.cases import MODALITIES
+from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.review.exhibits import Cabinet, Exhibit
 from chatbind_cli.review.reading import (
     Unit,

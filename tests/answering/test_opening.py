@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from chatbind_cli.answering.opening import EncoderFinder, open_model
-from chatbind_cli.answering.placement import resolve_device, resolve_dtype
+from chatbind_cli.device import resolve_device, resolve_dtype
 from chatbind_cli.errors import CheckpointError, UsageError
 from tests.answering.world import World, save_tiny_encoder
 
