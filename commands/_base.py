@@ -55,18 +55,25 @@ _KNOWN_ELSEWHERE = {
 }
 
 
+_SHOW_ALL = "chatbind.show_all"  # in a context's `meta`: list advanced options, too
+
+
 class GroupedOption(click.Option):
     """An option that the help lists under a heading of its own.
 
     Args:
         group: the heading, "Options" where none is given.
+        advanced: few set it; `--help-all` alone lists it.
     """
 
-    def __init__(self, *args: Any, group: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, group: str | None = None, advanced: bool = False, **kwargs: Any
+    ) -> None:
         if not kwargs.get("is_flag") and kwargs.get("default") is not None:
             kwargs.setdefault("show_default", True)
         super().__init__(*args, **kwargs)
         self.group = group
+        self.advanced = advanced
 
 
 class ListOption(GroupedOption):
@@ -100,7 +107,8 @@ class ChatBindCommand(click.Command):
         super().__init__(*args, **kwargs)
         self.examples = tuple(examples)
         self.elsewhere = tuple(elsewhere)
-        self.params.extend(_common_options())
+        advanced = any(getattr(param, "advanced", False) for param in self.params)
+        self.params.extend(_common_options(help_all=advanced))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Repeats list options before every one of their words, then parses as click does."""
@@ -143,8 +151,12 @@ class ChatBindCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the options under their headings, the common ones last."""
         groups: dict[str, list[tuple[str, str]]] = {"Options": []}
+        hidden = 0
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
+            if getattr(param, "advanced", False) and not ctx.meta.get(_SHOW_ALL):
+                hidden += 1
+                continue
             if record is not None:
                 own = "Common" if param.name == "help" else "Options"
                 groups.setdefault(getattr(param, "group", None) or own, []).append(record)
@@ -153,6 +165,8 @@ class ChatBindCommand(click.Command):
             if records:
                 with formatter.section(heading):
                     formatter.write_dl(records)
+        if hidden:
+            formatter.write(f"\n{hidden} more options: {ctx.command_path} --help-all\n")
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the examples, unwrapped, so that they can be pasted."""
@@ -189,7 +203,8 @@ def command(
     return wrap
 
 
-def _common_options() -> list[click.Option]:
+def _common_options(*, help_all: bool) -> list[click.Option]:
+    """What every command has; `--help-all` is listed where it shows more than `--help`."""
     return [
         GroupedOption(
             ["--config"],
@@ -202,7 +217,24 @@ def _common_options() -> list[click.Option]:
         ),
         _switch("--debug", "CHATBIND_DEBUG", "Show a traceback when something fails."),
         _switch("--quiet", "CHATBIND_QUIET", "No notes and no progress on stderr."),
+        GroupedOption(
+            ["--help-all"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_show_all,
+            hidden=not help_all,
+            group="Common",
+            help="Show every option and exit.",
+        ),
     ]
+
+
+def _show_all(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta[_SHOW_ALL] = True
+        click.echo(ctx.get_help(), color=ctx.color)
+        ctx.exit()
 
 
 def _switch(name: str, variable: str, text: str) -> click.Option:
