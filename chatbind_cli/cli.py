@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import click
 
-from chatbind_cli import __version__, launch
+from chatbind_cli import __version__, worker
 from chatbind_cli.console import printable
 from chatbind_cli.errors import ChatBindError, debugging
 
@@ -125,12 +125,12 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     """Runs the program on `args` (`sys.argv[1:]`) and exits with its code."""
     words = list(sys.argv[1:] if args is None else args)
     _open_streams()
-    if launch.is_worker():
-        launch.work_in_child()
-        launch.watch_parent()
+    if worker.is_worker():
+        worker.work_in_child()
+        worker.watch_parent()
     code, message = run(words)
-    if launch.is_worker():
-        launch.report_outcome(code, message)
+    if worker.is_worker():
+        worker.report_outcome(code, message)
         # The parent ends the other workers where need be; the launcher would only add a traceback.
         code = 0
     elif message:
