@@ -106,6 +106,15 @@ device_options = stack(
     ),
 )
 
+attention_option = _compute(
+    "--attn-implementation",
+    type=click.Choice(["auto", "sdpa", "flash_attention_2", "flash_attention_3", "eager"]),
+    default="auto",
+    metavar="NAME",
+    help="Attention kernels: sdpa (PyTorch's own), flash_attention_2, flash_attention_3, eager; "
+    "auto: the fastest that is installed and fits.",
+)
+
 media_root_options = stack(
     _media(
         "--media-root",
