@@ -18,7 +18,6 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 import chatbind_cli
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.folders import replace_folder
-from chatbind_cli.model import published
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration, word_embeddings
 from chatbind_cli.model.config import MODEL_TYPE, ChatBindConfig, saved_end_ids
 from chatbind_cli.model.fit import (
@@ -29,12 +28,15 @@ from chatbind_cli.model.fit import (
     check_vocabulary,
 )
 from chatbind_cli.model.pretrained import open_config, open_model
-from chatbind_cli.model.projector_file import ProjectorFile, load_into, read_projector
+from chatbind_cli.model.projector_weights import load_into
 from chatbind_cli.model.prompts import get_style
+from chatbind_cli.model.published_model import load_published
 from chatbind_cli.model.quiet import quiet_transformers
 from chatbind_cli.model.tokenizer import load_tokenizer, media_token_ids, prepare_tokenizer
 from chatbind_cli.weights.json_file import read_json
 from chatbind_cli.weights.likeness import refuse_unapplied
+from chatbind_cli.weights.projector_file import ProjectorFile, read_projector
+from chatbind_cli.weights.published import is_published
 
 __all__ = [
     "ChatBind",
@@ -180,7 +182,7 @@ def load_chatbind(
     refuse_unapplied(folder)
     options = {"dtype": dtype, "device_map": device_map}
     options["attn_implementation"] = attn_implementation
-    load = published.load_published if published.is_published(folder) else _load_ours
+    load = load_published if is_published(folder) else _load_ours
     with quiet_transformers():
         model, tokenizer = load(folder, options)
     check_vocabulary(model, tokenizer, str(path))
@@ -264,7 +266,7 @@ def _choices(
 
 
 def _is_chatbind(folder: Path) -> bool:
-    if published.is_published(folder):
+    if is_published(folder):
         return True
     known = folder.is_dir() and (folder / "config.json").is_file()
     return known and read_json(folder / "config.json").get("model_type") == MODEL_TYPE
@@ -300,7 +302,7 @@ def _language_model_config(path: str | Path) -> PreTrainedConfig:
         CheckpointError: it cannot be used, or is that of another model.
     """
     folder = Path(path)
-    own = published.is_published(folder)
+    own = is_published(folder)
     if folder.is_dir() and not own:
         refuse_unapplied(folder)
     config = None if own else open_config(path)

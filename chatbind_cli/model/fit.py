@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration, word_embeddings
 from chatbind_cli.model.config import ChatBindConfig
-from chatbind_cli.model.projector_file import ProjectorFile, ProjectorInfo
 from chatbind_cli.model.tokenizer import media_token_ids
+from chatbind_cli.weights.projector_file import ProjectorFile, ProjectorInfo
 
 
 @dataclass(frozen=True, kw_only=True)

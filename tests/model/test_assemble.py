@@ -20,7 +20,8 @@ from chatbind_cli.model.assemble import (
     save_chatbind,
 )
 from chatbind_cli.model.chatbind import word_embeddings
-from chatbind_cli.model.projector_file import projector_of, write_projector
+from chatbind_cli.model.projector_weights import projector_of
+from chatbind_cli.weights.projector_file import write_projector
 from tests.model.tiny import LANGUAGE_MODELS, byte_tokenizer, save_language_model, word_tokenizer
 
 ENCODER = EncoderInfo(name="small", sha256="ab" * 32, embedding_dim=8, path="/enc")
