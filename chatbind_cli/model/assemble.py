@@ -33,8 +33,8 @@ from chatbind_cli.model.prompts import get_style
 from chatbind_cli.model.published_model import load_published
 from chatbind_cli.model.quiet import quiet_transformers
 from chatbind_cli.model.tokenizer import load_tokenizer, media_token_ids, prepare_tokenizer
+from chatbind_cli.weights.delta_detection import refuse_unapplied
 from chatbind_cli.weights.json_file import read_json
-from chatbind_cli.weights.likeness import refuse_unapplied
 from chatbind_cli.weights.projector_file import ProjectorFile, read_projector
 from chatbind_cli.weights.published import is_published
 

@@ -16,8 +16,8 @@ import torch
 from chatbind_cli.errors import CheckpointError, WeightsError
 from chatbind_cli.files import bears, refuse_foreign_file, sha256_file
 from chatbind_cli.weights.checkpoint import Checkpoint, open_checkpoint
-from chatbind_cli.weights.identity import read_passport
 from chatbind_cli.weights.json_file import read_json
+from chatbind_cli.weights.manifest import read_manifest
 from chatbind_cli.weights.projector_file import (
     MEDIA_TOKENS,
     ProjectorInfo,
@@ -72,7 +72,7 @@ def extract_projector(checkpoint: Path, output: Path) -> Extraction:
     check_projector_name(output)
     refuse_foreign_file(output, _is_projector_file, what="a projector")
     with open_checkpoint(checkpoint) as source:
-        if read_passport(source.folder).get("kind") == "delta":
+        if read_manifest(source.folder).get("kind") == "delta":
             raise CheckpointError(
                 "is a delta",
                 where=str(checkpoint),

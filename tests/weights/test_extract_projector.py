@@ -129,7 +129,7 @@ def test_what_has_no_projector_says_so_and_leaves_nothing(make, tmp_path):
 
 
 def test_a_delta_is_refused(make, tmp_path):
-    from chatbind_cli.weights.make import make_delta
+    from chatbind_cli.weights.make_delta import make_delta
 
     base, target = make("b", make.llama(0)), make("t", make.llama(1, projector=True))
     make_delta(base, target, tmp_path / "d")
