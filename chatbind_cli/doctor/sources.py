@@ -74,11 +74,10 @@ def _without_password(url: str) -> str:
 def look_at_catalogue(output: Path) -> Iterator[Finding]:
     """Which entries of the catalogue are below a folder."""
     from chatbind_cli.download.catalogue import entries  # noqa: PLC0415  other rooms, at need
-    from chatbind_cli.download.listing import entry_record  # noqa: PLC0415
-    from chatbind_cli.download.wanted import entry_requests  # noqa: PLC0415
+    from chatbind_cli.download.manifest import listed  # noqa: PLC0415
 
     for entry in entries().values():
-        record = entry_record(entry, entry_requests(entry, output))
+        record = listed(entry, output)
         if record["present"]:
             yield Finding("file", entry.name, OK, str(record["path"]))
         else:

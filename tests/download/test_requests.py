@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from chatbind_cli.download.wanted import HubRef, is_repo_id, parse_hub_ref, requests_for
+from chatbind_cli.download.requests import HubRef, is_repo_id, parse_hub_ref, requests_for
 from chatbind_cli.errors import UsageError
 
 OUT = Path("out")
@@ -78,11 +78,11 @@ def test_repository_ids_are_told_from_paths():
 def test_a_url_may_say_what_hash_it_is_to_have(tmp_path):
     digest = "AB" * 32
     (request,) = requests_for([f"https://h/f.bin#sha256={digest}"], tmp_path)
-    assert (request.url, request.sha256) == ("https://h/f.bin", digest.lower())
+    assert (request.url, request.checksum) == ("https://h/f.bin", ("sha256", digest.lower()))
     with pytest.raises(UsageError, match="is no SHA-256"):
         requests_for(["https://h/f.bin#sha256=ab"], tmp_path)
     (request,) = requests_for(["https://h/f.bin#top"], tmp_path)
-    assert request.sha256 is None
+    assert request.checksum is None
 
 
 def test_patterns_choose_files_of_repositories_alone(tmp_path):

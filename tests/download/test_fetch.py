@@ -5,12 +5,13 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from chatbind_cli.download.run import Settings, fetch_all
-from chatbind_cli.download.wanted import HubRef, Request
+from chatbind_cli.download.fetch import Settings, fetch_all
+from chatbind_cli.download.requests import HubRef, Request
 from chatbind_cli.download.web import Patience
 
 DATA = bytes(range(256)) * 100
@@ -23,6 +24,8 @@ def settings(server, **kwargs):
 
 
 def url_request(server, path, **kwargs):
+    if "sha256" in kwargs:
+        kwargs["checksum"] = ("sha256", kwargs.pop("sha256"))
     return Request(name="n", path=path, url=f"{server.url}/{path.name}", **kwargs)
 
 
@@ -89,7 +92,7 @@ def test_a_hub_file_that_is_not_what_the_hub_says_is_refused_and_removed(server,
         name="n",
         path=tmp_path / "w.bin",
         hub=HubRef(repo="owner/name", file="w.bin"),
-        sha256="0" * 64,
+        checksum=("sha256", "0" * 64),
     )
     (record,) = fetch_all([request], settings(server))
     assert record["status"] == "failed"
@@ -106,8 +109,8 @@ def test_a_single_hub_file_is_held_to_the_hash_that_the_hub_lists(server, tmp_pa
     (record,) = fetch_all([request], settings(server))
     assert record["sha256"] == SHA256
     (tmp_path / "w.bin").unlink()
-    lying = hub.HubFile(path="w.bin", bytes=len(DATA), sha256="0" * 64)
-    monkeypatch.setattr(hub.Hub, "file", lambda self, ref: lying)
+    lying = replace(request, bytes=len(DATA), checksum=("sha256", "0" * 64))
+    monkeypatch.setattr(hub.Hub, "files", lambda self, request: [lying])
     (record,) = fetch_all([request], settings(server))
     assert record["status"] == "failed"
     assert "SHA-256" in record["error"]
@@ -250,13 +253,13 @@ def test_a_kill_before_the_last_word_about_a_file_leaves_one_that_can_be_replace
     server.files["/f"] = DATA
     request = url_request(server, tmp_path / "f")
 
-    def killed(*words):
-        raise KeyboardInterrupt
+    def killed(*words, **options):
+        raise RuntimeError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr("chatbind_cli.download.run.sha256_file", killed)
-        with pytest.raises(KeyboardInterrupt):
-            list(fetch_all([request], settings(server)))
+        patch.setattr("chatbind_cli.download.fetch.sha256_file", killed)
+        (record,) = fetch_all([request], settings(server))
+        assert record["status"] == "failed"
     assert (tmp_path / "f").read_bytes() == DATA
     (record,) = fetch_all([request], settings(server, overwrite=True))
     assert record["status"] == "downloaded"
@@ -357,6 +360,26 @@ def test_what_cannot_fit_is_refused_before_anything_is_asked_for(server, tmp_pat
     with pytest.raises(DownloadError, match="make room"):
         list(fetch_all([request], settings(server)))
     assert server.requests == []
+
+
+@pytest.mark.parametrize("kind", ["url", "hub", "archive"])
+def test_a_disk_that_is_full_all_the_same_is_a_failed_record(server, tmp_path, monkeypatch, kind):
+    def full(*words, **options):
+        raise OSError(28, "No space left on device")
+
+    server.files["/i.zip"] = zipped({"1.jpg": b"1"})
+    server.add_repo("owner/name", {"w.bin": DATA})
+    request = url_request(server, tmp_path / "i.zip")
+    if kind == "hub":
+        request = Request(name="n", path=tmp_path / "x", hub=HubRef(repo="owner/name"))
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", full)
+    elif kind == "archive":
+        request = replace(request, unpack=tmp_path / "images")
+        monkeypatch.setattr("chatbind_cli.download.archive.crc32_of", full)
+    else:
+        monkeypatch.setattr("chatbind_cli.download.web._begin", full)
+    (record,) = fetch_all([request], settings(server))
+    assert "No space left" in record["error"] and "make room" in record["error"]
 
 
 def test_leaving_early_stops_the_workers(server, fault, tmp_path):

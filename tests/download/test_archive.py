@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from chatbind_cli.download.unpack import unpack
+from chatbind_cli.download.archive import unpack
 from chatbind_cli.errors import DownloadError
 
 FILES = {"a.txt": b"alpha", "sub/b.bin": bytes(100_000), "sub/deep/c": b""}
@@ -46,7 +46,7 @@ def found(folder):
 @pytest.mark.parametrize("make", [make_zip, make_tar])
 def test_every_file_comes_out(tmp_path, make):
     archive = make(tmp_path / "x", FILES)
-    assert unpack(archive, tmp_path / "out") == 3
+    assert len(unpack(archive, tmp_path / "out")) == 3
     assert found(tmp_path / "out") == FILES
 
 
@@ -108,7 +108,7 @@ def test_a_member_larger_than_the_archive_says_is_refused(tmp_path):
     at = data.rindex(b"PK\x01\x02") + 24
     data[at : at + 4] = (10).to_bytes(4, "little")
     path.write_bytes(data)
-    with pytest.raises(DownloadError, match="larger than|broken archive|cut short"):
+    with pytest.raises(DownloadError, match="cannot be unpacked"):
         unpack(path, tmp_path / "out")
     assert found(tmp_path / "out") == {}
 
@@ -133,7 +133,7 @@ def test_a_header_of_gigabytes_is_refused_unread(tmp_path, kind, packed, first):
 
 
 def test_members_without_end_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("chatbind_cli.download.archives._MOST_MEMBERS", 50)
+    monkeypatch.setattr("chatbind_cli.download.archive._MOST_MEMBERS", 50)
     entries = b"".join(tar_header(tarfile.DIRTYPE, 0, f"d{n}") for n in range(60))
     (tmp_path / "x").write_bytes(entries + bytes(1024))
     make_zip(tmp_path / "y", {f"f{n}": b"" for n in range(60)})
@@ -148,9 +148,9 @@ def test_headers_that_unpack_to_gigabytes_are_refused(tmp_path, monkeypatch):
             info = tarfile.TarInfo(f"f{n}")
             info.pax_headers = {"comment": "x" * 100_000}
             archive.addfile(info)
-    assert unpack(tmp_path / "x", tmp_path / "fine") == 5
-    monkeypatch.setattr("chatbind_cli.download.archives._ALWAYS_FINE_BYTES", 1000)
-    monkeypatch.setattr("chatbind_cli.download.archives._MOST_MEMBERS", 10)
+    assert len(unpack(tmp_path / "x", tmp_path / "fine")) == 5
+    monkeypatch.setattr("chatbind_cli.download.archive._ALWAYS_FINE_BYTES", 1000)
+    monkeypatch.setattr("chatbind_cli.download.archive._MOST_MEMBERS", 10)
     with pytest.raises(DownloadError, match="not plausible"):
         unpack(tmp_path / "x", tmp_path / "out")
 
@@ -190,7 +190,7 @@ def test_large_members_come_out_of_every_kind_of_tar(tmp_path, mode):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
-    assert unpack(tmp_path / "x", tmp_path / "out") == 3
+    assert len(unpack(tmp_path / "x", tmp_path / "out")) == 3
     assert set(found(tmp_path / "out").values()) == {data}
 
 
@@ -222,15 +222,14 @@ def test_something_else_is_no_archive(tmp_path):
 def test_unpacking_goes_on_where_it_was_stopped(tmp_path):
     archive = make_zip(tmp_path / "x", FILES)
 
-    def stop_after_two(member, left=[2]):  # noqa: B006
-        left[0] -= 1
-        if not left[0]:
+    def stop_in_the_second(n):
+        if (tmp_path / "out/a.txt").exists():
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        unpack(archive, tmp_path / "out", on_member=stop_after_two)
-    assert len(found(tmp_path / "out")) == 2
+        unpack(archive, tmp_path / "out", advance=stop_in_the_second)
+    assert len(found(tmp_path / "out")) == 1
     before = (tmp_path / "out/a.txt").stat().st_mtime_ns
-    assert unpack(archive, tmp_path / "out") == 3
+    assert len(unpack(archive, tmp_path / "out")) == 3
     assert found(tmp_path / "out") == FILES
     assert (tmp_path / "out/a.txt").stat().st_mtime_ns == before

@@ -1,19 +1,20 @@
-"""What the user asked for, as a list of files to fetch: names, hub references and URLs.
+"""What the user asked for, as a list of files to fetch, and whether a file is the one asked for.
 
-Knows the words of the call and the catalogue; a hub repository stays one item here, since its
-files are known to the hub alone.
+A hub repository stays one item here, since its files are known to the hub alone.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from chatbind_cli.download.catalogue import CatalogueFile, Entry, look_up
-from chatbind_cli.errors import UsageError
+from chatbind_cli.download.catalogue import CatalogueFile, Checksum, Entry, look_up
+from chatbind_cli.errors import DownloadError, UsageError
+from chatbind_cli.files import sha256_file
 from chatbind_cli.urls import check_url, public_url
 
 _REPO = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
@@ -58,9 +59,7 @@ class Request:
         hub: where on the hub, or None for a URL.
         url: where on the web, or None for the hub.
         bytes: size that it must have, where it is known.
-        sha256: digest that it must have, where it is known.
-        md5: the same, where only that is known.
-        git_sha1: its name in Git, where only that is known.
+        checksum: digest that it must have, where it is known.
         unpack: for an archive: the folder to unpack it into; None leaves it as it is. For a
             repository: the folder for all archives in it.
         include: for a repository, the file patterns that are wanted; all if empty.
@@ -72,9 +71,7 @@ class Request:
     hub: HubRef | None = None
     url: str | None = None
     bytes: int | None = None
-    sha256: str | None = None
-    md5: str | None = None
-    git_sha1: str | None = None
+    checksum: Checksum | None = None
     unpack: Path | None = None
     include: tuple[str, ...] = ()
     about: str | None = None
@@ -88,6 +85,77 @@ class Request:
     def is_repository(self) -> bool:
         """Whether it stands for all files of a repository."""
         return self.hub is not None and self.hub.file is None
+
+    @property
+    def place(self) -> tuple[Path, str]:
+        """The folder whose manifest it is in, and its path below that."""
+        if self.hub is None or self.hub.file is None:
+            return self.path.parent, self.path.name
+        name = self.hub.file
+        return self.path.parents[len(PurePosixPath(name).parts) - 1], name
+
+    def file(self, name: str, revision: str | None = None) -> Request:
+        """Of a request for a repository, the one for a file of it.
+
+        Raises:
+            UsageError: its name leads out of the folder.
+        """
+        if self.hub is None:
+            raise ValueError(f"{self.source} is no repository")
+        refuse_outside(name, self.source)
+        path = self.path / name
+        return replace(
+            self,
+            path=path,
+            hub=replace(self.hub, file=name, revision=revision or self.hub.revision),
+            unpack=path.parent if self.unpack is not None and is_archive(path) else None,
+        )
+
+    def check(self, path: Path | None = None, *, fresh: bool = False) -> str:
+        """Compares a file with what is known of it.
+
+        Args:
+            path: the file, where it has not got its name yet.
+            fresh: read it whatever is remembered of its hash.
+
+        Returns:
+            What was compared: `sha256`, `git-sha1`, `md5`, `bytes` or `nothing`.
+
+        Raises:
+            DownloadError: it differs.
+        """
+        path = path or self.path
+        found = path.stat().st_size
+        if self.bytes not in (None, found):
+            raise DownloadError(
+                f"has {found} bytes in place of {self.bytes}", where=self.source, hint=_AGAIN
+            )
+        if self.checksum is None:
+            return "nothing" if self.bytes is None else "bytes"
+        kind, wanted = self.checksum
+        digest = sha256_file(path, fresh=fresh) if kind == "sha256" else _digest(path, kind)
+        if digest != wanted.lower():
+            raise DownloadError(
+                f"has the {_IN_WORDS[kind]} {digest[:12]}... in place of {wanted[:12].lower()}...",
+                where=self.source,
+                hint=_AGAIN,
+            )
+        return kind
+
+
+_AGAIN = "fetch it again; if it stays so, the source has changed"
+_IN_WORDS = {"sha256": "SHA-256", "git-sha1": "Git hash", "md5": "MD5"}
+
+
+def _digest(path: Path, kind: str) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    if kind == "git-sha1":
+        head = f"blob {path.stat().st_size}\0".encode()
+        digest = hashlib.sha1(head, usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def is_repo_id(word: str) -> bool:
@@ -146,40 +214,33 @@ def requests_for(
         other = by_path.setdefault(request.path, request)
         if other.source != request.source:
             raise UsageError(f"{other.name} and {request.name} would both become {request.path}")
-        if None not in (other.sha256, request.sha256) and other.sha256 != request.sha256:
+        if None not in (other.checksum, request.checksum) and other.checksum != request.checksum:
             raise UsageError(f"{request.name} is to have two different hashes")
-        by_path[request.path] = request if other.sha256 is None else other
+        by_path[request.path] = request if other.checksum is None else other
     return list(by_path.values())
 
 
 def entry_requests(entry: Entry, output: Path) -> list[Request]:
     """The requests for a catalogue entry."""
     folder = output / entry.folder
-    hub = _entry_hub(entry)
-    if hub is not None and not entry.files:
+    hub = parse_hub_ref(f"hf:{entry.hub}") if entry.hub is not None else None
+    if not entry.files:
         return [
             Request(name=entry.name, path=folder, hub=hub, include=entry.include, about=entry.about)
         ]
-    return [_entry_request(entry, file, folder, hub) for file in entry.files]
+    return [_entry_request(entry.name, file, folder, hub) for file in entry.files]
 
 
-def _entry_request(entry: Entry, file: CatalogueFile, folder: Path, hub: HubRef | None) -> Request:
-    if hub is not None:
-        hub = HubRef(repo=hub.repo, kind=hub.kind, file=file.path)
+def _entry_request(name: str, file: CatalogueFile, folder: Path, hub: HubRef | None) -> Request:
     return Request(
-        name=entry.name,
+        name=name,
         path=folder / file.to,
-        hub=hub,
+        hub=replace(hub, file=file.path) if hub is not None else None,
         url=file.url,
         bytes=file.bytes,
-        sha256=file.sha256,
-        md5=file.md5,
+        checksum=file.checksum,
         unpack=folder / file.unpack if file.unpack is not None else None,
     )
-
-
-def _entry_hub(entry: Entry) -> HubRef | None:
-    return parse_hub_ref(f"hf:{entry.hub}") if entry.hub is not None else None
 
 
 def _requests_of(word: str, output: Path, unpack: bool, include: tuple[str, ...]) -> list[Request]:
@@ -190,15 +251,15 @@ def _requests_of(word: str, output: Path, unpack: bool, include: tuple[str, ...]
         return [_with_unpacking(request, unpack)]
     if word.startswith(("http://", "https://")):
         check_url(word)
-        url, sha256 = _without_digest(word)
+        url, checksum = _without_digest(word)
         request = Request(
-            name=public_url(url), path=output / _url_name(url), url=url, sha256=sha256
+            name=public_url(url), path=output / _url_name(url), url=url, checksum=checksum
         )
         return [_with_unpacking(request, unpack)]
     return entry_requests(look_up(word), output)
 
 
-def _without_digest(url: str) -> tuple[str, str | None]:
+def _without_digest(url: str) -> tuple[str, Checksum | None]:
     """A URL and the digest that its fragment gives, as in `https://...#sha256=0123...`."""
     bare, _, fragment = url.partition("#")
     if not fragment.startswith("sha256="):
@@ -206,7 +267,7 @@ def _without_digest(url: str) -> tuple[str, str | None]:
     digest = fragment.removeprefix("sha256=").lower()
     if not re.fullmatch("[0-9a-f]{64}", digest):
         raise UsageError(f"{fragment!r} is no SHA-256", hint="it has 64 hexadecimal digits")
-    return bare, digest
+    return bare, ("sha256", digest)
 
 
 def _with_unpacking(request: Request, unpack: bool) -> Request:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from chatbind_cli.download.presence import is_present, planned
-from chatbind_cli.download.receipts import NOTES, Notes, Receipt, origin
-from chatbind_cli.download.run import Settings, fetch_all
-from chatbind_cli.download.unpack import unpack
-from chatbind_cli.download.wanted import HubRef, Request, requests_for
+from chatbind_cli.download.archive import unpack
+from chatbind_cli.download.fetch import Settings, fetch_all
+from chatbind_cli.download.manifest import MANIFEST, Came, Manifests, is_present, origin, planned
+from chatbind_cli.download.requests import HubRef, Request, requests_for
 from chatbind_cli.download.web import Patience
 from chatbind_cli.errors import DownloadError, UsageError
+from chatbind_cli.folders import RECORD
 
 IMPATIENT = Patience(tries=2, first_wait_s=0.001, stall_timeout_s=1)
 
@@ -97,7 +97,7 @@ def test_one_source_named_twice_keeps_its_hash(tmp_path):
     hashed = f"http://h/f#sha256={'ab' * 32}"
     for words in (["http://h/f", hashed], [hashed, "http://h/f"]):
         (request,) = requests_for(words, tmp_path)
-        assert request.sha256 == "ab" * 32
+        assert request.checksum == ("sha256", "ab" * 32)
     with pytest.raises(UsageError, match="two different hashes"):
         requests_for([hashed, f"http://h/f#sha256={'cd' * 32}"], tmp_path)
 
@@ -142,7 +142,7 @@ def test_the_same_archive_of_a_new_commit_is_not_fetched_again(server, tmp_path)
     server.add_repo("a/s", {"i.zip": zipped(one=b"1")}, kind="datasets")
     fetch(server, ["hf:datasets/a/s"], tmp_path, unpack=True)
     asked = len(server.gets("/content/datasets/a/s/i.zip"))
-    notes = tmp_path / "s" / NOTES
+    notes = tmp_path / "s" / MANIFEST
     notes.write_text(notes.read_text().replace("c" * 40, "d" * 40))
     assert statuses(fetch(server, ["hf:datasets/a/s"], tmp_path, unpack=True)) == ["present"]
     assert len(server.gets("/content/datasets/a/s/i.zip")) == asked
@@ -200,7 +200,7 @@ def test_secrets_of_a_url_are_in_no_record_note_or_file(server, tmp_path, capfd)
 
 def test_a_tar_is_a_tar_even_if_a_zip_ends_it(tmp_path):
     (tmp_path / "x.tar").write_bytes(tarred(("a", b"1"), ("in.zip", zipped(evil=b"2"))))
-    assert unpack(tmp_path / "x.tar", tmp_path / "out") == 2
+    assert len(unpack(tmp_path / "x.tar", tmp_path / "out")) == 2
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"a", "in.zip"}
 
 
@@ -242,13 +242,13 @@ def test_a_link_at_the_temporary_name_is_not_followed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", [NOTES, ".g.zip.members.jsonl.gz", "g.zip", ".g.zip.unpacking", ".cache/x", "G.ZIP"]
+    "name", [MANIFEST, MANIFEST.upper(), RECORD, "g.zip", ".g.zip.unpacking", ".cache/x"]
 )
 def test_a_member_cannot_take_the_place_of_our_notes(server, tmp_path, name):
     server.files["/g.zip"] = zipped(**{"fine": b"1", name: b"2"})
     (record,) = fetch(server, [f"{server.url}/g.zip"], tmp_path, unpack=True)
     assert record["status"] == "failed"
-    assert "kept for notes" in record["error"]
+    assert "kept for notes" in record["error"] or "would replace others" in record["error"]
     assert not (tmp_path / "fine").exists()
 
 
@@ -276,16 +276,16 @@ def test_an_undecodable_name_can_be_verified(server, tmp_path):
 
 
 def test_notes_grow_by_whole_lines_and_survive_half_ones(tmp_path):
-    first = Receipt(path="a", source="s", state="here", bytes=1)
-    second = Receipt(path="b", source="s", state="here", bytes=2)
-    Notes().add(tmp_path, [first])
-    with (tmp_path / NOTES).open("a") as file:
+    first = Came(path="a", source="s", state="here", bytes=1)
+    second = Came(path="b", source="s", state="here", bytes=2)
+    Manifests().add(tmp_path, [first])
+    with (tmp_path / MANIFEST).open("a") as file:
         file.write('{"path": "c", "sour')
-    notes = Notes()
+    notes = Manifests()
     assert notes.below(tmp_path) == {"a": first}
-    Notes().add(tmp_path, [second, first])
+    Manifests().add(tmp_path, [second, first])
     assert notes.below(tmp_path) == {"a": first, "b": second}
-    assert len((tmp_path / NOTES).read_text().splitlines()) == 3
+    assert len((tmp_path / MANIFEST).read_text().splitlines()) == 3
 
 
 def test_a_folder_that_cannot_be_made_fails_in_a_record(server, tmp_path):
@@ -297,10 +297,10 @@ def test_a_folder_that_cannot_be_made_fails_in_a_record(server, tmp_path):
 
 def test_hub_references_say_whose_notes_they_are_in(tmp_path):
     request = Request(name="n", path=tmp_path / "a/b/w", hub=HubRef(repo="o/n", file="b/w"))
-    Notes().add(tmp_path / "a", [Receipt(path="b/w", source="hf:o/n/b/w", state="here")])
-    found = Notes().of(request)
+    Manifests().add(tmp_path / "a", [Came(path="b/w", source="hf:o/n/b/w", state="here")])
+    found = Manifests().of(request)
     assert found is not None and found.path == "b/w"
-    assert Path(tmp_path / "a" / NOTES).is_file()
+    assert Path(tmp_path / "a" / MANIFEST).is_file()
 
 
 def test_verify_keeps_to_the_patterns_and_needs_no_unpack(server, tmp_path):
