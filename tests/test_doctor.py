@@ -2,9 +2,9 @@ import json
 
 import pytest
 
+from chatbind_cli import doctor
 from chatbind_cli.cli import run
-from chatbind_cli.doctor import decoders, packages, sources
-from chatbind_cli.doctor.finding import NOTE, OK, PROBLEM
+from chatbind_cli.doctor import NOTE, OK, PROBLEM
 from chatbind_cli.media.modality import MODALITIES
 
 
@@ -18,6 +18,7 @@ def test_where_the_suite_runs_the_main_job_can_run(tmp_path, capsys):
     assert {name for area, name in found if area == "media"} == set(MODALITIES)
     assert all(r["status"] == OK for (area, _), r in found.items() if area in ("media", "model"))
     assert "float32" in found["device", "cpu"]["value"]
+    assert found["attention", "sdpa"]["status"] == OK
     assert found["package", "torch"]["value"].startswith("2.")
     assert found["file", "imagebind-huge"]["hint"] == "chatbind download imagebind-huge"
     assert not any(area == "hub" for area, _ in found)
@@ -27,16 +28,16 @@ def test_what_of_the_catalogue_is_here_is_seen(tmp_path):
     folder = tmp_path / "data/llava-instruct"
     folder.mkdir(parents=True)
     (folder / "detail_23k.json").write_text("[]")
-    found = {finding.name: finding.status for finding in sources.look_at_catalogue(tmp_path)}
+    found = {record["name"]: record["status"] for record in doctor.catalogue(tmp_path)}
     assert found["detail-23k"] == OK
     assert found["llava-instruct-150k"] == NOTE
 
 
 @pytest.mark.parametrize("version", ["1.13.1", None])
 def test_a_package_that_does_not_fit_is_a_problem_and_exit_1(monkeypatch, capsys, version):
-    plain = packages._version
+    plain = doctor._version
     monkeypatch.setattr(
-        packages, "_version", lambda name: version if name == "torch" else plain(name)
+        doctor, "_version", lambda name: version if name == "torch" else plain(name)
     )
     code, message = run(["doctor", "--no-network"])
     assert code == 1
@@ -53,9 +54,9 @@ def test_a_package_that_does_not_load_says_why(monkeypatch):
         raise OSError(f"undefined symbol in {name}")
 
     monkeypatch.setattr("importlib.import_module", fail)
-    (torch,) = [f for f in packages.look_at_packages() if f.name == "torch"]
-    assert torch.status == PROBLEM
-    assert "does not load (undefined symbol in torch)" in torch.value
+    (torch,) = [record for record in doctor.packages() if record["name"] == "torch"]
+    assert torch["status"] == PROBLEM
+    assert "does not load (undefined symbol in torch)" in torch["value"]
 
 
 def test_an_extra_built_for_another_pytorch_is_a_note(monkeypatch):
@@ -66,18 +67,21 @@ def test_an_extra_built_for_another_pytorch_is_a_note(monkeypatch):
             raise ImportError("undefined symbol: _ZN3c10")
         return importlib.__import__(name)
 
-    version = packages._version
-    monkeypatch.setattr(packages, "_version", lambda name: version(name) or "9.9")
+    version = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda name: version(name) or "9.9")
     monkeypatch.setattr("importlib.import_module", load)
-    found = {finding.name: finding for finding in packages.look_at_packages()}
-    assert found["flash-attn"].status == NOTE
-    assert "9.9 does not load (undefined symbol: _ZN3c10)" in found["flash-attn"].value
+    found = {record["name"]: record for record in doctor.packages()}
+    assert found["flash-attn"]["status"] == NOTE
+    assert "9.9 does not load (undefined symbol: _ZN3c10)" in found["flash-attn"]["value"]
 
 
 def test_media_that_cannot_be_read_are_a_problem(monkeypatch):
-    monkeypatch.setattr(decoders, "_MAKERS", {"image": lambda: b"broken"})
-    (finding,) = decoders.look_at_decoders()
-    assert (finding.area, finding.name, finding.status) == ("media", "image", PROBLEM)
+    monkeypatch.setattr(
+        "chatbind_cli.toy.media_files.media_bytes", lambda item, modality, seed: b"broken"
+    )
+    found = list(doctor.decoders())
+    assert {record["area"] for record in found} == {"media"}
+    assert {record["status"] for record in found} == {PROBLEM}
 
 
 def test_no_token_and_no_password_is_ever_shown(monkeypatch):
@@ -85,8 +89,8 @@ def test_no_token_and_no_password_is_ever_shown(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", secrets[0])
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://me:{secrets[1]}@127.0.0.1:9")
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    found = list(sources.look_at_hub())
-    assert [finding.status for finding in found] == [NOTE, NOTE]
-    assert "http://127.0.0.1:9 does not answer" in found[0].value
-    assert "there is one" in found[1].value
+    found = list(doctor.hub())
+    assert [record["status"] for record in found] == [NOTE, NOTE]
+    assert "http://127.0.0.1:9 does not answer" in found[0]["value"]
+    assert "there is one" in found[1]["value"]
     assert not any(secret in str(found) for secret in secrets)
