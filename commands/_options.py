@@ -107,6 +107,15 @@ device_options = stack(
     ),
 )
 
+attention_option = _compute(
+    "--attn-implementation",
+    type=click.Choice(["auto", "sdpa", "flash_attention_2", "flash_attention_3", "eager"]),
+    default="auto",
+    metavar="NAME",
+    help="Attention kernels: sdpa (PyTorch's own), flash_attention_2, flash_attention_3, eager; "
+    "auto: the fastest that is installed and fits.",
+)
+
 media_root_options = gather(
     "media_root",
     lambda media_root, media_prefix, allow_outside: MediaRoot(
