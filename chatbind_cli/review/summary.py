@@ -62,7 +62,6 @@ def summarize(
     name: str = "",
     by: str = "category",
     ignore: Sequence[str] = (),
-    resamples: int | None = None,
 ) -> Summary:
     """The figures of one set of reviews, as one pair of answerers.
 
@@ -71,11 +70,10 @@ def summarize(
         name: what to call the set.
         by: what to group by: `category`, `modality` or `judge`.
         ignore: ids of questions to leave out.
-        resamples: bootstrap resamples, see `statistics.relative_interval`.
     """
     left_out = set(ignore)
     kept = (record for record in records if str(record.get("question_id")) not in left_out)
-    return _summary(latest(kept, with_words=True), name, by, resamples)
+    return _summary(latest(kept, with_words=True), name, by)
 
 
 def summarize_pairs(
@@ -112,7 +110,7 @@ def summarize_pairs(
         pairs.setdefault(next(iter(pairs), ""), []).extend(strays)
     summaries = []
     for reviews in pairs.values() or [[]]:
-        summary = _summary(reviews, name, by, None)
+        summary = _summary(reviews, name, by)
         if len(pairs) > 1:
             second = " + ".join(summary.models[1]) or "unknown"
             summary = _renamed(summary, f"{name}: {second}" if name else second)
@@ -150,7 +148,7 @@ def _answered_twice(reviews: Iterable[Record]) -> set[str]:
     return apart
 
 
-def _summary(reviews: list[Record], name: str, by: str, resamples: int | None) -> Summary:
+def _summary(reviews: list[Record], name: str, by: str) -> Summary:
     groups: dict[str, Group] = {}
     judges: dict[str, None] = {}
     models: tuple[dict[str, None], dict[str, None]] = ({}, {})
@@ -172,7 +170,7 @@ def _summary(reviews: list[Record], name: str, by: str, resamples: int | None) -
     balanced = everything.balanced()
     return Summary(
         name=name,
-        rows=[group.row(key, name, balanced, resamples) for key, group in groups.items()],
+        rows=[group.row(key, name, balanced) for key, group in groups.items()],
         judges=list(judges),
         models=(list(models[0]), list(models[1])),
         reviews=reviews,
