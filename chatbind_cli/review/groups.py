@@ -20,7 +20,7 @@ from typing import Any
 
 from chatbind_cli.jsonl import Record
 from chatbind_cli.review.agreement import agreements
-from chatbind_cli.review.reading import (
+from chatbind_cli.review.scores import (
     RULE_JUDGE,
     Unit,
     is_swapped,
