@@ -83,7 +83,7 @@ def read_published(
         }
     projector = projector_from_tensors(found, where=str(folder))
     tokenizer = _tokenizer(folder, bool(fields.get("mm_use_im_start_end")))
-    config = config_from_published(fields, tokenizer, projector.info, folder / "config.json")
+    config = config_from_published(fields, tokenizer, projector.info, folder)
     return config, tokenizer, projector
 
 
@@ -91,7 +91,7 @@ def config_from_published(
     fields: dict[str, Any],
     tokenizer: PreTrainedTokenizerBase,
     projector: ProjectorInfo,
-    where: str | Path,
+    where: Path,
 ) -> ChatBindConfig:
     """Our configuration for a published one.
 

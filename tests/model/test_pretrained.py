@@ -162,7 +162,7 @@ HOSTILE: dict[str, tuple[Spoil, str]] = {
     ),
     "panic": (tokenizer("normalizer", value=CHARSMAP), "its tokenizer breaks over a text"),
     "merges": (tokenizer("model", "merges", value=["no", "pe"]), "no usable tokenizer"),
-    "special tokens": (content("special_tokens_map.json", b"[]"), "no usable tokenizer"),
+    "special tokens": (content("special_tokens_map.json", b"[]"), "is not a JSON object"),
     "end of text": (tokenizer_config(eos_token=5), "no usable tokenizer"),
     "decoder ids": (
         tokenizer_config(added_tokens_decoder={"x": {"content": "a"}}),
