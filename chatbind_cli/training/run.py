@@ -40,7 +40,7 @@ from chatbind_cli.training.embeddings import (
     origin_of,
     stored_embeddings,
 )
-from chatbind_cli.training.inputs import Inputs, Rejected, media_folder
+from chatbind_cli.training.inputs import Inputs, Rejected
 from chatbind_cli.training.log import TrainingLog
 from chatbind_cli.training.results import (
     CONFIG_NAME,
@@ -220,7 +220,7 @@ def _from_media(
     # every process must have looked before the first one adds to what there is
     PartialState().wait_for_everyone()
     share = Share(folder=parts, rank=launch.rank(), world_size=launch.world_size())
-    failed = encode_media(missing, encoder, media_folder(settings), share, options)
+    failed = encode_media(missing, encoder, settings.media_root, share, options)
     bad |= dict(gather_object(failed))
     inputs = inputs.leave_out(bad)
     if launch.rank() == 0:
