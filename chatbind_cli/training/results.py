@@ -14,10 +14,10 @@ import torch
 from transformers import PreTrainedConfig
 
 from chatbind_cli.files import sha256_file
-from chatbind_cli.model.loading import ChatBind
-from chatbind_cli.model.projector_file import ProjectorFile, projector_of, write_projector
+from chatbind_cli.model.loading import ChatBind, projector_of
 from chatbind_cli.model.tokenizer import media_rows
 from chatbind_cli.training.stages import RowEmbedding
+from chatbind_cli.weights.projector_file import ProjectorFile, write_projector
 
 PROJECTOR_NAME: Final = "projector.safetensors"
 CONFIG_NAME: Final = "config.json"
