@@ -2,8 +2,7 @@
 
 Ours is a `.safetensors` file with the projector's tensors, the trained embeddings of the media
 tokens, and the identity of what they fit to. The published layout is a `.bin` with
-`model.mm_projector.*` (and the embeddings' rows). How a large checkpoint is searched for such
-tensors is not known here; `projector_key` tells which of its tensors they are.
+`model.mm_projector.*` (and the embeddings' rows).
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from safetensors.torch import save_file
 
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.files import replace_file
-from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration, word_embeddings
-from chatbind_cli.model.tokenizer import media_rows
 from chatbind_cli.weights.tensor_file import TensorFile, open_tensor_file
+
+MEDIA_TOKENS = ("im_start", "im_patch", "im_end")  # `<im_start>` in the tokenizer
 
 _METADATA_KEY = "chatbind"
 _FIRST, _LAST = "projector.layers.0", "projector.layers.2"
@@ -130,12 +129,12 @@ def projector_from_tensors(
             raise CheckpointError(f"{name} has shape {list(found[name].shape)}", where=where)
     known = dict(info or {})
     _check_info(known, where)
-    last_rows = found[wanted[-2]].shape[0]
-    hidden = found[f"{_LAST}.weight"].shape[1] if kind == "mlp2x_gelu" else None
-    tokens = known.get("tokens_per_embedding")
-    split = known.get("projector_layout") == "split"
-    if hidden is None:
-        hidden = last_rows // tokens if tokens and split else last_rows
+    if kind == "mlp2x_gelu":
+        hidden = found[f"{_LAST}.weight"].shape[1]
+    else:
+        hidden = found[f"{_FIRST}.weight"].shape[0]
+        if known.get("projector_layout") == "split":
+            hidden //= known.get("tokens_per_embedding") or 1
     known.update(
         projector_type=kind, embedding_dim=found[f"{_FIRST}.weight"].shape[1], hidden_size=hidden
     )
@@ -145,7 +144,7 @@ def projector_from_tensors(
         words = {"im_start": rows[-2], "im_end": rows[-1]}
     words |= {
         name: tensors[f"token_embeddings.{name}"]
-        for name in ("im_start", "im_patch", "im_end")
+        for name in MEDIA_TOKENS
         if f"token_embeddings.{name}" in tensors
     }
     for name, row in words.items():
@@ -175,20 +174,6 @@ def _check_info(known: Mapping[str, Any], where: str) -> None:
         raise CheckpointError("the projector's tokens_per_embedding is below 1", where=where)
 
 
-def projector_of(model: ChatBindForConditionalGeneration) -> ProjectorFile:
-    """The projector of a model in memory, with the embeddings of its media tokens."""
-    config = model.config
-    weight = word_embeddings(model).weight
-    names = {f.name for f in fields(ProjectorInfo)} & set(vars(config))
-    info = {name: getattr(config, name) for name in names}
-    words = {name: weight[index] for name, index in media_rows(config).items()}
-    tensors = {f"projector.{name}": t for name, t in model.projector.state_dict().items()}
-    tensors |= {f"token_embeddings.{name}": row for name, row in words.items()}
-    return projector_from_tensors(
-        {name: t.cpu() for name, t in tensors.items()}, where="the model", info=info
-    )
-
-
 def read_projector(path: str | Path) -> ProjectorFile:
     """Reads a projector file, ours or a published one.
 
@@ -209,8 +194,8 @@ def read_projector(path: str | Path) -> ProjectorFile:
     try:
         # the file may be a whole model's; only what belongs to a projector is read
         tensors = {
-            name: file.read_flat(name, 0, info.numel).view(info.shape)
-            for name, info in file.tensors.items()
+            name: file.read(name)
+            for name in file.tensors
             if projector_key(name)
             or name.startswith("token_embeddings.")
             or (name in _WORDS and not ours)
@@ -240,10 +225,7 @@ def write_projector(path: str | Path, projector: ProjectorFile) -> None:
             this projector (several tokens of its own per embedding).
     """
     path = Path(path)
-    if path.suffix not in (".safetensors", ".bin"):
-        raise CheckpointError(
-            "a projector file is .safetensors or .bin", where=str(path), hint="rename the output"
-        )
+    check_projector_name(path)
     with replace_file(path) as temporary:
         if path.suffix == ".bin":
             torch.save(_published_layout(projector, path), temporary)
@@ -256,29 +238,16 @@ def write_projector(path: str | Path, projector: ProjectorFile) -> None:
         save_file({n: t.contiguous() for n, t in tensors.items()}, temporary, metadata=metadata)
 
 
-def load_into(
-    model: ChatBindForConditionalGeneration, projector: ProjectorFile, where: str
-) -> None:
-    """Copies a projector's weights and token embeddings into a model.
+def check_projector_name(path: Path) -> None:
+    """Refuses a name that ends in neither form of a projector file.
 
     Raises:
-        CheckpointError: the shapes differ.
+        CheckpointError: it does.
     """
-    state = model.projector.state_dict()
-    with torch.no_grad():
-        for name, target in state.items():
-            source = projector.tensors.get(f"projector.{name}")
-            if source is None or source.shape != target.shape:
-                shape = None if source is None else list(source.shape)
-                raise CheckpointError(
-                    f"the projector's {name} is {shape}, the model wants {list(target.shape)}",
-                    where=where,
-                )
-            target.copy_(source)
-        weight = word_embeddings(model).weight
-        for name, index in media_rows(model.config).items():
-            if name in projector.token_embeddings:
-                weight[index] = projector.token_embeddings[name].to(weight)
+    if path.suffix not in (".safetensors", ".bin"):
+        raise CheckpointError(
+            "a projector file is .safetensors or .bin", where=str(path), hint="rename the output"
+        )
 
 
 def _info(file: TensorFile, path: Path) -> dict[str, Any]:

@@ -6,8 +6,9 @@ import torch
 from chatbind_cli.errors import CheckpointError, WeightsError
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
 from chatbind_cli.model.config import ChatBindConfig
-from chatbind_cli.model.projector_file import projector_of, read_projector, write_projector
-from chatbind_cli.weights.projector import extract_projector
+from chatbind_cli.model.loading import projector_of
+from chatbind_cli.weights.extract_projector import extract_projector
+from chatbind_cli.weights.projector_file import read_projector, write_projector
 
 TEXT = {
     "model_type": "llama",

@@ -1,7 +1,7 @@
 """A ChatBind folder, published or ours, written in our layout, tensor by tensor.
 
 Only names change: every tensor keeps its bits. What the config, the tokenizer and the projector
-of a published folder mean is known to `chatbind_cli.model.published`.
+of a published folder mean is known to `loading` and `weights.published`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,11 @@ import chatbind_cli
 from chatbind_cli.console import Progress
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.files import sha256_file
+from chatbind_cli.model.assemble import build_chatbind
+from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
+from chatbind_cli.model.config import MODEL_TYPE, encoder_of
+from chatbind_cli.model.loading import read_published
+from chatbind_cli.model.pretrained import one_line, open_config, quiet_transformers, within
 from chatbind_cli.weights.checkpoint import INDEX_NAMES, Checkpoint, open_checkpoint
 from chatbind_cli.weights.identity import (
     combine_hashes,
@@ -33,6 +38,8 @@ from chatbind_cli.weights.job import holds
 from chatbind_cli.weights.json_file import read_json
 from chatbind_cli.weights.likeness import refuse_unapplied
 from chatbind_cli.weights.partial import PartialFolder, clear_replaced
+from chatbind_cli.weights.projector_file import projector_key, read_projector
+from chatbind_cli.weights.published import is_published
 from chatbind_cli.weights.side_files import (
     GENERATION,
     copy_side_files,
@@ -93,9 +100,6 @@ def convert(
     """
     refuse_unapplied(source)
     with open_checkpoint(source) as checkpoint:
-        # The model's room loads transformers: only when there is work for it.
-        from chatbind_cli.model.pretrained import quiet_transformers  # noqa: PLC0415
-
         with quiet_transformers():
             config, tokenizer = _settings(source)
             names, left_out = _match(checkpoint, _wanted(config, checkpoint))
@@ -146,11 +150,6 @@ def join(
         CheckpointError: one of the two cannot be used, or they do not fit together.
         WeightsError: the output is there already.
     """
-    from chatbind_cli.model.assemble import build_chatbind  # noqa: PLC0415  loads transformers
-    from chatbind_cli.model.config import encoder_of  # noqa: PLC0415
-    from chatbind_cli.model.pretrained import quiet_transformers  # noqa: PLC0415
-    from chatbind_cli.model.projector_file import read_projector  # noqa: PLC0415
-
     info = read_projector(projector).info
     with open_checkpoint(language_model) as checkpoint:
         parts = _identity(language_model, checkpoint) | {"projector": sha256_file(projector)}
@@ -202,8 +201,6 @@ def _write_settings(
     config: Any, tokenizer: Any, infos: Mapping[str, TensorInfo], source: Path, folder: Path
 ) -> None:
     """Writes what a published folder says in another way: the configuration, the tokenizer."""
-    from chatbind_cli.model.pretrained import quiet_transformers  # noqa: PLC0415
-
     dtypes = {str(info.dtype).removeprefix("torch.") for info in infos.values()}
     config.dtype = dtypes.pop() if len(dtypes) == 1 else config.dtype
     with quiet_transformers():
@@ -219,10 +216,6 @@ def _settings(source: Path) -> tuple[Any, Any]:
     Raises:
         CheckpointError: the folder is no ChatBind model.
     """
-    from chatbind_cli.model.config import MODEL_TYPE  # noqa: PLC0415
-    from chatbind_cli.model.pretrained import open_config  # noqa: PLC0415
-    from chatbind_cli.model.published import is_published, read_published  # noqa: PLC0415
-
     if is_published(source):
         return read_published(source)[:2]
     kind = read_json(source / "config.json", missing_ok=True).get("model_type")
@@ -237,9 +230,6 @@ def _settings(source: Path) -> tuple[Any, Any]:
 
 def _wanted(config: Any, checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor that a model of this configuration has."""
-    from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration  # noqa: PLC0415
-    from chatbind_cli.model.pretrained import one_line, within  # noqa: PLC0415
-
     unusable = one_line("its config.json makes no model", checkpoint.path)
     with unusable, torch.device("meta"), within(checkpoint):
         model = ChatBindForConditionalGeneration(config)
@@ -254,8 +244,6 @@ def _match(
     Raises:
         CheckpointError: a tensor is missing, or has another shape.
     """
-    from chatbind_cli.model.projector_file import projector_key  # noqa: PLC0415
-
     found: dict[str, str] = {}
     left_out = []
     for name in checkpoint.tensors:

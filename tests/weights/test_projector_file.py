@@ -16,11 +16,10 @@ from chatbind_cli.model.chatbind import (
     ChatBindForConditionalGeneration,
     word_embeddings,
 )
-from chatbind_cli.model.projector_file import (
-    load_into,
+from chatbind_cli.model.loading import load_into, projector_of
+from chatbind_cli.weights.projector_file import (
     projector_from_tensors,
     projector_key,
-    projector_of,
     read_projector,
     write_projector,
 )

@@ -8,9 +8,10 @@ from safetensors import safe_open
 
 from chatbind_cli.cli import run
 from chatbind_cli.errors import ChatBindError, CheckpointError
+from chatbind_cli.model.convert import convert
 from chatbind_cli.model.loading import load_chatbind
 from chatbind_cli.model.tokenizer import prepare_tokenizer
-from chatbind_cli.weights.convert import convert
+from tests.weights.checkpoints import Maker
 
 HIDDEN, WIDTH = 8, 8  # the width of the tests' tiny encoder
 KINDS = ["llava_image_bind_select", "llava_image_bind_select_all", "llava"]
@@ -28,6 +29,11 @@ def tokenizer(*, pad):
     )
     prepare_tokenizer(fast, pad_token="[PAD]" if pad else None)
     return fast
+
+
+@pytest.fixture
+def make(tmp_path):
+    return Maker(tmp_path / "made")
 
 
 @pytest.fixture
@@ -149,7 +155,8 @@ def test_questions_are_answered_by_the_folder_as_it_is(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from chatbind_cli.weights import convert, writer
+from chatbind_cli.model import convert
+from chatbind_cli.weights import writer
 left = int(sys.argv[3])
 plain = writer.bytes_of
 def bytes_of(piece):
@@ -190,7 +197,8 @@ def test_a_killed_conversion_goes_on_and_a_finished_one_is_left_alone(published,
 def test_a_language_model_and_a_projector_become_one_folder(tmp_path, capsys, kind):
     from chatbind_cli.model.assemble import build_chatbind
     from chatbind_cli.model.config import EncoderInfo
-    from chatbind_cli.model.projector_file import projector_of, write_projector
+    from chatbind_cli.model.loading import projector_of
+    from chatbind_cli.weights.projector_file import write_projector
     from tests.model.tiny import save_language_model
 
     base = save_language_model(tmp_path / "lm", kind)

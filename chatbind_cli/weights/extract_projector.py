@@ -1,13 +1,12 @@
-"""Takes the projector out of a checkpoint, and reads nothing of it but that.
+"""`extract-projector`: the projector out of a checkpoint, and nothing of it read but that.
 
 Of a 13 GB checkpoint a few megabytes are read: the projector's tensors and the rows of the word
-embeddings that belong to the media tokens. What a projector file looks like is known to
-`chatbind_cli.model.projector_file`.
+embeddings that belong to the media tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,18 @@ from chatbind_cli.files import bears, refuse_foreign_file, sha256_file
 from chatbind_cli.weights.checkpoint import Checkpoint, open_checkpoint
 from chatbind_cli.weights.identity import read_passport
 from chatbind_cli.weights.json_file import read_json
+from chatbind_cli.weights.projector_file import (
+    MEDIA_TOKENS,
+    ProjectorInfo,
+    check_projector_name,
+    projector_from_tensors,
+    projector_key,
+    read_projector,
+    write_projector,
+)
+from chatbind_cli.weights.published import is_published_config, projector_facts
 from chatbind_cli.weights.tensor_file import open_tensor_file
 
-_MEDIA_TOKENS = {"im_patch": "<im_patch>", "im_start": "<im_start>", "im_end": "<im_end>"}
 _PUBLISHED_ROWS = 2  # of <im_start> and <im_end>
 _WORD_EMBEDDINGS = (
     "embed_tokens.weight",
@@ -61,22 +69,15 @@ def extract_projector(checkpoint: Path, output: Path) -> Extraction:
         ChatBindError: the output is there, and is no projector file.
         WeightsError: a weights file is broken, or the checkpoint is a delta not yet applied.
     """
-    # The model's rooms load transformers, which takes seconds: only when there is work for it.
-    from chatbind_cli.model.projector_file import (  # noqa: PLC0415
-        ProjectorInfo,
-        projector_from_tensors,
-        projector_key,
-        read_projector,
-        write_projector,
-    )
-
-    if output.suffix not in (".safetensors", ".bin"):
-        raise CheckpointError(
-            "a projector file is .safetensors or .bin", where=str(output), hint="rename the output"
-        )
+    check_projector_name(output)
     refuse_foreign_file(output, _is_projector_file, what="a projector")
     with open_checkpoint(checkpoint) as source:
-        _refuse_delta(source)
+        if read_passport(source.folder).get("kind") == "delta":
+            raise CheckpointError(
+                "is a delta",
+                where=str(checkpoint),
+                hint="apply it first with `chatbind apply-delta`",
+            )
         names = [name for name in source.tensors if projector_key(name) is not None]
         if not names:
             raise CheckpointError(
@@ -92,7 +93,7 @@ def extract_projector(checkpoint: Path, output: Path) -> Extraction:
             projector = projector_from_tensors(
                 {name: source.read(name) for name in names} | rows,
                 where=str(checkpoint),
-                info=_info(source.config, [field.name for field in fields(ProjectorInfo)]),
+                info=_info(source),
             )
     write_projector(output, projector)
     return Extraction(output, sha256_file(output), tuple(names), tuple(projector.token_embeddings))
@@ -100,13 +101,10 @@ def extract_projector(checkpoint: Path, output: Path) -> Extraction:
 
 def _is_projector_file(path: Path) -> bool:
     """Whether a file holds a projector and no more; the published layout has no room for a mark."""
-    from chatbind_cli.model.projector_file import projector_key  # noqa: PLC0415
-
     try:
         file = open_tensor_file(path)
     except WeightsError:
         return False
-    file.release()
     rest = {name: info for name, info in file.tensors.items() if projector_key(name) is None}
     if len(rest) == len(file.tensors) or any(
         not name.startswith("token_embeddings.")
@@ -117,28 +115,15 @@ def _is_projector_file(path: Path) -> bool:
     return path.suffix == ".bin" or bears(path, b'"chatbind"')
 
 
-def _refuse_delta(source: Checkpoint) -> None:
-    if read_passport(source.folder).get("kind") == "delta":
-        raise CheckpointError(
-            "is a delta", where=str(source.path), hint="apply it first with `chatbind apply-delta`"
-        )
-
-
-def _info(config: Mapping[str, Any], known: Sequence[str]) -> dict[str, Any]:
+def _info(source: Checkpoint) -> dict[str, Any]:
     """What the config says of the projector, in the words of a projector file."""
+    config = source.config
     if config.get("model_type") == "chatbind":
+        known = [field.name for field in fields(ProjectorInfo)]
         return {key: config[key] for key in known if config.get(key) is not None}
-    if not str(config.get("model_type", "")).startswith("llava"):
-        return {}
-    return {
-        "tokens_per_embedding": config.get("repeat_feature_dim") or 1,
-        "projector_layout": "repeat",
-        "use_start_end": bool(config.get("mm_use_im_start_end")),
-        "normalize_embeddings": False,
-        "stage": "published",
-        "encoder": {"name": "imagebind_huge"},
-        "media_options": {"clip_sampler": "chatbind"},
-    }
+    if is_published_config(config):
+        return projector_facts(config, source.folder / "config.json")
+    return {}
 
 
 def _token_rows(source: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
@@ -157,10 +142,10 @@ def _token_ids(source: Checkpoint) -> dict[str, int]:
     """`im_start` -> token id and so on, from our config or the tokenizer's files."""
     config = source.config
     if config.get("model_type") == "chatbind":
-        found = {name: config.get(f"{name}_id") for name in _MEDIA_TOKENS}
+        found = {name: config.get(f"{name}_id") for name in MEDIA_TOKENS}
         return {name: index for name, index in found.items() if isinstance(index, int)}
     added = _added_tokens(source.folder)
-    return {name: added[token] for name, token in _MEDIA_TOKENS.items() if token in added}
+    return {name: added[f"<{name}>"] for name in MEDIA_TOKENS if f"<{name}>" in added}
 
 
 def _added_tokens(folder: Path) -> dict[str, int]:
