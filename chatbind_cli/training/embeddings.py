@@ -23,8 +23,7 @@ from chatbind_cli.imagebind.encoder import Encoder
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.root import MediaRoot
-from chatbind_cli.model.config import MODEL_TYPE, ChatBindConfig
-from chatbind_cli.model.fit import EncoderInfo, encoder_of
+from chatbind_cli.model.config import MODEL_TYPE, ChatBindConfig, EncoderInfo, encoder_of
 from chatbind_cli.model.projector_file import read_projector
 from chatbind_cli.model.published import is_published, read_published
 from chatbind_cli.training.rundir import part_name

@@ -29,7 +29,9 @@ from chatbind_cli.errors import StoreError
 from chatbind_cli.imagebind.encoder import load_encoder
 from chatbind_cli.jsonl import Record
 from chatbind_cli.media.options import MediaOptions
-from chatbind_cli.model.assemble import ChatBind, EncoderInfo, build_chatbind
+from chatbind_cli.model.assemble import build_chatbind
+from chatbind_cli.model.config import EncoderInfo
+from chatbind_cli.model.loading import ChatBind
 from chatbind_cli.training.arguments import on_gpu, training_arguments
 from chatbind_cli.training.embeddings import (
     Origin,

@@ -17,7 +17,7 @@ from chatbind_cli.errors import ChatBindError, MediaError, RecordError
 from chatbind_cli.imagebind.encoder import load_encoder
 from chatbind_cli.media.load import load_media
 from chatbind_cli.media.medium import Medium
-from chatbind_cli.model.assemble import load_chatbind
+from chatbind_cli.model.loading import load_chatbind
 from chatbind_cli.model.turns import answer, question
 from tests.answering.world import World
 
