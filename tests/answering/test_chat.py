@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 
 import pytest
 
-from chatbind_cli.answering.dialogue import Dialogue
-from chatbind_cli.answering.session import Answerer, Asked, Prepared, Stream
-from chatbind_cli.answering.settings import GenerationSettings
+from chatbind_cli.answering.answerer import Answerer
+from chatbind_cli.answering.chat import Chat
+from chatbind_cli.answering.generation_settings import GenerationSettings
+from chatbind_cli.answering.questions import Question
 from chatbind_cli.media.medium import Medium
+from chatbind_cli.model.turns import answer as turn_of
 from tests.answering.world import World
 
 SHORT = GenerationSettings(max_new_tokens=8)
@@ -20,43 +23,45 @@ def answerer(world: World) -> Answerer:
     return Answerer.from_pretrained(world.model, device="cpu")
 
 
-class Kept:
-    """Keeps the answers, each as one text."""
+class Kept(io.StringIO):
+    """Keeps the answers, each as one text; a line end that comes alone ends one."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.answers: list[str] = []
-        self._pieces: list[str] = []
 
-    def piece(self, text: str) -> None:
-        self._pieces.append(text)
-
-    def end(self, asked: Asked, prepared: Prepared, stream: Stream) -> None:
-        self.answers.append("".join(self._pieces))
-        self._pieces = []
+    def write(self, text: str) -> int:
+        if text == "\n":
+            self.answers.append(self.getvalue())
+            self.seek(0)
+            self.truncate()
+            return 1
+        return super().write(text)
 
 
 class InterruptedOnce(Kept):
     """As if the user pressed Ctrl-C at the first piece of the first answer."""
 
-    def piece(self, text: str) -> None:
-        super().piece(text)
+    def write(self, text: str) -> int:
+        length = super().write(text)
         if not self.answers:
             raise KeyboardInterrupt
+        return length
 
 
-def chat(answerer: Answerer, *lines: str) -> list[str]:
-    kept = Kept()
-    Dialogue(answerer, SHORT, kept).chat(iter(lines))
-    return kept.answers
+def chat(answerer: Answerer, *lines: str, out: Kept | None = None) -> list[str]:
+    out = out or Kept()
+    Chat(answerer, SHORT, model_id="m", out=out).run(iter(lines))
+    return out.answers
 
 
 def test_a_dialogue_remembers_what_was_said(world: World, answerer: Answerer) -> None:
     image = world.media / "2.png"
     first, second = chat(answerer, f"/attach {image}", "What is this?", "And the dog?")
     assert first == answerer.answer("What is this?", [image], settings=SHORT)
-    [with_image] = answerer.prepare([Asked("What is this?", (Medium(None, image),))])
-    assert isinstance(with_image, Prepared)
-    history = [with_image, first]
+    [with_image] = answerer.prepare([Question("What is this?", (Medium(None, image),))])
+    assert with_image.turn
+    history = [with_image.turn, turn_of(first)]
     assert second == answerer.answer("And the dog?", history=history, settings=SHORT)
     assert second != answerer.answer("And the dog?", settings=SHORT)
 
@@ -81,16 +86,15 @@ def test_a_line_that_fails_leaves_a_note_and_the_dialogue_goes_on(
 
 
 def test_an_interrupt_ends_the_answer_and_not_the_dialogue(answerer: Answerer) -> None:
-    kept = InterruptedOnce()
-    lines = iter(["What is this brown dog?", "And the dog?"])
-    Dialogue(answerer, SHORT, kept).chat(lines)
-    first, second = kept.answers
+    lines = ["What is this brown dog?", "And the dog?"]
+    first, second = chat(answerer, *lines, out=InterruptedOnce())
     whole = answerer.answer("What is this brown dog?", settings=SHORT)
     assert whole.startswith(first)
     assert first != whole
-    [asked] = answerer.prepare([Asked("What is this brown dog?")])
-    assert isinstance(asked, Prepared)
-    assert second == answerer.answer("And the dog?", history=[asked, first], settings=SHORT)
+    [asked] = answerer.prepare([Question("What is this brown dog?")])
+    assert asked.turn
+    history = [asked.turn, turn_of(first)]
+    assert second == answerer.answer("And the dog?", history=history, settings=SHORT)
 
 
 def test_what_content_does_not_tell_can_be_said(world: World, answerer: Answerer) -> None:
@@ -106,4 +110,4 @@ def test_an_interrupt_between_questions_ends_the_dialogue(answerer: Answerer) ->
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Dialogue(answerer, SHORT, Kept()).chat(lines())
+        Chat(answerer, SHORT, model_id="m", out=io.StringIO()).run(lines())

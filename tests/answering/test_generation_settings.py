@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from chatbind_cli.answering.settings import GenerationSettings
+from chatbind_cli.answering.generation_settings import GenerationSettings
 from chatbind_cli.errors import UsageError
 
 

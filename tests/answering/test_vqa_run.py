@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from chatbind_cli.answering.answer_file import AnswerFile
-from chatbind_cli.answering.crew import Alone
 from chatbind_cli.answering.generation import Generated
-from chatbind_cli.answering.run import Entry, Job, Outcome, Run, answer_batch
-from chatbind_cli.answering.session import Prepared
-from chatbind_cli.answering.settings import GenerationSettings
+from chatbind_cli.answering.generation_settings import GenerationSettings
+from chatbind_cli.answering.process_group import ProcessGroup
+from chatbind_cli.answering.questions import Question, read_question
+from chatbind_cli.answering.vqa import Outcome, Run, answer_batch
 from chatbind_cli.errors import MediaError, RecordError, SomeRecordsFailed
 from chatbind_cli.jsonl import Line, dumps, read_lines
 from tests.answering.world import read_jsonl
 
-MAKING = {"seed": 1}
+METADATA = {"seed": 1}
 
 
 class Fake:
@@ -29,24 +29,24 @@ class Fake:
         self.fails = fails
         self.batches: list[list[Any]] = []
 
-    def __call__(self, batch: list[Entry]) -> list[Outcome]:
-        self.batches.append([entry.id for entry in batch])
-        return [self._one(entry, len(batch)) for entry in batch]
+    def __call__(self, batch: list[Question]) -> list[Outcome]:
+        self.batches.append([question.id for question in batch])
+        return [self._one(question, len(batch)) for question in batch]
 
-    def _one(self, entry: Entry, size: int) -> Outcome:
-        if entry.problem is not None:
-            return entry.problem
-        if entry.id in self.fails:
-            return MediaError("no such file", where=f"{entry.id}.png")
-        return Generated(f"answer {entry.id} in a batch of {size}", 3, "stop")
+    def _one(self, question: Question, size: int) -> Outcome:
+        if question.problem is not None:
+            return question.problem
+        if question.id in self.fails:
+            return MediaError("no such file", where=f"{question.id}.png")
+        return Generated(f"answer {question.id} in a batch of {size}", 3, "stop")
 
 
-class Two(Alone):
+class Two(ProcessGroup):
     """Two processes, as far as the run can see."""
 
-    size = 2
-
     def __init__(self) -> None:
+        super().__init__()
+        self.size = 2
         self.rounds: list[int] = []
 
     def results(
@@ -69,12 +69,11 @@ def run(
     ids: Sequence[int],
     work: Fake,
     *,
-    crew: Any = None,
+    group: ProcessGroup | None = None,
     on_error: str = "record",
     stop_after: int | None = None,
 ) -> None:
-    job = Job(model_id="m", making=MAKING, batch_size=4, on_error=on_error)
-    with AnswerFile(path, model_id="m", making=MAKING) as output:
+    with AnswerFile(path, model_id="m", metadata=METADATA) as output:
         done = 0
 
         def count(n: int) -> None:
@@ -83,7 +82,7 @@ def run(
             if stop_after is not None and done >= stop_after:
                 raise KeyboardInterrupt
 
-        Run(output, crew or Alone(), work, job, count).answer(questions(*ids))
+        Run(output, group or ProcessGroup(), work, 4, on_error, count).answer(questions(*ids))
 
 
 IDS = [10, 3, 7, 1, 8, 2, 6, 5, 4, 9]
@@ -208,9 +207,8 @@ def mixed_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def answer_lines(questions: Path, output: Path, work: Fake, on_error: str = "record") -> None:
-    job = Job(model_id="m", making=MAKING, batch_size=4, on_error=on_error)
-    with AnswerFile(output, model_id="m", making=MAKING) as file:
-        Run(file, Alone(), work, job).answer(read_lines(questions))
+    with AnswerFile(output, model_id="m", metadata=METADATA) as file:
+        Run(file, ProcessGroup(), work, 4, on_error).answer(read_lines(questions))
 
 
 def test_a_line_that_is_no_question_is_a_failed_record_in_its_place(tmp_path: Path) -> None:
@@ -257,22 +255,20 @@ class FakeAnswerer:
         self._error = error
         self.batches: list[int] = []
 
-    def prepare(self, asked: Sequence[Any]) -> list[Any]:
-        return [Prepared(one.text, None, {}) for one in asked]  # type: ignore[arg-type]
+    def prepare(self, asked: Sequence[Question]) -> list[Question]:
+        return list(asked)
 
-    def generate(self, asked: Sequence[Prepared], settings: Any, *, salt: str) -> list[Generated]:
+    def generate(self, asked: Sequence[Question], settings: Any, *, salt: str) -> list[Generated]:
         self.batches.append(len(asked))
-        if any("3" in str(one.prompt) for one in asked):
+        if any("3" in one.text for one in asked):
             raise self._error
-        return [Generated(str(one.prompt), 1, "stop") for one in asked]
+        return [Generated(one.text, 1, "stop") for one in asked]
 
 
 def test_a_question_that_breaks_its_batch_fails_alone(tmp_path: Path) -> None:
     answerer: Any = FakeAnswerer(ValueError("odd shape"))
     settings = GenerationSettings()
-    batch = [
-        Entry(line.record["question_id"], line.record, line.where) for line in questions(*IDS[:4])
-    ]
+    batch = [read_question(line) for line in questions(*IDS[:4])]
     outcomes = answer_batch(answerer, settings, batch)
     assert answerer.batches == [4, 1, 1, 1, 1]
     assert [isinstance(outcome, Generated) for outcome in outcomes] == [True, False, True, True]
@@ -284,9 +280,9 @@ def test_a_question_that_breaks_its_batch_fails_alone(tmp_path: Path) -> None:
 
 def test_several_processes_get_the_same_batches(tmp_path: Path) -> None:
     one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
-    alone, together, crew = Fake(), Fake(), Two()
+    alone, together, group = Fake(), Fake(), Two()
     run(one, IDS, alone)
-    run(two, IDS, together, crew=crew)
+    run(two, IDS, together, group=group)
     assert together.batches == alone.batches
-    assert crew.rounds == [2, 1]
+    assert group.rounds == [2, 1]
     assert two.read_bytes() == one.read_bytes()

@@ -1,11 +1,7 @@
-"""Opens what answering needs: a model, its identity, and the encoder that belongs to it.
-
-How questions are asked is not known here.
-"""
+"""Loads what answering needs: a model, its identity, and the encoder that belongs to it."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -16,12 +12,13 @@ from typing import Any
 import torch
 
 from chatbind_cli.device import resolve_device, resolve_dtype
-from chatbind_cli.errors import ChatBindError, CheckpointError
-from chatbind_cli.files import sha256_file
+from chatbind_cli.errors import CheckpointError
+from chatbind_cli.files import sha256_file, sha256_text
 from chatbind_cli.imagebind.config import usual_encoder
 from chatbind_cli.imagebind.encoder import Encoder, load_encoder
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.model.assemble import build_chatbind
+from chatbind_cli.model.attention import resolve_attention
 from chatbind_cli.model.config import EncoderInfo, check_encoder, encoder_of, saved_end_ids
 from chatbind_cli.model.loading import ChatBind, load_chatbind
 from chatbind_cli.weights.json_file import read_json
@@ -49,7 +46,7 @@ _GET_ONE = "fetch it with `chatbind download imagebind-huge` and name it with --
 
 
 @dataclass(frozen=True)
-class OpenedModel:
+class LoadedModel:
     """A model in memory, and where it came from.
 
     Args:
@@ -102,10 +99,66 @@ class OpenedModel:
         said = {key: value for key, value in changes.items() if value is not None}
         return MediaOptions.known({**(self.bundle.config.media_options or {}), **said})
 
+    def encoder_sha256(self, *, allow_mismatch: bool = False) -> str | None:
+        """The hash of the encoder's weights that embeddings must come from, if there is one."""
+        return None if allow_mismatch else (self.bundle.config.encoder or {}).get("sha256")
+
+    def find_encoder(self, path: Path | None = None, *, allow_mismatch: bool = False) -> Encoder:
+        """Opens the encoder that the model needs; its towers are read when they are needed.
+
+        Args:
+            path: where the user says that it is; None: where the model says so, else one of the
+                usual places.
+            allow_mismatch: take an encoder whose weights are not those of training.
+
+        Raises:
+            CheckpointError: it is not there, or it is another one.
+            WeightsError: its weights are broken.
+        """
+        config = self.bundle.config
+        path = path or self._encoder_path()
+        encoder = load_encoder(path, device=self.device, dtype=self.dtype)
+        wanted = self.encoder_sha256(allow_mismatch=allow_mismatch)
+        info = EncoderInfo(
+            name=encoder.name,
+            # hashing 5 GB is left out where there is nothing to compare with
+            sha256=encoder.sha256 if wanted else None,
+            embedding_dim=encoder.embedding_dim,
+        )
+        try:
+            check_encoder(config, info, where=str(path))
+        except CheckpointError as error:
+            same_width = info.embedding_dim == config.embedding_dim
+            hint = f"{error.hint}, or take this one with --allow-encoder-mismatch"
+            raise CheckpointError(
+                error.what, where=error.where, hint=hint if same_width else error.hint
+            ) from error
+        return encoder
+
+    def _encoder_path(self) -> Path:
+        """The place that the model's config names: absolute, or from the model's folder."""
+        known = self.bundle.config.encoder or {}
+        name = str(known.get("name") or "imagebind")
+        said = "and does not say where it is"
+        if known.get("path"):
+            written = Path(str(known["path"]))
+            for path in (written, self.path / written):
+                if path.exists():
+                    return path
+            said = f"which is not at {written} any more"
+        usual = usual_encoder()
+        if usual is not None:
+            return usual
+        raise CheckpointError(
+            f"the model needs the encoder {name}, {said}",
+            where=str(self.path),
+            hint=_GET_ONE,
+        )
+
 
 def json_sha256(value: Any) -> str:
     """SHA-256 of a value of JSON's types, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return sha256_text(json.dumps(value, sort_keys=True))
 
 
 def _without_origin(value: Any) -> Any:
@@ -114,13 +167,14 @@ def _without_origin(value: Any) -> Any:
     return {k: _without_origin(part) for k, part in value.items() if k not in _ORIGIN}
 
 
-def open_model(
+def load_model(
     path: Path,
     *,
     projector: Path | None = None,
     device: str = "auto",
     dtype: str = "auto",
-) -> OpenedModel:
+    attn_implementation: str = "auto",
+) -> LoadedModel:
     """Loads a ChatBind model, or a language model and a projector.
 
     Args:
@@ -128,16 +182,20 @@ def open_model(
         projector: a projector file; then `path` is a bare language model.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         dtype: `auto`, `float32`, `float16`, `bfloat16`.
+        attn_implementation: see `resolve_attention`.
 
     Raises:
         CheckpointError: the folder cannot be used.
-        UsageError: there is no such device or dtype.
+        UsageError: there is no such device, dtype or attention.
     """
     place = resolve_device(device)
     numbers = resolve_dtype(dtype, place)
+    attention: str | None = resolve_attention(attn_implementation, place, numbers)
+    if attn_implementation == "auto" and attention == "sdpa":
+        attention = None  # transformers' own choice: sdpa where the model has it
     if projector is None:
         _refuse_stage_1(path)
-        bundle = load_chatbind(path, dtype=numbers, device=place)
+        bundle = load_chatbind(path, dtype=numbers, device=place, attn_implementation=attention)
     else:
         if not path.is_dir():
             raise CheckpointError(
@@ -152,10 +210,11 @@ def open_model(
             projector=projector,
             media_options=info.media_options,
             dtype=numbers,
+            attn_implementation=attention,
         )
         bundle.model.to(place)  # type: ignore[arg-type]  # transformers' wrapper hides the types
         bundle.model.eval()
-    return OpenedModel(bundle, path, projector, place, numbers)
+    return LoadedModel(bundle, path, projector, place, numbers)
 
 
 def _refuse_stage_1(folder: Path) -> None:
@@ -170,85 +229,4 @@ def _refuse_stage_1(folder: Path) -> None:
             "a folder of `pretrain` has a projector and no language model",
             where=str(folder),
             hint=f"give the language model with --model, and --projector {projector}",
-        )
-
-
-@dataclass(frozen=True)
-class EncoderFinder:
-    """Finds the encoder that a model needs.
-
-    Args:
-        opened: the model.
-        path: where the user says that it is; None: where the model says so, else one of the
-            usual places.
-        allow_mismatch: take an encoder whose weights are not those of training.
-    """
-
-    opened: OpenedModel
-    path: Path | None = None
-    allow_mismatch: bool = False
-
-    def open(self) -> Encoder:
-        """Opens it; its towers are read when they are needed.
-
-        Raises:
-            CheckpointError: it is not there, or it is another one.
-            WeightsError: its weights are broken.
-        """
-        config = self.opened.bundle.config
-        path = self.path or self._remembered()
-        encoder = load_encoder(path, device=self.opened.device, dtype=self.opened.dtype)
-        info = EncoderInfo(
-            name=encoder.name,
-            # hashing 5 GB is left out where there is nothing to compare with
-            sha256=encoder.sha256 if self._wanted_hash else None,
-            embedding_dim=encoder.embedding_dim,
-        )
-        try:
-            check_encoder(config, info, where=str(path))
-        except CheckpointError as error:
-            same_width = info.embedding_dim == config.embedding_dim
-            hint = f"{error.hint}, or take this one with --allow-encoder-mismatch"
-            raise CheckpointError(
-                error.what, where=error.where, hint=hint if same_width else error.hint
-            ) from error
-        return encoder
-
-    def identity(self) -> dict[str, Any]:
-        """What an answer's metadata says of the encoder; nothing where none is to be had.
-
-        The hash of its weights only where the model's config.json does not say which they are.
-        """
-        try:
-            encoder = self.open()
-        except ChatBindError:
-            return {}  # said when the first medium comes; texts need no encoder
-        known = {"encoder_config_sha256": json_sha256(encoder.config.to_dict())}
-        if self._wanted_hash is None:
-            known["encoder_sha256"] = encoder.sha256
-        return known
-
-    @property
-    def _wanted_hash(self) -> str | None:
-        wanted = (self.opened.bundle.config.encoder or {}).get("sha256")
-        return None if self.allow_mismatch else wanted
-
-    def _remembered(self) -> Path:
-        """The place that the model's config names: absolute, or from the model's folder."""
-        known = self.opened.bundle.config.encoder or {}
-        name = str(known.get("name") or "imagebind")
-        said = "and does not say where it is"
-        if known.get("path"):
-            written = Path(str(known["path"]))
-            for path in (written, self.opened.path / written):
-                if path.exists():
-                    return path
-            said = f"which is not at {written} any more"
-        usual = usual_encoder()
-        if usual is not None:
-            return usual
-        raise CheckpointError(
-            f"the model needs the encoder {name}, {said}",
-            where=str(self.opened.path),
-            hint=_GET_ONE,
         )

@@ -9,16 +9,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from chatbind_cli.answering.intake import Item, gather
+from chatbind_cli.answering.batching import gather
 from chatbind_cli.errors import RecordError
+from chatbind_cli.jsonl import Line
 
 
-def items(count: int) -> Iterator[Item]:
-    return (({"question_id": i}, f"q:{i}") for i in range(count))
+def items(count: int) -> Iterator[Line]:
+    return (Line({"question_id": i}, f"q:{i}", i) for i in range(count))
 
 
-def ids(batch: list[Item]) -> list[int]:
-    return [record["question_id"] for record, _ in batch]
+def ids(batch: list[Line]) -> list[int]:
+    return [line.record["question_id"] for line in batch]
 
 
 @pytest.mark.parametrize("idle", [None, 5.0])
@@ -29,7 +30,7 @@ def test_batches_lie_on_a_grid(idle: float | None) -> None:
 
 @pytest.mark.parametrize("idle", [None, 5.0])
 def test_what_came_before_an_error_is_still_given_out(idle: float | None) -> None:
-    def broken() -> Iterator[Item]:
+    def broken() -> Iterator[Line]:
         yield from items(4)
         raise RecordError("is not JSON", where="q:5")
 
@@ -42,7 +43,7 @@ def test_what_came_before_an_error_is_still_given_out(idle: float | None) -> Non
 def test_a_pause_closes_the_batch_and_the_next_record_opens_another() -> None:
     line: queue.Queue[int | None] = queue.Queue()
     arriving = iter(lambda: line.get(), None)
-    records = (({"question_id": i}, f"q:{i}") for i in arriving)
+    records = (Line({"question_id": i}, f"q:{i}", i) for i in arriving)
     batches = gather(records, 10, idle_seconds=0.2)
     line.put(1)
     line.put(2)
@@ -56,7 +57,7 @@ def test_a_pause_closes_the_batch_and_the_next_record_opens_another() -> None:
 
 def test_a_pause_between_full_batches_is_told() -> None:
     line: queue.Queue[int | None] = queue.Queue()
-    records = (({"question_id": i}, "") for i in iter(lambda: line.get(), None))
+    records = (Line({"question_id": i}, "", i) for i in iter(lambda: line.get(), None))
     batches = gather(records, 1, idle_seconds=0.1)
     line.put(1)
     assert ids(next(batches)) == [1]
@@ -68,11 +69,11 @@ def test_a_pause_between_full_batches_is_told() -> None:
 def test_a_fast_source_is_not_read_to_its_end_in_advance() -> None:
     read = 0
 
-    def endless() -> Iterator[Item]:
+    def endless() -> Iterator[Line]:
         nonlocal read
         while True:
             read += 1
-            yield {"question_id": read}, ""
+            yield Line({"question_id": read}, "", read)
 
     batches = gather(endless(), 2, idle_seconds=1.0)
     next(batches)

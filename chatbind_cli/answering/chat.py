@@ -1,18 +1,16 @@
-"""A dialogue: questions and answers in turn, each answer shown while it grows.
-
-Where the questions come from, and what a model is, is not known here.
-"""
+"""What runs inside `ask`: questions and answers in turn, each answer shown while it grows."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
-from chatbind_cli.answering.questions import short_digest
-from chatbind_cli.answering.session import Answerer, Asked, Prepared, Stream
-from chatbind_cli.answering.settings import GenerationSettings
+from chatbind_cli.answering.answerer import Answerer
+from chatbind_cli.answering.generation import Generated
+from chatbind_cli.answering.generation_settings import GenerationSettings
+from chatbind_cli.answering.questions import Question, short_digest
 from chatbind_cli.artifacts import emit_record
 from chatbind_cli.console import note, printable
 from chatbind_cli.errors import ChatBindError, MediaError, UsageError
@@ -20,6 +18,8 @@ from chatbind_cli.jsonl import Record
 from chatbind_cli.media.medium import Medium, parse_attachment
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.source import shown
+from chatbind_cli.model.turns import Turn
+from chatbind_cli.model.turns import answer as answer_turn
 
 _HELP = (
     f"/attach FILE, or {', '.join(f'/{modality}' for modality in MODALITIES)} FILE where its "
@@ -27,111 +27,35 @@ _HELP = (
 )
 
 
-class Display(Protocol):
-    """Shows an answer while and when it comes."""
-
-    def piece(self, text: str) -> None:
-        """More of the answer's text."""
-        ...
-
-    def end(self, asked: Asked, prepared: Prepared, stream: Stream) -> None:
-        """The answer is over; `stream.result` is None if it was cut off."""
-        ...
-
-
-class TextDisplay:
-    """Plain text that grows.
-
-    Args:
-        out: where it goes.
-    """
-
-    def __init__(self, out: IO[str]) -> None:
-        self._out = out
-
-    def piece(self, text: str) -> None:
-        """Writes it and hands it to the operating system."""
-        self._out.write(printable(text) if self._out.isatty() else text)
-        self._out.flush()
-
-    def end(self, asked: Asked, prepared: Prepared, stream: Stream) -> None:
-        """Ends the line."""
-        self.piece("\n")
-
-
-class RecordDisplay:
-    """One answer record on standard output; none for an answer that was cut off.
-
-    Args:
-        model_id: whose answers these are.
-        settings: of generation.
-    """
-
-    def __init__(self, model_id: str, settings: GenerationSettings) -> None:
-        self._model_id = model_id
-        self._settings = settings
-        self._started = time.monotonic()
-
-    def piece(self, text: str) -> None:
-        """A record is written whole."""
-
-    def end(self, asked: Asked, prepared: Prepared, stream: Stream) -> None:
-        """Writes the record."""
-        result = stream.result
-        seconds, self._started = time.monotonic() - self._started, time.monotonic()
-        if result is None:
-            return
-        media: list[Record] = [
-            {"path": shown(medium.name), "modality": medium.modality, "weight": medium.weight}
-            for medium in asked.media
-        ]
-        if not asked.mix:
-            for entry, (percept, _) in zip(media, prepared.media.values(), strict=True):
-                entry |= {"modality": percept.modality, "sha256": percept.sha256}
-        identity = short_digest(asked.text, media)
-        emit_record(
-            {
-                "question_id": identity,
-                "prompt": asked.text,
-                "text": result.text,
-                "answer_id": short_digest(identity, result.text, self._model_id),
-                "model_id": self._model_id,
-                "metadata": {
-                    "n_tokens": result.n_tokens,
-                    "finish_reason": result.finish_reason,
-                    "seconds": round(seconds, 3),
-                    "media": media,
-                    "mix": asked.mix,
-                    **self._settings.as_record(),
-                },
-            }
-        )
-
-
-class Dialogue:
+class Chat:
     """Questions and answers in turn, and what is attached to the next question.
 
     Args:
         answerer: who answers.
         settings: of generation.
-        display: shows the answers.
-        mix: see `Asked`.
+        model_id: whose answers these are.
+        out: where answers are shown while they grow; None: a record on standard output when
+            one is whole.
+        mix: see `Question`.
     """
 
     def __init__(
         self,
         answerer: Answerer,
         settings: GenerationSettings,
-        display: Display,
         *,
+        model_id: str,
+        out: IO[str] | None,
         mix: bool = False,
     ) -> None:
         self._answerer = answerer
         self._settings = settings
-        self._display = display
+        self._model_id = model_id
+        self._out = out
         self._mix = mix
-        self._history: list[Prepared | str] = []
+        self._history: list[Turn] = []
         self._waiting: list[Medium] = []
+        self._started = time.monotonic()
 
     def attach(self, *media: Medium) -> None:
         """Adds media to the next question."""
@@ -146,22 +70,57 @@ class Dialogue:
             ChatBindError: it cannot be asked; what was attached to it is let go.
             KeyboardInterrupt: the answer was interrupted.
         """
-        asked = Asked(question, tuple(self._waiting), self._mix)
+        asked = Question(question, tuple(self._waiting), self._mix)
         self._waiting = []
         [prepared] = self._answerer.prepare([asked], history=self._history)
-        if isinstance(prepared, ChatBindError):
-            raise prepared
         stream = self._answerer.stream_prepared(prepared, self._settings)
+        assert prepared.turn is not None
         pieces: list[str] = []
         try:
             for piece in stream:
                 pieces.append(piece)
-                self._display.piece(piece)
+                self._show(piece)
         finally:
-            self._history += [prepared, "".join(pieces)]
-            self._display.end(asked, prepared, stream)
+            self._history += [prepared.turn, answer_turn("".join(pieces))]
+            self._end(prepared, stream.result)
 
-    def chat(self, lines: Iterator[str]) -> None:
+    def _show(self, text: str) -> None:
+        """Writes more of an answer and hands it to the operating system."""
+        if self._out is not None:
+            self._out.write(printable(text) if self._out.isatty() else text)
+            self._out.flush()
+
+    def _end(self, question: Question, generated: Generated | None) -> None:
+        """Ends the line, or writes the record; there is none of an answer that was cut off."""
+        self._show("\n")
+        seconds, self._started = time.monotonic() - self._started, time.monotonic()
+        if self._out is None and generated is not None:
+            emit_record(self._record(question, generated, seconds))
+
+    def _record(self, question: Question, generated: Generated, seconds: float) -> Record:
+        media: list[Record] = [
+            {"path": shown(medium.name), "modality": medium.modality, "weight": medium.weight}
+            | ({} if question.mix else {"sha256": medium.sha256})
+            for medium in question.media
+        ]
+        identity = short_digest(question.text, media)
+        return {
+            "question_id": identity,
+            "prompt": question.text,
+            "text": generated.text,
+            "answer_id": short_digest(identity, generated.text, self._model_id),
+            "model_id": self._model_id,
+            "metadata": {
+                "n_tokens": generated.n_tokens,
+                "finish_reason": generated.finish_reason,
+                "seconds": round(seconds, 3),
+                "media": media,
+                "mix": question.mix,
+                **self._settings.as_record(),
+            },
+        }
+
+    def run(self, lines: Iterator[str]) -> None:
         """Answers the lines of a dialogue until it ends.
 
         A line that fails leaves a note, and the dialogue goes on. An interrupt ends the answer at

@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from chatbind_cli.answering.session import Answerer, Asked, Prepared
-from chatbind_cli.answering.settings import GenerationSettings
-from chatbind_cli.data.tokens import PromptEncoder
+from chatbind_cli.answering.answerer import Answerer
+from chatbind_cli.answering.generation_settings import GenerationSettings
+from chatbind_cli.answering.questions import Question
+from chatbind_cli.data.tokens import PromptEncoder, TokenizedPrompt
 from chatbind_cli.errors import ChatBindError, MediaError, RecordError
 from chatbind_cli.imagebind.encoder import load_encoder
 from chatbind_cli.media.load import load_media
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.model.loading import load_chatbind
-from chatbind_cli.model.turns import question
+from chatbind_cli.model.turns import answer, question
 from tests.answering.world import World
 
 SHORT = GenerationSettings(max_new_tokens=10)
@@ -28,18 +29,28 @@ def answerer(world: World) -> Answerer:
     return Answerer.from_pretrained(world.model, device="cpu")
 
 
+def prompt(question: Question) -> TokenizedPrompt:
+    assert question.prompt is not None, question.problem
+    return question.prompt
+
+
+def embeddings(question: Question) -> torch.Tensor:
+    rows = [m.embedding for m in prompt(question).media if m.embedding is not None]
+    return torch.stack(rows)
+
+
 @torch.no_grad()
 def by_hand(
     world: World, text: str, files: list[Path], weights: list[float] | None = None, length: int = 10
 ) -> str:
-    """Greedy decoding without cache, batches, `generate` or any code of this room."""
+    """Greedy decoding without cache, batches, `generate` or any code of this folder."""
     bundle = load_chatbind(world.model, dtype=torch.float32)
     refs = [Medium(load_media(file).modality, str(file)) for file in files]
     encoder = load_encoder(world.encoder)
     turn = question(text, refs)
     media = torch.cat(
         [torch.empty(0, 8)]
-        + [encoder.embed([load_media(Path(m.ref))], normalize=False) for m in turn.media]
+        + [encoder.embed([load_media(Path(m.name))], normalize=False) for m in turn.media]
     )
     ids = PromptEncoder(bundle.tokenizer, bundle.config).prompt([turn]).input_ids
     start = len(ids)
@@ -105,21 +116,19 @@ def test_a_question_without_media_needs_no_encoder(
 def test_only_the_towers_that_are_needed_are_read(world: World) -> None:
     answerer = Answerer.from_pretrained(world.model, device="cpu")
     answerer.answer("What is this?", [world.media / "tone.wav"], settings=SHORT)
-    perceiver: Any = answerer.perceiver
-    assert perceiver.encoder.loaded_towers == ("audio",)
+    media_encoder: Any = answerer.media_encoder
+    assert media_encoder.encoder.loaded_towers == ("audio",)
 
 
 def test_a_weight_multiplies_the_normalised_embedding(world: World, answerer: Answerer) -> None:
-    [plain] = answerer.prepare([Asked("?", (Medium(None, world.media / "2.png"),))])
-    [halved] = answerer.prepare([Asked("?", (Medium(None, world.media / "2.png", weight=0.5),))])
-    assert isinstance(plain, Prepared)
-    assert isinstance(halved, Prepared)
+    [plain] = answerer.prepare([Question("?", (Medium(None, world.media / "2.png"),))])
+    [halved] = answerer.prepare([Question("?", (Medium(None, world.media / "2.png", weight=0.5),))])
     model: Any = answerer.model
     bias = model.projector.layers[0].bias
 
-    def soft(prepared: Prepared) -> torch.Tensor:
-        prompt = prepared.prompt
-        return model.soft_tokens(prompt.embeddings, prompt.weights)[0, 0] - bias
+    def soft(question: Question) -> torch.Tensor:
+        weights = torch.tensor([medium.weight for medium in prompt(question).media])
+        return model.soft_tokens(embeddings(question), weights)[0, 0] - bias
 
     torch.testing.assert_close(soft(halved), 0.5 * soft(plain))
     assert soft(plain).norm() > 1
@@ -141,10 +150,9 @@ def test_a_mix_is_one_embedding_between_the_others(world: World, answerer: Answe
     first, second = encoder.embed([load_media(name) for name in names], normalize=True)
     wanted = torch.nn.functional.normalize(first + 0.25 * second, dim=0)
     media = (Medium(None, names[0]), Medium(None, names[1], weight=0.25))
-    [mixed] = answerer.prepare([Asked("What is this?", media, mix=True)])
-    assert isinstance(mixed, Prepared)
-    torch.testing.assert_close(mixed.prompt.embeddings, wanted.unsqueeze(0))
-    assert [ref.modality for ref in mixed.turn.media] == ["image"]
+    [mixed] = answerer.prepare([Question("What is this?", media, mix=True)])
+    torch.testing.assert_close(embeddings(mixed), wanted.unsqueeze(0))
+    assert [medium.modality for medium in prompt(mixed).media] == ["image"]
 
 
 def test_one_bad_file_spoils_only_its_own_question(
@@ -152,38 +160,40 @@ def test_one_bad_file_spoils_only_its_own_question(
 ) -> None:
     broken = tmp_path / "x.png"
     broken.write_bytes(b"\x89PNG\r\n\x1a\n broken")
-    good = Asked("What is this?", (Medium(None, world.media / "0.png"),))
+    good = Question("What is this?", (Medium(None, world.media / "0.png"),))
     results = answerer.prepare(
-        [good, Asked("?", (Medium(None, broken),)), Asked("<image> <image>", good.media), good]
+        [
+            good,
+            Question("?", (Medium(None, broken),)),
+            Question("<image> <image>", good.media),
+            good,
+        ]
     )
-    assert isinstance(results[1], MediaError)
-    assert isinstance(results[2], RecordError)
-    assert "2 <image> placeholders but 1 image" in str(results[2])
-    alone, again = results[0], results[3]
-    assert isinstance(alone, Prepared)
-    assert isinstance(again, Prepared)
-    assert alone.prompt.tokens.input_ids == again.prompt.tokens.input_ids
+    assert isinstance(results[1].problem, MediaError)
+    assert isinstance(results[2].problem, RecordError)
+    assert "2 <image> placeholders but 1 image" in str(results[2].problem)
+    assert prompt(results[0]).input_ids == prompt(results[3]).input_ids
 
 
 def test_what_was_said_before_is_read_with_its_media(world: World, answerer: Answerer) -> None:
     image, sound = world.media / "5.png", world.media / "tone.wav"
-    [first] = answerer.prepare([Asked("What is this?", (Medium(None, image),))])
-    assert isinstance(first, Prepared)
+    [first] = answerer.prepare([Question("What is this?", (Medium(None, image),))])
+    assert first.turn
     [second] = answerer.prepare(
-        [Asked("And <audio>?", (Medium(None, sound),))], history=[first, "A dog."]
+        [Question("And <audio>?", (Medium(None, sound),))], history=[first.turn, answer("A dog.")]
     )
-    assert isinstance(second, Prepared)
+    assert second.turn
     encoder = load_encoder(world.encoder)
     wanted = encoder.embed([load_media(image), load_media(sound)], normalize=False)
-    assert torch.equal(second.prompt.embeddings, wanted)
+    assert torch.equal(embeddings(second), wanted)
     text = "What is this? dog And"
-    ids = second.prompt.tokens.input_ids
+    ids = prompt(second).input_ids
     decoded = answerer.generator.tokenizer.decode(ids)
     assert all(word in decoded for word in text.split())
     # a history in another order keeps each medium with its own turn
-    [swapped] = answerer.prepare([Asked("?", ())], history=[second, "x", first, "y"])
-    assert isinstance(swapped, Prepared)
-    assert torch.equal(swapped.prompt.embeddings, wanted.flip(0))
+    history = [second.turn, answer("x"), first.turn, answer("y")]
+    [swapped] = answerer.prepare([Question("?", ())], history=history)
+    assert torch.equal(embeddings(swapped), wanted.flip(0))
 
 
 def test_a_stream_can_be_left_at_any_time(world: World, answerer: Answerer) -> None:
@@ -197,18 +207,16 @@ def test_a_stream_can_be_left_at_any_time(world: World, answerer: Answerer) -> N
 
 
 def test_a_prompt_that_fills_the_context_is_an_error_that_says_so(answerer: Answerer) -> None:
-    [result] = answerer.prepare([Asked("dog " * 600)])
-    assert isinstance(result, RecordError)
-    assert "the model reads 512 at most" in str(result)
+    [result] = answerer.prepare([Question("dog " * 600)])
+    assert isinstance(result.problem, RecordError)
+    assert "the model reads 512 at most" in str(result.problem)
 
 
 def test_an_answer_never_reaches_beyond_the_context(answerer: Answerer) -> None:
     settings = GenerationSettings(max_new_tokens=200)
-    [long] = answerer.prepare([Asked("dog " * 130)])
-    [short] = answerer.prepare([Asked("What is this?")])
-    assert isinstance(long, Prepared)
-    assert isinstance(short, Prepared)
-    room = 512 - len(long.prompt)
+    [long] = answerer.prepare([Question("dog " * 130)])
+    [short] = answerer.prepare([Question("What is this?")])
+    room = 512 - len(prompt(long).input_ids)
     assert 0 < room < 150
     results = answerer.generate([long, short], settings)
     assert results[0].n_tokens <= room
@@ -220,5 +228,5 @@ def test_a_question_of_megabytes_is_refused_before_it_is_tokenized(
     answerer: Answerer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(answerer, "prompts", None)
-    (refused,) = answerer.prepare([Asked("word " * 1_000_000)])
-    assert "5,000,000 characters" in str(refused)
+    (refused,) = answerer.prepare([Question("word " * 1_000_000)])
+    assert "5,000,000 characters" in str(refused.problem)

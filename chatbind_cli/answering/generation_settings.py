@@ -1,6 +1,6 @@
 """How an answer is generated: the few numbers that a user may choose.
 
-Knows nothing of models; a command or a program builds one and hands it on.
+Apart from `generation`, which brings torch: a command checks them before it loads anything.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class GenerationSettings:
         return self.temperature > 0.0
 
     def as_record(self) -> dict[str, Any]:
-        """What an answer record says about its making; without what had no influence on it."""
+        """What an answer record says of it; without what had no influence."""
         record: dict[str, Any] = {
             "max_new_tokens": self.max_new_tokens,
             "temperature": self.temperature,

@@ -1,9 +1,9 @@
-"""Question records as they come, gathered into batches.
+"""Question records as they come, from files and pipes, gathered into batches.
 
 From a file, a batch is a window of fixed size on a fixed grid of positions: a run that goes on
 after a kill meets the very same batches again, and so the very same arithmetic. From a pipe that
 pauses, a batch is closed early, so that nobody waits for an answer because others have not asked
-yet. Knows nothing of what a record means.
+yet. Worker processes have no standard input: a named pipe carries it to them.
 """
 
 from __future__ import annotations
@@ -12,25 +12,31 @@ import io
 import os
 import queue
 import stat
+import sys
+import tempfile
 import threading
 from collections.abc import Iterator
-from typing import IO
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
 
 from chatbind_cli.errors import ChatBindError
-from chatbind_cli.jsonl import Line
-
-Item = Line
+from chatbind_cli.jsonl import Line, read_lines
 
 IDLE_SECONDS = 0.5
 """How long a pipe may pause before the batch that is being gathered is closed."""
+
+_MOST_COUNTED = 1 << 30
+"""Bytes that are read only to tell how long it will take."""
 
 _MOST_AHEAD = 256
 """Records that are read before they are asked for; what bounds the memory of a fast pipe."""
 
 
 def gather(
-    records: Iterator[Item], size: int, *, idle_seconds: float | None = None
-) -> Iterator[list[Item]]:
+    records: Iterator[Line], size: int, *, idle_seconds: float | None = None
+) -> Iterator[list[Line]]:
     """Batches of `size` records; a smaller one is the last, or the last before a pause.
 
     Args:
@@ -42,7 +48,7 @@ def gather(
     Raises:
         Whatever reading the records raises, after the batch before it.
     """
-    batch: list[Item] = []
+    batch: list[Line] = []
     arrivals = records if idle_seconds is None else _arrivals(records, idle_seconds)
     while True:
         try:
@@ -62,7 +68,60 @@ def gather(
         yield batch
 
 
-def own_stream(stream: IO[bytes]) -> IO[bytes]:
+def open_questions(source: str) -> tuple[Iterator[Line], float | None]:
+    """The question records in a source, and how long `gather` may wait for the next one.
+
+    Args:
+        source: a file, a named pipe, or `-` for standard input.
+    """
+    path = Path(source)
+    if source == "-":
+        stream = sys.stdin.buffer
+        if not _may_pause(stream):
+            return read_lines("-", stdin=stream), None
+        return read_lines("-", stdin=_own_stream(stream)), IDLE_SECONDS
+    if path.is_fifo():
+        return read_lines("-", stdin=path.open("rb")), IDLE_SECONDS
+    return read_lines(path), None
+
+
+def count_questions(source: str) -> int | None:
+    """How many questions there are, where that is quickly told; for the progress bar."""
+    path = Path(source)
+    if source == "-" or not path.is_file() or path.stat().st_size > _MOST_COUNTED:
+        return None
+    with path.open("rb") as file:
+        if file.peek(1)[:1] != b"{":
+            return None
+        return sum(part.count(b"\n") for part in iter(partial(file.read, 1 << 20), b""))
+
+
+@contextmanager
+def piped_stdin(wanted: bool) -> Iterator[Path | None]:
+    """Yields a named pipe that carries standard input, or None if it is not wanted."""
+    if not wanted:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="chatbind-") as folder:
+        path = Path(folder) / "questions.jsonl"
+        os.mkfifo(path)
+        stdin = _own_stream(sys.stdin.buffer)
+        # a daemon: if no worker ever opens the pipe, it waits for one for ever
+        threading.Thread(target=_pump, args=(stdin, path), daemon=True).start()
+        yield path
+
+
+def _pump(stdin: IO[bytes], path: Path) -> None:
+    read: Any = getattr(stdin, "read1", stdin.read)
+    # the reader may end before the input does
+    with suppress(BrokenPipeError, FileNotFoundError), path.open("wb", buffering=0) as pipe:
+        while chunk := read(1 << 16):
+            view = memoryview(chunk)
+            while view:
+                view = view[pipe.write(view) :]
+
+
+def _own_stream(stream: IO[bytes]) -> IO[bytes]:
     """The stream over a descriptor of its own, where it has one.
 
     A thread that still waits in `sys.stdin` when the program ends would keep the interpreter from
@@ -74,7 +133,7 @@ def own_stream(stream: IO[bytes]) -> IO[bytes]:
         return stream
 
 
-def may_pause(stream: IO[bytes]) -> bool:
+def _may_pause(stream: IO[bytes]) -> bool:
     """Whether somebody writes the stream while it is read (a pipe or terminal, not a file)."""
     try:
         return not stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
@@ -89,9 +148,9 @@ class _End:
         self.error = error
 
 
-def _arrivals(records: Iterator[Item], idle_seconds: float) -> Iterator[Item | None]:
+def _arrivals(records: Iterator[Line], idle_seconds: float) -> Iterator[Line | None]:
     """The records, and None after each pause longer than `idle_seconds`."""
-    arrived: queue.Queue[Item | _End] = queue.Queue(_MOST_AHEAD)
+    arrived: queue.Queue[Line | _End] = queue.Queue(_MOST_AHEAD)
     abandoned = threading.Event()
     # a daemon: it may wait for a record that never comes
     threading.Thread(target=_read, args=(records, arrived, abandoned), daemon=True).start()
@@ -115,7 +174,7 @@ def _arrivals(records: Iterator[Item], idle_seconds: float) -> Iterator[Item | N
 
 
 def _read(
-    records: Iterator[Item], arrived: queue.Queue[Item | _End], abandoned: threading.Event
+    records: Iterator[Line], arrived: queue.Queue[Line | _End], abandoned: threading.Event
 ) -> None:
     end = _End()
     try:
@@ -127,7 +186,7 @@ def _read(
     _put(arrived, end, abandoned)
 
 
-def _put(arrived: queue.Queue[Item | _End], item: Item | _End, abandoned: threading.Event) -> bool:
+def _put(arrived: queue.Queue[Line | _End], item: Line | _End, abandoned: threading.Event) -> bool:
     while not abandoned.is_set():
         try:
             arrived.put(item, timeout=0.2)
