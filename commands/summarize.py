@@ -275,15 +275,11 @@ def _write_report(
     from chatbind_cli.review.report.page import render_report  # noqa: PLC0415
 
     previews = None
-    if media["media_root"] is not None:
+    if media["media_root"].folder is not None:
         from chatbind_cli.review.report.previews import Previews  # noqa: PLC0415  brings torch
 
-        previews = Previews(
-            media["media_root"],
-            prefix=media["media_prefix"],
-            allow_outside=media["allow_outside"],
-            limit_bytes=int(media["media_limit"] * 1e6),
-        )
+        limit = int(media["media_limit"] * 1e6)
+        previews = Previews(media["media_root"], limit_bytes=limit)
     mismatches = Mismatches()
     chunks = render_report(
         summaries,

@@ -87,7 +87,7 @@ def summarize(
     """
     left_out = set(ignore)
     kept = (record for record in records if str(record.get("question_id")) not in left_out)
-    pairs = _by_pair(_latest(kept, with_words=with_words))
+    pairs = _by_pair(latest(kept, with_words=with_words))
     summaries = [_summary(reviews, name, by) for reviews in pairs or [[]]]
     if len(summaries) == 1:
         return summaries
@@ -221,7 +221,7 @@ def _by_pair(reviews: Sequence[Record]) -> list[list[Record]]:
     return list(found.values())
 
 
-def _latest(records: Iterable[Record], *, with_words: bool) -> list[Record]:
+def latest(records: Iterable[Record], *, with_words: bool) -> list[Record]:
     """The reviews that still hold: of several with one key the last one, and none of old words.
 
     Where an answer or its question changed, or a judge's rule, a later run may make fewer reviews

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from chatbind_cli.errors import MediaError
+from chatbind_cli.media.root import MediaRoot
 from chatbind_cli.media.source import open_source
 from chatbind_cli.review.report.previews import Preview, Previews, preview_of
 from tests.review import sample
@@ -41,7 +42,7 @@ def test_a_picture_becomes_a_small_jpeg(media: Path) -> None:
 
 
 def test_depth_is_red_where_it_is_near_and_clear_where_nothing_was_measured(media: Path) -> None:
-    previews = Previews(media)
+    previews = Previews(MediaRoot(media))
     preview = _one(previews, "depth")
     kind, data = _bytes(preview)
     pixels = np.asarray(Image.open(io.BytesIO(data)))
@@ -58,7 +59,7 @@ def test_depth_is_red_where_it_is_near_and_clear_where_nothing_was_measured(medi
 
 
 def test_heat_is_bright_where_it_is_warm(media: Path) -> None:
-    previews = Previews(media)
+    previews = Previews(MediaRoot(media))
     preview = _one(previews, "thermal")
     pixels = np.asarray(Image.open(io.BytesIO(_bytes(preview)[1]))).astype(int)
     assert pixels[59, 79, :3].sum() > pixels[0, 0, :3].sum() + 300
@@ -67,7 +68,7 @@ def test_heat_is_bright_where_it_is_warm(media: Path) -> None:
 def test_a_sound_becomes_an_mp3_of_the_same_pitch(media: Path) -> None:
     import av
 
-    previews = Previews(media)
+    previews = Previews(MediaRoot(media))
     kind, data = _bytes(_one(previews, "audio"))
     assert kind == "data:audio/mpeg"
     with av.open(io.BytesIO(data)) as container:
@@ -82,7 +83,7 @@ def test_a_sound_becomes_an_mp3_of_the_same_pitch(media: Path) -> None:
 def test_a_film_becomes_a_small_mp4_of_the_same_length(media: Path) -> None:
     import av
 
-    previews = Previews(media)
+    previews = Previews(MediaRoot(media))
     kind, data = _bytes(_one(previews, "video"))
     assert kind == "data:video/mp4"
     with av.open(io.BytesIO(data)) as container:
@@ -92,7 +93,7 @@ def test_a_film_becomes_a_small_mp4_of_the_same_length(media: Path) -> None:
 
 
 def test_motion_becomes_two_panels_of_three_curves(media: Path) -> None:
-    preview = _one(Previews(media), "imu")
+    preview = _one(Previews(MediaRoot(media)), "imu")
     turning = preview.panels[1]
     assert [panel.title for panel in preview.panels] == ["acceleration, m/s²", "turning, rad/s"]
     assert [name for name, _ in turning.curves] == ["x", "y", "z"]
@@ -104,13 +105,13 @@ def test_motion_becomes_two_panels_of_three_curves(media: Path) -> None:
 
 
 def test_a_medium_that_many_ask_about_is_kept_once(media: Path) -> None:
-    previews = Previews(media)
+    previews = Previews(MediaRoot(media))
     assert _one(previews, "image") is _one(previews, "image")
     assert [preview.key for preview in previews.kept] == ["media-1"]
 
 
 def test_what_cannot_be_shown_is_named_with_its_reason(media: Path) -> None:
-    previews = Previews(media)
+    previews = Previews(MediaRoot(media))
     (media / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
     names = ["gone.jpg", "../secret.jpg", "broken.jpg"]
     found = [previews.show("image", name) for name in names]
@@ -121,7 +122,7 @@ def test_what_cannot_be_shown_is_named_with_its_reason(media: Path) -> None:
 
 
 def test_media_beyond_the_limit_are_only_named(media: Path) -> None:
-    previews = Previews(media, limit_bytes=3000)
+    previews = Previews(MediaRoot(media), limit_bytes=3000)
     kinds = [_one(previews, modality).tag for modality in ("image", "audio", "depth")]
     assert kinds[1] == ""
     assert previews.problems[-1].endswith("go beyond --media-limit and are only named")

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from chatbind_cli.media.root import MediaRoot
 from chatbind_cli.review.report.charts import WIDTH, relative_chart
 from chatbind_cli.review.report.page import render_report
 from chatbind_cli.review.report.previews import Previews
@@ -242,7 +243,7 @@ def test_thousands_of_reviews_are_rendered_in_seconds() -> None:
 def test_a_question_about_nothing_but_text_shows_no_media(tmp_path: Path) -> None:
     review = {"question_id": 1, "score": [8, 6], "text": "8 6", "reviewer_id": "gpt-4"}
     questions = {"1": {"question_id": 1, "text": "How do I save time?", "category": "generic"}}
-    previews = Previews(tmp_path)
+    previews = Previews(MediaRoot(tmp_path))
     chunks = render_report([one_summary([review])], questions=questions, previews=previews)
     page = Page("".join(chunks))
     assert [figure for figure in page.all("figure") if figure.get("class") == "preview"] == []

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from chatbind_cli.media.root import MediaRoot
 from chatbind_cli.review.report.page import render_report
 from chatbind_cli.review.report.previews import Previews
 from tests.review import sample
@@ -57,7 +58,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
         [one_summary(sample.reviews(), name="run")],
         questions=sample.questions(),
         answers=sample.answers(),
-        previews=Previews(folder / "media"),
+        previews=Previews(MediaRoot(folder / "media")),
     )
     path = folder / "report.html"
     path.write_text("".join(chunks), encoding="utf-8")

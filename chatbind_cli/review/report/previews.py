@@ -12,7 +12,6 @@ import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import av
@@ -28,7 +27,8 @@ from chatbind_cli.media.maps import open_map
 from chatbind_cli.media.modality import IMU_SECONDS
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.pictures import open_rgb
-from chatbind_cli.media.source import MediaSource, open_source, resolve_in_root
+from chatbind_cli.media.root import MediaRoot
+from chatbind_cli.media.source import MediaSource, open_source
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -94,27 +94,16 @@ class Previews:
     """Finds media, turns them into previews, and keeps within a limit.
 
     Args:
-        root: the folder that the names start from.
-        prefix: put before file names, see `media.source.resolve_in_root`.
-        allow_outside: let names lead out of the root.
+        root: where the media lie.
         limit_bytes: most bytes of media in one page.
 
     Attributes:
         kept: the previews with data, for the page's end.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        *,
-        prefix: str = "",
-        allow_outside: bool = False,
-        limit_bytes: int = 64_000_000,
-    ) -> None:
+    def __init__(self, root: MediaRoot, *, limit_bytes: int = 64_000_000) -> None:
         self.kept: list[Preview] = []
         self._root = root
-        self._prefix = prefix
-        self._allow_outside = allow_outside
         self._left = limit_bytes
         self._known: dict[tuple[str, str], Preview] = {}
         self._failed: list[str] = []
@@ -154,9 +143,7 @@ class Previews:
         return preview
 
     def _read(self, modality: str, name: str) -> Preview:
-        path = resolve_in_root(
-            name, self._root, prefix=self._prefix, allow_outside=self._allow_outside
-        )
+        path = self._root.find(name)
         try:
             return preview_of(open_source(path), modality)
         except OSError as error:
