@@ -13,8 +13,7 @@ from PIL import Image
 from chatbind_cli.errors import MediaError
 from chatbind_cli.media.root import MediaRoot
 from chatbind_cli.media.source import open_source
-from chatbind_cli.review.exhibits import Cabinet, Exhibit
-from chatbind_cli.review.showing import show
+from chatbind_cli.review.report.previews import Preview, Previews, preview_of
 from tests.review import sample
 
 
@@ -25,28 +24,27 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _one(cabinet: Cabinet, modality: str) -> Exhibit:
-    (exhibit,) = cabinet.show(modality, [sample.FILES[modality]])
-    return exhibit
+def _one(previews: Previews, modality: str) -> Preview:
+    return previews.show(modality, sample.FILES[modality])
 
 
-def _bytes(cabinet: Cabinet, exhibit: Exhibit) -> tuple[str, bytes]:
-    kind, _, text = cabinet.blocks[exhibit.key].partition(";base64,")
+def _bytes(preview: Preview) -> tuple[str, bytes]:
+    kind, _, text = preview.uri.partition(";base64,")
     return kind, base64.b64decode(text)
 
 
 def test_a_picture_becomes_a_small_jpeg(media: Path) -> None:
     big = media / "big.png"
     Image.fromarray(np.zeros((1500, 3000, 3), np.uint8)).save(big)
-    shown = show(open_source(big), "image")
-    picture = Image.open(io.BytesIO(shown.data))
-    assert (shown.kind, picture.format, picture.size) == ("image/jpeg", "JPEG", (640, 320))
+    kind, data = _bytes(preview_of(open_source(big), "image"))
+    picture = Image.open(io.BytesIO(data))
+    assert (kind, picture.format, picture.size) == ("data:image/jpeg", "JPEG", (640, 320))
 
 
 def test_depth_is_red_where_it_is_near_and_clear_where_nothing_was_measured(media: Path) -> None:
-    cabinet = Cabinet(MediaRoot(media))
-    exhibit = _one(cabinet, "depth")
-    kind, data = _bytes(cabinet, exhibit)
+    previews = Previews(MediaRoot(media))
+    preview = _one(previews, "depth")
+    kind, data = _bytes(preview)
     pixels = np.asarray(Image.open(io.BytesIO(data)))
     assert kind == "data:image/png"
     near, far = pixels[12, 0].astype(int), pixels[59, 79].astype(int)
@@ -57,21 +55,21 @@ def test_depth_is_red_where_it_is_near_and_clear_where_nothing_was_measured(medi
     y, x = np.mgrid[0:60, 0:80]
     metres = (0.5 + 0.02 * x + 0.01 * y)[(x >= 10) | (y >= 10)]
     low, high = np.percentile(metres, [2, 98])
-    assert exhibit.note == f"false colour: red is near ({low:.2f} m), blue is far ({high:.2f} m)"
+    assert preview.note == f"false colour: red is near ({low:.2f} m), blue is far ({high:.2f} m)"
 
 
 def test_heat_is_bright_where_it_is_warm(media: Path) -> None:
-    cabinet = Cabinet(MediaRoot(media))
-    exhibit = _one(cabinet, "thermal")
-    pixels = np.asarray(Image.open(io.BytesIO(_bytes(cabinet, exhibit)[1]))).astype(int)
+    previews = Previews(MediaRoot(media))
+    preview = _one(previews, "thermal")
+    pixels = np.asarray(Image.open(io.BytesIO(_bytes(preview)[1]))).astype(int)
     assert pixels[59, 79, :3].sum() > pixels[0, 0, :3].sum() + 300
 
 
 def test_a_sound_becomes_an_mp3_of_the_same_pitch(media: Path) -> None:
     import av
 
-    cabinet = Cabinet(MediaRoot(media))
-    kind, data = _bytes(cabinet, _one(cabinet, "audio"))
+    previews = Previews(MediaRoot(media))
+    kind, data = _bytes(_one(previews, "audio"))
     assert kind == "data:audio/mpeg"
     with av.open(io.BytesIO(data)) as container:
         stream = container.streams.audio[0]
@@ -85,8 +83,8 @@ def test_a_sound_becomes_an_mp3_of_the_same_pitch(media: Path) -> None:
 def test_a_film_becomes_a_small_mp4_of_the_same_length(media: Path) -> None:
     import av
 
-    cabinet = Cabinet(MediaRoot(media))
-    kind, data = _bytes(cabinet, _one(cabinet, "video"))
+    previews = Previews(MediaRoot(media))
+    kind, data = _bytes(_one(previews, "video"))
     assert kind == "data:video/mp4"
     with av.open(io.BytesIO(data)) as container:
         frames = list(container.decode(video=0))
@@ -95,49 +93,43 @@ def test_a_film_becomes_a_small_mp4_of_the_same_length(media: Path) -> None:
 
 
 def test_motion_becomes_two_panels_of_three_curves(media: Path) -> None:
-    exhibit = _one(Cabinet(MediaRoot(media)), "imu")
-    turning = exhibit.panels[1]
-    assert [panel.title for panel in exhibit.panels] == ["acceleration, m/s²", "turning, rad/s"]
-    assert [curve.name for curve in turning.curves] == ["x", "y", "z"]
+    preview = _one(Previews(MediaRoot(media)), "imu")
+    turning = preview.panels[1]
+    assert [panel.title for panel in preview.panels] == ["acceleration, m/s²", "turning, rad/s"]
+    assert [name for name, _ in turning.curves] == ["x", "y", "z"]
     assert (turning.low, turning.high) == (-1.0, 1.0)
-    points = [tuple(map(float, point.split(","))) for point in turning.curves[1].points.split()]
+    points = [tuple(map(float, point.split(","))) for point in turning.curves[1][1].split()]
     # cos t starts at the top and is lowest at pi of 5 seconds
     assert points[0] == pytest.approx((0, 0), abs=0.5)
     assert max(points, key=lambda point: point[1])[0] == pytest.approx(500 * np.pi / 5, abs=15)
 
 
 def test_a_medium_that_many_ask_about_is_kept_once(media: Path) -> None:
-    cabinet = Cabinet(MediaRoot(media))
-    assert _one(cabinet, "image") is _one(cabinet, "image")
-    assert list(cabinet.blocks) == ["media-1"]
+    previews = Previews(MediaRoot(media))
+    assert _one(previews, "image") is _one(previews, "image")
+    assert [preview.key for preview in previews.kept] == ["media-1"]
 
 
 def test_what_cannot_be_shown_is_named_with_its_reason(media: Path) -> None:
-    cabinet = Cabinet(MediaRoot(media))
+    previews = Previews(MediaRoot(media))
     (media / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
     names = ["gone.jpg", "../secret.jpg", "broken.jpg"]
-    exhibits = cabinet.show("image", names)
-    assert [exhibit.tag for exhibit in exhibits] == ["", "", ""]
-    assert exhibits[0].note == "cannot be shown: no such file"
-    assert "leaves the media root" in exhibits[1].note
-    assert cabinet.problems[0].startswith("3 media cannot be shown; ")
+    found = [previews.show("image", name) for name in names]
+    assert [preview.tag for preview in found] == ["", "", ""]
+    assert found[0].note == "cannot be shown: no such file"
+    assert "leaves the media root" in found[1].note
+    assert previews.problems[0].startswith("3 media cannot be shown; ")
 
 
 def test_media_beyond_the_limit_are_only_named(media: Path) -> None:
-    cabinet = Cabinet(MediaRoot(media), limit_bytes=3000)
-    kinds = [_one(cabinet, modality).tag for modality in ("image", "audio", "depth")]
+    previews = Previews(MediaRoot(media), limit_bytes=3000)
+    kinds = [_one(previews, modality).tag for modality in ("image", "audio", "depth")]
     assert kinds[1] == ""
-    assert cabinet.problems[-1].endswith("go beyond --media-limit and are only named")
-
-
-def test_without_a_root_nothing_is_read(media: Path) -> None:
-    cabinet = Cabinet()
-    assert _one(cabinet, "image") == Exhibit(name="dog.jpg", modality="image")
-    assert cabinet.problems == []
+    assert previews.problems[-1].endswith("go beyond --media-limit and are only named")
 
 
 def test_a_sound_is_no_film(media: Path) -> None:
     with pytest.raises(MediaError, match="no moving pictures"):
-        show(open_source(media / "tone.wav"), "video")
+        preview_of(open_source(media / "tone.wav"), "video")
     with pytest.raises(MediaError, match="holds no sound"):
-        show(open_source(media / "square.mp4"), "audio")
+        preview_of(open_source(media / "square.mp4"), "audio")
