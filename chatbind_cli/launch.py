@@ -1,37 +1,33 @@
 """Runs a command in place, or as `accelerate launch` on several processes and machines.
 
-The launched workers are the very same command: what `--dry-run` prints can be typed by hand.
-Launchers flatten a worker's exit code to 1 and mix the workers' output; so each worker leaves
-its outcome in a file, and the parent turns the files into its own exit code. Knows nothing of
-what the command does.
+The launched workers are the very same command: what `--dry-run` prints can be typed by hand. How
+they end is read from what each leaves in the status folder, see `worker`.
 """
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 from chatbind_cli.errors import ChatBindError, LaunchError, SomeRecordsFailed, UsageError
 from chatbind_cli.numerals import whole_number
+from chatbind_cli.worker import STATUS_FOLDER, alive
+from chatbind_cli.worker import is_worker as is_worker
+from chatbind_cli.worker import rank as rank
+from chatbind_cli.worker import world_size as world_size
 
-_STATUS_FOLDER = "CHATBIND_STATUS_FOLDER"
-_ALIVE = "alive"
 _DEFAULT_PORT = 29500
 _POLL_S = 0.2
 _GRACE_S = 1.0
@@ -60,30 +56,7 @@ class Dispatch:
         if address is None and machines and machines > 1:
             hosts = environ.get("SLURM_JOB_NODELIST") or environ.get("SLURM_NODELIST")
             address = first_slurm_host(hosts) if hosts else None
-        return Dispatch(
-            num_processes=self.num_processes,
-            num_machines=machines,
-            machine_rank=rank,
-            main_address=address,
-            launch_config=self.launch_config,
-            device=self.device,
-            dry_run=self.dry_run,
-        )
-
-
-def is_worker() -> bool:
-    """Whether this process was started by `dispatch`, and so has a parent to report to."""
-    return _STATUS_FOLDER in os.environ
-
-
-def rank() -> int:
-    """This process's number among all workers, from 0."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def world_size() -> int:
-    """The number of workers over all machines."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+        return replace(self, num_machines=machines, machine_rank=rank, main_address=address)
 
 
 def dispatch(args: Sequence[str], plan: Dispatch, extra: Sequence[str] = ()) -> bool:
@@ -143,95 +116,6 @@ def needs_workers(plan: Dispatch) -> bool:
     plan = plan.with_slurm(os.environ)
     several = _wanted_processes(plan) > 1 or (plan.num_machines or 1) > 1
     return several or plan.launch_config is not None or _uses_gpu(plan)
-
-
-def report_outcome(code: int, message: str, *, killed: bool = False) -> None:
-    """Leaves this worker's exit code and message, and whether a signal ended it, for the parent."""
-    folder = Path(os.environ[_STATUS_FOLDER])
-    if folder.is_dir():
-        outcome = {"rank": rank(), "exit_code": code, "message": message, "killed": killed}
-        outcome["time_s"] = time.time()
-        unseen = folder / f"{rank()}.tmp"
-        unseen.write_text(json.dumps(outcome), encoding="utf-8")
-        unseen.replace(folder / f"rank-{rank():05}.json")
-
-
-def work_in_child() -> None:
-    """Goes on in a child process, while this one waits to say of which signal the child died.
-
-    Only a parent is told, and the worker's parent is the launcher, which makes forty lines of it.
-    """
-    reading, writing = os.pipe()
-    worker = os.fork()
-    if worker == 0:
-        os.close(writing)
-        threading.Thread(target=_end_with_watcher, args=(reading,), daemon=True).start()
-        return
-    os.close(reading)
-    told = False
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        nonlocal told
-        told = True
-        with suppress(ProcessLookupError):
-            os.kill(worker, number)
-
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, pass_on)
-    _, status = os.waitpid(worker, 0)
-    if os.WIFSIGNALED(status) and not told:
-        _report_killed(os.WTERMSIG(status))
-    os._exit(0)
-
-
-def _end_with_watcher(pipe: int) -> None:
-    """Ends this worker when the process that waits for it is gone: no other signal ends that."""
-    os.read(pipe, 1)
-    _report_killed(signal.SIGKILL)
-    os._exit(0)
-
-
-def _report_killed(number: int) -> None:
-    text = f"process {rank()} was killed by signal {number:d} ({signal.Signals(number).name})"
-    if number == signal.SIGKILL:
-        text += "; where memory runs out the system does that (see `dmesg`): take smaller batches "
-        text += "or fewer processes"
-    report_outcome(1, text, killed=True)
-
-
-def watch_parent() -> None:
-    """Ends this worker, without ado, when the process that dispatched it is no more.
-
-    The launcher stands between the two and would go on by itself; but the parent holds a lock
-    that the system takes back when it dies, however it dies.
-    """
-    folder = Path(os.environ[_STATUS_FOLDER])
-    if not folder.is_dir():
-        # another worker has found the parent dead, and tidied up
-        os._exit(0)
-    with suppress(OSError):
-        handle = os.open(folder / _ALIVE, os.O_RDONLY)
-        threading.Thread(target=_outlive, args=(handle, folder), daemon=True).start()
-
-
-def _outlive(handle: int, folder: Path) -> None:
-    with suppress(OSError):
-        fcntl.flock(handle, fcntl.LOCK_SH)
-        shutil.rmtree(folder, ignore_errors=True)
-        # nobody is there to be told, and the launcher says less about a worker that ends with 0
-        os._exit(0)
-
-
-@contextmanager
-def _alive(folder: Path) -> Iterator[None]:
-    """Holds the lock that `watch_parent` waits for."""
-    with (folder / _ALIVE).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            # a file system without locks: there is nothing to watch
-            (folder / _ALIVE).unlink()
-        yield
 
 
 def first_slurm_host(hosts: str) -> str:
@@ -310,11 +194,11 @@ def _run_workers(line: Sequence[str], environment: Mapping[str, str], **place: A
     try:
         with tempfile.TemporaryDirectory(prefix="chatbind-") as name:
             folder = Path(name)
-            variables = {**os.environ, **environment, _STATUS_FOLDER: name}
+            variables = {**os.environ, **environment, STATUS_FOLDER: name}
             # One thread a worker unless the user says otherwise: the launcher's own default, set
             # here because its warning about it would be noise.
             variables.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // 2)))
-            with _alive(folder):
+            with alive(folder):
                 code = _supervise(line, variables, folder, **place)
                 _raise_outcome(folder, code)
     except _Terminated:

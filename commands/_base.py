@@ -13,6 +13,8 @@ from typing import Any
 
 import click
 
+from chatbind_cli.cli import COMMANDS, CONFIG
+
 
 def _kebab(token: str) -> str:
     """The seed writes `--data_path`; both spellings name the same option."""
@@ -55,18 +57,25 @@ _KNOWN_ELSEWHERE = {
 }
 
 
+_SHOW_ALL = "chatbind.show_all"  # in a context's `meta`: list advanced options, too
+
+
 class GroupedOption(click.Option):
     """An option that the help lists under a heading of its own.
 
     Args:
         group: the heading, "Options" where none is given.
+        advanced: few set it; `--help-all` alone lists it.
     """
 
-    def __init__(self, *args: Any, group: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, group: str | None = None, advanced: bool = False, **kwargs: Any
+    ) -> None:
         if not kwargs.get("is_flag") and kwargs.get("default") is not None:
             kwargs.setdefault("show_default", True)
         super().__init__(*args, **kwargs)
         self.group = group
+        self.advanced = advanced
 
 
 class ListOption(GroupedOption):
@@ -100,11 +109,12 @@ class ChatBindCommand(click.Command):
         super().__init__(*args, **kwargs)
         self.examples = tuple(examples)
         self.elsewhere = tuple(elsewhere)
-        self.params.extend(_common_options())
+        advanced = any(getattr(param, "advanced", False) for param in self.params)
+        self.params.extend(_common_options(help_all=advanced))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Repeats list options before every one of their words, then parses as click does."""
-        _drop_stale_config(ctx)
+        _apply_config(ctx, None, ctx.meta.get(CONFIG))
         try:
             return super().parse_args(ctx, self._one_word_each(ctx, args))
         except click.NoSuchOption as error:
@@ -143,8 +153,12 @@ class ChatBindCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the options under their headings, the common ones last."""
         groups: dict[str, list[tuple[str, str]]] = {"Options": []}
+        hidden = 0
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
+            if getattr(param, "advanced", False) and not ctx.meta.get(_SHOW_ALL):
+                hidden += 1
+                continue
             if record is not None:
                 own = "Common" if param.name == "help" else "Options"
                 groups.setdefault(getattr(param, "group", None) or own, []).append(record)
@@ -153,6 +167,8 @@ class ChatBindCommand(click.Command):
             if records:
                 with formatter.section(heading):
                     formatter.write_dl(records)
+        if hidden:
+            formatter.write(f"\n{hidden} more options: {ctx.command_path} --help-all\n")
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the examples, unwrapped, so that they can be pasted."""
@@ -189,7 +205,8 @@ def command(
     return wrap
 
 
-def _common_options() -> list[click.Option]:
+def _common_options(*, help_all: bool) -> list[click.Option]:
+    """What every command has; `--help-all` is listed where it shows more than `--help`."""
     return [
         GroupedOption(
             ["--config"],
@@ -202,7 +219,24 @@ def _common_options() -> list[click.Option]:
         ),
         _switch("--debug", "CHATBIND_DEBUG", "Show a traceback when something fails."),
         _switch("--quiet", "CHATBIND_QUIET", "No notes and no progress on stderr."),
+        GroupedOption(
+            ["--help-all"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_show_all,
+            hidden=not help_all,
+            group="Common",
+            help="Show every option and exit.",
+        ),
     ]
+
+
+def _show_all(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta[_SHOW_ALL] = True
+        click.echo(ctx.get_help(), color=ctx.color)
+        ctx.exit()
 
 
 def _switch(name: str, variable: str, text: str) -> click.Option:
@@ -223,42 +257,31 @@ def _switch(name: str, variable: str, text: str) -> click.Option:
     )
 
 
-def _drop_stale_config(ctx: click.Context) -> None:
-    """Turns the spellings of a config table that came from `chatbind --config` into our names."""
-    if isinstance(ctx.default_map, dict) and ctx.default_map:
-        ctx.default_map = config_values(ctx.command, ctx, dict(ctx.default_map), strict=False)
+def _apply_config(ctx: click.Context, param: click.Parameter | None, value: Path | None) -> None:
+    """Makes a config file's values the options' defaults.
 
-
-def _apply_config(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
+    Raises:
+        click.UsageError: it is not TOML, or names a command or an option that is not there.
+    """
     if value is None:
         return
-    document = read_config(value)
-    shared = {key: item for key, item in document.items() if not isinstance(item, dict)}
-    table = document.get(ctx.command.name or "", {})
     try:
-        values = config_values(ctx.command, ctx, shared, strict=False)
-        values.update(config_values(ctx.command, ctx, table, strict=True))
+        document = tomllib.loads(value.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"{value}: is not TOML ({error})") from error
+    shared = {key: item for key, item in document.items() if not isinstance(item, dict)}
+    tables = {_kebab(key): item for key, item in document.items() if isinstance(item, dict)}
+    try:
+        for name in tables.keys() - COMMANDS.keys():
+            raise click.UsageError(f"no command is named {name!r}", ctx)
+        values = _config_values(ctx, shared, strict=False)
+        values.update(_config_values(ctx, tables.get(ctx.command.name or "", {}), strict=True))
     except click.UsageError as error:
         raise click.UsageError(f"{value}: {error.message}", ctx) from error
     ctx.default_map = {**(ctx.default_map or {}), **values}
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The config file's tables, under the commands' names.
-
-    Raises:
-        click.UsageError: it is not TOML.
-    """
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise click.UsageError(f"{path}: is not TOML ({error})") from error
-    return {_kebab(k) if isinstance(v, dict) else k: v for k, v in document.items()}
-
-
-def config_values(
-    command: click.Command, ctx: click.Context, table: Mapping[str, Any], *, strict: bool
-) -> dict[str, Any]:
+def _config_values(ctx: click.Context, table: Mapping[str, Any], *, strict: bool) -> dict[str, Any]:
     """The values of a config table under the parameters' own names.
 
     Any spelling of an option is a key: `max-new-tokens`, `max_new_tokens`, an alias.
@@ -267,7 +290,7 @@ def config_values(
         click.UsageError: `strict`, and a key is no option of the command.
     """
     names: dict[str, str] = {}
-    for param in command.get_params(ctx):
+    for param in ctx.command.get_params(ctx):
         if param.name:
             names[_kebab(param.name)] = param.name
             for option in (*param.opts, *param.secondary_opts):
@@ -278,5 +301,5 @@ def config_values(
         if name is not None:
             values[name] = item
         elif strict:
-            raise click.UsageError(f"{key!r} is no option of `chatbind {command.name}`", ctx)
+            raise click.UsageError(f"{key!r} is no option of `chatbind {ctx.command.name}`", ctx)
     return values

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from functools import reduce, wraps
+from functools import partial, reduce, wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,11 +12,18 @@ import click
 
 from chatbind_cli import launch
 from chatbind_cli.console import note
+from chatbind_cli.media.root import MediaRoot
 
 from ._base import GroupedOption
 
 F = TypeVar("F", bound=Callable[..., Any])
-Decorator = Callable[[F], F]
+
+_output = partial(click.option, cls=GroupedOption, group="Output")
+_compute = partial(click.option, cls=GroupedOption, group="Compute")
+_media = partial(click.option, cls=GroupedOption, group="Media")
+_dispatch = partial(click.option, cls=GroupedOption, group="Dispatch")
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 def stack(*decorators: Callable[[Any], Any]) -> Callable[[F], F]:
@@ -28,13 +35,41 @@ def stack(*decorators: Callable[[Any], Any]) -> Callable[[F], F]:
     return wrap
 
 
+def gather(
+    argument: str,
+    make: Callable[..., Any],
+    *decorators: Callable[[Any], Any],
+    shared: Sequence[str] = (),
+) -> Callable[[F], F]:
+    """Several options, handed to the command as one argument.
+
+    Args:
+        argument: its name.
+        make: makes it of the options' values.
+        decorators: the options.
+        shared: options of other groups that it needs, too.
+    """
+    options = stack(*decorators)
+    params: list[click.Option] = vars(options(lambda: None))["__click_params__"]
+    names = [param.name for param in params if param.expose_value and param.name]
+
+    def wrap(function: F) -> F:
+        @wraps(function)
+        def gathered(*args: Any, **kwargs: Any) -> Any:
+            values = {name: kwargs.pop(name) for name in names}
+            values.update((name, kwargs[name]) for name in shared if name in kwargs)
+            return function(*args, **{argument: make(**values)}, **kwargs)
+
+        return options(gathered)  # type: ignore[return-value]
+
+    return wrap
+
+
 def output_option(help_text: str) -> Callable[[F], F]:
     """`-o/--output`: a file, or `-` for stdout."""
-    return click.option(
+    return _output(
         "-o",
         "--output",
-        cls=GroupedOption,
-        group="Output",
         default="-",
         metavar="FILE",
         type=click.Path(dir_okay=False, allow_dash=True),
@@ -42,138 +77,111 @@ def output_option(help_text: str) -> Callable[[F], F]:
     )
 
 
-overwrite_option = click.option(
+overwrite_option = _output(
     "--overwrite",
     is_flag=True,
-    cls=GroupedOption,
-    group="Output",
     help="Start anew instead of continuing what is there; only what this command made, and has "
     "on its record, is replaced.",
 )
 
-on_error_option = click.option(
+on_error_option = _output(
     "--on-error",
-    cls=GroupedOption,
-    group="Output",
     type=click.Choice(["record", "skip", "fail"]),
     default="record",
     help="A record that fails: write it with its id and an `error`, leave it out, or stop.",
 )
 
-seed_option = click.option(
-    "--seed",
-    cls=GroupedOption,
-    group="Compute",
-    type=click.IntRange(min=0),
-    default=0,
-    help="Seed of everything random.",
+seed_option = _compute(
+    "--seed", type=click.IntRange(min=0), default=0, help="Seed of everything random."
 )
 
 device_options = stack(
-    click.option(
-        "--device",
-        cls=GroupedOption,
-        group="Compute",
-        default="auto",
-        help="auto (a GPU where there is one), cpu, cuda, cuda:1, mps.",
+    _compute(
+        "--device", default="auto", help="auto (a GPU where there is one), cpu, cuda, cuda:1, mps."
     ),
-    click.option(
+    _compute(
         "--dtype",
-        cls=GroupedOption,
-        group="Compute",
         type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
         default="auto",
         help="Numbers of the model; auto: bfloat16 on a GPU, float32 on a CPU.",
     ),
 )
 
-media_root_options = stack(
-    click.option(
+attention_option = _compute(
+    "--attn-implementation",
+    type=click.Choice(["auto", "sdpa", "flash_attention_2", "flash_attention_3", "eager"]),
+    default="auto",
+    metavar="NAME",
+    help="Attention kernels: sdpa (PyTorch's own), flash_attention_2, flash_attention_3, eager; "
+    "auto: the fastest that is installed and fits.",
+)
+
+media_root_options = gather(
+    "media_root",
+    lambda media_root, media_prefix, allow_outside: MediaRoot(
+        media_root, media_prefix, allow_outside
+    ),
+    _media(
         "--media-root",
         "--image-folder",
         "media_root",
-        cls=GroupedOption,
-        group="Media",
         metavar="DIR",
-        type=click.Path(file_okay=False, path_type=Path),
+        type=_FOLDER,
         help="Folder that the media paths of records start from.",
     ),
-    click.option(
+    _media(
         "--media-prefix",
-        cls=GroupedOption,
-        group="Media",
+        advanced=True,
         default="",
         help="Put before the file names of records, as COCO_val2014_; a folder named after "
         "COCO's 2014 pictures (val2014, coco2014_val) needs none.",
     ),
-    click.option(
+    _media(
         "--allow-outside",
+        advanced=True,
         is_flag=True,
-        cls=GroupedOption,
-        group="Media",
         help="Let records name files outside the media root.",
     ),
 )
+"""Where the media of records lie, handed to the function as one argument `media_root`."""
 
-_dispatch_options = stack(
-    click.option(
+dispatch_options = gather(
+    "plan",
+    launch.Dispatch,
+    _dispatch(
         "--num-processes",
-        cls=GroupedOption,
-        group="Dispatch",
         type=click.IntRange(min=1),
         help="Worker processes over all machines; default: one a GPU, else one.",
     ),
-    click.option(
+    _dispatch(
         "--num-machines",
-        cls=GroupedOption,
-        group="Dispatch",
+        advanced=True,
         type=click.IntRange(min=1),
         help="Machines; default: $SLURM_NNODES, else 1.",
     ),
-    click.option(
+    _dispatch(
         "--machine-rank",
-        cls=GroupedOption,
-        group="Dispatch",
+        advanced=True,
         type=click.IntRange(min=0),
         help="This machine's number, from 0; default: $SLURM_NODEID, else 0.",
     ),
-    click.option(
+    _dispatch(
         "--main-address",
-        cls=GroupedOption,
-        group="Dispatch",
+        advanced=True,
         metavar="HOST:PORT",
         help="Where machine 0 listens; default: the first host of $SLURM_JOB_NODELIST.",
     ),
-    click.option(
+    _dispatch(
         "--launch-config",
-        cls=GroupedOption,
-        group="Dispatch",
+        advanced=True,
         metavar="YAML",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        type=_FILE,
         help="A config of `accelerate config` to launch with.",
     ),
-    click.option(
-        "--dry-run",
-        is_flag=True,
-        cls=GroupedOption,
-        group="Dispatch",
-        help="Print the command line that would run, and stop.",
-    ),
+    _dispatch("--dry-run", is_flag=True, help="Print the command line that would run, and stop."),
+    shared=["device"],
 )
-
-
-def dispatch_options(function: F) -> F:
-    """The options of `launch.Dispatch`, handed to the function as one argument `plan`."""
-
-    @wraps(function)
-    def packed(*args: Any, **kwargs: Any) -> Any:
-        names = ("num_processes", "num_machines", "machine_rank", "main_address")
-        more = ("launch_config", "dry_run")
-        values = {name: kwargs.pop(name) for name in (*names, *more)}
-        plan = launch.Dispatch(device=kwargs.get("device", "auto"), **values)
-        return function(*args, plan=plan, **kwargs)
-
-    return _dispatch_options(packed)  # type: ignore[return-value]
+"""The options of `launch.Dispatch`, handed to the function as one argument `plan`."""
 
 
 def dispatched(plan: launch.Dispatch, extra: Sequence[str] = ()) -> bool:
@@ -208,6 +216,7 @@ def without_effect(*names: str, because: str, needs_value: bool = False) -> Call
         *names,
         cls=GroupedOption,
         group="Accepted for the seed's sake",
+        advanced=True,
         expose_value=False,
         callback=tell,
         metavar="VALUE" if needs_value else "[VALUE]",

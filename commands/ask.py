@@ -10,10 +10,10 @@ from typing import Any
 
 import click
 
-from chatbind_cli.answering.attachments import Attachment, parse_attachment
 from chatbind_cli.answering.settings import GenerationSettings
 from chatbind_cli.console import note
 from chatbind_cli.errors import UsageError
+from chatbind_cli.media.medium import Medium, parse_attachment
 from chatbind_cli.media.options import MediaOptions
 
 from ._answering import ModelChoice, generation_options, media_changes, model_options
@@ -28,7 +28,7 @@ def _attach(modality: str | None) -> Callable[..., None]:
     """A callback that keeps the order in which the options stand on the line."""
 
     def keep(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> None:
-        kept: list[Attachment] = ctx.meta.setdefault("chatbind.attachments", [])
+        kept: list[Medium] = ctx.meta.setdefault("chatbind.attachments", [])
         kept += [parse_attachment(value, modality) for value in values]
 
     return keep
@@ -157,7 +157,7 @@ def run(
 
 
 def _check_stdin(
-    choice: ModelChoice, attachments: tuple[Attachment, ...], words: str | None, chat: bool
+    choice: ModelChoice, attachments: tuple[Medium, ...], words: str | None, chat: bool
 ) -> None:
     """Refuses a call in which standard input would have to be two things.
 

@@ -294,8 +294,6 @@ def _write_report(
 
     cabinet = Cabinet(
         media["media_root"],
-        prefix=media["media_prefix"],
-        allow_outside=media["allow_outside"],
         limit_bytes=int(media["media_limit"] * 1e6),
     )
     mismatches = Mismatches()

@@ -14,6 +14,7 @@ from chatbind_cli.answering.settings import GenerationSettings
 from chatbind_cli.errors import UsageError
 from chatbind_cli.files import refuse_overlap
 from chatbind_cli.media.options import MediaOptions
+from chatbind_cli.media.root import MediaRoot
 
 from ._answering import ModelChoice, generation_options, media_changes, model_options
 from ._base import GroupedOption, command
@@ -98,9 +99,7 @@ _input = partial(click.option, cls=GroupedOption, group="Input")
 def run(
     choice: ModelChoice,
     questions: str,
-    media_root: Path | None,
-    media_prefix: str,
-    allow_outside: bool,
+    media_root: MediaRoot,
     media: MediaOptions,
     store: Path | None,
     output: str,
@@ -132,8 +131,6 @@ def run(
     service = Service(
         questions=questions,
         media_root=media_root,
-        media_prefix=media_prefix,
-        allow_outside=allow_outside,
         store=store,
         output=output,
         overwrite=overwrite,

@@ -282,6 +282,14 @@ def test_help_has_groups_and_examples(base, show):
     assert "  chatbind show --n 2\n" in result.output
 
 
+def test_help_lists_what_people_set_and_help_all_everything():
+    short, whole = (
+        CliRunner().invoke(cli.app, ["vqa", word]).output for word in ("--help", "--help-all")
+    )
+    assert "--machine-rank" not in short and "vqa --help-all" in short
+    assert "--machine-rank" in whole and "more options" not in whole
+
+
 def test_completion_offers_commands_without_loading_them():
     code = "from chatbind_cli.cli import main; main()"
     done = subprocess.run(

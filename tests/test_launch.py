@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from chatbind_cli import launch
+from chatbind_cli import launch, worker
 from chatbind_cli.errors import LaunchError, UsageError
 from chatbind_cli.launch import Dispatch
 
@@ -109,14 +109,14 @@ def test_the_worker_that_was_killed_is_the_cause_whoever_speaks_first(tmp_path, 
     monkeypatch.setenv("CHATBIND_STATUS_FOLDER", str(tmp_path))
     outcome(tmp_path, 0, 1, "chatbind: internal error: RuntimeError: gloo")
     monkeypatch.setenv("RANK", "1")
-    launch._report_killed(signal.SIGKILL)
+    worker.report_killed(signal.SIGKILL)
     with pytest.raises(launch.WorkerFailed, match=r"process 1 was killed by signal 9 \(SIGKILL\)"):
         launch._raise_outcome(tmp_path, 1)
 
 
 _PARENT = """
 import sys
-from chatbind_cli import launch
+from chatbind_cli import launch, worker
 from chatbind_cli.errors import ChatBindError
 launch._worker_command = lambda args, extra: list(args)
 launch._launcher = lambda plan, n: [sys.executable]
@@ -129,7 +129,7 @@ except ChatBindError as error:
 # a launcher that waits for its workers, whatever they end with
 _LAUNCHER = """
 import os, subprocess, sys
-worker = open("worker.py").read()
+worker = open("work.py").read()
 workers = [
     subprocess.Popen([sys.executable, "-c", worker], env={**os.environ, "RANK": str(rank)})
     for rank in range(2)
@@ -146,10 +146,10 @@ def parent(tmp_path):
     """Starts a parent of two workers that run the given lines and then sleep."""
 
     def start(lines=""):
-        (tmp_path / "worker.py").write_text(
+        (tmp_path / "work.py").write_text(
             "import os, time\n"
-            "from chatbind_cli import launch\n"
-            f"launch.work_in_child()\nlaunch.watch_parent()\n{lines}\ntime.sleep(60)\n"
+            "from chatbind_cli import worker\n"
+            f"worker.work_in_child()\nworker.watch_parent()\n{lines}\ntime.sleep(60)\n"
         )
         return subprocess.Popen(
             [sys.executable, "-c", _PARENT, "-c", _LAUNCHER],
@@ -191,7 +191,7 @@ def test_workers_end_with_their_parent(tmp_path, parent, number):
 
 
 def test_one_failed_worker_ends_the_others_and_is_heard(tmp_path, parent):
-    process = parent("if launch.rank() == 1: launch.report_outcome(3 - 1, 'bad words'); exit()")
+    process = parent("if worker.rank() == 1: worker.report_outcome(3 - 1, 'bad words'); exit()")
     _, message = process.communicate(timeout=20)
     assert message == "2 bad words\n"
     assert process.returncode == 1
@@ -200,14 +200,14 @@ def test_one_failed_worker_ends_the_others_and_is_heard(tmp_path, parent):
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 def test_the_signal_that_killed_a_worker_is_told(tmp_path, parent, number):
-    process = parent(f"if launch.rank() == 1: os.kill(os.getpid(), {number:d})")
+    process = parent(f"if worker.rank() == 1: os.kill(os.getpid(), {number:d})")
     _, message = process.communicate(timeout=20)
     assert message.startswith(f"1 process 1 was killed by signal {number:d} ({number.name})")
     _gone(tmp_path)
 
 
 def test_a_worker_does_not_outlive_the_process_that_waits_for_it(tmp_path, parent):
-    process = parent("open(f'work-{launch.rank()}', 'w').write(str(os.getpid()))")
+    process = parent("open(f'work-{worker.rank()}', 'w').write(str(os.getpid()))")
     _wait_until(lambda: (tmp_path / "work-1").exists() and (tmp_path / "work-1").read_text())
     os.kill(int((tmp_path / "pids").read_text().split()[1]), signal.SIGKILL)
     _, message = process.communicate(timeout=20)
@@ -216,27 +216,27 @@ def test_a_worker_does_not_outlive_the_process_that_waits_for_it(tmp_path, paren
 
 _TALKING = """
 import os, signal, sys
-from chatbind_cli import launch
-launch.work_in_child()
-launch.watch_parent()
+from chatbind_cli import worker
+worker.work_in_child()
+worker.watch_parent()
 import torch, torch.distributed as dist
 dist.init_process_group("gloo")
 try:
     for step in range(10**9):
-        if launch.rank() == 1 and step == 10:
+        if worker.rank() == 1 and step == 10:
             os.kill(os.getpid(), signal.SIGKILL)
         dist.all_reduce(torch.ones(1))
 except RuntimeError as error:
-    launch.report_outcome(1, f"internal error: {error}")
+    worker.report_outcome(1, f"internal error: {error}")
 """
 
 
 @pytest.mark.slow
 def test_a_worker_killed_under_accelerate_is_the_cause_and_not_the_lost_connection(tmp_path):
-    (tmp_path / "worker.py").write_text(_TALKING)
+    (tmp_path / "work.py").write_text(_TALKING)
     lines = [line for line in _PARENT.splitlines() if "launch._launcher" not in line]
     done = subprocess.run(
-        [sys.executable, "-c", "\n".join(lines), "worker.py"],
+        [sys.executable, "-c", "\n".join(lines), "work.py"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,

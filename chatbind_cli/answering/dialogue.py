@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Protocol
 
-from chatbind_cli.answering.attachments import Attachment, parse_attachment
 from chatbind_cli.answering.questions import short_digest
 from chatbind_cli.answering.session import Answerer, Asked, Prepared, Stream
 from chatbind_cli.answering.settings import GenerationSettings
@@ -18,6 +17,7 @@ from chatbind_cli.artifacts import emit_record
 from chatbind_cli.console import note, printable
 from chatbind_cli.errors import ChatBindError, MediaError, UsageError
 from chatbind_cli.jsonl import Record
+from chatbind_cli.media.medium import Medium, parse_attachment
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.source import shown
 
@@ -131,9 +131,9 @@ class Dialogue:
         self._display = display
         self._mix = mix
         self._history: list[Prepared | str] = []
-        self._waiting: list[Attachment] = []
+        self._waiting: list[Medium] = []
 
-    def attach(self, *media: Attachment) -> None:
+    def attach(self, *media: Medium) -> None:
         """Adds media to the next question."""
         self._waiting += media
 
@@ -203,7 +203,7 @@ class Dialogue:
         return True
 
 
-def _present(attachment: Attachment) -> Attachment:
+def _present(attachment: Medium) -> Medium:
     """The attachment; now is the time to say that there is no such file, not at the question.
 
     Raises:

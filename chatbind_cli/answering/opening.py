@@ -21,15 +21,9 @@ from chatbind_cli.files import sha256_file
 from chatbind_cli.imagebind.config import usual_encoder
 from chatbind_cli.imagebind.encoder import Encoder, load_encoder
 from chatbind_cli.media.options import MediaOptions
-from chatbind_cli.model.assemble import (
-    ChatBind,
-    EncoderInfo,
-    build_chatbind,
-    check_encoder,
-    load_chatbind,
-)
-from chatbind_cli.model.config import saved_end_ids
-from chatbind_cli.model.fit import encoder_of
+from chatbind_cli.model.assemble import build_chatbind
+from chatbind_cli.model.config import EncoderInfo, check_encoder, encoder_of, saved_end_ids
+from chatbind_cli.model.loading import ChatBind, load_chatbind
 from chatbind_cli.model.projector_file import read_projector
 from chatbind_cli.weights.json_file import read_json
 

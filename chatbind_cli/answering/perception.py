@@ -16,17 +16,16 @@ from typing import Protocol
 
 import torch
 
-from chatbind_cli.answering.attachments import Attachment
 from chatbind_cli.data.encoding import NO_EMBEDDING, embed_each, is_embedding
 from chatbind_cli.data.lookup import Embeddings
 from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.errors import ChatBindError, MediaError, contained
 from chatbind_cli.imagebind.encoder import Encoder
 from chatbind_cli.media.load import Media, load_media
+from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.sniff import sniff
 from chatbind_cli.media.source import MediaSource, open_source, shown
-from chatbind_cli.model.turns import MediaRef
 
 OpenMedia = Callable[[str | Path | bytes], MediaSource]
 
@@ -52,7 +51,7 @@ class Percept:
 class Perceiver(Protocol):
     """Whatever knows the embeddings of media."""
 
-    def look(self, attachments: Sequence[Attachment]) -> list[Percept | ChatBindError]:
+    def look(self, attachments: Sequence[Medium]) -> list[Percept | ChatBindError]:
         """One embedding an attachment, in order, or why there is none."""
         ...
 
@@ -93,7 +92,7 @@ class Perception:
             self._encoder = self._open_encoder()
         return self._encoder
 
-    def look(self, attachments: Sequence[Attachment]) -> list[Percept | ChatBindError]:
+    def look(self, attachments: Sequence[Medium]) -> list[Percept | ChatBindError]:
         """The embeddings of media, or why there is none.
 
         Args:
@@ -116,7 +115,7 @@ class Perception:
         rows = dict(zip(fresh, embed_each(encoder, list(fresh.values())), strict=True))
         return [self._percept(item, rows) for item in loaded]
 
-    def _load(self, attachment: Attachment, known: set[str]) -> Media | Percept | ChatBindError:
+    def _load(self, attachment: Medium, known: set[str]) -> Media | Percept | ChatBindError:
         """Decodes a medium, unless its embedding is remembered."""
         try:
             source = self._open_media(attachment.ref)
@@ -160,21 +159,20 @@ class StoredPerception:
         self._of_any_kind = Embeddings(stores)
         self._options = options
 
-    def look(self, attachments: Sequence[Attachment]) -> list[Percept | ChatBindError]:
+    def look(self, attachments: Sequence[Medium]) -> list[Percept | ChatBindError]:
         """See `Perception.look`; the modality of each attachment must be known."""
         return [self._find(attachment) for attachment in attachments]
 
-    def _find(self, attachment: Attachment) -> Percept | ChatBindError:
+    def _find(self, attachment: Medium) -> Percept | ChatBindError:
         if attachment.modality is None:
             return MediaError("is of no known modality", where=attachment.name)
-        medium = MediaRef(attachment.modality, attachment.name)
-        found = self._embeddings.find(medium)
+        found = self._embeddings.find(attachment)
         if found is not None and not is_embedding(found):
             return MediaError(NO_EMBEDDING, where=attachment.name)
         if found is not None:
-            return Percept(medium.modality, None, found)
-        if medium in self._of_any_kind:
-            wanted = self._options.fingerprint(medium.modality)
+            return Percept(attachment.modality, None, found)
+        if attachment in self._of_any_kind:
+            wanted = self._options.fingerprint(attachment.modality)
             return MediaError(
                 f"is in the store, but not as the model takes it ({wanted})",
                 where=attachment.name,

@@ -8,45 +8,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from chatbind_cli.answering.attachments import Attachment
 from chatbind_cli.answering.generation import Generated
 from chatbind_cli.answering.session import Asked
 from chatbind_cli.data.conversations import media_of_record
 from chatbind_cli.errors import RecordError
 from chatbind_cli.jsonl import Record, dumps, record_id
-from chatbind_cli.media.source import MediaSource, open_source, resolve_in_root
 
-_ADDRESSES = ("http://", "https://", "data:")
 # what an answer record says itself, and what only says how the question was asked
 _NOT_CARRIED = (
     *("question_id", "id", "text", "prompt"),
     *("answer_id", "model_id", "metadata", "error", "line"),
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class MediaRoot:
-    """Where the media of records lie, see `resolve_in_root`."""
-
-    root: Path | None = None
-    prefix: str = ""
-    allow_outside: bool = False
-
-    def open(self, ref: str | Path | bytes) -> MediaSource:
-        """The bytes that a record means by a name; http(s) and data addresses are read too.
-
-        Raises:
-            MediaError: the name leaves the root, or nothing is there.
-        """
-        if isinstance(ref, bytes) or str(ref).startswith(_ADDRESSES):
-            return open_source(ref)
-        path = resolve_in_root(
-            str(ref), self.root, prefix=self.prefix, allow_outside=self.allow_outside
-        )
-        return open_source(path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +66,8 @@ def read_question(record: Record, where: str) -> Question:
     text = record.get("text")
     if not isinstance(text, str) or not text.strip():
         raise RecordError("a question has no text", where=place)
-    media = [Attachment(m.ref, m.modality) for m in media_of_record(record, where=place)]
-    return Question(identity, Asked(text, tuple(media), where=place), record)
+    media = media_of_record(record, where=place)
+    return Question(identity, Asked(text, media, where=place), record)
 
 
 def answer_record(

@@ -18,7 +18,6 @@ from chatbind_cli.answering.crew import Crew, assemble_crew
 from chatbind_cli.answering.intake import IDLE_SECONDS, Item, may_pause, own_stream
 from chatbind_cli.answering.opening import EncoderFinder, OpenedModel
 from chatbind_cli.answering.perception import Perceiver, Perception, StoredPerception
-from chatbind_cli.answering.questions import MediaRoot
 from chatbind_cli.answering.run import Entry, Job, Outcome, Run, answer_batch
 from chatbind_cli.answering.session import Answerer
 from chatbind_cli.answering.settings import GenerationSettings
@@ -26,6 +25,7 @@ from chatbind_cli.console import Progress
 from chatbind_cli.data.lookup import open_stores
 from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.jsonl import read_lines
+from chatbind_cli.media.root import MediaRoot
 
 _MOST_COUNTED = 1 << 30  # bytes that are read only to tell how long it will take
 
@@ -36,9 +36,7 @@ class Service:
 
     Args:
         questions: file of question records, `-` for standard input.
-        media_root: folder of the records' media, see `MediaRoot`.
-        media_prefix: put before their names.
-        allow_outside: whether they may lie outside the folder.
+        media_root: where the records' media lie.
         store: embedding store in place of media and encoder.
         output: file of answer records, `-` for standard output.
         overwrite: start the file anew.
@@ -53,9 +51,7 @@ class Service:
     """
 
     questions: str
-    media_root: Path | None
-    media_prefix: str
-    allow_outside: bool
+    media_root: MediaRoot
     store: Path | None
     output: str
     overwrite: bool
@@ -176,12 +172,9 @@ class Service:
         options = opened.media_options(**self.media)
         if self.store is not None:
             return StoredPerception(self._stores(opened), options)
-        root = MediaRoot(
-            root=self.media_root, prefix=self.media_prefix, allow_outside=self.allow_outside
-        )
         return Perception(
             self._finder(opened).open,
             options=options,
-            open_media=root.open,
+            open_media=self.media_root.open,
             workers=self.workers,
         )

@@ -20,18 +20,18 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from chatbind_cli.answering.attachments import Attachment
 from chatbind_cli.answering.generation import Generated, Generator, Prompt
 from chatbind_cli.answering.opening import EncoderFinder, open_model
 from chatbind_cli.answering.perception import Perceiver, Percept, Perception
 from chatbind_cli.answering.settings import GenerationSettings
 from chatbind_cli.data.tokens import PromptEncoder
 from chatbind_cli.errors import ChatBindError, contained
-from chatbind_cli.model.turns import MediaRef, Turn
+from chatbind_cli.media.medium import Medium
+from chatbind_cli.model.turns import Turn
 from chatbind_cli.model.turns import answer as answer_turn
 from chatbind_cli.model.turns import question as question_turn
 
-MediaLike = str | Path | bytes | Attachment
+MediaLike = str | Path | bytes | Medium
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Asked:
     """
 
     text: str
-    media: tuple[Attachment, ...] = ()
+    media: tuple[Medium, ...] = ()
     mix: bool = False
     where: str | None = None
 
@@ -65,7 +65,7 @@ class Prepared:
 
     prompt: Prompt
     turn: Turn
-    media: dict[MediaRef, tuple[Percept, float]]
+    media: dict[Medium, tuple[Percept, float]]
 
 
 class Answerer:
@@ -226,7 +226,7 @@ class Answerer:
         if asked.mix and percepts:
             percepts, weights = [_mixed(percepts, weights)], [1.0]
         # within a prompt a medium goes by a number, since two may have the same name
-        refs = [MediaRef(percept.modality, str(next(self._numbers))) for percept in percepts]
+        refs = [Medium(percept.modality, str(next(self._numbers))) for percept in percepts]
         media = dict(zip(refs, zip(percepts, weights, strict=True), strict=True))
         turn = question_turn(asked.text, refs, where=asked.where)
         turns = [e.turn if isinstance(e, Prepared) else answer_turn(e) for e in history]
@@ -288,7 +288,7 @@ class Stream:
 
 
 def _asked(question: str, media: Sequence[MediaLike]) -> Asked:
-    return Asked(question, tuple(m if isinstance(m, Attachment) else Attachment(m) for m in media))
+    return Asked(question, tuple(m if isinstance(m, Medium) else Medium(None, m) for m in media))
 
 
 def _certain(prepared: Prepared | ChatBindError) -> Prepared:

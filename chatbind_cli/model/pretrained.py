@@ -12,7 +12,9 @@ becomes larger than its files is refused while it is built.
 from __future__ import annotations
 
 import re
+import sys
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,17 +33,17 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils import logging
 
-from chatbind_cli.errors import ChatBindError, CheckpointError
+from chatbind_cli.console import note
+from chatbind_cli.errors import ChatBindError, CheckpointError, reason
 from chatbind_cli.model.config import saved_end_ids
-from chatbind_cli.model.quiet import quiet_transformers
 from chatbind_cli.model.staging import DATA_SUFFIXES, check_config, check_kind, cleaned, staged
 from chatbind_cli.weights.checkpoint import Checkpoint, open_checkpoint
 from chatbind_cli.weights.json_file import read_json
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _FREE_ELEMENTS = 64 << 20  # masks and the like, which are computed and lie in no file
-_LONGEST_REASON = 200
 
 
 def open_config(name: str | Path) -> PreTrainedConfig:
@@ -130,6 +132,7 @@ def open_model(
         config = config or open_config(folder)
         if kind is AutoModelForCausalLM and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise CheckpointError(f"a {config.model_type} model is no causal language model")
+        given |= _attention(given.pop("attn_implementation", None), config)
         with staged(folder, checkpoint) as stage, within(checkpoint), quiet_transformers():
             model, report = kind.from_pretrained(
                 str(stage),
@@ -152,6 +155,22 @@ def blank_model(config: PreTrainedConfig) -> PreTrainedModel:
     """A causal language model of a configuration, with fresh weights."""
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return model
+
+
+def _attention(wanted: str | None, config: PreTrainedConfig) -> dict[str, str]:
+    """The option that asks for an implementation; none where transformers' own choice will do.
+
+    A few kinds of models know neither flash attention nor `sdpa`; they go on as transformers has
+    them.
+    """
+    text_config = getattr(config, "text_config", config)
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(text_config), None)
+    if wanted in (None, "sdpa"):
+        return {}
+    if wanted != "eager" and not getattr(kind, "_supports_flash_attn", True):
+        note(f"a {text_config.model_type} model has no flash attention, and goes without")
+        return {}
+    return {"attn_implementation": str(wanted)}
 
 
 @contextmanager
@@ -231,7 +250,7 @@ def one_line(what: str, where: str | Path) -> Iterator[None]:
 
     Raises:
         CheckpointError: in place of any `Exception`, and of what the tokenizers library panics
-            with, which is none. Errors of the house pass.
+            with, which is none. Our own errors pass.
     """
     try:
         yield
@@ -242,9 +261,30 @@ def one_line(what: str, where: str | Path) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        reason = " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
+        said = reason(error)
         if isinstance(error, KeyError):  # its words are the key alone
-            reason = f"KeyError: {reason}"
-        if "ignore_mismatched_sizes" in reason:
-            reason = "its tensors do not have the shapes that config.json says"
-        raise CheckpointError(f"{what} ({reason})", where=str(where)) from error
+            said = f"KeyError: {said}"
+        if "ignore_mismatched_sizes" in str(error):
+            said = "its tensors do not have the shapes that config.json says"
+        raise CheckpointError(f"{what} ({said})", where=str(where)) from error
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Lets transformers say nothing but errors, and draw bars on a terminal only.
+
+    Bars are a mess in a batch job's log; and of unexpected tensors and old keys it would warn where
+    a projector lies among a language model's weights.
+    """
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

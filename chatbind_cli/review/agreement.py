@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from chatbind_cli.jsonl import Record
-from chatbind_cli.review.reading import Unit, metadata_of, scores_of, unit_of
+from chatbind_cli.review.scores import Unit, metadata_of, scores_of, unit_of
 from chatbind_cli.review.statistics import Pair, average, cohens_kappa, outcome
 
 

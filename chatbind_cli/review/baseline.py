@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from chatbind_cli.errors import RecordError
 from chatbind_cli.review.groups import Row
-from chatbind_cli.review.reading import Unit
+from chatbind_cli.review.scores import Unit
 from chatbind_cli.review.statistics import Pair, average, holm, paired_difference
 from chatbind_cli.review.summary import ALL, Summary
 

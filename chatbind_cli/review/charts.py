@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from chatbind_cli.review.groups import Row
-from chatbind_cli.review.reading import Unit
+from chatbind_cli.review.scores import Unit
 from chatbind_cli.review.statistics import Pair, mean_intervals, mean_pair
 
 WIDTH = 380.0

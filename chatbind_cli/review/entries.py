@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from chatbind_cli.jsonl import Record
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.review.exhibits import Cabinet, Exhibit
-from chatbind_cli.review.reading import (
+from chatbind_cli.review.scores import (
     Unit,
     failure_of,
     is_swapped,

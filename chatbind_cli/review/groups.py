@@ -20,7 +20,7 @@ from typing import Any
 
 from chatbind_cli.jsonl import Record
 from chatbind_cli.review.agreement import agreements
-from chatbind_cli.review.reading import (
+from chatbind_cli.review.scores import (
     RULE_JUDGE,
     Unit,
     is_swapped,
@@ -236,16 +236,13 @@ class Group:
             for given, swapped in question.by_order()
         ]
 
-    def row(
-        self, category: str, name: str, balanced: Collection[str], resamples: int | None
-    ) -> Row:
+    def row(self, category: str, name: str, balanced: Collection[str]) -> Row:
         """The figures.
 
         Args:
             category: what they are of.
             name: of the set of reviews.
             balanced: judges of whom only complete pairs count.
-            resamples: bootstrap resamples, see `statistics.relative_interval`.
         """
         pairs = list(self.results(balanced).values())
         means = mean_pair(pairs)
@@ -258,7 +255,7 @@ class Group:
             mean_1=means[0] if means else None,
             mean_2=means[1] if means else None,
             relative=relative_score(means),
-            ci95=relative_interval(pairs, resamples=resamples),
+            ci95=relative_interval(pairs),
             win=outcomes.count(1),
             tie=outcomes.count(0),
             lose=outcomes.count(-1),

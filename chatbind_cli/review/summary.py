@@ -9,20 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from chatbind_cli.jsonl import Record
 from chatbind_cli.review.groups import Group, Row
-from chatbind_cli.review.reading import (
+from chatbind_cli.review.scores import (
     Unit,
     failure_of,
-    latest,
+    judge_name,
     metadata_of,
     models_of,
     scores_of,
+    unit_of,
 )
 from chatbind_cli.review.statistics import Pair
 
 ALL = "all"
+_WORDS = ("content", "text")
 
 
 @dataclass(slots=True)
@@ -62,7 +65,6 @@ def summarize(
     name: str = "",
     by: str = "category",
     ignore: Sequence[str] = (),
-    resamples: int | None = None,
 ) -> Summary:
     """The figures of one set of reviews, as one pair of answerers.
 
@@ -71,11 +73,10 @@ def summarize(
         name: what to call the set.
         by: what to group by: `category`, `modality` or `judge`.
         ignore: ids of questions to leave out.
-        resamples: bootstrap resamples, see `statistics.relative_interval`.
     """
     left_out = set(ignore)
     kept = (record for record in records if str(record.get("question_id")) not in left_out)
-    return _summary(latest(kept, with_words=True), name, by, resamples)
+    return _summary(_latest(kept, with_words=True), name, by)
 
 
 def summarize_pairs(
@@ -99,7 +100,7 @@ def summarize_pairs(
     kept = (record for record in records if str(record.get("question_id")) not in left_out)
     pairs: dict[str, list[Record]] = {}
     strays: list[Record] = []
-    reviews_left = latest(kept, with_words=with_words)
+    reviews_left = _latest(kept, with_words=with_words)
     apart = _answered_twice(reviews_left)
     for review in reviews_left:
         if not metadata_of(review) and scores_of(review) is None:
@@ -112,7 +113,7 @@ def summarize_pairs(
         pairs.setdefault(next(iter(pairs), ""), []).extend(strays)
     summaries = []
     for reviews in pairs.values() or [[]]:
-        summary = _summary(reviews, name, by, None)
+        summary = _summary(reviews, name, by)
         if len(pairs) > 1:
             second = " + ".join(summary.models[1]) or "unknown"
             summary = _renamed(summary, f"{name}: {second}" if name else second)
@@ -150,7 +151,7 @@ def _answered_twice(reviews: Iterable[Record]) -> set[str]:
     return apart
 
 
-def _summary(reviews: list[Record], name: str, by: str, resamples: int | None) -> Summary:
+def _summary(reviews: list[Record], name: str, by: str) -> Summary:
     groups: dict[str, Group] = {}
     judges: dict[str, None] = {}
     models: tuple[dict[str, None], dict[str, None]] = ({}, {})
@@ -172,7 +173,7 @@ def _summary(reviews: list[Record], name: str, by: str, resamples: int | None) -
     balanced = everything.balanced()
     return Summary(
         name=name,
-        rows=[group.row(key, name, balanced, resamples) for key, group in groups.items()],
+        rows=[group.row(key, name, balanced) for key, group in groups.items()],
         judges=list(judges),
         models=(list(models[0]), list(models[1])),
         reviews=reviews,
@@ -197,3 +198,39 @@ def _keys(review: Record, by: str) -> list[str]:
     }
     value = values[by]
     return [ALL] if value in (None, "", ALL) else [str(value), ALL]
+
+
+def _latest(records: Iterable[Record], *, with_words: bool) -> list[Record]:
+    """The reviews that still hold: of several in the same slot the last one, and none of old words.
+
+    Where an answer or its question changed, or a judge's rule, a later run may fill fewer slots
+    than the one before it (one order instead of both). The old reviews of the others are left out.
+
+    Args:
+        records: review records, in the order in which they were made.
+        with_words: keep what the judges wrote; figures do without, in a fraction of the memory.
+    """
+    found: dict[Any, Record] = {}
+    subjects: dict[tuple[str, str], Any] = {}
+    bases: dict[tuple[tuple[str, str], str], Any] = {}
+    for number, record in enumerate(records):
+        kept = record
+        if not with_words:
+            kept = {key: value for key, value in record.items() if key not in _WORDS}
+        metadata = metadata_of(record)
+        found[str(metadata.get("slot") or number)] = kept
+        about = _about(record)
+        subjects[about] = metadata.get("subject")
+        bases[about, judge_name(record)] = metadata.get("basis")
+    return [
+        record
+        for record in found.values()
+        if metadata_of(record).get("subject") == subjects[_about(record)]
+        and metadata_of(record).get("basis") == bases[_about(record), judge_name(record)]
+    ]
+
+
+def _about(review: Record) -> tuple[str, str]:
+    """The question and the pair of answerers: a question whose medium changed is the same one."""
+    question, _, models = unit_of(review)
+    return question, models

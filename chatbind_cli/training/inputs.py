@@ -15,7 +15,6 @@ from pathlib import Path
 
 from chatbind_cli import launch
 from chatbind_cli.data.conversations import Conversation, Conversations, parse_conversation
-from chatbind_cli.data.media_items import MediaFolder
 from chatbind_cli.errors import (
     CheckpointError,
     MediaError,
@@ -32,8 +31,8 @@ from chatbind_cli.files import (
 )
 from chatbind_cli.imagebind.config import ENCODER_PLACES, usual_encoder
 from chatbind_cli.jsonl import Record, dumps, read_lines, read_records
+from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.modality import MODALITIES
-from chatbind_cli.model.turns import MediaRef
 from chatbind_cli.training.rundir import PICTURE_MARK
 from chatbind_cli.training.settings import TrainingSettings
 
@@ -54,15 +53,15 @@ class Rejected:
         """Notes a record that cannot be used, and why."""
         self.records.append({"record": where, "error": error})
 
-    def add_media(self, bad: Mapping[MediaRef, str]) -> None:
+    def add_media(self, bad: Mapping[Medium, str]) -> None:
         """Notes media that cannot be used, each with the reason."""
         for medium, error in bad.items():
-            self.records.append({medium.modality: medium.ref, "error": error})
+            self.records.append({str(medium.modality): medium.name, "error": error})
 
-    def media(self) -> dict[MediaRef, str]:
+    def media(self) -> dict[Medium, str]:
         """The media among them, each with the reason."""
         return {
-            MediaRef(modality, record[modality]): record["error"]
+            Medium(modality, record[modality]): record["error"]
             for record in self.records
             for modality in MODALITIES
             if modality in record
@@ -120,13 +119,13 @@ class Inputs:
     """
 
     conversations: Conversations
-    media: list[MediaRef]
+    media: list[Medium]
     held_out: Conversations
     encoder: Path | None
     rejected: Rejected
     hashes: dict[str, str]
 
-    def leave_out(self, bad: Mapping[MediaRef, str]) -> Inputs:
+    def leave_out(self, bad: Mapping[Medium, str]) -> Inputs:
         """The inputs without the conversations that name bad media.
 
         Raises:
@@ -182,15 +181,6 @@ def check_inputs(settings: TrainingSettings) -> Inputs:
     return inputs
 
 
-def media_folder(settings: TrainingSettings) -> MediaFolder:
-    """Where the media of the records lie."""
-    return MediaFolder(
-        root=settings.media_root,
-        prefix=settings.media_prefix,
-        allow_outside=settings.allow_outside,
-    )
-
-
 def _check_model(settings: TrainingSettings) -> None:
     if not (settings.model / "config.json").is_file():
         raise CheckpointError(
@@ -206,7 +196,7 @@ def _check_model(settings: TrainingSettings) -> None:
         )
 
 
-def _find_encoder(settings: TrainingSettings, media: list[MediaRef]) -> Path | None:
+def _find_encoder(settings: TrainingSettings, media: list[Medium]) -> Path | None:
     if settings.encoder is not None:
         if not settings.encoder.exists():
             raise WeightsError("no such encoder", where=str(settings.encoder))
@@ -223,32 +213,31 @@ def _find_encoder(settings: TrainingSettings, media: list[MediaRef]) -> Path | N
     )
 
 
-def _bad_media(settings: TrainingSettings, media: Iterable[MediaRef]) -> dict[MediaRef, str]:
+def _bad_media(settings: TrainingSettings, media: Iterable[Medium]) -> dict[Medium, str]:
     if settings.store is not None:
         return _missing_rows(settings, list(media))
     # the process that started the workers has looked; half a million look-ups take their time
     return {} if launch.is_worker() else _missing(settings, media)
 
 
-def _missing(settings: TrainingSettings, media: Iterable[MediaRef]) -> dict[MediaRef, str]:
+def _missing(settings: TrainingSettings, media: Iterable[Medium]) -> dict[Medium, str]:
     """The media for which there is no file, each with the reason."""
-    folder = media_folder(settings)
     missing = {}
     for medium in media:
         try:
-            folder.find(medium.ref)
+            settings.media_root.find(medium.name)
         except MediaError as error:
             missing[medium] = str(error)
     return missing
 
 
-def _missing_rows(settings: TrainingSettings, media: list[MediaRef]) -> dict[MediaRef, str]:
+def _missing_rows(settings: TrainingSettings, media: list[Medium]) -> dict[Medium, str]:
     """The media of which the store has no embedding, each with the reason."""
     from chatbind_cli.training.embeddings import stored_embeddings  # noqa: PLC0415  heavy
 
     embeddings, _, _ = stored_embeddings(settings, media)
     return {
-        medium: f"{medium.ref}: the store has no embedding of this {medium.modality}"
+        medium: f"{medium.name}: the store has no embedding of this {medium.modality}"
         for medium in media
         if medium not in embeddings
     }
@@ -275,12 +264,12 @@ def read_checked(path: Path) -> tuple[Conversations, Rejected]:
     return conversations, rejected
 
 
-def distinct_media(conversations: Iterable[Conversation]) -> list[MediaRef]:
+def distinct_media(conversations: Iterable[Conversation]) -> list[Medium]:
     """All media of conversations, each once, in the order in which they first occur."""
     return list(dict.fromkeys(m for c in conversations for m in c.media))
 
 
-def without(conversations: Conversations, bad: Mapping[MediaRef, str]) -> Conversations:
+def without(conversations: Conversations, bad: Mapping[Medium, str]) -> Conversations:
     """The conversations that name none of these media."""
     if not bad:
         return conversations

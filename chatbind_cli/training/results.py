@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from chatbind_cli.files import sha256_file
-from chatbind_cli.model.assemble import ChatBind
+from chatbind_cli.model.loading import ChatBind
 from chatbind_cli.model.projector_file import ProjectorFile, projector_of, write_projector
 from chatbind_cli.model.tokenizer import media_rows
 from chatbind_cli.training.stages import RowEmbedding

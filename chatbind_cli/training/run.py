@@ -29,7 +29,9 @@ from chatbind_cli.errors import StoreError
 from chatbind_cli.imagebind.encoder import load_encoder
 from chatbind_cli.jsonl import Record
 from chatbind_cli.media.options import MediaOptions
-from chatbind_cli.model.assemble import ChatBind, EncoderInfo, build_chatbind
+from chatbind_cli.model.assemble import build_chatbind
+from chatbind_cli.model.config import EncoderInfo
+from chatbind_cli.model.loading import ChatBind
 from chatbind_cli.training.arguments import on_gpu, training_arguments
 from chatbind_cli.training.embeddings import (
     Origin,
@@ -38,7 +40,7 @@ from chatbind_cli.training.embeddings import (
     origin_of,
     stored_embeddings,
 )
-from chatbind_cli.training.inputs import Inputs, Rejected, media_folder
+from chatbind_cli.training.inputs import Inputs, Rejected
 from chatbind_cli.training.log import TrainingLog
 from chatbind_cli.training.results import (
     CONFIG_NAME,
@@ -218,7 +220,7 @@ def _from_media(
     # every process must have looked before the first one adds to what there is
     PartialState().wait_for_everyone()
     share = Share(folder=parts, rank=launch.rank(), world_size=launch.world_size())
-    failed = encode_media(missing, encoder, media_folder(settings), share, options)
+    failed = encode_media(missing, encoder, settings.media_root, share, options)
     bad |= dict(gather_object(failed))
     inputs = inputs.leave_out(bad)
     if launch.rank() == 0:

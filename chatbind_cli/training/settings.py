@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from chatbind_cli.errors import UsageError
+from chatbind_cli.media.root import MediaRoot
 
 Stage = Literal["pretrain", "finetune"]
 
@@ -36,9 +37,7 @@ class TrainingSettings:
     output: Path
 
     # media and their embeddings
-    media_root: Path | None = None
-    media_prefix: str = ""
-    allow_outside: bool = False
+    media_root: MediaRoot = field(default_factory=MediaRoot)
     encoder: Path | None = None
     store: Path | None = None  # embeddings made before: then neither encoder nor media are needed
 
@@ -141,6 +140,9 @@ class TrainingSettings:
             world_size: the number of processes.
         """
         values = {k: v for k, v in asdict(self).items() if k not in _NOT_IDENTITY}
+        root = self.media_root
+        values["media_root"], values["media_prefix"] = root.folder, root.prefix
+        values["allow_outside"] = root.allow_outside
         values["global_batch_size"] = (
             self.per_device_train_batch_size * self.gradient_accumulation_steps * world_size
         )

@@ -94,7 +94,7 @@ def convert(
     refuse_unapplied(source)
     with open_checkpoint(source) as checkpoint:
         # The model's room loads transformers: only when there is work for it.
-        from chatbind_cli.model.quiet import quiet_transformers  # noqa: PLC0415
+        from chatbind_cli.model.pretrained import quiet_transformers  # noqa: PLC0415
 
         with quiet_transformers():
             config, tokenizer = _settings(source)
@@ -147,9 +147,9 @@ def join(
         WeightsError: the output is there already.
     """
     from chatbind_cli.model.assemble import build_chatbind  # noqa: PLC0415  loads transformers
-    from chatbind_cli.model.fit import encoder_of  # noqa: PLC0415
+    from chatbind_cli.model.config import encoder_of  # noqa: PLC0415
+    from chatbind_cli.model.pretrained import quiet_transformers  # noqa: PLC0415
     from chatbind_cli.model.projector_file import read_projector  # noqa: PLC0415
-    from chatbind_cli.model.quiet import quiet_transformers  # noqa: PLC0415
 
     info = read_projector(projector).info
     with open_checkpoint(language_model) as checkpoint:
@@ -202,7 +202,7 @@ def _write_settings(
     config: Any, tokenizer: Any, infos: Mapping[str, TensorInfo], source: Path, folder: Path
 ) -> None:
     """Writes what a published folder says in another way: the configuration, the tokenizer."""
-    from chatbind_cli.model.quiet import quiet_transformers  # noqa: PLC0415
+    from chatbind_cli.model.pretrained import quiet_transformers  # noqa: PLC0415
 
     dtypes = {str(info.dtype).removeprefix("torch.") for info in infos.values()}
     config.dtype = dtypes.pop() if len(dtypes) == 1 else config.dtype

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from chatbind_cli.answering.attachments import Attachment
 from chatbind_cli.answering.dialogue import Dialogue
 from chatbind_cli.answering.session import Answerer, Asked, Prepared, Stream
 from chatbind_cli.answering.settings import GenerationSettings
+from chatbind_cli.media.medium import Medium
 from tests.answering.world import World
 
 SHORT = GenerationSettings(max_new_tokens=8)
@@ -54,7 +54,7 @@ def test_a_dialogue_remembers_what_was_said(world: World, answerer: Answerer) ->
     image = world.media / "2.png"
     first, second = chat(answerer, f"/attach {image}", "What is this?", "And the dog?")
     assert first == answerer.answer("What is this?", [image], settings=SHORT)
-    [with_image] = answerer.prepare([Asked("What is this?", (Attachment(image),))])
+    [with_image] = answerer.prepare([Asked("What is this?", (Medium(None, image),))])
     assert isinstance(with_image, Prepared)
     history = [with_image, first]
     assert second == answerer.answer("And the dog?", history=history, settings=SHORT)
@@ -96,7 +96,7 @@ def test_an_interrupt_ends_the_answer_and_not_the_dialogue(answerer: Answerer) -
 def test_what_content_does_not_tell_can_be_said(world: World, answerer: Answerer) -> None:
     image = world.media / "2.png"
     [answer] = chat(answerer, f"/thermal {image}@0.5", "What is this?")
-    warm = Attachment(str(image), "thermal", 0.5)
+    warm = Medium("thermal", str(image), 0.5)
     assert answer == answerer.answer("What is this?", [warm], settings=SHORT)
 
 

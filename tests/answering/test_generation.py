@@ -14,8 +14,8 @@ from chatbind_cli.answering.opening import open_model
 from chatbind_cli.answering.session import Answerer, Asked, Prepared
 from chatbind_cli.answering.settings import GenerationSettings
 from chatbind_cli.errors import CheckpointError, RecordError
-from chatbind_cli.model.assemble import save_chatbind
 from chatbind_cli.model.config import saved_end_ids
+from chatbind_cli.model.loading import save_chatbind
 from tests.answering.world import World
 
 TEXTS = ["Describe a bird.", "What about the red car?", "And the brown dog over there?"]

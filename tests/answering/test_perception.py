@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from chatbind_cli.answering.attachments import Attachment
 from chatbind_cli.answering.perception import Percept, Perception, StoredPerception
 from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.errors import MediaError
 from chatbind_cli.imagebind.encoder import load_encoder
 from chatbind_cli.media.load import Media, load_media
+from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
 from tests.answering.world import DIM, World
 
@@ -25,7 +25,7 @@ def perception(world: World, **options: Any) -> Perception:
 
 def test_every_medium_gets_its_own_embedding(world: World) -> None:
     files = [world.media / name for name in ("tone.wav", "3.png", "depth.png")]
-    seen = perception(world, workers=3).look([Attachment(file) for file in files])
+    seen = perception(world, workers=3).look([Medium(None, file) for file in files])
     wanted = load_encoder(world.encoder).embed([load_media(f) for f in files], normalize=False)
     percepts = [item for item in seen if isinstance(item, Percept)]
     assert [percept.modality for percept in percepts] == ["audio", "image", "depth"]
@@ -35,7 +35,7 @@ def test_every_medium_gets_its_own_embedding(world: World) -> None:
 
 
 def test_a_modality_that_is_said_wins_over_what_the_content_looks_like(world: World) -> None:
-    [item] = perception(world).look([Attachment(world.media / "depth.png", "thermal")])
+    [item] = perception(world).look([Medium("thermal", world.media / "depth.png")])
     assert isinstance(item, Percept)
     assert item.modality == "thermal"
 
@@ -44,19 +44,19 @@ def test_the_same_content_is_decoded_and_embedded_once(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     eyes = perception(world)
-    eyes.look([Attachment(world.media / "3.png")])
+    eyes.look([Medium(None, world.media / "3.png")])
 
     def fail(*_: object) -> None:
         raise AssertionError
 
     monkeypatch.setattr(eyes.encoder, "embed", fail)
-    again = eyes.look([Attachment((world.media / "3.png").read_bytes())])
+    again = eyes.look([Medium(None, (world.media / "3.png").read_bytes())])
     assert isinstance(again[0], Percept)
 
 
 def test_an_error_takes_the_place_of_its_medium(world: World, tmp_path: Path) -> None:
     seen = perception(world).look(
-        [Attachment(tmp_path / "none.png"), Attachment(world.media / "1.png")]
+        [Medium(None, tmp_path / "none.png"), Medium(None, world.media / "1.png")]
     )
     assert isinstance(seen[0], MediaError)
     assert "none.png: no such file" in str(seen[0])
@@ -76,7 +76,7 @@ def test_what_means_nothing_to_the_encoder_is_an_error_of_its_medium(
 
     monkeypatch.setattr("chatbind_cli.answering.perception.load_media", load)
     files = [world.media / name for name in ("tone.wav", "3.png", "depth.png")]
-    broken, fine, odd = perception(world).look([Attachment(file) for file in files])
+    broken, fine, odd = perception(world).look([Medium(None, file) for file in files])
     assert "not finite" in str(broken)
     assert isinstance(fine, Percept)
     assert str(odd) == f"{files[2]}: cannot be used (KeyError: 'mode')"
@@ -85,7 +85,7 @@ def test_what_means_nothing_to_the_encoder_is_an_error_of_its_medium(
 def test_a_sense_that_the_encoder_lacks_is_named(world: World) -> None:
     eyes = perception(world)
     eyes.encoder.towers = ("vision",)
-    [item] = eyes.look([Attachment(world.media / "tone.wav")])
+    [item] = eyes.look([Medium(None, world.media / "tone.wav")])
     assert "the encoder has no tower for audio" in str(item)
 
 
@@ -94,7 +94,7 @@ def test_a_store_is_asked_by_name(tmp_path: Path) -> None:
     with EmbeddingStore.open(tmp_path, "a", encoder_sha256="0" * 64, dim=DIM) as store:
         store.add("a/x.png", "image", "1" * 64, "image/v1", vector)
     eyes = StoredPerception([EmbeddingStore.open(tmp_path, "r")], MediaOptions())
-    found, missing = eyes.look([Attachment("a/x.png", "image"), Attachment("y.png", "image")])
+    found, missing = eyes.look([Medium("image", "a/x.png"), Medium("image", "y.png")])
     assert isinstance(found, Percept)
     assert torch.equal(found.embedding, vector)
     assert "y.png: is not in the store" in str(missing)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from chatbind_cli.answering.attachments import Attachment
 from chatbind_cli.answering.generation import Generated
-from chatbind_cli.answering.questions import MediaRoot, answer_record, failed_record, read_question
+from chatbind_cli.answering.questions import answer_record, failed_record, read_question
 from chatbind_cli.errors import MediaError, RecordError
+from chatbind_cli.media.medium import Medium
+from chatbind_cli.media.root import MediaRoot
 
 
 def test_a_record_names_several_media_of_several_kinds() -> None:
@@ -21,9 +22,9 @@ def test_a_record_names_several_media_of_several_kinds() -> None:
     }
     question = read_question(record, "q:1")
     assert question.asked.media == (
-        Attachment("a.wav", "audio"),
-        Attachment("x.png", "image"),
-        Attachment("y.png", "image"),
+        Medium("audio", "a.wav"),
+        Medium("image", "x.png"),
+        Medium("image", "y.png"),
     )
 
 
@@ -85,10 +86,10 @@ def test_media_stay_in_their_root(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "COCO_val2014_7.jpg").write_bytes(b"x")
     (tmp_path / "secret.jpg").write_bytes(b"x")
-    root = MediaRoot(root=folder)
+    root = MediaRoot(folder)
     assert root.open("7.jpg").path == folder / "COCO_val2014_7.jpg"
     for name in ("../secret.jpg", str(tmp_path / "secret.jpg"), "file:///etc/passwd"):
         with pytest.raises(MediaError):
             root.open(name)
-    assert MediaRoot(root=folder, allow_outside=True).open("../secret.jpg").size == 1
+    assert MediaRoot(folder, allow_outside=True).open("../secret.jpg").size == 1
     assert root.open("data:image/png;base64,AAAA").size == 3

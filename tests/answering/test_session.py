@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from chatbind_cli.answering.attachments import Attachment
 from chatbind_cli.answering.session import Answerer, Asked, Prepared
 from chatbind_cli.answering.settings import GenerationSettings
 from chatbind_cli.data.tokens import PromptEncoder
 from chatbind_cli.errors import ChatBindError, MediaError, RecordError
 from chatbind_cli.imagebind.encoder import load_encoder
 from chatbind_cli.media.load import load_media
-from chatbind_cli.model.assemble import load_chatbind
-from chatbind_cli.model.turns import MediaRef, question
+from chatbind_cli.media.medium import Medium
+from chatbind_cli.model.loading import load_chatbind
+from chatbind_cli.model.turns import question
 from tests.answering.world import World
 
 SHORT = GenerationSettings(max_new_tokens=10)
@@ -34,7 +34,7 @@ def by_hand(
 ) -> str:
     """Greedy decoding without cache, batches, `generate` or any code of this room."""
     bundle = load_chatbind(world.model, dtype=torch.float32)
-    refs = [MediaRef(load_media(file).modality, str(file)) for file in files]
+    refs = [Medium(load_media(file).modality, str(file)) for file in files]
     encoder = load_encoder(world.encoder)
     turn = question(text, refs)
     media = torch.cat(
@@ -110,8 +110,8 @@ def test_only_the_towers_that_are_needed_are_read(world: World) -> None:
 
 
 def test_a_weight_multiplies_the_normalised_embedding(world: World, answerer: Answerer) -> None:
-    [plain] = answerer.prepare([Asked("?", (Attachment(world.media / "2.png"),))])
-    [halved] = answerer.prepare([Asked("?", (Attachment(world.media / "2.png", weight=0.5),))])
+    [plain] = answerer.prepare([Asked("?", (Medium(None, world.media / "2.png"),))])
+    [halved] = answerer.prepare([Asked("?", (Medium(None, world.media / "2.png", weight=0.5),))])
     assert isinstance(plain, Prepared)
     assert isinstance(halved, Prepared)
     model: Any = answerer.model
@@ -130,7 +130,7 @@ def test_an_answer_depends_on_the_weight_as_the_models_own_does(
 ) -> None:
     image = world.media / "2.png"
     wanted = by_hand(world, "What is this?", [image], [-1.0])
-    media = [Attachment(image, weight=-1.0)]
+    media = [Medium(None, image, weight=-1.0)]
     assert answerer.answer("What is this?", media, settings=SHORT) == wanted
     assert wanted != answerer.answer("What is this?", [image], settings=SHORT)
 
@@ -140,7 +140,7 @@ def test_a_mix_is_one_embedding_between_the_others(world: World, answerer: Answe
     encoder = load_encoder(world.encoder)
     first, second = encoder.embed([load_media(name) for name in names], normalize=True)
     wanted = torch.nn.functional.normalize(first + 0.25 * second, dim=0)
-    media = (Attachment(names[0]), Attachment(names[1], weight=0.25))
+    media = (Medium(None, names[0]), Medium(None, names[1], weight=0.25))
     [mixed] = answerer.prepare([Asked("What is this?", media, mix=True)])
     assert isinstance(mixed, Prepared)
     torch.testing.assert_close(mixed.prompt.embeddings, wanted.unsqueeze(0))
@@ -152,9 +152,9 @@ def test_one_bad_file_spoils_only_its_own_question(
 ) -> None:
     broken = tmp_path / "x.png"
     broken.write_bytes(b"\x89PNG\r\n\x1a\n broken")
-    good = Asked("What is this?", (Attachment(world.media / "0.png"),))
+    good = Asked("What is this?", (Medium(None, world.media / "0.png"),))
     results = answerer.prepare(
-        [good, Asked("?", (Attachment(broken),)), Asked("<image> <image>", good.media), good]
+        [good, Asked("?", (Medium(None, broken),)), Asked("<image> <image>", good.media), good]
     )
     assert isinstance(results[1], MediaError)
     assert isinstance(results[2], RecordError)
@@ -167,10 +167,10 @@ def test_one_bad_file_spoils_only_its_own_question(
 
 def test_what_was_said_before_is_read_with_its_media(world: World, answerer: Answerer) -> None:
     image, sound = world.media / "5.png", world.media / "tone.wav"
-    [first] = answerer.prepare([Asked("What is this?", (Attachment(image),))])
+    [first] = answerer.prepare([Asked("What is this?", (Medium(None, image),))])
     assert isinstance(first, Prepared)
     [second] = answerer.prepare(
-        [Asked("And <audio>?", (Attachment(sound),))], history=[first, "A dog."]
+        [Asked("And <audio>?", (Medium(None, sound),))], history=[first, "A dog."]
     )
     assert isinstance(second, Prepared)
     encoder = load_encoder(world.encoder)

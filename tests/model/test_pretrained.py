@@ -17,7 +17,9 @@ import pytest
 import torch
 
 from chatbind_cli.errors import ChatBindError, CheckpointError
-from chatbind_cli.model.assemble import ChatBind, EncoderInfo, build_chatbind
+from chatbind_cli.model.assemble import build_chatbind
+from chatbind_cli.model.config import EncoderInfo
+from chatbind_cli.model.loading import ChatBind
 from chatbind_cli.model.pretrained import model_folder, open_config, open_model, open_tokenizer
 from chatbind_cli.model.projector_file import projector_of, write_projector
 from chatbind_cli.model.tokenizer import TextCodec

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from chatbind_cli.errors import MediaError
+from chatbind_cli.media.root import MediaRoot
 from chatbind_cli.media.source import open_source
 from chatbind_cli.review.exhibits import Cabinet, Exhibit
 from chatbind_cli.review.showing import show
@@ -43,7 +44,7 @@ def test_a_picture_becomes_a_small_jpeg(media: Path) -> None:
 
 
 def test_depth_is_red_where_it_is_near_and_clear_where_nothing_was_measured(media: Path) -> None:
-    cabinet = Cabinet(media)
+    cabinet = Cabinet(MediaRoot(media))
     exhibit = _one(cabinet, "depth")
     kind, data = _bytes(cabinet, exhibit)
     pixels = np.asarray(Image.open(io.BytesIO(data)))
@@ -60,7 +61,7 @@ def test_depth_is_red_where_it_is_near_and_clear_where_nothing_was_measured(medi
 
 
 def test_heat_is_bright_where_it_is_warm(media: Path) -> None:
-    cabinet = Cabinet(media)
+    cabinet = Cabinet(MediaRoot(media))
     exhibit = _one(cabinet, "thermal")
     pixels = np.asarray(Image.open(io.BytesIO(_bytes(cabinet, exhibit)[1]))).astype(int)
     assert pixels[59, 79, :3].sum() > pixels[0, 0, :3].sum() + 300
@@ -69,7 +70,7 @@ def test_heat_is_bright_where_it_is_warm(media: Path) -> None:
 def test_a_sound_becomes_an_mp3_of_the_same_pitch(media: Path) -> None:
     import av
 
-    cabinet = Cabinet(media)
+    cabinet = Cabinet(MediaRoot(media))
     kind, data = _bytes(cabinet, _one(cabinet, "audio"))
     assert kind == "data:audio/mpeg"
     with av.open(io.BytesIO(data)) as container:
@@ -84,7 +85,7 @@ def test_a_sound_becomes_an_mp3_of_the_same_pitch(media: Path) -> None:
 def test_a_film_becomes_a_small_mp4_of_the_same_length(media: Path) -> None:
     import av
 
-    cabinet = Cabinet(media)
+    cabinet = Cabinet(MediaRoot(media))
     kind, data = _bytes(cabinet, _one(cabinet, "video"))
     assert kind == "data:video/mp4"
     with av.open(io.BytesIO(data)) as container:
@@ -94,7 +95,7 @@ def test_a_film_becomes_a_small_mp4_of_the_same_length(media: Path) -> None:
 
 
 def test_motion_becomes_two_panels_of_three_curves(media: Path) -> None:
-    exhibit = _one(Cabinet(media), "imu")
+    exhibit = _one(Cabinet(MediaRoot(media)), "imu")
     turning = exhibit.panels[1]
     assert [panel.title for panel in exhibit.panels] == ["acceleration, m/s²", "turning, rad/s"]
     assert [curve.name for curve in turning.curves] == ["x", "y", "z"]
@@ -106,13 +107,13 @@ def test_motion_becomes_two_panels_of_three_curves(media: Path) -> None:
 
 
 def test_a_medium_that_many_ask_about_is_kept_once(media: Path) -> None:
-    cabinet = Cabinet(media)
+    cabinet = Cabinet(MediaRoot(media))
     assert _one(cabinet, "image") is _one(cabinet, "image")
     assert list(cabinet.blocks) == ["media-1"]
 
 
 def test_what_cannot_be_shown_is_named_with_its_reason(media: Path) -> None:
-    cabinet = Cabinet(media)
+    cabinet = Cabinet(MediaRoot(media))
     (media / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
     names = ["gone.jpg", "../secret.jpg", "broken.jpg"]
     exhibits = cabinet.show("image", names)
@@ -123,7 +124,7 @@ def test_what_cannot_be_shown_is_named_with_its_reason(media: Path) -> None:
 
 
 def test_media_beyond_the_limit_are_only_named(media: Path) -> None:
-    cabinet = Cabinet(media, limit_bytes=3000)
+    cabinet = Cabinet(MediaRoot(media), limit_bytes=3000)
     kinds = [_one(cabinet, modality).tag for modality in ("image", "audio", "depth")]
     assert kinds[1] == ""
     assert cabinet.problems[-1].endswith("go beyond --media-limit and are only named")

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from chatbind_cli.media.root import MediaRoot
 from chatbind_cli.review.charts import WIDTH, relative_chart
 from chatbind_cli.review.exhibits import Cabinet
 from chatbind_cli.review.report import render_report
@@ -242,7 +243,7 @@ def test_thousands_of_reviews_are_rendered_in_seconds() -> None:
 def test_a_question_about_nothing_but_text_shows_no_media(tmp_path: Path) -> None:
     review = {"question_id": 1, "score": [8, 6], "text": "8 6", "reviewer_id": "gpt-4"}
     questions = {"1": {"question_id": 1, "text": "How do I save time?", "category": "generic"}}
-    cabinet = Cabinet(tmp_path)
+    cabinet = Cabinet(MediaRoot(tmp_path))
     chunks = render_report([summarize([review])], questions=questions, cabinet=cabinet)
     page = Page("".join(chunks))
     assert [figure for figure in page.all("figure") if figure.get("class") == "exhibit"] == []

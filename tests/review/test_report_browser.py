@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from chatbind_cli.media.root import MediaRoot
 from chatbind_cli.review.exhibits import Cabinet
 from chatbind_cli.review.report import render_report
 from chatbind_cli.review.summary import summarize
@@ -57,7 +58,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
         [summarize(sample.reviews(), name="run")],
         questions=sample.questions(),
         answers=sample.answers(),
-        cabinet=Cabinet(folder / "media"),
+        cabinet=Cabinet(MediaRoot(folder / "media")),
     )
     path = folder / "report.html"
     path.write_text("".join(chunks), encoding="utf-8")

@@ -15,7 +15,7 @@ from chatbind_cli.errors import RecordError
 from chatbind_cli.review.agreement import agreements
 from chatbind_cli.review.baseline import compare
 from chatbind_cli.review.groups import Row
-from chatbind_cli.review.reading import scores_of
+from chatbind_cli.review.scores import scores_of
 from chatbind_cli.review.statistics import paired_difference
 from chatbind_cli.review.summary import Summary, renamed, summarize, summarize_pairs
 from chatbind_cli.review.tables import csv_table, markdown_table, print_table

@@ -8,7 +8,7 @@ from safetensors import safe_open
 
 from chatbind_cli.cli import run
 from chatbind_cli.errors import ChatBindError, CheckpointError
-from chatbind_cli.model.assemble import load_chatbind
+from chatbind_cli.model.loading import load_chatbind
 from chatbind_cli.model.tokenizer import prepare_tokenizer
 from chatbind_cli.weights.convert import convert
 
@@ -188,7 +188,8 @@ def test_a_killed_conversion_goes_on_and_a_finished_one_is_left_alone(published,
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2_tied", "gpt2", "mixtral"])
 def test_a_language_model_and_a_projector_become_one_folder(tmp_path, capsys, kind):
-    from chatbind_cli.model.assemble import EncoderInfo, build_chatbind
+    from chatbind_cli.model.assemble import build_chatbind
+    from chatbind_cli.model.config import EncoderInfo
     from chatbind_cli.model.projector_file import projector_of, write_projector
     from tests.model.tiny import save_language_model
 

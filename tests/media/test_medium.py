@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from chatbind_cli.answering.attachments import Attachment, parse_attachment
 from chatbind_cli.errors import UsageError
+from chatbind_cli.media.medium import Medium, parse_attachment
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from chatbind_cli.errors import UsageError
     ],
 )
 def test_a_number_after_the_last_at_sign_is_a_weight(text: str, ref: str, weight: float) -> None:
-    assert parse_attachment(text, "image") == Attachment(ref, "image", weight)
+    assert parse_attachment(text, "image") == Medium("image", ref, weight)
 
 
 def test_a_file_that_is_really_called_so_is_that_file(
@@ -30,7 +30,7 @@ def test_a_file_that_is_really_called_so_is_that_file(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("x@2").touch()
-    assert parse_attachment("x@2") == Attachment("x@2")
+    assert parse_attachment("x@2") == Medium(None, "x@2")
 
 
 @pytest.mark.parametrize("text", ["", "@0.5", "a.jpg@nan", "a.jpg@inf"])

@@ -1,6 +1,6 @@
-"""A medium that goes with a question: what the user wrote, its modality if said, its weight.
+"""A medium as a record, an option or a program names it, from there to its embedding.
 
-Knows nothing of what is in the file.
+What is in the file is not known here.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from chatbind_cli.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
-class Attachment:
-    """One medium of a question.
+class Medium:
+    """One medium of a question or conversation.
 
     Args:
+        modality: what it is; None: the content has to tell.
         ref: a path, a URL, a data URI, `-` for standard input, or the bytes themselves.
-        modality: what it is; None looks at the content.
         weight: what its embedding is multiplied by, after it was brought to norm 1 (where the
             model does that).
     """
 
+    modality: str | None
     ref: str | Path | bytes
-    modality: str | None = None
     weight: float = 1.0
 
     @property
     def name(self) -> str:
-        """What to call it in a message."""
+        """What to call it: the path or address as it was given."""
         return "<bytes>" if isinstance(self.ref, bytes) else str(self.ref)
 
 
-def parse_attachment(text: str, modality: str | None = None) -> Attachment:
+def parse_attachment(text: str, modality: str | None = None) -> Medium:
     """Reads the `FILE` or `FILE@WEIGHT` of an option.
 
     A file whose name really ends in `@0.5` is meant as that file.
@@ -53,10 +53,10 @@ def parse_attachment(text: str, modality: str | None = None) -> Attachment:
     return _named(name, modality, weight)
 
 
-def _named(ref: str, modality: str | None, weight: float) -> Attachment:
+def _named(ref: str, modality: str | None, weight: float) -> Medium:
     if not ref:
         raise UsageError("an attachment has no file name", hint="write FILE or FILE@0.5")
-    return Attachment(ref, modality, weight)
+    return Medium(modality, ref, weight)
 
 
 def _is_file(text: str) -> bool:

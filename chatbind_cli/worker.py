@@ -1,0 +1,131 @@
+"""What a process that was launched knows of itself, and how its parent hears how it ended.
+
+Launchers flatten a worker's exit code to 1 and mix the workers' output; so each worker leaves its
+outcome in a file of the status folder, which `launch` turns into the parent's own exit code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+STATUS_FOLDER = "CHATBIND_STATUS_FOLDER"
+_ALIVE = "alive"
+_POLL_S = 0.2
+
+
+def is_worker() -> bool:
+    """Whether this process was started by `dispatch`, and so has a parent to report to."""
+    return STATUS_FOLDER in os.environ
+
+
+def rank() -> int:
+    """This process's number among all workers, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """The number of workers over all machines."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def alive(folder: Path) -> Iterator[None]:
+    """Holds the lock that the workers' `watch_parent` waits for."""
+    from filelock import lock_descriptor
+
+    with (folder / _ALIVE).open("w") as file:
+        try:
+            lock_descriptor(file.fileno())
+        except OSError:
+            # a file system without locks: there is nothing to watch
+            (folder / _ALIVE).unlink()
+        yield
+
+
+def report_outcome(code: int, message: str, *, killed: bool = False) -> None:
+    """Leaves this worker's exit code and message, and whether a signal ended it, for the parent."""
+    folder = Path(os.environ[STATUS_FOLDER])
+    if folder.is_dir():
+        outcome = {"rank": rank(), "exit_code": code, "message": message, "killed": killed}
+        outcome["time_s"] = time.time()
+        unseen = folder / f"{rank()}.tmp"
+        unseen.write_text(json.dumps(outcome), encoding="utf-8")
+        unseen.replace(folder / f"rank-{rank():05}.json")
+
+
+def work_in_child() -> None:
+    """Goes on in a child process, while this one waits to say of which signal the child died.
+
+    Only a parent is told, and the worker's parent is the launcher, which makes forty lines of it.
+    """
+    reading, writing = os.pipe()
+    worker = os.fork()
+    if worker == 0:
+        os.close(writing)
+        threading.Thread(target=_end_with_watcher, args=(reading,), daemon=True).start()
+        return
+    os.close(reading)
+    told = False
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        nonlocal told
+        told = True
+        with suppress(ProcessLookupError):
+            os.kill(worker, number)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, pass_on)
+    _, status = os.waitpid(worker, 0)
+    if os.WIFSIGNALED(status) and not told:
+        report_killed(os.WTERMSIG(status))
+    os._exit(0)
+
+
+def _end_with_watcher(pipe: int) -> None:
+    """Ends this worker when the process that waits for it is gone: no other signal ends that."""
+    os.read(pipe, 1)
+    report_killed(signal.SIGKILL)
+    os._exit(0)
+
+
+def report_killed(number: int) -> None:
+    """Leaves word of the signal that ended this worker."""
+    text = f"process {rank()} was killed by signal {number:d} ({signal.Signals(number).name})"
+    if number == signal.SIGKILL:
+        text += "; where memory runs out the system does that (see `dmesg`): take smaller batches "
+        text += "or fewer processes"
+    report_outcome(1, text, killed=True)
+
+
+def watch_parent() -> None:
+    """Ends this worker, without ado, when the process that dispatched it is no more.
+
+    The launcher stands between the two and would go on by itself; but the parent holds a lock
+    that the system takes back when it dies, however it dies.
+    """
+    folder = Path(os.environ[STATUS_FOLDER])
+    if not folder.is_dir():
+        # another worker has found the parent dead, and tidied up
+        os._exit(0)
+    with suppress(OSError):
+        handle = os.open(folder / _ALIVE, os.O_RDONLY)
+        threading.Thread(target=_outlive, args=(handle, folder), daemon=True).start()
+
+
+def _outlive(handle: int, folder: Path) -> None:
+    from filelock import lock_descriptor
+
+    with suppress(OSError):
+        lock_descriptor(handle, poll_interval=_POLL_S)
+        shutil.rmtree(folder, ignore_errors=True)
+        # nobody is there to be told, and the launcher says less about a worker that ends with 0
+        os._exit(0)
