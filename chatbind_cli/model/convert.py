@@ -21,11 +21,9 @@ from chatbind_cli.files import sha256_file, sha256_text
 from chatbind_cli.folders import replace_folder
 from chatbind_cli.model.assemble import build_chatbind
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
-from chatbind_cli.model.config import MODEL_TYPE
-from chatbind_cli.model.fit import encoder_of
-from chatbind_cli.model.pretrained import one_line, open_config, within
-from chatbind_cli.model.published_model import read_published
-from chatbind_cli.model.quiet import quiet_transformers
+from chatbind_cli.model.config import MODEL_TYPE, encoder_of
+from chatbind_cli.model.loading import read_published
+from chatbind_cli.model.pretrained import one_line, open_config, quiet_transformers, within
 from chatbind_cli.weights.checkpoint import Checkpoint, open_checkpoint
 from chatbind_cli.weights.delta import OWN_PREFIX
 from chatbind_cli.weights.delta_detection import refuse_unapplied

@@ -9,10 +9,10 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chatbind_cli.errors import ChatBindError, MediaError
+from chatbind_cli.media.root import MediaRoot
 
 if TYPE_CHECKING:
     from chatbind_cli.review.showing import Shown
@@ -79,9 +79,7 @@ class Cabinet:
     """Finds media, turns them into what a browser shows, and keeps within a limit.
 
     Args:
-        root: the folder that the names start from; None: media are named, not shown.
-        prefix: put before file names, see `media.source.resolve_in_root`.
-        allow_outside: let names lead out of the root.
+        root: where the media lie; without a folder they are named, not shown.
         limit_bytes: most bytes of media in one page.
 
     Attributes:
@@ -90,16 +88,12 @@ class Cabinet:
 
     def __init__(
         self,
-        root: Path | None = None,
+        root: MediaRoot | None = None,
         *,
-        prefix: str = "",
-        allow_outside: bool = False,
         limit_bytes: int = 64_000_000,
     ) -> None:
         self.blocks: dict[str, str] = {}
-        self._root = root
-        self._prefix = prefix
-        self._allow_outside = allow_outside
+        self._root = root or MediaRoot()
         self._left = limit_bytes
         self._known: dict[tuple[str, str], Exhibit] = {}
         self._failed: list[str] = []
@@ -126,7 +120,7 @@ class Cabinet:
         return self._known[key]
 
     def _made(self, modality: str, name: str) -> Exhibit:
-        if self._root is None:
+        if self._root.folder is None:
             return Exhibit(name=name, modality=modality)
         if self._left <= 0:
             self._left_out += 1
@@ -158,12 +152,10 @@ class Cabinet:
         )
 
     def _shown(self, modality: str, name: str) -> Shown:
-        from chatbind_cli.media.source import open_source, resolve_in_root  # noqa: PLC0415
+        from chatbind_cli.media.source import open_source  # noqa: PLC0415
         from chatbind_cli.review.showing import show  # noqa: PLC0415  brings torch
 
-        path = resolve_in_root(
-            name, self._root, prefix=self._prefix, allow_outside=self._allow_outside
-        )
+        path = self._root.find(name)
         try:
             return show(open_source(path), modality)
         except OSError as error:

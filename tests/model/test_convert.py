@@ -8,8 +8,8 @@ from safetensors import safe_open
 
 from chatbind_cli.cli import run
 from chatbind_cli.errors import ChatBindError, CheckpointError
-from chatbind_cli.model.assemble import load_chatbind
 from chatbind_cli.model.convert import convert
+from chatbind_cli.model.loading import load_chatbind
 from chatbind_cli.model.tokenizer import prepare_tokenizer
 from tests.weights.checkpoints import Maker
 
@@ -195,8 +195,9 @@ def test_a_killed_conversion_goes_on_and_a_finished_one_is_left_alone(published,
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2_tied", "gpt2", "mixtral"])
 def test_a_language_model_and_a_projector_become_one_folder(tmp_path, capsys, kind):
-    from chatbind_cli.model.assemble import EncoderInfo, build_chatbind
-    from chatbind_cli.model.projector_weights import projector_of
+    from chatbind_cli.model.assemble import build_chatbind
+    from chatbind_cli.model.config import EncoderInfo
+    from chatbind_cli.model.loading import projector_of
     from chatbind_cli.weights.projector_file import write_projector
     from tests.model.tiny import save_language_model
 

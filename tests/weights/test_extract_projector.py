@@ -6,7 +6,7 @@ import torch
 from chatbind_cli.errors import CheckpointError, WeightsError
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
 from chatbind_cli.model.config import ChatBindConfig
-from chatbind_cli.model.projector_weights import projector_of
+from chatbind_cli.model.loading import projector_of
 from chatbind_cli.weights.extract_projector import extract_projector
 from chatbind_cli.weights.projector_file import read_projector, write_projector
 

@@ -16,7 +16,7 @@ from chatbind_cli.model.chatbind import (
     ChatBindForConditionalGeneration,
     word_embeddings,
 )
-from chatbind_cli.model.projector_weights import load_into, projector_of
+from chatbind_cli.model.loading import load_into, projector_of
 from chatbind_cli.weights.projector_file import (
     projector_from_tensors,
     projector_key,
