@@ -24,7 +24,6 @@ from chatbind_cli.weights.manifest import combine_hashes, hash_tensor, read_mani
 from chatbind_cli.weights.output_folder import Facts, Result, Work, make_folder, source_facts
 from chatbind_cli.weights.side_files import copy_side_files, side_files_sha256
 from chatbind_cli.weights.stream import STREAMS, hash_the_rest, merged, stream_file
-from chatbind_cli.weights.tensor_file import TensorFile, open_tensor_file
 from chatbind_cli.weights.writer import DEFAULT_SHARD_BYTES, Shard
 
 # Tensors up to this size are compared with the manifest before anything is written.
@@ -201,13 +200,13 @@ class _Corrections:
     """
 
     def __init__(self, folder: Path, files: Mapping[str, str]) -> None:
-        self._file_of: dict[str, TensorFile] = {}
+        self._file_of: dict[str, Checkpoint] = {}
         self._current: tuple[torch.Tensor, torch.Tensor] | None = None
         for name, digest in files.items():
             path = folder / Path(name).name
             if not path.is_file() or sha256_file(path) != digest:
                 raise _damaged(path)
-            file = open_tensor_file(path)
+            file = open_checkpoint(path)
             self._file_of |= {
                 key.removesuffix(".value"): file for key in file.tensors if key.endswith(".value")
             }
@@ -231,7 +230,7 @@ class _Corrections:
 
     def _read(self, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
         file = self._file_of[step.name]
-        if f"{step.name}.index" not in file.tensors:
+        if f"{step.name}.index" not in file:
             raise _damaged(file.path)
         index, value = (file.read(f"{step.name}.{part}") for part in ("index", "value"))
         index = index.view(-1).to(torch.int64)

@@ -131,11 +131,12 @@ def _token_rows(source: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
     table = next((name for name in source.tensors if name.endswith(_WORD_EMBEDDINGS)), None)
     if table is None:
         return
-    rows = source.info(table).shape[0]
+    info = source.info(table)
+    width = info.shape[-1]
     for name, index in _token_ids(source).items():
         # A projector-only file of LLaVA's has two rows in place of the whole table.
-        if 0 <= index < rows:
-            yield name, source.read_rows(table, index, index + 1)[0]
+        if len(info.shape) == 2 and 0 <= index < info.shape[0]:
+            yield name, source.read_flat(table, index * width, (index + 1) * width)
 
 
 def _token_ids(source: Checkpoint) -> dict[str, int]:
