@@ -38,7 +38,6 @@ from chatbind_cli.weights.manifest import (
 from chatbind_cli.weights.output_folder import (
     Facts,
     Result,
-    Work,
     made_already,
     make_folder,
     source_facts,
@@ -52,7 +51,7 @@ from chatbind_cli.weights.side_files import (
     side_files_sha256,
 )
 from chatbind_cli.weights.tensor_file import TensorInfo
-from chatbind_cli.weights.writer import DEFAULT_SHARD_BYTES, SafetensorsWriter, Shard
+from chatbind_cli.weights.writer import DEFAULT_SHARD_BYTES, SafetensorsWriter
 
 _COMMAND = "convert"
 _PIECE_ELEMENTS = 4 << 20
@@ -86,8 +85,8 @@ def convert(
         infos = {new: checkpoint.info(old) for new, old in names.items()}
         side_files = side_files_sha256(source)
 
-        def write_file(path: Path, shard: Shard, progress: Progress) -> Facts:
-            part = {name: infos[name] for name in shard.tensors}
+        def write_file(path: Path, tensors: list[str], progress: Progress) -> Facts:
+            part = {name: infos[name] for name in tensors}
             return {"hashes": _copy(checkpoint, names, path, part, progress)}
 
         def finish(folder: Path, done: list[Facts]) -> dict[str, Any]:
@@ -98,19 +97,21 @@ def convert(
             hashes = {name: digest for facts in done for name, digest in facts["hashes"].items()}
             return _manifest(combine_hashes(infos, hashes), source, checkpoint, side_files)
 
-        work = Work(
-            target=output,
+        result = make_folder(
+            output,
+            infos,
+            write_file,
+            finish,
             made_by=_COMMAND,
+            label="converting",
             inputs={
                 "source": source_facts(checkpoint),
                 "side_files": side_files,
                 "config": config.to_json_string(),
             },
-            tensors=infos,
             shard_bytes=shard_bytes,
             overwrite=overwrite,
         )
-        result = make_folder(work, "converting", write_file, finish)
     if not left_out:
         return result
     note = f"{len(left_out)} tensors have no place in it, the first is {left_out[0]}"

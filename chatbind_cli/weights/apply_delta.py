@@ -21,10 +21,10 @@ from chatbind_cli.weights.checkpoint import Checkpoint, open_checkpoint
 from chatbind_cli.weights.delta import Step, fit
 from chatbind_cli.weights.delta_detection import refuse_mistaken
 from chatbind_cli.weights.manifest import combine_hashes, hash_tensor, read_manifest, sample
-from chatbind_cli.weights.output_folder import Facts, Result, Work, make_folder, source_facts
+from chatbind_cli.weights.output_folder import Facts, Result, make_folder, source_facts
 from chatbind_cli.weights.side_files import copy_side_files, side_files_sha256
 from chatbind_cli.weights.stream import STREAMS, hash_the_rest, merged, stream_file
-from chatbind_cli.weights.writer import DEFAULT_SHARD_BYTES, Shard
+from chatbind_cli.weights.writer import DEFAULT_SHARD_BYTES
 
 # Tensors up to this size are compared with the manifest before anything is written.
 _QUICK_CHECK_BYTES = 1 << 20
@@ -66,25 +66,28 @@ def apply_delta(
     with open_checkpoint(base) as base_weights, open_checkpoint(delta) as delta_weights:
         adder = _Adder(base_weights, delta_weights, hash_inputs=hash_inputs)
         side_files = side_files_sha256(delta)
-        work = Work(
-            target=target,
+
+        def finish(folder: Path, done: list[Facts]) -> dict[str, Any]:
+            copy_side_files(delta, folder)
+            return adder.manifest(done, names) | {"side_files": side_files}
+
+        result = make_folder(
+            target,
+            {name: step.info for name, step in adder.steps.items()},
+            adder.write_file,
+            finish,
             made_by="apply-delta",
+            label="adding the delta",
             inputs={
                 "base": source_facts(base_weights),
                 "delta": source_facts(delta_weights),
                 "side_files": side_files,
                 "hashed": adder.hashed,
             },
-            tensors={name: step.info for name, step in adder.steps.items()},
             shard_bytes=shard_bytes,
             overwrite=overwrite,
+            check=adder.check,
         )
-
-        def finish(folder: Path, done: list[Facts]) -> dict[str, Any]:
-            copy_side_files(delta, folder)
-            return adder.manifest(done, names) | {"side_files": side_files}
-
-        result = make_folder(work, "adding the delta", adder.write_file, finish, check=adder.check)
         return Result(result.path, result.sha256, (*result.notes, *adder.notes))
 
 
@@ -122,9 +125,9 @@ class _Adder:
         self.hashed = STREAMS if hash_inputs and not self.proven else ("result",)
         self.corrections = _Corrections(delta.folder, self.made.get("exact", {}))
 
-    def write_file(self, path: Path, shard: Shard, progress: Progress) -> Facts:
+    def write_file(self, path: Path, names: list[str], progress: Progress) -> Facts:
         """Writes a file of the target."""
-        steps = [self.steps[name] for name in shard.tensors]
+        steps = [self.steps[name] for name in names]
         hashes = stream_file(
             path, steps, self.base, self.delta, self._add, hashed=self.hashed, progress=progress
         )

@@ -19,10 +19,10 @@ from chatbind_cli.files import sha256_file
 from chatbind_cli.weights.checkpoint import Checkpoint, open_checkpoint
 from chatbind_cli.weights.delta import Step, fit
 from chatbind_cli.weights.manifest import combine_hashes, sample
-from chatbind_cli.weights.output_folder import Facts, Result, Work, make_folder, source_facts
+from chatbind_cli.weights.output_folder import Facts, Result, make_folder, source_facts
 from chatbind_cli.weights.side_files import copy_side_files, side_files_sha256
 from chatbind_cli.weights.stream import hash_the_rest, merged, stream_file
-from chatbind_cli.weights.writer import DEFAULT_SHARD_BYTES, Shard, write_tensors
+from chatbind_cli.weights.writer import DEFAULT_SHARD_BYTES, write_tensors
 
 _EXACT_PREFIX = "chatbind_exact-"
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -55,25 +55,27 @@ def make_delta(
     with open_checkpoint(base) as base_weights, open_checkpoint(target) as target_weights:
         maker = _Maker(base_weights, target_weights, exact=exact)
         side_files = side_files_sha256(target)
-        work = Work(
-            target=delta,
+
+        def finish(folder: Path, done: list[Facts]) -> dict[str, Any]:
+            copy_side_files(target, folder)
+            return maker.manifest(folder, done) | {"side_files": side_files}
+
+        result = make_folder(
+            delta,
+            {name: step.info for name, step in maker.steps.items()},
+            maker.write_file,
+            finish,
             made_by="make-delta",
+            label="taking the difference",
             inputs={
                 "base": source_facts(base_weights),
                 "target": source_facts(target_weights),
                 "side_files": side_files,
                 "exact": exact,
             },
-            tensors={name: step.info for name, step in maker.steps.items()},
             shard_bytes=shard_bytes,
             overwrite=overwrite,
         )
-
-        def finish(folder: Path, done: list[Facts]) -> dict[str, Any]:
-            copy_side_files(target, folder)
-            return maker.manifest(folder, done) | {"side_files": side_files}
-
-        result = make_folder(work, "taking the difference", maker.write_file, finish)
         return Result(result.path, result.sha256, (*result.notes, *maker.notes))
 
 
@@ -97,7 +99,7 @@ class _Maker:
         own = self.target.read(step.name)
         return torch.equal(self.base.read(step.base or step.name).to(own.dtype), own)
 
-    def write_file(self, path: Path, shard: Shard, progress: Progress) -> Facts:
+    def write_file(self, path: Path, names: list[str], progress: Progress) -> Facts:
         """Writes a file of the delta, and what rounding loses in it."""
         lost: dict[str, list[torch.Tensor]] = defaultdict(list)
         rounded = 0
@@ -119,7 +121,7 @@ class _Maker:
                 lost[f"{step.name}.index"].append(place)
                 lost[f"{step.name}.value"].append(ours[index])
 
-        steps = [self.steps[name] for name in shard.tensors]
+        steps = [self.steps[name] for name in names]
         hashes = stream_file(path, steps, self.base, self.target, subtract, progress=progress)
         files = []
         if lost:

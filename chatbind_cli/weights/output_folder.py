@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from chatbind_cli.folders import (
 from chatbind_cli.weights.checkpoint import INDEX_NAMES, Checkpoint, open_checkpoint
 from chatbind_cli.weights.manifest import read_manifest, write_manifest
 from chatbind_cli.weights.tensor_file import TensorInfo
-from chatbind_cli.weights.writer import Shard, index_of, plan_shards
+from chatbind_cli.weights.writer import index_of, plan_shards
 
 _PROGRESS = "progress.json"
 _LOCK = "lock"
@@ -57,83 +57,64 @@ class Result:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """What a folder is to be made of.
-
-    Attributes:
-        target: the folder to make.
-        made_by: the command.
-        inputs: everything that the content follows from, as JSON; other inputs start anew.
-        tensors: name -> shape and dtype of every tensor that is to be written.
-        shard_bytes: largest size of an output file.
-        overwrite: whether a folder that this command made may be replaced.
-    """
-
-    target: Path
-    made_by: str
-    inputs: Mapping[str, Any]
-    tensors: Mapping[str, TensorInfo]
-    shard_bytes: int
-    overwrite: bool
-
-
 def make_folder(
-    work: Work,
-    label: str,
-    write_file: Callable[[Path, Shard, Progress], Facts],
+    target: Path,
+    tensors: Mapping[str, TensorInfo],
+    write_file: Callable[[Path, list[str], Progress], Facts],
     finish: Callable[[Path, list[Facts]], dict[str, Any]],
     *,
+    made_by: str,
+    label: str,
+    inputs: Mapping[str, Any],
+    shard_bytes: int,
+    overwrite: bool,
     check: Callable[[Facts], None] = lambda facts: None,
 ) -> Result:
     """Makes a folder of weights, or goes on where an earlier run of the same work was stopped.
 
     Args:
-        work: what is to be made.
-        label: what the progress line calls it.
-        write_file: writes one file of weights and returns what is to be remembered of it.
+        target: the folder to make.
+        tensors: name -> shape and dtype of every tensor that is to be written.
+        write_file: writes one file of weights with these tensors, and returns what is to be
+            remembered of it.
         finish: writes what lies beside the weights, and returns the manifest.
+        made_by: the command.
+        label: what the progress line calls the work.
+        inputs: everything that the content follows from, as JSON; other inputs start anew.
+        shard_bytes: largest size of an output file.
+        overwrite: whether a folder that this command made may be replaced.
         check: refuses what a file has shown of the inputs; what was made of them is thrown away.
 
     Raises:
         ChatBindError: the folder is there already, or another process works on it.
         WeightsError: the inputs are not what they should be, or the disk is full.
     """
-    shards = plan_shards(work.tensors, work.shard_bytes)
-    task = _task(work, shards)
-    made = None if work.overwrite else made_already(work.target, task, work.tensors)
+    shards = plan_shards(tensors, shard_bytes)
+    files = shards.filename_to_tensors
+    facts = {"made_by": made_by, "version": chatbind_cli.__version__, "files": files, **inputs}
+    task = sha256_text(json.dumps(facts, sort_keys=True))
+    made = None if overwrite else made_already(target, task, tensors)
     if made is not None:
         return made
-    with _Beginning(work, task) as beginning:
-        left = [shard for shard in shards if shard.file not in beginning.done]
-        needed = sum(work.tensors[name].nbytes for shard in left for name in shard.tensors)
+    with _Beginning(target, task, made_by=made_by, overwrite=overwrite) as beginning:
+        left = {file: names for file, names in files.items() if file not in beginning.done}
+        needed = sum(tensors[name].nbytes for names in left.values() for name in names)
         _refuse_full_disk(beginning.folder, needed)
         with Progress(needed >> 20, label, "MiB") as progress:
-            for shard in left:
-                done = write_file(beginning.folder / shard.file, shard, progress)
+            for file, names in left.items():
+                done = write_file(beginning.folder / file, names, progress)
                 try:
                     check(done)
                 except WeightsError:
                     shutil.rmtree(beginning.folder, ignore_errors=True)
                     raise
-                beginning.record(shard.file, done)
-        if len(shards) > 1:
-            text = json.dumps(index_of(shards, work.tensors), indent=2)
-            (beginning.folder / INDEX_NAMES[0]).write_text(text + "\n", encoding="utf-8")
+                beginning.record(file, done)
+        if shards.is_sharded:
+            (beginning.folder / INDEX_NAMES[0]).write_text(index_of(shards), encoding="utf-8")
         manifest = finish(beginning.folder, list(beginning.done.values()))
-        write_manifest(beginning.folder, {**manifest, "task": task}, made_by=work.made_by)
+        write_manifest(beginning.folder, {**manifest, "task": task}, made_by=made_by)
         beginning.commit()
-    return Result(work.target, manifest["sha256"])
-
-
-def _task(work: Work, shards: Sequence[Shard]) -> str:
-    """The hash of all that the content of a folder follows from."""
-    facts = {
-        "made_by": work.made_by,
-        "version": chatbind_cli.__version__,
-        "shards": [asdict(shard) for shard in shards],
-    }
-    return sha256_text(json.dumps({**facts, **work.inputs}, sort_keys=True))
+    return Result(target, manifest["sha256"])
 
 
 def made_already(
@@ -176,20 +157,20 @@ class _Beginning:
         done: what was recorded of each finished file.
     """
 
-    def __init__(self, work: Work, task: str) -> None:
-        self.work = work
-        self.target = work.target.resolve()  # "." has no name
+    def __init__(self, target: Path, task: str, *, made_by: str, overwrite: bool) -> None:
+        self.target = target.resolve()  # "." has no name
+        self.made_by = made_by
+        self.overwrite = overwrite
         self.folder = _beginning_of(self.target)
         self.done: dict[str, Facts] = {}
         self._task = task
 
     def __enter__(self) -> _Beginning:
-        made_by = self.work.made_by
-        refuse_taken(self.target, made_by=made_by, overwrite=self.work.overwrite)
+        refuse_taken(self.target, made_by=self.made_by, overwrite=self.overwrite)
         if self.folder.is_symlink():
             raise WeightsError("is a link", where=str(self.folder), hint="remove it")
         if not is_noted(self.folder, RECORD):
-            refuse_foreign(self.folder, made_by=made_by)
+            refuse_foreign(self.folder, made_by=self.made_by)
         clear_leftovers(self.target)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(self.folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o644)
@@ -216,7 +197,7 @@ class _Beginning:
                 shutil.rmtree(child)
             elif child.name not in kept:
                 child.unlink()
-        note_made(self.folder, (), made_by=self.work.made_by)
+        note_made(self.folder, (), made_by=self.made_by)
 
     def record(self, file: str, facts: Facts) -> None:
         """Remembers that a file of the folder is whole."""
@@ -227,9 +208,9 @@ class _Beginning:
 
     def commit(self) -> None:
         """Gives the folder its name."""
-        refuse_foreign(self.target, made_by=self.work.made_by)
+        refuse_foreign(self.target, made_by=self.made_by)
         (self.folder / _PROGRESS).unlink(missing_ok=True)
-        put_folder(self.folder, self.target, made_by=self.work.made_by)
+        put_folder(self.folder, self.target, made_by=self.made_by)
         (self.target / _LOCK).unlink()
 
     def __exit__(self, *error: object) -> None:
