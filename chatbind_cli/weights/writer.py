@@ -11,7 +11,6 @@ direct I/O, in large aligned blocks, where the system and the file system know t
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import mmap
 import os
@@ -30,6 +29,7 @@ _DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 DEFAULT_SHARD_BYTES = 4 << 30
 _LARGE_BYTES = 256 << 20
 _BLOCK_BYTES = 8 << 20
+_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 
 
 def plan_shards(
@@ -136,7 +136,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 class _OutputFile:
-    """A file of known size, written front to back; a large one around the page cache.
+    """A file of known size, written front to back in blocks; a large one around the page cache.
 
     Args:
         path: is created, or written anew.
@@ -148,23 +148,22 @@ class _OutputFile:
     """
 
     def __init__(self, path: Path, size: int) -> None:
-        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        self._size = size
+        self._handle = _open_direct(path) if size >= _LARGE_BYTES else os.open(path, _FLAGS, 0o666)
         try:
-            _reserve(self._handle, size)
-        except OSError:
-            os.close(self._handle)
-            raise
-        self._direct = size >= _LARGE_BYTES and _set_direct(self._handle, True)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self._handle, 0, size)
+        except OSError as error:
+            # Some file systems cannot do it; then the room is taken as the data come.
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                os.close(self._handle)
+                raise
         # Pages of their own, because direct I/O wants aligned memory.
-        room = mmap.mmap(-1, _BLOCK_BYTES if self._direct else mmap.PAGESIZE)
-        self._block = np.frombuffer(room, dtype=np.uint8)
+        self._block = np.frombuffer(mmap.mmap(-1, _BLOCK_BYTES), dtype=np.uint8)
         self._filled = 0
 
     def write(self, data: bytes | memoryview) -> None:
         """Writes the next bytes."""
-        if not self._direct:
-            self._write_all(memoryview(data))
-            return
         left = np.frombuffer(data, dtype=np.uint8)
         while left.size:
             count = min(left.size, self._block.size - self._filled)
@@ -175,21 +174,9 @@ class _OutputFile:
                 self._flush()
 
     def _flush(self) -> None:
-        """Writes what has gathered; a block that is not full goes through the page cache."""
-        view = self._block[: self._filled].data
+        # Direct I/O wants whole pages, too; what is too much at the end is cut off.
+        view = self._block[: -(-self._filled // mmap.PAGESIZE) * mmap.PAGESIZE].data
         self._filled = 0
-        if self._direct and len(view) < self._block.size:
-            self._direct = not _set_direct(self._handle, False)
-        try:
-            self._write_all(view)
-        except OSError as error:
-            # Some file systems take the flag and then want blocks of another kind.
-            if error.errno != errno.EINVAL or not self._direct:
-                raise
-            self._direct = not _set_direct(self._handle, False)
-            self._write_all(view)
-
-    def _write_all(self, view: memoryview) -> None:
         while view:
             view = view[os.write(self._handle, view) :]
 
@@ -198,30 +185,17 @@ class _OutputFile:
         try:
             if sync:
                 self._flush()
+                os.ftruncate(self._handle, self._size)
                 os.fsync(self._handle)
         finally:
             os.close(self._handle)
 
 
-def _set_direct(handle: int, on: bool) -> bool:
-    """Turns direct I/O on or off; returns whether that was possible."""
-    if not hasattr(os, "O_DIRECT"):
-        return False
-    flags = fcntl.fcntl(handle, fcntl.F_GETFL)
-    wanted = flags | os.O_DIRECT if on else flags & ~os.O_DIRECT
+def _open_direct(path: Path) -> int:
+    """Opens a file for direct I/O, or as any other where the file system does not know that."""
     try:
-        fcntl.fcntl(handle, fcntl.F_SETFL, wanted)
-    except OSError:
-        return False
-    return True
-
-
-def _reserve(handle: int, size: int) -> None:
-    if not hasattr(os, "posix_fallocate"):
-        return
-    try:
-        os.posix_fallocate(handle, 0, size)
+        return os.open(path, _FLAGS | getattr(os, "O_DIRECT", 0), 0o666)
     except OSError as error:
-        # Some file systems cannot do it; then the room is taken as the data come.
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno != errno.EINVAL:
             raise
+        return os.open(path, _FLAGS, 0o666)

@@ -90,22 +90,17 @@ def test_what_goes_in_is_in_the_file_however_it_is_cut(tmp_path, monkeypatch, la
     assert (tmp_path / "f").read_bytes() == BYTES
 
 
-def test_a_file_system_that_refuses_direct_blocks_gets_them_the_other_way(tmp_path, monkeypatch):
+def test_a_file_system_that_knows_no_direct_writes_gets_others(tmp_path, monkeypatch):
     monkeypatch.setattr(writer, "_LARGE_BYTES", 0)
-    monkeypatch.setattr(writer, "_BLOCK_BYTES", 16_384)
-    monkeypatch.setattr(writer, "_set_direct", lambda handle, on: on)
-    plain, refused = os.write, []
+    plain = os.open
 
-    def refuse_once(handle, view):
-        if not refused:
-            refused.append(len(view))
+    def refuse(path, flags, *mode):
+        if flags & os.O_DIRECT:
             raise OSError(errno.EINVAL, "Invalid argument")
-        return plain(handle, view)
+        return plain(path, flags, *mode)
 
-    monkeypatch.setattr("os.write", refuse_once)
+    monkeypatch.setattr("os.open", refuse)
     write_bytes(tmp_path / "f", ())
-    monkeypatch.undo()
-    assert refused == [16_384]
     assert (tmp_path / "f").read_bytes() == BYTES
 
 
