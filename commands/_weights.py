@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,17 @@ shard_size_option = click.option(
 )
 
 CHECKPOINT = "PATH|OWNER/NAME"
+
+base_option = partial(
+    click.option,
+    "--base",
+    "--base-model-path",
+    "base",
+    cls=GroupedOption,
+    group="Input",
+    metavar=CHECKPOINT,
+    help="The base model: a folder, a weights file, or a hub repository.",
+)
 
 
 def emit_folder(kind: str, result: Result, *, made_by: str) -> None:

@@ -30,13 +30,7 @@ _output = partial(click.option, cls=GroupedOption, group="Output")
         "dreamerlin/chatbind-7b-delta --target checkpoints/chatbind-7b",
     ],
 )
-@_input(
-    "--base",
-    "--base-model-path",
-    "base",
-    metavar=_weights.CHECKPOINT,
-    help="The base model: a folder, a weights file, or a hub repository.",
-)
+@_weights.base_option()
 @_input(
     "--delta",
     "--delta-path",

@@ -24,14 +24,7 @@ _output = partial(click.option, cls=GroupedOption, group="Output")
         "chatbind make-delta --base llama --target model --delta small-delta --no-exact",
     ],
 )
-@_input(
-    "--base",
-    "--base-model-path",
-    "base",
-    required=True,
-    metavar=_weights.CHECKPOINT,
-    help="The base model: a folder, a weights file, or a hub repository.",
-)
+@_weights.base_option(required=True)
 @_input(
     "--target",
     "--target-model-path",

@@ -7,19 +7,20 @@ embeddings that belong to the media tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from chatbind_cli.errors import CheckpointError, WeightsError
-from chatbind_cli.files import bears, refuse_foreign_file, sha256_file
+from chatbind_cli.files import bears, refuse_foreign_file
 from chatbind_cli.weights.checkpoint import Checkpoint, open_checkpoint
 from chatbind_cli.weights.json_file import read_json
 from chatbind_cli.weights.manifest import read_manifest
 from chatbind_cli.weights.projector_file import (
     MEDIA_TOKENS,
+    ProjectorFile,
     ProjectorInfo,
     check_projector_name,
     projector_from_tensors,
@@ -39,30 +40,16 @@ _WORD_EMBEDDINGS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Extraction:
-    """A projector file that was written.
-
-    Attributes:
-        path: the file.
-        sha256: its hash.
-        tensors: names of the tensors that were read, as the checkpoint spells them.
-        token_embeddings: the media tokens whose word embeddings went along.
-    """
-
-    path: Path
-    sha256: str
-    tensors: tuple[str, ...]
-    token_embeddings: tuple[str, ...]
-
-
-def extract_projector(checkpoint: Path, output: Path) -> Extraction:
+def extract_projector(checkpoint: Path, output: Path) -> tuple[ProjectorFile, list[str]]:
     """Writes the projector of a checkpoint as one file.
 
     Args:
         checkpoint: a ChatBind folder of ours, a published one (`pytorch_model.bin`, shards with an
             index, safetensors), or a weights file.
         output: `.safetensors`, or `.bin` for the published layout.
+
+    Returns:
+        What was written, and the names of its tensors as the checkpoint spells them.
 
     Raises:
         CheckpointError: there is no projector in it, or the output's name ends in something else.
@@ -96,7 +83,7 @@ def extract_projector(checkpoint: Path, output: Path) -> Extraction:
                 info=_info(source),
             )
     write_projector(output, projector)
-    return Extraction(output, sha256_file(output), tuple(names), tuple(projector.token_embeddings))
+    return projector, names
 
 
 def _is_projector_file(path: Path) -> bool:

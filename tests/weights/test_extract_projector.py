@@ -55,8 +55,8 @@ def same(a, b):
 @pytest.mark.parametrize("shard", ["5GB", "1KB"])
 def test_out_of_our_folder_comes_what_the_model_has(model, tmp_path, shard):
     model.save_pretrained(tmp_path / "m", max_shard_size=shard)
-    extraction = extract_projector(tmp_path / "m", tmp_path / "p.safetensors")
-    assert set(extraction.token_embeddings) == {"im_patch", "im_start", "im_end"}
+    projector, _ = extract_projector(tmp_path / "m", tmp_path / "p.safetensors")
+    assert set(projector.token_embeddings) == {"im_patch", "im_start", "im_end"}
     assert same(read_projector(tmp_path / "p.safetensors"), projector_of(model))
 
 
