@@ -17,8 +17,7 @@ from chatbind_cli.files import bears, refuse_foreign_file, refuse_overlap, repla
 from chatbind_cli.jsonl import Line, Record, legible, read_lines
 from chatbind_cli.review import tables
 from chatbind_cli.review.baseline import compare
-from chatbind_cli.review.cases import distinct_names, records_by_id
-from chatbind_cli.review.mismatches import Mismatches
+from chatbind_cli.review.matching import Mismatches, distinct_names, records_by_id
 from chatbind_cli.review.summary import Summary, renamed, summarize_pairs
 
 from . import _base

@@ -4,7 +4,7 @@ The form asked for is two numbers on the first line ("8 7"). Judges also write "
 "**8 7**", "8/10 7/10", "Assistant 1: 8 Assistant 2: 7", or put the pair last ("(8, 7)"); all of
 these are read, because there is only one way to understand them; so is the JSON object of
 `SCHEMA`, which endpoints with structured output can be held to. Everything else is unreadable,
-which is never a number. Knows nothing of who judged, or of what becomes of a failed review.
+which is never a number.
 """
 
 from __future__ import annotations
@@ -46,11 +46,7 @@ _LABELLED = re.compile(
     re.IGNORECASE,
 )
 _DECORATION = str.maketrans("", "", "*_`#")
-
-
 _FENCED = re.compile(r"```(?:json)?\s*(\{.*\})\s*```", re.DOTALL)
-
-
 _THOUGHT_BEGINS, _THOUGHT_ENDS = "<think>", "</think>"
 
 
@@ -112,6 +108,15 @@ def read_object(text: str) -> tuple[tuple[float, float], str] | None:
     if any(isinstance(score, bool) or not isinstance(score, int | float) for score in scores):
         raise UnreadableScores("no two scores in the JSON object")
     return _on_scale(str(scores[0]), str(scores[1])), str(value.get("explanation", ""))
+
+
+def in_text_form(text: str) -> str:
+    """A readable review in the seed's form, scores on the first line, also if it is an object."""
+    structured = read_object(text)
+    if structured is None:
+        return text
+    (first, second), explanation = structured
+    return f"{first:g} {second:g}\n{explanation}".rstrip()
 
 
 def _without_thoughts(text: str) -> str:
