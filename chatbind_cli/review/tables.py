@@ -9,6 +9,7 @@ from itertools import islice
 from typing import IO, TYPE_CHECKING, Literal
 
 from chatbind_cli.console import printable
+from chatbind_cli.jsonl import dumps
 from chatbind_cli.review.figures import Row, agreements
 from chatbind_cli.review.statistics import Pair, position_bias
 from chatbind_cli.review.summary import ALL, Summary
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _MISSING = "–"
 _SIGNIFICANT = 0.05
+_REASONS_SHOWN = 8
 _WIDE = 200
 _GAP = 3
 """Characters between two columns of the terminal's table."""
@@ -199,6 +201,36 @@ def comparison_lines(summary: Summary) -> list[str]:
     if n > 1:
         lines.append(f"p of the {n} lines above {ALL}: corrected for testing {n} (Holm)")
     return lines
+
+
+def failure_lines(summary: Summary) -> list[str]:
+    """Why reviews failed, with how often."""
+    reasons = list(summary.failures.items())
+    lines = [f"{count} failed, in no mean: {reason}" for reason, count in reasons[:_REASONS_SHOWN]]
+    rest = sum(count for _, count in reasons[_REASONS_SHOWN:])
+    return [*lines, f"{rest} more failed, in no mean, for other reasons"] if rest else lines
+
+
+def write(summaries: Sequence[Summary], form: str, out: IO[str]) -> None:
+    """Writes the figures.
+
+    Args:
+        summaries: whose.
+        form: `table`, `markdown`, `csv`, `json` (all that is known, a record a row) or `figures`
+            (records of the figures alone).
+        out: where to.
+    """
+    if form == "table":
+        print_table(summaries, out)
+    elif form == "markdown":
+        out.write(markdown_table(summaries))
+    elif form == "csv":
+        out.write(csv_table(summaries))
+    else:
+        several = len(summaries) > 1
+        for row in (row for summary in summaries for row in summary.rows):
+            record = row.figures(several=several) if form == "figures" else row.record()
+            out.write(dumps(record) + "\n")
 
 
 def markdown_table(summaries: Sequence[Summary]) -> str:
