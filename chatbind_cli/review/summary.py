@@ -14,7 +14,15 @@ from typing import Any
 
 from chatbind_cli.errors import RecordError, UsageError
 from chatbind_cli.jsonl import Record
-from chatbind_cli.review.figures import Group, Row
+from chatbind_cli.review.figures import (
+    Row,
+    by_question,
+    judges_of_both_orders,
+    mean_scores,
+    one_order_only,
+    order_outcomes,
+    row_of,
+)
 from chatbind_cli.review.scores import (
     Unit,
     failure_of,
@@ -167,30 +175,33 @@ def _by_question(results: dict[Unit, Pair], *, with_modality: bool) -> dict[tupl
 
 
 def _summary(reviews: list[Record], name: str, by: str) -> Summary:
-    groups: dict[str, Group] = {}
+    groups: dict[str, list[Record]] = {}
     models: tuple[dict[str, None], dict[str, None]] = ({}, {})
-    everything = Group()
     for review in reviews:
         for side, model in zip(models, models_of(review), strict=False):
             if model:
                 side[model] = None
-        everything.add(review)
         category = _category(review, by)
         if category != ALL:
-            groups.setdefault(category, Group()).add(review)
+            groups.setdefault(category, []).append(review)
     if reviews:
-        groups[ALL] = everything
-    balanced = everything.balanced()
+        groups[ALL] = reviews
+    everything = by_question(reviews)
+    balanced = judges_of_both_orders(everything)
+    questions = {key: by_question(group) for key, group in groups.items()}
     failed = (failure_of(review) for review in reviews if scores_of(review) is None)
     return Summary(
         name=name,
-        rows=[group.row(key, name, balanced) for key, group in groups.items()],
+        rows=[
+            row_of(group, questions[key], balanced, category=key, run=name)
+            for key, group in groups.items()
+        ],
         models=(list(models[0]), list(models[1])),
         reviews=reviews,
         failures=dict(Counter(failed)),
-        results={key: group.results(balanced) for key, group in groups.items()},
-        orders=everything.orders(),
-        unbalanced=everything.unbalanced(),
+        results={key: mean_scores(found, balanced) for key, found in questions.items()},
+        orders=order_outcomes(everything),
+        unbalanced=one_order_only(everything),
         by=by,
     )
 
