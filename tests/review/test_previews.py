@@ -55,7 +55,7 @@ def test_depth_is_red_where_it_is_near_and_clear_where_nothing_was_measured(medi
     y, x = np.mgrid[0:60, 0:80]
     metres = (0.5 + 0.02 * x + 0.01 * y)[(x >= 10) | (y >= 10)]
     low, high = np.percentile(metres, [2, 98])
-    assert preview.note == f"false colour: red is near ({low:.2f} m), blue is far ({high:.2f} m)"
+    assert preview.scale == ("turbo", f"far, {high:.2f} m", f"near, {low:.2f} m")
 
 
 def test_heat_is_bright_where_it_is_warm(media: Path) -> None:
