@@ -317,21 +317,25 @@ def test_tables_say_the_same_in_every_form() -> None:
     assert len(lines) == 4
 
 
-@pytest.mark.parametrize("width", [60, 80, 100, 200])
-def test_no_figure_is_cut_off_on_a_narrow_terminal(
-    width: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", str(width))
+@pytest.fixture(scope="module")
+def with_every_column() -> Summary:
     reviews = []
     for i in range(200):
         for order in ([1, 2], [2, 1]):
             metadata = {"order": order, "slot": f"{i} {order}", "cost_usd": 0.01, "correct": [0, 1]}
             scores = [5 + i % 4, 6.123]
             reviews.append(_review(i, scores, "a long category", metadata=metadata))
-    summary = _compare(one_summary(reviews, name="new"), one_summary(reviews, name="old"))
+    return _compare(one_summary(reviews, name="new"), one_summary(reviews, name="old"))
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+def test_no_figure_is_cut_off_on_a_narrow_terminal(
+    width: int, with_every_column: Summary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
     out = io.StringIO()
     out.isatty = lambda: True  # type: ignore[method-assign]
-    print_table([summary], out)
+    print_table([with_every_column], out)
     text = out.getvalue()
     assert "…" not in text
     assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines())) <= width

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -231,14 +230,6 @@ def test_a_report_without_any_score_still_comes(html: str) -> None:
     page = Page("".join(render_report([one_summary([_review(1, None, error="x")])])))
     assert page.open == []
     assert page.all("svg") == []
-
-
-def test_thousands_of_reviews_are_rendered_in_seconds() -> None:
-    reviews = [_review(i, [8, i % 10], content="word " * 200) for i in range(5000)]
-    start = time.perf_counter()
-    html = "".join(render_report([one_summary(reviews)]))
-    assert time.perf_counter() - start < 15  # about 1.5 s on one core of a laptop
-    assert html.count("<details") == 5000
 
 
 def test_a_question_about_nothing_but_text_shows_no_media(tmp_path: Path) -> None:
