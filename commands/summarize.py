@@ -157,25 +157,19 @@ def command(
         refuse_foreign_file(page, lambda path: bears(path, _MARK), what="a report")
     called = run_names([*sources, *([str(baseline)] if baseline else [])])
 
-    def read(source: str) -> list[Summary]:
-        return summarize(
-            read_reviews(source),
-            name=called[source],
-            by=by,
-            ignore=ids,
-            with_words=page is not None,
-        )
-
+    options: dict[str, Any] = {"by": by, "ignore": ids, "with_words": page is not None}
     summaries: list[Summary] = []
     for source in sources:
-        summaries += read(source)
+        summaries += summarize(read_reviews(source), name=called[source], **options)
         if not summaries[-1].reviews:
             where = "<stdin>" if source == "-" else source
             raise RecordError("holds no reviews", where=where, hint="see `chatbind review`")
     if answerers:
         summaries = renamed(summaries, answerers)
     if baseline is not None:
-        summaries = compared(summaries, read(str(baseline)))
+        name = str(baseline)
+        others = summarize(read_reviews(name), name=called[name], **options)
+        summaries = compared(summaries, others)
     if as_json or form == "auto":
         form = "figures" if as_json else "table" if sys.stdout.isatty() else "json"
     tables.write(summaries, form, sys.stdout)
