@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,11 +19,10 @@ from chatbind_cli.jsonl import read_lines
 
 from . import _base
 from ._base import GroupedOption, ListOption
-from ._options import device_options, on_error_option, output_option, overwrite_option
+from ._options import on_error_option, output_option, overwrite_option
 
 if TYPE_CHECKING:
-    from chatbind_cli.review.plan import Plan
-    from chatbind_cli.review.run import Orders
+    from chatbind_cli.review.judges.cost import Plan
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _input = partial(click.option, cls=GroupedOption, group="Input")
@@ -46,9 +43,6 @@ _limit = partial(click.option, cls=GroupedOption, group="Limits")
         "chatbind review --question eval/questions-audio.jsonl --answer-list "
         "eval/answers-reference-audio.jsonl eval/answers-model-audio.jsonl --judge-model "
         "gpt-4o --max-cost 5 -o gpt4o.jsonl --dry-run",
-        "chatbind review --question eval/questions-audio.jsonl --answer-list "
-        "eval/answers-reference-audio.jsonl eval/answers-model-audio.jsonl --judge local "
-        "--judge-model llama -o local.jsonl --dry-run",
     ],
     elsewhere=[
         "OPENAI_API_KEY=... chatbind review --question eval/questions-audio.jsonl "
@@ -103,24 +97,20 @@ _limit = partial(click.option, cls=GroupedOption, group="Limits")
 @_judge(
     "--judge",
     "kind",
-    type=click.Choice(["auto", "openai", "local", "rule"]),
+    type=click.Choice(["auto", "openai", "rule"]),
     default="auto",
-    help="openai: a chat model at an endpoint; local: a causal language model in this process; "
-    "rule: right (10) or wrong (1) by a reference answer, no model; auto: openai if "
-    "OPENAI_API_KEY, --judge-url or --judge-model is given, else rule.",
+    help="openai: a chat model at an endpoint; rule: right (10) or wrong (1) by a reference "
+    "answer, no model; auto: openai if OPENAI_API_KEY, --judge-url or --judge-model is given, else "
+    "rule.",
 )
 @_judge(
     "--judge-url",
     "url",
     metavar="URL",
-    help="OpenAI-compatible endpoint, as http://localhost:8000/v1; default: OpenAI's. "
-    "The key comes from the environment (OPENAI_API_KEY).",
+    help="OpenAI-compatible endpoint, as http://localhost:8000/v1 of `vllm serve MODEL`; default: "
+    "OpenAI's. The key comes from the environment (OPENAI_API_KEY).",
 )
-@_judge(
-    "--judge-model",
-    "model",
-    help="The judge's name there, or the local model's folder.  [default: gpt-4o]",
-)
+@_judge("--judge-model", "model", help="The judge's name there.  [default: gpt-4o]")
 @_judge(
     "--orders",
     type=click.Choice(["both", "as-given", "random"]),
@@ -134,13 +124,14 @@ _limit = partial(click.option, cls=GroupedOption, group="Limits")
     "--structured",
     type=click.Choice(["auto", "off"]),
     default="auto",
+    advanced=True,
     help="Ask for the scores as a JSON object where the endpoint can be held to one.",
 )
 @_limit(
     "--concurrency",
     type=click.IntRange(min=1),
     default=8,
-    help="Judgements at a time; fewer while the endpoint refuses some.",
+    help="Judgements at a time.",
 )
 @_limit(
     "--requests-per-minute",
@@ -150,6 +141,7 @@ _limit = partial(click.option, cls=GroupedOption, group="Limits")
 @_limit(
     "--tokens-per-minute",
     type=click.FloatRange(min=0, min_open=True),
+    advanced=True,
     help="The same in tokens, sent and received.",
 )
 @_limit(
@@ -157,13 +149,21 @@ _limit = partial(click.option, cls=GroupedOption, group="Limits")
     "timeout_s",
     type=click.FloatRange(min=0.01),
     default=120.0,
+    advanced=True,
     help="Seconds a request.",
 )
-@_limit("--retries", type=click.IntRange(min=0), default=5, help="Further attempts a request.")
+@_limit(
+    "--retries",
+    type=click.IntRange(min=0),
+    default=5,
+    advanced=True,
+    help="Further attempts a request, each after a longer pause, or the one that is asked for.",
+)
 @_limit(
     "--grace",
     type=click.FloatRange(min=0),
     default=15.0,
+    advanced=True,
     help="Seconds that judgements under way get to finish when the run is interrupted.",
 )
 @_limit(
@@ -182,12 +182,12 @@ _limit = partial(click.option, cls=GroupedOption, group="Limits")
 @_limit(
     "--tokenizer",
     metavar="NAME",
+    advanced=True,
     help="Counts tokens: a tokenizer's folder, or tiktoken:o200k_base; default: an estimate.",
 )
 @_limit(
     "--dry-run", is_flag=True, help="Print how many requests, tokens and USD it takes, and stop."
 )
-@device_options
 @output_option(
     "Review records; continued if the file is there. `-`: stdout, in words on a terminal."
 )
@@ -198,42 +198,40 @@ def command(
     answers: tuple[str, ...],
     contexts: Path | None,
     references: Path | None,
-    orders: Orders | None,
+    orders: Any,
     samples: int,
     grace: float,
     dry_run: bool,
     output: str,
     overwrite: bool,
     on_error: Any,
-    **settings: Any,
+    **judge: Any,
 ) -> None:
     """Let a judge score two sets of answers, matched by question id.
 
     A failed review is written with an `error` and without scores, and the same command again
     makes only what is missing. Exit code 3: a review failed, or the files did not fit together.
     """
-    given = [questions, *answers, contexts, references, settings["rules"], settings["prices"]]
+    given = [questions, *answers, contexts, references, judge["rules"], judge["prices"]]
     refuse_overlap(output, given)
-    from chatbind_cli.review.choosing import JudgeSettings  # noqa: PLC0415  they bring asyncio
-    from chatbind_cli.review.job import ReviewFiles, ReviewJob  # noqa: PLC0415
-    from chatbind_cli.review.run import RunOptions  # noqa: PLC0415
+    from chatbind_cli.review.cases import Inputs  # noqa: PLC0415  they bring asyncio
+    from chatbind_cli.review.judges.judge import JudgeSettings  # noqa: PLC0415
+    from chatbind_cli.review.review import Review, ReviewOptions  # noqa: PLC0415
 
-    files = ReviewFiles(
-        questions=questions,
-        answers=_answer_sources(answers),
-        contexts=contexts,
-        references=references,
-        output=output,
-        overwrite=overwrite,
+    settings = JudgeSettings(**judge)
+    if settings.is_rule:
+        contexts = None  # it compares words
+    inputs = Inputs(questions, _sides(answers), contexts=contexts, references=references)
+    options = ReviewOptions(orders=orders, samples=samples, on_error=on_error, grace_s=grace)
+    review = Review(
+        inputs, settings, options, output=output, overwrite=overwrite, will_ask=not dry_run
     )
-    options = RunOptions(samples=samples, on_error=on_error, grace_s=grace)
-    job = ReviewJob(files, JudgeSettings(**settings), options, orders=orders, will_ask=not dry_run)
     if dry_run:
-        _show(job.plan())
-        job.refuse_misfit()
+        _show(review.plan())
+        review.refuse_misfit()
         return
     with _termination_as_interrupt():
-        job.run()
+        review.make()
 
 
 def _show(plan: Plan) -> None:
@@ -243,7 +241,7 @@ def _show(plan: Plan) -> None:
         emit_record(plan.record())
 
 
-def _answer_sources(answers: Sequence[str]) -> list[Any]:
+def _sides(answers: Sequence[str]) -> list[Any]:
     """The sides; a stream of records for the one that is standard input."""
     names = list(answers)
     if len(names) == 1 and names[0] != "-" and not sys.stdin.isatty():
@@ -258,24 +256,13 @@ def _answer_sources(answers: Sequence[str]) -> list[Any]:
     for name in names:
         if name != "-" and (not Path(name).exists() or Path(name).is_dir()):
             raise UsageError("there is no such answer file", where=name)
-    return [read_lines("-", stdin=_stdin()) if name == "-" else Path(name) for name in names]
-
-
-def _stdin() -> IO[bytes]:
-    return sys.stdin.buffer
+    return [read_lines("-") if name == "-" else Path(name) for name in names]
 
 
 @contextmanager
 def _termination_as_interrupt() -> Iterator[None]:
     """Lets SIGTERM (a batch system's first word) end the run as Ctrl-C does."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:

@@ -18,17 +18,21 @@ import pytest
 
 from chatbind_cli.jsonl import RecordWriter
 from chatbind_cli.review.cases import Case
-from chatbind_cli.review.chat_judge import ChatJudge, ChatJudgeOptions
-from chatbind_cli.review.records import put_in_order
-from chatbind_cli.review.rules import Rules
-from chatbind_cli.review.run import Outcome, RunOptions, run_reviews
+from chatbind_cli.review.judges.chat import ChatJudge
+from chatbind_cli.review.judges.judge import JudgeSettings
+from chatbind_cli.review.records import tidy
+from chatbind_cli.review.review import Outcome, ReviewOptions, make_missing
 
+pytestmark = pytest.mark.usefixtures("quick_retries")
+
+TIMEOUT_S = 0.5
+CONCURRENCY = 32
 FAULTS = [
     429,
     (429, {"Retry-After": "0.05"}, "{}"),
     500,
     503,
-    ("slow", 1.3),  # longer than the time-out
+    ("slow", 0.7),  # longer than the time-out
     "cut",
     "garbage",
     "text",
@@ -52,21 +56,13 @@ def _cases(n: int) -> list[Case]:
     ]
 
 
-def _run(path: Path, server: Any, cases: list[Case], **options: Any) -> Outcome:
-    judge_options = ChatJudgeOptions(
-        model="m",
-        base_url=server.url,
-        timeout_s=1.0,
-        first_wait_s=0.01,
-        longest_wait_s=0.1,
-        concurrency=16,
-        **options,
-    )
+def _run(path: Path, server: Any, cases: list[Case], *, retries: int) -> Outcome:
+    settings = JudgeSettings(model="m", url=server.url, timeout_s=TIMEOUT_S, retries=retries)
     with RecordWriter(path, key="review_id") as writer:
-        outcome = run_reviews(
-            cases, ChatJudge(Rules(), judge_options), writer, RunOptions(concurrency=16)
+        outcome = make_missing(
+            cases, ChatJudge(settings), writer, ReviewOptions(), concurrency=CONCURRENCY
         )
-    put_in_order(path, outcome.tasks)
+    tidy(path, {}, outcome.judgements)
     return outcome
 
 
@@ -120,7 +116,7 @@ def test_a_thousand_judgements_under_one_fault_in_five_are_complete(
         ("garbage", "a reply that cannot be read"),
         ("text", "a reply that cannot be read"),
         ("no choices", "a reply that cannot be read"),
-        (("slow", 1.3), "no reply within 1 s"),
+        (("slow", 0.7), "no reply within 0.5 s"),
         ("", "the judge wrote nothing"),
         ("Both are good.", "no two scores in 'Both are good.'"),
         ((400, {}, '{"error": {"message": "too long"}}'), "too long"),
@@ -140,7 +136,7 @@ def test_failures_are_told_apart_in_their_records(
 FORKER = """
 import os, sys
 import openai, openai.resources.chat, asyncio
-import chatbind_cli.review.chat_judge, chatbind_cli.commands.review
+import chatbind_cli.review.judges.chat, chatbind_cli.review.review, chatbind_cli.commands.review
 from chatbind_cli.cli import run
 print("ready", flush=True)
 for line in sys.stdin:

@@ -159,7 +159,8 @@ def test_filters_show_what_fits_and_are_in_the_address(
 ) -> None:
     for name, value in filters.items():
         _choose(opened, name, value)
-    _wait(opened, "return location.hash.startsWith('#?')")
+    names = list(filters)
+    _wait(opened, f"return {names}.every((name) => location.hash.includes(name + '='))")
     assert _shown(opened) == expected
     count = opened.execute_script("return document.getElementById('count').textContent")
     assert count == ("7 questions" if len(expected) == 7 else f"{len(expected)} of 7 questions")
