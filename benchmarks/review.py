@@ -30,9 +30,9 @@ from chatbind_cli.jsonl import RecordWriter
 from chatbind_cli.review.cases import Case
 from chatbind_cli.review.judges.chat import ChatJudge
 from chatbind_cli.review.judges.judge import JudgeSettings
-from chatbind_cli.review.report import render_report
+from chatbind_cli.review.report.page import render_report
 from chatbind_cli.review.review import ReviewOptions, make_missing
-from chatbind_cli.review.summary import summarize_pairs
+from chatbind_cli.review.summary import summarize
 
 WORDS = ["this", "answer", "is", "more", "precise", "than", "the", "other", "nobody", "can"]
 
@@ -150,7 +150,7 @@ def memory(folder: Path, port: int, arguments: argparse.Namespace) -> None:
     before = resident_mb()
     start = time.perf_counter()
     with (folder / "m.jsonl").open() as file:
-        (found,) = summarize_pairs(map(json.loads, file))
+        (found,) = summarize(map(json.loads, file))
     show(
         "summarize",
         reviews=found.rows[-1].n,
@@ -173,7 +173,7 @@ def report(folder: Path, n: int) -> None:
     answers = {str(i): {"text": " ".join(draw.choices(WORDS, k=60))} for i in range(n)}
     path = folder / "report.html"
     start = time.perf_counter()
-    summaries = summarize_pairs(reviews, with_words=True)
+    summaries = summarize(reviews, with_words=True)
     figures_s = time.perf_counter() - start
     with path.open("w") as file:
         file.writelines(render_report(summaries, questions=answers, answers=[answers, answers]))

@@ -41,6 +41,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
+CONFIG = "chatbind.config"
+"""In a context's `meta`: the file of `chatbind --config FILE COMMAND`, for the command to read."""
+
+
 class LazyCommand(click.Command):
     """A command's name and one-line help; its module is imported when it is chosen."""
 
@@ -77,19 +81,6 @@ class InOrder(click.Group):
         return list(self.commands)
 
 
-def _config_option(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
-    if value is None:
-        return
-    from chatbind_cli.commands import _base  # noqa: PLC0415  only when it is used
-
-    document = _base.read_config(value)
-    shared = {key: item for key, item in document.items() if not isinstance(item, dict)}
-    unknown = [k for k, v in document.items() if isinstance(v, dict) and k not in COMMANDS]
-    if unknown:
-        raise click.UsageError(f"{value}: no command is named {unknown[0]!r}", ctx)
-    ctx.default_map = {name: {**shared, **document.get(name, {})} for name in COMMANDS}
-
-
 @click.group(
     cls=InOrder,
     context_settings={
@@ -103,14 +94,14 @@ def _config_option(ctx: click.Context, param: click.Parameter, value: Path | Non
 @click.option(
     "--config",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    expose_value=False,
-    callback=_config_option,
     help="TOML file with a table of option values a command.",
 )
 @click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
 @click.option("--quiet", is_flag=True, help="No notes and no progress on stderr.")
-def app(debug: bool, quiet: bool) -> None:
+@click.pass_context
+def app(ctx: click.Context, config: Path | None, debug: bool, quiet: bool) -> None:
     """Talk with a language model about images, video, audio, depth, thermal and motion."""
+    ctx.meta[CONFIG] = config
     if debug:
         os.environ["CHATBIND_DEBUG"] = "1"
     if quiet:

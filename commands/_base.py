@@ -13,6 +13,8 @@ from typing import Any
 
 import click
 
+from chatbind_cli.cli import COMMANDS, CONFIG
+
 
 def _kebab(token: str) -> str:
     """The seed writes `--data_path`; both spellings name the same option."""
@@ -112,7 +114,7 @@ class ChatBindCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Repeats list options before every one of their words, then parses as click does."""
-        _drop_stale_config(ctx)
+        _apply_config(ctx, None, ctx.meta.get(CONFIG))
         try:
             return super().parse_args(ctx, self._one_word_each(ctx, args))
         except click.NoSuchOption as error:
@@ -255,42 +257,31 @@ def _switch(name: str, variable: str, text: str) -> click.Option:
     )
 
 
-def _drop_stale_config(ctx: click.Context) -> None:
-    """Turns the spellings of a config table that came from `chatbind --config` into our names."""
-    if isinstance(ctx.default_map, dict) and ctx.default_map:
-        ctx.default_map = config_values(ctx.command, ctx, dict(ctx.default_map), strict=False)
+def _apply_config(ctx: click.Context, param: click.Parameter | None, value: Path | None) -> None:
+    """Makes a config file's values the options' defaults.
 
-
-def _apply_config(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
+    Raises:
+        click.UsageError: it is not TOML, or names a command or an option that is not there.
+    """
     if value is None:
         return
-    document = read_config(value)
-    shared = {key: item for key, item in document.items() if not isinstance(item, dict)}
-    table = document.get(ctx.command.name or "", {})
     try:
-        values = config_values(ctx.command, ctx, shared, strict=False)
-        values.update(config_values(ctx.command, ctx, table, strict=True))
+        document = tomllib.loads(value.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"{value}: is not TOML ({error})") from error
+    shared = {key: item for key, item in document.items() if not isinstance(item, dict)}
+    tables = {_kebab(key): item for key, item in document.items() if isinstance(item, dict)}
+    try:
+        for name in tables.keys() - COMMANDS.keys():
+            raise click.UsageError(f"no command is named {name!r}", ctx)
+        values = _config_values(ctx, shared, strict=False)
+        values.update(_config_values(ctx, tables.get(ctx.command.name or "", {}), strict=True))
     except click.UsageError as error:
         raise click.UsageError(f"{value}: {error.message}", ctx) from error
     ctx.default_map = {**(ctx.default_map or {}), **values}
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The config file's tables, under the commands' names.
-
-    Raises:
-        click.UsageError: it is not TOML.
-    """
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise click.UsageError(f"{path}: is not TOML ({error})") from error
-    return {_kebab(k) if isinstance(v, dict) else k: v for k, v in document.items()}
-
-
-def config_values(
-    command: click.Command, ctx: click.Context, table: Mapping[str, Any], *, strict: bool
-) -> dict[str, Any]:
+def _config_values(ctx: click.Context, table: Mapping[str, Any], *, strict: bool) -> dict[str, Any]:
     """The values of a config table under the parameters' own names.
 
     Any spelling of an option is a key: `max-new-tokens`, `max_new_tokens`, an alias.
@@ -299,7 +290,7 @@ def config_values(
         click.UsageError: `strict`, and a key is no option of the command.
     """
     names: dict[str, str] = {}
-    for param in command.get_params(ctx):
+    for param in ctx.command.get_params(ctx):
         if param.name:
             names[_kebab(param.name)] = param.name
             for option in (*param.opts, *param.secondary_opts):
@@ -310,5 +301,5 @@ def config_values(
         if name is not None:
             values[name] = item
         elif strict:
-            raise click.UsageError(f"{key!r} is no option of `chatbind {command.name}`", ctx)
+            raise click.UsageError(f"{key!r} is no option of `chatbind {ctx.command.name}`", ctx)
     return values

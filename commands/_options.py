@@ -12,6 +12,7 @@ import click
 
 from chatbind_cli import launch
 from chatbind_cli.console import note
+from chatbind_cli.media.root import MediaRoot
 
 from ._base import GroupedOption
 
@@ -106,7 +107,20 @@ device_options = stack(
     ),
 )
 
-media_root_options = stack(
+attention_option = _compute(
+    "--attn-implementation",
+    type=click.Choice(["auto", "sdpa", "flash_attention_2", "flash_attention_3", "eager"]),
+    default="auto",
+    metavar="NAME",
+    help="Attention kernels: sdpa (PyTorch's own), flash_attention_2, flash_attention_3, eager; "
+    "auto: the fastest that is installed and fits.",
+)
+
+media_root_options = gather(
+    "media_root",
+    lambda media_root, media_prefix, allow_outside: MediaRoot(
+        media_root, media_prefix, allow_outside
+    ),
     _media(
         "--media-root",
         "--image-folder",
@@ -129,6 +143,7 @@ media_root_options = stack(
         help="Let records name files outside the media root.",
     ),
 )
+"""Where the media of records lie, handed to the function as one argument `media_root`."""
 
 dispatch_options = gather(
     "plan",

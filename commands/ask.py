@@ -10,10 +10,10 @@ from typing import Any
 
 import click
 
-from chatbind_cli.answering.attachments import Attachment, parse_attachment
-from chatbind_cli.answering.settings import GenerationSettings
+from chatbind_cli.answering.generation_settings import GenerationSettings
 from chatbind_cli.console import note
 from chatbind_cli.errors import UsageError
+from chatbind_cli.media.medium import Medium, parse_attachment
 from chatbind_cli.media.options import MediaOptions
 
 from ._answering import ModelChoice, generation_options, media_changes, model_options
@@ -28,7 +28,7 @@ def _attach(modality: str | None) -> Callable[..., None]:
     """A callback that keeps the order in which the options stand on the line."""
 
     def keep(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> None:
-        kept: list[Attachment] = ctx.meta.setdefault("chatbind.attachments", [])
+        kept: list[Medium] = ctx.meta.setdefault("chatbind.attachments", [])
         kept += [parse_attachment(value, modality) for value in values]
 
     return keep
@@ -139,25 +139,30 @@ def run(
     if words in (None, "-") and not chat:
         words = _read_question()
     _check_text(words)
-    from chatbind_cli.answering.dialogue import (  # noqa: PLC0415  torch
-        Dialogue,
-        RecordDisplay,
-        TextDisplay,
-    )
+    # imported here: they bring torch
+    from chatbind_cli.answering.answerer import Answerer  # noqa: PLC0415
+    from chatbind_cli.answering.chat import Chat  # noqa: PLC0415
+    from chatbind_cli.answering.media_encoder import MediaEncoder  # noqa: PLC0415
 
-    opened = choice.open(device, dtype)
-    answerer = choice.answerer(opened, media_changes(media))
-    display = RecordDisplay(opened.model_id, settings) if as_json else TextDisplay(sys.stdout)
-    dialogue = Dialogue(answerer, settings, display, mix=mix)
+    loaded = choice.load(device, dtype)
+    media_encoder = MediaEncoder(
+        loaded,
+        choice.encoder,
+        allow_mismatch=choice.allow_encoder_mismatch,
+        options=loaded.media_options(**media_changes(media)),
+    )
+    answerer = Answerer(loaded, media_encoder, style=choice.prompt_style)
+    out = None if as_json else sys.stdout
+    dialogue = Chat(answerer, settings, model_id=loaded.model_id, out=out, mix=mix)
     dialogue.attach(*attachments)
     if chat:
-        dialogue.chat(_lines(words))
+        dialogue.run(_lines(words))
     elif words is not None:
         dialogue.ask(words)
 
 
 def _check_stdin(
-    choice: ModelChoice, attachments: tuple[Attachment, ...], words: str | None, chat: bool
+    choice: ModelChoice, attachments: tuple[Medium, ...], words: str | None, chat: bool
 ) -> None:
     """Refuses a call in which standard input would have to be two things.
 

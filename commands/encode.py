@@ -170,7 +170,6 @@ def _encode(
 ) -> Outcome:
     # imported here: they bring torch
     from chatbind_cli.data.encode_run import EncodeRequest, encode  # noqa: PLC0415
-    from chatbind_cli.data.media_items import MediaFolder  # noqa: PLC0415
     from chatbind_cli.device import resolve_device, resolve_dtype  # noqa: PLC0415
 
     device = resolve_device(asked["device"])
@@ -182,11 +181,7 @@ def _encode(
             listed=listed,
             stdin=_stdin() if listed == "-" else None,
             training_file=asked["data"],
-            folder=MediaFolder(
-                root=asked["media_root"],
-                prefix=asked["media_prefix"],
-                allow_outside=asked["allow_outside"],
-            ),
+            media_root=asked["media_root"],
             modality=asked["modality"],
             media=media,
             output=asked["output"],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,11 +17,11 @@ from typing import IO, Any, overload
 
 from chatbind_cli.errors import RecordError
 from chatbind_cli.jsonl import read_records
+from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.model.turns import (
     GPT,
     HUMAN,
-    MediaRef,
     Turn,
     answer,
     count_placeholders,
@@ -45,7 +46,7 @@ class Conversation:
     where: str
 
     @property
-    def media(self) -> tuple[MediaRef, ...]:
+    def media(self) -> tuple[Medium, ...]:
         """All media, in the order in which they are read."""
         return tuple(medium for turn in self.turns for medium in turn.media)
 
@@ -67,7 +68,7 @@ class Conversations(Sequence[Conversation]):
     def append(self, conversation: Conversation) -> None:
         """Adds one at the end."""
         turns = [
-            [t.role, [[p.modality, p.ref] if isinstance(p, MediaRef) else p for p in t.content]]
+            [t.role, [[p.modality, p.ref] if isinstance(p, Medium) else p for p in t.content]]
             for t in conversation.turns
         ]
         packed = json.dumps([conversation.id, conversation.where, turns], ensure_ascii=False)
@@ -97,7 +98,7 @@ class Conversations(Sequence[Conversation]):
         return Conversation(
             identity,
             tuple(
-                Turn(role, tuple(MediaRef(*p) if isinstance(p, list) else p for p in content))
+                Turn(role, tuple(Medium(*p) if isinstance(p, list) else p for p in content))
                 for role, content in turns
             ),
             where,
@@ -152,7 +153,7 @@ def parse_conversation(record: Mapping[str, Any], where: str) -> Conversation:
     _check_roles([role for role, _ in said], place)
     _check_counts([text for role, text in said if role == HUMAN], media, place)
     turns: list[Turn] = []
-    waiting: Sequence[MediaRef] = media
+    waiting: Sequence[Medium] = media
     for role, text in said:
         if role == GPT:
             turns.append(answer(text))
@@ -162,13 +163,13 @@ def parse_conversation(record: Mapping[str, Any], where: str) -> Conversation:
     return Conversation(identity, tuple(turns), where)
 
 
-def media_of_record(record: Mapping[str, Any], *, where: str | None = None) -> tuple[MediaRef, ...]:
+def media_of_record(record: Mapping[str, Any], *, where: str | None = None) -> tuple[Medium, ...]:
     """The media that a record names under its modality keys, in the order of its keys.
 
     Raises:
         RecordError: such a key holds neither a name nor a list of names.
     """
-    media: list[MediaRef] = []
+    media: list[Medium] = []
     for key, value in record.items():
         if key not in MODALITIES or value is None:
             continue
@@ -176,7 +177,7 @@ def media_of_record(record: Mapping[str, Any], *, where: str | None = None) -> t
         for name in names:
             if not isinstance(name, str) or not name:
                 raise RecordError(f"{key} must be a file name or a list of them", where=where)
-            media.append(MediaRef(key, name))
+            media.append(Medium(key, name))
     return tuple(media)
 
 
@@ -219,16 +220,11 @@ def _check_roles(roles: list[str], where: str) -> None:
         raise RecordError("the last turn is not an answer (from gpt)", where=where)
 
 
-def _check_counts(questions: list[str], media: Sequence[MediaRef], where: str) -> None:
-    placeholders: dict[str, int] = {}
-    for text in questions:
-        for modality, count in count_placeholders(text).items():
-            placeholders[modality] = placeholders.get(modality, 0) + count
-    named: dict[str, int] = {}
-    for medium in media:
-        named[medium.modality] = named.get(medium.modality, 0) + 1
+def _check_counts(questions: list[str], media: Sequence[Medium], where: str) -> None:
+    placeholders = sum(map(count_placeholders, questions), Counter[str]())
+    named = Counter(medium.modality for medium in media)
     for modality in MODALITIES:
-        wanted, given = placeholders.get(modality, 0), named.get(modality, 0)
+        wanted, given = placeholders[modality], named[modality]
         if wanted != given:
             raise RecordError(
                 f"{wanted} <{modality}> placeholder(s) in the questions, "

@@ -28,7 +28,6 @@ from chatbind_cli.data.encode_sinks import (
 )
 from chatbind_cli.data.encoding import Encoded, EncodingOptions, encode_items, encode_share
 from chatbind_cli.data.media_items import (
-    MediaFolder,
     MediaItem,
     items_of_list,
     items_of_paths,
@@ -40,6 +39,7 @@ from chatbind_cli.imagebind.encoder import Encoder, load_encoder
 from chatbind_cli.imagebind.zero_shot import DEFAULT_PROMPT
 from chatbind_cli.jsonl import RecordWriter
 from chatbind_cli.media.options import MediaOptions
+from chatbind_cli.media.root import MediaRoot
 
 _LOG_EVERY = 1000  # media, while a store is filled
 
@@ -54,7 +54,7 @@ class EncodeRequest:
         listed: a list of paths or records, `-` for stdin.
         stdin: the stream that `-` stands for.
         training_file: conversations or questions whose media are wanted.
-        folder: where the media of records lie.
+        media_root: where the media of records lie.
         modality: of media whose record does not say.
         media: how files become tensors.
         output: the record file, `-` for stdout.
@@ -77,7 +77,7 @@ class EncodeRequest:
     listed: str | None = None
     stdin: IO[bytes] | None = None
     training_file: Path | None = None
-    folder: MediaFolder = field(default_factory=MediaFolder)
+    media_root: MediaRoot = field(default_factory=MediaRoot)
     modality: str | None = None
     media: MediaOptions = field(default_factory=MediaOptions)
     output: str = "-"
@@ -151,12 +151,12 @@ def encode(request: EncodeRequest) -> Outcome:
 
 def wanted_items(request: EncodeRequest) -> Iterator[MediaItem]:
     """Yields what to encode: the paths, then the list, then the training file."""
-    folder, modality = request.folder, request.modality
-    parts: list[Iterable[MediaItem]] = [items_of_paths(request.paths, folder, modality)]
+    root, modality = request.media_root, request.modality
+    parts: list[Iterable[MediaItem]] = [items_of_paths(request.paths, root, modality)]
     if request.listed is not None:
-        parts.append(items_of_list(request.listed, folder, modality, stdin=request.stdin))
+        parts.append(items_of_list(request.listed, root, modality, stdin=request.stdin))
     if request.training_file is not None:
-        parts.append(items_of_training_file(request.training_file, folder, modality))
+        parts.append(items_of_training_file(request.training_file, root, modality))
     return chain.from_iterable(parts)
 
 

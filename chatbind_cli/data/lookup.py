@@ -13,8 +13,8 @@ import torch
 
 from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.errors import ChatBindError, StoreError
+from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions, options_of
-from chatbind_cli.model.turns import MediaRef
 
 _ANEW = "encode the media into a store of their own, all with the same options"
 
@@ -34,20 +34,22 @@ class Embeddings:
         self._stores = list(stores)
         self._options = options
 
-    def __contains__(self, medium: MediaRef) -> bool:
+    def __contains__(self, medium: Medium) -> bool:
         """Whether one of the stores has it."""
         return self.find(medium) is not None
 
-    def find(self, medium: MediaRef) -> torch.Tensor | None:
+    def find(self, medium: Medium) -> torch.Tensor | None:
         """The embedding of a medium, float32 [dim]; None if there is none of these options."""
+        if medium.modality is None:
+            return None
         made = self._options.fingerprint(medium.modality) if self._options else None
         for store in self._stores:
-            row = store.get(medium.modality, name=medium.ref, fingerprint=made)
+            row = store.get(medium.modality, name=medium.name, fingerprint=made)
             if row is not None:
                 return row
         return None
 
-    def rows(self, media: Iterable[MediaRef]) -> torch.Tensor | None:
+    def rows(self, media: Iterable[Medium]) -> torch.Tensor | None:
         """The embeddings of media, float32 [media, dim], in order; None for no media.
 
         Raises:
@@ -56,10 +58,10 @@ class Embeddings:
         found = [self._row(medium) for medium in media]
         return torch.stack(found) if found else None
 
-    def _row(self, medium: MediaRef) -> torch.Tensor:
+    def _row(self, medium: Medium) -> torch.Tensor:
         row = self.find(medium)
         if row is None:
-            raise StoreError(f"has no embedding of the {medium.modality} {medium.ref}")
+            raise StoreError(f"has no embedding of the {medium.modality} {medium.name}")
         return row
 
 

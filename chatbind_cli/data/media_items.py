@@ -17,7 +17,8 @@ from chatbind_cli.errors import ChatBindError, RecordError
 from chatbind_cli.json_text import MOST_BYTES, TOO_LONG, Line, lines
 from chatbind_cli.jsonl import Record, legible, read_lines
 from chatbind_cli.media.modality import MODALITIES
-from chatbind_cli.media.source import MediaSource, open_source, resolve_in_root
+from chatbind_cli.media.root import MediaRoot
+from chatbind_cli.media.source import MediaSource, open_source
 
 # an object, an array, gzip, zstd: what `read_records` understands; anything else is lines of paths
 _RECORDS_START = (b"{", b"[", b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xef\xbb\xbf{", b"\xef\xbb\xbf[")
@@ -25,25 +26,6 @@ _RECORDS_START = (b"{", b"[", b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xef\xbb\xbf{"
 # what output records say beside the path and the modality, see `encode_sinks`
 _WRITTEN = ("embedding", "labels", "encoder", "normalized", "label_set", "error", "line")
 _NO_MEDIUM = "a record names no medium under path, image, ..."
-
-
-@dataclass(frozen=True, kw_only=True)
-class MediaFolder:
-    """Where the media of records lie; see `resolve_in_root`."""
-
-    root: Path | None = None
-    prefix: str = ""
-    allow_outside: bool = False
-
-    def find(self, name: str) -> Path:
-        """Returns the file that a record means by a name.
-
-        Raises:
-            MediaError: it leaves the root, or is not there.
-        """
-        return resolve_in_root(
-            name, self.root, prefix=self.prefix, allow_outside=self.allow_outside
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +37,7 @@ class MediaItem:
         name: what an embedding store calls it: as training records do, from the media root.
         ref: the path as it was given by a user; None: as in `path`.
         modality: None where the content has to tell.
-        folder: where a record's path starts; None for a path, URL or data URI of the user's own.
+        root: where a record's path starts; None for a path, URL or data URI of the user's own.
         carried: the other keys of its record.
         problem: why its record cannot be used, if so.
         line: where a record that cannot be used stands.
@@ -65,7 +47,7 @@ class MediaItem:
     name: str
     ref: str | None = None
     modality: str | None = None
-    folder: MediaFolder | None = None
+    root: MediaRoot | None = None
     carried: Record = field(default_factory=dict)
     problem: str | None = None
     line: int | None = None
@@ -78,9 +60,9 @@ class MediaItem:
         """
         if self.problem is not None:
             raise RecordError(self.problem)
-        if self.folder is None:
+        if self.root is None:
             return open_source(self.ref or self.path)
-        return open_source(self.folder.find(self.path))
+        return open_source(self.root.find(self.path))
 
     def output(self, modality: str | None) -> Record:
         """Returns what its output record says but for the outcome: whatever came in, and which.
@@ -94,16 +76,16 @@ class MediaItem:
 
 
 def items_of_paths(
-    paths: Iterable[str], folder: MediaFolder, modality: str | None
+    paths: Iterable[str], root: MediaRoot, modality: str | None
 ) -> Iterator[MediaItem]:
     """Yields the media that the user names by path, URL or data URI."""
     for path in paths:
-        name = legible(_name_from_root(path, folder.root))
+        name = legible(_name_from_root(path, root.folder))
         yield MediaItem(path=legible(path), name=name, ref=path, modality=modality)
 
 
 def items_of_list(
-    source: str, folder: MediaFolder, modality: str | None, *, stdin: IO[bytes] | None = None
+    source: str, root: MediaRoot, modality: str | None, *, stdin: IO[bytes] | None = None
 ) -> Iterator[MediaItem]:
     """Yields the media of a list: one path a line, or records.
 
@@ -112,7 +94,7 @@ def items_of_list(
 
     Args:
         source: a file, or `-` for standard input.
-        folder: where the media of records lie. Lines of paths are the user's own words.
+        root: where the media of records lie. Lines of paths are the user's own words.
         modality: of media whose record does not say; None lets the content tell.
         stdin: the byte stream that `-` stands for.
 
@@ -120,17 +102,17 @@ def items_of_list(
         RecordError: the list cannot be read.
     """
     if source == "-":
-        yield from _items_of_stream(stdin or sys.stdin.buffer, "<stdin>", folder, modality)
+        yield from _items_of_stream(stdin or sys.stdin.buffer, "<stdin>", root, modality)
         return
     try:
         with Path(source).open("rb") as file:
-            yield from _items_of_stream(file, source, folder, modality)
+            yield from _items_of_stream(file, source, root, modality)
     except OSError as error:
         raise RecordError(error.strerror or "cannot be read", where=source) from error
 
 
 def items_of_training_file(
-    source: str | Path, folder: MediaFolder, modality: str | None
+    source: str | Path, root: MediaRoot, modality: str | None
 ) -> Iterator[MediaItem]:
     """Yields the media of a file of conversations or questions, each once.
 
@@ -139,7 +121,7 @@ def items_of_training_file(
     """
     seen = set()
     for line in read_lines(source):
-        for item in _items_of_record(line, folder, modality):
+        for item in _items_of_record(line, root, modality):
             key = (item.modality, item.path)
             if item.problem is None and key in seen:
                 continue
@@ -148,13 +130,13 @@ def items_of_training_file(
 
 
 def _items_of_stream(
-    stream: IO[bytes], name: str, folder: MediaFolder, modality: str | None
+    stream: IO[bytes], name: str, root: MediaRoot, modality: str | None
 ) -> Iterator[MediaItem]:
     stream = stream if hasattr(stream, "peek") else io.BufferedReader(stream)  # type: ignore[type-var]
     first = stream.peek(64).lstrip()
     if first.startswith(_RECORDS_START):
         for line in read_lines("-", stdin=stream, name=name):
-            items = list(_items_of_record(line, folder, modality))
+            items = list(_items_of_record(line, root, modality))
             yield from items or [_problem(line, f"{line.where}: {_NO_MEDIUM}")]
         return
     for number, content in enumerate(lines(stream, name), start=1):
@@ -163,10 +145,10 @@ def _items_of_stream(
             continue
         path = content.decode("utf-8", "surrogateescape").rstrip("\r\n")
         if path.strip():
-            yield from items_of_paths([path], folder, modality)
+            yield from items_of_paths([path], root, modality)
 
 
-def _items_of_record(line: Line, folder: MediaFolder, modality: str | None) -> Iterator[MediaItem]:
+def _items_of_record(line: Line, root: MediaRoot, modality: str | None) -> Iterator[MediaItem]:
     record, where, _, problem = line
     try:
         if problem is not None:
@@ -175,7 +157,7 @@ def _items_of_record(line: Line, folder: MediaFolder, modality: str | None) -> I
     except ChatBindError as error:
         yield _problem(line, str(error))
         return
-    named: list[tuple[str | None, str]] = [(medium.modality, medium.ref) for medium in media]
+    named: list[tuple[str | None, str]] = [(medium.modality, medium.name) for medium in media]
     if not named and "path" in record:
         path, said = record["path"], record.get("modality") or modality
         if not isinstance(path, str) or not path:
@@ -186,9 +168,7 @@ def _items_of_record(line: Line, folder: MediaFolder, modality: str | None) -> I
             return
         named = [(said, path)]
     for said, path in named:
-        yield MediaItem(
-            path=path, name=path, modality=said, folder=folder, carried=_carried(record)
-        )
+        yield MediaItem(path=path, name=path, modality=said, root=root, carried=_carried(record))
 
 
 def _problem(line: Line, problem: str) -> MediaItem:

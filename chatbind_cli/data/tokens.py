@@ -14,10 +14,11 @@ from transformers import PreTrainedTokenizerBase
 
 from chatbind_cli.data.conversations import Conversation
 from chatbind_cli.errors import RecordError
+from chatbind_cli.media.medium import Medium
 from chatbind_cli.model.config import ChatBindConfig
 from chatbind_cli.model.prompts import CONTROL, EOS, MEDIA, Piece, PromptStyle, get_style
 from chatbind_cli.model.tokenizer import TextCodec
-from chatbind_cli.model.turns import HUMAN, MediaRef, Turn
+from chatbind_cli.model.turns import HUMAN, Turn
 
 IGNORE_INDEX = -100
 """The label of a token that is read but not learned (PyTorch's cross entropy skips it)."""
@@ -35,7 +36,7 @@ class TokenizedSample:
 
     input_ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
-    media: tuple[MediaRef, ...] = ()
+    media: tuple[Medium, ...] = ()
 
     @property
     def target_count(self) -> int:
@@ -48,7 +49,7 @@ class TokenizedPrompt:
     """A prompt as token ids, and the media in it in order."""
 
     input_ids: list[int]
-    media: tuple[MediaRef, ...]
+    media: tuple[Medium, ...]
 
 
 class PromptEncoder:
@@ -126,7 +127,7 @@ class PromptEncoder:
         if self._codec.marks_start:
             pieces = _without_space_at_media(pieces)
         sample = TokenizedSample()
-        media: list[MediaRef] = []
+        media: list[Medium] = []
         spans: list[tuple[int, int]] = []
         if not (pieces and pieces[0].kind == CONTROL and self._begins_with_bos(pieces[0].text)):
             self._grow(sample, self._codec.bos, target=False)

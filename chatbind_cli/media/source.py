@@ -146,55 +146,6 @@ def open_source(
     return source
 
 
-def resolve_in_root(
-    name: str, root: Path | None, *, prefix: str = "", allow_outside: bool = False
-) -> Path:
-    """The file that a record means by `name`, kept inside the media root.
-
-    Args:
-        name: the path as the record has it.
-        root: the media root; None: the current folder.
-        prefix: put before the file name (COCO: `COCO_val2014_`). Without one, a root folder whose
-            name ends in `val2014` or `2014_val` (or `train`) adds COCO's prefix where only the
-            prefixed file exists.
-        allow_outside: let `..`, absolute paths and links lead out of the root.
-
-    Raises:
-        MediaError: the path leaves the root, or no file is there.
-    """
-    base = (root if root is not None else Path()).absolute()
-    where = shown(name)
-    if not name or "\0" in name:
-        raise MediaError("is not a file name", where=repr(name[:_SHOWN_CHARACTERS]))
-    relative = Path(name)
-    hint = "allow it with --allow-outside"
-    if not allow_outside and (relative.is_absolute() or ".." in relative.parts):
-        raise MediaError("leaves the media root", where=where, hint=hint)
-    try:
-        path = _with_prefix(base / relative, base, prefix)
-        if not allow_outside and not path.resolve().is_relative_to(base.resolve()):
-            raise MediaError("is a link that leaves the media root", where=where, hint=hint)
-        found = path.is_file()
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise MediaError(f"cannot be looked up ({reason})", where=where) from error
-    if not found:
-        raise MediaError("no such file", where=shown(str(path)), hint="is --media-root right?")
-    return path
-
-
-def _with_prefix(path: Path, base: Path, prefix: str) -> Path:
-    if prefix:
-        return path if path.name.startswith(prefix) else path.with_name(prefix + path.name)
-    for split in ("val", "train"):
-        # COCO's own name of the folder, and the one that LLaVA's instructions give it
-        if base.name.endswith((f"{split}2014", f"2014_{split}")) and not path.exists():
-            prefixed = path.with_name(f"COCO_{split}2014_{path.name}")
-            if prefixed.exists():
-                return prefixed
-    return path
-
-
 def _open_path(ref: str | Path, limits: SourceLimits) -> MediaSource:
     text = str(ref)
     if not text or "\0" in text:

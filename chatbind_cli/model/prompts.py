@@ -16,8 +16,9 @@ from importlib import resources
 from typing import Any
 
 from chatbind_cli.errors import CheckpointError, UsageError
+from chatbind_cli.media.medium import Medium
 from chatbind_cli.model.chat_template import render_marked
-from chatbind_cli.model.turns import HUMAN, MediaRef, Turn
+from chatbind_cli.model.turns import HUMAN, Turn
 
 CHAT = "chat"
 
@@ -44,7 +45,7 @@ class Piece:
     kind: str
     text: str = ""
     target: bool = False
-    medium: MediaRef | None = None
+    medium: Medium | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +140,7 @@ class ChatStyle(PromptStyle):
 def content_pieces(turn: Turn, *, target: bool = False) -> list[Piece]:
     """A turn's content, as pieces of plain text and media."""
     return [
-        Piece(MEDIA, medium=part) if isinstance(part, MediaRef) else Piece(PLAIN, part, target)
+        Piece(MEDIA, medium=part) if isinstance(part, Medium) else Piece(PLAIN, part, target)
         for part in turn.content
     ]
 

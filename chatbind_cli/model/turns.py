@@ -1,17 +1,19 @@
 """What a conversation is made of: turns, whose content is text with media between the words.
 
-Media stay references here (a modality and the name that the user wrote). A placeholder in a user's
-text becomes a `MediaRef` once, when the record or question is read; from then on no text is ever
-searched again, so a user may write `<image>` or `###` without harm.
+Media stay names here. A placeholder in a user's text becomes a `Medium` once, when the record or
+question is read; from then on no text is ever searched again, so a user may write `<image>` or
+`###` without harm.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from chatbind_cli.errors import RecordError
+from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.modality import MODALITIES
 
 HUMAN = "human"
@@ -20,15 +22,7 @@ GPT = "gpt"
 _PLACEHOLDER = re.compile("<(" + "|".join(MODALITIES) + ")>")
 
 
-@dataclass(frozen=True, slots=True)
-class MediaRef:
-    """One medium as a record names it: its modality and the file name, path or URL."""
-
-    modality: str
-    ref: str
-
-
-Content = tuple[str | MediaRef, ...]
+Content = tuple[str | Medium, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,26 +38,23 @@ class Turn:
     content: Content
 
     @property
-    def media(self) -> tuple[MediaRef, ...]:
+    def media(self) -> tuple[Medium, ...]:
         """The media of this turn, in order."""
-        return tuple(part for part in self.content if isinstance(part, MediaRef))
+        return tuple(part for part in self.content if isinstance(part, Medium))
 
     @property
     def text(self) -> str:
         """The turn as one string, with a placeholder such as `<image>` for each medium."""
-        parts = (f"<{p.modality}>" if isinstance(p, MediaRef) else p for p in self.content)
+        parts = (f"<{p.modality}>" if isinstance(p, Medium) else p for p in self.content)
         return "".join(parts)
 
 
-def count_placeholders(text: str) -> dict[str, int]:
-    """How often each modality's placeholder stands in a text; modalities without one are absent."""
-    counts: dict[str, int] = {}
-    for match in _PLACEHOLDER.finditer(text):
-        counts[match[1]] = counts.get(match[1], 0) + 1
-    return counts
+def count_placeholders(text: str) -> Counter[str]:
+    """How often each modality's placeholder stands in a text."""
+    return Counter(match[1] for match in _PLACEHOLDER.finditer(text))
 
 
-def place_media(text: str, media: Iterable[MediaRef]) -> tuple[Content, list[MediaRef]]:
+def place_media(text: str, media: Iterable[Medium]) -> tuple[Content, list[Medium]]:
     """Puts media where their placeholders stand.
 
     A placeholder whose modality has no medium left stays the plain text that it is.
@@ -72,7 +63,7 @@ def place_media(text: str, media: Iterable[MediaRef]) -> tuple[Content, list[Med
         The content, and the media for which there was no placeholder, in their order.
     """
     waiting = list(media)
-    content: list[str | MediaRef] = []
+    content: list[str | Medium] = []
     position = 0
     for match in _PLACEHOLDER.finditer(text):
         index = next((i for i, m in enumerate(waiting) if m.modality == match[1]), None)
@@ -87,7 +78,7 @@ def place_media(text: str, media: Iterable[MediaRef]) -> tuple[Content, list[Med
     return tuple(content), waiting
 
 
-def question(text: str, media: Sequence[MediaRef] = (), *, where: str | None = None) -> Turn:
+def question(text: str, media: Sequence[Medium] = (), *, where: str | None = None) -> Turn:
     """The turn of somebody who asks something about media.
 
     Placeholders in the text say where media go; media without one follow the question, each on a
@@ -97,18 +88,17 @@ def question(text: str, media: Sequence[MediaRef] = (), *, where: str | None = N
     Raises:
         RecordError: there are more placeholders of a modality than media of it (and at least one).
     """
-    counts = count_placeholders(text)
-    for modality in {m.modality for m in media}:
-        attached = sum(m.modality == modality for m in media)
-        if counts.get(modality, 0) > attached:
+    for modality, count in count_placeholders(text).items():
+        attached = sum(medium.modality == modality for medium in media)
+        if 0 < attached < count:
             raise RecordError(
-                f"the question has {counts[modality]} <{modality}> placeholders "
+                f"the question has {count} <{modality}> placeholders "
                 f"but {attached} {modality} input(s)",
                 where=where,
                 hint="give as many files as placeholders",
             )
     content, rest = place_media(text, media)
-    tail: list[str | MediaRef] = []
+    tail: list[str | Medium] = []
     for medium in rest:
         if content or tail:
             tail.append("\n")

@@ -23,7 +23,7 @@ from chatbind_cli.json_text import lines, parse_line
 from chatbind_cli.jsonl import Line, Record, dumps
 from chatbind_cli.review.cases import Case, digest
 from chatbind_cli.review.judges.judge import Verdict
-from chatbind_cli.review.reading import metadata_of, paid_usd
+from chatbind_cli.review.scores import metadata_of, paid_usd
 
 
 @dataclass(frozen=True, kw_only=True)

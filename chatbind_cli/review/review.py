@@ -19,7 +19,6 @@ from chatbind_cli.review.judges.cost import FREE, Plan
 from chatbind_cli.review.judges.judge import Judge, JudgeSettings, Verdict
 from chatbind_cli.review.judges.rule import RuleJudge
 from chatbind_cli.review.judging import judge_all
-from chatbind_cli.review.reading import paid_usd
 from chatbind_cli.review.records import (
     Earlier,
     Judgement,
@@ -28,6 +27,7 @@ from chatbind_cli.review.records import (
     review_record,
     tidy,
 )
+from chatbind_cli.review.scores import paid_usd
 
 Orders = Literal["as-given", "both", "random"]
 _MISFIT = "the files do not fit together, as said above"

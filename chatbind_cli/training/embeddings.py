@@ -16,19 +16,20 @@ from chatbind_cli.console import Progress
 from chatbind_cli.data.encode_sinks import StoreSink
 from chatbind_cli.data.encoding import EncodingOptions, encode_items
 from chatbind_cli.data.lookup import Embeddings, open_stores, options_in
-from chatbind_cli.data.media_items import MediaFolder, MediaItem
+from chatbind_cli.data.media_items import MediaItem
 from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.data.store_meta import StoreMeta
 from chatbind_cli.imagebind.encoder import Encoder
+from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
-from chatbind_cli.model.config import MODEL_TYPE, ChatBindConfig
-from chatbind_cli.model.fit import EncoderInfo, encoder_of
-from chatbind_cli.model.projector_file import read_projector
-from chatbind_cli.model.published import is_published, read_published
-from chatbind_cli.model.turns import MediaRef
+from chatbind_cli.media.root import MediaRoot
+from chatbind_cli.model.config import MODEL_TYPE, ChatBindConfig, EncoderInfo, encoder_of
+from chatbind_cli.model.loading import read_published
 from chatbind_cli.training.rundir import part_name
 from chatbind_cli.training.settings import TrainingSettings
 from chatbind_cli.weights.json_file import read_json
+from chatbind_cli.weights.projector_file import read_projector
+from chatbind_cli.weights.published import is_published
 
 _READERS = 4  # threads that decode ahead while a GPU encodes
 
@@ -80,7 +81,7 @@ def origin_of(settings: TrainingSettings) -> Origin:
 
 
 def stored_embeddings(
-    settings: TrainingSettings, media: Iterable[MediaRef]
+    settings: TrainingSettings, media: Iterable[Medium]
 ) -> tuple[Embeddings, MediaOptions, StoreMeta]:
     """The embeddings in the store of the settings, and how they were made.
 
@@ -89,25 +90,25 @@ def stored_embeddings(
     """
     assert settings.store is not None
     stores = open_stores(settings.store)
-    used = {medium.modality for medium in media}
+    used = {medium.modality for medium in media if medium.modality is not None}
     trained = origin_of(settings).media_options
     options = options_in(stores, used, trained, where=str(settings.store))
     return Embeddings(stores, options), options, stores[0].meta
 
 
 def encode_media(
-    media: Sequence[MediaRef],
+    media: Sequence[Medium],
     encoder: Encoder,
-    folder: MediaFolder,
+    root: MediaRoot,
     share: Share,
     options: MediaOptions,
-) -> list[tuple[MediaRef, str]]:
+) -> list[tuple[Medium, str]]:
     """Encodes this process's share of media.
 
     Args:
         media: what no store has yet, the same on every process, without repeats.
         encoder: the frozen encoder.
-        folder: where they lie.
+        root: where they lie.
         share: which part is ours.
         options: how media become tensors.
 
@@ -116,10 +117,10 @@ def encode_media(
     """
     mine = media[share.rank :: share.world_size]
     items = [
-        MediaItem(path=medium.ref, name=medium.ref, modality=medium.modality, folder=folder)
+        MediaItem(path=medium.name, name=medium.name, modality=medium.modality, root=root)
         for medium in mine
     ]
-    failed: list[tuple[MediaRef, str]] = []
+    failed: list[tuple[Medium, str]] = []
     store = EmbeddingStore.open(
         share.own,
         "a",

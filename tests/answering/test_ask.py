@@ -16,9 +16,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from chatbind_cli import cli
-from chatbind_cli.answering.attachments import Attachment
-from chatbind_cli.answering.session import Answerer
-from chatbind_cli.answering.settings import GenerationSettings
+from chatbind_cli.answering.answerer import Answerer
+from chatbind_cli.answering.generation_settings import GenerationSettings
+from chatbind_cli.media.medium import Medium
 from tests.answering.world import World, start
 
 SHORT = GenerationSettings(max_new_tokens=8)
@@ -58,7 +58,7 @@ def test_several_media_in_the_order_of_the_options(world: World, answerer: Answe
     wanted = answerer.answer(question, [image, sound], settings=SHORT)
     assert ask(world, "-a", image, "-a", sound, question).stdout == wanted + "\n"
     assert ask(world, "--image", image, "--audio", sound, question).stdout == wanted + "\n"
-    wanted = answerer.answer("Both?", [sound, Attachment(image, "thermal")], settings=SHORT)
+    wanted = answerer.answer("Both?", [sound, Medium("thermal", image)], settings=SHORT)
     assert ask(world, "-a", sound, "--thermal", image, "Both?").stdout == wanted + "\n"
 
 

@@ -19,7 +19,7 @@ from chatbind_cli.data.conversations import (
     read_conversations,
 )
 from chatbind_cli.errors import RecordError
-from chatbind_cli.model.turns import MediaRef
+from chatbind_cli.media.medium import Medium
 
 
 def record(*said: str, **keys: Any) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def test_a_llava_array_is_read(tmp_path: Path) -> None:
     path = tmp_path / "train.json"
     path.write_text(json.dumps([record("<image>\nWhat?", "A dog.", image="a.jpg")] * 2, indent=1))
     first, second = read_conversations(path)
-    assert first.media == (MediaRef("image", "a.jpg"),)
+    assert first.media == (Medium("image", "a.jpg"),)
     assert [t.text for t in first.turns] == ["<image>\nWhat?", "A dog."]
     assert first.where != second.where
 
@@ -50,7 +50,7 @@ def test_media_stand_in_the_order_of_their_placeholders() -> None:
         )
     )  # fmt: skip
     assert [m.ref for m in one.media] == ["x.wav", "a.jpg", "b.jpg"]
-    assert one.turns[2].media == (MediaRef("image", "b.jpg"),)
+    assert one.turns[2].media == (Medium("image", "b.jpg"),)
 
 
 def test_alpaca_rows_and_text_only_records_are_read() -> None:

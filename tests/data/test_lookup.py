@@ -11,8 +11,8 @@ import torch
 from chatbind_cli.data.lookup import Embeddings, open_stores, options_in
 from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.errors import StoreError
+from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
-from chatbind_cli.model.turns import MediaRef
 
 OURS = MediaOptions()
 OTHER = MediaOptions(clip_sampler="chatbind", video_clips=2)
@@ -64,7 +64,7 @@ def test_rows_of_several_makings_are_refused_unless_training_says_which(tmp_path
     assert agreed(tmp_path, "image") == OURS
     options = agreed(tmp_path, "video", **OURS.deciding())
     assert options == OURS
-    medium = MediaRef("video", "a.mp4")
+    medium = Medium("video", "a.mp4")
     stores = open_stores(tmp_path)
     for chosen, number in ((OURS, 1.0), (OTHER, 2.0), (None, 2.0)):
         [row] = Embeddings(stores, chosen).rows([medium])

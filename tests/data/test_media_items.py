@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 
 from chatbind_cli.data.media_items import (
-    MediaFolder,
     items_of_list,
     items_of_paths,
     items_of_training_file,
 )
 from chatbind_cli.errors import MediaError, RecordError
+from chatbind_cli.media.root import MediaRoot
 
 
 def listed(text: str, root: Path | None = None, modality: str | None = None) -> list[object]:
     stream = io.BufferedReader(io.BytesIO(text.encode()))  # type: ignore[arg-type]
-    return list(items_of_list("-", MediaFolder(root=root), modality, stdin=stream))
+    return list(items_of_list("-", MediaRoot(root), modality, stdin=stream))
 
 
 def test_lines_are_paths_with_any_characters_but_an_end_of_line() -> None:
@@ -31,7 +31,7 @@ def test_lines_are_paths_with_any_characters_but_an_end_of_line() -> None:
         "https://example.org/x.png",
         "你.png",
     ]
-    assert all(item.folder is None for item in items)
+    assert all(item.root is None for item in items)
 
 
 def test_records_name_media_by_path_or_by_modality_and_keep_their_other_keys() -> None:
@@ -99,7 +99,7 @@ def test_media_of_records_stay_in_the_media_root(tmp_path: Path) -> None:
 
 
 def test_paths_below_the_media_root_get_the_name_that_records_use(tmp_path: Path) -> None:
-    folder = MediaFolder(root=tmp_path)
+    folder = MediaRoot(tmp_path)
     paths = [str(tmp_path / "a" / "b.png"), "/elsewhere/c.png", "https://example.org/d.png"]
     items = list(items_of_paths(paths, folder, None))
     assert [item.name for item in items] == ["a/b.png", *paths[1:]]
@@ -111,7 +111,7 @@ def test_a_training_file_names_each_medium_once(tmp_path: Path) -> None:
     records = [{"id": i, "image": f"{i % 2}.jpg", "conversations": turns} for i in range(5)]
     records.append({"id": 9, "conversations": turns})  # words only: nothing to encode
     (tmp_path / "chat.json").write_text(json.dumps(records))
-    items = list(items_of_training_file(tmp_path / "chat.json", MediaFolder(), None))
+    items = list(items_of_training_file(tmp_path / "chat.json", MediaRoot(), None))
     assert [(item.path, item.modality) for item in items] == [
         ("0.jpg", "image"),
         ("1.jpg", "image"),
@@ -123,7 +123,7 @@ def test_a_file_name_that_is_not_utf_8_is_opened_and_told_in_text(tmp_path: Path
     (tmp_path / os.fsdecode(b"\xff.jpg")).write_bytes(b"x")
     line = os.fsencode(tmp_path) + b"/\xff.jpg\n"
     stream = io.BufferedReader(io.BytesIO(line))  # type: ignore[arg-type]
-    (item,) = items_of_list("-", MediaFolder(root=tmp_path), None, stdin=stream)
+    (item,) = items_of_list("-", MediaRoot(tmp_path), None, stdin=stream)
     assert item.path == f"{tmp_path}/\\xff.jpg"
     assert item.name == "\\xff.jpg"
     assert item.open().head(1) == b"x"
@@ -132,5 +132,5 @@ def test_a_file_name_that_is_not_utf_8_is_opened_and_told_in_text(tmp_path: Path
 
 def test_a_training_file_with_bad_records_names_each(tmp_path: Path) -> None:
     (tmp_path / "chat.jsonl").write_text('{"image": 1}\n7\n{"image": "a.jpg"}\n{"image": 1}\n')
-    items = list(items_of_training_file(tmp_path / "chat.jsonl", MediaFolder(), None))
+    items = list(items_of_training_file(tmp_path / "chat.jsonl", MediaRoot(), None))
     assert [item.line for item in items] == [1, 2, None, 4]

@@ -13,13 +13,14 @@ from transformers import LlamaConfig, PreTrainedTokenizerBase
 from chatbind_cli.data.conversations import Conversation, parse_conversation
 from chatbind_cli.data.tokens import IGNORE_INDEX, PromptEncoder, TokenizedSample
 from chatbind_cli.errors import RecordError
+from chatbind_cli.media.medium import Medium
 from chatbind_cli.model.config import ChatBindConfig
 from chatbind_cli.model.prompts import get_style, style_names
 from chatbind_cli.model.tokenizer import load_tokenizer, media_token_ids, prepare_tokenizer
-from chatbind_cli.model.turns import MediaRef, Turn, answer, question
+from chatbind_cli.model.turns import Turn, answer, question
 from tests.model.tiny import CHATML, byte_tokenizer, word_tokenizer
 
-IMAGE = MediaRef("image", "a.png")
+IMAGE = Medium("image", "a.png")
 STYLES = {"v0": "v0", "v1": "vicuna_v1_1"}
 
 # "x_text_contains_eos": the reference reads a user's "</s>" as the end of the text
@@ -191,7 +192,7 @@ TURNS = [
     [
         question("Hello!"),
         answer("Hi"),
-        question("And <audio>?", [MediaRef("audio", "b")]),
+        question("And <audio>?", [Medium("audio", "b")]),
         answer(""),
     ],
 ]
@@ -228,7 +229,7 @@ def test_what_users_write_makes_no_special_token(make: Any, style: str) -> None:
 def test_the_number_of_placeholder_tokens_is_that_of_the_media() -> None:
     tokenizer = prepared(byte_tokenizer(), "v0")
     encode = encoder(tokenizer, "v0", tokens=3)
-    media = [IMAGE, MediaRef("audio", "b.wav")]
+    media = [IMAGE, Medium("audio", "b.wav")]
     prompt = encode.prompt([question("compare <im_patch>", media)])
     patch = media_token_ids(tokenizer)["im_patch_id"]
     assert prompt.input_ids.count(patch) == 6
@@ -245,7 +246,7 @@ def cut_sample(length: int | None) -> tuple[TokenizedSample, int]:
     turns = (
         question("a", [IMAGE]),
         answer("b"),
-        question("c", [MediaRef("audio", "x")]),
+        question("c", [Medium("audio", "x")]),
         answer("d"),
     )
     sample = encode.conversation(Conversation("x", turns, "f:1"), length)

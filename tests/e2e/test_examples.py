@@ -1,8 +1,9 @@
-"""The examples in every command's help, the README's commands and the make targets are real."""
+"""The examples in every command's help, in the README and docs, and the make targets are real."""
 
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import shlex
@@ -18,7 +19,7 @@ from chatbind_cli import cli
 from tests.review.conftest import JudgeServer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def lines(kind):
@@ -29,12 +30,13 @@ def lines(kind):
 
 
 def blocks(language):
-    """The README's blocks in a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    """The documents' blocks in a language."""
+    text = "\n".join(document.read_text(encoding="utf-8") for document in DOCUMENTS)
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
-def readme_lines():
-    """What the README shows at a prompt, and in its blocks for bash."""
+def document_lines():
+    """What the documents show at a prompt, and in their blocks for bash."""
     for block in blocks("console"):
         yield from re.findall(r"^\$ (.*)$", block, re.MULTILINE)
     for block in blocks("bash"):
@@ -42,7 +44,7 @@ def readme_lines():
 
 
 def runs_here(line):
-    """Whether a line of the README needs neither make nor the published weights."""
+    """Whether a line of a document needs neither make nor the published weights."""
     return not re.search(r"^make |checkpoints/|chatbind download (?!.*--dry-run)", line)
 
 
@@ -93,8 +95,8 @@ def test_the_examples_of_help_run_as_they_stand(world, line):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", list(filter(runs_here, readme_lines())))
-def test_the_readme_s_lines_run_as_they_stand(world, line):
+@pytest.mark.parametrize("line", list(filter(runs_here, document_lines())))
+def test_the_documents_lines_run_as_they_stand(world, line):
     done = world(line)
     # `head` may have enough before a command is through
     assert done.returncode in (0, 141) if "| head" in line else done.returncode == 0, done.stderr
@@ -112,7 +114,7 @@ def test_the_readme_s_python_runs_as_it_stands(world):
     "line",
     [
         *lines("elsewhere"),
-        *(line for line in readme_lines() if "chatbind " in line and not runs_here(line)),
+        *(line for line in document_lines() if "chatbind " in line and not runs_here(line)),
     ],
 )
 def test_what_needs_the_network_or_a_key_at_least_parses(line, tmp_path, monkeypatch):
@@ -132,6 +134,11 @@ def test_the_example_with_an_endpoint_runs_where_one_is_served(world):
     finally:
         server.close()
     assert done.returncode == 0, done.stderr
+
+
+def test_the_formats_shown_are_json():
+    for line in "".join(blocks("json")).splitlines():
+        assert isinstance(json.loads(line), dict)
 
 
 def test_every_line_of_the_reproduction_parses(tmp_path, monkeypatch):

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from chatbind_cli.errors import MediaError
-from chatbind_cli.media.source import MediaSource, SourceLimits, open_source, resolve_in_root
+from chatbind_cli.media.root import MediaRoot
+from chatbind_cli.media.source import MediaSource, SourceLimits, open_source
 
 SMALL = SourceLimits(max_bytes=1000)
 
@@ -136,9 +137,9 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_records_reach_files_inside_the_root_and_links_that_stay_inside(root: Path) -> None:
-    assert resolve_in_root("sub/a.jpg", root) == root / "sub/a.jpg"
-    assert resolve_in_root("inner.jpg", root).read_bytes() == b"a"
-    assert resolve_in_root("./sub//a.jpg", root).read_bytes() == b"a"
+    assert MediaRoot(root).find("sub/a.jpg") == root / "sub/a.jpg"
+    assert MediaRoot(root).find("inner.jpg").read_bytes() == b"a"
+    assert MediaRoot(root).find("./sub//a.jpg").read_bytes() == b"a"
 
 
 @pytest.mark.parametrize(
@@ -146,21 +147,21 @@ def test_records_reach_files_inside_the_root_and_links_that_stay_inside(root: Pa
 )
 def test_records_cannot_leave_the_root_unless_allowed(root: Path, name: str) -> None:
     with pytest.raises(MediaError, match="leaves the media root; allow it with --allow-outside"):
-        resolve_in_root(name, root)
-    assert resolve_in_root(name, root, allow_outside=True).is_file()
+        MediaRoot(root).find(name)
+    assert MediaRoot(root, allow_outside=True).find(name).is_file()
 
 
 @pytest.mark.parametrize("name", ["missing.jpg", "sub", "", "a\0b", "x" * 5000])
 def test_what_is_not_there_is_one_line(root: Path, name: str) -> None:
     with pytest.raises(MediaError) as caught:
-        resolve_in_root(name, root)
+        MediaRoot(root).find(name)
     assert "\n" not in str(caught.value)
 
 
 def test_a_link_that_leads_to_itself_is_one_line(root: Path) -> None:
     (root / "loop").symlink_to(root / "loop")
     with pytest.raises(MediaError):
-        resolve_in_root("loop", root)
+        MediaRoot(root).find("loop")
 
 
 @pytest.mark.parametrize("name", ["val2014", "coco2014_val"])
@@ -171,11 +172,11 @@ def test_coco_prefixes_are_added_where_only_the_prefixed_file_exists(
     folder.mkdir()
     (folder / "COCO_val2014_000001.jpg").write_bytes(b"a")
     (folder / "000002.jpg").write_bytes(b"b")
-    assert resolve_in_root("000001.jpg", folder).name == "COCO_val2014_000001.jpg"
-    assert resolve_in_root("000002.jpg", folder).name == "000002.jpg"
-    found = resolve_in_root(f"{name}/000001.jpg", tmp_path, prefix="COCO_val2014_")
+    assert MediaRoot(folder).find("000001.jpg").name == "COCO_val2014_000001.jpg"
+    assert MediaRoot(folder).find("000002.jpg").name == "000002.jpg"
+    found = MediaRoot(tmp_path, "COCO_val2014_").find(f"{name}/000001.jpg")
     assert found == folder / "COCO_val2014_000001.jpg"
-    assert resolve_in_root("COCO_val2014_000001.jpg", folder, prefix="COCO_val2014_").is_file()
+    assert MediaRoot(folder, "COCO_val2014_").find("COCO_val2014_000001.jpg").is_file()
 
 
 QUICK = SourceLimits(read_timeout_s=0.2, total_timeout_s=1.0)
@@ -249,5 +250,5 @@ def test_a_name_that_is_no_text_is_read_and_shown(tmp_path: Path) -> None:
     with pytest.raises(MediaError, match="is not a file name"):
         open_source("\ud800.jpg")
     with pytest.raises(MediaError) as caught:
-        resolve_in_root("caf\udce9.jpg", tmp_path)
+        MediaRoot(tmp_path).find("caf\udce9.jpg")
     assert str(caught.value).encode("utf-8")

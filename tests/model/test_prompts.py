@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from chatbind_cli.errors import CheckpointError, UsageError
+from chatbind_cli.media.medium import Medium
 from chatbind_cli.model.prompts import (
     EOS,
     MEDIA,
@@ -17,10 +18,10 @@ from chatbind_cli.model.prompts import (
     get_style,
     style_names,
 )
-from chatbind_cli.model.turns import MediaRef, Turn, answer, question
+from chatbind_cli.model.turns import Turn, answer, question
 from tests.model.tiny import byte_tokenizer, word_tokenizer
 
-IMAGE = MediaRef("image", "a.png")
+IMAGE = Medium("image", "a.png")
 
 
 def written(style: PromptStyle, turns: list[Turn], medium: str = "<image>", **more: Any) -> str:

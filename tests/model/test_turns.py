@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from chatbind_cli.errors import RecordError
-from chatbind_cli.model.turns import MediaRef, answer, place_media, question
+from chatbind_cli.media.medium import Medium
+from chatbind_cli.model.turns import answer, place_media, question
 
-DOG = MediaRef("image", "dog.jpg")
-BARK = MediaRef("audio", "bark.wav")
+DOG = Medium("image", "dog.jpg")
+BARK = Medium("audio", "bark.wav")
 
 
 def test_media_without_placeholder_follow_the_question_each_on_its_own_line() -> None:
@@ -24,7 +25,7 @@ def test_placeholders_in_the_question_are_honoured_and_the_rest_follows() -> Non
 
 
 def test_two_media_of_one_modality_keep_their_order() -> None:
-    other = MediaRef("image", "cat.jpg")
+    other = Medium("image", "cat.jpg")
     assert question("<image> or <image>?", [DOG, other]).content == (DOG, " or ", other, "?")
 
 

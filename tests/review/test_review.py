@@ -17,9 +17,9 @@ from chatbind_cli.errors import JudgeError
 from chatbind_cli.jsonl import RecordWriter
 from chatbind_cli.review.cases import Case
 from chatbind_cli.review.judges.judge import Judge, Verdict
-from chatbind_cli.review.reading import latest
 from chatbind_cli.review.records import in_words, read_earlier, tidy
 from chatbind_cli.review.review import Outcome, ReviewOptions, make_missing
+from chatbind_cli.review.summary import latest
 
 
 class FakeJudge(Judge):

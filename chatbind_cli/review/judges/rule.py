@@ -5,7 +5,7 @@ from __future__ import annotations
 from chatbind_cli.review.accuracy import is_correct
 from chatbind_cli.review.cases import Case, digest
 from chatbind_cli.review.judges.judge import Judge, Verdict
-from chatbind_cli.review.reading import RULE_JUDGE
+from chatbind_cli.review.scores import RULE_JUDGE
 from chatbind_cli.review.texts import exact_match, token_f1
 
 

@@ -1,0 +1,76 @@
+"""The media root: the folder that the media paths of records start from, and may not leave."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from chatbind_cli.errors import MediaError
+from chatbind_cli.media.source import MediaSource, open_source, shown
+
+_ADDRESSES = ("http://", "https://", "data:")
+
+
+@dataclass(frozen=True)
+class MediaRoot:
+    """Where the media of records lie.
+
+    Args:
+        folder: what their paths start from; None: the current folder.
+        prefix: put before the file name (COCO: `COCO_val2014_`). Without one, a folder whose
+            name ends in `val2014` or `2014_val` (or `train`) adds COCO's prefix where only the
+            prefixed file exists.
+        allow_outside: let `..`, absolute paths and links lead out of the folder.
+    """
+
+    folder: Path | None = None
+    prefix: str = ""
+    allow_outside: bool = False
+
+    def find(self, name: str) -> Path:
+        """The file that a record means by `name`.
+
+        Raises:
+            MediaError: the path leaves the root, or no file is there.
+        """
+        base = (self.folder if self.folder is not None else Path()).absolute()
+        where = shown(name)
+        if not name or "\0" in name:
+            raise MediaError("is not a file name", where=repr(where))
+        relative = Path(name)
+        hint = "allow it with --allow-outside"
+        if not self.allow_outside and (relative.is_absolute() or ".." in relative.parts):
+            raise MediaError("leaves the media root", where=where, hint=hint)
+        try:
+            path = _with_prefix(base / relative, base, self.prefix)
+            if not self.allow_outside and not path.resolve().is_relative_to(base.resolve()):
+                raise MediaError("is a link that leaves the media root", where=where, hint=hint)
+            found = path.is_file()
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise MediaError(f"cannot be looked up ({reason})", where=where) from error
+        if not found:
+            raise MediaError("no such file", where=shown(str(path)), hint="is --media-root right?")
+        return path
+
+    def open(self, ref: str | Path | bytes) -> MediaSource:
+        """The bytes that a record means by a name; http(s) and data addresses are read too.
+
+        Raises:
+            MediaError: the name leaves the root, or nothing is there.
+        """
+        if isinstance(ref, bytes) or str(ref).startswith(_ADDRESSES):
+            return open_source(ref)
+        return open_source(self.find(str(ref)))
+
+
+def _with_prefix(path: Path, base: Path, prefix: str) -> Path:
+    if prefix:
+        return path if path.name.startswith(prefix) else path.with_name(prefix + path.name)
+    for split in ("val", "train"):
+        # COCO's own name of the folder, and the one that LLaVA's instructions give it
+        if base.name.endswith((f"{split}2014", f"2014_{split}")) and not path.exists():
+            prefixed = path.with_name(f"COCO_{split}2014_{path.name}")
+            if prefixed.exists():
+                return prefixed
+    return path
