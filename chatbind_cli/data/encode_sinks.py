@@ -102,14 +102,17 @@ class StoreSink:
         """By name and preprocessing."""
         modalities = MODALITIES if item.modality is None else (item.modality,)
         return any(
-            self._store.has(item.name, modality, self._options.fingerprint(modality))
+            self._store.get(
+                modality, name=item.name, fingerprint=self._options.fingerprint(modality)
+            )
+            is not None
             for modality in modalities
         )
 
     def recall(self, modality: str, sha256: str) -> torch.Tensor | None:
         """The embedding of the same content under another name, if there is one."""
         fingerprint = self._options.fingerprint(modality)
-        return self._store.get(modality, content_sha256=sha256, fingerprint=fingerprint)
+        return self._store.recall(modality, sha256, fingerprint)
 
     def write(self, result: Encoded) -> None:
         """Adds a row, and a line to the log now and then."""

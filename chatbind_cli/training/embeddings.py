@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from chatbind_cli.console import Progress
+from chatbind_cli.data.database import StoreMeta
 from chatbind_cli.data.encode_sinks import StoreSink
 from chatbind_cli.data.encoding import EncodingOptions, encode_items
 from chatbind_cli.data.lookup import Embeddings, open_stores, options_in
 from chatbind_cli.data.media_items import MediaItem
 from chatbind_cli.data.store import EmbeddingStore
-from chatbind_cli.data.store_meta import StoreMeta
 from chatbind_cli.imagebind.encoder import Encoder
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
