@@ -23,7 +23,7 @@ from chatbind_cli.media.source import MediaSource, open_source
 # an object, an array, gzip, zstd: what `read_records` understands; anything else is lines of paths
 _RECORDS_START = (b"{", b"[", b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xef\xbb\xbf{", b"\xef\xbb\xbf[")
 
-# what output records say beside the path and the modality, see `encode_sinks`
+# what output records say beside the path and the modality, see `encode`
 _WRITTEN = ("embedding", "labels", "encoder", "normalized", "label_set", "error", "line")
 _NO_MEDIUM = "a record names no medium under path, image, ..."
 

@@ -12,6 +12,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -179,10 +180,10 @@ class EmbeddingStore:
     def close(self) -> None:
         """Commits what was added and lets go of the store."""
         try:
-            if self._connection.in_transaction:
-                self._run("COMMIT")
+            with self._threads, closing(self._connection):
+                if self._connection.in_transaction:
+                    self._run("COMMIT")
         finally:
-            self._connection.close()
             if self._lock is not None:
                 self._lock.close()
 

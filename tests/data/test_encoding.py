@@ -134,8 +134,8 @@ def test_what_is_known_by_its_content_is_not_encoded_again(pictures: list[MediaI
         return torch.tensor([-1.0]) if (modality, sha256) == ("image", known) else None
 
     encoder: Any = FakeEncoder()
-    wanted = EncodingOptions(media=MediaOptions(), recall=recall)
-    results = list(encode_items(pictures[:3], encoder, wanted))
+    wanted = EncodingOptions(media=MediaOptions())
+    results = list(encode_items(pictures[:3], encoder, wanted, recall))
     assert [float(r.embedding) == -1.0 for r in results if r.embedding is not None] == [
         False,
         True,
