@@ -115,10 +115,7 @@ def encode_media(
         The media that cannot be read, each with the reason.
     """
     mine = media[share.rank :: share.world_size]
-    items = [
-        MediaItem(path=medium.name, name=medium.name, modality=medium.modality, root=root)
-        for medium in mine
-    ]
+    items = [MediaItem(medium, root, medium.name) for medium in mine]
     failed: list[tuple[Medium, str]] = []
     how = EncodingOptions(
         media=options,
@@ -128,11 +125,10 @@ def encode_media(
     store = writable_store(share.own, encoder, options)
     with store, Progress(len(mine), "encoding media", "files") as progress:
         sink = StoreSink(store, options)
-        results = encode_items(items, encoder, how, sink.recall)
-        for medium, result in zip(mine, results, strict=True):
+        for result in encode_items(items, encoder, how, sink.recall):
             if result.error is None:
                 sink.write(result)
             else:
-                failed.append((medium, str(result.error)))
+                failed.append((result.item.medium, str(result.error)))
             progress.advance()
     return failed
