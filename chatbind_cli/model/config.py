@@ -7,14 +7,18 @@ counts, the command that made it), so that nothing is ever guessed from a path's
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.weights.json_file import read_json
+
+if TYPE_CHECKING:
+    from chatbind_cli.weights.projector_file import ProjectorInfo
 
 MODEL_TYPE = "chatbind"
 PROJECTOR_TYPES = ("linear", "mlp2x_gelu")
@@ -83,9 +87,7 @@ class ChatBindConfig(PreTrainedConfig):
             for name in names:
                 if type(getattr(self, name)) not in kinds:
                     raise CheckpointError(f"{name} is {getattr(self, name)!r:.60}")
-        for name in ("name", "sha256"):
-            if not isinstance((self.encoder or {}).get(name, ""), (str, type(None))):
-                raise CheckpointError(f"the encoder's {name} is no text")
+        encoder_of(self)
         self.text_config = _text_config(self.text_config)
         self.encoder = dict(self.encoder or {})
         self.media_options = dict(self.media_options or {})
@@ -129,6 +131,82 @@ class ChatBindConfig(PreTrainedConfig):
         """
         media = [i for i in (self.im_patch_id, self.im_start_id, self.im_end_id) if i is not None]
         return GenerationConfig(eos_token_id=list(end_ids) or None, suppress_tokens=media or None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderInfo:
+    """Which encoder a model belongs to.
+
+    Args:
+        name: for people.
+        sha256: of its weights file; None if it is not known.
+        embedding_dim: width of its embeddings.
+        path: where it lay when the model was made.
+        dtype: the numbers in which it worked, where that is known.
+    """
+
+    name: str
+    sha256: str | None
+    embedding_dim: int
+    path: str | None = None
+    dtype: str | None = None
+
+    def as_record(self) -> dict[str, Any]:
+        """The same for a configuration, which says nothing of a dtype that is not known."""
+        return {k: v for k, v in asdict(self).items() if v is not None or k != "dtype"}
+
+
+def encoder_of(trained: ProjectorInfo | ChatBindConfig) -> EncoderInfo:
+    """The encoder that a projector or model was trained with, as far as its file tells.
+
+    Raises:
+        CheckpointError: a name or hash is none.
+    """
+    known = trained.encoder or {}
+    for name in ("name", "sha256", "path", "dtype"):
+        if not isinstance(known.get(name), (str, type(None))):
+            raise CheckpointError(f"the encoder's {name} is no text")
+    return EncoderInfo(
+        name=known.get("name") or "imagebind",
+        sha256=known.get("sha256"),
+        embedding_dim=trained.embedding_dim,
+        path=known.get("path"),
+        dtype=known.get("dtype"),
+    )
+
+
+def check_encoder(
+    trained: ProjectorInfo | ChatBindConfig, encoder: EncoderInfo, *, where: str | None = None
+) -> None:
+    """Refuses an encoder that is not the one that a model or projector was trained with.
+
+    Raises:
+        CheckpointError: the width differs, or both hashes or both dtypes are known and differ.
+    """
+    own = encoder_of(trained)
+    what = "model" if isinstance(trained, ChatBindConfig) else "projector"
+    hint = f"name the encoder that the {what} was trained with (--encoder)"
+    if own.embedding_dim != encoder.embedding_dim:
+        raise CheckpointError(
+            f"the {what} reads embeddings of width {own.embedding_dim}, the encoder "
+            f"{encoder.name} gives {encoder.embedding_dim}",
+            where=where,
+            hint=hint,
+        )
+    if own.sha256 and encoder.sha256 and own.sha256 != encoder.sha256:
+        raise CheckpointError(
+            f"the {what} was trained with the encoder {own.name} ({own.sha256[:12]}), not with "
+            f"{encoder.name} ({encoder.sha256[:12]})",
+            where=where,
+            hint=hint,
+        )
+    if own.dtype and encoder.dtype and own.dtype != encoder.dtype:
+        raise CheckpointError(
+            f"was trained on embeddings that were computed in {own.dtype}, and these were in "
+            f"{encoder.dtype}",
+            where=where,
+            hint=f"encode the media with --dtype {own.dtype}",
+        )
 
 
 def end_ids(named: Any) -> list[int]:

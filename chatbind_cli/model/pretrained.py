@@ -12,7 +12,9 @@ becomes larger than its files is refused while it is built.
 from __future__ import annotations
 
 import re
+import sys
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +24,6 @@ import torch
 from torch.nn.modules import module as torch_module
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
@@ -31,17 +32,25 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils import logging
 
-from chatbind_cli.errors import ChatBindError, CheckpointError
+from chatbind_cli.console import note
+from chatbind_cli.errors import ChatBindError, CheckpointError, reason
 from chatbind_cli.model.config import saved_end_ids
-from chatbind_cli.model.quiet import quiet_transformers
-from chatbind_cli.model.staging import DATA_SUFFIXES, check_config, check_kind, cleaned, staged
+from chatbind_cli.model.staging import (
+    DATA_SUFFIXES,
+    MOST_CONFIG,
+    check_config,
+    check_kind,
+    cleaned,
+    staged_tokenizer,
+    staged_weights,
+)
 from chatbind_cli.weights.checkpoint import Checkpoint, open_checkpoint
 from chatbind_cli.weights.json_file import read_json
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _FREE_ELEMENTS = 64 << 20  # masks and the like, which are computed and lie in no file
-_LONGEST_REASON = 200
 
 
 def open_config(name: str | Path) -> PreTrainedConfig:
@@ -51,49 +60,46 @@ def open_config(name: str | Path) -> PreTrainedConfig:
         CheckpointError: there is none, it needs code, or it asks for what no model has.
     """
     folder = model_folder(name, weights=False)
-    unusable = one_line("its config.json cannot be used", name)
-    with unusable, staged(folder) as stage, quiet_transformers():
-        check_kind(read_json(folder / "config.json"), folder / "config.json")
-        config = AutoConfig.from_pretrained(
-            str(stage), trust_remote_code=False, local_files_only=True
-        )
-        config.name_or_path = str(name)
-        return config
+    fields = read_json(folder / "config.json", most_bytes=MOST_CONFIG)
+    config = make_config(fields, folder)
+    config.name_or_path = str(name)
+    return config
 
 
-def make_config(fields: Mapping[str, Any], where: str | Path) -> PreTrainedConfig:
-    """The configuration that a folder of another layout means.
+def make_config(fields: Mapping[str, Any], folder: Path) -> PreTrainedConfig:
+    """The configuration that settings mean, a folder's own or those of another layout.
 
     Args:
-        fields: its settings, `model_type` among them.
-        where: the file that they come from.
+        fields: `model_type` among them.
+        folder: where they come from.
 
     Raises:
         CheckpointError: as for `open_config`.
     """
-    with one_line("cannot be used", where):
-        check_config(fields, Path(where))
-        kind = CONFIG_MAPPING[fields["model_type"]]
-        return kind.from_dict(cleaned(fields))
+    with one_line("its config.json cannot be used", folder), quiet_transformers():
+        check_kind(fields, folder / "config.json")
+        check_config(fields, folder / "config.json")
+        return CONFIG_MAPPING[fields["model_type"]].from_dict(cleaned(fields))
 
 
-def open_tokenizer(
-    name: str | Path, kind: type[Any] = AutoTokenizer, **options: Any
-) -> PreTrainedTokenizerBase:
+def open_tokenizer(name: str | Path, kind: type[Any] = AutoTokenizer) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder (or hub name).
 
     Args:
         name: the folder.
         kind: the class that is to read it.
-        options: for the tokenizer (`padding_side`, ...).
 
     Raises:
         CheckpointError: there is none, it needs code, or it is broken.
     """
     folder = model_folder(name, weights=False)
-    with one_line("no usable tokenizer", name), staged(folder) as stage, quiet_transformers():
+    with (
+        one_line("no usable tokenizer", name),
+        staged_tokenizer(folder) as stage,
+        quiet_transformers(),
+    ):
         tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(
-            str(stage), trust_remote_code=False, local_files_only=True, **options
+            str(stage), trust_remote_code=False, local_files_only=True
         )
         # what it remembers of its files is where they lie, not where they lay for a moment
         for known in (vars(tokenizer), tokenizer.init_kwargs):
@@ -130,7 +136,8 @@ def open_model(
         config = config or open_config(folder)
         if kind is AutoModelForCausalLM and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise CheckpointError(f"a {config.model_type} model is no causal language model")
-        with staged(folder, checkpoint) as stage, within(checkpoint), quiet_transformers():
+        given |= _attention(given.pop("attn_implementation", None), config)
+        with staged_weights(checkpoint) as stage, within(checkpoint), quiet_transformers():
             model, report = kind.from_pretrained(
                 str(stage),
                 config=config,
@@ -152,6 +159,22 @@ def blank_model(config: PreTrainedConfig) -> PreTrainedModel:
     """A causal language model of a configuration, with fresh weights."""
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return model
+
+
+def _attention(wanted: str | None, config: PreTrainedConfig) -> dict[str, str]:
+    """The option that asks for an implementation; none where transformers' own choice will do.
+
+    A few kinds of models know neither flash attention nor `sdpa`; they go on as transformers has
+    them.
+    """
+    text_config = getattr(config, "text_config", config)
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(text_config), None)
+    if wanted in (None, "sdpa"):
+        return {}
+    if wanted != "eager" and not getattr(kind, "_supports_flash_attn", True):
+        note(f"a {text_config.model_type} model has no flash attention, and goes without")
+        return {}
+    return {"attn_implementation": str(wanted)}
 
 
 @contextmanager
@@ -231,7 +254,7 @@ def one_line(what: str, where: str | Path) -> Iterator[None]:
 
     Raises:
         CheckpointError: in place of any `Exception`, and of what the tokenizers library panics
-            with, which is none. Errors of the house pass.
+            with, which is none. Our own errors pass.
     """
     try:
         yield
@@ -242,9 +265,30 @@ def one_line(what: str, where: str | Path) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        reason = " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
+        said = reason(error)
         if isinstance(error, KeyError):  # its words are the key alone
-            reason = f"KeyError: {reason}"
-        if "ignore_mismatched_sizes" in reason:
-            reason = "its tensors do not have the shapes that config.json says"
-        raise CheckpointError(f"{what} ({reason})", where=str(where)) from error
+            said = f"KeyError: {said}"
+        if "ignore_mismatched_sizes" in str(error):
+            said = "its tensors do not have the shapes that config.json says"
+        raise CheckpointError(f"{what} ({said})", where=str(where)) from error
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Lets transformers say nothing but errors, and draw bars on a terminal only.
+
+    Bars are a mess in a batch job's log; and of unexpected tensors and old keys it would warn where
+    a projector lies among a language model's weights.
+    """
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -3,7 +3,6 @@
 `TextCodec` has one path for training and asking. Published ChatBind weights were trained with a
 SentencePiece tokenizer that reads every stretch between added tokens as a text of its own; the
 codec does the same on any tokenizer, so its ids equal those of the reference's training code.
-Prompt styles and media are not known here.
 """
 
 from __future__ import annotations
@@ -13,18 +12,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
 from transformers import AddedToken, AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase
 
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.model.config import ChatBindConfig
 from chatbind_cli.model.pretrained import one_line, open_tokenizer
-from chatbind_cli.model.sentencepiece_merges import read_pieces, with_scored_merges
+from chatbind_cli.weights.json_file import MOST_BYTES
 
 IM_PATCH = "<im_patch>"
 IM_START = "<im_start>"
 IM_END = "<im_end>"
 _BREAKS = "its tokenizer breaks over a text"
+_LONGEST_PIECE = 512  # characters of SentencePiece's; every place to cut one is looked at
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
@@ -38,12 +39,13 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """
     folder = Path(path)
     model_file = folder / "tokenizer.model"
+    if not model_file.is_file():
+        return open_tokenizer(path)
+    # read first: transformers looks at all ways to cut a piece, however long it is
+    pieces = _read_pieces(model_file)
     told = any((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json"))
-    kind = LlamaTokenizer if model_file.is_file() and not told else AutoTokenizer
-    if model_file.is_file():
-        read_pieces(model_file)  # transformers looks at all ways to cut one, however long it is
-    tokenizer = open_tokenizer(path, kind)
-    return with_scored_merges(tokenizer, model_file) if model_file.is_file() else tokenizer
+    tokenizer = open_tokenizer(path, AutoTokenizer if told else LlamaTokenizer)
+    return _with_scored_merges(tokenizer, pieces)
 
 
 def prepare_tokenizer(
@@ -86,6 +88,13 @@ def media_token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     vocabulary = tokenizer.get_vocab()
     names = {"im_patch_id": IM_PATCH, "im_start_id": IM_START, "im_end_id": IM_END}
     return {field: vocabulary.get(name) for field, name in names.items()}
+
+
+def media_rows(config: ChatBindConfig) -> dict[str, int]:
+    """The rows of the word embeddings that stand for media tokens, under their short names."""
+    names = ["im_patch", "im_start", "im_end"] if config.use_start_end else ["im_patch"]
+    ids = {name: getattr(config, f"{name}_id") for name in names}
+    return {name: index for name, index in ids.items() if index is not None}
 
 
 class TextCodec:
@@ -136,12 +145,12 @@ class TextCodec:
     def control(self, text: str, *, at_start: bool) -> list[int]:
         """Ids of a template's own text, in which control tokens count."""
         with one_line(_BREAKS, self._where):
-            encoding = self._control.encode(text, add_special_tokens=False)
-            if at_start and self.marks_start and encoding.ids:
-                added = self._control.get_added_tokens_decoder()
-                if encoding.ids[0] not in added:
-                    return self._control.encode(" " + text, add_special_tokens=False).ids
-            return encoding.ids
+            ids = self._control.encode(text, add_special_tokens=False).ids
+            if not (at_start and self.marks_start and ids):
+                return ids
+            if ids[0] in self._control.get_added_tokens_decoder():
+                return ids
+            return self._control.encode(" " + text, add_special_tokens=False).ids
 
     @cached_property
     def _control(self) -> Tokenizer:
@@ -156,11 +165,10 @@ class TextCodec:
         """
         bare = tokenizer("a", add_special_tokens=False)["input_ids"]
         full = tokenizer("a", add_special_tokens=True)["input_ids"]
-        for length in range(len(full) - len(bare) + 1):
-            if full[length : length + len(bare)] == bare:
-                if length:
-                    return list(full[:length])
-                break
+        places = range(len(full) - len(bare) + 1)
+        before = next((n for n in places if full[n : n + len(bare)] == bare), 0)
+        if before:
+            return list(full[:before])
         if self.marks_start and tokenizer.bos_token_id is not None:
             return [tokenizer.bos_token_id]
         return []
@@ -195,11 +203,66 @@ def _without_start_mark(state: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     return state, found
 
 
-def media_rows(config: ChatBindConfig) -> dict[str, int]:
-    """The rows of the word embeddings that stand for media tokens, under their short names."""
-    ids = {
-        "im_patch": config.im_patch_id,
-        "im_start": config.im_start_id if config.use_start_end else None,
-        "im_end": config.im_end_id if config.use_start_end else None,
-    }
-    return {name: index for name, index in ids.items() if index is not None}
+def _read_pieces(model_file: Path) -> SentencePieceProcessor:
+    """A `tokenizer.model`, before anybody cuts its pieces at every place.
+
+    Raises:
+        CheckpointError: the file is no SentencePiece model, or has a piece longer than any.
+    """
+    try:
+        if model_file.stat().st_size > MOST_BYTES:
+            raise OSError("too large")
+        pieces = SentencePieceProcessor(model_file=str(model_file))
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError("not a SentencePiece model", where=str(model_file)) from error
+    if any(len(pieces.IdToPiece(i)) > _LONGEST_PIECE for i in range(pieces.GetPieceSize())):
+        raise CheckpointError("has a piece longer than any", where=str(model_file))
+    return pieces
+
+
+def _with_scored_merges(
+    tokenizer: PreTrainedTokenizerBase, pieces: SentencePieceProcessor
+) -> PreTrainedTokenizerBase:
+    """The same tokenizer with SentencePiece's own merges.
+
+    transformers builds the merges of a bare `tokenizer.model` in the order of token ids.
+    SentencePiece goes by the scores of its pieces, and gives runs of spaces the lowest: "a  b" is
+    `▁a ▁ ▁b` to the weights, not `▁a ▁▁ b`.
+
+    Returns:
+        A new tokenizer; the same one if it is not a byte-pair encoding of these pieces.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return tokenizer
+    state = json.loads(backend.to_str())
+    model = state["model"]
+    vocabulary = {pieces.IdToPiece(i): i for i in range(pieces.GetPieceSize())}
+    if model.get("type") != "BPE" or not vocabulary.items() <= model["vocab"].items():
+        return tokenizer
+    merges = _merges(pieces, vocabulary)
+    if merges == [tuple(pair) for pair in model["merges"]]:
+        return tokenizer
+    model["merges"] = merges
+    files = ("vocab", "merges", "vocab_file", "tokenizer_file", "tokenizer_object")
+    options = {key: value for key, value in tokenizer.init_kwargs.items() if key not in files}
+    return type(tokenizer)(tokenizer_object=Tokenizer.from_str(json.dumps(state)), **options)
+
+
+def _merges(pieces: SentencePieceProcessor, vocabulary: dict[str, int]) -> list[tuple[str, str]]:
+    """All pairs that join to a piece, best score first.
+
+    Equal scores occur among runs of spaces only; there SentencePiece takes the leftmost pair, so a
+    run grows from its left end: the pair with the longer left part goes first.
+    """
+    ranked: list[tuple[float, int, str, str]] = []
+    for piece, index in vocabulary.items():
+        if pieces.IsControl(index) or pieces.IsUnknown(index) or pieces.IsByte(index):
+            continue
+        score = pieces.GetScore(index)
+        for cut in range(1, len(piece)):
+            left, right = piece[:cut], piece[cut:]
+            if left in vocabulary and right in vocabulary:
+                ranked.append((-score, -len(left), left, right))
+    ranked.sort(key=lambda pair: pair[:2])
+    return [(left, right) for _, _, left, right in ranked]

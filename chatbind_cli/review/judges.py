@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from chatbind_cli.review.accuracy import is_correct
 from chatbind_cli.review.cases import Case, digest
-from chatbind_cli.review.reading import RULE_JUDGE
+from chatbind_cli.review.scores import RULE_JUDGE
 from chatbind_cli.review.texts import exact_match, token_f1
 
 

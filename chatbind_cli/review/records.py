@@ -23,7 +23,7 @@ from chatbind_cli.files import replace_file
 from chatbind_cli.jsonl import Record, dumps, read_lines
 from chatbind_cli.review.cases import Case, digest
 from chatbind_cli.review.judges import Verdict
-from chatbind_cli.review.reading import metadata_of, paid_usd
+from chatbind_cli.review.scores import metadata_of, paid_usd
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

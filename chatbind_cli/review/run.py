@@ -21,8 +21,8 @@ from chatbind_cli.errors import ChatBindError, JudgeError, contained
 from chatbind_cli.jsonl import RecordWriter
 from chatbind_cli.review.cases import Case, digest
 from chatbind_cli.review.judges import Judge, Stopped, Verdict
-from chatbind_cli.review.reading import paid_usd
 from chatbind_cli.review.records import Task, review_record
+from chatbind_cli.review.scores import paid_usd
 
 Orders = Literal["as-given", "both", "random"]
 

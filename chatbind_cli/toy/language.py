@@ -20,8 +20,8 @@ from chatbind_cli.data.conversations import Conversation
 from chatbind_cli.data.tokens import IGNORE_INDEX, PromptEncoder, TokenizedSample
 from chatbind_cli.folders import replace_folder
 from chatbind_cli.model.config import ChatBindConfig
+from chatbind_cli.model.pretrained import quiet_transformers
 from chatbind_cli.model.prompts import get_style
-from chatbind_cli.model.quiet import quiet_transformers
 from chatbind_cli.toy.corpus import conversations, passages
 from chatbind_cli.toy.fit import Report, fit, repeatable
 

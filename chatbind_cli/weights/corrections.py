@@ -13,7 +13,7 @@ from typing import IO
 
 import torch
 
-from chatbind_cli.weights.tensor_file import SafetensorsFile, TensorInfo
+from chatbind_cli.weights.tensor_file import TensorFile, TensorInfo, open_tensor_file
 from chatbind_cli.weights.writer import SafetensorsWriter, bytes_of
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -96,9 +96,9 @@ class Corrections:
     """
 
     def __init__(self, files: list[Path]) -> None:
-        self._file_of: dict[str, SafetensorsFile] = {}
+        self._file_of: dict[str, TensorFile] = {}
         for path in files:
-            file = SafetensorsFile(path)
+            file = open_tensor_file(path)
             for key in file.tensors:
                 if key.endswith(".value"):
                     self._file_of[key.removesuffix(".value")] = file

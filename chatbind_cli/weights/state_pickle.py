@@ -6,6 +6,7 @@ a pickle asks for is refused by its name. Knows nothing of files.
 
 from __future__ import annotations
 
+import math
 import pickletools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -55,6 +56,26 @@ class View:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Size of its elements in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def span(self) -> int:
+        """How many elements of the storage lie between its first and its last one, both counted."""
+        return 1 + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
+
+    @property
+    def is_row_major(self) -> bool:
+        """Whether its elements lie side by side in row-major order."""
+        expected = 1
+        for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            if size != 1 and stride != expected:
+                return False
+            expected *= size
+        return True
 
 
 @dataclass(frozen=True, slots=True)

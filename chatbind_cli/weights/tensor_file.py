@@ -1,8 +1,8 @@
-"""One weights file, read piece by piece: safetensors here, torch's formats in `torch_file`.
+"""One weights file, safetensors or torch's, read piece by piece behind one door.
 
 Names, shapes and dtypes come without the data; data come by offset and length into memory that the
 caller brings, so memory stays bounded however large the file, and nothing is mapped. Nothing in a
-file is ever executed. Knows nothing of folders, indexes or models.
+file is ever executed.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from chatbind_cli.errors import WeightsError
+from chatbind_cli.weights.torch_file import read_torch
 
 SAFETENSORS_DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -56,6 +57,71 @@ class TensorInfo:
         return self.numel * self.dtype.itemsize
 
 
+def open_tensor_file(path: Path) -> TensorFile:
+    """Opens a weights file by its content, whatever its name ends in.
+
+    Raises:
+        WeightsError: it is neither safetensors nor a torch file, is cut short, or holds anything
+            but named tensors.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise WeightsError(error.strerror or "cannot be read", where=str(path)) from error
+    if len(head) == 9 and head[8:9] == b"{":
+        return _open_safetensors(path)
+    if head[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        return _open_torch(path)
+    if head.startswith(b"version h"):
+        raise WeightsError(
+            "is a Git LFS pointer, not the weights",
+            where=str(path),
+            hint="fetch the file itself, for instance with `chatbind download`",
+        )
+    raise WeightsError("is neither a safetensors nor a torch file", where=str(path))
+
+
+def _open_safetensors(path: Path) -> TensorFile:
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > _LONGEST_HEADER:
+                raise ValueError(f"a header of more than {_LONGEST_HEADER >> 20} MiB")
+            # The library checks what a forged header could lie about: offsets that overlap,
+            # leave holes or reach past the end, sizes that do not fit the shapes.
+            with safe_open(str(path), framework="pt"):
+                header = json.loads(file.read(length))
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"not a valid safetensors file ({error})", where=str(path)) from error
+    metadata = header.pop("__metadata__", None)
+    tensors: dict[str, TensorInfo] = {}
+    begin: dict[str, int] = {}
+    for name, entry in header.items():
+        dtype = SAFETENSORS_DTYPES.get(entry["dtype"])
+        if dtype is None:
+            raise WeightsError(
+                f"tensor {name} has the unknown dtype {entry['dtype']}", where=str(path)
+            )
+        tensors[name] = TensorInfo(tuple(entry["shape"]), dtype)
+        begin[name] = 8 + length + int(entry["data_offsets"][0])
+    return TensorFile(path, tensors, begin, metadata=metadata)
+
+
+def _open_torch(path: Path) -> TensorFile:
+    found = read_torch(path)
+    return TensorFile(
+        path,
+        {name: TensorInfo(view.shape, view.dtype) for name, (view, _) in found.items()},
+        {name: begin for name, (_, begin) in found.items()},
+        strides={
+            name: view.strides
+            for name, (view, _) in found.items()
+            if view.nbytes and not view.is_row_major
+        },
+    )
+
+
 class TensorFile:
     """A file of named tensors.
 
@@ -67,6 +133,7 @@ class TensorFile:
         tensors: name -> shape and dtype, in the file's own order.
         begin: name -> position of the tensor's first element in the file, in bytes.
         strides: name -> strides in elements, of the tensors that do not lie in row-major order.
+        metadata: what a safetensors file says beside its tensors.
     """
 
     def __init__(
@@ -74,7 +141,9 @@ class TensorFile:
         path: Path,
         tensors: dict[str, TensorInfo],
         begin: Mapping[str, int],
+        *,
         strides: Mapping[str, tuple[int, ...]] | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
         for name in tensors:
             # they stand in messages, and no model has others
@@ -82,7 +151,7 @@ class TensorFile:
                 raise WeightsError("has a tensor whose name is none", where=str(path))
         self.path = path
         self.tensors = tensors
-        self.metadata: dict[str, str] = {}
+        self.metadata = dict(metadata or {})
         self._begin = begin
         self._strides = strides or {}
         self._handle: int | None = None
@@ -113,6 +182,15 @@ class TensorFile:
         piece = torch.empty(stop - start, dtype=self.tensors[name].dtype)
         self.read_into(name, start, piece)
         return piece
+
+    def read(self, name: str) -> torch.Tensor:
+        """A whole tensor, fresh in memory.
+
+        Raises:
+            WeightsError: the data cannot be read.
+        """
+        info = self.tensors[name]
+        return self.read_flat(name, 0, info.numel).view(info.shape)
 
     def _in_row_major_order(self, name: str) -> torch.Tensor:
         """A tensor that was saved turned or with gaps: read whole, and kept for its next piece."""
@@ -145,64 +223,3 @@ class TensorFile:
             os.close(self._handle)
         self._handle = None
         self._turned = None
-
-
-def open_tensor_file(path: Path) -> TensorFile:
-    """Opens a weights file by its content, whatever its name ends in.
-
-    Raises:
-        WeightsError: it is neither safetensors nor a torch file, is cut short, or holds anything
-            but named tensors.
-    """
-    # It builds on this module.
-    from chatbind_cli.weights.torch_file import TorchFile  # noqa: PLC0415
-
-    try:
-        with path.open("rb") as file:
-            head = file.read(9)
-    except OSError as error:
-        raise WeightsError(error.strerror or "cannot be read", where=str(path)) from error
-    if len(head) == 9 and head[8:9] == b"{":
-        return SafetensorsFile(path)
-    if head[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-        return TorchFile(path)
-    if head.startswith(b"version h"):
-        raise WeightsError(
-            "is a Git LFS pointer, not the weights",
-            where=str(path),
-            hint="fetch the file itself, for instance with `chatbind download`",
-        )
-    raise WeightsError("is neither a safetensors nor a torch file", where=str(path))
-
-
-class SafetensorsFile(TensorFile):
-    """The form that cannot carry code."""
-
-    def __init__(self, path: Path) -> None:
-        begin: dict[str, int] = {}
-        tensors: dict[str, TensorInfo] = {}
-        try:
-            with path.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                if length > _LONGEST_HEADER:
-                    raise ValueError(f"a header of more than {_LONGEST_HEADER >> 20} MiB")
-                # The library checks what a forged header could lie about: offsets that overlap,
-                # leave holes or reach past the end, sizes that do not fit the shapes.
-                with safe_open(str(path), framework="pt"):
-                    header = json.loads(file.read(length))
-        except (SafetensorError, OSError, ValueError, RecursionError) as error:
-            raise WeightsError(
-                f"not a valid safetensors file ({error})", where=str(path)
-            ) from error
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            dtype = SAFETENSORS_DTYPES.get(entry["dtype"])
-            if dtype is None:
-                raise WeightsError(
-                    f"tensor {name} has the unknown dtype {entry['dtype']}", where=str(path)
-                )
-            tensors[name] = TensorInfo(tuple(entry["shape"]), dtype)
-            begin[name] = 8 + length + int(entry["data_offsets"][0])
-        super().__init__(path, tensors, begin)
-        self.metadata = header.get("__metadata__") or {}

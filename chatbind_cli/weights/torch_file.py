@@ -13,9 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from chatbind_cli.errors import WeightsError
+from chatbind_cli.errors import WeightsError, reason
 from chatbind_cli.weights.state_pickle import ForeignObject, PickleReader, Storage, View
-from chatbind_cli.weights.tensor_file import TensorFile, TensorInfo
 
 _OLD_MAGIC = 0x1950A86A20F9469CFC6C
 _OLD_VERSION = 1001
@@ -25,37 +24,31 @@ _ALIASES_FREE = 64 << 20
 _LOCAL_HEADER = struct.Struct("<26xHH")
 
 
-class TorchFile(TensorFile):
-    """A state dict that `torch.save` wrote, of either format."""
+def read_torch(path: Path) -> dict[str, tuple[View, int]]:
+    """The tensors of a state dict, each with the position of its first element in the file.
 
-    def __init__(self, path: Path) -> None:
-        try:
-            with path.open("rb") as file:
-                zipped = file.read(2) == b"PK"
-                file.seek(0)
-                loaded, places = _read_zip(file) if zipped else _read_old(file)
-                size = path.stat().st_size
-        except ForeignObject as error:
-            raise WeightsError(
-                f"holds {error}, which is no tensor, and loading it could run code",
-                where=str(path),
-                hint="get the weights as safetensors from a source that you trust",
-            ) from error
-        except Exception as error:  # forged files fail in more ways than there are names for
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise WeightsError(f"not a valid torch file ({reason})", where=str(path)) from error
-        tensors: dict[str, TensorInfo] = {}
-        begin: dict[str, int] = {}
-        strides: dict[str, tuple[int, ...]] = {}
-        for name, view in _named_views(loaded, path):
-            info = TensorInfo(view.shape, view.dtype)
-            begin[name] = _begin(name, info, view, places, size, path)
-            tensors[name] = info
-            if info.numel and not _in_row_major_order(view):
-                strides[name] = view.strides
-        if sum(info.nbytes for info in tensors.values()) > _MOST_ALIASES * size + _ALIASES_FREE:
-            raise WeightsError("its tensors share their numbers many times over", where=str(path))
-        super().__init__(path, tensors, begin, strides)
+    Raises:
+        WeightsError: the file is broken or cut short, or holds anything but named tensors.
+    """
+    try:
+        with path.open("rb") as file:
+            zipped = file.read(2) == b"PK"
+            file.seek(0)
+            loaded, places = _read_zip(file) if zipped else _read_old(file)
+            size = path.stat().st_size
+    except ForeignObject as error:
+        raise WeightsError(
+            f"holds {error}, which is no tensor, and loading it could run code",
+            where=str(path),
+            hint="get the weights as safetensors from a source that you trust",
+        ) from error
+    except Exception as error:  # forged files fail in more ways than there are names for
+        raise WeightsError(f"not a valid torch file ({reason(error)})", where=str(path)) from error
+    views = dict(_named_views(loaded, path))
+    begin = {name: _begin(name, view, places, size, path) for name, view in views.items()}
+    if sum(view.nbytes for view in views.values()) > _MOST_ALIASES * size + _ALIASES_FREE:
+        raise WeightsError("its tensors share their numbers many times over", where=str(path))
+    return {name: (view, begin[name]) for name, view in views.items()}
 
 
 def _unpickle(file: IO[bytes]) -> tuple[Any, dict[str, Storage]]:
@@ -85,10 +78,8 @@ def _read_zip(file: IO[bytes]) -> tuple[Any, dict[str, tuple[int, int]]]:
         # torch takes the folder of the first record, whichever has a data.pkl
         if any(not name.startswith(folder) for name in entries):
             raise ValueError("its records lie in several folders")
-        if (
-            f"{folder}byteorder" in entries
-            and archive.open(f"{folder}byteorder").read(_MOST_PICKLE) != b"little"
-        ):
+        order = f"{folder}byteorder"
+        if order in entries and archive.open(order).read(_MOST_PICKLE) != b"little":
             raise ValueError("its numbers are big-endian")
         loaded, storages = _unpickle(io.BytesIO(archive.open(pickles[0]).read(_MOST_PICKLE)))
     places = {}
@@ -134,30 +125,15 @@ def _named_views(loaded: object, path: Path) -> Iterator[tuple[str, View]]:
 
 
 def _begin(
-    name: str,
-    info: TensorInfo,
-    view: View,
-    places: Mapping[str, tuple[int, int]],
-    size: int,
-    path: Path,
+    name: str, view: View, places: Mapping[str, tuple[int, int]], size: int, path: Path
 ) -> int:
     """Where a tensor's first element lies; looks whether all of it lies in its storage."""
-    if info.nbytes > size:  # a stride of zero makes a small file claim any size
+    if view.nbytes > size:  # a stride of zero makes a small file claim any size
         raise WeightsError(f"tensor {name} claims more bytes than the file has", where=str(path))
     begin, length = places.get(view.storage.key, (0, 0))
     first = begin + view.storage.shift * view.storage.dtype.itemsize
-    first += view.offset * info.dtype.itemsize
-    steps = ((n - 1) * stride for n, stride in zip(view.shape, view.strides, strict=True))
-    last = first + (1 + sum(steps)) * info.dtype.itemsize
-    if info.numel and (first < begin or last > min(begin + length, size)):
+    first += view.offset * view.dtype.itemsize
+    last = first + view.span * view.dtype.itemsize
+    if view.nbytes and (first < begin or last > min(begin + length, size)):
         raise WeightsError(f"tensor {name} reaches past the end of its data", where=str(path))
     return first
-
-
-def _in_row_major_order(view: View) -> bool:
-    expected = 1
-    for size, stride in zip(reversed(view.shape), reversed(view.strides), strict=True):
-        if size != 1 and stride != expected:
-            return False
-        expected *= size
-    return True

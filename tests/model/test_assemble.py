@@ -12,15 +12,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from chatbind_cli.errors import ChatBindError, CheckpointError, UsageError
-from chatbind_cli.model.assemble import (
-    EncoderInfo,
-    build_chatbind,
-    check_encoder,
-    load_chatbind,
-    save_chatbind,
-)
+from chatbind_cli.model.assemble import build_chatbind
 from chatbind_cli.model.chatbind import word_embeddings
-from chatbind_cli.model.projector_file import projector_of, write_projector
+from chatbind_cli.model.config import EncoderInfo, check_encoder
+from chatbind_cli.model.loading import load_chatbind, projector_of, save_chatbind
+from chatbind_cli.weights.projector_file import write_projector
 from tests.model.tiny import LANGUAGE_MODELS, byte_tokenizer, save_language_model, word_tokenizer
 
 ENCODER = EncoderInfo(name="small", sha256="ab" * 32, embedding_dim=8, path="/enc")
@@ -178,6 +174,17 @@ def test_types_and_kernels_pass_through(base: Path, tmp_path: Path) -> None:
     opened = load_chatbind(tmp_path / "model", dtype=torch.float32, attn_implementation="eager")
     assert opened.model.dtype == torch.float32
     assert opened.model.language_model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("wanted", ["sdpa", "flash_attention_2"])
+def test_a_model_without_the_kernels_goes_on_as_transformers_has_it(
+    tmp_path: Path, wanted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = save_language_model(tmp_path / "lm", "bloom")
+    built = build_chatbind(base, encoder=ENCODER, attn_implementation=wanted)
+    assert built.model.language_model.config._attn_implementation == "eager"
+    told = "a bloom model has no flash attention" in capsys.readouterr().err
+    assert told == (wanted != "sdpa")
 
 
 def test_the_saved_tokenizer_loads_with_auto_tokenizer(tmp_path: Path) -> None:

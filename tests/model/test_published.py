@@ -11,7 +11,9 @@ import torch
 from torch.nn import functional
 
 from chatbind_cli.errors import CheckpointError
-from chatbind_cli.model.assemble import EncoderInfo, build_chatbind, load_chatbind, save_chatbind
+from chatbind_cli.model.assemble import build_chatbind
+from chatbind_cli.model.config import EncoderInfo
+from chatbind_cli.model.loading import load_chatbind, save_chatbind
 from chatbind_cli.model.tokenizer import prepare_tokenizer
 from tests.model.tiny import word_tokenizer
 

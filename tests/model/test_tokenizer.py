@@ -78,7 +78,7 @@ def test_the_codec_cuts_as_sentencepiece_does(shared_data: Path, tmp_path: Path)
 def test_a_bare_sentencepiece_file_gets_its_own_merge_order(
     shared_data: Path, tmp_path: Path
 ) -> None:
-    """The reason for `sentencepiece_merges`: if transformers mends its own, it can go."""
+    """The reason for `_with_scored_merges`: if transformers mends its own, it can go."""
     shutil.copy(shared_data / "tokenizer" / "tokenizer.model", tmp_path)
     ours = load_tokenizer(tmp_path)
     assert ours.tokenize("a  b") == ["▁a", "▁", "▁b"]

@@ -17,9 +17,9 @@ from chatbind_cli.errors import JudgeError
 from chatbind_cli.jsonl import RecordWriter
 from chatbind_cli.review.cases import Case
 from chatbind_cli.review.judges import RuleJudge, Stopped, Verdict
-from chatbind_cli.review.reading import latest
 from chatbind_cli.review.records import in_words, put_in_order, read_earlier, restore_failed
 from chatbind_cli.review.run import Outcome, RunOptions, run_reviews
+from chatbind_cli.review.summary import latest
 
 
 class FakeJudge:

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from chatbind_cli.cli import run
-from chatbind_cli.model.assemble import load_chatbind
+from chatbind_cli.model.loading import load_chatbind
 from chatbind_cli.model.tokenizer import prepare_tokenizer
 
 from .conftest import DIM

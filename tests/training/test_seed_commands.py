@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from chatbind_cli.cli import run
-from chatbind_cli.model.assemble import load_chatbind
+from chatbind_cli.model.loading import load_chatbind
 
 PRETRAIN = """
     --model_name_or_path ./checkpoints/vicuna-7b

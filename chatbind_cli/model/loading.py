@@ -1,0 +1,239 @@
+"""A ChatBind folder in memory, ours or a published one; and a model's projector in and out.
+
+What the fields and tensors of a published folder mean is known to `weights.published`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from chatbind_cli.errors import CheckpointError
+from chatbind_cli.folders import replace_folder
+from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration, word_embeddings
+from chatbind_cli.model.config import MODEL_TYPE, ChatBindConfig, saved_end_ids
+from chatbind_cli.model.pretrained import make_config, open_config, open_model, quiet_transformers
+from chatbind_cli.model.tokenizer import (
+    load_tokenizer,
+    media_rows,
+    media_token_ids,
+    prepare_tokenizer,
+)
+from chatbind_cli.weights.json_file import read_json
+from chatbind_cli.weights.likeness import refuse_unapplied
+from chatbind_cli.weights.projector_file import ProjectorFile, ProjectorInfo, projector_from_tensors
+from chatbind_cli.weights.published import (
+    is_published,
+    language_model_fields,
+    projector_facts,
+    read_published_projector,
+)
+
+_V0_PADDING = "[PAD]"
+
+
+@dataclass(frozen=True)
+class ChatBind:
+    """What belongs together: model, tokenizer and configuration.
+
+    Args:
+        model: the model.
+        tokenizer: with the media tokens.
+        config: the model's configuration (`model.config`).
+    """
+
+    model: ChatBindForConditionalGeneration
+    tokenizer: PreTrainedTokenizerBase
+    config: ChatBindConfig
+
+
+def is_chatbind(folder: Path) -> bool:
+    """Whether a folder's config.json is that of a ChatBind model, ours or published."""
+    fields = read_json(folder / "config.json", missing_ok=True)
+    return fields.get("model_type") == MODEL_TYPE or is_published(folder)
+
+
+def load_chatbind(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | str = "auto",
+    device: str | torch.device | None = None,
+    attn_implementation: str | None = None,
+    device_map: Any = None,
+) -> ChatBind:
+    """Loads a ChatBind model folder, ours or one in the published layout.
+
+    Args:
+        path: the folder.
+        dtype: type of the weights; `auto`: as saved.
+        device: where to put the model; where it is loaded unless given.
+        attn_implementation: see `attention.resolve_attention`; None: transformers' choice.
+        device_map: as in transformers, in place of `device`.
+
+    Raises:
+        CheckpointError: it is no ChatBind model, or its weights are incomplete.
+    """
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            "has no config.json" if folder.is_dir() else "no such folder",
+            where=str(path),
+            hint="a model comes from `chatbind finetune`, and the published one from `chatbind "
+            "download` and `chatbind apply-delta`",
+        )
+    refuse_unapplied(folder)
+    options = {
+        "dtype": dtype,
+        "device_map": device_map,
+        "attn_implementation": attn_implementation,
+    }
+    load = _load_published if is_published(folder) else _load_ours
+    with quiet_transformers():
+        model, tokenizer = load(folder, options)
+    check_ids(model, tokenizer, str(path))
+    for name, index in media_token_ids(tokenizer).items():
+        own = getattr(model.config, name)
+        if own is not None and own != index:
+            raise CheckpointError(
+                f"config.json says {name} = {own}, the tokenizer says {index}", where=str(path)
+            )
+    if device is not None and device_map is None:
+        cast(Any, model).to(device)
+    model.eval()
+    return ChatBind(model, tokenizer, model.config)
+
+
+def save_chatbind(bundle: ChatBind, folder: str | Path, *, overwrite: bool = False) -> None:
+    """Writes a model folder, whole or not at all.
+
+    Raises:
+        ChatBindError: the folder exists and may not be replaced.
+    """
+    with (
+        quiet_transformers(),
+        replace_folder(Path(folder), made_by="save_chatbind", overwrite=overwrite) as temporary,
+    ):
+        bundle.model.save_pretrained(temporary)
+        bundle.tokenizer.save_pretrained(temporary)
+
+
+def check_ids(model: Any, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
+    """Refuses a tokenizer with ids that a model has no embeddings for.
+
+    Raises:
+        CheckpointError: there is one.
+    """
+    rows = word_embeddings(model).num_embeddings
+    wanted = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if wanted > rows:
+        raise CheckpointError(
+            f"the tokenizer has ids for {wanted} tokens, the model {rows} embeddings", where=where
+        )
+
+
+def _load_ours(
+    folder: Path, options: dict[str, Any]
+) -> tuple[ChatBindForConditionalGeneration, PreTrainedTokenizerBase]:
+    config = open_config(folder)
+    if config.model_type != MODEL_TYPE:
+        raise CheckpointError(
+            f"a {config.model_type} model, not a ChatBind model",
+            where=str(folder),
+            hint="finetune makes one from it",
+        )
+    model = open_model(
+        folder,
+        ChatBindForConditionalGeneration,
+        config=config,
+        generation_config=cast(ChatBindConfig, config).generation(saved_end_ids(folder)),
+        **options,
+    )
+    return cast(ChatBindForConditionalGeneration, model), load_tokenizer(folder)
+
+
+def _load_published(
+    folder: Path, options: dict[str, Any]
+) -> tuple[ChatBindForConditionalGeneration, PreTrainedTokenizerBase]:
+    config, tokenizer, projector = read_published(folder)
+    base = open_model(
+        folder,
+        LlamaForCausalLM,
+        config=cast(LlamaConfig, config.text_config),
+        generation_config=config.generation(saved_end_ids(folder)),
+        **options,
+    )
+    model = ChatBindForConditionalGeneration(config, base)
+    model.projector.to(device=base.device, dtype=base.dtype)
+    load_into(model, projector, str(folder))
+    return model, tokenizer
+
+
+def read_published(
+    folder: Path,
+) -> tuple[ChatBindConfig, PreTrainedTokenizerBase, ProjectorFile]:
+    """All of a published folder but its language model: a few megabytes are read.
+
+    The vocabulary tells the version: only v0 has `[PAD]`, and its scripts ask in the style
+    `multimodal`; those of v1 in `llava_v1`.
+
+    Raises:
+        CheckpointError: there is no projector or no tokenizer.
+        WeightsError: a weights file is broken.
+    """
+    said = read_json(folder / "config.json", missing_ok=True)
+    projector = read_published_projector(folder)
+    facts = projector_facts(said, folder / "config.json")
+    tokenizer = load_tokenizer(folder)
+    prepare_tokenizer(tokenizer, use_start_end=facts["use_start_end"])
+    config = ChatBindConfig(
+        text_config=make_config(language_model_fields(said), folder),
+        embedding_dim=projector.info.embedding_dim,
+        projector_type=projector.info.projector_type,
+        prompt_style="multimodal" if _V0_PADDING in tokenizer.get_vocab() else "llava_v1",
+        provenance={"published": {k: v for k, v in said.items() if k.startswith("mm_")}},
+        **facts | {"encoder": {**facts["encoder"], "sha256": None}},
+        **media_token_ids(tokenizer),
+    )
+    return config, tokenizer, projector
+
+
+def projector_of(model: ChatBindForConditionalGeneration) -> ProjectorFile:
+    """The projector of a model in memory, with the embeddings of its media tokens."""
+    config = model.config
+    weight = word_embeddings(model).weight
+    names = {f.name for f in fields(ProjectorInfo)} & set(vars(config))
+    info = {name: getattr(config, name) for name in names}
+    words = {name: weight[index] for name, index in media_rows(config).items()}
+    tensors = {f"projector.{name}": t for name, t in model.projector.state_dict().items()}
+    tensors |= {f"token_embeddings.{name}": row for name, row in words.items()}
+    return projector_from_tensors(
+        {name: t.cpu() for name, t in tensors.items()}, where="the model", info=info
+    )
+
+
+@torch.no_grad()
+def load_into(
+    model: ChatBindForConditionalGeneration, projector: ProjectorFile, where: str
+) -> None:
+    """Copies a projector's weights and token embeddings into a model.
+
+    Raises:
+        CheckpointError: the shapes differ.
+    """
+    for name, target in model.projector.state_dict().items():
+        source = projector.tensors.get(f"projector.{name}")
+        if source is None or source.shape != target.shape:
+            shape = None if source is None else list(source.shape)
+            raise CheckpointError(
+                f"the projector's {name} is {shape}, the model wants {list(target.shape)}",
+                where=where,
+            )
+        target.copy_(source)
+    weight = word_embeddings(model).weight
+    for name, index in media_rows(model.config).items():
+        if name in projector.token_embeddings:
+            weight[index] = projector.token_embeddings[name].to(weight)
