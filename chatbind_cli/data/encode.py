@@ -118,7 +118,7 @@ def _take_failure(result: Encoded, sink: RecordSink | StoreSink, on_error: str) 
     if on_error == "skip":
         note(f"left out: {result.error}")
     else:
-        record = {**result.item.output(result.modality), "error": str(result.error)}
+        record = {**result.item.output(result.medium.modality), "error": str(result.error)}
         sink.write_error(record)
 
 
@@ -165,9 +165,10 @@ class RecordSink:
 
     def write(self, result: Encoded) -> None:
         """Writes the item's record with what was found."""
-        assert result.embedding is not None
-        found = self._describe(result.embedding)
-        self._writer.write({**result.item.output(result.modality), **found, **self._made_with})
+        assert result.medium.embedding is not None
+        asked = result.item.output(result.medium.modality)
+        found = self._describe(result.medium.embedding)
+        self._writer.write({**asked, **found, **self._made_with})
         self._paths.add(result.item.path)
 
     def write_error(self, record: Record) -> None:
@@ -206,10 +207,12 @@ class StoreSink:
 
     def write(self, result: Encoded) -> None:
         """Adds a row, and a line to the log now and then."""
-        modality, sha256, embedding = result.modality, result.sha256, result.embedding
-        assert modality is not None and sha256 is not None and embedding is not None
-        made = self._options.fingerprint(modality)
-        self._store.add(result.item.name, modality, sha256, made, embedding)
+        medium, name = result.medium, result.item.name
+        assert medium.modality is not None
+        assert medium.sha256 is not None
+        assert medium.embedding is not None
+        made = self._options.fingerprint(medium.modality)
+        self._store.add(name, medium.modality, medium.sha256, made, medium.embedding)
         self._n += 1
         if self._log_every and self._n % self._log_every == 0:
             emit_record({"step": self._n, "rows": len(self._store)})

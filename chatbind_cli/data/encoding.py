@@ -9,11 +9,10 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
@@ -23,10 +22,12 @@ from chatbind_cli import launch
 from chatbind_cli.data.media_items import MediaItem
 from chatbind_cli.errors import ChatBindError, MediaError, contained
 from chatbind_cli.imagebind.encoder import Encoder
+from chatbind_cli.jsonl import legible
 from chatbind_cli.media.load import Media, load_media
+from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.sniff import sniff
-from chatbind_cli.media.source import shown
+from chatbind_cli.media.source import MediaSource, shown
 
 GPU_FAILED = (torch.OutOfMemoryError, torch.AcceleratorError)
 """What no single medium or question is to blame for, and no other would survive."""
@@ -38,22 +39,22 @@ Recall = Callable[[str, str], torch.Tensor | None]
 before a medium is decoded, from several threads at once."""
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Encoded:
-    """What became of an item: an embedding, or the reason why there is none.
+_Loaded = Media | Medium | ChatBindError
+"""What the encoder takes, a medium with its embedding, or why there is none."""
 
-    Attributes:
+
+@dataclass(frozen=True)
+class Encoded:
+    """What became of an item.
+
+    Args:
         item: what was asked for.
-        modality: what it is; None where that could not be told.
-        sha256: hash of its content, hexadecimal; None with an error.
-        embedding: as published, not normalised, float32 [dim]; None with an error.
-        error: the reason.
+        medium: with what was found of it: its modality, hash and embedding (not normalised).
+        error: the reason why it has no embedding.
     """
 
     item: MediaItem
-    modality: str | None
-    sha256: str | None = None
-    embedding: torch.Tensor | None = None
+    medium: Medium
     error: ChatBindError | None = None
 
 
@@ -72,9 +73,6 @@ class EncodingOptions:
     batch_size: int = 1
 
 
-_Loaded = tuple[MediaItem, Media | Encoded]
-
-
 def encode_items(
     items: Iterable[MediaItem],
     encoder: Encoder,
@@ -86,18 +84,57 @@ def encode_items(
     Raises:
         ChatBindError: the encoder itself cannot be used, or the list of items cannot be read.
     """
-    load = partial(_load, frozenset(encoder.modalities), options.media, recall)
+    known = frozenset(encoder.modalities)
+
+    def load(item: MediaItem) -> _Loaded:
+        return decode(item.medium, item.open, known, options.media, recall)
+
     for batch in _batches(items, load, options):
-        media = [loaded for _, loaded in batch if isinstance(loaded, Media)]
-        rows = iter(embed_each(encoder, media))
+        rows = iter(embed_each(encoder, [it for _, it in batch if isinstance(it, Media)]))
         for item, loaded in batch:
-            yield loaded if isinstance(loaded, Encoded) else _encoded(item, loaded, next(rows))
+            if isinstance(loaded, Media):
+                yield _encoded(item, loaded, next(rows))
+            elif isinstance(loaded, Medium):
+                yield Encoded(item, loaded)
+            else:
+                yield Encoded(item, item.medium, loaded)
 
 
 def _encoded(item: MediaItem, media: Media, row: torch.Tensor | ChatBindError) -> Encoded:
+    medium = replace(item.medium, modality=media.modality, sha256=media.source.sha256)
     if isinstance(row, ChatBindError):
-        return Encoded(item=item, modality=media.modality, error=row)
-    return Encoded(item=item, modality=media.modality, sha256=media.source.sha256, embedding=row)
+        return Encoded(item, medium, row)
+    return Encoded(item, replace(medium, embedding=row))
+
+
+def decode(
+    medium: Medium,
+    open_medium: Callable[[], MediaSource],
+    known: Collection[str],
+    options: MediaOptions,
+    recall: Recall | None = None,
+) -> _Loaded:
+    """Decodes a medium, unless its embedding is known already or it cannot be used.
+
+    Args:
+        medium: what it is called.
+        open_medium: finds its bytes.
+        known: the modalities that the encoder has towers for.
+        options: how it becomes a tensor.
+        recall: see `Recall`.
+    """
+    try:
+        source = open_medium()
+        modality = medium.modality or sniff(source)
+        if modality not in known:
+            return MediaError(f"the encoder has no tower for {modality}", where=source.name)
+        sha256 = source.sha256  # hashed here, in the thread
+        embedding = recall(modality, sha256) if recall else None
+        if embedding is not None:
+            return replace(medium, modality=modality, sha256=sha256, embedding=embedding)
+        return load_media(source, modality, options)
+    except Exception as error:
+        return contained(error, where=shown(legible(medium.name)))
 
 
 def embed_each(encoder: Encoder, media: Sequence[Media]) -> list[torch.Tensor | ChatBindError]:
@@ -163,30 +200,11 @@ def encode_share(
         dist.destroy_process_group()
 
 
-def _load(
-    known: frozenset[str], options: MediaOptions, recall: Recall | None, item: MediaItem
-) -> Media | Encoded:
-    """Decodes an item, unless its embedding is known or it cannot be used."""
-    try:
-        source = item.open()
-        modality = item.modality or sniff(source)
-        if modality not in known:
-            raise MediaError(f"the encoder has no tower for {modality}", where=source.name)
-        sha256 = source.sha256  # hashed here, in the thread
-        embedding = recall(modality, sha256) if recall else None
-        if embedding is not None:
-            return Encoded(item=item, modality=modality, sha256=sha256, embedding=embedding)
-        return load_media(source, modality, options)
-    except Exception as error:
-        failure = contained(error, where=shown(item.path))
-        return Encoded(item=item, modality=item.modality, error=failure)
-
-
 def _batches(
     items: Iterable[MediaItem],
-    load: Callable[[MediaItem], Media | Encoded],
+    load: Callable[[MediaItem], _Loaded],
     options: EncodingOptions,
-) -> Iterator[list[_Loaded]]:
+) -> Iterator[list[tuple[MediaItem, _Loaded]]]:
     """Yields what is ready, in order, up to the size of a batch at a time.
 
     The list has a thread of its own, because it may be a pipe that is slow to say more: what is
@@ -204,7 +222,7 @@ def _batches(
     reading = threading.Thread(target=_read, args=(items, arrived, given_up), daemon=True)
     reading.start()
     pool = ThreadPoolExecutor(options.workers, thread_name_prefix="decode")
-    waiting: deque[tuple[MediaItem, Future[Media | Encoded]]] = deque()
+    waiting: deque[tuple[MediaItem, Future[_Loaded]]] = deque()
     more, failure = True, None
     try:
         while waiting or more:

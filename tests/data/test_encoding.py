@@ -59,13 +59,13 @@ def test_results_come_in_the_order_of_the_items(
     wanted = options(workers=workers, batch_size=batch_size)
     results = list(encode_items(iter(items), encoder, wanted))
     assert [result.item for result in results] == items
-    values = [float(r.embedding) for r in results if r.embedding is not None]
+    values = [float(r.medium.embedding) for r in results if r.medium.embedding is not None]
     assert values == sorted(values)
     assert len(values) == 12
     assert results[7].error is not None
-    assert results[7].embedding is None
+    assert results[7].medium.embedding is None
     assert max(encoder.batches) <= batch_size
-    assert all(len(r.sha256 or "") == 64 for r in results if r.error is None)
+    assert all(len(r.medium.sha256 or "") == 64 for r in results if r.error is None)
 
 
 def test_what_is_decoded_goes_on_before_the_list_says_more(pictures: list[MediaItem]) -> None:
@@ -137,12 +137,12 @@ def test_what_is_known_by_its_content_is_not_encoded_again(pictures: list[MediaI
     encoder: Any = FakeEncoder()
     wanted = EncodingOptions(media=MediaOptions())
     results = list(encode_items(pictures[:3], encoder, wanted, recall))
-    assert [float(r.embedding) == -1.0 for r in results if r.embedding is not None] == [
+    assert [r.medium.embedding == -1.0 for r in results] == [
         False,
         True,
         False,
     ]
-    assert results[1].sha256 == known
+    assert results[1].medium.sha256 == known
     assert sum(encoder.batches) == 2
 
 
