@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from chatbind_cli.data.tokens import IGNORE_INDEX, TokenizedPrompt
+from chatbind_cli.data.tokens import IGNORE_INDEX, TokenizedSample
 from chatbind_cli.errors import RecordError
 
 
@@ -60,7 +60,7 @@ class Collator:
         return batch
 
 
-def pad_prompts(prompts: Sequence[TokenizedPrompt], pad_token_id: int) -> dict[str, torch.Tensor]:
+def pad_prompts(prompts: Sequence[TokenizedSample], pad_token_id: int) -> dict[str, torch.Tensor]:
     """Prompts padded on the left, for `generate`.
 
     Returns:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from chatbind_cli.answering.answerer import Answerer
-from chatbind_cli.answering.generation import Generated
+from chatbind_cli.answering.decoding import Generated
 from chatbind_cli.answering.generation_settings import GenerationSettings
 from chatbind_cli.answering.loading import load_model
 from chatbind_cli.answering.questions import Question

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from chatbind_cli.data.collate import Collator, pad_prompts
-from chatbind_cli.data.tokens import IGNORE_INDEX, TokenizedPrompt
+from chatbind_cli.data.tokens import IGNORE_INDEX, TokenizedSample
 from chatbind_cli.errors import RecordError
 
 
@@ -68,7 +68,7 @@ def test_it_equals_the_references_batch(golden: Path) -> None:
 
 
 def test_prompts_are_padded_on_the_left() -> None:
-    batch = pad_prompts([TokenizedPrompt([5, 6], ()), TokenizedPrompt([7], ())], 0)
+    batch = pad_prompts([TokenizedSample([5, 6]), TokenizedSample([7])], 0)
     assert batch["input_ids"].tolist() == [[5, 6], [0, 7]]
     assert batch["attention_mask"].tolist() == [[1, 1], [0, 1]]
 
