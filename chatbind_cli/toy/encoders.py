@@ -18,9 +18,8 @@ from chatbind_cli.media.load import Media, load_media
 from chatbind_cli.toy import towers
 from chatbind_cli.toy.cells import COARSE, to_cells
 from chatbind_cli.toy.digits import Item
-from chatbind_cli.toy.fit import Report, fixed_threads, repeatable
-from chatbind_cli.toy.media_files import SUFFIXES, relative_path
-from chatbind_cli.toy.settings import Size
+from chatbind_cli.toy.fit import Report, Size, fixed_threads, repeatable
+from chatbind_cli.toy.media import SUFFIXES, relative_path
 from chatbind_cli.toy.towers import Samples
 
 # Enough for the mean of each digit to be known within a few hundredths.

@@ -8,7 +8,7 @@ from chatbind_cli.media.load import load_media
 from chatbind_cli.toy import towers
 from chatbind_cli.toy.digits import load_items
 from chatbind_cli.toy.fit import repeatable
-from chatbind_cli.toy.media_files import relative_path, write_media
+from chatbind_cli.toy.media import relative_path, write_media
 from chatbind_cli.toy.towers import Samples
 
 
