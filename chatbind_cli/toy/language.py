@@ -1,7 +1,6 @@
 """The toy language model: a byte-level BPE tokenizer and a small LLaMA, trained on text alone.
 
-It learns the prompt styles that the commands use, with the digit named in words. Knows nothing of
-media, projectors and encoders.
+It learns the prompt styles that the commands use, with the digit named in words.
 """
 
 from __future__ import annotations

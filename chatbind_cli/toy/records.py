@@ -1,7 +1,6 @@
 """The toy world's text files: captions, instructions, questions, reference answers, contexts.
 
-In LLaVA's formats, with media named relative to the media folder. Knows nothing of how the media
-or the models are made.
+In LLaVA's formats, with media named relative to the media folder.
 """
 
 from __future__ import annotations

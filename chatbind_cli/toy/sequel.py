@@ -54,8 +54,8 @@ def make_sequel(folder: Path, *, seed: int, quick: bool) -> None:
 
 
 _README = """\
-A toy world for ChatBind: the ten digits in six senses
-======================================================
+A toy world for ChatBind: the ten digits in six modalities
+==========================================================
 
 Made by `chatbind toy` from seed {seed}{quick}. Handwriting: scikit-learn's load_digits, 1797 scans.
 Everything else is computed: nothing here was downloaded.
@@ -74,7 +74,7 @@ eval/questions-*.jsonl    questions about held-out files, by modality, with righ
 eval/answers-reference-*  the right answers as answer records, to review against
 eval/contexts.jsonl       what the held-out files show, for judges
 llama/                    a small LLaMA that has only ever read text about digits
-imagebind/                a small ImageBind: every sense bound to images
+imagebind/                a small ImageBind: every modality bound to images
 imagebind-unbound/        the same image tower; the towers of audio, depth, thermal and IMU were
                           never trained. What they still get right is chance: 10 %, give or
                           take, since such a tower can put a whole digit near one mean or another

@@ -18,7 +18,7 @@ def _sounds(items, folder):
     return Samples(torch.stack(tensors), torch.tensor([item.digit for item in items]))
 
 
-def test_a_bound_sense_lies_where_the_images_of_its_digits_lie(tmp_path):
+def test_a_bound_modality_lies_where_the_images_of_its_digits_lie(tmp_path):
     train, heldout = load_items()
     sounds, unheard = _sounds(train[:96], tmp_path), _sounds(heldout[:20], tmp_path)
     with repeatable(0) as generator:
