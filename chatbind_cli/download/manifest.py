@@ -135,13 +135,15 @@ class Manifests:
             OSError: it cannot be written.
         """
         known = self.below(folder)
-        _append(folder, [_line(came) for came in files if known.get(came.path) != came])
+        with self._lock:
+            _append(folder, [_line(came) for came in files if known.get(came.path) != came])
 
     def add_unpacked(self, folder: Path, archive: Came, members: Iterable[Member]) -> None:
         """Adds what came out of an archive; its line before that parts it from a killed run's."""
         before = replace(archive, state="here", files=None)
         out = [json.dumps(member) + "\n" for member in members]
-        _append(folder, [_line(before), *out, _line(archive)])
+        with self._lock:
+            _append(folder, [_line(before), *out, _line(archive)])
 
 
 def _came(line: bytes) -> Came | None:
