@@ -130,7 +130,8 @@ class ChatBindForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 (row by row).
             media_weights: [media in the batch], see `soft_tokens`.
             labels: [batch, length], -100 where nothing is to be learned; shifted inside.
-            use_cache: whether to return keys and values.
+            use_cache: whether to return keys and values; unless said, not with `labels`: only
+                generation needs them.
             logits_to_keep: how many of the last positions need logits; 0 for all.
             **kwargs: passed on to the language model, as far as it takes them.
 
@@ -148,7 +149,7 @@ class ChatBindForConditionalGeneration(PreTrainedModel, GenerationMixin):
         optional = {
             "position_ids": position_ids,
             "past_key_values": past_key_values,
-            "use_cache": use_cache,
+            "use_cache": False if use_cache is None and labels is not None else use_cache,
             "logits_to_keep": logits_to_keep,
         }
         kwargs.update((k, v) for k, v in optional.items() if k in self._forwarded)

@@ -21,7 +21,6 @@ from transformers import PrinterCallback, TrainerState, TrainingArguments, set_s
 from chatbind_cli import launch
 from chatbind_cli.artifacts import artifact_record, emit_artifact
 from chatbind_cli.console import note
-from chatbind_cli.data.collate import Collator
 from chatbind_cli.data.lookup import Embeddings, open_parts
 from chatbind_cli.data.tokens import PromptEncoder
 from chatbind_cli.errors import StoreError
@@ -50,7 +49,7 @@ from chatbind_cli.training.rundir import (
     RunFolder,
     read_log,
 )
-from chatbind_cli.training.samples import TrainingSamples
+from chatbind_cli.training.samples import Collator, TrainingSamples
 from chatbind_cli.training.settings import TrainingSettings
 from chatbind_cli.training.stages import (
     CONFIG_NAME,

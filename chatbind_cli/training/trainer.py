@@ -85,12 +85,6 @@ class ChatBindTrainer(Trainer):
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         return batches, count.clamp(min=1) if torch.is_tensor(count) else count
 
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> Any:
-        """The loss, without the cache of keys and values that only generation needs."""
-        return super().compute_loss(model, {**inputs, "use_cache": False}, *args, **kwargs)
-
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes what trains into a checkpoint; sharded weights go with the optimizer's."""
         if not self.is_fsdp_enabled:
