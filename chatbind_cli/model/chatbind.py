@@ -116,6 +116,7 @@ class ChatBindForConditionalGeneration(PreTrainedModel, GenerationMixin):
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: int | torch.Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Reads word tokens and soft tokens, and predicts the next ones.
@@ -133,6 +134,8 @@ class ChatBindForConditionalGeneration(PreTrainedModel, GenerationMixin):
             use_cache: whether to return keys and values; unless said, not with `labels`: only
                 generation needs them.
             logits_to_keep: how many of the last positions need logits; 0 for all.
+            num_items_in_batch: what the loss is divided by, in place of the number of its tokens.
+                A step of samples that were cut before their answers has loss 0, not 0 / 0.
             **kwargs: passed on to the language model, as far as it takes them.
 
         Raises:
@@ -153,6 +156,8 @@ class ChatBindForConditionalGeneration(PreTrainedModel, GenerationMixin):
             "logits_to_keep": logits_to_keep,
         }
         kwargs.update((k, v) for k, v in optional.items() if k in self._forwarded)
+        if num_items_in_batch is not None:
+            kwargs["num_items_in_batch"] = torch.as_tensor(num_items_in_batch).clamp(min=1)
         if not self.accepts_loss_kwargs:
             kwargs = {k: v for k, v in kwargs.items() if k in self._forwarded}
         return self.language_model(
