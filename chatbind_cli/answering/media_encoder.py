@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -30,25 +30,11 @@ _REMEMBERED = 1024
 """Embeddings that are kept: questions about one picture often follow each other."""
 
 
-class MediaEmbedder(Protocol):
-    """Whatever knows the embeddings of media."""
-
-    def embed(self, media: Sequence[Medium]) -> list[Medium | ChatBindError]:
-        """Each medium with its modality and embedding, in order, or why there is none."""
-        ...
-
-    def identity(self) -> dict[str, Any]:
-        """What the metadata of an answer says of where the embeddings come from."""
-        ...
-
-
 class MediaEncoder:
     """Turns media into embeddings.
 
     Args:
         model: whose encoder it is.
-        encoder: where that is; None: where the model says.
-        allow_mismatch: take an encoder whose weights are not those of training.
         options: how media become tensors; None: as in training.
         open_media: finds the bytes that a reference means.
         workers: threads that read and decode media beside each other.
@@ -57,16 +43,12 @@ class MediaEncoder:
     def __init__(
         self,
         model: LoadedModel,
-        encoder: Path | None = None,
         *,
-        allow_mismatch: bool = False,
         options: MediaOptions | None = None,
         open_media: Callable[[str | Path | bytes], MediaSource] = open_source,
         workers: int = 1,
     ) -> None:
         self._model = model
-        self._path = encoder
-        self._allow_mismatch = allow_mismatch
         self._options = model.media_options() if options is None else options
         self._open_media = open_media
         self._pool = ThreadPoolExecutor(max_workers=workers)
@@ -79,10 +61,10 @@ class MediaEncoder:
         Raises:
             ChatBindError: it is not there, or not the one that the model was trained with.
         """
-        return self._model.find_encoder(self._path, allow_mismatch=self._allow_mismatch)
+        return self._model.find_encoder()
 
     def identity(self) -> dict[str, Any]:
-        """See `MediaEmbedder.identity`; nothing where no encoder is to be had.
+        """What answers say of where the embeddings come from; nothing without an encoder.
 
         The hash of its weights only where the model's config.json does not say which they are.
         """
@@ -91,12 +73,14 @@ class MediaEncoder:
         except ChatBindError:
             return {}  # said when the first medium comes; texts need no encoder
         known = {"encoder_config_sha256": json_sha256(encoder.config.to_dict())}
-        if self._model.encoder_sha256(allow_mismatch=self._allow_mismatch) is None:
+        if self._model.encoder_sha256 is None:
             known["encoder_sha256"] = encoder.sha256
         return known
 
     def embed(self, media: Sequence[Medium]) -> list[Medium | ChatBindError]:
-        """See `MediaEmbedder.embed`. An embedding does not depend on the other media.
+        """Each medium with its modality and embedding, in order, or why there is none.
+
+        An embedding does not depend on the other media.
 
         Raises:
             ChatBindError: the encoder cannot be used, so that no medium can be read.
@@ -147,15 +131,12 @@ class StoredEmbeddings:
 
     Args:
         folder: a store that was made with the model's encoder.
-        model: whose media these are.
-        allow_mismatch: take embeddings of another encoder than that of training.
+        model: who takes the embeddings.
         options: how the model takes media; rows that were made otherwise are refused.
     """
 
-    def __init__(
-        self, folder: Path, model: LoadedModel, *, allow_mismatch: bool, options: MediaOptions
-    ) -> None:
-        self._pinned = model.encoder_sha256(allow_mismatch=allow_mismatch)
+    def __init__(self, folder: Path, model: LoadedModel, options: MediaOptions) -> None:
+        self._pinned = model.encoder_sha256
         dim = model.bundle.config.embedding_dim
         self._stores = open_stores(folder, encoder_sha256=self._pinned, dim=dim)
         self._embeddings = Embeddings(self._stores, options)
@@ -163,13 +144,13 @@ class StoredEmbeddings:
         self._options = options
 
     def identity(self) -> dict[str, Any]:
-        """See `MediaEmbedder.identity`."""
+        """What answers say of where the embeddings come from."""
         meta = self._stores[0].meta
         known: dict[str, Any] = {"store_dtypes": [meta.encoder_dtype, meta.dtype]}
         return known if self._pinned else known | {"encoder_sha256": meta.encoder_sha256}
 
     def embed(self, media: Sequence[Medium]) -> list[Medium | ChatBindError]:
-        """See `MediaEmbedder.embed`; the modality of each medium must be known."""
+        """Each medium with its embedding, in order, or why there is none."""
         return [self._find(medium) for medium in media]
 
     def _find(self, medium: Medium) -> Medium | ChatBindError:

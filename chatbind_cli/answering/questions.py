@@ -13,8 +13,8 @@ from chatbind_cli.jsonl import Line, Record, dumps, record_id
 from chatbind_cli.media.medium import Medium
 
 if TYPE_CHECKING:
-    from chatbind_cli.answering.generation import Generated
-    from chatbind_cli.data.tokens import TokenizedPrompt
+    from chatbind_cli.answering.decoding import Generated
+    from chatbind_cli.data.tokens import TokenizedSample
     from chatbind_cli.model.turns import Turn
 
 # what an answer record says itself, and what only says how the question was asked
@@ -51,7 +51,7 @@ class Question:
     line: int | None = None
     problem: ChatBindError | None = None
     turn: Turn | None = None
-    prompt: TokenizedPrompt | None = None
+    prompt: TokenizedSample | None = None
 
     @property
     def place(self) -> str | None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from chatbind_cli.data.database import FILE_NAME
+from chatbind_cli.data.old_store import is_old
 from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.errors import ChatBindError, StoreError
 from chatbind_cli.media.medium import Medium
@@ -68,7 +70,7 @@ class Embeddings:
 def open_parts(folder: Path) -> list[EmbeddingStore]:
     """The stores that the processes of a run, and of killed ones before it, have filled."""
     # a process that was killed early has left a folder that is no store yet
-    made = sorted(path.parent for path in folder.glob("part-*/store.json"))
+    made = sorted(path.parent for path in folder.glob(f"part-*/{FILE_NAME}"))
     return [EmbeddingStore.open(part) for part in made]
 
 
@@ -82,7 +84,7 @@ def open_stores(folder: Path, **expected: Any) -> list[EmbeddingStore]:
     Raises:
         StoreError: there is none, or they were made by different encoders.
     """
-    parts = sorted(path.parent for path in folder.glob("part-*/store.json"))
+    parts = [p for p in sorted(folder.glob("part-*")) if is_old(p) or (p / FILE_NAME).exists()]
     stores = [EmbeddingStore.open(part, **expected) for part in parts or [folder]]
     if len({(store.meta.encoder_sha256, store.meta.encoder_dtype) for store in stores}) > 1:
         raise StoreError("holds embeddings of different encoders", where=str(folder))

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from chatbind_cli.console import Progress
-from chatbind_cli.data.encode_sinks import StoreSink
+from chatbind_cli.data.database import StoreMeta
+from chatbind_cli.data.encode import StoreSink, writable_store
 from chatbind_cli.data.encoding import EncodingOptions, encode_items
 from chatbind_cli.data.lookup import Embeddings, open_stores, options_in
 from chatbind_cli.data.media_items import MediaItem
-from chatbind_cli.data.store import EmbeddingStore
-from chatbind_cli.data.store_meta import StoreMeta
 from chatbind_cli.imagebind.encoder import Encoder
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
@@ -116,37 +115,20 @@ def encode_media(
         The media that cannot be read, each with the reason.
     """
     mine = media[share.rank :: share.world_size]
-    items = [
-        MediaItem(path=medium.name, name=medium.name, modality=medium.modality, root=root)
-        for medium in mine
-    ]
+    items = [MediaItem(medium, root, medium.name) for medium in mine]
     failed: list[tuple[Medium, str]] = []
-    store = EmbeddingStore.open(
-        share.own,
-        "a",
-        encoder_sha256=encoder.sha256,
-        encoder_name=encoder.name,
-        dim=encoder.embedding_dim,
-        encoder_dtype=encoder.dtype_name,
-        media_options=options.deciding(),
+    how = EncodingOptions(
+        media=options,
+        workers=_READERS,
+        batch_size=1 if encoder.device.type == "cpu" else encoder.batch_size,
     )
+    store = writable_store(share.own, encoder, options)
     with store, Progress(len(mine), "encoding media", "files") as progress:
         sink = StoreSink(store, options)
-        results = encode_items(items, encoder, _how(encoder, sink, options))
-        for medium, result in zip(mine, results, strict=True):
+        for result in encode_items(items, encoder, how, sink.recall):
             if result.error is None:
                 sink.write(result)
             else:
-                failed.append((medium, str(result.error)))
+                failed.append((result.item.medium, str(result.error)))
             progress.advance()
     return failed
-
-
-def _how(encoder: Encoder, sink: StoreSink, options: MediaOptions) -> EncodingOptions:
-    on_cpu = encoder.device.type == "cpu"
-    return EncodingOptions(
-        media=options,
-        workers=_READERS,
-        batch_size=1 if on_cpu else encoder.batch_size,
-        recall=sink.recall,
-    )
