@@ -1,8 +1,4 @@
-"""Samples of different lengths to one batch of tensors.
-
-Training pads on the right; generation on the left, so that the next token of every row stands at
-the same position. Where samples come from is not known here.
-"""
+"""Training samples of different lengths to one batch of tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +8,7 @@ from typing import Any
 
 import torch
 
-from chatbind_cli.data.tokens import IGNORE_INDEX, TokenizedSample
+from chatbind_cli.data.tokens import IGNORE_INDEX
 from chatbind_cli.errors import RecordError
 
 
@@ -60,28 +56,8 @@ class Collator:
         return batch
 
 
-def pad_prompts(prompts: Sequence[TokenizedSample], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Prompts padded on the left, for `generate`.
-
-    Returns:
-        `input_ids` and `attention_mask`, both [batch, longest].
-    """
-    length = max(len(p.input_ids) for p in prompts)
-    ids = [p.input_ids for p in prompts]
-    return {
-        "input_ids": _padded(ids, length, pad_token_id, left=True),
-        "attention_mask": _padded([[1] * len(row) for row in ids], length, 0, left=True),
-    }
-
-
-def _padded(
-    rows: Sequence[Sequence[int]], length: int, value: int, *, left: bool = False
-) -> torch.Tensor:
-    padded = []
-    for row in rows:
-        filler = [value] * (length - len(row))
-        padded.append(filler + list(row) if left else list(row) + filler)
-    return torch.tensor(padded, dtype=torch.long)
+def _padded(rows: Sequence[Sequence[int]], length: int, value: int) -> torch.Tensor:
+    return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows], dtype=torch.long)
 
 
 def _rounded(length: int, multiple: int) -> int:
