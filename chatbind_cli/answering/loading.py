@@ -21,8 +21,8 @@ from chatbind_cli.model.assemble import build_chatbind
 from chatbind_cli.model.attention import resolve_attention
 from chatbind_cli.model.config import EncoderInfo, check_encoder, encoder_of, saved_end_ids
 from chatbind_cli.model.loading import ChatBind, load_chatbind
-from chatbind_cli.model.projector_file import read_projector
 from chatbind_cli.weights.json_file import read_json
+from chatbind_cli.weights.projector_file import read_projector
 
 # Files of a model folder that decide an answer, beside config.json: weights, what says where they
 # are or changes them, tokenizers of every kind, chat templates.

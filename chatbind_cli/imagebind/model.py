@@ -45,13 +45,18 @@ class ImageBind(nn.Module):
         config: sizes.
         modalities: which towers to build, by modality ("image" and "video" share one). All by
             default.
+        drop_path: skip branches in training at the config's rates. Needs timm.
 
     Raises:
         ValueError: an unknown modality.
     """
 
     def __init__(
-        self, config: ImageBindConfig, modalities: Iterable[str] = tuple(TOWER_OF)
+        self,
+        config: ImageBindConfig,
+        modalities: Iterable[str] = tuple(TOWER_OF),
+        *,
+        drop_path: bool = False,
     ) -> None:
         super().__init__()
         wanted = towers_of(modalities)
@@ -59,7 +64,9 @@ class ImageBind(nn.Module):
         self.modality_preprocessors = nn.ModuleDict(
             {tower: build_stem(tower, config) for tower in wanted}
         )
-        self.modality_trunks = nn.ModuleDict({tower: _trunk(tower, config) for tower in wanted})
+        self.modality_trunks = nn.ModuleDict(
+            {tower: _trunk(tower, config, drop_path=drop_path) for tower in wanted}
+        )
         self.modality_heads = nn.ModuleDict({tower: _head(tower, config) for tower in wanted})
         self.modality_postprocessors = nn.ModuleDict(
             {tower: _postprocessor(tower) for tower in wanted}
@@ -125,7 +132,10 @@ class ImageBind(nn.Module):
 
     def _draw_linear_weights(self) -> None:
         for module in self.modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.MultiheadAttention):
+                for projection in module.in_proj_weight.chunk(3):  # torch draws the three as one
+                    nn.init.xavier_uniform_(projection)
+            elif isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
@@ -161,14 +171,14 @@ def towers_of(modalities: Iterable[str]) -> tuple[str, ...]:
     return tuple(tower for tower in TOWERS if tower in wanted)
 
 
-def _trunk(tower: str, config: ImageBindConfig) -> Trunk:
+def _trunk(tower: str, config: ImageBindConfig, *, drop_path: bool) -> Trunk:
     width, depth, heads = config.trunk(tower)
     return Trunk(
         width,
         depth,
         heads,
         bias_kv=tower in FIXED_SCALES,  # all towers but vision and text have the learned pair
-        drop_path=config.drop_path(tower),
+        drop_path=config.drop_path(tower) if drop_path else 0.0,
         pre_norm=tower == "vision",
     )
 
