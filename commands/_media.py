@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial, wraps
-from typing import Any, TypeVar
+from functools import partial
 
 import click
 
@@ -17,14 +15,14 @@ from chatbind_cli.media.options import (
 )
 
 from ._base import GroupedOption
-from ._options import stack
-
-F = TypeVar("F", bound=Callable[..., Any])
+from ._options import gather
 
 _DEFAULTS = MediaOptions()
-_option = partial(click.option, cls=GroupedOption, group="Preprocessing")
+_option = partial(click.option, cls=GroupedOption, group="Preprocessing", advanced=True)
 
-_media_options = stack(
+media_options = gather(
+    "media",
+    MediaOptions,
     _option(
         "--audio-clips",
         type=click.IntRange(min=1),
@@ -98,28 +96,4 @@ _media_options = stack(
         help="Largest picture or frame that is decoded, width times height.",
     ),
 )
-_NAMES = (
-    "audio_clips",
-    "video_clips",
-    "clip_seconds",
-    "clip_sampler",
-    "depth_unit",
-    "depth_baseline_m",
-    "depth_focal_px",
-    "imu_rate_hz",
-    "imu_start_seconds",
-    "imu_accel_unit",
-    "imu_gyro_unit",
-    "max_pixels",
-)
-
-
-def media_options(function: F) -> F:
-    """The options of `MediaOptions`, handed to the function as one argument `media`."""
-
-    @wraps(function)
-    def packed(*args: Any, **kwargs: Any) -> Any:
-        values = {name: kwargs.pop(name) for name in _NAMES}
-        return function(*args, media=MediaOptions(**values), **kwargs)
-
-    return _media_options(packed)  # type: ignore[return-value]
+"""The options of `MediaOptions`, handed to the function as one argument `media`."""
