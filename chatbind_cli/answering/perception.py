@@ -21,7 +21,7 @@ from chatbind_cli.data.lookup import Embeddings
 from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.errors import ChatBindError, MediaError, contained
 from chatbind_cli.imagebind.encoder import Encoder
-from chatbind_cli.media.load import Media, load_media
+from chatbind_cli.imagebind.preprocess import Media, load_media
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.sniff import sniff

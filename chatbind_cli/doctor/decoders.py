@@ -18,7 +18,7 @@ _IMU_STEPS = 100
 
 def look_at_decoders() -> Iterator[Finding]:
     """A finding a modality: the tensor that a second of it becomes."""
-    from chatbind_cli.media.load import load_media  # noqa: PLC0415  loads torch
+    from chatbind_cli.imagebind.preprocess import load_media  # noqa: PLC0415  loads torch
 
     for modality, make in _MAKERS.items():
         try:

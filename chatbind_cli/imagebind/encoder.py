@@ -29,7 +29,7 @@ from chatbind_cli.imagebind.weights import (
 )
 
 if TYPE_CHECKING:
-    from chatbind_cli.media.load import Media
+    from chatbind_cli.imagebind.preprocess import Media
 
 __all__ = ["Encoder", "load_encoder", "save_encoder"]
 

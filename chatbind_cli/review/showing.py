@@ -14,15 +14,15 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from chatbind_cli.errors import MediaError
+from chatbind_cli.imagebind.config import IMU_SECONDS
+from chatbind_cli.imagebind.imu import load_imu
 from chatbind_cli.media.container import (
     audio_streams,
     decoded,
     open_container,
     video_streams,
 )
-from chatbind_cli.media.imu import load_imu
 from chatbind_cli.media.maps import open_map
-from chatbind_cli.media.modality import IMU_SECONDS
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.pictures import open_rgb
 from chatbind_cli.media.source import MediaSource

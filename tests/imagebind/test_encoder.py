@@ -18,7 +18,7 @@ from chatbind_cli.imagebind import text
 from chatbind_cli.imagebind.config import HUGE, ImageBindConfig
 from chatbind_cli.imagebind.encoder import Encoder, load_encoder, save_encoder
 from chatbind_cli.imagebind.model import ImageBind
-from chatbind_cli.media.load import Media
+from chatbind_cli.imagebind.preprocess import Media
 from chatbind_cli.media.source import MediaSource
 
 TINY = ImageBindConfig(
