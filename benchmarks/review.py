@@ -29,10 +29,10 @@ from typing import Any
 from chatbind_cli.jsonl import RecordWriter
 from chatbind_cli.review.cases import Case
 from chatbind_cli.review.chat_judge import ChatJudge, ChatJudgeOptions
-from chatbind_cli.review.report import render_report
+from chatbind_cli.review.report.page import render_report
 from chatbind_cli.review.rules import Rules
 from chatbind_cli.review.run import RunOptions, run_reviews
-from chatbind_cli.review.summary import summarize_pairs
+from chatbind_cli.review.summary import summarize
 
 WORDS = ["this", "answer", "is", "more", "precise", "than", "the", "other", "nobody", "can"]
 
@@ -151,7 +151,7 @@ def memory(folder: Path, port: int, arguments: argparse.Namespace) -> None:
     before = resident_mb()
     start = time.perf_counter()
     with (folder / "m.jsonl").open() as file:
-        (found,) = summarize_pairs(map(json.loads, file))
+        (found,) = summarize(map(json.loads, file))
     show(
         "summarize",
         reviews=found.rows[-1].n,
@@ -174,7 +174,7 @@ def report(folder: Path, n: int) -> None:
     answers = {str(i): {"text": " ".join(draw.choices(WORDS, k=60))} for i in range(n)}
     path = folder / "report.html"
     start = time.perf_counter()
-    summaries = summarize_pairs(reviews, with_words=True)
+    summaries = summarize(reviews, with_words=True)
     figures_s = time.perf_counter() - start
     with path.open("w") as file:
         file.writelines(render_report(summaries, questions=answers, answers=[answers, answers]))

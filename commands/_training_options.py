@@ -359,11 +359,12 @@ def run_stage(settings: TrainingSettings, plan: launch.Dispatch, *extra: str) ->
     if plan.dry_run:
         dispatched(plan, extra)
         return
-    from chatbind_cli.training.inputs import check_inputs  # noqa: PLC0415
+    from chatbind_cli.training.inputs import check_inputs, told_to_workers  # noqa: PLC0415
 
     inputs = check_inputs(settings)
-    if dispatched(plan, extra):
-        return
+    with told_to_workers(inputs):
+        if dispatched(plan, extra):
+            return
     from chatbind_cli.training.run import train  # noqa: PLC0415
 
     train(settings, inputs)

@@ -13,7 +13,7 @@ from chatbind_cli.errors import UsageError
 from ._base import GroupedOption
 
 if TYPE_CHECKING:
-    from chatbind_cli.download.wanted import HubRef
+    from chatbind_cli.download.requests import HubRef
 
 shard_size_option = click.option(
     "--shard-size",
@@ -47,7 +47,7 @@ def checkpoint_paths(*words: str) -> list[Path]:
 
 def _repository(word: str) -> HubRef | None:
     """The repository that a word means; None for a path."""
-    from chatbind_cli.download.wanted import is_repo_id, parse_hub_ref  # noqa: PLC0415  heavy
+    from chatbind_cli.download.requests import is_repo_id, parse_hub_ref  # noqa: PLC0415  heavy
 
     path = Path(word)
     if path.exists():

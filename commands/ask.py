@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from chatbind_cli.answering.settings import GenerationSettings
+from chatbind_cli.answering.generation_settings import GenerationSettings
 from chatbind_cli.console import note
 from chatbind_cli.errors import UsageError
 from chatbind_cli.media.medium import Medium, parse_attachment
@@ -139,19 +139,24 @@ def run(
     if words in (None, "-") and not chat:
         words = _read_question()
     _check_text(words)
-    from chatbind_cli.answering.dialogue import (  # noqa: PLC0415  torch
-        Dialogue,
-        RecordDisplay,
-        TextDisplay,
-    )
+    # imported here: they bring torch
+    from chatbind_cli.answering.answerer import Answerer  # noqa: PLC0415
+    from chatbind_cli.answering.chat import Chat  # noqa: PLC0415
+    from chatbind_cli.answering.media_encoder import MediaEncoder  # noqa: PLC0415
 
-    opened = choice.open(device, dtype)
-    answerer = choice.answerer(opened, media_changes(media))
-    display = RecordDisplay(opened.model_id, settings) if as_json else TextDisplay(sys.stdout)
-    dialogue = Dialogue(answerer, settings, display, mix=mix)
+    loaded = choice.load(device, dtype)
+    media_encoder = MediaEncoder(
+        loaded,
+        choice.encoder,
+        allow_mismatch=choice.allow_encoder_mismatch,
+        options=loaded.media_options(**media_changes(media)),
+    )
+    answerer = Answerer(loaded, media_encoder, style=choice.prompt_style)
+    out = None if as_json else sys.stdout
+    dialogue = Chat(answerer, settings, model_id=loaded.model_id, out=out, mix=mix)
     dialogue.attach(*attachments)
     if chat:
-        dialogue.chat(_lines(words))
+        dialogue.run(_lines(words))
     elif words is not None:
         dialogue.ask(words)
 

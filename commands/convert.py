@@ -67,7 +67,7 @@ def command(
     source = resolve_artifact(model, {"target", "model"})
     refuse_overlap(output, [source])
 
-    from chatbind_cli.weights.convert import convert, join  # noqa: PLC0415  loads torch
+    from chatbind_cli.model.convert import convert, join  # noqa: PLC0415  loads torch
 
     shard_bytes = int(shard_size * (1 << 30))
     if projector is None:

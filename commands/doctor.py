@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 
 from chatbind_cli.artifacts import emit_record
-from chatbind_cli.doctor.finding import NOTE, OK, PROBLEM, Finding
+from chatbind_cli.doctor import NOTE, OK, PROBLEM, examine
 from chatbind_cli.errors import ChatBindError
+from chatbind_cli.jsonl import Record
 
 from . import _base
 from ._base import GroupedOption
@@ -53,33 +54,31 @@ _MARKS = {OK: ("ok", "green"), NOTE: ("note", "yellow"), PROBLEM: ("FAIL", "red"
 def command(output: Path, network: bool, as_json: bool) -> None:
     """Tell what this machine can do, and what is missing.
 
-    Looks at Python and the packages, devices and their dtypes, memory and disk, decoders (a second
-    of each kind of media is made and read), the hub and the token (which is not shown), and what
-    of the catalogue is here. Exit 0 if media can be encoded and models can answer, 1 if not; notes
-    are about what could be better.
+    Looks at Python and the packages, devices, their dtypes and kernels for attention, memory and
+    disk, decoders (a small recording of each kind of media is made and read), the hub and the
+    token (which is not shown), and what of the catalogue is here. Exit 0 if media can be encoded
+    and models can answer, 1 if not; notes are about what could be better.
     """
-    from chatbind_cli.doctor.visit import examine  # noqa: PLC0415  loads torch as it goes
-
     as_records = as_json or not sys.stdout.isatty()
-    problems: list[Finding] = []
-    for finding in examine(output, network=network):
-        _tell(finding, as_records)
-        if finding.status == PROBLEM:
-            problems.append(finding)
+    problems: list[Record] = []
+    for found in examine(output, network=network):
+        _tell(found, as_records)
+        if found["status"] == PROBLEM:
+            problems.append(found)
     if problems:
         first = problems[0]
         raise ChatBindError(
             f"{len(problems)} problem(s) keep this machine from the main job; the first: "
-            f"{first.area} {first.name}: {first.value}",
-            hint=first.hint,
+            f"{first['area']} {first['name']}: {first['value']}",
+            hint=first.get("hint"),
         )
 
 
-def _tell(finding: Finding, as_records: bool) -> None:
+def _tell(found: Record, as_records: bool) -> None:
     if as_records:
-        emit_record(finding.record())
+        emit_record(found)
         return
-    word, colour = _MARKS[finding.status]
-    hint = f" ({finding.hint})" if finding.hint else ""
+    word, colour = _MARKS[found["status"]]
+    hint = f" ({found['hint']})" if "hint" in found else ""
     mark = click.style(f"{word:<4}", fg=colour)
-    click.echo(f"{mark}  {finding.area:<8} {finding.name:<32} {finding.value}{hint}")
+    click.echo(f"{mark}  {found['area']:<9} {found['name']:<32} {found['value']}{hint}")

@@ -13,9 +13,8 @@ from click.shell_completion import CompletionItem
 from chatbind_cli.artifacts import emit_record
 from chatbind_cli.console import printable
 from chatbind_cli.download import catalogue
-from chatbind_cli.download.presence import planned
-from chatbind_cli.download.verify import in_words
-from chatbind_cli.download.wanted import entry_requests, requests_for
+from chatbind_cli.download.manifest import in_words, listed, planned
+from chatbind_cli.download.requests import requests_for
 from chatbind_cli.errors import DownloadError, SomeRecordsFailed, UsageError
 from chatbind_cli.jsonl import Record
 
@@ -124,7 +123,7 @@ def command(
         for request in requests:
             _tell(planned(request, overwrite=overwrite), as_records)
         return
-    from chatbind_cli.download.run import Settings, fetch_all  # noqa: PLC0415  heavy
+    from chatbind_cli.download.fetch import Settings, fetch_all  # noqa: PLC0415  heavy
 
     settings = Settings(
         max_workers=max_workers, keep_archive=keep_archive, verify=verify, overwrite=overwrite
@@ -173,11 +172,37 @@ def _tell(record: Record, as_records: bool) -> None:
 
 
 def _list(entries: Sequence[catalogue.Entry], output: Path, as_records: bool) -> None:
-    from chatbind_cli.download.listing import entry_record, print_entries  # noqa: PLC0415  heavy
-
-    records = [entry_record(entry, entry_requests(entry, output)) for entry in entries]
+    records = [listed(entry, output) for entry in entries]
     if not as_records:
-        print_entries(records, sys.stdout)
+        _print_table(records)
         return
     for record in records:
         emit_record(record)
+
+
+def _print_table(records: Sequence[Record]) -> None:
+    """The catalogue for a person, as wide as the terminal."""
+    import rich.box
+    from rich.console import Console, Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=rich.box.SIMPLE, pad_edge=False)
+    table.add_column("name, size, here", max_width=30)
+    table.add_column("what, for what, licence", ratio=1)
+    for record in records:
+        size = in_words(record["bytes"]) if "bytes" in record else record.get("about", "")
+        here = f"{record['files_present']} of {record['files_wanted']} files here"
+        here = "here" if record["present"] else here if record["files_present"] else ""
+        stages = " ".join(f"--plan {stage}" for stage in record["stages"]) or "no plan"
+        table.add_row(
+            Group(
+                Text(record["name"], style="bold"),
+                Text(f"  {', '.join(filter(None, (size, here)))}", style="dim"),
+            ),
+            Group(
+                Text(f"{record['title']}: {record['purpose']}"),
+                Text(f"{stages}; {record['licence']}", style="dim"),
+            ),
+        )
+    Console(file=sys.stdout).print(table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,9 @@ from chatbind_cli.errors import RecordError, SomeRecordsFailed, UsageError
 from chatbind_cli.files import bears, refuse_foreign_file, refuse_overlap, replace_file
 from chatbind_cli.jsonl import Line, Record, legible, read_lines
 from chatbind_cli.review import tables
-from chatbind_cli.review.baseline import compare
 from chatbind_cli.review.cases import distinct_names, records_by_id
 from chatbind_cli.review.mismatches import Mismatches
-from chatbind_cli.review.summary import Summary, renamed, summarize_pairs
+from chatbind_cli.review.summary import Summary, compare, renamed, summarize
 
 from . import _base
 from ._base import GroupedOption, ListOption
@@ -169,15 +168,19 @@ def command(
     """
     ids, after_ids = _apart(ignore)
     answerers, after_names = _apart(names)
-    read = partial(_read, by=by, ignore=ids)
     sources = _sources([*reviews, *files, *after_ids, *after_names], folder)
     if page is not None:
         refuse_overlap(page, [*sources, *answers, questions, baseline])
         refuse_foreign_file(page, lambda path: bears(path, _MARK), what="a report")
     called = _names([*sources, *([str(baseline)] if baseline else [])])
+
+    def read(source: str, *, with_words: bool) -> list[Summary]:
+        records = map(_review, read_lines(source))
+        return summarize(records, name=called[source], by=by, ignore=ids, with_words=with_words)
+
     summaries: list[Summary] = []
     for source in sources:
-        found = read(source, called[source], with_words=page is not None)
+        found = read(source, with_words=page is not None)
         if not found[0].reviews:
             where = "<stdin>" if source == "-" else source
             raise RecordError("holds no reviews", where=where, hint="see `chatbind review`")
@@ -185,13 +188,13 @@ def command(
     if answerers:
         summaries = _renamed(summaries, answerers)
     if baseline is not None:
-        others = read(str(baseline), called[str(baseline)], with_words=False)
-        summaries = _compared(summaries, others)
-    form = _form("figures" if as_json else form)
-    _print(summaries, form)
+        summaries = _compared(summaries, read(str(baseline), with_words=False))
+    if form == "auto":
+        form = "table" if sys.stdout.isatty() else "json"
+    _print(summaries, "figures" if as_json else form)
     if page is not None:
         _write_report(page, summaries, questions, answers, media)
-    _say(summaries, with_remarks=form in ("json", "figures", "csv"))
+    _say(summaries, with_remarks=as_json or form in ("json", "csv"))
     if not any(row.n for summary in summaries for row in summary.rows):
         raise RecordError("every review failed, so there is nothing to average")
     bad = sum(_UNREADABLE in review for summary in summaries for review in summary.reviews)
@@ -207,19 +210,6 @@ def _apart(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _is_file(path: Path) -> bool:
     return path.suffix in (".json", ".jsonl") or (path.exists() and not path.is_dir())
-
-
-def _read(
-    source: str, name: str, *, by: str, ignore: Sequence[str], with_words: bool
-) -> list[Summary]:
-    """The figures of one file; of several pairs of answer files, one by one."""
-    return summarize_pairs(
-        map(_review, read_lines(source)),
-        name=name,
-        by=by,
-        ignore=ignore,
-        with_words=with_words,
-    )
 
 
 def _review(line: Line) -> Record:
@@ -250,23 +240,16 @@ def _compared(summaries: Sequence[Summary], baselines: Sequence[Summary]) -> lis
     return [compare(run, other) for run, other in zip(summaries, baselines, strict=True)]
 
 
-def _form(form: str) -> str:
-    if form != "auto":
-        return form
-    return "table" if sys.stdout.isatty() else "json"
-
-
 def _print(summaries: Sequence[Summary], form: str) -> None:
-    if form in ("json", "figures"):
-        several = len(summaries) > 1
-        for summary in summaries:
-            for row in summary.rows:
-                emit_record(row.record() if form == "json" else row.figures(several=several))
-    elif form == "table":
+    if form == "table":
         tables.print_table(summaries, sys.stdout)
-    else:
+    elif form in ("markdown", "csv"):
         text = tables.markdown_table if form == "markdown" else tables.csv_table
         click.echo(text(summaries), nl=False)
+    else:
+        for row in (row for summary in summaries for row in summary.rows):
+            figures = form == "figures"
+            emit_record(row.figures(several=len(summaries) > 1) if figures else row.record())
 
 
 def _say(summaries: Sequence[Summary], *, with_remarks: bool) -> None:
@@ -289,26 +272,26 @@ def _write_report(
     answers: Sequence[Path],
     media: dict[str, Any],
 ) -> None:
-    from chatbind_cli.review.exhibits import Cabinet  # noqa: PLC0415  brings what it shows
-    from chatbind_cli.review.report import render_report  # noqa: PLC0415
+    from chatbind_cli.review.report.page import render_report  # noqa: PLC0415
 
-    cabinet = Cabinet(
-        media["media_root"],
-        limit_bytes=int(media["media_limit"] * 1e6),
-    )
+    previews = None
+    if media["media_root"].folder is not None:
+        from chatbind_cli.review.report.previews import Previews  # noqa: PLC0415  brings torch
+
+        limit = int(media["media_limit"] * 1e6)
+        previews = Previews(media["media_root"], limit_bytes=limit)
     mismatches = Mismatches()
     chunks = render_report(
         summaries,
         questions=None if questions is None else records_by_id(questions, mismatches),
         answers=[records_by_id(path, mismatches) for path in answers],
-        cabinet=cabinet,
+        previews=previews,
     )
     with replace_file(page) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for chunk in chunks:
-            file.write(chunk)
+        file.writelines(chunks)
     if questions is None or not answers:
         note("report: --questions and --answers let it show what was asked and answered")
-    for problem in [*mismatches.lines(), *cabinet.problems]:
+    for problem in [*mismatches.lines(), *(previews.problems if previews else [])]:
         note(f"report: {problem}")
     note(f"report: {page}")
 
@@ -320,12 +303,10 @@ def _sources(names: Sequence[str], folder: Path | None) -> list[str]:
         found += _in_folder(folder)
         if not found:
             raise UsageError(f"no file named {' or '.join(_PATTERNS)}", where=str(folder))
-    if found:
-        return found
-    if not sys.stdin.isatty():
+    if not found and not sys.stdin.isatty():
         return ["-"]
-    for name in _FOLDERS:
-        found += _in_folder(Path(name))
+    if not found:
+        found = [path for name in _FOLDERS for path in _in_folder(Path(name))]
     if not found:
         raise UsageError(
             "no reviews: nothing on standard input, and no review files here",
@@ -334,9 +315,9 @@ def _sources(names: Sequence[str], folder: Path | None) -> list[str]:
     return found
 
 
-def _in_folder(folder: Path) -> Iterator[str]:
+def _in_folder(folder: Path) -> list[str]:
     paths = {path for pattern in _PATTERNS for path in folder.glob(pattern) if path.is_file()}
-    return (str(path) for path in sorted(paths))
+    return [str(path) for path in sorted(paths)]
 
 
 def _names(sources: Sequence[str]) -> dict[str, str]:

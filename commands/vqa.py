@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 from chatbind_cli import launch
-from chatbind_cli.answering.feed import piped_questions
-from chatbind_cli.answering.settings import GenerationSettings
+from chatbind_cli.answering.batching import piped_stdin
+from chatbind_cli.answering.generation_settings import GenerationSettings
 from chatbind_cli.errors import UsageError
 from chatbind_cli.files import refuse_overlap
 from chatbind_cli.media.options import MediaOptions
@@ -123,12 +123,12 @@ def run(
         choice = choice.resolved()
         words = choice.words()
     wants_pipe = questions == "-" and launch.needs_workers(plan) and not plan.dry_run
-    with piped_questions(wants_pipe) as pipe:
+    with piped_stdin(wants_pipe) as pipe:
         if dispatched(plan, [*words, "--questions", str(pipe)] if pipe else words):
             return
-    from chatbind_cli.answering.service import Service  # noqa: PLC0415  torch
+    from chatbind_cli.answering.vqa import VqaRequest, vqa  # noqa: PLC0415  torch
 
-    service = Service(
+    request = VqaRequest(
         questions=questions,
         media_root=media_root,
         store=store,
@@ -141,9 +141,10 @@ def run(
         encoder=choice.encoder,
         allow_encoder_mismatch=choice.allow_encoder_mismatch,
         prompt_style=choice.prompt_style,
+        attn_implementation=choice.attn_implementation,
         media=media_changes(media),
     )
-    service.run(choice.open(device, dtype))
+    vqa(choice.load(device, dtype), request)
 
 
 def _check_streams(choice: ModelChoice, questions: str, plan: launch.Dispatch) -> None:

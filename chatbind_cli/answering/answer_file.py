@@ -2,24 +2,31 @@
 
 While a run works, records are appended; a question that failed in an earlier run and succeeds in
 this one lands behind those that were done already. When the last question is through, the file is
-put in order once, and replaced whole. Knows nothing of how answers are made.
+put in order once, and replaced whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from chatbind_cli.answering.generation import Generated
+from chatbind_cli.answering.questions import Question, answer_record, failed_record
 from chatbind_cli.console import printable
-from chatbind_cli.errors import RecordError
+from chatbind_cli.errors import ChatBindError, RecordError
 from chatbind_cli.files import replace_file
 from chatbind_cli.jsonl import Record, RecordWriter, read_records
 
 KEY = "question_id"
 
 _OF_ONE_ANSWER = {"n_tokens", "finish_reason"}
+
+
+class DoubledQuestionError(RecordError):
+    """The id of a question is that of one before."""
 
 
 class AnswerFile:
@@ -29,8 +36,9 @@ class AnswerFile:
         target: a path, or `-` for standard output.
         overwrite: start anew instead of continuing what is there.
         model_id: whose answers these are; a file with another model's is not continued.
-        making: the `metadata` that every answer of this run shares; a file whose first answer was
-            made otherwise is not continued, since its answers would not be comparable.
+        metadata: what every answer of this run says of how it was generated; a file whose first
+            answer was generated otherwise is not continued, since its answers would not be
+            comparable.
 
     Raises:
         RecordError: the file there cannot be continued.
@@ -42,11 +50,13 @@ class AnswerFile:
         *,
         overwrite: bool = False,
         model_id: str,
-        making: Mapping[str, Any],
+        metadata: Mapping[str, Any],
     ) -> None:
         self._path = None if str(target) == "-" else Path(target)
         if self._path is not None and not overwrite:
-            _check_making(self._path, making)
+            _check_metadata(self._path, metadata)
+        self._model_id = model_id
+        self._metadata = metadata
         self._writer = RecordWriter(
             target,
             key=KEY,
@@ -55,26 +65,32 @@ class AnswerFile:
             in_words=in_words,
         )
         self._continued = bool(self._writer.done)
-        self._order: dict[Hashable, tuple[int, str]] = {}
+        self._order: dict[Hashable, tuple[int, str | None]] = {}
 
-    def expect(self, identity: Hashable, where: str) -> str:
-        """Notes that a question is next in line.
+    def expect(self, question: Question) -> Question:
+        """Notes that a question is next in line; one whose id stands before is a problem."""
+        key = question.id if question.line is None else ("line", question.line)
+        _, first = self._order.setdefault(key, (len(self._order), question.where))
+        if first == question.where:
+            return question
+        problem = DoubledQuestionError(
+            f"question {question.id} stands at {first} already", where=question.where
+        )
+        return replace(question, problem=problem)
 
-        Args:
-            identity: its id, or `("line", number)` of a line that is no question.
-            where: where it stands.
-
-        Returns:
-            Where the first question of that id stands: `where`, unless there was one before.
-        """
-        return self._order.setdefault(identity, (len(self._order), where))[1]
-
-    def wants(self, identity: Hashable) -> bool:
+    def wants(self, question: Question) -> bool:
         """Whether the answer to a question is still missing."""
-        return identity not in self._writer.done
+        doubled = isinstance(question.problem, DoubledQuestionError)
+        return doubled or question.line is not None or question.id not in self._writer.done
 
-    def write(self, record: Record) -> None:
-        """Writes one answer and hands it to the operating system."""
+    def write(self, question: Question, outcome: Generated | ChatBindError) -> None:
+        """Writes one answer, or why there is none, and hands it to the operating system."""
+        if isinstance(outcome, Generated):
+            record = answer_record(
+                question, outcome, model_id=self._model_id, metadata=self._metadata
+            )
+        else:
+            record = failed_record(question, outcome, model_id=self._model_id)
         self._writer.write(record)
 
     def finish(self) -> None:
@@ -86,7 +102,7 @@ class AnswerFile:
         if self._path is None or not self._continued:
             return
         places = list(_places(self._path))
-        last = (len(self._order), "")
+        last = (len(self._order), None)
         ordered = sorted(places, key=lambda place: self._order.get(place[0], last)[0])
         if ordered == places:
             return
@@ -120,8 +136,8 @@ def in_words(record: Record) -> str:
     return printable(f"{asked.rstrip()}\n    {said}")
 
 
-def _check_making(path: Path, making: Mapping[str, Any]) -> None:
-    """Compares how the file's first answer was made with how this run makes them.
+def _check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Compares how the file's first answer was generated with how this run generates them.
 
     Raises:
         RecordError: they differ.
@@ -130,16 +146,16 @@ def _check_making(path: Path, making: Mapping[str, Any]) -> None:
     if first is None:
         return
     there = first.get("metadata")
-    if not isinstance(there, dict) or not there.keys() & making.keys():
+    if not isinstance(there, dict) or not there.keys() & metadata.keys():
         # somebody else's file, which does not say
         return
-    both = there.keys() & making.keys()
-    keys = (there.keys() | making.keys()) - _OF_ONE_ANSWER
+    both = there.keys() & metadata.keys()
+    keys = (there.keys() | metadata.keys()) - _OF_ONE_ANSWER
     for key in sorted(keys, key=lambda key: (key not in both, key)):
-        if there.get(key) != making.get(key):
+        if there.get(key) != metadata.get(key):
             raise RecordError(
                 f"its answers were made with {key} {there.get(key)!r}, "
-                f"this run has {making.get(key)!r}",
+                f"this run has {metadata.get(key)!r}",
                 where=str(path),
                 hint="give another output file, or --overwrite",
             )

@@ -1,18 +1,20 @@
 """Token ids of an answer -> its text: where it ends, and how much of it is safe to show already.
 
 Everybody decodes the whole answer in one way, so that a streamed answer is the same text as one
-that is printed at its end. Knows nothing of models.
+that is printed at its end.
 """
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import StoppingCriteria
+from transformers.generation.streamers import BaseStreamer
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # a token may add no visible character (a byte of a longer one, a special token)
@@ -124,6 +126,50 @@ class StopAtText(StoppingCriteria):
         tails = input_ids[:, start:].tolist()
         ended = [self._decoder.has_stop(tail) for tail in tails]
         return torch.tensor(ended, device=input_ids.device)  # type: ignore[return-value]
+
+
+class StopAtEvent(StoppingCriteria):
+    """Ends every row once an event is set."""
+
+    def __init__(self, event: threading.Event) -> None:
+        self._event = event
+
+    def __call__(
+        self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any
+    ) -> torch.BoolTensor:
+        """The same answer for every row, bool [rows]."""
+        return torch.full(  # type: ignore[return-value]
+            (len(input_ids),), self._event.is_set(), device=input_ids.device
+        )
+
+
+class TextStreamer(BaseStreamer):
+    """Hands text on as soon as no later token can change it."""
+
+    def __init__(self, decoder: AnswerDecoder, on_text: Callable[[str], None]) -> None:
+        self._decoder = decoder
+        self._on_text = on_text
+        self._ids: list[int] | None = None
+        self._shown = ""
+
+    def put(self, value: torch.Tensor) -> None:
+        """Takes the prompt, which comes first and is left out, then one token at a time."""
+        if self._ids is None:
+            self._ids = []
+            return
+        self._ids += value.flatten().tolist()
+        self.show(self._decoder.safe(self._ids))
+
+    def end(self) -> None:
+        """Called by the library when the last token is there."""
+
+    def show(self, text: str) -> None:
+        """Hands on what of the answer so far is new."""
+        # should a tokenizer take back what it had shown, nothing more is shown than is right
+        if text.startswith(self._shown) and len(text) > len(self._shown):
+            piece = text[len(self._shown) :]
+            self._shown = text
+            self._on_text(piece)
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -1,14 +1,15 @@
 """Prompts in, answers out: the one place where the language model generates.
 
-A prompt is token ids with the embeddings of its media; how it was put together, and where the
-answers go, is not known here.
+A prompt is token ids, and the media in it with their embeddings.
 """
 
 from __future__ import annotations
 
 import hashlib
+import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,38 +19,17 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
-    StoppingCriteria,
     StoppingCriteriaList,
 )
-from transformers.generation.streamers import BaseStreamer
 
-from chatbind_cli.answering.decoding import AnswerDecoder, StopAtText
-from chatbind_cli.answering.settings import GenerationSettings
+from chatbind_cli.answering.decoding import AnswerDecoder, StopAtEvent, StopAtText, TextStreamer
+from chatbind_cli.answering.generation_settings import GenerationSettings
 from chatbind_cli.data.collate import pad_prompts
 from chatbind_cli.data.tokens import TokenizedPrompt
 from chatbind_cli.errors import RecordError
 from chatbind_cli.model.config import end_ids
 
 FinishReason = Literal["stop", "length"]
-
-
-@dataclass(frozen=True, eq=False)
-class Prompt:
-    """What the language model reads.
-
-    Args:
-        tokens: token ids, with a run of `<im_patch>` for each medium.
-        embeddings: float32 [media, embedding_dim], in the order of those runs.
-        weights: float32 [media].
-    """
-
-    tokens: TokenizedPrompt
-    embeddings: torch.Tensor
-    weights: torch.Tensor
-
-    def __len__(self) -> int:
-        """Length in tokens."""
-        return len(self.tokens.input_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,22 +99,23 @@ class Generator:
                 hint="shorten the question",
             )
 
-    def check_length(self, prompt: Prompt) -> None:
+    def check_length(self, prompt: TokenizedPrompt) -> None:
         """Makes sure that there is room for an answer.
 
         Raises:
             RecordError: the prompt fills the model's context.
         """
         longest = self.longest_context
-        if longest is not None and len(prompt) >= longest:
+        length = len(prompt.input_ids)
+        if longest is not None and length >= longest:
             raise RecordError(
-                f"the prompt has {len(prompt)} tokens, and the model reads "
+                f"the prompt has {length} tokens, and the model reads "
                 f"{longest} at most, the answer included",
                 hint="shorten the question",
             )
 
     def answers(
-        self, prompts: Sequence[Prompt], settings: GenerationSettings, *, salt: str = ""
+        self, prompts: Sequence[TokenizedPrompt], settings: GenerationSettings, *, salt: str = ""
     ) -> list[Generated]:
         """Answers several prompts at once, padded on the left.
 
@@ -153,7 +134,7 @@ class Generator:
 
     def stream(
         self,
-        prompt: Prompt,
+        prompt: TokenizedPrompt,
         settings: GenerationSettings,
         on_text: Callable[[str], None],
         cancelled: threading.Event | None = None,
@@ -166,14 +147,15 @@ class Generator:
             on_text: called with each new piece of text; the pieces make up the answer.
             cancelled: set it from another thread to end the answer where it is.
         """
-        decoder = self._decoder(settings)
-        feed = _Feed(decoder, on_text)
-        [ids] = self._run([prompt], settings, "", feed=feed, cancelled=cancelled)
+        streamer = TextStreamer(self._decoder(settings), on_text)
+        [ids] = self._run([prompt], settings, "", streamer=streamer, cancelled=cancelled)
         generated = self._generated(ids, settings)
-        feed.complete(generated.text)
+        streamer.show(generated.text)
         return generated
 
-    def _groups(self, prompts: Sequence[Prompt], settings: GenerationSettings) -> list[list[int]]:
+    def _groups(
+        self, prompts: Sequence[TokenizedPrompt], settings: GenerationSettings
+    ) -> list[list[int]]:
         """Indices of prompts that are generated together.
 
         A prompt so long that its answer may reach the end of the context goes alone: in a batch it
@@ -183,7 +165,7 @@ class Generator:
         together: list[int] = []
         alone: list[list[int]] = []
         for index, prompt in enumerate(prompts):
-            needed = len(prompt) + settings.max_new_tokens
+            needed = len(prompt.input_ids) + settings.max_new_tokens
             if longest is not None and needed > longest:
                 alone.append([index])
             else:
@@ -192,30 +174,30 @@ class Generator:
 
     def _run(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[TokenizedPrompt],
         settings: GenerationSettings,
         salt: str,
         *,
-        feed: BaseStreamer | None = None,
+        streamer: TextStreamer | None = None,
         cancelled: threading.Event | None = None,
     ) -> list[list[int]]:
         """The new token ids of each prompt, end tokens and padding included."""
         device = self.model.device
-        padded = pad_prompts([prompt.tokens for prompt in prompts], self._pad_id)
+        padded = pad_prompts(prompts, self._pad_id)
         length = padded["input_ids"].shape[1]
-        embeddings = torch.cat([prompt.embeddings for prompt in prompts])
-        weights = torch.cat([prompt.weights for prompt in prompts])
-        streamer = feed if settings.num_beams == 1 else None
+        media = [medium for prompt in prompts for medium in prompt.media]
+        rows = [medium.embedding for medium in media if medium.embedding is not None]
+        weights = torch.tensor([medium.weight for medium in media], device=device)
         with torch.inference_mode(), _seeded(settings, salt, device):
             output = self.model.generate(
                 input_ids=padded["input_ids"].to(device),
                 attention_mask=padded["attention_mask"].to(device),
-                media_embeddings=embeddings.to(device) if len(embeddings) else None,
-                media_weights=weights.to(device) if len(weights) else None,
+                media_embeddings=torch.stack(rows).to(device) if rows else None,
+                media_weights=weights if rows else None,
                 generation_config=self._config(settings, length),
                 logits_processor=LogitsProcessorList([_Finite()]),
                 stopping_criteria=self._criteria(settings, length, cancelled),
-                streamer=streamer,
+                streamer=streamer if settings.num_beams == 1 else None,
             )
         return output[:, length:].tolist()
 
@@ -246,7 +228,7 @@ class Generator:
         if decoder.stops:
             criteria.append(StopAtText(decoder, prompt_length))
         if cancelled is not None:
-            criteria.append(_Cancelled(cancelled))
+            criteria.append(StopAtEvent(cancelled))
         return criteria
 
     def _decoder(self, settings: GenerationSettings) -> AnswerDecoder:
@@ -257,36 +239,48 @@ class Generator:
         return Generated(decoded.text, decoded.n_tokens, "stop" if decoded.ended else "length")
 
 
-class _Feed(BaseStreamer):
-    """Hands text on as soon as no later token can change it."""
+class Stream:
+    """An answer that grows: iterate over its pieces, then read `result`.
 
-    def __init__(self, decoder: AnswerDecoder, on_text: Callable[[str], None]) -> None:
-        self._decoder = decoder
-        self._on_text = on_text
-        self._ids: list[int] | None = None
-        self._shown = ""
+    The model works in a thread of its own. Leaving the loop early, by an interrupt too, ends the
+    answer after the token at hand.
 
-    def put(self, value: torch.Tensor) -> None:
-        """Takes the prompt, which comes first and is left out, then one token at a time."""
-        if self._ids is None:
-            self._ids = []
-            return
-        self._ids += value.flatten().tolist()
-        self._show(self._decoder.safe(self._ids))
+    Attributes:
+        result: the whole answer, once the last piece is out.
+    """
 
-    def end(self) -> None:
-        """Called by the library when the last token is there."""
+    def __init__(
+        self, generator: Generator, prompt: TokenizedPrompt, settings: GenerationSettings
+    ) -> None:
+        self.result: Generated | None = None
+        self._generator = generator
+        self._prompt = prompt
+        self._settings = settings
+        self._pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._cancelled = threading.Event()
 
-    def complete(self, text: str) -> None:
-        """Shows what is left of the whole answer."""
-        self._show(text)
+    def __iter__(self) -> Iterator[str]:
+        """Yields the pieces of the answer.
 
-    def _show(self, text: str) -> None:
-        # should a tokenizer take back what it had shown, nothing more is shown than is right
-        if text.startswith(self._shown) and len(text) > len(self._shown):
-            piece = text[len(self._shown) :]
-            self._shown = text
-            self._on_text(piece)
+        Raises:
+            ChatBindError: whatever went wrong while generating.
+        """
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            future = pool.submit(self._work)
+            try:
+                while (piece := self._pieces.get()) is not None:
+                    yield piece
+                self.result = future.result()
+            finally:
+                self._cancelled.set()
+
+    def _work(self) -> Generated:
+        try:
+            return self._generator.stream(
+                self._prompt, self._settings, self._pieces.put, self._cancelled
+            )
+        finally:
+            self._pieces.put(None)
 
 
 class _Finite(LogitsProcessor):
@@ -301,21 +295,6 @@ class _Finite(LogitsProcessor):
         if not bool((scores < float("inf")).all()):
             raise RecordError("the model's numbers for this question are not finite")
         return scores
-
-
-class _Cancelled(StoppingCriteria):
-    """Ends every row once an event is set."""
-
-    def __init__(self, event: threading.Event) -> None:
-        self._event = event
-
-    def __call__(
-        self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any
-    ) -> torch.BoolTensor:
-        """The same answer for every row, bool [rows]."""
-        return torch.full(  # type: ignore[return-value]
-            (len(input_ids),), self._event.is_set(), device=input_ids.device
-        )
 
 
 @contextmanager

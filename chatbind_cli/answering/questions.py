@@ -1,20 +1,21 @@
-"""Question records -> questions, and answers -> answer records.
-
-How answers come about, and where records go, is not known here.
-"""
+"""A question, from its record to its prompt, and the record of its answer."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
-from chatbind_cli.answering.generation import Generated
-from chatbind_cli.answering.session import Asked
 from chatbind_cli.data.conversations import media_of_record
-from chatbind_cli.errors import RecordError
-from chatbind_cli.jsonl import Record, dumps, record_id
+from chatbind_cli.errors import ChatBindError, RecordError, contained
+from chatbind_cli.files import sha256_text
+from chatbind_cli.jsonl import Line, Record, dumps, record_id
+from chatbind_cli.media.medium import Medium
+
+if TYPE_CHECKING:
+    from chatbind_cli.answering.generation import Generated
+    from chatbind_cli.data.tokens import TokenizedPrompt
+    from chatbind_cli.model.turns import Turn
 
 # what an answer record says itself, and what only says how the question was asked
 _NOT_CARRIED = (
@@ -23,55 +24,70 @@ _NOT_CARRIED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Question:
-    """A question record that was understood.
-
-    Attributes:
-        id: its `question_id` (or `id`).
-        asked: the question itself.
-        record: as it was read.
-    """
-
-    id: str | int
-    asked: Asked
-    record: Record
-
-
-def identity_of(record: Record, where: str) -> str | int:
-    """The id of a question record.
-
-    Raises:
-        RecordError: it has none, so its answer could not be told from others.
-    """
-    try:
-        return record_id(record)
-    except RecordError as error:
-        raise RecordError(error.what, where=where) from error
-
-
-def read_question(record: Record, where: str) -> Question:
-    """The question in a record.
+    """A question.
 
     Args:
-        record: `{"question_id", "text", "image" | "audio" | ..., ...}`; a media key holds a name or
-            a list of names, and a placeholder such as `<image>` in the text says where it goes.
-        where: file and line, for error messages.
-
-    Raises:
-        RecordError: a key is missing, or of the wrong type.
+        text: its words; placeholders such as `<image>` say where media go, else they follow.
+        media: what it is about.
+        mix: bring all media into one embedding (their weighted sum, at norm 1), which takes the
+            place of the first; else each has its own.
+        id: its `question_id` (or `id`), if it was a record.
+        record: as it was read.
+        where: what an error message calls it: file and line of a record.
+        line: the number of its line, if that holds no question that goes by an id.
+        problem: why it cannot be answered.
+        turn: what it is in a dialogue, once its media are embedded.
+        prompt: what the language model reads, from then on.
     """
-    identity = identity_of(record, where)
-    place = f"{where} (question {identity})"
-    text = record.get("text")
-    if not isinstance(text, str) or not text.strip():
-        raise RecordError("a question has no text", where=place)
-    media = media_of_record(record, where=place)
-    return Question(identity, Asked(text, media, where=place), record)
+
+    text: str = ""
+    media: tuple[Medium, ...] = ()
+    mix: bool = False
+    id: str | int | None = None
+    record: Record = field(default_factory=dict)
+    where: str | None = None
+    line: int | None = None
+    problem: ChatBindError | None = None
+    turn: Turn | None = None
+    prompt: TokenizedPrompt | None = None
+
+    @property
+    def place(self) -> str | None:
+        """Where it stands, with its id."""
+        return self.where if self.id is None else f"{self.where} (question {self.id})"
+
+
+def read_question(line: Line) -> Question:
+    """The question in a line; one that cannot be answered has a `problem`.
+
+    Args:
+        line: its record is `{"question_id", "text", "image" | "audio" | ..., ...}`; a media key
+            holds a name or a list of names, and a placeholder such as `<image>` in the text says
+            where it goes.
+    """
+    record, where, number, problem = line
+    identity: str | int | None = None
+    try:
+        identity = record_id(record)
+    except RecordError as error:
+        # without an id its answer could not be told from others
+        problem = problem or RecordError(error.what, where=where)
+    question = Question(id=identity, record=record, where=where, problem=problem)
+    if problem is not None:
+        return replace(question, line=number)
+    try:
+        text = record.get("text")
+        if not isinstance(text, str) or not text.strip():
+            raise RecordError("a question has no text", where=question.place)
+        return replace(question, text=text, media=media_of_record(record, where=question.place))
+    except Exception as error:
+        return replace(question, problem=contained(error, where=where))
 
 
 def answer_record(
-    question: Question, generated: Generated, *, model_id: str, making: Mapping[str, Any]
+    question: Question, generated: Generated, *, model_id: str, metadata: Mapping[str, Any]
 ) -> Record:
     """The record of an answer; the same question and answer give the same record.
 
@@ -79,44 +95,37 @@ def answer_record(
         question: what was asked.
         generated: the answer.
         model_id: whose answer it is.
-        making: how answers are made in this run: part of the metadata, and of the answer's id.
+        metadata: how answers are generated in this run: part of the answer's id, too.
     """
-    asked = question.asked
-    media = [[medium.modality, medium.name] for medium in asked.media]
+    media = [[medium.modality, medium.name] for medium in question.media]
+    parts = (question.id, question.text, media, generated.text, model_id, metadata)
     return {
         "question_id": question.id,
-        "prompt": asked.text,
+        "prompt": question.text,
         "text": generated.text,
-        "answer_id": short_digest(question.id, asked.text, media, generated.text, model_id, making),
+        "answer_id": short_digest(*parts),
         "model_id": model_id,
         **_carried(question.record),
         "metadata": {
             "n_tokens": generated.n_tokens,
             "finish_reason": generated.finish_reason,
-            **making,
+            **metadata,
         },
     }
 
 
-def failed_record(
-    record: Record,
-    identity: str | int | None,
-    error: Exception,
-    model_id: str,
-    line: int | None = None,
-) -> Record:
+def failed_record(question: Question, error: Exception, *, model_id: str) -> Record:
     """The record that takes the place of an answer that could not be given.
 
     Args:
-        record: the question, or what could be read of it.
-        identity: its id, if it has one.
+        question: what was asked, or what could be read of it.
         error: the reason.
         model_id: whose answer it is not.
-        line: where it stands, if that line is no question.
     """
+    record, line = question.record, question.line
     return {
         **({} if line is None else {"line": line}),
-        **({} if identity is None else {"question_id": identity}),
+        **({} if question.id is None else {"question_id": question.id}),
         **({} if line is not None and "text" not in record else {"prompt": record.get("text")}),
         "error": str(error),
         "model_id": model_id,
@@ -140,4 +149,4 @@ def _is_content(value: object) -> bool:
 
 def short_digest(*parts: object) -> str:
     """A short hash of JSON values, the same in every run."""
-    return hashlib.sha256(dumps({"of": list(parts)}).encode()).hexdigest()[:22]
+    return sha256_text(dumps({"of": list(parts)}))[:22]

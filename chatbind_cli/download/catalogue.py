@@ -1,7 +1,7 @@
 """The catalogue of artefacts: what there is, where it comes from, what it is for.
 
 The entries are data (`catalogue.toml`, whose head explains the keys); this module gives them types
-and looks them up. Knows nothing of how anything is fetched.
+and looks them up.
 """
 
 from __future__ import annotations
@@ -12,9 +12,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, Literal
 
 from chatbind_cli.errors import UsageError
+
+# By what a file is known; `git-sha1` is its name in Git, as the hub lists files that are not in
+# large-file storage.
+Checksum = tuple[Literal["sha256", "git-sha1", "md5"], str]
 
 STAGES = ("pretrain", "finetune", "ask", "review")
 
@@ -41,6 +45,23 @@ class CatalogueFile:
     sha256: str | None = None
     md5: str | None = None
     unpack: str | None = None
+
+    @property
+    def checksum(self) -> Checksum | None:
+        """The digest to go by."""
+        if self.sha256 is not None:
+            return "sha256", self.sha256
+        return ("md5", self.md5) if self.md5 is not None else None
+
+    def known(self) -> dict[str, Any]:
+        """Source, size and digest, as far as they are published."""
+        facts = {
+            "source": self.path or self.url,
+            "bytes": self.bytes,
+            "sha256": self.sha256,
+            "md5": self.md5,
+        }
+        return {key: value for key, value in facts.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

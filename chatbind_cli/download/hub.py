@@ -7,57 +7,57 @@ failures become one line that says what to do.
 from __future__ import annotations
 
 import errno
-import fnmatch
 import random
 import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import huggingface_hub  # noqa: TID253  this module is imported once something is fetched
 from huggingface_hub import errors as hub_errors  # noqa: TID253
 from huggingface_hub.utils import tqdm as hub_tqdm  # type: ignore[attr-defined]  # noqa: TID253
 
 import chatbind_cli
-from chatbind_cli.download.presence import has_weights
-from chatbind_cli.download.wanted import HubRef
-from chatbind_cli.errors import DownloadError
+from chatbind_cli.download.catalogue import Checksum
+from chatbind_cli.download.manifest import has_weights
+from chatbind_cli.download.requests import HubRef, Request
+from chatbind_cli.download.web import AGAIN, RETRIED_STATUS
+from chatbind_cli.errors import DownloadError, reason
 from chatbind_cli.files import replace_file
 
 # The base of all failures of the HTTP client that the hub's library uses, whichever that is.
 _HTTP_ERROR: type[Exception] = hub_errors.HTTPError  # type: ignore[attr-defined]
 
-_US, _VERSION = "chatbind", chatbind_cli.__version__  # for the hub's log of who asks
+_US: dict[str, Any] = {  # for the hub's log of who asks
+    "library_name": "chatbind",
+    "library_version": chatbind_cli.__version__,
+}
 
 # Copies of the same weights for other programs, and the repository's own housekeeping.
 _NEVER = ("*.h5", "*.msgpack", "*.gguf", "*.onnx", "*.ot", ".gitattributes", "*.md5", "*.sha256")
 _BIN = ("*.bin", "*.bin.index.json", "*.pth", "*.pt")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HubFile:
-    """A file of a repository as the hub describes it.
+def is_offline() -> bool:
+    """Whether `HF_HUB_OFFLINE` says that the hub is not to be asked."""
+    return bool(huggingface_hub.is_offline_mode())
 
-    Attributes:
-        path: in the repository.
-        bytes: its size.
-        sha256: of a file in large-file storage.
-        git_sha1: the name in Git of any other.
-    """
 
-    path: str
-    bytes: int | None = None
-    sha256: str | None = None
-    git_sha1: str | None = None
+class _File(NamedTuple):
+    """A file of a repository as the hub describes it."""
+
+    name: str
+    bytes: int | None
+    checksum: Checksum | None
 
 
 class Hub:
-    """The hub.
+    """The hub, which is asked for the files of each repository once.
 
     Args:
         endpoint: its address, `HF_ENDPOINT` or the public one unless given.
@@ -65,75 +65,67 @@ class Hub:
 
     def __init__(self, endpoint: str | None = None) -> None:
         self.endpoint = endpoint
-        self._listings: dict[HubRef, tuple[list[HubFile], str | None]] = {}
-        self._api = huggingface_hub.HfApi(
-            endpoint=endpoint, library_name=_US, library_version=_VERSION
-        )
+        self._listings: dict[HubRef, tuple[str, list[_File]]] = {}
 
-    @property
-    def offline(self) -> bool:
-        """Whether `HF_HUB_OFFLINE` says that the hub is not to be asked."""
-        return bool(huggingface_hub.is_offline_mode())
+    def files(self, request: Request) -> list[Request]:
+        """The files of a repository that are wanted, all of one commit, with size and hash.
 
-    def files(self, ref: HubRef, include: Sequence[str] = ()) -> tuple[list[HubFile], str | None]:
-        """The files of a repository that are wanted, and the commit that they belong to.
-
-        Without `include`: all but copies for other programs; where weights are there as
-        safetensors, their `.bin` twins count as such copies.
+        Without patterns: all but copies for other programs; where weights are there as
+        safetensors, their `.bin` twins count as such copies. Of a request for one file: that file
+        alone, or nothing where there is none of that name.
 
         Raises:
-            DownloadError: the repository cannot be reached or is not for this user.
+            DownloadError: the repository cannot be reached, or is not for this user.
         """
-        found, commit = _cached_listing(ref, include) if self.offline else self._listing(ref)
-        names = _wanted([file.path for file in found], include)
-        return [file for file in found if file.path in names], commit
+        if request.hub is None:
+            return [request]
+        ref = replace(request.hub, file=None)
+        if is_offline():
+            commit, files = _cached_listing(ref, request.include)
+        else:
+            commit, files = self._listing(ref)
+        if not request.is_repository:
+            return [
+                replace(request, bytes=file.bytes, checksum=file.checksum)
+                for file in files
+                if file.name == request.hub.file
+            ]
+        names = _wanted([file.name for file in files], request.include)
+        # All files come from the commit that was listed, even if the branch moves meanwhile.
+        return [
+            replace(request.file(file.name, commit), bytes=file.bytes, checksum=file.checksum)
+            for file in files
+            if file.name in names
+        ]
 
-    def file(self, ref: HubRef) -> HubFile | None:
-        """What the hub says of one file; None where it has none of that name, or is not asked.
-
-        Raises:
-            DownloadError: the repository cannot be reached or is not for this user.
-        """
-        if self.offline:
-            return None  # only what the cache has could be said, and that is not the whole
-        found, _ = self._listing(replace(ref, file=None))
-        return next((file for file in found if file.path == ref.file), None)
-
-    def _listing(self, ref: HubRef) -> tuple[list[HubFile], str | None]:
-        """All files of a repository, and the commit; asked for once."""
+    def _listing(self, ref: HubRef) -> tuple[str, list[_File]]:
+        """The commit, and all files of a repository."""
         if ref not in self._listings:
-            self._listings[ref] = self._asked_listing(ref)
+            with _explained(ref):
+                info = _patiently(
+                    lambda: huggingface_hub.HfApi(endpoint=self.endpoint, **_US).repo_info(
+                        ref.repo,
+                        repo_type=ref.kind,
+                        revision=ref.revision,
+                        files_metadata=True,
+                        timeout=30,
+                    )
+                )
+            self._listings[ref] = (
+                info.sha,
+                [
+                    _File(
+                        file.rfilename,
+                        file.size,
+                        ("sha256", file.lfs.sha256) if file.lfs else ("git-sha1", file.blob_id),
+                    )
+                    for file in info.siblings or ()
+                ],
+            )
         return self._listings[ref]
 
-    def _asked_listing(self, ref: HubRef) -> tuple[list[HubFile], str | None]:
-        with _explained(ref):
-            info = _patiently(
-                partial(
-                    self._api.repo_info,
-                    ref.repo,
-                    repo_type=ref.kind,
-                    revision=ref.revision,
-                    files_metadata=True,
-                    timeout=30,
-                )
-            )
-        files = []
-        for sibling in getattr(info, "siblings", None) or ():
-            sha256 = sibling.lfs.sha256 if sibling.lfs is not None else None
-            git_sha1 = sibling.blob_id if sibling.lfs is None else None
-            files.append(
-                HubFile(
-                    path=sibling.rfilename, bytes=sibling.size, sha256=sha256, git_sha1=git_sha1
-                )
-            )
-        return files, info.sha
-
     def fetch(
-        self,
-        ref: HubRef,
-        folder: Path,
-        *,
-        advance: Callable[[int], None] = lambda n: None,
+        self, ref: HubRef, folder: Path, *, advance: Callable[[int], None] = lambda n: None
     ) -> Path:
         """Fetches one file, resuming what an earlier call began.
 
@@ -148,67 +140,26 @@ class Hub:
         Raises:
             DownloadError: it cannot be had.
         """
-        if self.offline:
-            return _from_cache(ref, folder)
+        offline = is_offline()
+        where: dict[str, Any] = {"local_files_only": True} if offline else {"local_dir": folder}
         with _explained(ref):
-            path = huggingface_hub.hf_hub_download(
-                ref.repo,
-                ref.file or "",
-                repo_type=ref.kind,
-                revision=ref.revision,
-                local_dir=folder,
-                endpoint=self.endpoint,
-                library_name=_US,
-                library_version=_VERSION,
-                tqdm_class=_counting_bar(advance),
+            came = Path(
+                huggingface_hub.hf_hub_download(
+                    ref.repo,
+                    ref.file or "",
+                    repo_type=ref.kind,
+                    revision=ref.revision,
+                    endpoint=self.endpoint,
+                    tqdm_class=_counting_bar(advance),
+                    **where,
+                    **_US,
+                )
             )
-        return Path(str(path))
-
-
-def _cached_listing(ref: HubRef, include: Sequence[str]) -> tuple[list[HubFile], str | None]:
-    """The files of a repository that an earlier program has left in the hub's cache.
-
-    Raises:
-        DownloadError: it is not there, or not whole.
-    """
-    with _explained(ref):
-        folder = Path(
-            huggingface_hub.snapshot_download(
-                ref.repo,
-                repo_type=ref.kind,
-                revision=ref.revision,
-                allow_patterns=list(include) or None,
-                ignore_patterns=None if include else [*_NEVER, *_BIN],
-                local_files_only=True,
-            )
-        )
-    if ref.kind == "model" and not has_weights(folder):
-        raise _not_here_offline(str(ref))
-    files = []
-    for path in sorted(file for file in folder.rglob("*") if file.is_file()):
-        # The cache links to each content under the name of its hash.
-        digest = path.resolve().name
-        sha256 = digest if re.fullmatch("[0-9a-f]{64}", digest) else None
-        git_sha1 = digest if re.fullmatch("[0-9a-f]{40}", digest) else None
-        name, size = path.relative_to(folder).as_posix(), path.stat().st_size
-        files.append(HubFile(path=name, bytes=size, sha256=sha256, git_sha1=git_sha1))
-    return files, folder.name
-
-
-def _from_cache(ref: HubRef, folder: Path) -> Path:
-    """Copies a file out of the hub's cache, where the hub itself is not to be asked."""
-    with _explained(ref):
-        cached = huggingface_hub.hf_hub_download(
-            ref.repo,
-            ref.file or "",
-            repo_type=ref.kind,
-            revision=ref.revision,
-            local_files_only=True,
-        )
-        path = folder / (ref.file or "")
-        with replace_file(path) as temporary:
-            shutil.copyfile(cached, temporary)
-    return path
+            if offline:  # it is in the hub's cache, which is not ours to move
+                with replace_file(folder / (ref.file or "")) as temporary:
+                    shutil.copyfile(came, temporary)
+                return folder / (ref.file or "")
+        return came
 
 
 def fetch_snapshot(repo: str, *, revision: str | None = None, endpoint: str | None = None) -> Path:
@@ -223,32 +174,57 @@ def fetch_snapshot(repo: str, *, revision: str | None = None, endpoint: str | No
         DownloadError: it cannot be had.
     """
     ref = HubRef(repo=repo, revision=revision)
-    offline = huggingface_hub.is_offline_mode()
     unwanted = [*_NEVER, *_BIN]
-    if not offline:
-        files, _ = Hub(endpoint).files(ref)
-        if any(fnmatch.fnmatch(file.path, pattern) for file in files for pattern in _BIN):
+    if not is_offline():
+        files = Hub(endpoint).files(Request(name=repo, path=Path(), hub=ref))
+        if any(fnmatch(str(file.path), pattern) for file in files for pattern in _BIN):
             unwanted = [*_NEVER]
+    return _snapshot(ref, endpoint=endpoint, ignore_patterns=unwanted)
+
+
+def _snapshot(ref: HubRef, **options: Any) -> Path:
     with _explained(ref):
-        folder = huggingface_hub.snapshot_download(
-            repo,
-            revision=revision,
-            ignore_patterns=unwanted,
-            endpoint=endpoint,
-            library_name=_US,
-            library_version=_VERSION,
-            local_files_only=offline,
-            tqdm_class=_counting_bar(lambda n: None),
+        return Path(
+            huggingface_hub.snapshot_download(
+                ref.repo,
+                repo_type=ref.kind,
+                revision=ref.revision,
+                local_files_only=is_offline(),
+                tqdm_class=_counting_bar(lambda n: None),
+                **options,
+                **_US,
+            )
         )
-    return Path(folder)
+
+
+def _cached_listing(ref: HubRef, include: Sequence[str]) -> tuple[str, list[_File]]:
+    """The files of a repository that an earlier program has left in the hub's cache.
+
+    Raises:
+        DownloadError: it is not there, or not whole.
+    """
+    unwanted = None if include else [*_NEVER, *_BIN]
+    folder = _snapshot(ref, allow_patterns=list(include) or None, ignore_patterns=unwanted)
+    if ref.kind == "model" and not has_weights(folder):
+        raise _not_here_offline(str(ref))
+    files = []
+    for path in sorted(file for file in folder.rglob("*") if file.is_file()):
+        # The cache links to each content under the name of its hash.
+        digest = path.resolve().name
+        checksum: Checksum | None = None
+        if re.fullmatch("[0-9a-f]{64}|[0-9a-f]{40}", digest):
+            checksum = ("sha256" if len(digest) == 64 else "git-sha1", digest)
+        name, size = path.relative_to(folder).as_posix(), path.stat().st_size
+        files.append(_File(name, size, checksum))
+    return folder.name, files
 
 
 def _wanted(names: Sequence[str], include: Sequence[str]) -> set[str]:
     if include:
-        return {name for name in names if any(fnmatch.fnmatch(name, p) for p in include)}
+        return {name for name in names if any(fnmatch(name, p) for p in include)}
     safe = any(name.endswith(".safetensors") for name in names)
     unwanted = (*_NEVER, *_BIN) if safe else _NEVER
-    return {name for name in names if not any(fnmatch.fnmatch(name, p) for p in unwanted)}
+    return {name for name in names if not any(fnmatch(name, p) for p in unwanted)}
 
 
 def _counting_bar(advance: Callable[[int], None]) -> type[Any]:
@@ -272,77 +248,73 @@ def _patiently(call: Callable[[], Any]) -> Any:
 
     The hub's library waits for a busy hub when it fetches, and not when it lists.
     """
-    for wait_s in (*_WAITS_S, None):
+    for wait_s in _WAITS_S:
         try:
             return call()
         except _HTTP_ERROR as error:
             response = getattr(error, "response", None)
-            status = response.status_code if response is not None else None
-            if wait_s is None or status not in _RETRIED_STATUS:
+            if response is not None and response.status_code not in RETRIED_STATUS:
                 raise
         # The jitter keeps parallel programs from knocking all at once.
         time.sleep(wait_s * random.uniform(0.7, 1.3))  # noqa: S311
-    raise AssertionError("the last round returns or raises")
+    return call()
 
 
 _WAITS_S = (0.5, 2.0, 6.0)
-# None: no answer at all.
-_RETRIED_STATUS = frozenset({None, 408, 425, 429, 500, 502, 503, 504})
+
+_LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
+_EXPLAINED: tuple[tuple[type[Exception], str, str], ...] = (
+    (
+        hub_errors.GatedRepoError,
+        "is open only to those whom its owner lets in",
+        f"ask on {{page}}, then {_LOG_IN}",
+    ),
+    (
+        hub_errors.RepositoryNotFoundError,
+        "there is no such repository, or it is not open to you",
+        "check the name; a private one needs `hf auth login` or HF_TOKEN",
+    ),
+    (hub_errors.RevisionNotFoundError, "has no revision {revision!r}", "see {page}"),
+    (hub_errors.RemoteEntryNotFoundError, "there is no such file", "see {page}"),
+)
+_STATUS_HINTS = {
+    401: "the token is wrong or expired: `hf auth login`, or set HF_TOKEN",
+    403: "the token may not read it: make one that may, or ask its owner",
+    429: f"too many requests: wait a minute, or {_LOG_IN}",
+}
 
 
 @contextmanager
 def _explained(ref: HubRef) -> Iterator[None]:
     """Turns the hub library's failures into one line with the next step."""
-    page = f"https://huggingface.co/{'datasets/' if ref.kind == 'dataset' else ''}{ref.repo}"
     where = str(ref)
     try:
         yield
-    except hub_errors.GatedRepoError as error:
-        raise DownloadError(
-            "is open only to those whom its owner lets in",
-            where=where,
-            hint=f"ask on {page}, then log in with `hf auth login` or set HF_TOKEN",
-        ) from error
-    except hub_errors.RepositoryNotFoundError as error:
-        raise DownloadError(
-            "there is no such repository, or it is not open to you",
-            where=where,
-            hint="check the name; a private one needs `hf auth login` or HF_TOKEN",
-        ) from error
-    except hub_errors.RevisionNotFoundError as error:
-        raise DownloadError(
-            f"has no revision {ref.revision!r}", where=where, hint=f"see {page}"
-        ) from error
-    except hub_errors.RemoteEntryNotFoundError as error:
-        raise DownloadError("there is no such file", where=where, hint=f"see {page}") from error
-    except hub_errors.OfflineModeIsEnabled as error:
-        raise _not_here_offline(where) from error
-    except hub_errors.LocalEntryNotFoundError as error:
-        if huggingface_hub.is_offline_mode():
-            raise _not_here_offline(where) from error
-        raise DownloadError(
-            f"cannot be reached ({_root_reason(error)})",
-            where=where,
-            hint="check the network and HF_ENDPOINT, and run the same command again",
-        ) from error
-    except hub_errors.HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else None
-        raise DownloadError(
-            f"the hub says {status}" if status else _line(error),
-            where=where,
-            hint=_STATUS_HINTS.get(status or 0, "run the same command again in a while"),
-        ) from error
     except (_HTTP_ERROR, hub_errors.XetDownloadError, OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        page = f"https://huggingface.co/{'datasets/' if ref.kind == 'dataset' else ''}{ref.repo}"
+        for kind, what, hint in _EXPLAINED:
+            if isinstance(error, kind):
+                what, hint = (s.format(page=page, revision=ref.revision) for s in (what, hint))
+                raise DownloadError(what, where=where, hint=hint) from error
+        if isinstance(error, hub_errors.LocalEntryNotFoundError | hub_errors.OfflineModeIsEnabled):
+            if is_offline():
+                raise _not_here_offline(where) from error
             raise DownloadError(
-                f"cannot be written ({error.strerror})",
+                f"cannot be reached ({reason(error.__cause__ or error)})",
                 where=where,
-                hint="make room and run the same command again: it goes on where it stopped",
+                hint="check the network and HF_ENDPOINT, and run the same command again",
             ) from error
+        response = getattr(error, "response", None)
+        if response is not None:
+            raise DownloadError(
+                f"the hub says {response.status_code}",
+                where=where,
+                hint=_STATUS_HINTS.get(response.status_code, f"{AGAIN}, in a while"),
+            ) from error
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
         raise DownloadError(
-            f"could not be fetched ({_line(error)})",
-            where=where,
-            hint="run the same command again: it goes on where it stopped",
+            f"could not be fetched ({reason(error)})", where=where, hint=AGAIN
         ) from error
 
 
@@ -352,20 +324,3 @@ def _not_here_offline(where: str) -> DownloadError:
         where=where,
         hint="unset it, or fetch it where there is a network",
     )
-
-
-_STATUS_HINTS = {
-    401: "the token is wrong or expired: `hf auth login`, or set HF_TOKEN",
-    403: "the token may not read it: make one that may, or ask its owner",
-    429: "too many requests: wait a minute, or log in with `hf auth login`",
-}
-
-
-def _line(error: BaseException) -> str:
-    text = str(error).strip().split("\n")[0]
-    return text[:200] or type(error).__name__
-
-
-def _root_reason(error: BaseException) -> str:
-    cause = error.__cause__
-    return _line(cause) if cause is not None else _line(error)

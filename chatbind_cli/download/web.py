@@ -2,32 +2,36 @@
 
 Bytes go to `NAME.part`; a broken or killed fetch goes on from there if the server still has the
 same file (Range with If-Range), and the name appears when size and digest are right. Retries are
-bounded and wait longer each time. Knows nothing of catalogues or hubs.
+bounded and wait longer each time.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import httpx  # noqa: TID253  this module is imported once something is fetched
 
 import chatbind_cli
-from chatbind_cli.download.part import Part
-from chatbind_cli.download.verify import check_file, check_room, in_words
-from chatbind_cli.errors import DownloadError
+from chatbind_cli.download.manifest import check_room, in_words
+from chatbind_cli.download.requests import Request
+from chatbind_cli.errors import DownloadError, reason
+from chatbind_cli.files import open_alone, sha256_text, sync
 from chatbind_cli.numerals import whole_number
-from chatbind_cli.urls import public_url
 
-_RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 # A body whose length nobody tells may be endless.
 _MOST_UNTOLD_BYTES = 4 << 30
+_MOST_TRIES = 50  # whatever they bring
+_CONNECT_TIMEOUT_S = 10.0
+AGAIN = "run the same command again: it goes on where it stopped"
 _HINTS = {
     401: "it wants a login, which plain URLs cannot give",
     403: "the server does not let you have it",
@@ -42,18 +46,14 @@ class Patience:
 
     Attributes:
         tries: attempts in a row that bring no byte before giving up.
-        all_tries: attempts in total, whatever they bring.
         first_wait_s: the wait after the first failure; it doubles with each.
         longest_wait_s: its limit, also for what a server asks for by Retry-After.
-        connect_timeout_s: for a connection to come about.
         stall_timeout_s: without a byte before a connection counts as dead.
     """
 
     tries: int = 5
-    all_tries: int = 50
     first_wait_s: float = 0.5
     longest_wait_s: float = 30.0
-    connect_timeout_s: float = 10.0
     stall_timeout_s: float = 30.0
 
 
@@ -61,7 +61,7 @@ def open_client(patience: Patience = Patience()) -> httpx.Client:
     """An HTTP client for `fetch_url`; safe to share between threads."""
     return httpx.Client(
         follow_redirects=True,
-        timeout=httpx.Timeout(patience.stall_timeout_s, connect=patience.connect_timeout_s),
+        timeout=httpx.Timeout(patience.stall_timeout_s, connect=_CONNECT_TIMEOUT_S),
         # Compressed bodies have no ranges, and their length is not the file's.
         headers={
             "User-Agent": f"chatbind/{chatbind_cli.__version__}",
@@ -84,12 +84,8 @@ class _Worthless(DownloadError):
 
 def fetch_url(
     client: httpx.Client,
-    url: str,
-    path: Path,
+    request: Request,
     *,
-    bytes: int | None = None,
-    sha256: str | None = None,
-    md5: str | None = None,
     patience: Patience = Patience(),
     expect: Callable[[int], None] = lambda n: None,
     advance: Callable[[int], None] = lambda n: None,
@@ -99,11 +95,7 @@ def fetch_url(
 
     Args:
         client: see `open_client`.
-        url: http or https.
-        path: the file; its folder is made.
-        bytes: the size that it must have, where it is known.
-        sha256: the digest that it must have, where it is known.
-        md5: the same, where only that is known.
+        request: says where from and where to; the folder is made.
         patience: how long to go on.
         expect: called with the size that the server tells, where it was not known.
         advance: called with the number of bytes that have come, in earlier calls or now.
@@ -113,36 +105,114 @@ def fetch_url(
         DownloadError: it could not be had, or is not what it should be. What has come stays for
             the next call unless it is wrong.
     """
-    part = Part(path, url, expect if bytes is None else lambda n: None)
+    part = _Part(request, expect if request.bytes is None else lambda n: None)
     with part.open() as file:
         advance(file.tell())
         try:
-            _fetch_patiently(client, part, file, bytes, patience, advance, sleep)
+            _fetch_patiently(client, part, file, patience, advance, sleep)
         except _Worthless:
             part.discard()
             raise
         try:
-            check_file(part.path, source=public_url(url), bytes=bytes, sha256=sha256, md5=md5)
+            request.check(part.path)
         except DownloadError:
             part.discard()
             raise
-        part.become(path)
+        sync(part.path)
+        part.path.replace(request.path)
+        part.facts_path.unlink(missing_ok=True)
+
+
+def begun_bytes(path: Path) -> int:
+    """How much of a file an earlier `fetch_url` has left."""
+    with suppress(OSError):
+        return path.with_name(f"{path.name}.part").stat().st_size
+    return 0
+
+
+class _Part:
+    """A file in the making, and beside it what is known of the file that it is a part of.
+
+    By that a part of another version is told from the rest of this one.
+    """
+
+    def __init__(self, request: Request, expect: Callable[[int], None]) -> None:
+        self.request = request
+        self.path = request.path.with_name(f"{request.path.name}.part")
+        self.facts_path = request.path.with_name(f"{request.path.name}.part.json")
+        self.version: dict[str, str] = {}
+        self.total: int | None = None
+        self._expect = expect
+
+    @property
+    def validator(self) -> str | None:
+        """By what the same file can be asked for again; a weak ETag promises too little."""
+        etag = self.version.get("ETag", "W/")
+        return self.version.get("Last-Modified") if etag.startswith("W/") else etag
+
+    @contextmanager
+    def open(self) -> Iterator[IO[bytes]]:
+        """Opens the part for this process alone, at the end of what is there.
+
+        Raises:
+            ChatBindError: another process is at it, or it was not begun by `fetch_url`.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open_alone(self.path), self.path.open("ab", buffering=0) as file:
+            if file.tell() and not self.facts_path.is_file():
+                raise DownloadError(
+                    "is in the way, and was not begun here",
+                    where=str(self.path),
+                    hint="move it away",
+                )
+            with suppress(OSError, ValueError, AttributeError):
+                facts = json.loads(self.facts_path.read_text(encoding="utf-8"))
+                if facts.get("url_sha256") == sha256_text(self.request.url or ""):
+                    self.version = dict(facts.get("version") or {})
+                    self.total = facts.get("total")
+            if self.validator is None:
+                file.truncate(0)
+                file.seek(0)
+            if self.total is not None:
+                self._expect(self.total)
+            yield file
+
+    def remember(self, version: dict[str, str], total: int | None) -> None:
+        """Notes what the server says of the file; nothing of it is to be gone on with by `{}`."""
+        if total is not None and self.total is None:
+            self._expect(total)
+        self.version, self.total = version, total
+        # there may be a secret in the URL
+        facts = {"url_sha256": sha256_text(self.request.url or ""), "version": version}
+        self.facts_path.write_text(json.dumps({**facts, "total": total}), encoding="utf-8")
+
+    def goes_on(self, version: dict[str, str], total: int | None) -> bool:
+        """Whether a part of a file is one of the file that the first part came from.
+
+        A server need not heed If-Range, so what it says of its file is compared, too.
+        """
+        same = all(version.get(name, value) == value for name, value in self.version.items())
+        return same and (total is None or self.total in (None, total))
+
+    def discard(self) -> None:
+        """Throws the part away."""
+        self.path.unlink(missing_ok=True)
+        self.facts_path.unlink(missing_ok=True)
 
 
 def _fetch_patiently(
     client: httpx.Client,
-    part: Part,
+    part: _Part,
     file: IO[bytes],
-    expected: int | None,
     patience: Patience,
     advance: Callable[[int], None],
     sleep: Callable[[float], None],
 ) -> None:
     in_vain = 0
-    for _ in range(patience.all_tries):
+    for _ in range(_MOST_TRIES):
         before = file.tell()
         try:
-            _attempt(client, part, file, expected, advance)
+            _attempt(client, part, file, advance)
             return
         except _TryAgain as error:
             failure = error
@@ -154,19 +224,11 @@ def _fetch_patiently(
             # The jitter keeps parallel fetches from knocking all at once.
             wait = patience.first_wait_s * 2**in_vain * random.uniform(0.5, 1.0)  # noqa: S311
         sleep(min(wait, patience.longest_wait_s))
-    raise DownloadError(
-        f"could not be fetched ({failure})",
-        where=public_url(part.url),
-        hint="run the same command again: it goes on where it stopped",
-    )
+    raise DownloadError(f"could not be fetched ({failure})", where=part.request.source, hint=AGAIN)
 
 
 def _attempt(
-    client: httpx.Client,
-    part: Part,
-    file: IO[bytes],
-    expected: int | None,
-    advance: Callable[[int], None],
+    client: httpx.Client, part: _Part, file: IO[bytes], advance: Callable[[int], None]
 ) -> None:
     """One request; returns when the part is whole."""
     have = file.seek(0, os.SEEK_END)
@@ -175,21 +237,19 @@ def _attempt(
     headers = {}
     if have and part.validator:
         headers = {"Range": f"bytes={have}-", "If-Range": part.validator}
+    source = part.request.source
     try:
-        with client.stream("GET", part.url, headers=headers) as response:
+        with client.stream("GET", part.request.url or "", headers=headers) as response:
             total = _begin(response, part, file, have)
-            size = total if total is not None else expected
-            if expected not in (None, size):
-                raise _Worthless(
-                    f"has {size} bytes in place of {expected}", where=public_url(part.url)
-                )
-            if size is not None:
-                check_room(part.path.parent, size - file.tell(), public_url(part.url))
-            # Some servers compress though they are asked not to.
-            blocks = response.iter_bytes() if _is_encoded(response) else response.iter_raw()
-            for block in blocks:
-                _refuse_endless(file.tell() + len(block), size, part)
-                _write(file, block, part)
+            limit = _limit(part.request, total)
+            known = total if total is not None else part.request.bytes or 0
+            check_room(part.path.parent, known - file.tell(), source)
+            for block in response.iter_raw():
+                if file.tell() + len(block) > limit:
+                    raise _Worthless(
+                        f"has more than {in_words(limit)}", where=source, hint="do not trust it"
+                    )
+                file.write(block)
                 advance(len(block))
     except (
         httpx.UnsupportedProtocol,
@@ -198,111 +258,69 @@ def _attempt(
         UnicodeError,  # a host in letters that no name has
         OverflowError,  # a port that no machine has
     ) as error:
-        raise DownloadError(f"cannot be fetched ({error})", where=public_url(part.url)) from error
-    except (httpx.TransportError, httpx.DecodingError) as error:
-        raise _TryAgain(_reason(error)) from error
+        raise DownloadError(f"cannot be fetched ({reason(error)})", where=source) from error
+    except httpx.TimeoutException as error:
+        raise _TryAgain("the server does not answer") from error
+    except httpx.TransportError as error:
+        raise _TryAgain(reason(error)) from error
     if total is not None and file.tell() < total:
         raise _TryAgain(f"the connection ended at {file.tell()} of {total} bytes")
 
 
-def _begin(response: httpx.Response, part: Part, file: IO[bytes], have: int) -> int | None:
+def _limit(request: Request, total: int | None) -> int:
+    """How many bytes a file may have.
+
+    Raises:
+        DownloadError: it is to have as many as the server does not have.
+    """
+    if None not in (request.bytes, total) and request.bytes != total:
+        raise _Worthless(f"has {total} bytes in place of {request.bytes}", where=request.source)
+    known = total if total is not None else request.bytes
+    return _MOST_UNTOLD_BYTES if known is None else known
+
+
+def _begin(response: httpx.Response, part: _Part, file: IO[bytes], have: int) -> int | None:
     """Looks at the head of a response and sets the file to where its body belongs.
 
     Returns:
         The size of the whole file, where the server tells it.
     """
-    status = response.status_code
-    if status in _RETRIED_STATUS:
-        raise _TryAgain(f"the server says {status}", _retry_after(response))
-    if status == 416:
-        # What is here does not fit what is there: begin again.
-        file.truncate(0)
-        part.forget()
-        raise _TryAgain("the server has no such part of it")
-    if status not in (200, 206):
+    status, head = response.status_code, response.headers
+    if status in RETRIED_STATUS:
+        wait = whole_number(head.get("Retry-After", ""))
+        raise _TryAgain(f"the server says {status}", wait)
+    if status not in (200, 206, 416):
         raise DownloadError(
             f"the server says {status} {response.reason_phrase}".strip(),
-            where=public_url(part.url),
+            where=part.request.source,
             hint=_HINTS.get(status),
         )
-    if status == 206:
-        start, total = _content_range(response)
-        if start == have and part.goes_on(response, total) and not _is_encoded(response):
-            return total if total is not None else part.total
-        file.truncate(0)
-        part.forget()
-        raise _TryAgain("the server sent a part that does not fit what is here")
-    file.seek(0)
-    file.truncate(0)
-    total = whole_number(response.headers.get("Content-Length", ""))
-    if _is_encoded(response):
-        part.forget()  # neither its length nor its parts are the file's
-        return None
-    part.remember(response, total)
-    return total
-
-
-def _is_encoded(response: httpx.Response) -> bool:
-    """Whether a body is compressed.
-
-    Raises:
-        DownloadError: in a way that may turn a few bytes into gigabytes at once.
-    """
-    coding = response.headers.get("Content-Encoding", "").strip().lower()
-    if coding not in ("", "identity", "gzip", "x-gzip", "deflate"):
+    if (coding := head.get("Content-Encoding", "identity").strip().lower()) != "identity":
+        # neither its length nor its parts are the file's
         raise DownloadError(
-            f"comes compressed as {coding[:20]!r}, unasked", where=public_url(str(response.url))
+            f"comes compressed as {coding[:20]!r}, unasked", where=part.request.source
         )
-    return coding not in ("", "identity")
+    version = {name: head[name] for name in ("ETag", "Last-Modified") if head.get(name)}
+    if status == 200:
+        file.seek(0)
+        file.truncate(0)
+        total = whole_number(head.get("Content-Length", ""))
+        part.remember(version, total)
+        return total
+    if status == 206:
+        start, total = _content_range(head.get("Content-Range", ""))
+        if start == have and part.goes_on(version, total):
+            return total if total is not None else part.total
+    # What is here does not fit what is there: begin again.
+    file.truncate(0)
+    part.remember({}, None)
+    raise _TryAgain("the server sent no part that fits what is here")
 
 
-def _refuse_endless(size: int, known: int | None, part: Part) -> None:
-    limit = _MOST_UNTOLD_BYTES if known is None else known
-    if size > limit:
-        told = "" if known is not None else ", and the server does not tell its size"
-        raise _Worthless(
-            f"has more than {in_words(limit)}{told}",
-            where=public_url(part.url),
-            hint="do not trust it",
-        )
-
-
-def _content_range(response: httpx.Response) -> tuple[int | None, int | None]:
-    """First byte and whole size from `Content-Range: bytes 100-199/200`."""
-    unit, _, rest = response.headers.get("Content-Range", "").partition(" ")
+def _content_range(text: str) -> tuple[int | None, int | None]:
+    """First byte and whole size from `bytes 100-199/200`."""
+    unit, _, rest = text.partition(" ")
     span, _, total = rest.partition("/")
     if unit != "bytes":
         return None, None
     return whole_number(span.partition("-")[0]), whole_number(total)
-
-
-def _retry_after(response: httpx.Response) -> float | None:
-    """What the server asks for, in seconds or as a date; no wait for a date that has passed."""
-    value = response.headers.get("Retry-After", "")
-    seconds = whole_number(value)
-    if seconds is not None:
-        return float(seconds)
-    try:
-        # a date has thirty characters or so
-        return max(parsedate_to_datetime(value[:64]).timestamp() - time.time(), 0.0)
-    except (ValueError, TypeError, OverflowError):
-        return None
-
-
-def _write(file: IO[bytes], block: Any, part: Part) -> None:
-    try:
-        file.write(block)
-    except OSError as error:
-        raise DownloadError(
-            f"cannot be written ({error.strerror})",
-            where=str(part.path),
-            hint="make room and run the same command again: it goes on where it stopped",
-        ) from error
-
-
-def _reason(error: httpx.RequestError) -> str:
-    if isinstance(error, httpx.TimeoutException):
-        return "the server does not answer"
-    if isinstance(error, httpx.ConnectError):
-        return f"no connection: {error}"
-    return str(error) or type(error).__name__

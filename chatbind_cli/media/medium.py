@@ -6,10 +6,14 @@ What is in the file is not known here.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from chatbind_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +25,16 @@ class Medium:
         ref: a path, a URL, a data URI, `-` for standard input, or the bytes themselves.
         weight: what its embedding is multiplied by, after it was brought to norm 1 (where the
             model does that).
+        sha256: hash of its content, once that was read.
+        embedding: float32 [embedding_dim], once the encoder made it, as that publishes it: not
+            normalised.
     """
 
     modality: str | None
     ref: str | Path | bytes
     weight: float = 1.0
+    sha256: str | None = field(default=None, compare=False)
+    embedding: torch.Tensor | None = field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:

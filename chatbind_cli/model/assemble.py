@@ -15,12 +15,12 @@ import chatbind_cli
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration, word_embeddings
 from chatbind_cli.model.config import MODEL_TYPE, ChatBindConfig, EncoderInfo, check_encoder
-from chatbind_cli.model.loading import ChatBind, check_ids, is_chatbind, load_chatbind
+from chatbind_cli.model.loading import ChatBind, check_ids, is_chatbind, load_chatbind, load_into
 from chatbind_cli.model.pretrained import open_config, open_model
-from chatbind_cli.model.projector_file import ProjectorFile, load_into, read_projector
 from chatbind_cli.model.prompts import get_style
 from chatbind_cli.model.tokenizer import load_tokenizer, media_token_ids, prepare_tokenizer
 from chatbind_cli.weights.likeness import refuse_unapplied
+from chatbind_cli.weights.projector_file import ProjectorFile, read_projector
 
 _PROBE_BYTES = 1 << 20
 

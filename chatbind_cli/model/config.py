@@ -18,7 +18,7 @@ from chatbind_cli.errors import CheckpointError
 from chatbind_cli.weights.json_file import read_json
 
 if TYPE_CHECKING:
-    from chatbind_cli.model.projector_file import ProjectorInfo
+    from chatbind_cli.weights.projector_file import ProjectorInfo
 
 MODEL_TYPE = "chatbind"
 PROJECTOR_TYPES = ("linear", "mlp2x_gelu")

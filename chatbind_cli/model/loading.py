@@ -1,23 +1,39 @@
-"""A ChatBind folder in memory, ours or a published one; and back on disk."""
+"""A ChatBind folder in memory, ours or a published one; and a model's projector in and out.
+
+What the fields and tensors of a published folder mean is known to `weights.published`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.folders import replace_folder
-from chatbind_cli.model import published
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration, word_embeddings
 from chatbind_cli.model.config import MODEL_TYPE, ChatBindConfig, saved_end_ids
-from chatbind_cli.model.pretrained import open_config, open_model, quiet_transformers
-from chatbind_cli.model.tokenizer import load_tokenizer, media_token_ids
+from chatbind_cli.model.pretrained import make_config, open_config, open_model, quiet_transformers
+from chatbind_cli.model.tokenizer import (
+    load_tokenizer,
+    media_rows,
+    media_token_ids,
+    prepare_tokenizer,
+)
 from chatbind_cli.weights.json_file import read_json
 from chatbind_cli.weights.likeness import refuse_unapplied
+from chatbind_cli.weights.projector_file import ProjectorFile, ProjectorInfo, projector_from_tensors
+from chatbind_cli.weights.published import (
+    is_published,
+    language_model_fields,
+    projector_facts,
+    read_published_projector,
+)
+
+_V0_PADDING = "[PAD]"
 
 
 @dataclass(frozen=True)
@@ -38,7 +54,7 @@ class ChatBind:
 def is_chatbind(folder: Path) -> bool:
     """Whether a folder's config.json is that of a ChatBind model, ours or published."""
     fields = read_json(folder / "config.json", missing_ok=True)
-    return fields.get("model_type") == MODEL_TYPE or published.is_published(folder)
+    return fields.get("model_type") == MODEL_TYPE or is_published(folder)
 
 
 def load_chatbind(
@@ -75,7 +91,7 @@ def load_chatbind(
         "device_map": device_map,
         "attn_implementation": attn_implementation,
     }
-    load = published.load_published if published.is_published(folder) else _load_ours
+    load = _load_published if is_published(folder) else _load_ours
     with quiet_transformers():
         model, tokenizer = load(folder, options)
     check_ids(model, tokenizer, str(path))
@@ -137,3 +153,87 @@ def _load_ours(
         **options,
     )
     return cast(ChatBindForConditionalGeneration, model), load_tokenizer(folder)
+
+
+def _load_published(
+    folder: Path, options: dict[str, Any]
+) -> tuple[ChatBindForConditionalGeneration, PreTrainedTokenizerBase]:
+    config, tokenizer, projector = read_published(folder)
+    base = open_model(
+        folder,
+        LlamaForCausalLM,
+        config=cast(LlamaConfig, config.text_config),
+        generation_config=config.generation(saved_end_ids(folder)),
+        **options,
+    )
+    model = ChatBindForConditionalGeneration(config, base)
+    model.projector.to(device=base.device, dtype=base.dtype)
+    load_into(model, projector, str(folder))
+    return model, tokenizer
+
+
+def read_published(
+    folder: Path,
+) -> tuple[ChatBindConfig, PreTrainedTokenizerBase, ProjectorFile]:
+    """All of a published folder but its language model: a few megabytes are read.
+
+    The vocabulary tells the version: only v0 has `[PAD]`, and its scripts ask in the style
+    `multimodal`; those of v1 in `llava_v1`.
+
+    Raises:
+        CheckpointError: there is no projector or no tokenizer.
+        WeightsError: a weights file is broken.
+    """
+    said = read_json(folder / "config.json", missing_ok=True)
+    projector = read_published_projector(folder)
+    facts = projector_facts(said, folder / "config.json")
+    tokenizer = load_tokenizer(folder)
+    prepare_tokenizer(tokenizer, use_start_end=facts["use_start_end"])
+    config = ChatBindConfig(
+        text_config=make_config(language_model_fields(said), folder),
+        embedding_dim=projector.info.embedding_dim,
+        projector_type=projector.info.projector_type,
+        prompt_style="multimodal" if _V0_PADDING in tokenizer.get_vocab() else "llava_v1",
+        provenance={"published": {k: v for k, v in said.items() if k.startswith("mm_")}},
+        **facts | {"encoder": {**facts["encoder"], "sha256": None}},
+        **media_token_ids(tokenizer),
+    )
+    return config, tokenizer, projector
+
+
+def projector_of(model: ChatBindForConditionalGeneration) -> ProjectorFile:
+    """The projector of a model in memory, with the embeddings of its media tokens."""
+    config = model.config
+    weight = word_embeddings(model).weight
+    names = {f.name for f in fields(ProjectorInfo)} & set(vars(config))
+    info = {name: getattr(config, name) for name in names}
+    words = {name: weight[index] for name, index in media_rows(config).items()}
+    tensors = {f"projector.{name}": t for name, t in model.projector.state_dict().items()}
+    tensors |= {f"token_embeddings.{name}": row for name, row in words.items()}
+    return projector_from_tensors(
+        {name: t.cpu() for name, t in tensors.items()}, where="the model", info=info
+    )
+
+
+@torch.no_grad()
+def load_into(
+    model: ChatBindForConditionalGeneration, projector: ProjectorFile, where: str
+) -> None:
+    """Copies a projector's weights and token embeddings into a model.
+
+    Raises:
+        CheckpointError: the shapes differ.
+    """
+    for name, target in model.projector.state_dict().items():
+        source = projector.tensors.get(f"projector.{name}")
+        if source is None or source.shape != target.shape:
+            shape = None if source is None else list(source.shape)
+            raise CheckpointError(
+                f"the projector's {name} is {shape}, the model wants {list(target.shape)}",
+                where=where,
+            )
+        target.copy_(source)
+    weight = word_embeddings(model).weight
+    for name, index in media_rows(model.config).items():
+        if name in projector.token_embeddings:
+            weight[index] = projector.token_embeddings[name].to(weight)

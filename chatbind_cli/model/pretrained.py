@@ -24,7 +24,6 @@ import torch
 from torch.nn.modules import module as torch_module
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
@@ -38,7 +37,15 @@ from transformers.utils import logging
 from chatbind_cli.console import note
 from chatbind_cli.errors import ChatBindError, CheckpointError, reason
 from chatbind_cli.model.config import saved_end_ids
-from chatbind_cli.model.staging import DATA_SUFFIXES, check_config, check_kind, cleaned, staged
+from chatbind_cli.model.staging import (
+    DATA_SUFFIXES,
+    MOST_CONFIG,
+    check_config,
+    check_kind,
+    cleaned,
+    staged_tokenizer,
+    staged_weights,
+)
 from chatbind_cli.weights.checkpoint import Checkpoint, open_checkpoint
 from chatbind_cli.weights.json_file import read_json
 
@@ -53,49 +60,46 @@ def open_config(name: str | Path) -> PreTrainedConfig:
         CheckpointError: there is none, it needs code, or it asks for what no model has.
     """
     folder = model_folder(name, weights=False)
-    unusable = one_line("its config.json cannot be used", name)
-    with unusable, staged(folder) as stage, quiet_transformers():
-        check_kind(read_json(folder / "config.json"), folder / "config.json")
-        config = AutoConfig.from_pretrained(
-            str(stage), trust_remote_code=False, local_files_only=True
-        )
-        config.name_or_path = str(name)
-        return config
+    fields = read_json(folder / "config.json", most_bytes=MOST_CONFIG)
+    config = make_config(fields, folder)
+    config.name_or_path = str(name)
+    return config
 
 
-def make_config(fields: Mapping[str, Any], where: str | Path) -> PreTrainedConfig:
-    """The configuration that a folder of another layout means.
+def make_config(fields: Mapping[str, Any], folder: Path) -> PreTrainedConfig:
+    """The configuration that settings mean, a folder's own or those of another layout.
 
     Args:
-        fields: its settings, `model_type` among them.
-        where: the file that they come from.
+        fields: `model_type` among them.
+        folder: where they come from.
 
     Raises:
         CheckpointError: as for `open_config`.
     """
-    with one_line("cannot be used", where):
-        check_config(fields, Path(where))
-        kind = CONFIG_MAPPING[fields["model_type"]]
-        return kind.from_dict(cleaned(fields))
+    with one_line("its config.json cannot be used", folder), quiet_transformers():
+        check_kind(fields, folder / "config.json")
+        check_config(fields, folder / "config.json")
+        return CONFIG_MAPPING[fields["model_type"]].from_dict(cleaned(fields))
 
 
-def open_tokenizer(
-    name: str | Path, kind: type[Any] = AutoTokenizer, **options: Any
-) -> PreTrainedTokenizerBase:
+def open_tokenizer(name: str | Path, kind: type[Any] = AutoTokenizer) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder (or hub name).
 
     Args:
         name: the folder.
         kind: the class that is to read it.
-        options: for the tokenizer (`padding_side`, ...).
 
     Raises:
         CheckpointError: there is none, it needs code, or it is broken.
     """
     folder = model_folder(name, weights=False)
-    with one_line("no usable tokenizer", name), staged(folder) as stage, quiet_transformers():
+    with (
+        one_line("no usable tokenizer", name),
+        staged_tokenizer(folder) as stage,
+        quiet_transformers(),
+    ):
         tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(
-            str(stage), trust_remote_code=False, local_files_only=True, **options
+            str(stage), trust_remote_code=False, local_files_only=True
         )
         # what it remembers of its files is where they lie, not where they lay for a moment
         for known in (vars(tokenizer), tokenizer.init_kwargs):
@@ -133,7 +137,7 @@ def open_model(
         if kind is AutoModelForCausalLM and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise CheckpointError(f"a {config.model_type} model is no causal language model")
         given |= _attention(given.pop("attn_implementation", None), config)
-        with staged(folder, checkpoint) as stage, within(checkpoint), quiet_transformers():
+        with staged_weights(checkpoint) as stage, within(checkpoint), quiet_transformers():
             model, report = kind.from_pretrained(
                 str(stage),
                 config=config,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields as dataclass_fields
 from dataclasses import is_dataclass
@@ -27,11 +27,9 @@ from transformers.models.auto.tokenization_auto import (
 
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.weights.checkpoint import INDEX_NAMES, Checkpoint
-from chatbind_cli.weights.json_file import MOST_BYTES, read_bounded, read_json
+from chatbind_cli.weights.json_file import MOST_BYTES, read_json
 
 _CONFIG, _TOKENIZER = "config.json", "tokenizer_config.json"
-_TOKENIZER_FILE = "tokenizer.json"
-_WRITTEN = (_CONFIG, _TOKENIZER)
 # Keys that name code, kernels, or other files; what begins with one underline is as private.
 _LEADING_ELSEWHERE = frozenset(
     {"auto_map", "custom_pipelines", "attn_implementation", "experts_implementation"}
@@ -41,83 +39,99 @@ _LEADING_ELSEWHERE = frozenset(
 # Others fetch kernels, or need packages that this program does not bring.
 _QUANTIZED_BY = ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit")
 DATA_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".bpe", ".codes", ".spm")
-_TOKENIZER_STEMS = re.compile(r"tokenizer|vocab|merges|added_tokens|special_tokens|chat_template")
+_TOKENIZER_JSON = re.compile(
+    r"tokenizer|.*vocab|merges|added_tokens|special_tokens|chat_template|tekken"
+)
 
 # Numbers of things that are made one by one, before any weight could bear them out.
 _COUNTS = re.compile(r"(^|_)(n|num)(_|$)|layer|block|depth|expert|stage|label")
 _NO_COUNTS = re.compile(r"position|token|vocab|embd|size|param|ctx|inner|dim")
 _MOST_OF_A_COUNT = 20_000
-_MOST_CONFIG = 1 << 20  # bytes; lists in it become tensors
+MOST_CONFIG = 1 << 20  # bytes; lists in it become tensors
 
 _MOST_IDS = 4 << 20  # token ids; the tokenizers library makes room for the highest
-_ID_FILES = ("vocab.json", "added_tokens.json")
 _MOST_GROWTH = 4096  # characters that a normaliser may make of one
 
 
 @contextmanager
-def staged(folder: Path, checkpoint: Checkpoint | None = None) -> Iterator[Path]:
-    """A folder with what was checked of another, for as long as it is read."""
-    config = read_json(folder / _CONFIG, missing_ok=True, most_bytes=_MOST_CONFIG)
+def staged_tokenizer(folder: Path) -> Iterator[Path]:
+    """A folder with what was checked of a tokenizer, for as long as it is read.
+
+    Raises:
+        CheckpointError: it needs code, or a file of it would fill memory.
+    """
+    config = read_json(folder / _CONFIG, missing_ok=True, most_bytes=MOST_CONFIG)
+    check_config(config, folder / _CONFIG)
     tokenizer = read_json(folder / _TOKENIZER, missing_ok=True)
     _refuse_tokenizer_code(tokenizer, config, folder / _TOKENIZER)
-    for key in tokenizer.get("added_tokens_decoder") or ():
-        _refuse_ids([int(key) if key.isdecimal() and len(key) < 20 else key], folder / _TOKENIZER)
-    check_config(config, folder / _CONFIG)
+    _refuse_ids(tokenizer, folder / _TOKENIZER)
     with TemporaryDirectory(prefix="chatbind-") as name:
         stage = Path(name)
-        if config:
-            (stage / _CONFIG).write_text(json.dumps(cleaned(config)), encoding="utf-8")
-        if tokenizer:
-            (stage / _TOKENIZER).write_text(json.dumps(cleaned(tokenizer)), encoding="utf-8")
-        for file in _small_files(folder):
-            (stage / file.name).symlink_to(file.absolute())
-        if checkpoint is not None:
-            index = [folder / name for name in INDEX_NAMES if (folder / name).is_file()]
-            for path in [file.path for file in checkpoint.files] + index:
-                (stage / path.name).symlink_to(path.absolute())
+        for name, fields in ((_CONFIG, config), (_TOKENIZER, tokenizer)):
+            if fields:
+                (stage / name).write_text(json.dumps(cleaned(fields)), encoding="utf-8")
+        for file in sorted(folder.iterdir()):
+            if _is_data(file) and file.name not in (_CONFIG, _TOKENIZER):
+                (stage / file.name).symlink_to(file.absolute())
         yield stage
 
 
-def _small_files(folder: Path) -> Iterator[Path]:
-    """The files of a tokenizer and of generation; neither code nor adapters nor folders.
+@contextmanager
+def staged_weights(checkpoint: Checkpoint) -> Iterator[Path]:
+    """A folder with a checkpoint's weights and nothing else, for as long as they are read."""
+    with TemporaryDirectory(prefix="chatbind-") as name:
+        index = [checkpoint.folder / name for name in INDEX_NAMES]
+        for path in [*(file.path for file in checkpoint.files), *filter(Path.is_file, index)]:
+            (Path(name) / path.name).symlink_to(path.absolute())
+        yield Path(name)
+
+
+def _is_data(file: Path) -> bool:
+    """Whether a file is a tokenizer's, and not code, an adapter, or larger than any.
 
     Raises:
-        CheckpointError: one of the tokenizer's is larger than any.
+        CheckpointError: it is one of a tokenizer's that nobody must read.
     """
-    for file in sorted(folder.iterdir()):
-        mine = file.suffix in DATA_SUFFIXES and file.is_file() and file.name not in _WRITTEN
-        if not mine or file.name == "adapter_config.json" or file.name in INDEX_NAMES:
-            continue
-        try:
-            if file.name in (_TOKENIZER_FILE, *_ID_FILES):
-                _check_tokenizer_file(file)
-            elif file.suffix == ".json":
-                read_bounded(file)
-            elif file.stat().st_size > MOST_BYTES:
-                raise ValueError(f"more than {MOST_BYTES >> 20} MiB")
-        except (OSError, ValueError) as error:
-            if _TOKENIZER_STEMS.match(file.name):
-                raise CheckpointError(f"cannot be used ({error})", where=str(file)) from error
-            continue
-        yield file
-
-
-def _check_tokenizer_file(file: Path) -> None:
-    """Refuses what the tokenizers library would fill memory with, for which it ends the process.
-
-    Raises:
-        CheckpointError: it is no JSON object, has ids beyond any, or makes texts grow.
-    """
+    if file.suffix not in DATA_SUFFIXES or not file.is_file():
+        return False
+    if file.suffix != ".json":
+        return file.stat().st_size <= MOST_BYTES
+    if not _TOKENIZER_JSON.match(file.name):
+        return False
     fields = read_json(file)
-    if file.name in _ID_FILES:
-        _refuse_ids(fields.values(), file)
-        return
-    vocabulary = fields.get("model", {}).get("vocab")
-    if isinstance(vocabulary, dict):
-        _refuse_ids(vocabulary.values(), file)
-    _refuse_ids((token["id"] for token in fields.get("added_tokens") or ()), file)
+    _refuse_ids(fields, file)
+    _refuse_growth(fields.get("normalizer"), file)
+    return True
+
+
+def _refuse_ids(fields: Mapping[str, Any], file: Path) -> None:
+    """Refuses token ids for which the tokenizers library would fill memory, and end the process.
+
+    Raises:
+        CheckpointError: there is one beyond any.
+    """
+    ids: list[Any] = []
+    if file.name in ("vocab.json", "added_tokens.json"):
+        ids += fields.values()
+    elif file.name == "tokenizer.json":
+        vocabulary = fields.get("model", {}).get("vocab")
+        ids += vocabulary.values() if isinstance(vocabulary, dict) else ()
+        ids += (token["id"] for token in fields.get("added_tokens") or ())
+    for key in fields.get("added_tokens_decoder") or ():
+        ids.append(int(key) if key.isdecimal() and len(key) < 20 else key)
+    for index in ids:
+        if not isinstance(index, int) or not 0 <= index < _MOST_IDS:
+            raise CheckpointError(f"has a token id that none has: {index!r:.30}", where=str(file))
+
+
+def _refuse_growth(normalizer: Any, file: Path) -> None:
+    """Refuses normalisers that make much of little, or read beyond their tables.
+
+    Raises:
+        CheckpointError: it is one.
+    """
     growth = 1
-    for part in _normalizers(fields.get("normalizer")):
+    for part in _parts(normalizer):
         growth *= max(len(str(part.get("content", ""))), 1)
         if growth > _MOST_GROWTH:
             raise CheckpointError("its normalizer makes texts grow without end", where=str(file))
@@ -128,29 +142,23 @@ def _check_tokenizer_file(file: Path) -> None:
                 raise CheckpointError("its table of characters is cut short", where=str(file))
 
 
-def _refuse_ids(ids: Iterable[Any], where: Path) -> None:
-    for index in ids:
-        if not isinstance(index, int) or not 0 <= index < _MOST_IDS:
-            raise CheckpointError(f"has a token id that none has: {index!r:.30}", where=str(where))
-
-
-def _normalizers(part: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(part, dict):
-        yield part
-        for inner in part.get("normalizers") or ():
-            yield from _normalizers(inner)
+def _parts(normalizer: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(normalizer, dict):
+        yield normalizer
+        for inner in normalizer.get("normalizers") or ():
+            yield from _parts(inner)
 
 
 def check_config(fields: Mapping[str, Any], where: Path) -> None:
     """Refuses settings that must not reach transformers.
 
     Raises:
-        CheckpointError: they need code or kernels, or ask for what no model has.
+        CheckpointError: they need kernels, or ask for what no model has.
     """
     for part in (fields, fields.get("text_config")):
         if not isinstance(part, dict):
             continue
-        if is_known(part):
+        if _is_known(part):
             _refuse_counts(part, CONFIG_MAPPING[part["model_type"]], where)
         quantized = part.get("quantization_config")
         method = quantized.get("quant_method") if isinstance(quantized, dict) else None
@@ -163,24 +171,23 @@ def check_config(fields: Mapping[str, Any], where: Path) -> None:
 
 
 def check_kind(fields: Mapping[str, Any], where: Path) -> None:
-    """Refuses a model that is of no kind that transformers has a class for.
+    """Refuses a model that is of no kind that transformers, or this program, has a class for.
 
     Raises:
         CheckpointError: it is of none.
     """
-    for part in (fields, fields.get("text_config")):
-        if isinstance(part, dict) and part.get("auto_map") and not is_known(part):
-            raise _needs_code(where)
-    if not is_known(fields):
-        raise CheckpointError(
-            f"has the model_type {str(fields.get('model_type'))[:60]!r}, which transformers "
-            f"{transformers.__version__} does not know",
-            where=str(where),
-        )
+    if _is_known(fields):
+        return
+    if fields.get("auto_map"):
+        raise _needs_code(where)
+    raise CheckpointError(
+        f"has the model_type {str(fields.get('model_type'))[:60]!r}, which transformers "
+        f"{transformers.__version__} does not know",
+        where=str(where),
+    )
 
 
-def is_known(fields: Mapping[str, Any]) -> bool:
-    """Whether a configuration is of a kind that transformers, or this program, has a class for."""
+def _is_known(fields: Mapping[str, Any]) -> bool:
     kind = fields.get("model_type")
     return isinstance(kind, str) and kind in CONFIG_MAPPING
 

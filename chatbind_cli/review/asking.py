@@ -12,8 +12,8 @@ from typing import Any
 from chatbind_cli.review.cases import Case
 from chatbind_cli.review.judges import Verdict
 from chatbind_cli.review.prompts import Message, ask_again, build_messages
+from chatbind_cli.review.reply import UnreadableScores, read_object, read_scores
 from chatbind_cli.review.rules import Rule, Rules
-from chatbind_cli.review.scores import UnreadableScores, read_object, read_scores
 
 Ask = Callable[[list[Message], dict[str, Any], bool], Awaitable[str]]
 """(messages, metadata to fill in, whether this is the second question) -> reply."""

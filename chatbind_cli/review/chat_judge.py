@@ -37,8 +37,8 @@ from chatbind_cli.review.chat_errors import (
 from chatbind_cli.review.judges import Stopped, Verdict
 from chatbind_cli.review.pace import Pace
 from chatbind_cli.review.prompts import VERSION, Message, build_messages
+from chatbind_cli.review.reply import SCHEMA
 from chatbind_cli.review.rules import Rules
-from chatbind_cli.review.scores import SCHEMA
 from chatbind_cli.review.tokens import Counter, estimate, message_tokens, most_tokens
 
 if TYPE_CHECKING:

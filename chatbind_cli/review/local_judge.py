@@ -176,7 +176,8 @@ class _Generator:
 
         self._options = options
         self._model: Any = None
-        self._tokenizer: Any = open_tokenizer(options.model, padding_side="left")
+        self._tokenizer: Any = open_tokenizer(options.model)
+        self._tokenizer.padding_side = "left"
         if self._tokenizer.pad_token_id is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token or self._tokenizer.unk_token
 

@@ -153,21 +153,23 @@ def paired_difference(ours: Sequence[Pair], theirs: Sequence[Pair]) -> Differenc
         # A gap that cannot be computed speaks for chance; rounding apart, equal ones are equal.
         return np.nan_to_num(abs(gaps).round(9), nan=np.inf)
 
-    with np.errstate(divide="ignore", invalid="ignore"):
-        test = stats.permutation_test(
-            (np.ones(n),),
-            distance,
-            permutation_type="samples",  # of one sample: the signs are flipped
-            vectorized=True,
-            alternative="greater",
-            n_resamples=_resamples(n),
-            batch=max(1, 4 * _DRAWS_AT_A_TIME // n),
-            rng=np.random.default_rng(_SEED),
-        )
+    p_value = 1.0  # of one question: exchanged, it is as far apart
+    if n > 1:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            p_value = stats.permutation_test(
+                (np.ones(n),),
+                distance,
+                permutation_type="samples",  # of one sample: the signs are flipped
+                vectorized=True,
+                alternative="greater",
+                n_resamples=_resamples(n),
+                batch=max(1, 4 * _DRAWS_AT_A_TIME // n),
+                rng=np.random.default_rng(_SEED),
+            ).pvalue
     return Difference(
         difference=round(float(_gap(*total[:, None])), 1),
         ci95=_rounded(_interval(rows, _gap)),
-        p_value=round(float(test.pvalue), 4),
+        p_value=round(float(p_value), 4),
     )
 
 

@@ -2,17 +2,19 @@
 
 Failed reviews are counted and are in no mean: the reference averages its -1 for an
 unreadable review in, which is one place where the numbers differ on purpose. The other: a question
-that was judged in one order only is in no mean of a judge of both; `groups` has the formula.
+that was judged in one order only is in no mean of a judge of both; `figures` has the formula.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+from chatbind_cli.errors import RecordError
 from chatbind_cli.jsonl import Record
-from chatbind_cli.review.groups import Group, Row
+from chatbind_cli.review.figures import Group, Row
 from chatbind_cli.review.scores import (
     Unit,
     failure_of,
@@ -22,7 +24,7 @@ from chatbind_cli.review.scores import (
     scores_of,
     unit_of,
 )
-from chatbind_cli.review.statistics import Pair
+from chatbind_cli.review.statistics import Pair, average, holm, paired_difference
 
 ALL = "all"
 _WORDS = ("content", "text")
@@ -30,12 +32,11 @@ _WORDS = ("content", "text")
 
 @dataclass(slots=True)
 class Summary:
-    """The figures of one file of reviews, and who judged whom.
+    """The figures of one pair of answer files, and who judged whom.
 
     Attributes:
-        name: the file's name, or `stdin`.
+        name: the file's name, or `stdin`; of several pairs in it with the second answerer's.
         rows: the categories in order of first appearance, `all` last.
-        judges: the reviewers' names.
         models: the first and the second answerer, as far as the reviews say.
         reviews: the records behind the figures: failed ones too, replaced ones not.
         failures: why reviews failed, with how often.
@@ -49,37 +50,25 @@ class Summary:
 
     name: str
     rows: list[Row]
-    judges: list[str]
     models: tuple[list[str], list[str]]
     reviews: list[Record]
     failures: dict[str, int]
     results: dict[str, dict[Unit, Pair]]
-    orders: list[tuple[int, int]] = field(default_factory=list)
-    unbalanced: tuple[int, int] = (0, 0)
-    by: str = "category"
+    orders: list[tuple[int, int]]
+    unbalanced: tuple[int, int]
+    by: str
+
+    @property
+    def total(self) -> Row | None:
+        """The row of all categories; None without reviews."""
+        return next((row for row in self.rows if row.category == ALL), None)
+
+    def renamed(self, name: str) -> Summary:
+        """The same figures under another name."""
+        return replace(self, name=name, rows=[replace(row, review=name) for row in self.rows])
 
 
 def summarize(
-    records: Iterable[Record],
-    *,
-    name: str = "",
-    by: str = "category",
-    ignore: Sequence[str] = (),
-) -> Summary:
-    """The figures of one set of reviews, as one pair of answerers.
-
-    Args:
-        records: review records.
-        name: what to call the set.
-        by: what to group by: `category`, `modality` or `judge`.
-        ignore: ids of questions to leave out.
-    """
-    left_out = set(ignore)
-    kept = (record for record in records if str(record.get("question_id")) not in left_out)
-    return _summary(_latest(kept, with_words=True), name, by)
-
-
-def summarize_pairs(
     records: Iterable[Record],
     *,
     name: str = "",
@@ -92,33 +81,19 @@ def summarize_pairs(
     Args:
         records: review records.
         name: what to call the file.
-        by: what to group by.
+        by: what to group by: `category`, `modality` or `judge`.
         ignore: ids of questions to leave out.
         with_words: keep what the judges wrote, for a report.
     """
     left_out = set(ignore)
     kept = (record for record in records if str(record.get("question_id")) not in left_out)
-    pairs: dict[str, list[Record]] = {}
-    strays: list[Record] = []
-    reviews_left = _latest(kept, with_words=with_words)
-    apart = _answered_twice(reviews_left)
-    for review in reviews_left:
-        if not metadata_of(review) and scores_of(review) is None:
-            strays.append(review)  # it says nothing of who answered, and has no scores to mix
-            continue
-        pair = str(metadata_of(review).get("pair") or [1, 2])
-        key = f"{pair} {models_of(review)}" if pair in apart else pair
-        pairs.setdefault(key, []).append(review)
-    if strays:
-        pairs.setdefault(next(iter(pairs), ""), []).extend(strays)
-    summaries = []
-    for reviews in pairs.values() or [[]]:
-        summary = _summary(reviews, name, by)
-        if len(pairs) > 1:
-            second = " + ".join(summary.models[1]) or "unknown"
-            summary = _renamed(summary, f"{name}: {second}" if name else second)
-        summaries.append(summary)
-    return summaries
+    pairs = _by_pair(latest(kept, with_words=with_words))
+    summaries = [_summary(reviews, name, by) for reviews in pairs or [[]]]
+    if len(summaries) == 1:
+        return summaries
+    seconds = [" + ".join(summary.models[1]) or "unknown" for summary in summaries]
+    names = [f"{name}: {second}" if name else second for second in seconds]
+    return [summary.renamed(of) for summary, of in zip(summaries, names, strict=True)]
 
 
 def renamed(summaries: Sequence[Summary], names: Sequence[str]) -> list[Summary]:
@@ -130,54 +105,79 @@ def renamed(summaries: Sequence[Summary], names: Sequence[str]) -> list[Summary]
     """
     several = len(summaries) > 1
     return [
-        replace(_renamed(summary, second) if several else summary, models=([names[0]], [second]))
+        replace(summary.renamed(second) if several else summary, models=([names[0]], [second]))
         for summary, second in zip(summaries, names[1:], strict=True)
     ]
 
 
-def _answered_twice(reviews: Iterable[Record]) -> set[str]:
-    """The pairs of answer files in which a question was answered by several models in turn.
+def compare(summary: Summary, baseline: Summary) -> Summary:
+    """The summary with each row compared with the baseline's, on the questions that both have.
 
-    That is two runs in one file: their reviews are of different things, and no mean is of both.
+    The test of `all` is the one that was wanted; looking at each category as well is several, so
+    their p values are corrected for their number.
+
+    Raises:
+        RecordError: they have no question in common.
     """
-    seen: dict[tuple[str, str], list[str]] = {}
-    apart = set()
-    for review in reviews:
-        pair = str(metadata_of(review).get("pair") or [1, 2])
-        question = str(review.get("question_id", review.get("review_id")))
-        models = models_of(review)
-        if models and seen.setdefault((pair, question), models) != models:
-            apart.add(pair)
-    return apart
+    rows = [_compared(row, summary, baseline) for row in summary.rows]
+    tested = [row for row in rows if row.category != ALL and row.p_value is not None]
+    corrected = dict(
+        zip(
+            (row.category for row in tested),
+            holm([row.p_value or 0.0 for row in tested]),
+            strict=True,
+        )
+    )
+    rows = [replace(row, p_value=corrected.get(row.category, row.p_value)) for row in rows]
+    return replace(summary, rows=rows)
+
+
+def _compared(row: Row, summary: Summary, baseline: Summary) -> Row:
+    results = [of.results.get(row.category, {}) for of in (summary, baseline)]
+    # Records of the reference do not say what a question is about.
+    told = all(modality != "None" for found in results for _, modality, _ in found)
+    ours, theirs = (_by_question(found, with_modality=told) for found in results)
+    shared = [question for question in ours if question in theirs]
+    if row.category == ALL and not shared:
+        raise RecordError("shares no question with the baseline", where=summary.name)
+    row = replace(row, baseline=baseline.name, n_both=len(shared))
+    found = paired_difference([ours[q] for q in shared], [theirs[q] for q in shared])
+    if found is None:
+        return row
+    difference, ci95, p_value = found
+    return replace(row, difference=difference, difference_ci95=ci95, p_value=p_value)
+
+
+def _by_question(results: dict[Unit, Pair], *, with_modality: bool) -> dict[tuple[str, str], Pair]:
+    """Results without the answerers' names, which are what differs between two runs."""
+    pairs: dict[tuple[str, str], list[Pair]] = {}
+    for (question, modality, _), pair in results.items():
+        pairs.setdefault((question, modality if with_modality else ""), []).append(pair)
+    return {question: average(found) for question, found in pairs.items()}
 
 
 def _summary(reviews: list[Record], name: str, by: str) -> Summary:
     groups: dict[str, Group] = {}
-    judges: dict[str, None] = {}
     models: tuple[dict[str, None], dict[str, None]] = ({}, {})
-    failures: dict[str, int] = {}
+    everything = Group()
     for review in reviews:
-        if review.get("reviewer_id"):
-            judges[str(review["reviewer_id"])] = None
         for side, model in zip(models, models_of(review), strict=False):
             if model:
                 side[model] = None
-        if scores_of(review) is None:
-            reason = failure_of(review)
-            failures[reason] = failures.get(reason, 0) + 1
-        for key in _keys(review, by):
-            groups.setdefault(key, Group()).add(review)
-    everything = groups.pop(ALL, Group())
+        everything.add(review)
+        category = _category(review, by)
+        if category != ALL:
+            groups.setdefault(category, Group()).add(review)
     if reviews:
         groups[ALL] = everything
     balanced = everything.balanced()
+    failed = (failure_of(review) for review in reviews if scores_of(review) is None)
     return Summary(
         name=name,
         rows=[group.row(key, name, balanced) for key, group in groups.items()],
-        judges=list(judges),
         models=(list(models[0]), list(models[1])),
         reviews=reviews,
-        failures=failures,
+        failures=dict(Counter(failed)),
         results={key: group.results(balanced) for key, group in groups.items()},
         orders=everything.orders(),
         unbalanced=everything.unbalanced(),
@@ -185,34 +185,55 @@ def _summary(reviews: list[Record], name: str, by: str) -> Summary:
     )
 
 
-def _renamed(summary: Summary, name: str) -> Summary:
-    return replace(summary, name=name, rows=[replace(row, review=name) for row in summary.rows])
-
-
-def _keys(review: Record, by: str) -> list[str]:
-    """The groups that a review belongs to. Without a category it is in `all` alone."""
+def _category(review: Record, by: str) -> str:
+    """What makes the review's line of the table; without a category it is in `all` alone."""
     values = {
         "category": review.get("category"),
         "modality": metadata_of(review).get("modality", "text"),
         "judge": review.get("reviewer_id"),
     }
-    value = values[by]
-    return [ALL] if value in (None, "", ALL) else [str(value), ALL]
+    return ALL if values[by] in (None, "") else str(values[by])
 
 
-def _latest(records: Iterable[Record], *, with_words: bool) -> list[Record]:
-    """The reviews that still hold: of several in the same slot the last one, and none of old words.
+def _by_pair(reviews: Sequence[Record]) -> list[list[Record]]:
+    """The reviews of each pair of answer files.
 
-    Where an answer or its question changed, or a judge's rule, a later run may fill fewer slots
-    than the one before it (one order instead of both). The old reviews of the others are left out.
+    A pair in which a question was answered by several models in turn is two runs in one file:
+    their reviews are of different things, and no mean is of both.
+    """
+    pairs = [str(metadata_of(review).get("pair") or [1, 2]) for review in reviews]
+    seen: dict[tuple[str, str], list[str]] = {}
+    in_turn = set()
+    for pair, review in zip(pairs, reviews, strict=True):
+        models = models_of(review)
+        if models and seen.setdefault((pair, unit_of(review)[0]), models) != models:
+            in_turn.add(pair)
+    found: dict[str, list[Record]] = {}
+    strays: list[Record] = []
+    for pair, review in zip(pairs, reviews, strict=True):
+        if not metadata_of(review) and scores_of(review) is None:
+            strays.append(review)  # it says nothing of who answered, and has no scores to mix
+            continue
+        key = f"{pair} {models_of(review)}" if pair in in_turn else pair
+        found.setdefault(key, []).append(review)
+    if strays:
+        found.setdefault(next(iter(found), ""), []).extend(strays)
+    return list(found.values())
+
+
+def latest(records: Iterable[Record], *, with_words: bool) -> list[Record]:
+    """The reviews that still hold: of several with one key the last one, and none of old words.
+
+    Where an answer or its question changed, or a judge's rule, a later run may make fewer reviews
+    than the one before it (one order instead of both). The old ones of the others are left out.
 
     Args:
         records: review records, in the order in which they were made.
         with_words: keep what the judges wrote; figures do without, in a fraction of the memory.
     """
     found: dict[Any, Record] = {}
-    subjects: dict[tuple[str, str], Any] = {}
-    bases: dict[tuple[tuple[str, str], str], Any] = {}
+    inputs: dict[tuple[str, str], Any] = {}
+    judges: dict[tuple[tuple[str, str], str], Any] = {}
     for number, record in enumerate(records):
         kept = record
         if not with_words:
@@ -220,13 +241,13 @@ def _latest(records: Iterable[Record], *, with_words: bool) -> list[Record]:
         metadata = metadata_of(record)
         found[str(metadata.get("slot") or number)] = kept
         about = _about(record)
-        subjects[about] = metadata.get("subject")
-        bases[about, judge_name(record)] = metadata.get("basis")
+        inputs[about] = metadata.get("subject")
+        judges[about, judge_name(record)] = metadata.get("basis")
     return [
         record
         for record in found.values()
-        if metadata_of(record).get("subject") == subjects[_about(record)]
-        and metadata_of(record).get("basis") == bases[_about(record), judge_name(record)]
+        if metadata_of(record).get("subject") == inputs[_about(record)]
+        and metadata_of(record).get("basis") == judges[_about(record), judge_name(record)]
     ]
 
 

@@ -1,15 +1,15 @@
-"""Summaries as a table for a terminal, as plain text, Markdown or CSV."""
+"""Summaries as a table for a terminal, as Markdown or CSV, and in words."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
-from typing import IO, TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import IO, TYPE_CHECKING, Literal
 
 from chatbind_cli.console import printable
-from chatbind_cli.review.agreement import agreements
-from chatbind_cli.review.groups import Row
+from chatbind_cli.review.figures import Row, agreements
 from chatbind_cli.review.statistics import Pair, position_bias
 from chatbind_cli.review.summary import ALL, Summary
 
@@ -17,73 +17,102 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _MISSING = "–"
-_NAMES = ("review", "category")
 _SIGNIFICANT = 0.05
 _WIDE = 200
 _GAP = 3
 """Characters between two columns of the terminal's table."""
-_PAIRS = {
+_ENDS = {
     "ci95": ("ci95_low", "ci95_high"),
     "difference_ci95": ("difference_ci95_low", "difference_ci95_high"),
     "dates": ("first_date", "last_date"),
 }
 
 
-def headings(rows: Sequence[Row], *, several: bool) -> list[str]:
-    """The columns that these rows have something to say in; `cells` goes by these names."""
-    columns = ["review"] if several else []
-    columns += ["category", "n"]
-    if any(row.accuracy_2 is not None for row in rows):
-        columns += ["accuracy", "exact", "F1"]
-    columns += ["first", "second", "relative", "95 %", "win/tie/lose"]
-    if any(row.consistency is not None for row in rows):
-        columns.append("same in both orders")
-    if any(row.kappa is not None for row in rows):
-        columns.append("judges' kappa")
-    columns.append("failed")
-    if any(row.one_order for row in rows):
-        columns.append("one order")
-    if any(row.cost_usd for row in rows):
-        columns.append("USD")
-    if any(row.baseline for row in rows):
-        columns += ["difference", "its 95 %", "p (Holm)" if _tested(rows) > 1 else "p"]
-    return columns
+def _always(row: Row) -> bool:
+    return True
+
+
+def _number(value: float | None) -> str:
+    return _MISSING if value is None else f"{value:.3f}".rstrip("0").rstrip(".")
+
+
+def _percent(share: float | None) -> str:
+    return _MISSING if share is None else f"{100 * share:.1f} %"
+
+
+def _fixed(value: float | None, form: str) -> str:
+    return _MISSING if value is None else format(value, form)
+
+
+def interval(ends: Pair | None) -> str:
+    """Both ends in words."""
+    return _MISSING if ends is None else f"{ends[0]:.1f} to {ends[1]:.1f}"
+
+
+def percents(shares: Pair | None) -> str:
+    """The shares of both sides in words."""
+    first, second = shares or (None, None)
+    return f"{_percent(first)} / {_percent(second)}"
+
+
+_COLUMNS: dict[str, tuple[Callable[[Row], str], Callable[[Row], object]]] = {
+    "n": (lambda row: str(row.n), _always),
+    "accuracy": (lambda row: percents(row.accuracy), lambda row: row.accuracy),
+    "exact": (lambda row: percents(row.exact), lambda row: row.accuracy),
+    "F1": (lambda row: percents(row.f1), lambda row: row.accuracy),
+    "first": (lambda row: _number(row.mean and row.mean[0]), _always),
+    "second": (lambda row: _number(row.mean and row.mean[1]), _always),
+    "relative": (lambda row: _fixed(row.relative, ".1f"), _always),
+    "95 %": (lambda row: interval(row.ci95), _always),
+    "win/tie/lose": (lambda row: f"{row.win}/{row.tie}/{row.lose}", _always),
+    "same in both orders": (
+        lambda row: _percent(row.consistency),
+        lambda row: row.consistency is not None,
+    ),
+    "judges' kappa": (lambda row: _fixed(row.kappa, ".2f"), lambda row: row.kappa is not None),
+    "failed": (lambda row: str(row.failed), _always),
+    "one order": (lambda row: str(row.one_order), lambda row: row.one_order),
+    "USD": (lambda row: _fixed(row.cost_usd, ".4f"), lambda row: row.cost_usd),
+    "difference": (lambda row: _fixed(row.difference, "+.1f"), lambda row: row.baseline),
+    "its 95 %": (lambda row: interval(row.difference_ci95), lambda row: row.baseline),
+    "p": (lambda row: _fixed(row.p_value, ".4f"), lambda row: row.baseline),
+}
+"""What a cell says, and whether a row has something to say there, by the column's title."""
+
+
+def grid(summaries: Sequence[Summary], *, named: bool) -> list[list[str]]:
+    """A line of titles, and a line of texts a row, in the columns that any row has a figure for.
+
+    Args:
+        summaries: whose rows.
+        named: whether a column in front says which summary a row is of.
+    """
+    rows = [row for summary in summaries for row in summary.rows]
+    shown = {
+        title: text
+        for title, (text, has_something) in _COLUMNS.items()
+        if has_something is _always or any(has_something(row) for row in rows)
+    }
+    by = summaries[0].by if summaries else "category"
+    titles = [*(["review"] if named else []), by, *shown]
+    if _tested(rows) > 1:
+        titles = ["p (Holm)" if title == "p" else title for title in titles]
+    return [
+        titles,
+        *(
+            [
+                *([row.review] if named else []),
+                row.category,
+                *(text(row) for text in shown.values()),
+            ]
+            for row in rows
+        ),
+    ]
 
 
 def _tested(rows: Sequence[Row]) -> int:
     """How many categories were tested, whose p values are corrected for it."""
     return sum(row.p_value is not None and row.category != ALL for row in rows)
-
-
-def titles(columns: Sequence[str], by: str) -> list[str]:
-    """The columns as a person reads them: a line may be a category, a modality or a judge."""
-    return [by if column == "category" else column for column in columns]
-
-
-def cells(row: Row, columns: Sequence[str]) -> list[str]:
-    """A row's figures as text, in the order of the columns."""
-    texts = {
-        "review": row.review,
-        "category": row.category,
-        "n": str(row.n),
-        "first": _number(row.mean_1),
-        "second": _number(row.mean_2),
-        "relative": _MISSING if row.relative is None else f"{row.relative:.1f}",
-        "95 %": interval(row.ci95),
-        "win/tie/lose": f"{row.win}/{row.tie}/{row.lose}",
-        "same in both orders": _percent(row.consistency),
-        "accuracy": percents(row.accuracy_1, row.accuracy_2),
-        "exact": percents(row.exact_1, row.exact_2),
-        "F1": percents(row.f1_1, row.f1_2),
-        "judges' kappa": _MISSING if row.kappa is None else f"{row.kappa:.2f}",
-        "failed": str(row.failed),
-        "one order": str(row.one_order),
-        "USD": _MISSING if row.cost_usd is None else f"{row.cost_usd:.4f}",
-        "difference": _MISSING if row.difference is None else f"{row.difference:+.1f}",
-        "its 95 %": interval(row.difference_ci95),
-        "p": _MISSING if row.p_value is None else f"{row.p_value:.4f}",
-    }
-    return [texts[column.removesuffix(" (Holm)")] for column in columns]
 
 
 def description(summary: Summary, *, named: bool = True) -> str:
@@ -92,7 +121,7 @@ def description(summary: Summary, *, named: bool = True) -> str:
     parts = [summary.name] if named and summary.name else []
     if any(sides):
         parts.append(f"first: {sides[0] or 'unknown'}, second: {sides[1] or 'unknown'}")
-    total = next((row for row in summary.rows if row.category == ALL), None)
+    total = summary.total
     if total is None or not total.judges:
         return "; ".join(parts)
     judge = f"judge: {', '.join(total.judges)}"
@@ -116,17 +145,17 @@ def remarks(summaries: Sequence[Summary]) -> list[str]:
 def order_lines(summary: Summary) -> list[str]:
     """Whether the judge prefers a place, and what was judged in one order only."""
     name = summary.name or "reviews"
-    total = next((row for row in summary.rows if row.category == ALL), None)
+    total = summary.total
     lines = []
-    if summary.orders and total is not None:
+    if total is not None and total.place is not None:
         n = len(summary.orders)
         same = sum(given == swapped for given, swapped in summary.orders)
         first, last = position_bias(summary.orders)
         lines.append(
             f"{name}: both orders name the same winner in {100 * same / n:.1f} % of {n:,} "
             f"questions; the answer shown first won both times in {first:,}, the one shown last in "
-            f"{last:,}; mean score {_number(total.place_1)} in the first place, "
-            f"{_number(total.place_2)} in the second"
+            f"{last:,}; mean score {_number(total.place[0])} in the first place, "
+            f"{_number(total.place[1])} in the second"
         )
     if total is not None and total.one_order:
         lines.append(
@@ -145,13 +174,17 @@ def order_lines(summary: Summary) -> list[str]:
 def agreement_lines(summaries: Sequence[Summary]) -> list[str]:
     """How much the judges of all these reviews agree, a line a pair of judges."""
     found = agreements(review for summary in summaries for review in summary.reviews)
-    return [agreement.text() for agreement in found]
+    return [
+        f"{' and '.join(judges)} agree on {100 * same:.1f} % of {n} questions (Cohen's kappa "
+        f"{'undefined' if kappa is None else f'{kappa:.2f}'})"
+        for judges, n, same, kappa in found
+    ]
 
 
 def comparison_lines(summary: Summary) -> list[str]:
     """A run against its baseline: whether chance alone would explain the difference."""
-    total = next((row for row in summary.rows if row.category == ALL and row.baseline), None)
-    if total is None:
+    total = summary.total
+    if total is None or not total.baseline:
         return []
     if total.difference is None or total.p_value is None:
         return [f"{total.review} cannot be compared with {total.baseline}"]
@@ -168,86 +201,38 @@ def comparison_lines(summary: Summary) -> list[str]:
     return lines
 
 
-def column_groups(columns: Sequence[str], widths: Mapping[str, int], width: int) -> list[list[str]]:
-    """The columns of as many tables as it takes for none to be cut off; each has the names.
-
-    Args:
-        columns: all columns.
-        widths: how many characters each needs.
-        width: how many there are.
-    """
-    names = [column for column in columns if column in _NAMES]
-    groups, used = [list(names)], 0
-    room = width - sum(widths[name] + _GAP for name in names) - _GAP
-    for column in columns:
-        if column in _NAMES:
-            continue
-        if used and used + widths[column] + _GAP > room:
-            groups.append(list(names))
-            used = 0
-        groups[-1].append(column)
-        used += widths[column] + _GAP
-    return groups
-
-
-def _rich_table(summaries: Sequence[Summary], columns: Sequence[str]) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD)
-    for column, title in zip(columns, titles(columns, _made_by(summaries)), strict=True):
-        left = column in _NAMES
-        table.add_column(
-            Text(title),
-            justify="left" if left else "right",
-            no_wrap=not left,
-            overflow="fold",
-        )
-    for summary in summaries:
-        for row in summary.rows:
-            # A name from a file is text, never markup.
-            texts = [Text(printable(cell)) for cell in cells(row, columns)]
-            table.add_row(*texts, style="bold" if row.category == ALL else None)
-        table.add_section()
-    return table
-
-
-def _made_by(summaries: Sequence[Summary]) -> str:
-    """What makes a line of the table."""
-    return summaries[0].by if summaries else "category"
-
-
 def markdown_table(summaries: Sequence[Summary]) -> str:
     """The table in Markdown, with a line a summary on who judged whom."""
-    rows = [row for summary in summaries for row in summary.rows]
-    columns = headings(rows, several=len(summaries) > 1)
-    marks = ["---" if column in _NAMES else "---:" for column in columns]
-    heads = titles(columns, _made_by(summaries))
-    lines = [_markdown_line(heads), _markdown_line(marks)]
-    lines += [_markdown_line(cells(row, columns)) for row in rows]
+    several = len(summaries) > 1
+    titles, *texts = grid(summaries, named=several)
+    names = 2 if several else 1
+    marks = ["---"] * names + ["---:"] * (len(titles) - names)
+    lines = [f"| {' | '.join(map(_markdown, line))} |" for line in (titles, marks, *texts)]
     notes = [line for summary in summaries if (line := description(summary))]
     # A line each: Markdown joins lines that follow each other.
-    notes = [f"- {_markdown_text(line)}" for line in [*notes, *remarks(summaries)]]
+    notes = [f"- {_markdown(line)}" for line in [*notes, *remarks(summaries)]]
     return "\n".join([*lines, *(["", *notes] if notes else [])]) + "\n"
 
 
+def _markdown(text: str) -> str:
+    # Names come from files: they are to make neither columns nor tags.
+    for mark in "\\|[":
+        text = text.replace(mark, f"\\{mark}")
+    return " ".join(printable(text).replace("<", "&lt;").split())
+
+
 def csv_table(summaries: Sequence[Summary]) -> str:
-    """All figures as CSV, under the names that records have; pairs in two columns."""
-    rows = [row for summary in summaries for row in summary.rows]
-    text = io.StringIO()
-    writer: csv.DictWriter[str] | None = None
-    for row in rows:
-        record = row.record()
-        record["judges"] = " + ".join(row.judges)
-        for key, names in _PAIRS.items():
+    """All figures as CSV, under the names that records have; intervals in two columns."""
+    records = [row.record() for summary in summaries for row in summary.rows]
+    for record in records:
+        record["judges"] = " + ".join(record["judges"])
+        for key, names in _ENDS.items():
             if key in record:
-                ends = record.pop(key) or (None, None)
-                record.update(zip(names, ends, strict=True))
-        if writer is None:
-            writer = csv.DictWriter(text, list(record), lineterminator="\n")
-            writer.writeheader()
-        writer.writerow(record)
+                record.update(zip(names, record.pop(key) or (None, None), strict=True))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(records[0]) if records else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
     return text.getvalue()
 
 
@@ -262,43 +247,48 @@ def print_table(summaries: Sequence[Summary], out: IO[str]) -> None:
 
     width = None if out.isatty() else _WIDE
     console = Console(file=out, width=width, highlight=False, soft_wrap=False)
-    rows = [row for summary in summaries for row in summary.rows]
-    columns = headings(rows, several=len(summaries) > 1)
-    heads = titles(columns, _made_by(summaries))
-    texts = [heads, *(cells(row, columns) for row in rows)]
-    widths = {
-        column: max(len(line[number]) for line in texts) for number, column in enumerate(columns)
-    }
-    for group in column_groups(columns, widths, console.width):
-        console.print(_rich_table(summaries, group))
+    several = len(summaries) > 1
+    lines = grid(summaries, named=several)
+    names = 2 if several else 1
+    for columns in _parts(lines, names, console.width):
+        part = [[line[number] for number in columns] for line in lines]
+        console.print(_rich_table(part, names, [len(summary.rows) for summary in summaries]))
     for line in [*filter(None, map(description, summaries)), *remarks(summaries)]:
         console.print(Text(printable(line), style="italic"))
 
 
-def interval(ends: Pair | None) -> str:
-    """Both ends in words."""
-    return _MISSING if ends is None else f"{ends[0]:.1f} to {ends[1]:.1f}"
+def _parts(lines: Sequence[Sequence[str]], names: int, width: int) -> list[list[int]]:
+    """The columns of as many tables as it takes for none to be cut off; each has the names."""
+    widths = [max(map(len, column)) + _GAP for column in zip(*lines, strict=True)]
+    front = list(range(names))
+    parts, room = [list(front)], width - _GAP - sum(widths[:names])
+    left = room
+    for number in range(names, len(widths)):
+        if len(parts[-1]) > names and widths[number] > left:
+            parts.append(list(front))
+            left = room
+        parts[-1].append(number)
+        left -= widths[number]
+    return parts
 
 
-def percents(first: float | None, second: float | None) -> str:
-    """The shares of both sides in words."""
-    return f"{_percent(first)} / {_percent(second)}"
+def _rich_table(lines: Sequence[Sequence[str]], names: int, sections: Sequence[int]) -> Table:
+    """A table of which `sections` says how many lines belong together."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
 
-
-def _number(value: float | None) -> str:
-    return _MISSING if value is None else f"{value:.3f}".rstrip("0").rstrip(".")
-
-
-def _percent(share: float | None) -> str:
-    return _MISSING if share is None else f"{100 * share:.1f} %"
-
-
-def _markdown_line(texts: Sequence[str]) -> str:
-    return f"| {' | '.join(map(_markdown_text, texts))} |"
-
-
-def _markdown_text(text: str) -> str:
-    # Names come from files: they are to make neither columns nor tags.
-    for mark in "\\|[":
-        text = text.replace(mark, f"\\{mark}")
-    return " ".join(printable(text).replace("<", "&lt;").split())
+    table = Table(box=box.SIMPLE_HEAD)
+    titles, *rest = lines
+    for number, title in enumerate(titles):
+        left = number < names
+        justify: Literal["left", "right"] = "left" if left else "right"
+        table.add_column(Text(title), justify=justify, no_wrap=not left, overflow="fold")
+    texts = iter(rest)
+    for count in sections:
+        for line in islice(texts, count):
+            # A name from a file is text, never markup.
+            style = "bold" if line[names - 1] == ALL else None
+            table.add_row(*(Text(printable(cell)) for cell in line), style=style)
+        table.add_section()
+    return table

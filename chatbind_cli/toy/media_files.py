@@ -54,11 +54,16 @@ def write_media(
     """
     (folder / modality).mkdir(parents=True, exist_ok=True)
     for item in items:
-        # The sense's place in the table and the split tell the streams of random numbers apart.
-        stream = (seed, list(SUFFIXES).index(modality), item.split == "heldout", item.number)
-        data = _ENCODERS[modality](item, np.random.default_rng(stream))
+        data = media_bytes(item, modality, seed=seed)
         (folder / relative_path(item, modality)).write_bytes(data)
         count()
+
+
+def media_bytes(item: Item, modality: str, *, seed: int) -> bytes:
+    """The file of an item in one modality."""
+    # The modality's place in the table and the split tell the streams of random numbers apart.
+    stream = (seed, list(SUFFIXES).index(modality), item.split == "heldout", item.number)
+    return _ENCODERS[modality](item, np.random.default_rng(stream))
 
 
 def _image(item: Item, rng: senses.Random) -> bytes:

@@ -24,11 +24,12 @@ from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.root import MediaRoot
 from chatbind_cli.model.config import MODEL_TYPE, ChatBindConfig, EncoderInfo, encoder_of
-from chatbind_cli.model.projector_file import read_projector
-from chatbind_cli.model.published import is_published, read_published
+from chatbind_cli.model.loading import read_published
 from chatbind_cli.training.rundir import part_name
 from chatbind_cli.training.settings import TrainingSettings
 from chatbind_cli.weights.json_file import read_json
+from chatbind_cli.weights.projector_file import read_projector
+from chatbind_cli.weights.published import is_published
 
 _READERS = 4  # threads that decode ahead while a GPU encodes
 

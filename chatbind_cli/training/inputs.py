@@ -1,20 +1,24 @@
 """What a training run reads, looked at before any work begins.
 
-Missing files, records that make no sense and media that are not there are named here, in the
-process that the user started, so that the errors are one line. Imports nothing heavy, except to
-look into an embedding store.
+Missing files, records that make no sense and media that are not there are named in the process that
+the user started, so that the errors are one line; workers are told what it found, and do not look
+again. Imports nothing heavy, except to look into an embedding store.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
-from chatbind_cli import launch
-from chatbind_cli.data.conversations import Conversation, Conversations, parse_conversation
+from chatbind_cli.data.conversations import Conversations, parse_conversation
 from chatbind_cli.errors import (
     CheckpointError,
     MediaError,
@@ -22,13 +26,7 @@ from chatbind_cli.errors import (
     WeightsError,
     contained,
 )
-from chatbind_cli.files import (
-    bears,
-    refuse_foreign_file,
-    refuse_overlap,
-    replace_file,
-    sha256_file,
-)
+from chatbind_cli.files import bears, refuse_foreign_file, refuse_overlap, replace_file, sha256_file
 from chatbind_cli.imagebind.config import ENCODER_PLACES, usual_encoder
 from chatbind_cli.jsonl import Record, dumps, read_lines, read_records
 from chatbind_cli.media.medium import Medium
@@ -37,72 +35,7 @@ from chatbind_cli.training.rundir import PICTURE_MARK
 from chatbind_cli.training.settings import TrainingSettings
 
 _SHOWN = 3
-
-
-class Rejected:
-    """What a run leaves out, and why."""
-
-    def __init__(self) -> None:
-        self.records: list[Record] = []
-
-    def __len__(self) -> int:
-        """How many reasons there are."""
-        return len(self.records)
-
-    def add(self, where: str, error: str) -> None:
-        """Notes a record that cannot be used, and why."""
-        self.records.append({"record": where, "error": error})
-
-    def add_media(self, bad: Mapping[Medium, str]) -> None:
-        """Notes media that cannot be used, each with the reason."""
-        for medium, error in bad.items():
-            self.records.append({str(medium.modality): medium.name, "error": error})
-
-    def media(self) -> dict[Medium, str]:
-        """The media among them, each with the reason."""
-        return {
-            Medium(modality, record[modality]): record["error"]
-            for record in self.records
-            for modality in MODALITIES
-            if modality in record
-        }
-
-    @classmethod
-    def load(cls, path: Path) -> Rejected:
-        """What an earlier run of the same command left out."""
-        rejected = cls()
-        if path.exists():
-            rejected.records = [record for record, _ in read_records(path)]
-        return rejected
-
-    def stop(self, path: Path | None = None) -> None:
-        """Ends the run if anything cannot be used.
-
-        Args:
-            path: where the whole list is, if it is anywhere.
-
-        Raises:
-            RecordError: it names the first few.
-        """
-        if not self.records:
-            return
-        first = "; ".join(str(record["error"]) for record in self.records[:_SHOWN])
-        more = len(self.records) - _SHOWN
-        rest = f"; and {more} more" if more > 0 else ""
-        listed = f" (all of them: {path})" if path is not None else ""
-        raise RecordError(
-            f"{len(self.records)} record(s) or media cannot be used: {first}{rest}{listed}",
-            hint="mend them, or leave them out with --on-error skip",
-        )
-
-    def save(self, path: Path) -> None:
-        """Writes the list, or removes an older one where there is nothing to list."""
-        if not self.records:
-            path.unlink(missing_ok=True)
-            return
-        with replace_file(path) as temporary:
-            lines = [dumps(record) + "\n" for record in self.records]
-            temporary.write_text("".join(lines), encoding="utf-8")
+_FOUND = "CHATBIND_TRAINING_INPUTS"  # in a worker's environment: the file of what was found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +47,8 @@ class Inputs:
         media: their media, each once.
         held_out: conversations to measure the loss on.
         encoder: the encoder's weights; None where a store or the lack of media makes it needless.
-        rejected: what was left out.
+        rejected: what was left out and why: `{"record": place, "error": ...}`, or a medium under
+            its modality, as in `{"image": name, "error": ...}`.
         hashes: SHA-256 of the files that decide the result.
     """
 
@@ -122,29 +56,37 @@ class Inputs:
     media: list[Medium]
     held_out: Conversations
     encoder: Path | None
-    rejected: Rejected
+    rejected: list[Record]
     hashes: dict[str, str]
 
     def leave_out(self, bad: Mapping[Medium, str]) -> Inputs:
-        """The inputs without the conversations that name bad media.
+        """The inputs without the conversations that name bad media, each with its reason.
 
         Raises:
             RecordError: nothing is left.
         """
-        self.rejected.add_media(bad)
-        kept = without(self.conversations, bad)
+        fresh = bad.keys() - rejected_media(self.rejected)
+        rejected = self.rejected + [
+            {str(medium.modality): medium.name, "error": reason}
+            for medium, reason in bad.items()
+            if medium in fresh
+        ]
+        kept = _without(self.conversations, bad)
         if not len(kept):
-            self.rejected.stop()
+            refuse_rejected(rejected)
         return replace(
             self,
             conversations=kept,
-            held_out=without(self.held_out, bad),
+            held_out=_without(self.held_out, bad),
             media=[medium for medium in self.media if medium not in bad],
+            rejected=rejected,
         )
 
 
 def check_inputs(settings: TrainingSettings) -> Inputs:
     """Reads the records and looks for everything they and the settings name.
+
+    A worker, whose parent has looked, reads the records and takes the parent's word for the rest.
 
     Raises:
         CheckpointError: there is no language model or projector.
@@ -152,36 +94,99 @@ def check_inputs(settings: TrainingSettings) -> Inputs:
         RecordError: the data cannot be read, or (unless they are to be skipped) records or media
             cannot be used.
     """
-    given = (settings.data, settings.eval_data, settings.model, settings.projector)
-    refuse_overlap(settings.output, [*given, settings.encoder, settings.store])
-    if settings.plot is not None:
-        is_ours = partial(bears, mark=PICTURE_MARK.encode())
-        refuse_foreign_file(settings.plot, is_ours, what="a loss curve")
-    _check_model(settings)
-    conversations, rejected = read_checked(settings.data)
-    held_out = Conversations()
-    if settings.eval_data is not None:
-        held_out, more = read_checked(settings.eval_data)
-        rejected.records += more.records
-    media = distinct_media(chain(conversations, held_out))
-    hashes = {"data": sha256_file(settings.data)}
-    if settings.projector is not None:
-        hashes["projector"] = sha256_file(settings.projector)
+    told = os.environ.get(_FOUND)
+    if told is None:
+        _check_files(settings)
+    conversations, rejected = _read(settings.data)
+    held_out, more = _read(settings.eval_data) if settings.eval_data else (Conversations(), [])
+    media = list(dict.fromkeys(m for c in chain(conversations, held_out) for m in c.media))
+    if told is None:
+        hashed = {"data": settings.data, "projector": settings.projector}
+        hashes = {name: sha256_file(path) for name, path in hashed.items() if path}
+        found: dict[str, Any] = {"rejected": rejected + more, "hashes": hashes}
+        bad = (_missing if settings.store is None else _missing_rows)(settings, media)
+    else:
+        found = json.loads(Path(told).read_text(encoding="utf-8"))
+        bad = rejected_media(found["rejected"])
     inputs = Inputs(
         conversations=conversations,
         media=media,
         held_out=held_out,
         encoder=_find_encoder(settings, media),
-        rejected=rejected,
-        hashes=hashes,
-    )
-    inputs = inputs.leave_out(_bad_media(settings, media))
+        **found,
+    ).leave_out(bad)
     if settings.on_error == "fail":
-        inputs.rejected.stop()
+        refuse_rejected(inputs.rejected)
     return inputs
 
 
-def _check_model(settings: TrainingSettings) -> None:
+@contextmanager
+def told_to_workers(inputs: Inputs) -> Iterator[None]:
+    """Leaves what was found for the workers that are started meanwhile."""
+    with TemporaryDirectory(prefix="chatbind-") as folder:
+        path = Path(folder) / "inputs.json"
+        found = {"rejected": inputs.rejected, "hashes": inputs.hashes}
+        path.write_text(json.dumps(found), encoding="utf-8")
+        os.environ[_FOUND] = str(path)
+        try:
+            yield
+        finally:
+            del os.environ[_FOUND]
+
+
+def rejected_media(rejected: Iterable[Record]) -> dict[Medium, str]:
+    """The media among what was left out, each with the reason."""
+    return {
+        Medium(modality, record[modality]): record["error"]
+        for record in rejected
+        for modality in MODALITIES
+        if modality in record
+    }
+
+
+def refuse_rejected(rejected: Sequence[Record], path: Path | None = None) -> None:
+    """Ends the run if anything cannot be used.
+
+    Args:
+        rejected: what cannot be used.
+        path: where the whole list is, if it is anywhere.
+
+    Raises:
+        RecordError: it names the first few.
+    """
+    if not rejected:
+        return
+    first = "; ".join(str(record["error"]) for record in rejected[:_SHOWN])
+    more = len(rejected) - _SHOWN
+    rest = f"; and {more} more" if more > 0 else ""
+    listed = f" (all of them: {path})" if path is not None else ""
+    raise RecordError(
+        f"{len(rejected)} record(s) or media cannot be used: {first}{rest}{listed}",
+        hint="mend them, or leave them out with --on-error skip",
+    )
+
+
+def read_rejected(path: Path) -> list[Record]:
+    """What an earlier run of the same command left out."""
+    return [record for record, _ in read_records(path)] if path.exists() else []
+
+
+def save_rejected(rejected: Sequence[Record], path: Path) -> None:
+    """Writes what was left out, or removes an older list where there is nothing to list."""
+    if not rejected:
+        path.unlink(missing_ok=True)
+        return
+    with replace_file(path) as temporary:
+        lines = [dumps(record) + "\n" for record in rejected]
+        temporary.write_text("".join(lines), encoding="utf-8")
+
+
+def _check_files(settings: TrainingSettings) -> None:
+    given = (settings.data, settings.eval_data, settings.model, settings.projector)
+    refuse_overlap(settings.output, [*given, settings.encoder, settings.store])
+    if settings.plot is not None:
+        is_ours = partial(bears, mark=PICTURE_MARK.encode())
+        refuse_foreign_file(settings.plot, is_ours, what="a loss curve")
     if not (settings.model / "config.json").is_file():
         raise CheckpointError(
             "is no folder of a language model: it has no config.json",
@@ -196,7 +201,7 @@ def _check_model(settings: TrainingSettings) -> None:
         )
 
 
-def _find_encoder(settings: TrainingSettings, media: list[Medium]) -> Path | None:
+def _find_encoder(settings: TrainingSettings, media: Sequence[Medium]) -> Path | None:
     if settings.encoder is not None:
         if not settings.encoder.exists():
             raise WeightsError("no such encoder", where=str(settings.encoder))
@@ -213,14 +218,7 @@ def _find_encoder(settings: TrainingSettings, media: list[Medium]) -> Path | Non
     )
 
 
-def _bad_media(settings: TrainingSettings, media: Iterable[Medium]) -> dict[Medium, str]:
-    if settings.store is not None:
-        return _missing_rows(settings, list(media))
-    # the process that started the workers has looked; half a million look-ups take their time
-    return {} if launch.is_worker() else _missing(settings, media)
-
-
-def _missing(settings: TrainingSettings, media: Iterable[Medium]) -> dict[Medium, str]:
+def _missing(settings: TrainingSettings, media: Sequence[Medium]) -> dict[Medium, str]:
     """The media for which there is no file, each with the reason."""
     missing = {}
     for medium in media:
@@ -231,7 +229,7 @@ def _missing(settings: TrainingSettings, media: Iterable[Medium]) -> dict[Medium
     return missing
 
 
-def _missing_rows(settings: TrainingSettings, media: list[Medium]) -> dict[Medium, str]:
+def _missing_rows(settings: TrainingSettings, media: Sequence[Medium]) -> dict[Medium, str]:
     """The media of which the store has no embedding, each with the reason."""
     from chatbind_cli.training.embeddings import stored_embeddings  # noqa: PLC0415  heavy
 
@@ -243,33 +241,28 @@ def _missing_rows(settings: TrainingSettings, media: list[Medium]) -> dict[Mediu
     }
 
 
-def read_checked(path: Path) -> tuple[Conversations, Rejected]:
+def _read(path: Path) -> tuple[Conversations, list[Record]]:
     """The usable conversations of a file, and what is wrong with the others.
 
     Raises:
         RecordError: the file cannot be read as records at all, or holds no usable one.
     """
     conversations = Conversations()
-    rejected = Rejected()
+    rejected: list[Record] = []
     for record, where, _, problem in read_lines(path):
         try:
             if problem is not None:
                 raise problem
             conversations.append(parse_conversation(record, where))
         except Exception as error:
-            rejected.add(where, str(contained(error, where=where)))
+            rejected.append({"record": where, "error": str(contained(error, where=where))})
     if not len(conversations):
-        rejected.stop()
+        refuse_rejected(rejected)
         raise RecordError("has no conversations", where=str(path))
     return conversations, rejected
 
 
-def distinct_media(conversations: Iterable[Conversation]) -> list[Medium]:
-    """All media of conversations, each once, in the order in which they first occur."""
-    return list(dict.fromkeys(m for c in conversations for m in c.media))
-
-
-def without(conversations: Conversations, bad: Mapping[Medium, str]) -> Conversations:
+def _without(conversations: Conversations, bad: Mapping[Medium, str]) -> Conversations:
     """The conversations that name none of these media."""
     if not bad:
         return conversations

@@ -1,15 +1,14 @@
 """A training run from its settings to its artefact: what happens inside the workers.
 
 Encodes the media, builds the model, trains from the newest whole checkpoint on, and writes the
-result. Every step that leaves something on disk can be killed and done again. Knows nothing of
-command lines.
+result. Every step that leaves something on disk can be killed and done again.
 """
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
@@ -32,22 +31,16 @@ from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.model.assemble import build_chatbind
 from chatbind_cli.model.config import EncoderInfo
 from chatbind_cli.model.loading import ChatBind
-from chatbind_cli.training.arguments import on_gpu, training_arguments
-from chatbind_cli.training.embeddings import (
-    Origin,
-    Share,
-    encode_media,
-    origin_of,
-    stored_embeddings,
+from chatbind_cli.training.arguments import attention, on_gpu, training_arguments, weights_dtype
+from chatbind_cli.training.embeddings import Share, encode_media, origin_of, stored_embeddings
+from chatbind_cli.training.inputs import (
+    Inputs,
+    read_rejected,
+    refuse_rejected,
+    rejected_media,
+    save_rejected,
 )
-from chatbind_cli.training.inputs import Inputs, Rejected
-from chatbind_cli.training.log import TrainingLog
-from chatbind_cli.training.results import (
-    CONFIG_NAME,
-    weights_sha256,
-    write_model,
-    write_stage_1,
-)
+from chatbind_cli.training.log import TrainingLog, plot_loss
 from chatbind_cli.training.rundir import (
     EMBEDDINGS,
     LOG_FILE,
@@ -59,7 +52,15 @@ from chatbind_cli.training.rundir import (
 )
 from chatbind_cli.training.samples import TrainingSamples
 from chatbind_cli.training.settings import TrainingSettings
-from chatbind_cli.training.stages import fold_rows, select_trainable
+from chatbind_cli.training.stages import (
+    CONFIG_NAME,
+    MADE,
+    fold_rows,
+    select_trainable,
+    weights_sha256,
+    write_model,
+    write_stage_1,
+)
 from chatbind_cli.training.trainer import ChatBindTrainer
 
 _MULTIPLE_ON_GPU = 8  # lengths that tensor cores like
@@ -79,10 +80,15 @@ def train(settings: TrainingSettings, inputs: Inputs) -> None:
     # bars that know nothing of --quiet and of pipes
     transformers.utils.logging.disable_progress_bar()
     arguments = training_arguments(settings, world_size=launch.world_size(), note=note)
+    kernels = attention(settings, arguments)
     folder = RunFolder(settings.output)
-    with _claimed(folder, settings, inputs) as artifact:
+    with ExitStack() as held:
+        if launch.rank() == 0:
+            _claim(folder, settings, inputs, held)
+        PartialState().wait_for_everyone()
+        artifact = folder.finished_artifact()
         if artifact is None:
-            artifact = _train(settings, inputs, folder, arguments)
+            artifact = _train(settings, inputs, folder, arguments, kernels)
         else:
             note(
                 f"{folder.path}: this run is finished, nothing was trained; to train anew say "
@@ -91,29 +97,19 @@ def train(settings: TrainingSettings, inputs: Inputs) -> None:
         emit_artifact(artifact)
 
 
-@contextmanager
-def _claimed(
-    folder: RunFolder, settings: TrainingSettings, inputs: Inputs
-) -> Iterator[Record | None]:
-    """Makes the folder ours; gives the artefact record where its run is finished already."""
-    state = PartialState()
-    if launch.rank() != 0:
-        state.wait_for_everyone()
-        yield folder.finished_artifact()
-        return
+def _claim(folder: RunFolder, settings: TrainingSettings, inputs: Inputs, held: ExitStack) -> None:
+    """Makes the folder ours for as long as the run goes."""
     identity = settings.identity(launch.world_size())
     identity["encoder"] = str(inputs.encoder.resolve()) if inputs.encoder else None
     identity |= {f"{name}_sha256": value for name, value in inputs.hashes.items()}
     folder.check(identity, overwrite=settings.overwrite)
-    with folder.locked():
-        folder.claim(
-            identity,
-            overwrite=settings.overwrite,
-            processes=launch.world_size(),
-            also=_written_by_others(settings),
-        )
-        state.wait_for_everyone()
-        yield folder.finished_artifact()
+    held.enter_context(folder.locked())
+    folder.claim(
+        identity,
+        overwrite=settings.overwrite,
+        processes=launch.world_size(),
+        also=_written_by_others(settings),
+    )
 
 
 def _written_by_others(settings: TrainingSettings) -> Iterator[str]:
@@ -127,30 +123,47 @@ def _written_by_others(settings: TrainingSettings) -> Iterator[str]:
 
 
 def _train(
-    settings: TrainingSettings, inputs: Inputs, folder: RunFolder, arguments: TrainingArguments
+    settings: TrainingSettings,
+    inputs: Inputs,
+    folder: RunFolder,
+    arguments: TrainingArguments,
+    kernels: str,
 ) -> Record:
     if settings.store is not None:
         embeddings, encoder, options = _from_store(settings, inputs)
     else:
-        origin = origin_of(settings)
-        options = MediaOptions.known(origin.media_options)
-        inputs, embeddings, encoder = _from_media(settings, inputs, folder, origin, options)
-    _report_inputs(inputs)
+        inputs, embeddings, encoder, options = _from_media(settings, inputs, folder)
+    left_out = f", {len(inputs.rejected)} input(s) left out" if inputs.rejected else ""
+    note(
+        f"{len(inputs.conversations):,} conversations with {len(inputs.media):,} "
+        f"different media{left_out}"
+    )
     set_seed(settings.seed)
-    bundle = _build(settings, encoder, options)
+    bundle = build_chatbind(
+        settings.model,
+        encoder=encoder,
+        projector=settings.projector,
+        stage=settings.stage,
+        media_options=options.deciding(),
+        command=shlex.join(["chatbind", *settings.command]),
+        dtype=weights_dtype(settings),
+        attn_implementation=kernels,
+        projector_type=settings.projector_type,
+        tokens_per_embedding=settings.tokens_per_embedding,
+        use_start_end=settings.use_start_end,
+        prompt_style=settings.prompt_style,
+    )
     if launch.rank() == 0:
         base = (bundle.config.provenance or {})["language_model"]
         folder.confirm(
             {"encoder_sha256": encoder.sha256, "language_model": base.get("fingerprint")}
         )
-    chosen = select_trainable(
-        bundle.model, settings.stage, freeze_backbone=settings.freeze_backbone
-    )
-    note(chosen.report)
+    freeze = settings.freeze_backbone
+    note(select_trainable(bundle.model, settings.stage, freeze_backbone=freeze))
     trainer = _trainer(settings, inputs, embeddings, bundle, folder, arguments)
     _fit(trainer, folder)
     _write_result(settings, bundle, trainer, folder)
-    record = {"artifact": settings.made}
+    record = {"artifact": MADE[settings.stage]}
     if launch.rank() == 0:
         record = _finish(settings, inputs, folder)
     PartialState().wait_for_everyone()
@@ -180,31 +193,20 @@ def _from_store(
     return embeddings, info, options
 
 
-def _unseen_encoder(origin: Origin) -> EncoderInfo:
-    """The encoder of a training that sees no media, where none is named."""
-    if origin.encoder is not None:
-        return origin.encoder
-    note(
-        f"the data name no media, and there is no --encoder: assuming embeddings of width "
-        f"{_IMAGEBIND_WIDTH}, as ImageBind-Huge makes them"
-    )
-    return EncoderInfo(name="none", sha256=None, embedding_dim=_IMAGEBIND_WIDTH)
-
-
 def _from_media(
-    settings: TrainingSettings,
-    inputs: Inputs,
-    folder: RunFolder,
-    origin: Origin,
-    options: MediaOptions,
-) -> tuple[Inputs, Embeddings, EncoderInfo]:
+    settings: TrainingSettings, inputs: Inputs, folder: RunFolder
+) -> tuple[Inputs, Embeddings, EncoderInfo, MediaOptions]:
     """Encodes what no process of this or an earlier run has; leaves out what cannot be read."""
-    parts = folder.path / EMBEDDINGS
+    origin = origin_of(settings)
+    options = MediaOptions.known(origin.media_options)
     if inputs.encoder is None:
-        return inputs, Embeddings([]), _unseen_encoder(origin)
-    device = "cuda" if on_gpu(settings) else "cpu"
+        return inputs, Embeddings([]), origin.encoder or _assumed_encoder(), options
     dtype = (origin.encoder and origin.encoder.dtype) or "float32"
-    encoder = load_encoder(inputs.encoder, device=device, dtype=getattr(torch, dtype))
+    encoder = load_encoder(
+        inputs.encoder,
+        device="cuda" if on_gpu(settings) else "cpu",
+        dtype=getattr(torch, dtype),
+    )
     info = EncoderInfo(
         name=encoder.name,
         sha256=encoder.sha256,
@@ -212,9 +214,10 @@ def _from_media(
         path=str(encoder.path.resolve()),
         dtype=encoder.dtype_name,
     )
+    parts, listed = folder.path / EMBEDDINGS, folder.path / REJECTED_FILE
     # once training has begun, the set of its samples stays as it is
     fixed = folder.last_checkpoint() is not None
-    bad = Rejected.load(folder.path / REJECTED_FILE).media() if fixed else {}
+    bad = rejected_media(read_rejected(listed)) if fixed else {}
     had = Embeddings(open_parts(parts), options)
     missing = [medium for medium in inputs.media if medium not in bad and medium not in had]
     # every process must have looked before the first one adds to what there is
@@ -224,45 +227,20 @@ def _from_media(
     bad |= dict(gather_object(failed))
     inputs = inputs.leave_out(bad)
     if launch.rank() == 0:
-        inputs.rejected.save(folder.path / REJECTED_FILE)
+        save_rejected(inputs.rejected, listed)
     if settings.on_error == "fail":
-        inputs.rejected.stop(folder.path / REJECTED_FILE)
+        refuse_rejected(inputs.rejected, listed)
     PartialState().wait_for_everyone()
-    return inputs, Embeddings(open_parts(parts), options), info
+    return inputs, Embeddings(open_parts(parts), options), info, options
 
 
-def _report_inputs(inputs: Inputs) -> None:
-    left_out = f", {len(inputs.rejected)} input(s) left out" if len(inputs.rejected) else ""
+def _assumed_encoder() -> EncoderInfo:
+    """The encoder of a training that sees no media, where none is named."""
     note(
-        f"{len(inputs.conversations):,} conversations with {len(inputs.media):,} "
-        f"different media{left_out}"
+        f"the data name no media, and there is no --encoder: assuming embeddings of width "
+        f"{_IMAGEBIND_WIDTH}, as ImageBind-Huge makes them"
     )
-
-
-def _build(settings: TrainingSettings, encoder: EncoderInfo, options: MediaOptions) -> ChatBind:
-    return build_chatbind(
-        settings.model,
-        encoder=encoder,
-        projector=settings.projector,
-        projector_type=settings.projector_type,
-        tokens_per_embedding=settings.tokens_per_embedding,
-        use_start_end=settings.use_start_end,
-        prompt_style=settings.prompt_style,
-        stage=settings.stage,
-        media_options=options.deciding(),
-        command=shlex.join(["chatbind", *settings.command]),
-        dtype=_weights_dtype(settings),
-    )
-
-
-def _weights_dtype(settings: TrainingSettings) -> torch.dtype:
-    """How the language model is held: trained weights in float32, frozen ones as small as told."""
-    if settings.dtype != "auto":
-        dtype: torch.dtype = getattr(torch, settings.dtype)
-        return dtype
-    frozen = settings.stage == "pretrain" or settings.freeze_backbone
-    half = settings.bf16 or (settings.bf16 is None and on_gpu(settings))
-    return torch.bfloat16 if frozen and half and not settings.fp16 else torch.float32
+    return EncoderInfo(name="none", sha256=None, embedding_dim=_IMAGEBIND_WIDTH)
 
 
 def _trainer(
@@ -273,21 +251,13 @@ def _trainer(
     folder: RunFolder,
     arguments: TrainingArguments,
 ) -> ChatBindTrainer:
-    encoder = PromptEncoder(bundle.tokenizer, bundle.config)
     samples = partial(
         TrainingSamples,
-        encoder=encoder,
+        encoder=PromptEncoder(bundle.tokenizer, bundle.config),
         embeddings=embeddings,
         max_length=settings.model_max_length,
     )
     pad = bundle.tokenizer.pad_token_id
-    log = TrainingLog(
-        folder.path / LOG_FILE,
-        samples_per_step=arguments.per_device_train_batch_size
-        * arguments.gradient_accumulation_steps
-        * arguments.world_size,
-        first=launch.rank() == 0,
-    )
     write_more = None
     if settings.stage == "pretrain" and not arguments.fsdp:
         write_more = partial(write_stage_1, bundle)
@@ -300,7 +270,7 @@ def _trainer(
         data_collator=Collator(pad, _MULTIPLE_ON_GPU if on_gpu(settings) else 1),
         train_dataset=samples(inputs.conversations),
         eval_dataset=samples(inputs.held_out) if len(inputs.held_out) else None,
-        callbacks=[log],
+        callbacks=[TrainingLog(folder.path / LOG_FILE)],
     )
     # it would print Python dictionaries between the records
     trainer.remove_callback(PrinterCallback)
@@ -351,8 +321,6 @@ def _write_result(
 
 def _finish(settings: TrainingSettings, inputs: Inputs, folder: RunFolder) -> Record:
     """Draws the loss, and notes in the folder that the run is done."""
-    from chatbind_cli.training.plot import plot_loss  # noqa: PLC0415  half a second, needed once
-
     log = read_log(folder.path / LOG_FILE)
     for picture in filter(None, (folder.path / PICTURE, settings.plot)):
         plot_loss(log, picture, title=f"{settings.stage}: {folder.path.name}")
@@ -360,10 +328,10 @@ def _finish(settings: TrainingSettings, inputs: Inputs, folder: RunFolder) -> Re
     extra: dict[str, Any] = {"steps": log[-1]["step"] if log else 0}
     if losses:
         extra["loss"] = losses[-1]
-    if len(inputs.rejected):
+    if inputs.rejected:
         extra["left_out"] = len(inputs.rejected)
     artifact = artifact_record(
-        settings.made,
+        MADE[settings.stage],
         folder.path,
         made_by=settings.stage,
         sha256=weights_sha256(folder.path),

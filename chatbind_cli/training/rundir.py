@@ -7,7 +7,6 @@ All of it is on the folder's record (`folders`) before it is there; what is not 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from chatbind_cli.errors import ChatBindError, CheckpointError
-from chatbind_cli.files import replace_file, sync, user_mode
+from chatbind_cli.errors import CheckpointError
+from chatbind_cli.files import lock_file, replace_file, sync, user_mode
 from chatbind_cli.folders import (
     RECORD,
     clear_temporaries,
@@ -132,20 +131,16 @@ class RunFolder:
 
     def last_checkpoint(self) -> Path | None:
         """The newest complete checkpoint."""
-        for folder in reversed(self.checkpoints()):
-            if is_complete(folder):
-                return folder
-        return None
+        return next(filter(is_complete, reversed(self.checkpoints())), None)
 
     def checkpoints(self) -> list[Path]:
         """All checkpoints, oldest first."""
-        found = [
-            (step, folder)
+        found = {
+            whole_number(folder.name.removeprefix(_PREFIX)): folder
             for folder in self.path.glob(f"{_PREFIX}*")
-            if (step := whole_number(folder.name.removeprefix(_PREFIX))) is not None
-            and folder.is_dir()
-        ]
-        return [folder for _, folder in sorted(found)]
+            if folder.is_dir()
+        }
+        return [found[step] for step in sorted(step for step in found if step is not None)]
 
     def publish_checkpoint(self, staged: Path, keep: int | None) -> Path:
         """Gives a staged checkpoint its name, and removes old ones.
@@ -154,7 +149,7 @@ class RunFolder:
             staged: the folder under `STAGING`.
             keep: how many checkpoints stay; None for all.
         """
-        seal(staged)
+        _seal(staged)
         final = self.path / staged.name
         if final.exists():
             # left by a run that was killed, and found incomplete by this one
@@ -168,7 +163,7 @@ class RunFolder:
         staged.replace(final)
         sync(self.path)
         if keep is not None:
-            whole = [folder for folder in self.checkpoints() if is_complete(folder)]
+            whole = list(filter(is_complete, self.checkpoints()))
             for old in whole[: -max(1, keep)]:
                 remove_made(self.path, below=old.name)
         return final
@@ -196,18 +191,7 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / _LOCK).open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ChatBindError(
-                    "another run is at work in this folder",
-                    where=str(self.path),
-                    hint="wait for it, or end it",
-                ) from error
-            except OSError:
-                # some network file systems have no locks; training can do without one
-                yield
-                return
+            lock_file(file.fileno(), self.path)
             yield
 
     def _read(self) -> dict[str, Any] | None:
@@ -268,12 +252,13 @@ def part_name(rank: int) -> str:
     return f"part-{rank:05}"
 
 
-def seal(folder: Path) -> None:
+def _seal(folder: Path) -> None:
     """Writes the list of a checkpoint's files, after all of them have reached the disk."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != _MANIFEST)
-    sizes = {str(p.relative_to(folder)): p.stat().st_size for p in files}
-    for path in files:
-        sync(path)
+    sizes = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != _MANIFEST:
+            sync(path)
+            sizes[str(path.relative_to(folder))] = path.stat().st_size
     with replace_file(folder / _MANIFEST) as temporary:
         temporary.write_text(json.dumps(sizes, indent=1) + "\n", encoding="utf-8")
 
@@ -289,11 +274,8 @@ def is_complete(folder: Path) -> bool:
 
 def read_log(path: Path) -> list[Record]:
     """The records of a training log; a half-written last line is left out."""
-    records = []
-    for line in path.read_bytes().splitlines(keepends=True):
-        if line.endswith(b"\n"):
-            records.append(json.loads(line))
-    return records
+    lines = path.read_bytes().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith(b"\n")]
 
 
 def _maker(identity: Mapping[str, Any]) -> str:

@@ -7,8 +7,7 @@ continued with other values of the second kind. Knows nothing of torch.
 from __future__ import annotations
 
 import math
-import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -16,9 +15,6 @@ from chatbind_cli.errors import UsageError
 from chatbind_cli.media.root import MediaRoot
 
 Stage = Literal["pretrain", "finetune"]
-
-MADE: Final = {"pretrain": "checkpoint", "finetune": "model"}
-"""The kind of artefact that each stage makes."""
 
 PICTURES: Final = (".svg", ".png", ".pdf")
 
@@ -71,6 +67,7 @@ class TrainingSettings:
     # numbers and machines
     device: str = "auto"
     dtype: str = "auto"
+    attn_implementation: str = "auto"
     bf16: bool | None = None
     fp16: bool | None = None
     tf32: bool | None = None
@@ -91,28 +88,9 @@ class TrainingSettings:
     command: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
-        lowest: dict[str, float] = {
-            "num_train_epochs": 0.0,
-            "per_device_train_batch_size": 1,
-            "per_device_eval_batch_size": 1,
-            "gradient_accumulation_steps": 1,
-            "learning_rate": 0.0,
-            "weight_decay": 0.0,
-            "warmup_ratio": 0.0,
-            "max_grad_norm": 0.0,
-            "model_max_length": 8,
-            "dataloader_num_workers": 0,
-        }
-        for name, low in lowest.items():
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= low):
-                raise UsageError(f"{_option(name)} is {value:g}, it must be at least {low:g}")
-        if re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device) is None:
-            raise UsageError(
-                f"--device {self.device} is not known", hint="auto, cpu, cuda, cuda:1 or mps"
-            )
-        if self.warmup_ratio > 1:
-            raise UsageError(f"--warmup-ratio is {self.warmup_ratio:g}, it must be at most 1")
+        for name, value in ((f.name, getattr(self, f.name)) for f in fields(self)):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UsageError(f"--{name.replace('_', '-')} is {value:g}, which is no number")
         if self.plot is not None and self.plot.suffix.lower() not in PICTURES:
             raise UsageError(
                 f"--plot {self.plot} has no suffix that we draw",
@@ -125,11 +103,6 @@ class TrainingSettings:
                 f"--evaluation-strategy {self.eval_strategy} needs held-out conversations",
                 hint="give them with --eval-data, or say --evaluation-strategy no",
             )
-
-    @property
-    def made(self) -> str:
-        """The kind of the artefact that the run ends with."""
-        return MADE[self.stage]
 
     def identity(self, world_size: int) -> dict[str, Any]:
         """The values that decide the result, in JSON's types.
@@ -155,6 +128,7 @@ class TrainingSettings:
 _NOT_IDENTITY = {
     "output",
     "device",
+    "attn_implementation",
     "gradient_checkpointing",
     "fsdp",
     "fsdp_layers",
@@ -175,7 +149,3 @@ _NOT_IDENTITY = {
     "overwrite",
     "command",
 }
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")

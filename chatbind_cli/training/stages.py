@@ -1,18 +1,32 @@
-"""What each stage trains: the one place that decides it, and says it.
+"""What each stage trains, and what it leaves behind: the one place that decides it, and says it.
 
 `pretrain`: the projector, and the embeddings of the media tokens. `finetune`: projector and
-language model. Knows nothing of data and optimizers.
+language model.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
-from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
+from chatbind_cli.files import sha256_file
+from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration, word_embeddings
+from chatbind_cli.model.loading import ChatBind, projector_of
+from chatbind_cli.model.tokenizer import media_rows
 from chatbind_cli.training.settings import Stage
+from chatbind_cli.weights.projector_file import ProjectorFile, write_projector
+
+MADE: Final = {"pretrain": "checkpoint", "finetune": "model"}
+"""The kind of artefact that each stage makes."""
+
+PROJECTOR_NAME: Final = "projector.safetensors"
+CONFIG_NAME: Final = "config.json"
 
 
 class RowEmbedding(nn.Module):
@@ -74,22 +88,9 @@ class RowEmbedding(nn.Module):
         return self.base
 
 
-@dataclass(frozen=True)
-class Trainable:
-    """What trains.
-
-    Attributes:
-        names: the parameters' names.
-        report: the same in words.
-    """
-
-    names: tuple[str, ...]
-    report: str
-
-
 def select_trainable(
     model: ChatBindForConditionalGeneration, stage: Stage, *, freeze_backbone: bool = False
-) -> Trainable:
+) -> str:
     """Freezes what the stage leaves alone, and frees what it trains.
 
     Args:
@@ -97,6 +98,9 @@ def select_trainable(
             `RowEmbedding` (undone by `fold_rows`).
         stage: the stage.
         freeze_backbone: in stage `finetune`, train the projector and leave the language model.
+
+    Returns:
+        What trains, in words.
     """
     model.requires_grad_(False)
     model.projector.requires_grad_(True)
@@ -104,23 +108,22 @@ def select_trainable(
     if stage == "pretrain" or freeze_backbone:
         # parameters that train are kept in float32; the frozen ones may be half as large
         model.projector.float()
-        tokens = _media_tokens(model)
-        if tokens:
-            base = model.get_input_embeddings()
-            assert isinstance(base, nn.Embedding)
-            model.set_input_embeddings(RowEmbedding(base, list(tokens.values())))
-            parts.append(f"the embeddings of {', '.join(tokens)}")
+        # of <im_patch> no embedding is ever read
+        rows = {f"<{name}>": row for name, row in media_rows(model.config).items()}
+        rows.pop("<im_patch>", None)
+        if rows:
+            base = word_embeddings(model)
+            model.set_input_embeddings(RowEmbedding(base, list(rows.values())))
+            parts.append(f"the embeddings of {', '.join(rows)}")
     else:
         model.language_model.requires_grad_(True)
         parts.append("the language model")
-    trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
-    share = sum(trained.values()) / total
-    report = (
-        f"{stage} trains {' and '.join(parts)}: {sum(trained.values()):,} of {total:,} "
-        f"parameters ({share:.1%})"
+    return (
+        f"{stage} trains {' and '.join(parts)}: {trained:,} of {total:,} parameters "
+        f"({trained / total:.1%})"
     )
-    return Trainable(tuple(trained), report)
 
 
 def fold_rows(model: ChatBindForConditionalGeneration) -> None:
@@ -130,9 +133,70 @@ def fold_rows(model: ChatBindForConditionalGeneration) -> None:
         model.set_input_embeddings(embeddings.folded())
 
 
-def _media_tokens(model: ChatBindForConditionalGeneration) -> dict[str, int]:
-    config = model.config
-    if not config.use_start_end:
-        return {}
-    ids = {"<im_start>": config.im_start_id, "<im_end>": config.im_end_id}
-    return {name: token for name, token in ids.items() if token is not None}
+def _trained_projector(bundle: ChatBind) -> ProjectorFile:
+    """The projector of a model in training, with the trained embeddings of the media tokens.
+
+    The command line stays out of it, so that the same training gives the same file wherever its
+    output goes; the folder's config.json has it.
+    """
+    projector = projector_of(bundle.model)
+    provenance = {k: v for k, v in projector.info.provenance.items() if k != "command"}
+    words = dict(projector.token_embeddings)
+    embeddings = bundle.model.get_input_embeddings()
+    if isinstance(embeddings, RowEmbedding):
+        rows = dict(zip(embeddings.ids, embeddings.rows.detach().cpu(), strict=True))
+        for name, token in media_rows(bundle.config).items():
+            if token in rows:
+                words[name] = rows[token].clone()
+    return ProjectorFile(replace(projector.info, provenance=provenance), projector.tensors, words)
+
+
+def write_stage_1(bundle: ChatBind, folder: Path) -> None:
+    """Writes what stage 1 makes: projector, configuration and tokenizer, not the frozen weights.
+
+    Args:
+        bundle: the model in training.
+        folder: an existing folder.
+    """
+    write_projector(folder / PROJECTOR_NAME, _trained_projector(bundle))
+    bundle.config.save_pretrained(folder)
+    bundle.tokenizer.save_pretrained(folder)
+
+
+def write_model(
+    bundle: ChatBind, folder: Path, state: dict[str, torch.Tensor], dtype: torch.dtype
+) -> None:
+    """Writes a model folder for `from_pretrained`.
+
+    Args:
+        bundle: the trained model.
+        folder: an existing folder.
+        state: its weights, gathered from wherever they were sharded.
+        dtype: in which they are saved.
+    """
+    converted: dict[int, torch.Tensor] = {}
+    weights = {}
+    for name, tensor in state.items():
+        # tied weights are one tensor under two names, and are to stay one
+        same = converted.get(tensor.data_ptr())
+        if same is None or same.shape != tensor.shape:
+            same = tensor.to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
+            converted[tensor.data_ptr()] = same
+        weights[name] = same
+    bundle.model.save_pretrained(folder, state_dict=weights)
+    # saving notes the dtype that the model was trained in; the next reader wants the file's
+    text_config = bundle.config.text_config
+    assert isinstance(text_config, PreTrainedConfig)
+    bundle.config.dtype = text_config.dtype = dtype
+    bundle.config.save_pretrained(folder)
+    bundle.tokenizer.save_pretrained(folder)
+
+
+def weights_sha256(folder: Path) -> str:
+    """SHA-256 of a folder's weights file; of several, of the list of their hashes."""
+    files = sorted(folder.glob("*.safetensors"))
+    hashes = [sha256_file(file) for file in files]
+    if len(hashes) == 1:
+        return hashes[0]
+    listing = "".join(f"{h}  {f.name}\n" for h, f in zip(hashes, files, strict=True))
+    return hashlib.sha256(listing.encode()).hexdigest()

@@ -9,16 +9,28 @@ from typing import Any
 import pytest
 
 from chatbind_cli.answering.answer_file import AnswerFile, in_words
+from chatbind_cli.answering.generation import Generated
+from chatbind_cli.answering.questions import Question, answer_record, read_question
 from chatbind_cli.errors import RecordError
+from chatbind_cli.jsonl import Line
 from tests.answering.world import read_jsonl, write_jsonl
 
 
-def answer(identity: int | str, **more: Any) -> dict[str, Any]:
-    return {"question_id": identity, "text": f"a{identity}", "model_id": "m", **more}
-
-
 def opened(path: Path, **options: Any) -> AnswerFile:
-    return AnswerFile(path, model_id="m", **{"making": {"seed": 1}, **options})
+    return AnswerFile(path, model_id="m", **{"metadata": {"seed": 1}, **options})
+
+
+def question(identity: int, line: int = 0) -> Question:
+    return read_question(Line({"question_id": identity, "text": "?"}, f"q:{line or identity}", 0))
+
+
+def generated(identity: int) -> Generated:
+    return Generated(f"a{identity}", 1, "stop")
+
+
+def answer(identity: int, **more: Any) -> dict[str, Any]:
+    said = {"model_id": "m", "metadata": {"seed": 1}}
+    return answer_record(question(identity), generated(identity), **said) | more
 
 
 def run(path: Path, identities: list[int], **options: Any) -> list[int]:
@@ -26,9 +38,9 @@ def run(path: Path, identities: list[int], **options: Any) -> list[int]:
     written = []
     with opened(path, **options) as file:
         for identity in identities:
-            file.expect(identity, f"q:{identity}")
-            if file.wants(identity):
-                file.write(answer(identity))
+            asked = file.expect(question(identity))
+            if file.wants(asked):
+                file.write(asked, generated(identity))
                 written.append(identity)
         file.finish()
     return written
@@ -59,8 +71,7 @@ def test_answers_to_other_questions_stay_behind(tmp_path: Path) -> None:
 def test_nothing_is_lost_when_the_run_ends_early(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [answer(2)])
     with opened(path) as file:
-        file.expect(1, "q:1")
-        file.write(answer(1))
+        file.write(file.expect(question(1)), generated(1))
     assert [record["question_id"] for record in read_jsonl(path)] == [2, 1]
     assert run(path, [1, 2]) == []
     assert [record["question_id"] for record in read_jsonl(path)] == [1, 2]
@@ -90,15 +101,17 @@ def test_a_file_made_with_other_settings_is_not_continued(
 
 
 def test_a_file_without_metadata_is_continued(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "a.jsonl", [answer(1)])
+    path = write_jsonl(tmp_path / "a.jsonl", [answer(1, metadata=None)])
     assert run(path, [1, 2]) == [2]
     assert json.loads(path.read_text().splitlines()[1])["question_id"] == 2
 
 
 def test_the_first_place_of_an_id_is_remembered(tmp_path: Path) -> None:
     with opened(tmp_path / "a.jsonl") as file:
-        assert file.expect(1, "q:1") == "q:1"
-        assert file.expect(1, "q:7") == "q:1"
+        assert file.expect(question(1)).problem is None
+        assert (
+            str(file.expect(question(1, line=7)).problem) == "q:7: question 1 stands at q:1 already"
+        )
 
 
 def test_a_person_reads_question_and_answer():

@@ -16,8 +16,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from chatbind_cli import cli
-from chatbind_cli.answering.session import Answerer
-from chatbind_cli.answering.settings import GenerationSettings
+from chatbind_cli.answering.answerer import Answerer
+from chatbind_cli.answering.generation_settings import GenerationSettings
 from chatbind_cli.media.medium import Medium
 from tests.answering.world import World, start
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from chatbind_cli.answering.answerer import Answerer
 from chatbind_cli.answering.generation import Generated
-from chatbind_cli.answering.opening import open_model
-from chatbind_cli.answering.session import Answerer, Asked, Prepared
-from chatbind_cli.answering.settings import GenerationSettings
+from chatbind_cli.answering.generation_settings import GenerationSettings
+from chatbind_cli.answering.loading import load_model
+from chatbind_cli.answering.questions import Question
 from chatbind_cli.errors import CheckpointError, RecordError
 from chatbind_cli.model.config import saved_end_ids
 from chatbind_cli.model.loading import save_chatbind
@@ -28,8 +29,8 @@ def answerer(world: World) -> Answerer:
 
 def answers(answerer: Answerer, salt: str = "", **values: object) -> list[Generated]:
     settings = GenerationSettings(**{"max_new_tokens": 12, **values})
-    prepared = answerer.prepare([Asked(text) for text in TEXTS])
-    return answerer.generate([p for p in prepared if isinstance(p, Prepared)], settings, salt=salt)
+    prepared = answerer.prepare([Question(text) for text in TEXTS])
+    return answerer.generate(prepared, settings, salt=salt)
 
 
 def test_a_stop_text_ends_an_answer_and_is_not_part_of_it(answerer: Answerer) -> None:
@@ -43,8 +44,7 @@ def test_a_stop_text_ends_an_answer_and_is_not_part_of_it(answerer: Answerer) ->
     assert stopped[row].n_tokens < plain[row].n_tokens == 12
     # what a row counts does not depend on how long the others went on
     settings = GenerationSettings(max_new_tokens=12, stop=(stop,))
-    [prepared] = answerer.prepare([Asked(TEXTS[row])])
-    assert isinstance(prepared, Prepared)
+    [prepared] = answerer.prepare([Question(TEXTS[row])])
     assert answerer.generate([prepared], settings) == [stopped[row]]
     assert "".join(answerer.stream(TEXTS[row], settings=settings)) == stopped[row].text
 
@@ -157,9 +157,9 @@ def test_every_end_token_of_a_model_ends_an_answer(world: World, tmp_path: Path)
     folder = shutil.copytree(world.llama, tmp_path / "llama")
     for name, ends in {"generation_config.json": [2, 7], "config.json": [2, 9]}.items():
         with_settings(folder / name, {"eos_token_id": ends})
-    first = open_model(folder, projector=world.projector, device="cpu").bundle
+    first = load_model(folder, projector=world.projector, device="cpu").bundle
     save_chatbind(first, tmp_path / "saved")
-    again = open_model(tmp_path / "saved", device="cpu").bundle
+    again = load_model(tmp_path / "saved", device="cpu").bundle
     save_chatbind(again, tmp_path / "saved-again")
     for path in (tmp_path / "saved", tmp_path / "saved-again"):
         assert saved_end_ids(path) == [2, 7, 9]
@@ -171,4 +171,4 @@ def test_an_end_token_that_is_none_is_one_error(world: World, tmp_path: Path) ->
     folder = shutil.copytree(world.model, tmp_path / "model")
     (folder / "generation_config.json").write_text('{"eos_token_id": ["x"]}')
     with pytest.raises(CheckpointError, match="names no token"):
-        open_model(folder, device="cpu")
+        load_model(folder, device="cpu")

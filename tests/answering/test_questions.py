@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from chatbind_cli.answering.generation import Generated
 from chatbind_cli.answering.questions import answer_record, failed_record, read_question
 from chatbind_cli.errors import MediaError, RecordError
+from chatbind_cli.jsonl import Line
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.root import MediaRoot
 
@@ -20,8 +22,8 @@ def test_a_record_names_several_media_of_several_kinds() -> None:
         "text": "<image>, <audio>, <image>?",
         "image": ["x.png", "y.png"],
     }
-    question = read_question(record, "q:1")
-    assert question.asked.media == (
+    question = read_question(Line(record, "q:1", 1))
+    assert question.media == (
         Medium("audio", "a.wav"),
         Medium("image", "x.png"),
         Medium("image", "y.png"),
@@ -38,8 +40,9 @@ def test_a_record_names_several_media_of_several_kinds() -> None:
     ],
 )
 def test_a_record_that_cannot_be_asked_says_why(record: dict[str, object], message: str) -> None:
-    with pytest.raises(RecordError, match=message):
-        read_question(record, "q:1")
+    problem = read_question(Line(record, "q:1", 1)).problem
+    assert isinstance(problem, RecordError)
+    assert re.search(message, str(problem))
 
 
 def test_an_answer_carries_on_what_the_question_says_of_itself() -> None:
@@ -52,9 +55,9 @@ def test_an_answer_carries_on_what_the_question_says_of_itself() -> None:
         "reference": "a dog",
         "metadata": {"of": "the question"},
     }
-    answer = answer_record(
-        read_question(record, "q:1"), Generated("A cat.", 3, "stop"), model_id="m", making={"a": 1}
-    )
+    question = read_question(Line(record, "q:1", 1))
+    generated = Generated("A cat.", 3, "stop")
+    answer = answer_record(question, generated, model_id="m", metadata={"a": 1})
     carried = {key: answer.get(key) for key in ("category", "image", "reference", "audio", "text")}
     assert carried == {
         "category": "conv",
@@ -64,16 +67,18 @@ def test_an_answer_carries_on_what_the_question_says_of_itself() -> None:
         "text": "A cat.",
     }
     assert answer["metadata"] == {"n_tokens": 3, "finish_reason": "stop", "a": 1}
-    failed = failed_record(record, 4, MediaError("no such file", where="x.png"), "m")
+    failed = failed_record(question, MediaError("no such file", where="x.png"), model_id="m")
     assert failed["error"] == "x.png: no such file"
     assert "text" not in failed
 
 
 def test_the_id_of_an_answer_depends_on_all_that_made_it() -> None:
     def identity(text: str = "A.", model: str = "m", image: str = "x", seed: int = 0) -> str:
-        question = read_question({"question_id": 1, "text": "?", "image": image}, "q:1")
-        making = {"seed": seed}
-        made = answer_record(question, Generated(text, 1, "stop"), model_id=model, making=making)
+        record = {"question_id": 1, "text": "?", "image": image}
+        question, metadata = read_question(Line(record, "q:1", 1)), {"seed": seed}
+        made = answer_record(
+            question, Generated(text, 1, "stop"), model_id=model, metadata=metadata
+        )
         return str(made["answer_id"])
 
     different = [identity(), identity("B."), identity(model="n"), identity(image="y")]

@@ -24,8 +24,8 @@ from chatbind_cli.imagebind.model import ImageBind
 from chatbind_cli.imagebind.weights import WEIGHTS_NAME
 from chatbind_cli.model.assemble import build_chatbind
 from chatbind_cli.model.config import EncoderInfo
-from chatbind_cli.model.loading import save_chatbind
-from chatbind_cli.model.projector_file import projector_of, write_projector
+from chatbind_cli.model.loading import projector_of, save_chatbind
+from chatbind_cli.weights.projector_file import write_projector
 from tests.model.tiny import word_tokenizer
 
 DIM = 8

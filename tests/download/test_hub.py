@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from chatbind_cli.download.hub import Hub
-from chatbind_cli.download.wanted import HubRef, parse_hub_ref
+from chatbind_cli.download.requests import HubRef, Request, parse_hub_ref
 from chatbind_cli.errors import DownloadError
 
 WEIGHTS = bytes(range(256)) * 2000
@@ -30,27 +32,26 @@ def hub(server):
     return Hub(server.url)
 
 
+def listed(hub, word, include=()):
+    request = Request(name="n", path=Path("here"), hub=parse_hub_ref(word), include=tuple(include))
+    return {str(file.path.relative_to("here")): file for file in hub.files(request)}
+
+
 def test_a_listing_leaves_copies_for_other_programs_out(hub):
-    files, commit = hub.files(HubRef(repo="owner/name"))
-    assert {file.path for file in files} == {
-        "config.json",
-        "model.safetensors",
-        "sub/tokenizer.json",
-    }
-    assert commit == "c" * 40
-    weights = next(file for file in files if file.path == "model.safetensors")
+    files = listed(hub, "hf:owner/name")
+    assert set(files) == {"config.json", "model.safetensors", "sub/tokenizer.json"}
+    weights = files["model.safetensors"]
+    assert weights.source == f"hf:owner/name@{'c' * 40}/model.safetensors"
     assert weights.bytes == len(WEIGHTS)
-    assert weights.sha256 == hashlib.sha256(WEIGHTS).hexdigest()
+    assert weights.checksum == ("sha256", hashlib.sha256(WEIGHTS).hexdigest())
 
 
 def test_bins_are_wanted_where_there_is_nothing_better(hub):
-    files, _ = hub.files(HubRef(repo="owner/bins"))
-    assert [file.path for file in files] == ["pytorch_model.bin"]
+    assert list(listed(hub, "hf:owner/bins")) == ["pytorch_model.bin"]
 
 
 def test_patterns_choose_exactly(hub):
-    files, _ = hub.files(HubRef(repo="owner/name"), ["*.h5"])
-    assert [file.path for file in files] == ["tf_model.h5"]
+    assert list(listed(hub, "hf:owner/name", ["*.h5"])) == ["tf_model.h5"]
 
 
 @pytest.mark.parametrize(
@@ -91,14 +92,14 @@ def test_a_gated_repository_says_where_to_ask_and_how_to_log_in(hub, server, tmp
 
 def test_a_revision_that_is_not_there_is_named(hub):
     with pytest.raises(DownloadError, match="no revision 'nowhere'"):
-        hub.files(HubRef(repo="owner/name", revision="nowhere"))
+        listed(hub, "hf:owner/name@nowhere")
 
 
 def test_an_unreachable_hub_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # the hub's library waits 23 s
     hub = Hub("http://127.0.0.1:9")
     for call in (
-        lambda: hub.files(HubRef(repo="a/b")),
+        lambda: listed(hub, "hf:a/b"),
         lambda: hub.fetch(HubRef(repo="a/b", file="f"), tmp_path),
     ):
         with pytest.raises(DownloadError, match="hf:a/b") as error:
@@ -110,7 +111,7 @@ def test_an_unreachable_hub_is_one_line(tmp_path, monkeypatch):
 def test_a_refused_token_says_what_to_do(hub, server, fault, status, hint):
     server.faults["/api/models/owner/name"] += [fault.status(status)]
     with pytest.raises(DownloadError, match=hint):
-        hub.files(HubRef(repo="owner/name"))
+        listed(hub, "hf:owner/name")
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
@@ -118,20 +119,21 @@ def test_a_busy_hub_is_asked_again_for_its_listing(hub, server, fault, monkeypat
     waits = []
     monkeypatch.setattr("time.sleep", waits.append)
     server.faults["/api/models/owner/bins"] += [fault.status(status)] * 3
-    files, _ = hub.files(HubRef(repo="owner/bins"))
-    assert [file.path for file in files] == ["pytorch_model.bin"]
+    assert list(listed(hub, "hf:owner/bins")) == ["pytorch_model.bin"]
     assert waits == sorted(waits)
     server.faults["/api/models/owner/name"] += [fault.status(status)] * 4
     with pytest.raises(DownloadError, match=f"the hub says {status}"):
-        hub.files(HubRef(repo="owner/name"))
+        listed(hub, "hf:owner/name")
 
 
 def test_a_repository_is_listed_once(hub, server):
     for _ in range(2):
-        hub.files(HubRef(repo="owner/name"))
-        facts = hub.file(HubRef(repo="owner/name", file="model.safetensors"))
-        assert facts.sha256 == hashlib.sha256(WEIGHTS).hexdigest()
-    assert hub.file(HubRef(repo="owner/name", file="nothing")) is None
+        listed(hub, "hf:owner/name")
+        request = Request(name="n", path=Path("x"), hub=parse_hub_ref("hf:owner/name/config.json"))
+        (file,) = hub.files(request)
+        assert file.checksum == ("git-sha1", hashlib.sha1(b"blob 2\0{}").hexdigest())
+        missing = replace(request, hub=parse_hub_ref("hf:owner/name/nothing"))
+        assert hub.files(missing) == []
     assert len(server.gets("/api/models/owner/name")) == 1
 
 
@@ -177,7 +179,7 @@ STALLED = """
 import sys
 from pathlib import Path
 from chatbind_cli.download.hub import Hub
-from chatbind_cli.download.wanted import HubRef
+from chatbind_cli.download.requests import HubRef
 ref = HubRef(repo="owner/name", file="model.safetensors")
 print(Hub(sys.argv[1]).fetch(ref, Path(sys.argv[2])))
 """
@@ -199,7 +201,7 @@ def test_a_hub_that_stalls_is_asked_again(hub, server, fault, tmp_path):
 
 def test_the_token_goes_to_the_hub_and_to_nobody_else(hub, server, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("HF_TOKEN", "hf_secretsecret")
-    hub.files(HubRef(repo="owner/name"))
+    listed(hub, "hf:owner/name")
     hub.fetch(HubRef(repo="owner/name", file="model.safetensors"), tmp_path)
     sent = {path: headers.get("authorization") for _, path, headers in server.requests}
     assert sent["/api/models/owner/name"] == "Bearer hf_secretsecret"
@@ -207,17 +209,6 @@ def test_the_token_goes_to_the_hub_and_to_nobody_else(hub, server, tmp_path, mon
     assert "secret" not in "".join(capfd.readouterr())
     for file in tmp_path.rglob("*"):
         assert file.is_dir() or b"secret" not in file.read_bytes()
-
-
-def test_no_room_for_a_file_of_the_hub_says_so(hub, tmp_path, monkeypatch):
-    import huggingface_hub
-
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", full)
-    with pytest.raises(DownloadError, match="No space left.*make room"):
-        hub.fetch(HubRef(repo="owner/name", file="model.safetensors"), tmp_path)
 
 
 def fetch_words(server, folder, *words, **environment):

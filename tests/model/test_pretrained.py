@@ -19,10 +19,10 @@ import torch
 from chatbind_cli.errors import ChatBindError, CheckpointError
 from chatbind_cli.model.assemble import build_chatbind
 from chatbind_cli.model.config import EncoderInfo
-from chatbind_cli.model.loading import ChatBind
+from chatbind_cli.model.loading import ChatBind, projector_of
 from chatbind_cli.model.pretrained import model_folder, open_config, open_model, open_tokenizer
-from chatbind_cli.model.projector_file import projector_of, write_projector
 from chatbind_cli.model.tokenizer import TextCodec
+from chatbind_cli.weights.projector_file import write_projector
 from tests.model.tiny import language_model, save_language_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -162,7 +162,7 @@ HOSTILE: dict[str, tuple[Spoil, str]] = {
     ),
     "panic": (tokenizer("normalizer", value=CHARSMAP), "its tokenizer breaks over a text"),
     "merges": (tokenizer("model", "merges", value=["no", "pe"]), "no usable tokenizer"),
-    "special tokens": (content("special_tokens_map.json", b"[]"), "no usable tokenizer"),
+    "special tokens": (content("special_tokens_map.json", b"[]"), "is not a JSON object"),
     "end of text": (tokenizer_config(eos_token=5), "no usable tokenizer"),
     "decoder ids": (
         tokenizer_config(added_tokens_decoder={"x": {"content": "a"}}),

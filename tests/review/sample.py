@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from chatbind_cli.review.summary import Summary, summarize
+
 NASTY = (
     "</div></details><script>window.owned = 1</script><img src=x onerror='window.owned = 2'>"
     "<svg onload='window.owned = 3'><a href=\"javascript:window.owned = 4\">{{ 7*7 }}</a>"
@@ -97,3 +99,9 @@ def reviews() -> list[dict[str, Any]]:
                 review["error"] = f"no scores {NASTY}"
             found.append(review)
     return found
+
+
+def one_summary(records: list[dict[str, Any]], **options: Any) -> Summary:
+    """The figures of reviews of one pair of answer files, with the judges' words."""
+    (summary,) = summarize(records, with_words=True, **options)
+    return summary

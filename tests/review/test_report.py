@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from chatbind_cli.media.root import MediaRoot
-from chatbind_cli.review.charts import WIDTH, relative_chart
-from chatbind_cli.review.exhibits import Cabinet
-from chatbind_cli.review.report import render_report
-from chatbind_cli.review.summary import summarize
+from chatbind_cli.review.report.charts import WIDTH, relative_chart
+from chatbind_cli.review.report.page import render_report
+from chatbind_cli.review.report.previews import Previews
+from tests.review.sample import one_summary
 
 NASTY = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'{{ 7*7 }}</details>"
 
@@ -68,7 +68,7 @@ ANSWERS = [{"1": {"text": NASTY}}, {"1": {"text": "A cat."}, "2": {"text": "A do
 
 @pytest.fixture(scope="module")
 def html() -> str:
-    summaries = [summarize(REVIEWS, name="run")]
+    summaries = [one_summary(REVIEWS, name="run")]
     return "".join(render_report(summaries, questions=QUESTIONS, answers=ANSWERS))
 
 
@@ -118,7 +118,7 @@ def test_nothing_is_fetched_from_anywhere(html: str) -> None:
 
 
 def test_the_charts_show_the_figures(html: str) -> None:
-    summary = summarize(REVIEWS)
+    summary = one_summary(REVIEWS)
     titles = Page(html).data["title"]
     assert any(title.startswith("conv: 92.9 %") for title in titles)
     assert any(title.startswith(f"all: {summary.rows[-1].relative} %") for title in titles)
@@ -145,15 +145,15 @@ def test_accuracy_comes_first_and_what_was_left_out_is_said() -> None:
         _review(n, [10, 1], reviewer_id="rule", metadata={"correct": [True, n > 1]})
         for n in range(4)
     ]
-    page = Page("".join(render_report([summarize(rule)])))
+    page = Page("".join(render_report([one_summary(rule)])))
     assert page.data["dt"][0] == "accuracy"
     assert page.data["strong"][0] == "100.0 % / 50.0 %"
-    said = "".join(Page("".join(render_report([summarize(REVIEWS[:3], name="r")]))).data["p"])
+    said = "".join(Page("".join(render_report([one_summary(REVIEWS[:3], name="r")]))).data["p"])
     assert "r: the means are of 1 of 2 questions; left out, as judged in one order only: 1" in said
 
 
 def test_charts_of_several_runs_lead_to_the_questions_of_their_own() -> None:
-    runs = [summarize(REVIEWS, name=name) for name in ("a & b", "c")]
+    runs = [one_summary(REVIEWS, name=name) for name in ("a & b", "c")]
     page = Page("".join(render_report(runs)))
     links = {attributes["href"] for attributes in page.all("a")}
     assert {"#?run=a%20%26%20b&category=detail", "#?run=c&differs=1"} < links
@@ -169,7 +169,7 @@ def test_charts_of_several_runs_lead_to_the_questions_of_their_own() -> None:
     ],
 )
 def test_the_title_says_who_is_compared(models: list[tuple[str, str]], title: str) -> None:
-    runs = [summarize([_review(1, [8, 6], metadata={"models": list(pair)})]) for pair in models]
+    runs = [one_summary([_review(1, [8, 6], metadata={"models": list(pair)})]) for pair in models]
     page = Page("".join(render_report(runs)))
     assert page.data["h1"] == [title]
 
@@ -177,16 +177,16 @@ def test_the_title_says_who_is_compared(models: list[tuple[str, str]], title: st
 def test_questions_on_which_judges_disagree_are_marked_and_can_be_filtered() -> None:
     ours = [_review(1, [8, 6]), _review(2, [8, 6])]
     theirs = [_review(1, [9, 5], reviewer_id="b"), _review(2, [5, 6], reviewer_id="b")]
-    page = Page("".join(render_report([summarize([*ours, *theirs])])))
+    page = Page("".join(render_report([one_summary([*ours, *theirs])])))
     assert [entry["data-judges"] for entry in page.all("details")] == ["0", "1"]
     assert [field["name"] for field in page.all("input")] == ["text", "differs", "judges"]
-    alone = Page("".join(render_report([summarize(ours)])))
+    alone = Page("".join(render_report([one_summary(ours)])))
     assert [field["name"] for field in alone.all("input")] == ["text", "differs"]
 
 
 def test_a_thousand_reasons_to_fail_are_not_all_on_top() -> None:
     reviews = [_review(i, None, error=f"odd reply {i}") for i in range(1000)]
-    html = "".join(render_report([summarize(reviews)]))
+    html = "".join(render_report([one_summary(reviews)]))
     assert html.count("failed: odd reply") == 8 + 1000  # in the head, and each at its question
     assert "992 more failed for other reasons" in html
 
@@ -195,7 +195,7 @@ def test_entries_follow_the_questions_and_verdicts_the_judge_and_the_order() -> 
     questions = {str(i): {"question_id": i, "text": f"q {i}"} for i in (3, 1, 2)}
     given = [_review(i, [8, 6], metadata={"order": [1, 2]}) for i in (1, 2, 3)]
     swapped = [_review(i, [8, 6], metadata={"order": [2, 1]}) for i in (2, 1, 3)]
-    html = "".join(render_report([summarize([*swapped, *given])], questions=questions))
+    html = "".join(render_report([one_summary([*swapped, *given])], questions=questions))
     assert re.findall(r'id="(q-\d)"', html) == ["q-3", "q-1", "q-2"]
     orders = re.findall(r">judge(, second answer shown first)?", html[html.index('id="q-3"') :])
     assert orders == ["", ", second answer shown first"] * 3
@@ -203,7 +203,7 @@ def test_entries_follow_the_questions_and_verdicts_the_judge_and_the_order() -> 
 
 def test_a_question_about_two_senses_shows_both() -> None:
     question = {"question_id": 1, "text": "?", "image": ["a.jpg", "b.jpg"], "audio": "c.wav"}
-    html = "".join(render_report([summarize([_review(1, [8, 6])])], questions={"1": question}))
+    html = "".join(render_report([one_summary([_review(1, [8, 6])])], questions={"1": question}))
     assert [
         text for text in Page(html).data["figcaption"] if text.startswith(("a.", "b.", "c."))
     ] == [
@@ -217,17 +217,17 @@ def test_a_question_about_two_senses_shows_both() -> None:
 def test_the_axis_of_relative_scores_holds_every_mark_and_the_even_line(
     relative: list[float],
 ) -> None:
-    chart = relative_chart(summarize([_review(i, relative) for i in range(3)]).rows)
+    chart = relative_chart(one_summary([_review(i, relative) for i in range(3)]).rows)
     assert chart is not None
     assert chart.even is not None
-    places = [chart.even, *(mark.value for line in chart.lines for mark in line.marks)]
+    places = [chart.even, *(mark.at for _, marks in chart.lines for mark in marks)]
     assert all(0 <= place <= WIDTH for place in places)
     assert 2 <= len(chart.ticks) <= 9
     assert (chart.ticks[0][0], chart.ticks[-1][0]) == (0, WIDTH)
 
 
 def test_a_report_without_any_score_still_comes(html: str) -> None:
-    page = Page("".join(render_report([summarize([_review(1, None, error="x")])])))
+    page = Page("".join(render_report([one_summary([_review(1, None, error="x")])])))
     assert page.open == []
     assert page.all("svg") == []
 
@@ -235,7 +235,7 @@ def test_a_report_without_any_score_still_comes(html: str) -> None:
 def test_thousands_of_reviews_are_rendered_in_seconds() -> None:
     reviews = [_review(i, [8, i % 10], content="word " * 200) for i in range(5000)]
     start = time.perf_counter()
-    html = "".join(render_report([summarize(reviews)]))
+    html = "".join(render_report([one_summary(reviews)]))
     assert time.perf_counter() - start < 15  # about 1.5 s on one core of a laptop
     assert html.count("<details") == 5000
 
@@ -243,10 +243,10 @@ def test_thousands_of_reviews_are_rendered_in_seconds() -> None:
 def test_a_question_about_nothing_but_text_shows_no_media(tmp_path: Path) -> None:
     review = {"question_id": 1, "score": [8, 6], "text": "8 6", "reviewer_id": "gpt-4"}
     questions = {"1": {"question_id": 1, "text": "How do I save time?", "category": "generic"}}
-    cabinet = Cabinet(MediaRoot(tmp_path))
-    chunks = render_report([summarize([review])], questions=questions, cabinet=cabinet)
+    previews = Previews(MediaRoot(tmp_path))
+    chunks = render_report([one_summary([review])], questions=questions, previews=previews)
     page = Page("".join(chunks))
-    assert [figure for figure in page.all("figure") if figure.get("class") == "exhibit"] == []
-    assert cabinet.problems == []
+    assert [figure for figure in page.all("figure") if figure.get("class") == "preview"] == []
+    assert previews.problems == []
     # Vicuna's reviews leave the category to the questions.
     assert [entry["data-category"] for entry in page.all("details")] == ["generic"]

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from chatbind_cli.media.root import MediaRoot
-from chatbind_cli.review.exhibits import Cabinet
-from chatbind_cli.review.report import render_report
-from chatbind_cli.review.summary import summarize
+from chatbind_cli.review.report.page import render_report
+from chatbind_cli.review.report.previews import Previews
 from tests.review import sample
+from tests.review.sample import one_summary
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
 CHROMIUM = next(
@@ -55,10 +55,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("report")
     sample.make_media(folder / "media")
     chunks = render_report(
-        [summarize(sample.reviews(), name="run")],
+        [one_summary(sample.reviews(), name="run")],
         questions=sample.questions(),
         answers=sample.answers(),
-        cabinet=Cabinet(MediaRoot(folder / "media")),
+        previews=Previews(MediaRoot(folder / "media")),
     )
     path = folder / "report.html"
     path.write_text("".join(chunks), encoding="utf-8")
@@ -358,7 +358,7 @@ def test_five_thousand_reviews_open_in_three_seconds_and_scroll(
     path = tmp_path / "big.html"
     with path.open("w") as file:
         file.writelines(
-            render_report([summarize(reviews)], questions=questions, answers=[answers, answers])
+            render_report([one_summary(reviews)], questions=questions, answers=[answers, answers])
         )
     painted = "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(done))"
     times = []

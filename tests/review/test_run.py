@@ -19,7 +19,7 @@ from chatbind_cli.review.cases import Case
 from chatbind_cli.review.judges import RuleJudge, Stopped, Verdict
 from chatbind_cli.review.records import in_words, put_in_order, read_earlier, restore_failed
 from chatbind_cli.review.run import Outcome, RunOptions, run_reviews
-from chatbind_cli.review.scores import latest
+from chatbind_cli.review.summary import latest
 
 
 class FakeJudge:

@@ -201,6 +201,7 @@ def test_equal_runs_differ_by_nothing_and_nothing_cannot_be_compared() -> None:
     assert found is not None
     assert (found.difference, found.ci95, found.p_value) == (0.0, (0.0, 0.0), 1.0)
     assert paired_difference([], []) is None
+    assert paired_difference([(8.0, 6.0)], [(8.0, 7.0)]) == (-12.5, None, 1.0)
     assert paired_difference([(0.0, 5.0)], [(5.0, 5.0)]) is None
 
 

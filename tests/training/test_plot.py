@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from chatbind_cli.training.plot import plot_loss
+from chatbind_cli.training.log import plot_loss
 
 RECORDS = [{"step": n, "loss": 5 / n, "learning_rate": n / 10} for n in range(1, 9)]
 RECORDS.insert(4, {"step": 4, "eval_loss": 2.0})

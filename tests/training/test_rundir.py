@@ -154,7 +154,7 @@ def test_a_second_run_waits_outside(folder: RunFolder) -> None:
     assert other.stdout is not None
     assert other.stdin is not None
     assert other.stdout.readline() == b"in\n"
-    with pytest.raises(ChatBindError, match="another run is at work"), folder.locked():
+    with pytest.raises(ChatBindError, match="another process is writing it"), folder.locked():
         pass
     other.kill()
     other.wait()

@@ -1,0 +1,196 @@
+"""Question records as they come, from files and pipes, gathered into batches.
+
+From a file, a batch is a window of fixed size on a fixed grid of positions: a run that goes on
+after a kill meets the very same batches again, and so the very same arithmetic. From a pipe that
+pauses, a batch is closed early, so that nobody waits for an answer because others have not asked
+yet. Worker processes have no standard input: a named pipe carries it to them.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import queue
+import stat
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+from chatbind_cli.errors import ChatBindError
+from chatbind_cli.jsonl import Line, read_lines
+
+IDLE_SECONDS = 0.5
+"""How long a pipe may pause before the batch that is being gathered is closed."""
+
+_MOST_COUNTED = 1 << 30
+"""Bytes that are read only to tell how long it will take."""
+
+_MOST_AHEAD = 256
+"""Records that are read before they are asked for; what bounds the memory of a fast pipe."""
+
+
+def gather(
+    records: Iterator[Line], size: int, *, idle_seconds: float | None = None
+) -> Iterator[list[Line]]:
+    """Batches of `size` records; a smaller one is the last, or the last before a pause.
+
+    Args:
+        records: the records with the places where they stand.
+        size: records a batch.
+        idle_seconds: close a batch early, be it empty, when no record comes for so long; None
+            waits for ever. With a number, the records are read in a thread of their own.
+
+    Raises:
+        Whatever reading the records raises, after the batch before it.
+    """
+    batch: list[Line] = []
+    arrivals = records if idle_seconds is None else _arrivals(records, idle_seconds)
+    while True:
+        try:
+            item = next(arrivals)
+        except StopIteration:
+            break
+        except (ChatBindError, OSError):
+            if batch:
+                yield batch
+            raise
+        if item is not None:
+            batch.append(item)
+        if item is None or len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def open_questions(source: str) -> tuple[Iterator[Line], float | None]:
+    """The question records in a source, and how long `gather` may wait for the next one.
+
+    Args:
+        source: a file, a named pipe, or `-` for standard input.
+    """
+    path = Path(source)
+    if source == "-":
+        stream = sys.stdin.buffer
+        if not _may_pause(stream):
+            return read_lines("-", stdin=stream), None
+        return read_lines("-", stdin=_own_stream(stream)), IDLE_SECONDS
+    if path.is_fifo():
+        return read_lines("-", stdin=path.open("rb")), IDLE_SECONDS
+    return read_lines(path), None
+
+
+def count_questions(source: str) -> int | None:
+    """How many questions there are, where that is quickly told; for the progress bar."""
+    path = Path(source)
+    if source == "-" or not path.is_file() or path.stat().st_size > _MOST_COUNTED:
+        return None
+    with path.open("rb") as file:
+        if file.peek(1)[:1] != b"{":
+            return None
+        return sum(part.count(b"\n") for part in iter(partial(file.read, 1 << 20), b""))
+
+
+@contextmanager
+def piped_stdin(wanted: bool) -> Iterator[Path | None]:
+    """Yields a named pipe that carries standard input, or None if it is not wanted."""
+    if not wanted:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="chatbind-") as folder:
+        path = Path(folder) / "questions.jsonl"
+        os.mkfifo(path)
+        stdin = _own_stream(sys.stdin.buffer)
+        # a daemon: if no worker ever opens the pipe, it waits for one for ever
+        threading.Thread(target=_pump, args=(stdin, path), daemon=True).start()
+        yield path
+
+
+def _pump(stdin: IO[bytes], path: Path) -> None:
+    read: Any = getattr(stdin, "read1", stdin.read)
+    # the reader may end before the input does
+    with suppress(BrokenPipeError, FileNotFoundError), path.open("wb", buffering=0) as pipe:
+        while chunk := read(1 << 16):
+            view = memoryview(chunk)
+            while view:
+                view = view[pipe.write(view) :]
+
+
+def _own_stream(stream: IO[bytes]) -> IO[bytes]:
+    """The stream over a descriptor of its own, where it has one.
+
+    A thread that still waits in `sys.stdin` when the program ends would keep the interpreter from
+    closing it, which ends in a crash.
+    """
+    try:
+        return os.fdopen(os.dup(stream.fileno()), "rb")
+    except (OSError, io.UnsupportedOperation):
+        return stream
+
+
+def _may_pause(stream: IO[bytes]) -> bool:
+    """Whether somebody writes the stream while it is read (a pipe or terminal, not a file)."""
+    try:
+        return not stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+    except (OSError, io.UnsupportedOperation):
+        return False
+
+
+class _End:
+    """Marks the end of the records, and why they ended."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+
+
+def _arrivals(records: Iterator[Line], idle_seconds: float) -> Iterator[Line | None]:
+    """The records, and None after each pause longer than `idle_seconds`."""
+    arrived: queue.Queue[Line | _End] = queue.Queue(_MOST_AHEAD)
+    abandoned = threading.Event()
+    # a daemon: it may wait for a record that never comes
+    threading.Thread(target=_read, args=(records, arrived, abandoned), daemon=True).start()
+    paused = False
+    try:
+        while True:
+            try:
+                item = arrived.get(timeout=None if paused else idle_seconds)
+            except queue.Empty:
+                paused = True
+                yield None
+                continue
+            paused = False
+            if isinstance(item, _End):
+                if item.error is not None:
+                    raise item.error
+                return
+            yield item
+    finally:
+        abandoned.set()
+
+
+def _read(
+    records: Iterator[Line], arrived: queue.Queue[Line | _End], abandoned: threading.Event
+) -> None:
+    end = _End()
+    try:
+        for item in records:
+            if not _put(arrived, item, abandoned):
+                return
+    except Exception as error:  # raised again in the thread that reads the queue
+        end = _End(error)
+    _put(arrived, end, abandoned)
+
+
+def _put(arrived: queue.Queue[Line | _End], item: Line | _End, abandoned: threading.Event) -> bool:
+    while not abandoned.is_set():
+        try:
+            arrived.put(item, timeout=0.2)
+        except queue.Full:
+            continue
+        return True
+    return False

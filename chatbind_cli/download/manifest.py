@@ -1,0 +1,342 @@
+"""What came into a folder and from where, and so what of a request is here already.
+
+A line a file in the folder's `.downloads.jsonl`, of which the last one counts. By it a file is told
+from another of its name that came from elsewhere, and is checked later without a network; what was
+wanted of a repository and has not come is known, too. An archive, which is thrown away once it is
+unpacked, has above its last line one for each file that came out: `[name, bytes, CRC-32]`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import shutil
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import IO, Literal, NamedTuple
+
+from chatbind_cli.download.catalogue import Entry
+from chatbind_cli.download.requests import Request, entry_requests
+from chatbind_cli.errors import CheckpointError, DownloadError, reason
+from chatbind_cli.jsonl import Record
+from chatbind_cli.weights.json_file import read_json
+
+MANIFEST = ".downloads.jsonl"
+_REVISION = re.compile(r"^(hf:(?:datasets/)?[^/@]+/[^/@]+)@[^/]+")
+_WEIGHTS = (".bin", ".safetensors", ".pth", ".pt")
+
+
+class Member(NamedTuple):
+    """A file of an archive: its path there, its size, and its CRC-32 where that is known."""
+
+    name: str
+    bytes: int
+    crc32: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Came:
+    """What is known of a file that came, or is to come.
+
+    Attributes:
+        path: below the folder.
+        source: where it came from, as records say it.
+        state: `wanted` of a repository, `here`, or `unpacked` and perhaps thrown away.
+        bytes: its size.
+        sha256: of its content.
+        files: how many came out of it.
+    """
+
+    path: str
+    source: str
+    state: Literal["wanted", "here", "unpacked"]
+    bytes: int | None = None
+    sha256: str | None = None
+    files: int | None = None
+
+    def is_for(self, request: Request) -> bool:
+        """Whether it is the file that is asked for, or another revision of it."""
+        same = self.sha256 is not None and request.checksum == ("sha256", self.sha256)
+        return same or origin(self.source) == origin(request.source)
+
+    def is_unpacked_for(self, request: Request) -> bool:
+        """Whether the archive that is asked for has been unpacked."""
+        if self.state != "unpacked":
+            return False
+        if request.checksum is not None and request.checksum[0] == "sha256":
+            return self.sha256 == request.checksum[1]
+        return request.bytes in (None, self.bytes) and self.source == request.source
+
+
+def origin(source: str) -> str:
+    """A source without its revision: another one of the same file may take its place."""
+    return _REVISION.sub(r"\1", source)
+
+
+class Manifests:
+    """Those of any number of folders; what others add meanwhile is read as it comes."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._read: dict[Path, int] = {}
+        self._known: dict[Path, dict[str, Came]] = {}
+
+    def of(self, request: Request) -> Came | None:
+        """What is known of the file that a request would bring; None if nothing is."""
+        folder, name = request.place
+        return self.below(folder).get(name)
+
+    def below(self, folder: Path) -> dict[str, Came]:
+        """All that is known of a folder's files, by path; lines that are none are passed over."""
+        with self._lock:
+            known = self._known.setdefault(folder, {})
+            with suppress(OSError), (folder / MANIFEST).open("rb") as file:
+                file.seek(self._read.get(folder, 0))
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break  # somebody is writing it, or was killed
+                    self._read[folder] = self._read.get(folder, 0) + len(line)
+                    if (came := _came(line)) is not None:
+                        known[came.path] = came
+            return known
+
+    def of_repository(self, request: Request) -> list[Came]:
+        """What came, or was to come, of a repository."""
+        whole, known = origin(request.source), self.below(request.path).values()
+        return [came for came in known if origin(came.source) == f"{whole}/{came.path}"]
+
+    def add(self, folder: Path, files: Iterable[Came]) -> None:
+        """Adds what is known of files, unless that is noted already; the folder is made.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        known = self.below(folder)
+        _append(folder, [_line(came) for came in files if known.get(came.path) != came])
+
+    def add_unpacked(self, folder: Path, archive: Came, members: Iterable[Member]) -> None:
+        """Adds what came out of an archive; its line before that parts it from a killed run's."""
+        before = replace(archive, state="here", files=None)
+        out = [json.dumps(member) + "\n" for member in members]
+        _append(folder, [_line(before), *out, _line(archive)])
+
+
+def _came(line: bytes) -> Came | None:
+    """A line about a file; None where it is about a member of an archive, or half a line."""
+    if line.startswith(b"["):
+        return None
+    with suppress(ValueError, TypeError, KeyError, AttributeError):
+        known = json.loads(line)
+        return Came(**{name: known.get(name) for name in Came.__slots__} | {"path": known["path"]})
+    return None
+
+
+def _line(came: Came) -> str:
+    return json.dumps({k: v for k, v in asdict(came).items() if v is not None}) + "\n"
+
+
+def _append(folder: Path, lines: Sequence[str]) -> None:
+    from filelock import lock_descriptor
+
+    if not lines:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / MANIFEST).open("a+b") as file:
+        with suppress(OSError):  # a file system without locks
+            lock_descriptor(file.fileno())
+        file.seek(0, os.SEEK_END)
+        if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+            file.write(b"\n")  # what a killed run left is to be a line of its own
+        file.write("".join(lines).encode())
+
+
+def members_of(request: Request) -> list[Member]:
+    """What came out of an archive that is unpacked.
+
+    Raises:
+        DownloadError: that is not known.
+    """
+    folder, name = request.place
+    found: list[bytes] | None = None
+    above: list[bytes] = []
+    try:
+        for line in (folder / MANIFEST).read_bytes().splitlines():
+            if line.startswith(b"["):
+                above.append(line)
+                continue
+            came = _came(line)
+            if came is not None and came.path == name and came.state == "unpacked":
+                found = above
+            above = []
+        if not found:  # or as version 0.1 noted it
+            older = request.path.with_name(f".{request.path.name}.members.jsonl.gz")
+            found = gzip.decompress(older.read_bytes()).splitlines()
+        return [Member(*json.loads(line)) for line in found]
+    except (OSError, EOFError, ValueError, TypeError, zlib.error) as error:
+        raise DownloadError(
+            f"what came out of {name} is not known ({reason(error)})",
+            where=str(folder / MANIFEST),
+            hint="fetch it again with --overwrite",
+        ) from error
+
+
+def members_are_there(request: Request) -> bool:
+    """Whether everything that came out of an archive is there with its size; reads no content."""
+    folder = request.unpack or request.path.parent
+    try:
+        return all((folder / m.name).stat().st_size == m.bytes for m in members_of(request))
+    except (OSError, DownloadError):
+        return False
+
+
+def check_members(request: Request, advance: Callable[[int], None]) -> None:
+    """Reads everything that came out of an archive and compares it with what was noted.
+
+    Args:
+        request: the archive's.
+        advance: called with the number of bytes that were read.
+
+    Raises:
+        DownloadError: files are missing or changed; the message counts them and names the first.
+    """
+    folder = request.unpack or request.path.parent
+    members, wrong = members_of(request), []
+    for member in members:
+        try:
+            with (folder / member.name).open("rb") as file:
+                same = crc32_of(file, advance=advance) == member.crc32
+            if not same:
+                wrong.append(f"{member.name!r} has another content")
+        except OSError as error:
+            wrong.append(f"{member.name!r} cannot be read ({error.strerror})")
+    if wrong:
+        raise DownloadError(
+            f"{len(wrong)} of {len(members)} files are missing or damaged, the first: {wrong[0]}",
+            where=str(folder),
+            hint="fetch it again with --overwrite",
+        )
+
+
+def crc32_of(
+    file: IO[bytes],
+    write: Callable[[bytes], object] = lambda block: None,
+    advance: Callable[[int], None] = lambda n: None,
+) -> int:
+    """The CRC-32 of what is read from a file, a block at a time, and passed on to `write`."""
+    found = 0
+    while block := file.read(1 << 17):
+        write(block)
+        found = zlib.crc32(block, found)
+        advance(len(block))
+    return found
+
+
+def is_present(request: Request, manifests: Manifests | None = None) -> bool:
+    """Whether what a request asks for is here: a file gets its name only once it is verified."""
+    manifests = manifests or Manifests()
+    if request.is_repository:
+        return _repository_is_present(request, manifests)
+    came = manifests.of(request)
+    if came is not None and not came.is_for(request):
+        return False
+    if request.unpack is not None and came is not None and came.is_unpacked_for(request):
+        return True
+    return request.path.is_file() and request.bytes in (None, request.path.stat().st_size)
+
+
+def _repository_is_present(request: Request, manifests: Manifests) -> bool:
+    """Which files a repository has is known to the hub alone; here, what was wanted of it."""
+    if known := manifests.of_repository(request):
+        return all(c.state == "unpacked" or (request.path / c.path).is_file() for c in known)
+    if request.hub is not None and request.hub.kind == "dataset":
+        return any(path.is_file() for path in request.path.glob("*"))
+    return has_weights(request.path)
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder has weights, and where it has an index, every shard that this names."""
+    if not any(path.suffix in _WEIGHTS for path in folder.glob("*")):
+        return False
+    for index in folder.glob("*.index.json"):
+        with suppress(CheckpointError, KeyError, AttributeError):
+            shards = set(read_json(index)["weight_map"].values())
+            if all((folder / str(shard)).is_file() for shard in shards):
+                return True
+    return not any(folder.glob("*.index.json"))
+
+
+def planned(request: Request, *, overwrite: bool = False) -> Record:
+    """What `--dry-run` says of a request; asks the disk, and not the network."""
+    here = is_present(request) and not overwrite
+    record: Record = {
+        "name": request.name,
+        "path": str(request.unpack or request.path),
+        "source": request.source,
+        "status": "present" if here else "planned",
+    }
+    if request.bytes is not None:
+        record["bytes"] = request.bytes
+    elif request.about is not None:
+        record["about"] = request.about
+    return record
+
+
+def listed(entry: Entry, output: Path) -> Record:
+    """What `--list` says of a catalogue entry, and how much of it is below a folder."""
+    requests = entry_requests(entry, output)
+    here = sum(is_present(request) for request in requests)
+    record: Record = {
+        "name": entry.name,
+        "title": entry.title,
+        "purpose": entry.purpose,
+        "source": entry.source,
+        "licence": entry.licence,
+        "gated": entry.gated,
+        "stages": list(entry.stages),
+        "commands": list(entry.commands),
+        "path": str(requests[0].path if requests[0].is_repository else requests[0].path.parent),
+        "present": here == len(requests),
+        "files_present": here,
+        "files_wanted": len(requests),
+    }
+    if entry.files:
+        record["files"] = [file.known() for file in entry.files]
+    if entry.bytes is not None:
+        record["bytes"] = entry.bytes
+    elif entry.about is not None:
+        record["about"] = entry.about
+    return record
+
+
+def check_room(folder: Path, needed: int, what: str) -> None:
+    """Refuses what cannot fit, before it fills the disk.
+
+    Args:
+        folder: where it goes; need not exist yet.
+        needed: bytes.
+        what: whose bytes, for the message.
+
+    Raises:
+        DownloadError: less than that is free.
+    """
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise DownloadError(
+            f"needs {in_words(needed)} and {in_words(free)} are free in {folder}",
+            where=what,
+            hint="make room, or name another folder with --output",
+        )
+
+
+def in_words(size: int) -> str:
+    """A number of bytes for a person: `13.51 GB`, `0.04 MB`."""
+    return f"{size / 1e9:.2f} GB" if size >= 10**9 else f"{size / 1e6:.2f} MB"

@@ -1,0 +1,69 @@
+"""What a run reads is looked at once, by the process that the user started."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from chatbind_cli.errors import RecordError
+from chatbind_cli.media.root import MediaRoot
+from chatbind_cli.training.inputs import check_inputs, told_to_workers
+from chatbind_cli.training.settings import TrainingSettings
+
+
+@pytest.fixture
+def settings(world, tmp_path: Path) -> TrainingSettings:
+    records = json.loads(world.captions.read_text())
+    records += [{**records[0], "image": "gone.png"}, {"id": "no conversations"}]
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps(records))
+    return TrainingSettings(
+        stage="pretrain",
+        model=world.llama,
+        data=data,
+        output=tmp_path / "out",
+        media_root=MediaRoot(world.media),
+        encoder=world.imagebind,
+        on_error="skip",
+    )
+
+
+def test_what_cannot_be_used_is_left_out_with_the_reason(settings: TrainingSettings) -> None:
+    inputs = check_inputs(settings)
+    assert len(inputs.conversations) == 16
+    assert "gone.png" not in {medium.name for medium in inputs.media}
+    record, medium = inputs.rejected
+    assert record["record"] == f"{settings.data}[17]"
+    assert medium["image"] == "gone.png"
+    assert "no such file" in medium["error"]
+
+
+def test_a_worker_takes_its_parent_s_word(
+    settings: TrainingSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = check_inputs(settings)
+
+    def look(*args: object, **kwargs: object) -> None:
+        raise AssertionError("looked again")
+
+    with told_to_workers(found):
+        monkeypatch.setattr(MediaRoot, "find", look)
+        monkeypatch.setattr("chatbind_cli.training.inputs.sha256_file", look)
+        told = check_inputs(settings)
+    assert told.rejected == found.rejected
+    assert told.hashes == found.hashes
+    assert told.media == found.media
+    assert list(told.conversations) == list(found.conversations)
+    with pytest.raises(AssertionError):
+        check_inputs(settings)
+
+
+def test_nothing_usable_is_an_error_even_where_bad_records_are_skipped(
+    settings: TrainingSettings, world
+) -> None:
+    record = json.loads(world.captions.read_text())[0]
+    settings.data.write_text(json.dumps([{**record, "image": "gone.png"}]))
+    with pytest.raises(RecordError, match=r"cannot be used: .*gone\.png"):
+        check_inputs(settings)
