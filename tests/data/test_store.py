@@ -351,6 +351,9 @@ def test_a_cleared_store_can_be_made_anew(tmp_path: Path) -> None:
     clear_store(tmp_path / "s")
     with writer(tmp_path / "s", dim=3) as store:
         assert len(store) == 0
+    os.truncate(tmp_path / "s" / FILE_NAME, 5000)  # a broken one, too
+    clear_store(tmp_path / "s")
+    writer(tmp_path / "s").close()
 
 
 def test_a_half_made_file_is_removed(tmp_path: Path) -> None:
