@@ -169,7 +169,7 @@ def decoders() -> Iterator[Record]:
     from chatbind_cli.media.load import load_media  # noqa: PLC0415  loads torch
     from chatbind_cli.media.modality import MODALITIES  # noqa: PLC0415
     from chatbind_cli.toy.digits import Item  # noqa: PLC0415
-    from chatbind_cli.toy.media_files import media_bytes  # noqa: PLC0415
+    from chatbind_cli.toy.media import media_bytes  # noqa: PLC0415
 
     scan = np.tri(8, dtype=np.float32)
     for modality in MODALITIES:

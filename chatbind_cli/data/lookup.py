@@ -16,6 +16,7 @@ from chatbind_cli.data.old_store import is_old
 from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.errors import ChatBindError, StoreError
 from chatbind_cli.media.medium import Medium
+from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.options import MediaOptions, options_of
 
 _ANEW = "encode the media into a store of their own, all with the same options"
@@ -34,7 +35,7 @@ class Embeddings:
         self, stores: Sequence[EmbeddingStore], options: MediaOptions | None = None
     ) -> None:
         self._stores = list(stores)
-        self._options = options
+        self._made = {m: options.fingerprint(m) for m in MODALITIES} if options else {}
 
     def __contains__(self, medium: Medium) -> bool:
         """Whether one of the stores has it."""
@@ -44,7 +45,7 @@ class Embeddings:
         """The embedding of a medium, float32 [dim]; None if there is none of these options."""
         if medium.modality is None:
             return None
-        made = self._options.fingerprint(medium.modality) if self._options else None
+        made = self._made.get(medium.modality)
         for store in self._stores:
             row = store.get(medium.modality, name=medium.name, fingerprint=made)
             if row is not None:

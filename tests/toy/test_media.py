@@ -6,7 +6,7 @@ from chatbind_cli.media.load import load_media
 from chatbind_cli.media.sniff import sniff
 from chatbind_cli.media.source import open_source
 from chatbind_cli.toy.digits import load_items
-from chatbind_cli.toy.media_files import SUFFIXES, relative_path, write_media
+from chatbind_cli.toy.media import SUFFIXES, relative_path, write_media
 
 SHAPES = {
     "image": (3, 224, 224),

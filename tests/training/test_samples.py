@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from chatbind_cli.data.collate import Collator, pad_prompts
-from chatbind_cli.data.tokens import IGNORE_INDEX, TokenizedSample
+from chatbind_cli.data.tokens import IGNORE_INDEX
 from chatbind_cli.errors import RecordError
+from chatbind_cli.training.samples import Collator
 
 
 def test_a_batch_is_padded_on_the_right() -> None:
@@ -65,12 +65,6 @@ def test_it_equals_the_references_batch(golden: Path) -> None:
         assert batch["attention_mask"].long().tolist() == [
             [int(x) for x in row] for row in wanted["attention_mask"]
         ]
-
-
-def test_prompts_are_padded_on_the_left() -> None:
-    batch = pad_prompts([TokenizedSample([5, 6]), TokenizedSample([7])], 0)
-    assert batch["input_ids"].tolist() == [[5, 6], [0, 7]]
-    assert batch["attention_mask"].tolist() == [[1, 1], [0, 1]]
 
 
 def test_nothing_is_no_batch() -> None:

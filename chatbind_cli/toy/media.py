@@ -1,14 +1,24 @@
-"""A digit as a picture, a film, a telephone tone, a relief, a warm imprint and taps of a hand.
+"""The toy world's media: a digit as a picture, a film, a tone, a relief, an imprint and taps.
 
-Every function takes an item's scan or digit and a random generator, and returns the raw samples
-in physical units. Knows nothing of files (`media`) or of what the encoder makes of them.
+Each is drawn in physical units from an item's scan or digit and random numbers, and written in a
+format that other programs read. Every file depends on the seed, its modality and its item alone, so
+any part can be made again.
 """
 
 from __future__ import annotations
 
+import io
+import wave
+from collections.abc import Callable, Iterable
+from fractions import Fraction
+from pathlib import Path
+
+import av
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+
+from chatbind_cli.toy.digits import Item
 
 FloatArray = npt.NDArray[np.float32]
 Random = np.random.Generator
@@ -31,6 +41,115 @@ _KEYS = ("123", "456", "789", "*0#")
 
 _GRAVITY_M_S2 = 9.81
 _BEAT_SECONDS = 0.45
+
+SUFFIXES = {
+    "image": ".png",
+    "video": ".mp4",
+    "audio": ".wav",
+    "depth": ".png",
+    "thermal": ".png",
+    "imu": ".csv",
+}
+
+
+def relative_path(item: Item, modality: str) -> str:
+    """Where an item's file of a modality lies, below the media folder."""
+    return f"{modality}/{item.stem}{SUFFIXES[modality]}"
+
+
+def write_media(
+    items: Iterable[Item],
+    modality: str,
+    folder: Path,
+    *,
+    seed: int,
+    count: Callable[[], None] = lambda: None,
+) -> None:
+    """Writes the files of one modality.
+
+    Args:
+        items: what to show.
+        modality: in which modality.
+        folder: the media folder; the modality's own folder is made below it.
+        seed: of the whole world.
+        count: called after each file.
+    """
+    (folder / modality).mkdir(parents=True, exist_ok=True)
+    for item in items:
+        data = media_bytes(item, modality, seed=seed)
+        (folder / relative_path(item, modality)).write_bytes(data)
+        count()
+
+
+def media_bytes(item: Item, modality: str, *, seed: int) -> bytes:
+    """The file of an item in one modality."""
+    # The modality's place in the table and the split tell the streams of random numbers apart.
+    stream = (seed, list(SUFFIXES).index(modality), item.split == "heldout", item.number)
+    return _ENCODERS[modality](item, np.random.default_rng(stream))
+
+
+def _image(item: Item, rng: Random) -> bytes:
+    return _png(picture(item.scan, rng))
+
+
+def _thermal(item: Item, rng: Random) -> bytes:
+    return _png(imprint(item.scan, rng))
+
+
+def _depth(item: Item, rng: Random) -> bytes:
+    return _png(relief(item.scan, rng))
+
+
+def _audio(item: Item, rng: Random) -> bytes:
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SOUND_RATE_HZ)
+        file.writeframes(tone(item.digit, rng).astype("<i2").tobytes())
+    return buffer.getvalue()
+
+
+def _imu(item: Item, rng: Random) -> bytes:
+    rows = taps(item.digit, rng)
+    lines = [",".join(("time_s", *IMU_COLUMNS))]
+    pattern = "%.2f," + ",".join(["%.3f"] * len(IMU_COLUMNS))
+    lines += [pattern % (n / TAPS_RATE_HZ, *row) for n, row in enumerate(rows.tolist())]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _video(item: Item, rng: Random) -> bytes:
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=FILM_FRAMES_PER_SECOND)
+        stream.width, stream.height = FILM_WIDTH, FILM_HEIGHT
+        stream.pix_fmt = "yuv420p"
+        stream.time_base = Fraction(1, FILM_FRAMES_PER_SECOND)
+        # One thread: x264 divides a frame among its threads, and the bytes would depend on them.
+        stream.codec_context.thread_count = 1
+        # Its hand-written assembly gives other bytes now and then, even in the same process.
+        stream.options = {"preset": "veryfast", "crf": "23", "x264-params": "asm=0"}
+        for grey in film(item.scan, rng):
+            frame = av.VideoFrame.from_ndarray(grey, format="gray")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def _png(levels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(levels).save(buffer, format="PNG", compress_level=4)
+    return buffer.getvalue()
+
+
+_ENCODERS: dict[str, Callable[[Item, Random], bytes]] = {
+    "image": _image,
+    "video": _video,
+    "audio": _audio,
+    "depth": _depth,
+    "thermal": _thermal,
+    "imu": _imu,
+}
 
 
 def picture(scan: FloatArray, rng: Random) -> npt.NDArray[np.uint8]:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.signal import find_peaks
 
-from chatbind_cli.toy import senses
+from chatbind_cli.toy import media
 from chatbind_cli.toy.digits import load_items
 
 # ITU-T Q.23, written down again key by key
@@ -24,7 +24,7 @@ def _rng(seed=0):
 
 @pytest.mark.parametrize("digit", range(10))
 def test_a_tone_is_the_pair_of_frequencies_of_its_key(digit):
-    wave = senses.tone(digit, _rng(digit)).astype(float)
+    wave = media.tone(digit, _rng(digit)).astype(float)
     spectrum = np.abs(np.fft.rfft(wave * np.hanning(len(wave))))
     hz = np.fft.rfftfreq(len(wave), 1 / 16_000)
     for low, high, wanted in ((600, 1050, DTMF[digit][0]), (1100, 1600, DTMF[digit][1])):
@@ -37,7 +37,7 @@ def test_a_tone_is_the_pair_of_frequencies_of_its_key(digit):
 @pytest.mark.parametrize("digit", range(10))
 def test_a_hand_taps_as_often_as_the_digit_says_and_ten_times_for_zero(digit):
     for seed in range(3):
-        movement = senses.taps(digit, _rng(seed))
+        movement = media.taps(digit, _rng(seed))
         assert movement.shape == (500, 6)
         up = movement[:, 2] - np.median(movement[:, 2])
         peaks, _ = find_peaks(up, height=4, distance=25)
@@ -45,26 +45,26 @@ def test_a_hand_taps_as_often_as_the_digit_says_and_ten_times_for_zero(digit):
 
 
 def test_a_resting_hand_feels_gravity_in_metres_per_second_squared():
-    movement = senses.taps(1, _rng())
+    movement = media.taps(1, _rng())
     rest = np.median(movement[:, :3], axis=0)
     assert np.linalg.norm(rest) == pytest.approx(9.81, rel=0.02)
 
 
 def test_ink_is_dark_in_the_picture_near_in_the_relief_and_warm_in_the_imprint(scan):
-    big = senses.enlarge(scan, 64) > 0.8
-    none = senses.enlarge(scan, 64) < 0.05
-    picture = senses.picture(scan, _rng())
+    big = media.enlarge(scan, 64) > 0.8
+    none = media.enlarge(scan, 64) < 0.05
+    picture = media.picture(scan, _rng())
     assert picture[big].mean() < picture[none].mean() - 100
-    big, none = senses.enlarge(scan, 112) > 0.8, senses.enlarge(scan, 112) < 0.05
-    relief = senses.relief(scan, _rng()).astype(float)
+    big, none = media.enlarge(scan, 112) > 0.8, media.enlarge(scan, 112) < 0.05
+    relief = media.relief(scan, _rng()).astype(float)
     assert 1300 < relief[none].mean() < 1800  # millimetres
     assert relief[big].mean() < relief[none].mean() * 0.85
-    imprint = senses.imprint(scan, _rng()).astype(float)
+    imprint = media.imprint(scan, _rng()).astype(float)
     assert imprint[big].mean() > imprint[none].mean() + 60
 
 
 def test_the_digit_of_a_film_moves_and_stays_in_view(scan):
-    frames = senses.film(scan, _rng()).astype(float)
+    frames = media.film(scan, _rng()).astype(float)
     assert frames.shape == (24, 64, 80)
     ink = (255 - frames).clip(min=60) - 60
     x = (ink.sum(axis=1) * np.arange(80)).sum(axis=1) / ink.sum(axis=(1, 2))

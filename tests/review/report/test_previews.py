@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from chatbind_cli.errors import MediaError
+from chatbind_cli.media import budget
 from chatbind_cli.media.root import MediaRoot
 from chatbind_cli.media.source import open_source
 from chatbind_cli.review.report.previews import Preview, Previews, preview_of
@@ -55,7 +56,7 @@ def test_depth_is_red_where_it_is_near_and_clear_where_nothing_was_measured(medi
     y, x = np.mgrid[0:60, 0:80]
     metres = (0.5 + 0.02 * x + 0.01 * y)[(x >= 10) | (y >= 10)]
     low, high = np.percentile(metres, [2, 98])
-    assert preview.note == f"false colour: red is near ({low:.2f} m), blue is far ({high:.2f} m)"
+    assert preview.scale == ("turbo", f"far, {high:.2f} m", f"near, {low:.2f} m")
 
 
 def test_heat_is_bright_where_it_is_warm(media: Path) -> None:
@@ -133,3 +134,12 @@ def test_a_sound_is_no_film(media: Path) -> None:
         preview_of(open_source(media / "tone.wav"), "video")
     with pytest.raises(MediaError, match="holds no sound"):
         preview_of(open_source(media / "square.mp4"), "audio")
+
+
+@pytest.mark.parametrize("modality", ["audio", "video"])
+def test_a_decode_that_takes_too_long_ends(
+    media: Path, modality: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "ONE_SECONDS", -1.0)
+    with pytest.raises(MediaError, match="to decode"):
+        preview_of(open_source(media / sample.FILES[modality]), modality)

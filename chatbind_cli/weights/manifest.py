@@ -1,4 +1,4 @@
-"""What a set of weights is, whatever files and shards it lies in: hashes over its tensors.
+"""What a set of weights is, whatever files and shards it lies in: hashes, and the manifest of them.
 
 The fingerprint of a checkpoint is the SHA-256 of one line per tensor, sorted by name: name, dtype,
 shape and the SHA-256 of its data. Rotary frequency buffers do not count, since they are derived
@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import chatbind_cli
 from chatbind_cli.console import Progress
 from chatbind_cli.errors import WeightsError
 from chatbind_cli.weights.checkpoint import Checkpoint, open_checkpoint
@@ -24,8 +25,8 @@ from chatbind_cli.weights.json_file import read_json
 from chatbind_cli.weights.tensor_file import TensorInfo
 from chatbind_cli.weights.writer import bytes_of
 
-PASSPORT_NAME = "chatbind_weights.json"
-PASSPORT_FORMAT = 1
+MANIFEST_NAME = "chatbind_weights.json"
+_FORMAT = 1
 
 _SAMPLE_BYTES = 16 << 10
 _SAMPLE_EVERY_BYTES = 16 << 20
@@ -96,55 +97,56 @@ def sample(checkpoint: Checkpoint) -> str:
     return combine_hashes(checkpoint.tensors, hashes)
 
 
-def read_passport(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
     """What `make-delta`, `apply-delta` or `convert` wrote about a folder; empty for anybody else's.
 
     Raises:
         WeightsError: it was written by a newer version, or is not what it should be.
     """
-    passport = read_json(folder / PASSPORT_NAME, missing_ok=True)
-    if passport and passport.get("format") != PASSPORT_FORMAT:
+    manifest = read_json(folder / MANIFEST_NAME, missing_ok=True)
+    if manifest and manifest.get("format") != _FORMAT:
         raise WeightsError(
-            f"has the unknown format {passport.get('format')!r}",
-            where=str(folder / PASSPORT_NAME),
+            f"has the unknown format {manifest.get('format')!r}",
+            where=str(folder / MANIFEST_NAME),
             hint="update chatbind",
         )
     for name in ("base", "target", "delta", "exact", "source"):
-        part = passport.get(name, {})
+        part = manifest.get(name, {})
         if not isinstance(part, dict) or not isinstance(part.get("tensors", {}), dict):
-            raise WeightsError(f"says nothing that is {name}", where=str(folder / PASSPORT_NAME))
-    return passport
+            raise WeightsError(f"says nothing that is {name}", where=str(folder / MANIFEST_NAME))
+    return manifest
 
 
-def write_passport(folder: Path, passport: Mapping[str, Any]) -> None:
-    """Writes the passport into a folder in the making."""
-    text = json.dumps({"format": PASSPORT_FORMAT, **passport}, indent=2)
-    (folder / PASSPORT_NAME).write_text(text + "\n", encoding="utf-8")
+def write_manifest(folder: Path, manifest: Mapping[str, Any], *, made_by: str) -> None:
+    """Writes the manifest into a folder in the making, and who made it."""
+    maker = {"made_by": f"chatbind {made_by}", "version": chatbind_cli.__version__}
+    text = json.dumps({"format": _FORMAT, **manifest, **maker}, indent=2)
+    (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
 
 
 def verify(folder: Path) -> dict[str, Any]:
-    """Recomputes the fingerprint of a folder that has a passport and compares the two.
+    """Recomputes the fingerprint of a folder that has a manifest and compares the two.
 
     Returns:
-        The passport.
+        The manifest.
 
     Raises:
-        WeightsError: there is no passport, or the weights are not those that it describes.
+        WeightsError: there is no manifest, or the weights are not those that it describes.
     """
-    passport = read_passport(folder)
-    if not passport:
+    manifest = read_manifest(folder)
+    if not manifest:
         raise WeightsError(
-            f"has no {PASSPORT_NAME}", where=str(folder), hint="chatbind did not write this folder"
+            f"has no {MANIFEST_NAME}", where=str(folder), hint="chatbind did not write this folder"
         )
     with open_checkpoint(folder) as checkpoint:
         total = sum(info.nbytes for info in checkpoint.tensors.values())
         with Progress(total >> 20, "verifying", "MiB") as progress:
             found = fingerprint(checkpoint, progress.advance_bytes)
-    if found != passport.get("sha256"):
+    if found != manifest.get("sha256"):
         raise WeightsError(
-            f"weights have the hash {found[:12]}..., its passport says "
-            f"{str(passport.get('sha256'))[:12]}...",
+            f"weights have the hash {found[:12]}..., its manifest says "
+            f"{str(manifest.get('sha256'))[:12]}...",
             where=str(folder),
             hint="they were changed or damaged after they were written: make them again",
         )
-    return passport
+    return manifest
