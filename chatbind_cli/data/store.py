@@ -301,10 +301,12 @@ def _refuse_absent(folder: Path) -> None:
 def _make_ready(folder: Path, made: Mapping[str, Any]) -> None:
     """Sees to it that a locked folder has a store's file: there before, converted, or new."""
     path = folder / FILE_NAME
+    there = path.exists()
+    if not there:
+        note_made(folder, (FILE_NAME, JOURNAL_NAME, _LOCK_NAME), made_by=_MADE_BY)
     clear_temporaries(folder)
-    if path.exists():
+    if there:
         return
-    note_made(folder, (FILE_NAME, JOURNAL_NAME, _LOCK_NAME), made_by=_MADE_BY)
     if is_old(folder):
         convert(folder, path)
         return
