@@ -291,7 +291,8 @@ def _refuse_absent(folder: Path) -> None:
         raise StoreError(
             "is a store of an older version",
             where=str(folder),
-            hint="convert it: chatbind encode --encoder ENCODER --store DIR --inputs /dev/null",
+            hint="convert it with the `chatbind encode` that made it, or "
+            f"`chatbind encode --encoder ENCODER --store {folder} --inputs /dev/null`",
         )
     raise StoreError(
         "holds no embedding store", where=str(folder), hint="make one: chatbind encode --store"

@@ -178,7 +178,6 @@ def test_two_writers_at_once_are_refused_and_readers_are_not(tmp_path: Path) -> 
         reader = EmbeddingStore.open(tmp_path)
         assert_holds(reader, range(2))
     assert_holds(reader, range(4))
-    assert_holds(pickle.loads(pickle.dumps(reader)), range(4))
     writer(tmp_path).close()
 
 
@@ -191,17 +190,19 @@ def test_rows_are_committed_while_others_come(
         assert_holds(EmbeddingStore.open(tmp_path), range(3))
 
 
-def _read(store: EmbeddingStore, number: int) -> list[float]:
-    found = store.get("image", name=name_of(number))
-    return [] if found is None else found.tolist()
-
-
-@pytest.mark.parametrize("how", ["spawn", "fork"])
-def test_processes_of_a_data_loader_read_the_same(tmp_path: Path, how: str) -> None:
+def test_processes_of_a_data_loader_read_the_same(tmp_path: Path) -> None:
+    """They are forked with the store open, or get it pickled."""
     reader = EmbeddingStore.open(filled(tmp_path, 10))
-    with multiprocessing.get_context(how).Pool(2) as pool:
-        found = pool.starmap(_read, [(reader, i) for i in (2, 9, 10)])
-    assert found == [vector(2).tolist(), vector(9).tolist(), []]
+    assert_holds(pickle.loads(pickle.dumps(reader)), range(10))
+    workers = [
+        multiprocessing.get_context("fork").Process(target=assert_holds, args=(reader, range(10)))
+        for _ in range(2)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
     assert_holds(reader, range(10))
 
 
@@ -388,7 +389,7 @@ def old_store(folder: Path, n: int, per_shard: int) -> Path:
 
 def test_a_store_of_the_old_form_is_converted_when_it_is_written_to(tmp_path: Path) -> None:
     old = old_store(tmp_path / "old", 7, 3)
-    with pytest.raises(StoreError, match="older version; convert it: chatbind encode --encoder"):
+    with pytest.raises(StoreError, match="older version; convert it with .*--inputs /dev/null"):
         EmbeddingStore.open(old)
     with EmbeddingStore.open(old, "a", encoder_sha256=ENCODER) as store:
         assert_holds(store, range(7))
@@ -429,7 +430,7 @@ def test_kill_9_at_random_moments_loses_no_more_than_a_commit(tmp_path: Path) ->
     script.write_text(KILLED.format(tests=str(Path(__file__).parent)))
     chance = random.Random(3)
     rows = 0
-    for _ in range(3):
+    for _ in range(2):
         process = subprocess.Popen(
             [sys.executable, script, tmp_path / "s"],
             stdout=subprocess.PIPE,
