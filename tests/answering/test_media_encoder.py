@@ -15,7 +15,7 @@ from chatbind_cli.answering.media_encoder import MediaEncoder, StoredEmbeddings
 from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.errors import ChatBindError, MediaError
 from chatbind_cli.imagebind.encoder import load_encoder
-from chatbind_cli.media.load import Media, load_media
+from chatbind_cli.imagebind.preprocess import Media, load_media
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
 from tests.answering.world import DIM, World

@@ -1,7 +1,7 @@
-"""One door to the loaders: a file, URL, byte string or stream goes in, a tensor comes out.
+"""One door to the encoder's input: a file, URL, byte string or stream goes in, a tensor comes out.
 
-Knows which loader serves which modality and nothing of how they work. Loaders are imported when
-their modality is first asked for, so a picture does not wait for the audio libraries.
+How a modality's tensor is made stands in `vision`, `audio`, `planes` and `imu`, which are imported
+when their modality is first asked for, so a picture does not wait for the audio libraries.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from chatbind_cli.errors import MediaError, UsageError, contained
-from chatbind_cli.media.lazy import IMPORTING
+from chatbind_cli.media.guard import IMPORTING
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.sniff import sniff
@@ -81,15 +81,15 @@ def _load(source: MediaSource, modality: str, options: MediaOptions) -> torch.Te
     with IMPORTING:
         match modality:
             case "image":
-                from chatbind_cli.media.image import load_image as load  # noqa: PLC0415
+                from chatbind_cli.imagebind.vision import load_image as load  # noqa: PLC0415
             case "video":
-                from chatbind_cli.media.video import load_video as load  # noqa: PLC0415
+                from chatbind_cli.imagebind.vision import load_video as load  # noqa: PLC0415
             case "audio":
-                from chatbind_cli.media.audio import load_audio as load  # noqa: PLC0415
+                from chatbind_cli.imagebind.audio import load_audio as load  # noqa: PLC0415
             case "depth":
-                from chatbind_cli.media.depth import load_depth as load  # noqa: PLC0415
+                from chatbind_cli.imagebind.planes import load_depth as load  # noqa: PLC0415
             case "thermal":
-                from chatbind_cli.media.thermal import load_thermal as load  # noqa: PLC0415
+                from chatbind_cli.imagebind.planes import load_thermal as load  # noqa: PLC0415
             case _:
-                from chatbind_cli.media.imu import load_imu as load  # noqa: PLC0415
+                from chatbind_cli.imagebind.imu import load_imu as load  # noqa: PLC0415
     return load(source, options)

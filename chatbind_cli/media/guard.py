@@ -1,20 +1,19 @@
-"""What decoding may cost: memory for one medium and for all at once, and time for one.
+"""What stands around the decoding of a file that anybody may have made.
 
-A loader says what a medium will take before it decodes it, from the sizes in its header, and the
-readers of streams look at the clock. Nothing here knows a format.
+Room: a loader says what a medium will take before it decodes it, from the sizes in its header.
+Time: readers of streams look at the clock. Failure: whatever a library raises becomes one line.
 """
 
 from __future__ import annotations
 
 import ctypes
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Condition, local
+from threading import Condition, Lock, RLock, local
 from typing import BinaryIO
 
-from chatbind_cli.errors import MediaError
+from chatbind_cli.errors import ChatBindError, MediaError, reason
 
 ONE_BYTES = 512 * 2**20
 """Most memory that decoding one medium may take."""
@@ -25,41 +24,9 @@ ALL_BYTES = 2**30
 ONE_SECONDS = 60.0
 """Longest time that decoding one medium may take, without the time it waits for room."""
 
-
-class _Room:
-    """`ALL_BYTES` of memory, given out in order of asking, so that a large medium gets its turn."""
-
-    def __init__(self) -> None:
-        self._changed = Condition()
-        self._taken = 0
-        self._queue: deque[object] = deque()
-
-    def take(self, cost: int) -> None:
-        ticket = object()
-        with self._changed:
-            self._queue.append(ticket)
-            try:
-                self._changed.wait_for(
-                    lambda: self._queue[0] is ticket and self._taken + cost <= ALL_BYTES
-                )
-                self._taken += cost
-            finally:
-                self._queue.remove(ticket)
-                self._changed.notify_all()
-
-    def give_back(self, cost: int) -> None:
-        with self._changed:
-            self._taken -= cost
-            self._changed.notify_all()
-
-
-class _Own(local):
-    """What the running thread has taken: nobody waits who holds room, so nobody waits for ever."""
-
-    holds = False
-    where = ""
-    end: float | None = None
-
+IMPORTING = RLock()
+"""Hold it while a library for media is imported inside a function: PyAV's modules import each other
+in a circle, and of two threads one would find the other's half-made module."""
 
 _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)
 """glibc keeps what was freed, for each thread apart: eight of them held 4 GB of nothing. This gives
@@ -67,7 +34,20 @@ it back to the system; other C libraries lack it."""
 
 _WORTH_TRIMMING = 32 * 2**20
 
-_ROOM = _Room()
+_TURN = Lock()
+"""Held while one waits for room: a large medium is not overtaken by small ones."""
+
+_CHANGED = Condition()
+_taken = [0]
+
+
+class _Own(local):
+    """What the running thread decodes: nobody waits who holds room, so nobody waits for ever."""
+
+    where = ""
+    end: float | None = None
+
+
 _OWN = _Own()
 
 
@@ -90,17 +70,21 @@ def decoding(cost: int, where: str) -> Iterator[None]:
             where=where,
             hint="make it smaller, or save it in another format",
         )
-    if _OWN.holds:
+    if _OWN.end is not None:
         raise RuntimeError("a decode inside a decode could wait for itself")
-    _ROOM.take(cost)
+    with _TURN, _CHANGED:
+        _CHANGED.wait_for(lambda: _taken[0] + cost <= ALL_BYTES)
+        _taken[0] += cost
     if cost > _WORTH_TRIMMING and _TRIM is not None:
         _TRIM(0)
-    _OWN.holds, _OWN.where, _OWN.end = True, where, time.monotonic() + ONE_SECONDS
+    _OWN.where, _OWN.end = where, time.monotonic() + ONE_SECONDS
     try:
         yield
     finally:
-        _OWN.holds, _OWN.end = False, None
-        _ROOM.give_back(cost)
+        _OWN.end = None
+        with _CHANGED:
+            _taken[0] -= cost
+            _CHANGED.notify_all()
 
 
 def check_time() -> None:
@@ -115,6 +99,26 @@ def check_time() -> None:
             where=_OWN.where,
             hint="make it smaller or shorter, or save it in another format",
         )
+
+
+@contextmanager
+def reading(where: str, what: str) -> Iterator[None]:
+    """Makes one line of whatever a library raises: they check little before they compute.
+
+    Args:
+        where: the medium, for the error.
+        what: what it is then said to be, such as `is a broken picture`.
+
+    Raises:
+        MediaError: something but a `ChatBindError` was raised inside the block.
+    """
+    try:
+        yield
+    except ChatBindError:
+        raise
+    except Exception as error:
+        said = getattr(error, "strerror", None) or reason(error)
+        raise MediaError(f"{what} ({said})", where=where) from error
 
 
 class Timed:

@@ -13,8 +13,7 @@ from PIL import Image
 from torchvision import transforms
 
 from chatbind_cli.errors import MediaError
-from chatbind_cli.media.image import load_image
-from chatbind_cli.media.modality import CLIP_MEAN, CLIP_STD
+from chatbind_cli.imagebind.vision import CLIP_MEAN, CLIP_STD, load_image
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.source import open_source
 

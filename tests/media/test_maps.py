@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from chatbind_cli.errors import MediaError
-from chatbind_cli.media.arrays import read_npy, read_npy_header
+from chatbind_cli.media.maps import read_npy, read_npy_header
 from chatbind_cli.media.source import open_source
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from chatbind_cli.errors import MediaError
-from chatbind_cli.media.imu import load_imu
+from chatbind_cli.imagebind.imu import load_imu
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.source import open_source
 

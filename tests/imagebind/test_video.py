@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from chatbind_cli.errors import MediaError
+from chatbind_cli.imagebind.vision import load_video
 from chatbind_cli.media import container, video
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.source import open_source
-from chatbind_cli.media.video import load_video
 
 Maker = Callable[..., bytes]
 Greys = Callable[[torch.Tensor], list[list[float]]]

@@ -7,8 +7,8 @@ import time
 import pytest
 
 from chatbind_cli.errors import MediaError
-from chatbind_cli.media import budget
-from chatbind_cli.media.budget import ALL_BYTES, ONE_BYTES, Timed, check_time, decoding
+from chatbind_cli.media import guard
+from chatbind_cli.media.guard import ALL_BYTES, ONE_BYTES, Timed, check_time, decoding
 
 
 def test_more_than_one_medium_may_take_is_refused_and_says_how_much() -> None:
@@ -86,7 +86,7 @@ def test_a_decode_inside_a_decode_is_a_bug_and_not_a_deadlock() -> None:
 
 def test_the_clock_stops_a_decode_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     check_time()  # outside of a decode there is no clock
-    monkeypatch.setattr(budget, "ONE_SECONDS", 0.01)
+    monkeypatch.setattr(guard, "ONE_SECONDS", 0.01)
     with decoding(1, "slow.gif"):
         stream = Timed(io.BytesIO(b"content"))
         assert stream.read(3) == b"con"

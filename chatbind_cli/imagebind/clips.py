@@ -1,7 +1,7 @@
 """Which stretches of a recording are looked at: clips of equal length, spread over its duration.
 
-Knows nothing of files; seconds go in and seconds come out. Exact fractions are used throughout, as
-the reference does, so that a start never falls on the other side of a frame or sample by rounding.
+Seconds go in and seconds come out. Exact fractions are used throughout, as the reference does, so
+that a start never falls on the other side of a frame or sample by rounding.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ def spread_clips(
     - `imagebind`: slack * i / (count - 1), so the last clip ends with the recording (a single clip
       starts at 0);
     - `chatbind`: slack * i / count, which leaves the end unseen; the published ChatBind weights
-    were
-      made with it;
+      were made with it;
     - `pytorchvideo`: wherever that library's `ConstantClipsPerVideoSampler` puts it.
 
     A recording no longer than one clip gives `count` equal clips that all start at 0.

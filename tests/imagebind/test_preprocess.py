@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from chatbind_cli.errors import ChatBindError, MediaError, UsageError
-from chatbind_cli.media.load import load_media
+from chatbind_cli.imagebind.preprocess import load_media
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.sniff import sniff
@@ -224,7 +224,7 @@ def test_a_picture_does_not_wait_for_the_audio_libraries() -> None:
     program = (
         "import sys, io\n"
         "from PIL import Image\n"
-        "from chatbind_cli.media.load import load_media\n"
+        "from chatbind_cli.imagebind.preprocess import load_media\n"
         "b = io.BytesIO(); Image.new('RGB', (9, 9)).save(b, 'PNG'); load_media(b.getvalue())\n"
         "print([m for m in ('torchaudio', 'av', 'pyarrow', 'httpx') if m in sys.modules])\n"
     )
@@ -236,7 +236,7 @@ def test_threads_may_meet_a_modality_for_the_first_time_together():
     program = (
         "import threading\n"
         "from chatbind_cli.errors import MediaError\n"
-        "from chatbind_cli.media.load import load_media\n"
+        "from chatbind_cli.imagebind.preprocess import load_media\n"
         "failed = []\n"
         "def read(modality):\n"
         "    try:\n"
@@ -263,7 +263,7 @@ def test_whatever_a_library_raises_is_one_line_and_names_the_file(
         def fail(*_: object, error: Exception = error) -> torch.Tensor:
             raise error
 
-        monkeypatch.setattr("chatbind_cli.media.image.load_image", fail)
+        monkeypatch.setattr("chatbind_cli.imagebind.vision.load_image", fail)
         with pytest.raises(ChatBindError, match=type(error).__name__) as caught:
             load_media(path)
         assert str(caught.value).startswith(f"{path}: cannot be used")

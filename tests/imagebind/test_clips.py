@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from chatbind_cli.errors import UsageError
-from chatbind_cli.media.clips import spread_clips
+from chatbind_cli.imagebind.clips import spread_clips
 
 
 @pytest.mark.parametrize(
