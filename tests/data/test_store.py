@@ -181,6 +181,17 @@ def test_two_writers_at_once_are_refused_and_readers_are_not(tmp_path: Path) -> 
     writer(tmp_path).close()
 
 
+def test_a_writer_keeps_readers_out_only_while_it_commits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chatbind_cli.data.database._PATIENCE_S", 0)
+    monkeypatch.setattr("chatbind_cli.data.store._SECONDS_PER_COMMIT", 60)
+    with writer(tmp_path, dim=1024) as store:
+        for i in range(2000):  # more than SQLite's cache holds
+            store.add(name_of(i), "image", sha(str(i)), FINGERPRINT, torch.ones(1024))
+        assert len(EmbeddingStore.open(tmp_path)) == 0
+
+
 def test_rows_are_committed_while_others_come(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,7 +223,8 @@ def killed_while_writing(folder: Path) -> Path:
     copy = folder.parent / "copy"
     copy.mkdir()
     with writer(folder) as store:
-        # no page may stay in memory until the end
+        # as if the kill had come while a commit was written
+        store._connection.execute("PRAGMA cache_spill = 1")
         store._connection.execute("PRAGMA cache_size = 1")
         fill(store, range(300, 1200))
         for path in folder.iterdir():
