@@ -97,7 +97,7 @@ def origin(source: str) -> str:
 
 
 class Manifests:
-    """Those of any number of folders; what others add meanwhile is read as it comes."""
+    """The manifests of any number of folders; what others add meanwhile is read as it comes."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
