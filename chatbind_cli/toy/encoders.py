@@ -14,7 +14,7 @@ import torch
 
 from chatbind_cli.imagebind.encoder import Encoder, load_encoder, save_encoder
 from chatbind_cli.imagebind.model import ImageBind
-from chatbind_cli.media.load import Media, load_media
+from chatbind_cli.imagebind.preprocess import Media, load_media
 from chatbind_cli.toy import towers
 from chatbind_cli.toy.cells import COARSE, to_cells
 from chatbind_cli.toy.digits import Item
