@@ -241,7 +241,8 @@ def _attempt(
             limit = _limit(part, total)
             known = total if total is not None else part.request.bytes or 0
             check_room(part.path.parent, known - file.tell(), source)
-            for block in response.iter_raw():
+            # some servers compress though they are asked not to
+            for block in response.iter_bytes():
                 if file.tell() + len(block) > limit:
                     what = f"has more than {in_words(limit)}"
                     raise part.worthless(what, "do not trust it")
@@ -257,7 +258,7 @@ def _attempt(
         raise DownloadError(f"cannot be fetched ({reason(error)})", where=source) from error
     except httpx.TimeoutException as error:
         raise _TryAgain("the server does not answer") from error
-    except httpx.TransportError as error:
+    except (httpx.TransportError, httpx.DecodingError) as error:
         raise _TryAgain(reason(error)) from error
     if total is not None and file.tell() < total:
         raise _TryAgain(f"the connection ended at {file.tell()} of {total} bytes")
@@ -292,8 +293,9 @@ def _begin(response: httpx.Response, part: _Part, file: IO[bytes], have: int) ->
             where=part.request.source,
             hint=_HINTS.get(status),
         )
-    if (coding := head.get("Content-Encoding", "identity").strip().lower()) != "identity":
-        # neither its length nor its parts are the file's
+    coding = head.get("Content-Encoding", "").strip().lower() or "identity"
+    if coding not in ("identity", "gzip", "x-gzip", "deflate"):
+        # which may turn a few bytes into gigabytes at once
         raise DownloadError(
             f"comes compressed as {coding[:20]!r}, unasked", where=part.request.source
         )
@@ -301,10 +303,13 @@ def _begin(response: httpx.Response, part: _Part, file: IO[bytes], have: int) ->
     if status == 200:
         file.seek(0)
         file.truncate(0)
+        if coding != "identity":
+            part.remember({}, None)  # neither its length nor its parts are the file's
+            return None
         total = whole_number(head.get("Content-Length", ""))
         part.remember(version, total)
         return total
-    if status == 206:
+    if status == 206 and coding == "identity":
         start, total = _content_range(head.get("Content-Range", ""))
         if start == have and part.goes_on(version, total):
             return total if total is not None else part.total
