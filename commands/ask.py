@@ -86,6 +86,7 @@ attachment_options = stack(
 @click.option(
     "--query",
     cls=GroupedOption,
+    advanced=True,
     group="Question",
     metavar="TEXT",
     help="The question, if it is not an argument. Without either it is read from standard input.",

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -154,20 +155,23 @@ class Generator:
     ) -> list[list[int]]:
         """The new token ids of each prompt, end tokens and padding included."""
         device = self.model.device
-        padded = pad_prompts(prompts, self._pad_id)
-        length = padded["input_ids"].shape[1]
+        rows = [torch.tensor(prompt.input_ids) for prompt in prompts]
+        # on the left, so that the next token of every row stands at the same position
+        padded = pad_sequence(rows, True, self._pad_id, padding_side="left")
+        mask = pad_sequence([torch.ones_like(row) for row in rows], True, padding_side="left")
+        length = padded.shape[1]
         media = [medium for prompt in prompts for medium in prompt.media]
-        rows = [medium.embedding for medium in media if medium.embedding is not None]
+        embeddings = [medium.embedding for medium in media if medium.embedding is not None]
         weights = torch.tensor([medium.weight for medium in media], device=device)
         criteria = StoppingCriteriaList([StopAtText(decoder, length)] if decoder.stops else [])
         if cancelled is not None:
             criteria.append(StopAtEvent(cancelled))
         with torch.inference_mode(), _seeded(settings, salt, device):
             output = self.model.generate(
-                input_ids=padded["input_ids"].to(device),
-                attention_mask=padded["attention_mask"].to(device),
-                media_embeddings=torch.stack(rows).to(device) if rows else None,
-                media_weights=weights if rows else None,
+                input_ids=padded.to(device),
+                attention_mask=mask.to(device),
+                media_embeddings=torch.stack(embeddings).to(device) if media else None,
+                media_weights=weights if media else None,
                 generation_config=self._config(settings, length),
                 logits_processor=LogitsProcessorList([_Finite()]),
                 stopping_criteria=criteria,

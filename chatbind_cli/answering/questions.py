@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from chatbind_cli.data.conversations import media_of_record
 from chatbind_cli.errors import ChatBindError, RecordError, contained
 from chatbind_cli.files import sha256_text
 from chatbind_cli.jsonl import Line, Record, dumps, record_id
-from chatbind_cli.media.medium import Medium
+from chatbind_cli.media.medium import Medium, media_of_record
 
 if TYPE_CHECKING:
     from chatbind_cli.answering.decoding import Generated

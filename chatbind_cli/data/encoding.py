@@ -22,8 +22,8 @@ from chatbind_cli import launch
 from chatbind_cli.data.media_items import MediaItem
 from chatbind_cli.errors import ChatBindError, MediaError, contained
 from chatbind_cli.imagebind.encoder import Encoder
+from chatbind_cli.imagebind.preprocess import Media, load_media
 from chatbind_cli.jsonl import legible
-from chatbind_cli.media.load import Media, load_media
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.sniff import sniff

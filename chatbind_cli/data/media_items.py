@@ -13,11 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
-from chatbind_cli.data.conversations import media_of_record
 from chatbind_cli.errors import ChatBindError, RecordError
 from chatbind_cli.json_text import MOST_BYTES, TOO_LONG, Line, lines
 from chatbind_cli.jsonl import Record, legible, read_lines
-from chatbind_cli.media.medium import Medium
+from chatbind_cli.media.medium import Medium, media_of_record
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.root import MediaRoot
 from chatbind_cli.media.source import MediaSource, open_source

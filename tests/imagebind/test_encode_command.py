@@ -25,7 +25,7 @@ from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.imagebind.config import ImageBindConfig
 from chatbind_cli.imagebind.encoder import load_encoder, save_encoder
 from chatbind_cli.imagebind.model import ImageBind
-from chatbind_cli.media.load import load_media
+from chatbind_cli.imagebind.preprocess import load_media
 
 TOWERS = ("vision", "text", "audio", "depth", "thermal", "imu")
 TINY = ImageBindConfig(
