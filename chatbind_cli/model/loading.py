@@ -13,7 +13,6 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from chatbind_cli.errors import CheckpointError
-from chatbind_cli.folders import replace_folder
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration, word_embeddings
 from chatbind_cli.model.config import MODEL_TYPE, ChatBindConfig, saved_end_ids
 from chatbind_cli.model.pretrained import make_config, open_config, open_model, quiet_transformers
@@ -105,20 +104,6 @@ def load_chatbind(
         cast(Any, model).to(device)
     model.eval()
     return ChatBind(model, tokenizer, model.config)
-
-
-def save_chatbind(bundle: ChatBind, folder: str | Path, *, overwrite: bool = False) -> None:
-    """Writes a model folder, whole or not at all.
-
-    Raises:
-        ChatBindError: the folder exists and may not be replaced.
-    """
-    with (
-        quiet_transformers(),
-        replace_folder(Path(folder), made_by="save_chatbind", overwrite=overwrite) as temporary,
-    ):
-        bundle.model.save_pretrained(temporary)
-        bundle.tokenizer.save_pretrained(temporary)
 
 
 def check_ids(model: Any, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
