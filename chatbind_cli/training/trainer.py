@@ -2,7 +2,6 @@
 
 A checkpoint holds the parameters that train (not the frozen ones), the optimizer, the scheduler,
 every process's random state and the step. It grows in a staging folder and gets its name last.
-Knows nothing of stages and files of conversations.
 """
 
 from __future__ import annotations
