@@ -50,7 +50,7 @@ def build_chatbind(
     """Makes a ChatBind model from a language model, or goes on from a ChatBind model.
 
     Args:
-        language_model: folder (or hub name) of a causal language model; in stage `finetune` also
+        language_model: folder of a causal language model; in stage `finetune` also
             of a ChatBind model, ours or published, which brings its projector.
         encoder: the encoder whose embeddings the model will read.
         projector: a projector file to start from.
