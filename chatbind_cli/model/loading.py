@@ -62,7 +62,6 @@ def load_chatbind(
     dtype: torch.dtype | str = "auto",
     device: str | torch.device | None = None,
     attn_implementation: str | None = None,
-    device_map: Any = None,
 ) -> ChatBind:
     """Loads a ChatBind model folder, ours or one in the published layout.
 
@@ -71,7 +70,6 @@ def load_chatbind(
         dtype: type of the weights; `auto`: as saved.
         device: where to put the model; where it is loaded unless given.
         attn_implementation: see `attention.resolve_attention`; None: transformers' choice.
-        device_map: as in transformers, in place of `device`.
 
     Raises:
         CheckpointError: it is no ChatBind model, or its weights are incomplete.
@@ -85,11 +83,7 @@ def load_chatbind(
             "download` and `chatbind apply-delta`",
         )
     refuse_unapplied(folder)
-    options = {
-        "dtype": dtype,
-        "device_map": device_map,
-        "attn_implementation": attn_implementation,
-    }
+    options = {"dtype": dtype, "attn_implementation": attn_implementation}
     load = _load_published if is_published(folder) else _load_ours
     with quiet_transformers():
         model, tokenizer = load(folder, options)
@@ -100,7 +94,7 @@ def load_chatbind(
             raise CheckpointError(
                 f"config.json says {name} = {own}, the tokenizer says {index}", where=str(path)
             )
-    if device is not None and device_map is None:
+    if device is not None:
         cast(Any, model).to(device)
     model.eval()
     return ChatBind(model, tokenizer, model.config)

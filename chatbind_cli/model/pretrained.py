@@ -118,7 +118,7 @@ def open_model(
         path: the folder.
         kind: the class that is to read it.
         config: in place of the folder's config.json.
-        options: as for `from_pretrained` (dtype, device_map, ...); None as if it were not given.
+        options: as for `from_pretrained` (dtype, ...); None as if it were not given.
 
     Raises:
         CheckpointError: it cannot be used, or weights are missing.
