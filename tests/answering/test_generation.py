@@ -18,8 +18,8 @@ from chatbind_cli.answering.questions import Question
 from chatbind_cli.data.tokens import TokenizedSample
 from chatbind_cli.errors import CheckpointError, RecordError
 from chatbind_cli.model.config import saved_end_ids
-from chatbind_cli.model.loading import save_chatbind
 from tests.answering.world import World
+from tests.model.tiny import save_chatbind
 
 TEXTS = ["Describe a bird.", "What about the red car?", "And the brown dog over there?"]
 
