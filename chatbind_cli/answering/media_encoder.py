@@ -9,22 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from chatbind_cli.answering.loading import LoadedModel, json_sha256
-from chatbind_cli.data.encoding import NO_EMBEDDING, embed_each, is_embedding
+from chatbind_cli.data.encoding import NO_EMBEDDING, decode, embed_each, is_embedding
 from chatbind_cli.data.lookup import Embeddings, open_stores
-from chatbind_cli.errors import ChatBindError, MediaError, contained
+from chatbind_cli.errors import ChatBindError, MediaError
 from chatbind_cli.imagebind.encoder import Encoder
-from chatbind_cli.media.load import Media, load_media
+from chatbind_cli.imagebind.preprocess import Media
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
-from chatbind_cli.media.sniff import sniff
-from chatbind_cli.media.source import MediaSource, open_source, shown
+from chatbind_cli.media.source import MediaSource, open_source
 
 _REMEMBERED = 1024
 """Embeddings that are kept: questions about one picture often follow each other."""
@@ -100,18 +99,11 @@ class MediaEncoder:
         ]
 
     def _read(self, medium: Medium, known: set[str]) -> Media | Medium | ChatBindError:
-        """Decodes a medium, unless its embedding is remembered."""
-        try:
-            source = self._open_media(medium.ref)
-            found = medium.modality or sniff(source)
-            if found not in known:
-                return MediaError(f"the encoder has no tower for {found}", where=source.name)
-            key = (found, source.sha256)
-            if key in self._remembered:
-                return _embedded(medium, key, self._remembered[key])
-            return load_media(source, found, self._options)
-        except Exception as error:
-            return contained(error, where=shown(medium.name))
+        open_medium = partial(self._open_media, medium.ref)
+        return decode(medium, open_medium, known, self._options, self._recall)
+
+    def _recall(self, modality: str, sha256: str) -> torch.Tensor | None:
+        return self._remembered.get((modality, sha256))
 
 
 def _key(media: Media) -> tuple[str, str]:

@@ -153,7 +153,7 @@ class LocalJudge:
 def _weights_hash(model: str) -> str:
     """A hash of a sample of a folder's weights; empty for a model of the hub or of another form."""
     from chatbind_cli.weights.checkpoint import open_checkpoint  # noqa: PLC0415  brings torch
-    from chatbind_cli.weights.identity import sample  # noqa: PLC0415
+    from chatbind_cli.weights.manifest import sample  # noqa: PLC0415
 
     if not Path(model).is_dir():
         return ""

@@ -15,7 +15,7 @@ from chatbind_cli.answering.questions import Question
 from chatbind_cli.data.tokens import PromptEncoder, TokenizedSample
 from chatbind_cli.errors import ChatBindError, MediaError, RecordError
 from chatbind_cli.imagebind.encoder import load_encoder
-from chatbind_cli.media.load import load_media
+from chatbind_cli.imagebind.preprocess import load_media
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.model.loading import load_chatbind
 from chatbind_cli.model.turns import answer, question

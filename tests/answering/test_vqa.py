@@ -20,9 +20,9 @@ from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.errors import ChatBindError, CheckpointError, SomeRecordsFailed, UsageError
 from chatbind_cli.files import sha256_file
 from chatbind_cli.imagebind.encoder import load_encoder
+from chatbind_cli.imagebind.preprocess import load_media
 from chatbind_cli.imagebind.weights import WEIGHTS_NAME
 from chatbind_cli.jsonl import dumps
-from chatbind_cli.media.load import load_media
 from tests.answering.world import (
     World,
     questions,

@@ -36,6 +36,7 @@ from chatbind_cli.review.tables import (
     agreement_lines,
     comparison_lines,
     description,
+    failure_lines,
     grid,
     interval,
     order_lines,
@@ -45,7 +46,6 @@ from chatbind_cli.review.tables import (
 if TYPE_CHECKING:
     from chatbind_cli.review.report.previews import Previews
 
-_REASONS_SHOWN = 8
 _WINNERS = {1: "second", 0: "tie", -1: "first"}
 
 
@@ -123,7 +123,6 @@ def _title(summaries: Sequence[Summary]) -> str:
 def _section(summary: Summary, *, several: bool) -> dict[str, Any]:
     """The figures and charts of one file of reviews; one of `several` filters by its name."""
     titles, *texts = grid([summary], named=False)
-    reasons = list(summary.failures.items())
     total = summary.total
     return {
         "name": summary.name,
@@ -141,8 +140,7 @@ def _section(summary: Summary, *, several: bool) -> dict[str, Any]:
         "within": f"run={quote(summary.name, safe='')}&" if several else "",
         "outcomes": charts.outcome_bars(summary.rows),
         "glances": [] if total is None else list(_glances(total, summary)),
-        "failures": reasons[:_REASONS_SHOWN],
-        "more_failures": sum(count for _, count in reasons[_REASONS_SHOWN:]),
+        "failures": failure_lines(summary),
     }
 
 

@@ -19,12 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from chatbind_cli.errors import ChatBindError, MediaError
-from chatbind_cli.media.budget import decoding
+from chatbind_cli.imagebind.config import IMU_SECONDS
+from chatbind_cli.imagebind.imu import load_imu
 from chatbind_cli.media.container import audio_streams, decoded, open_container, video_streams
 from chatbind_cli.media.frames import FrameBudget
-from chatbind_cli.media.imu import load_imu
+from chatbind_cli.media.guard import decoding
 from chatbind_cli.media.maps import open_map
-from chatbind_cli.media.modality import IMU_SECONDS
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.pictures import open_rgb
 from chatbind_cli.media.root import MediaRoot
@@ -77,7 +77,7 @@ class Preview:
         tag: `img`, `audio`, `video`, `curves`, or nothing where only the name is shown.
         uri: its data, as an address that holds them.
         key: the id of the page's block with the `uri`.
-        note: what the colours mean, or why it is not shown.
+        note: what the curves are, or why it is not shown.
         panels: the plots of `curves`.
         scale: the legend of false colours.
     """
@@ -167,9 +167,9 @@ def preview_of(source: MediaSource, modality: str) -> Preview:
     return makers[modality](source)
 
 
-def _shown(tag: str, kind: str, data: bytes, note: str = "", scale: Scale | None = None) -> Preview:
+def _shown(tag: str, kind: str, data: bytes, scale: Scale | None = None) -> Preview:
     uri = f"data:{kind};base64,{base64.b64encode(data).decode()}"
-    return Preview(tag=tag, uri=uri, note=note, scale=scale)
+    return Preview(tag=tag, uri=uri, scale=scale)
 
 
 def _saved(picture: Image.Image, form: str, **options: Any) -> bytes:
@@ -189,26 +189,22 @@ def _depth(source: MediaSource) -> Preview:
         values = stored.astype(np.float64)
     if stored.dtype.itemsize == 1:
         # Eight bits have no unit; estimators that write them make near bright.
-        note = "false colour: blue is dark, red is bright (no unit)"
-        return _coloured(values, Scale("turbo", "dark", "bright"), note)
+        return _coloured(values, Scale("turbo", "dark", "bright (no unit)"))
     metres = values if stored.dtype.kind == "f" else values / 1000
     measured = np.isfinite(metres) & (metres > 0)
     if not measured.any():
         raise MediaError("holds no measured depth", where=source.name)
     near, far = np.percentile(metres[measured], [2, 98])
-    note = f"false colour: red is near ({near:.2f} m), blue is far ({far:.2f} m)"
     scale = Scale("turbo", f"far, {far:.2f} m", f"near, {near:.2f} m")
-    return _coloured(np.where(measured, -metres, np.nan), scale, note)
+    return _coloured(np.where(measured, -metres, np.nan), scale)
 
 
 def _heat(source: MediaSource) -> Preview:
     with open_map(source, _OPTIONS) as stored:
-        values = stored.astype(np.float64)
-    note = "false colour: dark is cold, bright is warm"
-    return _coloured(values, Scale("inferno", "cold", "warm"), note)
+        return _coloured(stored.astype(np.float64), Scale("inferno", "cold", "warm"))
 
 
-def _coloured(values: npt.NDArray[np.float64], scale: Scale, note: str) -> Preview:
+def _coloured(values: npt.NDArray[np.float64], scale: Scale) -> Preview:
     """Values in false colour; what is no number is transparent."""
     from matplotlib import colormaps
     from PIL import Image
@@ -219,7 +215,7 @@ def _coloured(values: npt.NDArray[np.float64], scale: Scale, note: str) -> Previ
     painted = colormaps[scale.colours](np.where(known, scaled, 0.0), bytes=True)  # [h, w, 4]
     painted[..., 3] = np.where(known, 255, 0)
     data = _saved(Image.fromarray(painted), "PNG", optimize=True)
-    return _shown("img", "image/png", data, note, scale)
+    return _shown("img", "image/png", data, scale)
 
 
 def _sound(source: MediaSource) -> Preview:
