@@ -84,15 +84,15 @@ def make_checkpoint(folder: Path, shape: Shape, *, delta: bool) -> int:
     generator = torch.Generator().manual_seed(int(delta))
     pool = (torch.randn(POOL, generator=generator) * (0.002 if delta else 0.02)).half()
     shards = plan_shards(tensors, sum(info.nbytes for info in tensors.values()) // 3 + 1)
-    for shard in shards:
-        infos = {name: tensors[name] for name in shard.tensors}
-        with SafetensorsWriter(folder / shard.file, infos) as writer:
+    for file, names in shards.filename_to_tensors.items():
+        infos = {name: tensors[name] for name in names}
+        with SafetensorsWriter(folder / file, infos) as writer:
             for name in writer.order:
                 shift = 1.0 if "norm" in name and not delta else 0.0
                 for start in range(0, infos[name].numel, POOL):
                     piece = pool[: min(POOL, infos[name].numel - start)]
                     writer.append((piece + shift).half() if shift else piece)
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index_of(shards, tensors)))
+    (folder / "model.safetensors.index.json").write_text(index_of(shards))
     heads = shape.hidden // 128
     config = {"hidden_size": shape.hidden, "num_attention_heads": heads, "model_type": "llama"}
     (folder / "config.json").write_text(json.dumps(config))

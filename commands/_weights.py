@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from chatbind_cli.artifacts import artifact_record, emit_artifact
 from chatbind_cli.console import note
 from chatbind_cli.errors import UsageError
 
@@ -14,6 +16,7 @@ from ._base import GroupedOption
 
 if TYPE_CHECKING:
     from chatbind_cli.download.requests import HubRef
+    from chatbind_cli.weights.output_folder import Result
 
 shard_size_option = click.option(
     "--shard-size",
@@ -21,11 +24,30 @@ shard_size_option = click.option(
     group="Output",
     type=click.FloatRange(min=0.001),
     default=4.0,
+    callback=lambda _context, _option, gib: int(gib * (1 << 30)),  # to bytes
     metavar="GIB",
     help="Largest size of a weights file, in GiB.",
 )
 
 CHECKPOINT = "PATH|OWNER/NAME"
+
+base_option = partial(
+    click.option,
+    "--base",
+    "--base-model-path",
+    "base",
+    cls=GroupedOption,
+    group="Input",
+    metavar=CHECKPOINT,
+    help="The base model: a folder, a weights file, or a hub repository.",
+)
+
+
+def emit_folder(kind: str, result: Result, *, made_by: str) -> None:
+    """Says what there is to know of a folder that was made, and ends with its record."""
+    for text in result.notes:
+        note(text)
+    emit_artifact(artifact_record(kind, result.path, made_by=made_by, sha256=result.sha256))
 
 
 def checkpoint_paths(*words: str) -> list[Path]:

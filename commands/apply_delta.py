@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 
 from chatbind_cli.artifacts import artifact_record, emit_artifact
-from chatbind_cli.console import note
 from chatbind_cli.errors import UsageError
 from chatbind_cli.files import refuse_overlap
 
@@ -31,13 +30,7 @@ _output = partial(click.option, cls=GroupedOption, group="Output")
         "dreamerlin/chatbind-7b-delta --target checkpoints/chatbind-7b",
     ],
 )
-@_input(
-    "--base",
-    "--base-model-path",
-    "base",
-    metavar=_weights.CHECKPOINT,
-    help="The base model: a folder, a weights file, or a hub repository.",
-)
+@_weights.base_option()
 @_input(
     "--delta",
     "--delta-path",
@@ -73,7 +66,7 @@ def command(
     base: str | None,
     delta: str | None,
     target: Path | None,
-    shard_size: float,
+    shard_size: int,
     hash_inputs: bool,
     overwrite: bool,
     verify: Path | None,
@@ -85,19 +78,19 @@ def command(
     again goes on where it was stopped.
     """
     if verify is not None:
-        from chatbind_cli.weights.identity import verify as verify_target  # noqa: PLC0415  loads torch
+        from chatbind_cli.weights.manifest import verify as verify_target  # noqa: PLC0415  loads torch
 
-        passport = verify_target(verify)
+        manifest = verify_target(verify)
         emit_artifact(
             artifact_record(
-                passport["kind"], verify, made_by="apply-delta --verify", sha256=passport["sha256"]
+                manifest["kind"], verify, made_by="apply-delta --verify", sha256=manifest["sha256"]
             )
         )
         return
     if base is None or delta is None or target is None:
         raise UsageError("--base, --delta and --target are wanted", hint="see --help")
 
-    from chatbind_cli.weights.apply import apply_delta  # noqa: PLC0415  loads torch
+    from chatbind_cli.weights.apply_delta import apply_delta  # noqa: PLC0415  loads torch
 
     base_path, delta_path = _weights.checkpoint_paths(base, delta)
     refuse_overlap(target, [base_path, delta_path])
@@ -107,12 +100,8 @@ def command(
         target,
         base_name=None if Path(base).exists() else base,
         delta_name=delta,
-        shard_bytes=int(shard_size * (1 << 30)),
+        shard_bytes=shard_size,
         hash_inputs=hash_inputs,
         overwrite=overwrite,
     )
-    for text in result.notes:
-        note(text)
-    emit_artifact(
-        artifact_record("target", result.path, made_by="apply-delta", sha256=result.sha256)
-    )
+    _weights.emit_folder("target", result, made_by="apply-delta")

@@ -86,6 +86,7 @@ attachment_options = stack(
 @click.option(
     "--query",
     cls=GroupedOption,
+    advanced=True,
     group="Question",
     metavar="TEXT",
     help="The question, if it is not an argument. Without either it is read from standard input.",
@@ -145,12 +146,7 @@ def run(
     from chatbind_cli.answering.media_encoder import MediaEncoder  # noqa: PLC0415
 
     loaded = choice.load(device, dtype)
-    media_encoder = MediaEncoder(
-        loaded,
-        choice.encoder,
-        allow_mismatch=choice.allow_encoder_mismatch,
-        options=loaded.media_options(**media_changes(media)),
-    )
+    media_encoder = MediaEncoder(loaded, options=loaded.media_options(**media_changes(media)))
     answerer = Answerer(loaded, media_encoder, style=choice.prompt_style)
     out = None if as_json else sys.stdout
     dialogue = Chat(answerer, settings, model_id=loaded.model_id, out=out, mix=mix)

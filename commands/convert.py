@@ -7,8 +7,7 @@ from pathlib import Path
 
 import click
 
-from chatbind_cli.artifacts import artifact_record, emit_artifact, resolve_artifact
-from chatbind_cli.console import note
+from chatbind_cli.artifacts import resolve_artifact
 from chatbind_cli.errors import UsageError
 from chatbind_cli.files import refuse_overlap
 
@@ -48,7 +47,7 @@ _output = partial(click.option, cls=GroupedOption, group="Output")
 @_weights.shard_size_option
 @_options.overwrite_option
 def command(
-    model: str, projector: str | None, output: Path, shard_size: float, overwrite: bool
+    model: str, projector: str | None, output: Path, shard_size: int, overwrite: bool
 ) -> None:
     """Write a ChatBind model in this program's layout, tensor by tensor.
 
@@ -69,15 +68,10 @@ def command(
 
     from chatbind_cli.model.convert import convert, join  # noqa: PLC0415  loads torch
 
-    shard_bytes = int(shard_size * (1 << 30))
     if projector is None:
-        done = convert(source, output, shard_bytes=shard_bytes, overwrite=overwrite)
+        result = convert(source, output, shard_bytes=shard_size, overwrite=overwrite)
     else:
         part = resolve_artifact(projector, {"projector"})
         refuse_overlap(output, [part])
-        done = join(source, part, output, shard_bytes=shard_bytes, overwrite=overwrite)
-    if not done.is_new:
-        note("it is here already")
-    if done.left_out:
-        note(f"{len(done.left_out)} tensors have no place in it, the first is {done.left_out[0]}")
-    emit_artifact(artifact_record("model", done.path, made_by="convert", sha256=done.sha256))
+        result = join(source, part, output, shard_bytes=shard_size, overwrite=overwrite)
+    _weights.emit_folder("model", result, made_by="convert")

@@ -9,7 +9,7 @@ import click
 from chatbind_cli.artifacts import artifact_record, emit_artifact, resolve_artifact
 from chatbind_cli.console import note
 from chatbind_cli.errors import UsageError
-from chatbind_cli.files import refuse_overlap
+from chatbind_cli.files import refuse_overlap, sha256_file
 
 from . import _base
 from ._base import GroupedOption
@@ -61,8 +61,8 @@ def command(checkpoint: str | None, model: str | None, output: Path) -> None:
     refuse_overlap(output, [source, *(source.glob("*") if source.is_dir() else ())])
     from chatbind_cli.weights.extract_projector import extract_projector  # noqa: PLC0415  loads torch
 
-    extraction = extract_projector(source, output)
-    if not extraction.token_embeddings:
+    projector, tensors = extract_projector(source, output)
+    if not projector.token_embeddings:
         note(
             f"{source} does not tell the ids of <im_start> and <im_end>, so their embeddings "
             "are not in the file"
@@ -70,10 +70,10 @@ def command(checkpoint: str | None, model: str | None, output: Path) -> None:
     emit_artifact(
         artifact_record(
             "projector",
-            extraction.path,
+            output,
             made_by="extract-projector",
-            sha256=extraction.sha256,
-            tensors=list(extraction.tensors),
-            token_embeddings=list(extraction.token_embeddings),
+            sha256=sha256_file(output),
+            tensors=tensors,
+            token_embeddings=list(projector.token_embeddings),
         )
     )

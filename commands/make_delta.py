@@ -7,8 +7,6 @@ from pathlib import Path
 
 import click
 
-from chatbind_cli.artifacts import artifact_record, emit_artifact
-from chatbind_cli.console import note
 from chatbind_cli.files import refuse_overlap
 
 from . import _base, _options, _weights
@@ -26,14 +24,7 @@ _output = partial(click.option, cls=GroupedOption, group="Output")
         "chatbind make-delta --base llama --target model --delta small-delta --no-exact",
     ],
 )
-@_input(
-    "--base",
-    "--base-model-path",
-    "base",
-    required=True,
-    metavar=_weights.CHECKPOINT,
-    help="The base model: a folder, a weights file, or a hub repository.",
-)
+@_weights.base_option(required=True)
 @_input(
     "--target",
     "--target-model-path",
@@ -63,14 +54,14 @@ _output = partial(click.option, cls=GroupedOption, group="Output")
     "--hub-repo-id", because="publish the folder with `hf upload`, once you have looked at it"
 )
 def command(
-    base: str, target: str, delta: Path, exact: bool, shard_size: float, overwrite: bool
+    base: str, target: str, delta: Path, exact: bool, shard_size: int, overwrite: bool
 ) -> None:
     """Subtract a base model from a target model, so that the difference may be published.
 
     The delta has the published layout (safetensors, the target's config and tokenizer) and
     carries the hash of its base. `apply-delta` gives the target back bit for bit.
     """
-    from chatbind_cli.weights.make import make_delta  # noqa: PLC0415  loads torch
+    from chatbind_cli.weights.make_delta import make_delta  # noqa: PLC0415  loads torch
 
     base_path, target_path = _weights.checkpoint_paths(base, target)
     refuse_overlap(delta, [base_path, target_path])
@@ -79,9 +70,7 @@ def command(
         target_path,
         delta,
         exact=exact,
-        shard_bytes=int(shard_size * (1 << 30)),
+        shard_bytes=shard_size,
         overwrite=overwrite,
     )
-    for text in result.notes:
-        note(text)
-    emit_artifact(artifact_record("delta", result.path, made_by="make-delta", sha256=result.sha256))
+    _weights.emit_folder("delta", result, made_by="make-delta")

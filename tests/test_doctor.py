@@ -77,7 +77,7 @@ def test_an_extra_built_for_another_pytorch_is_a_note(monkeypatch):
 
 def test_media_that_cannot_be_read_are_a_problem(monkeypatch):
     monkeypatch.setattr(
-        "chatbind_cli.toy.media_files.media_bytes", lambda item, modality, seed: b"broken"
+        "chatbind_cli.toy.media.media_bytes", lambda item, modality, seed: b"broken"
     )
     found = list(doctor.decoders())
     assert {record["area"] for record in found} == {"media"}

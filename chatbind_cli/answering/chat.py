@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from chatbind_cli.answering.answerer import Answerer
-from chatbind_cli.answering.generation import Generated
+from chatbind_cli.answering.decoding import Generated
 from chatbind_cli.answering.generation_settings import GenerationSettings
 from chatbind_cli.answering.questions import Question, short_digest
 from chatbind_cli.artifacts import emit_record

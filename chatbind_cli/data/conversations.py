@@ -17,7 +17,7 @@ from typing import IO, Any, overload
 
 from chatbind_cli.errors import RecordError
 from chatbind_cli.jsonl import read_records
-from chatbind_cli.media.medium import Medium
+from chatbind_cli.media.medium import Medium, media_of_record
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.model.turns import (
     GPT,
@@ -161,24 +161,6 @@ def parse_conversation(record: Mapping[str, Any], where: str) -> Conversation:
             content, waiting = place_media(text, waiting)
             turns.append(Turn(HUMAN, content))
     return Conversation(identity, tuple(turns), where)
-
-
-def media_of_record(record: Mapping[str, Any], *, where: str | None = None) -> tuple[Medium, ...]:
-    """The media that a record names under its modality keys, in the order of its keys.
-
-    Raises:
-        RecordError: such a key holds neither a name nor a list of names.
-    """
-    media: list[Medium] = []
-    for key, value in record.items():
-        if key not in MODALITIES or value is None:
-            continue
-        names = value if isinstance(value, list) else [value]
-        for name in names:
-            if not isinstance(name, str) or not name:
-                raise RecordError(f"{key} must be a file name or a list of them", where=where)
-            media.append(Medium(key, name))
-    return tuple(media)
 
 
 def _said(conversations: Any, where: str) -> Iterator[tuple[str, str]]:

@@ -12,35 +12,31 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatch
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from chatbind_cli.console import Progress, note
 from chatbind_cli.download.archive import unpack
 from chatbind_cli.download.hub import Hub, is_offline
 from chatbind_cli.download.manifest import (
-    MANIFEST,
     Came,
     Manifests,
     Member,
-    check_members,
     check_room,
     is_present,
     members_are_there,
     members_of,
 )
 from chatbind_cli.download.requests import Request
+from chatbind_cli.download.verify import files_here, verify
 from chatbind_cli.download.web import AGAIN, Patience, begun_bytes, fetch_url, open_client
 from chatbind_cli.errors import ChatBindError, DownloadError, contained, reason
-from chatbind_cli.files import lock_file, sha256_file
+from chatbind_cli.files import lock_file
 from chatbind_cli.jsonl import Record
 
 if TYPE_CHECKING:
     import httpx
-
-_FETCH_IT = "run it without --verify"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,14 +107,14 @@ def _files_of(
     here = not settings.overwrite and is_present(request, manifests)
     if request.is_repository:
         if settings.verify or (here and is_offline()):
-            return _files_here(request, manifests)
+            return files_here(request, manifests)
         files = hub.files(request)
         if not files:
             raise DownloadError("has no file that is wanted", where=request.source)
         known = manifests.below(request.path)
         # What is there without a note is somebody's own, and must not come to look like ours.
         new = [f for f in files if f.place[1] not in known and not os.path.lexists(f.path)]
-        manifests.add(request.path, [_came(file, "wanted") for file in new])
+        manifests.add(request.path, [Came.wanted(file) for file in new])
         return files
     if request.hub is None or request.checksum is not None or settings.verify:
         return [request]
@@ -127,20 +123,6 @@ def _files_of(
         return [replace(request, checksum=("sha256", came.sha256))]
     # offline, only what the hub's cache has could be said, and that is not the whole
     return [request] if is_offline() else hub.files(request) or [request]
-
-
-def _files_here(request: Request, manifests: Manifests) -> list[Request]:
-    """The files of a repository that came, or were to come, or else are in its folder."""
-    names = [came.path for came in manifests.of_repository(request)]
-    if not names:
-        below = (path.relative_to(request.path) for path in sorted(request.path.rglob("*")))
-        names = [path.as_posix() for path in below if path.parts[0] not in (".cache", MANIFEST)]
-        names = [name for name in names if (request.path / name).is_file()]
-    if request.include:
-        names = [name for name in names if any(fnmatch(name, p) for p in request.include)]
-    if not names:
-        raise DownloadError("is not here", where=str(request.path), hint=_FETCH_IT)
-    return [request.file(name) for name in names]
 
 
 class _Stopped(Exception):
@@ -215,7 +197,9 @@ class _Fetcher:
         if not self.settings.overwrite:
             _refuse_other(request, came)
         if self.settings.verify:
-            return self._verify(request, came)
+            found, compared = verify(request, came, self.meter.advance)
+            record = _record(request, "present", found)
+            return {**record, "source": found.source, "compared": compared}
         here = not self.settings.overwrite and is_present(request, self.manifests)
         if here and came is not None and came.is_unpacked_for(request) and request.unpack:
             if members_are_there(request):
@@ -230,9 +214,9 @@ class _Fetcher:
         if not here:
             if came is None:
                 _refuse_foreign(request)
-                self.manifests.add(folder, [_came(request, "wanted")])
+                self.manifests.add(folder, [Came.wanted(request)])
             self._bring(request)
-        came = _came_now(request)
+        came = Came.here(request)
         self.manifests.add(folder, [came])
         if request.unpack is not None:
             members = self._unpack(request, request.unpack)
@@ -282,33 +266,6 @@ class _Fetcher:
                     advance=_Meter(progress, self.meter.stop).advance,
                 )
 
-    def _verify(self, request: Request, came: Came | None) -> Record:
-        """Reads what is there and compares it with all that is known of it."""
-        # Where only what came out is left, that is what there is to read, --unpack or not.
-        came_out = request.unpack is not None or not request.path.is_file()
-        if came is not None and came.state == "unpacked" and came_out:
-            kind, digest = request.checksum or ("", "")
-            if kind == "sha256" and digest != came.sha256:
-                raise DownloadError(
-                    "what is unpacked here is another archive",
-                    where=request.source,
-                    hint="fetch it with --overwrite",
-                )
-            check_members(request, self.meter.advance)
-            return {**_record(request, "present", came), "compared": "crc32"}
-        if not request.path.is_file():
-            raise DownloadError("is not here", where=str(request.path), hint=_FETCH_IT)
-        if request.unpack is not None:
-            raise DownloadError("is not unpacked", where=str(request.path), hint=_FETCH_IT)
-        if came is not None and came.sha256 and request.checksum is None:
-            request = replace(request, checksum=("sha256", came.sha256))
-        compared = request.check(fresh=True)
-        # Hashed a moment ago, if it is large: then this is what was found.
-        now = _came_now(request, fresh=compared != "sha256")
-        self.meter.advance(now.bytes or 0)
-        source = request.source if came is None else came.source
-        return {**_record(request, "present", now), "source": source, "compared": compared}
-
 
 def _refuse_other(request: Request, came: Came | None) -> None:
     """Refuses a file of another source that is in the place of the one that is asked for."""
@@ -342,15 +299,6 @@ def _is_right(request: Request) -> bool:
     except DownloadError:
         return False
     return True
-
-
-def _came(request: Request, state: Literal["wanted", "here"], **facts: Any) -> Came:
-    return Came(path=request.place[1], source=request.source, state=state, **facts)
-
-
-def _came_now(request: Request, *, fresh: bool = False) -> Came:
-    digest = sha256_file(request.path, fresh=fresh)
-    return _came(request, "here", bytes=request.path.stat().st_size, sha256=digest)
 
 
 def _record(request: Request, status: str, came: Came) -> Record:

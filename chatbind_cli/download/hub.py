@@ -162,7 +162,7 @@ class Hub:
         return came
 
 
-def fetch_snapshot(repo: str, *, revision: str | None = None, endpoint: str | None = None) -> Path:
+def fetch_snapshot(repo: str, *, revision: str | None = None) -> Path:
     """A whole model repository in the hub's cache: what `--delta owner/name` means.
 
     With `HF_HUB_OFFLINE`, what is in the cache already.
@@ -176,10 +176,10 @@ def fetch_snapshot(repo: str, *, revision: str | None = None, endpoint: str | No
     ref = HubRef(repo=repo, revision=revision)
     unwanted = [*_NEVER, *_BIN]
     if not is_offline():
-        files = Hub(endpoint).files(Request(name=repo, path=Path(), hub=ref))
+        files = Hub().files(Request(name=repo, path=Path(), hub=ref))
         if any(fnmatch(str(file.path), pattern) for file in files for pattern in _BIN):
             unwanted = [*_NEVER]
-    return _snapshot(ref, endpoint=endpoint, ignore_patterns=unwanted)
+    return _snapshot(ref, ignore_patterns=unwanted)
 
 
 def _snapshot(ref: HubRef, **options: Any) -> Path:

@@ -24,6 +24,7 @@ from typing import IO, Literal, NamedTuple
 from chatbind_cli.download.catalogue import Entry
 from chatbind_cli.download.requests import Request, entry_requests
 from chatbind_cli.errors import CheckpointError, DownloadError, reason
+from chatbind_cli.files import sha256_file
 from chatbind_cli.jsonl import Record
 from chatbind_cli.weights.json_file import read_json
 
@@ -59,6 +60,22 @@ class Came:
     bytes: int | None = None
     sha256: str | None = None
     files: int | None = None
+
+    @classmethod
+    def wanted(cls, request: Request) -> Came:
+        """What is noted of a file before it comes."""
+        return cls(path=request.place[1], source=request.source, state="wanted")
+
+    @classmethod
+    def here(cls, request: Request, *, fresh: bool = False) -> Came:
+        """What is noted of a file that is there; `fresh`: whatever is remembered of its hash."""
+        return cls(
+            path=request.place[1],
+            source=request.source,
+            state="here",
+            bytes=request.path.stat().st_size,
+            sha256=sha256_file(request.path, fresh=fresh),
+        )
 
     def is_for(self, request: Request) -> bool:
         """Whether it is the file that is asked for, or another revision of it."""
@@ -118,13 +135,15 @@ class Manifests:
             OSError: it cannot be written.
         """
         known = self.below(folder)
-        _append(folder, [_line(came) for came in files if known.get(came.path) != came])
+        with self._lock:
+            _append(folder, [_line(came) for came in files if known.get(came.path) != came])
 
     def add_unpacked(self, folder: Path, archive: Came, members: Iterable[Member]) -> None:
         """Adds what came out of an archive; its line before that parts it from a killed run's."""
         before = replace(archive, state="here", files=None)
         out = [json.dumps(member) + "\n" for member in members]
-        _append(folder, [_line(before), *out, _line(archive)])
+        with self._lock:
+            _append(folder, [_line(before), *out, _line(archive)])
 
 
 def _came(line: bytes) -> Came | None:
@@ -193,34 +212,6 @@ def members_are_there(request: Request) -> bool:
         return all((folder / m.name).stat().st_size == m.bytes for m in members_of(request))
     except (OSError, DownloadError):
         return False
-
-
-def check_members(request: Request, advance: Callable[[int], None]) -> None:
-    """Reads everything that came out of an archive and compares it with what was noted.
-
-    Args:
-        request: the archive's.
-        advance: called with the number of bytes that were read.
-
-    Raises:
-        DownloadError: files are missing or changed; the message counts them and names the first.
-    """
-    folder = request.unpack or request.path.parent
-    members, wrong = members_of(request), []
-    for member in members:
-        try:
-            with (folder / member.name).open("rb") as file:
-                same = crc32_of(file, advance=advance) == member.crc32
-            if not same:
-                wrong.append(f"{member.name!r} has another content")
-        except OSError as error:
-            wrong.append(f"{member.name!r} cannot be read ({error.strerror})")
-    if wrong:
-        raise DownloadError(
-            f"{len(wrong)} of {len(members)} files are missing or damaged, the first: {wrong[0]}",
-            where=str(folder),
-            hint="fetch it again with --overwrite",
-        )
 
 
 def crc32_of(

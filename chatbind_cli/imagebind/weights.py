@@ -2,22 +2,19 @@
 
 Reads the published `.pth` (without running code of the file, memory-mapped) and `.safetensors`
 with the same key names; writes `.safetensors`. Nothing but the tensors that are asked for is read.
-Knows nothing of devices or of what the towers are used for.
 """
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
-from chatbind_cli.errors import WeightsError
+from chatbind_cli.errors import WeightsError, reason
 from chatbind_cli.files import replace_file
 from chatbind_cli.imagebind.config import (
     HUGE,
@@ -40,14 +37,6 @@ _USUAL_NAMES = (
     "imagebind_huge.pth",
 )
 _MOST_BLOCKS = 1000  # of an encoder whose weights do not bear it out
-_TORCH_LOAD_ERRORS = (
-    OSError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    KeyError,
-    pickle.UnpicklingError,
-)
 
 
 @dataclass(frozen=True)
@@ -91,7 +80,9 @@ def check_towers(found: FoundEncoder) -> tuple[str, ...]:
         WeightsError: the file cannot be read, holds no tower, or does not fit the config; the
             first key that differs is named with both shapes.
     """
-    shapes = _read_shapes(found.weights)
+    # by a reader that trusts nothing in the file
+    tensors = open_tensor_file(found.weights).tensors
+    shapes = {key: info.shape for key, info in tensors.items()}
     present = {_tower_of_key(key) for key in shapes}
     towers = tuple(tower for tower in TOWERS if tower in present)
     blocks = sum(found.config.trunk(tower)[1] for tower in towers)
@@ -104,7 +95,7 @@ def check_towers(found: FoundEncoder) -> tuple[str, ...]:
         wanted = expected_shapes(found.config, towers) if towers else {}
     except (RuntimeError, ValueError, TypeError, OverflowError) as error:
         raise WeightsError(
-            f"the config's sizes make no model ({str(error).partition(chr(10))[0]})",
+            f"the config's sizes make no model ({reason(error)})",
             where=str(found.weights),
         ) from error
     for key in sorted(shapes.keys() | wanted.keys()):
@@ -136,13 +127,12 @@ def load_tower(
         WeightsError: the file cannot be read, or its tensors are no floating-point numbers.
     """
     model = _blank(found.config, [tower])
-    weights = _read_tensors(found.weights, model.state_dict().keys())
+    weights = _read_tensors(found.weights, model.state_dict())
     for key, tensor in weights.items():
         if not tensor.is_floating_point():
             raise WeightsError(f"{key} holds {tensor.dtype}", where=str(found.weights))
-    model.load_state_dict(
-        {key: tensor.to(device, dtype) for key, tensor in weights.items()}, assign=True
-    )
+        weights[key] = tensor.to(device, dtype)
+    model.load_state_dict(weights, assign=True)
     return model.requires_grad_(False).eval()
 
 
@@ -183,37 +173,19 @@ def _weights_in(folder: Path) -> Path:
     return files[0]
 
 
-def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Every tensor's shape, by a reader that trusts nothing in the file."""
-    return {key: info.shape for key, info in open_tensor_file(path).tensors.items()}
-
-
 def _read_tensors(path: Path, keys: Iterable[str]) -> dict[str, torch.Tensor]:
     try:
-        if path.suffix != ".safetensors":
-            tensors = _load_pth(path)
-            return {key: tensors[key] for key in keys}
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in keys}
-    except (SafetensorError, OSError, KeyError) as error:
-        raise WeightsError(f"cannot read these weights: {error}", where=str(path)) from error
-
-
-def _load_pth(path: Path) -> Mapping[str, torch.Tensor]:
-    try:
-        tensors: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except _TORCH_LOAD_ERRORS as error:
-        first_line = str(error).strip().partition("\n")[0]
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return {key: file.get_tensor(key) for key in keys}
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return {key: tensors[key] for key in keys}
+    except Exception as error:
         raise WeightsError(
-            f"cannot read these weights: {first_line}",
+            f"cannot read these weights ({reason(error)})",
             where=str(path),
             hint="a .pth must be a zip file of torch.save with nothing but tensors in it",
         ) from error
-    if not isinstance(tensors, Mapping) or not all(
-        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in tensors.items()
-    ):
-        raise WeightsError("holds something else than named tensors", where=str(path))
-    return tensors
 
 
 def _tower_of_key(key: str) -> str:

@@ -1,32 +1,132 @@
-"""Fetching one media file over http or https, within limits of size and time.
+"""Bytes that do not lie on disk: standard input, pipes, data URIs and web addresses.
 
-Written for addresses that come from strangers' records as well as from the user: no other scheme is
-ever followed, every redirect is checked again, and nothing runs past its deadline. Large artefacts
-that should be resumed and verified are the business of `chatbind_cli.download`.
+All of them are read at once and held in memory, within limits of size and time. Addresses come from
+strangers' records as well as from the user: no other scheme than http(s) is ever followed, every
+redirect is checked again, and nothing runs past its deadline. Large artefacts that should be
+resumed and verified are the business of `chatbind_cli.download`.
+
+`where` is what an error calls the medium.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import http.client
 import ipaddress
+import os
+import select
 import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
-from http import HTTPStatus
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
 from chatbind_cli import __version__
 from chatbind_cli.errors import MediaError
-from chatbind_cli.media.source import SourceLimits, shown, too_large
+from chatbind_cli.media.guard import reading
 from chatbind_cli.numerals import whole_number
+from chatbind_cli.urls import public_url
 
 if TYPE_CHECKING:
     import httpx
 
+_PART = 1 << 20
 _HIGHEST_PORT = 65_535
 _LOCAL_SUFFIXES = (".localhost", ".local", ".internal")
 
 
-def fetch_url(url: str, limits: SourceLimits) -> bytes:
+@dataclass(frozen=True, kw_only=True)
+class SourceLimits:
+    """What a source may cost. Files on disk are read where they lie."""
+
+    max_bytes: int = 512 * 1024 * 1024
+    """Most bytes taken from a URL, a data URI, a stream or a pipe: they are held in memory."""
+    max_file_bytes: int = 128 * 1024**3
+    """Largest file on disk: all of it is hashed. An hour of 4K video takes up to 50 GB."""
+    connect_timeout_s: float = 10.0
+    read_timeout_s: float = 20.0
+    """Longest silence of a server or a pipe, and longest wait for a pipe to be written to."""
+    total_timeout_s: float = 300.0
+    """Longest time for one URL, all redirects included, and for a writer's first byte."""
+    max_redirects: int = 5
+
+
+def read_stream(stream: IO[bytes], where: str, limits: SourceLimits) -> bytes:
+    """All of a stream.
+
+    Raises:
+        MediaError: it is too large or cannot be read.
+    """
+    body = bytearray()
+    with reading(where, "cannot be read"):
+        while part := stream.read(_PART):
+            _add(body, part, where, limits)
+    return bytes(body)
+
+
+def read_pipe(path: Path, where: str, limits: SourceLimits) -> bytes:
+    """All that is written to a pipe; opened so that a pipe without a writer blocks nobody.
+
+    Raises:
+        MediaError: nobody writes to it, or falls silent, or it is too large.
+    """
+    pipe = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        ready = select.poll()
+        ready.register(pipe, select.POLLIN)
+        body = bytearray()
+        alone = False
+        while True:
+            patience = limits.read_timeout_s
+            try:
+                part = os.read(pipe, _PART)
+            except BlockingIOError:  # somebody holds it open for writing, and is silent
+                alone = False
+                patience = limits.read_timeout_s if body else limits.total_timeout_s
+            else:
+                if part:
+                    _add(body, part, where, limits)
+                    continue
+                if body:
+                    return bytes(body)
+                if alone:
+                    raise _silent(where, patience)
+                alone = True  # a writer that comes and is silent does not end the wait: look again
+            events = ready.poll(patience * 1000)
+            if not events and not alone:
+                raise _silent(where, patience)
+            if events and not any(event & select.POLLIN for _, event in events):
+                return bytes(body)  # its writer has come and gone
+    finally:
+        os.close(pipe)
+
+
+def _silent(where: str, seconds: float) -> MediaError:
+    return MediaError(f"nothing was written to it in {seconds:g} s", where=where)
+
+
+def decode_data_uri(uri: str, where: str, limits: SourceLimits) -> bytes:
+    """The content of `data:[<type>][;base64],<content>` (RFC 2397).
+
+    Raises:
+        MediaError: it is broken or too large.
+    """
+    header, comma, content = uri.partition(",")
+    if not comma:
+        raise MediaError("is a data URI without a comma", where=where)
+    if len(content) > limits.max_bytes * 4 // 3 + 4:
+        raise _too_large(where, limits)
+    data = urllib.parse.unquote_to_bytes(content)
+    if not header.lower().endswith(";base64"):
+        return data
+    with reading(where, "is a data URI with broken base64"):
+        # white space may come from wrapped lines; padding is often left out
+        packed = b"".join(data.split()).translate(bytes.maketrans(b"-_", b"+/"))
+        return base64.b64decode(packed + b"=" * (-len(packed) % 4), validate=True)
+
+
+def fetch_url(url: str, where: str, limits: SourceLimits) -> bytes:
     """The content behind an http(s) address.
 
     Raises:
@@ -35,74 +135,64 @@ def fetch_url(url: str, limits: SourceLimits) -> bytes:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(_fetch_in_time(url, limits))
+        return asyncio.run(_fetch_in_time(url, where, limits))
     # called from inside somebody's event loop (a notebook): that one cannot be entered twice
     with ThreadPoolExecutor(max_workers=1) as pool:
-        return pool.submit(asyncio.run, _fetch_in_time(url, limits)).result()
+        return pool.submit(asyncio.run, _fetch_in_time(url, where, limits)).result()
 
 
-async def _fetch_in_time(url: str, limits: SourceLimits) -> bytes:
+async def _fetch_in_time(url: str, where: str, limits: SourceLimits) -> bytes:
     # one deadline over everything: a server that drips a byte a second passes every other timeout
     try:
-        return await asyncio.wait_for(_fetch(url, limits), limits.total_timeout_s)
+        return await asyncio.wait_for(_fetch(url, where, limits), limits.total_timeout_s)
     except TimeoutError as error:
         raise MediaError(
-            f"was not complete after {limits.total_timeout_s:g} s", where=shown(url)
+            f"was not complete after {limits.total_timeout_s:g} s", where=where
         ) from error
 
 
-async def _fetch(url: str, limits: SourceLimits) -> bytes:
+async def _fetch(url: str, where: str, limits: SourceLimits) -> bytes:
     import httpx  # noqa: PLC0415
 
     timeout = httpx.Timeout(limits.read_timeout_s, connect=limits.connect_timeout_s)
     # identity: a compressed body could be a bomb, and media do not compress anyway
     headers = {"User-Agent": f"chatbind/{__version__}", "Accept-Encoding": "identity"}
     here = url
-    try:
+    # a ValueError may be half an IPv6 address, or a host that no name can have
+    with reading(where, "cannot be fetched"):
         async with httpx.AsyncClient(timeout=timeout, headers=headers) as client:
             for _ in range(limits.max_redirects + 1):
                 port = httpx.URL(here).port
                 if port is not None and port > _HIGHEST_PORT:
                     raise httpx.InvalidURL(f"Invalid port: {port}")
-                async with client.stream("GET", here) as response:
-                    if not response.has_redirect_location:
-                        return await _body(response, url, limits)
-                    here = _next_address(here, response.headers["location"], url)
-    except httpx.TimeoutException as error:
-        raise MediaError("the server does not answer in time", where=shown(url)) from error
-    except (
-        httpx.HTTPError,
-        httpx.InvalidURL,
-        httpx.StreamError,
-        ValueError,  # half an IPv6 address, a host that no name can have
-    ) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise MediaError(f"cannot be fetched ({reason[:200]})", where=shown(url)) from error
-    raise MediaError(f"redirects more than {limits.max_redirects} times", where=shown(url))
+                try:
+                    async with client.stream("GET", here) as response:
+                        if not response.has_redirect_location:
+                            return await _body(response, where, limits)
+                        here = next_address(here, response.headers["location"], where)
+                except httpx.TimeoutException as error:
+                    raise MediaError("the server does not answer in time", where=where) from error
+    raise MediaError(f"redirects more than {limits.max_redirects} times", where=where)
 
 
-async def _body(response: httpx.Response, url: str, limits: SourceLimits) -> bytes:
+async def _body(response: httpx.Response, where: str, limits: SourceLimits) -> bytes:
     if not response.is_success:
-        try:
-            phrase = f"{response.status_code} {HTTPStatus(response.status_code).phrase}"
-        except ValueError:
-            phrase = str(response.status_code)
-        raise MediaError(f"the server answers {phrase}", where=shown(url))
+        code = response.status_code
+        said = f"the server answers {code} {http.client.responses.get(code, '')}"
+        raise MediaError(said.strip(), where=where)
     coding = response.headers.get("content-encoding", "identity").lower()
     if coding not in ("", "identity"):
-        raise MediaError(f"comes compressed as {coding[:20]!r}, unasked", where=shown(url))
+        raise MediaError(f"comes compressed as {coding[:20]!r}, unasked", where=where)
     length = whole_number(response.headers.get("content-length", ""))
     if length is not None and length > limits.max_bytes:
-        raise too_large(url, limits)
+        raise _too_large(where, limits)
     body = bytearray()
     async for part in response.aiter_raw():
-        body += part
-        if len(body) > limits.max_bytes:
-            raise too_large(url, limits)
+        _add(body, part, where, limits)
     return bytes(body)
 
 
-def _next_address(here: str, location: str, first: str) -> str:
+def next_address(here: str, location: str, where: str) -> str:
     """Where a redirect leads, if it may be followed.
 
     Raises:
@@ -112,13 +202,15 @@ def _next_address(here: str, location: str, first: str) -> str:
     parts = urllib.parse.urlsplit(target)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise MediaError(
-            f"redirects to {shown(target)}", where=shown(first), hint="only http(s) is followed"
+            f"redirects to {public_url(target)[:100]}",
+            where=where,
+            hint="only http(s) is followed",
         )
     origin = urllib.parse.urlsplit(here).hostname or ""
     if _is_private(parts.hostname) and not _is_private(origin):
         raise MediaError(
             f"redirects to the private address {parts.hostname}",
-            where=shown(first),
+            where=where,
             hint="if that is what you want, give that address itself",
         )
     return target
@@ -132,3 +224,17 @@ def _is_private(host: str) -> bool:
         return not ipaddress.ip_address(host.strip("[]")).is_global
     except ValueError:
         return False
+
+
+def _add(body: bytearray, part: bytes, where: str, limits: SourceLimits) -> None:
+    body += part
+    if len(body) > limits.max_bytes:
+        raise _too_large(where, limits)
+
+
+def _too_large(where: str, limits: SourceLimits) -> MediaError:
+    return MediaError(
+        f"is larger than {limits.max_bytes / 2**20:.4g} MiB",
+        where=where,
+        hint="save it to a file first: files on disk may be larger",
+    )

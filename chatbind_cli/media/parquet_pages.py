@@ -6,15 +6,17 @@ header, of which this reads as much as it needs (Thrift's compact protocol).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import BinaryIO
 
 import pyarrow.parquet
 
 _HEADER_BYTES = 64 * 1024
 _MOST_DEPTH = 16
-_STOP, _TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = (
-    0, 1, 2, 3, 7, 8, 9, 10, 11, 12,
-)  # fmt: skip
+
+# the kinds of Thrift's values; the whole numbers, 4 to 6, have one form
+_STOP, _TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _LIST, _STRUCT = 0, 1, 2, 3, 7, 8, 9, 12
+_INTEGERS = (4, 5, 6)
 
 
 def largest_page(stream: BinaryIO, column: pyarrow.parquet.ColumnChunkMetaData, size: int) -> int:
@@ -34,51 +36,56 @@ def largest_page(stream: BinaryIO, column: pyarrow.parquet.ColumnChunkMetaData, 
     largest = 0
     while at < end:
         stream.seek(at)
-        header = _Reader(stream.read(_HEADER_BYTES))
-        unpacked, packed = header.page_sizes()
+        header = _Header(stream.read(_HEADER_BYTES))
+        numbers = {field: header.value(kind) for field, kind in header.fields()}
+        unpacked, packed = numbers.get(2, -1), numbers.get(3, -1)
+        if min(unpacked, packed) < 0:
+            raise ValueError("a page without a size")
         largest = max(largest, unpacked)
         at += header.at + packed
     return largest
 
 
-class _Reader:
+class _Header:
     """Reads a Thrift struct from bytes; running out of them is a ValueError."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content
         self.at = 0
 
-    def page_sizes(self) -> tuple[int, int]:
-        """Fields 2 and 3 of a page header; goes to its end."""
-        sizes = {2: -1, 3: -1}
-        field = 0
-        while True:
-            kind, field = self._field(field)
-            if kind == _STOP:
-                break
-            if field in sizes:
-                number = self._varint()
-                sizes[field] = (number >> 1) ^ -(number & 1)
-            else:
-                self._skip(kind, 0)
-        if min(sizes.values()) < 0:
-            raise ValueError("a page without a size")
-        return sizes[2], sizes[3]
+    def fields(self) -> Iterator[tuple[int, int]]:
+        """Number and kind of each field of a struct, whose value is to be read before the next."""
+        number = 0
+        while (head := self._byte()) & 15 != _STOP:
+            number = number + (head >> 4) if head >> 4 else self._integer()
+            yield number, head & 15
 
-    def _field(self, last: int) -> tuple[int, int]:
-        head = self._byte()
-        if (head & 15) == _STOP:
-            return _STOP, 0
-        if head >> 4:
-            return head & 15, last + (head >> 4)
+    def value(self, kind: int, depth: int = 0) -> int:
+        """A whole number; of any other value the end is found, and -1 given."""
+        if depth > _MOST_DEPTH:
+            raise ValueError("no page header is so deep")
+        if kind in _INTEGERS:
+            return self._integer()
+        if kind in (_BYTE, _DOUBLE):
+            self.at += 1 if kind == _BYTE else 8
+        elif kind == _BINARY:
+            length = self._varint()
+            self.at += length
+        elif kind == _LIST:
+            head = self._byte()
+            inner = _BYTE if head & 15 in (_TRUE, _FALSE) else head & 15
+            for _ in range(self._varint() if head >> 4 == 15 else head >> 4):
+                self.value(inner, depth + 1)
+        elif kind == _STRUCT:
+            for _, inner in self.fields():
+                self.value(inner, depth + 1)
+        elif kind not in (_TRUE, _FALSE):
+            raise ValueError("no page header")  # which holds neither sets nor maps
+        return -1
+
+    def _integer(self) -> int:
         number = self._varint()
-        return head & 15, (number >> 1) ^ -(number & 1)
-
-    def _byte(self) -> int:
-        if self.at >= len(self._content):
-            raise ValueError("a page header without an end")
-        self.at += 1
-        return self._content[self.at - 1]
+        return (number >> 1) ^ -(number & 1)
 
     def _varint(self) -> int:
         value = 0
@@ -89,28 +96,8 @@ class _Reader:
                 return value
         raise ValueError("a number without an end")
 
-    def _skip(self, kind: int, depth: int) -> None:
-        if depth > _MOST_DEPTH or kind in (_SET, _MAP):
-            raise ValueError("no page header")  # which holds neither
-        if kind in (_TRUE, _FALSE):
-            return
-        if kind == _BYTE:
-            self.at += 1
-        elif kind == _DOUBLE:
-            self.at += 8
-        elif kind == _BINARY:
-            length = self._varint()
-            self.at += length
-        elif kind == _LIST:
-            head = self._byte()
-            for _ in range(self._varint() if head >> 4 == 15 else head >> 4):
-                self._skip(head & 15, depth + 1)
-        elif kind == _STRUCT:
-            field = 0
-            while True:
-                inner, field = self._field(field)
-                if inner == _STOP:
-                    return
-                self._skip(inner, depth + 1)
-        else:
-            self._varint()
+    def _byte(self) -> int:
+        if self.at >= len(self._content):
+            raise ValueError("a page header without an end")
+        self.at += 1
+        return self._content[self.at - 1]

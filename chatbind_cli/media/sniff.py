@@ -7,7 +7,7 @@ Reading the content is left to the loaders.
 from __future__ import annotations
 
 from chatbind_cli.errors import MediaError
-from chatbind_cli.media.lazy import IMPORTING
+from chatbind_cli.media.guard import IMPORTING
 from chatbind_cli.media.source import MediaSource
 
 _HEAD_BYTES = 4096
@@ -92,15 +92,14 @@ def _array(head: bytes, source: MediaSource) -> str | None:
     if not head.startswith(b"\x93NUMPY"):
         return None
     with IMPORTING:
-        from chatbind_cli.media.arrays import read_npy_header  # noqa: PLC0415
+        from chatbind_cli.media.maps import read_npy_header  # noqa: PLC0415
 
-    shape = read_npy_header(source).shape
-    sides = [side for side in shape if side != 1]
-    if len(sides) == 2:
-        return "imu" if 6 in sides else "depth"
+    header = read_npy_header(source)
+    if len(header.sides) == 2:
+        return "imu" if 6 in header.sides else "depth"
     raise MediaError(
-        f"is an array of shape {list(shape)}: neither a depth map [height, width] nor motion "
-        "[6, steps]",
+        f"is an array of shape {list(header.shape)}: neither a depth map [height, width] nor "
+        "motion [6, steps]",
         where=source.name,
     )
 

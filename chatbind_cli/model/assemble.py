@@ -19,7 +19,7 @@ from chatbind_cli.model.loading import ChatBind, check_ids, is_chatbind, load_ch
 from chatbind_cli.model.pretrained import open_config, open_model
 from chatbind_cli.model.prompts import get_style
 from chatbind_cli.model.tokenizer import load_tokenizer, media_token_ids, prepare_tokenizer
-from chatbind_cli.weights.likeness import refuse_unapplied
+from chatbind_cli.weights.delta_detection import refuse_unapplied
 from chatbind_cli.weights.projector_file import ProjectorFile, read_projector
 
 _PROBE_BYTES = 1 << 20

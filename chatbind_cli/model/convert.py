@@ -1,16 +1,14 @@
-"""A ChatBind folder, published or ours, written in our layout, tensor by tensor.
+"""`convert`: a ChatBind folder, published or ours, written in our layout, tensor by tensor.
 
-Only names change: every tensor keeps its bits. What the config, the tokenizer and the projector
-of a published folder mean is known to `loading` and `weights.published`.
+Only names change: every tensor keeps its bits. With a projector file, a bare language model becomes
+such a folder, too.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +17,31 @@ import torch
 import chatbind_cli
 from chatbind_cli.console import Progress
 from chatbind_cli.errors import CheckpointError
-from chatbind_cli.files import sha256_file
+from chatbind_cli.files import sha256_file, sha256_text
+from chatbind_cli.folders import replace_folder
 from chatbind_cli.model.assemble import build_chatbind
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
 from chatbind_cli.model.config import MODEL_TYPE, encoder_of
 from chatbind_cli.model.loading import read_published
 from chatbind_cli.model.pretrained import one_line, open_config, quiet_transformers, within
-from chatbind_cli.weights.checkpoint import INDEX_NAMES, Checkpoint, open_checkpoint
-from chatbind_cli.weights.identity import (
+from chatbind_cli.weights.checkpoint import Checkpoint, open_checkpoint
+from chatbind_cli.weights.delta import OWN_PREFIX
+from chatbind_cli.weights.delta_detection import refuse_unapplied
+from chatbind_cli.weights.json_file import read_json
+from chatbind_cli.weights.manifest import (
     combine_hashes,
     fingerprint,
     is_rotary,
-    read_passport,
     sample,
-    write_passport,
+    write_manifest,
 )
-from chatbind_cli.weights.job import holds
-from chatbind_cli.weights.json_file import read_json
-from chatbind_cli.weights.likeness import refuse_unapplied
-from chatbind_cli.weights.partial import PartialFolder, clear_replaced
+from chatbind_cli.weights.output_folder import (
+    Facts,
+    Result,
+    made_already,
+    make_folder,
+    source_facts,
+)
 from chatbind_cli.weights.projector_file import projector_key, read_projector
 from chatbind_cli.weights.published import is_published
 from chatbind_cli.weights.side_files import (
@@ -46,36 +50,11 @@ from chatbind_cli.weights.side_files import (
     is_side_file,
     side_files_sha256,
 )
-from chatbind_cli.weights.streaming import refuse_full_disk, source_facts
 from chatbind_cli.weights.tensor_file import TensorInfo
-from chatbind_cli.weights.writer import (
-    DEFAULT_SHARD_BYTES,
-    SafetensorsWriter,
-    Shard,
-    index_of,
-    plan_shards,
-)
+from chatbind_cli.weights.writer import DEFAULT_SHARD_BYTES, SafetensorsWriter
 
 _COMMAND = "convert"
-_LANGUAGE_MODEL = "language_model."
 _PIECE_ELEMENTS = 4 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Conversion:
-    """A folder that was written.
-
-    Attributes:
-        path: the folder.
-        sha256: hash over its tensors, as `identity.combine_hashes` makes it.
-        left_out: tensors of the source that have no place in it.
-        is_new: whether it was written now; else it was there already.
-    """
-
-    path: Path
-    sha256: str
-    left_out: tuple[str, ...]
-    is_new: bool = True
 
 
 def convert(
@@ -84,7 +63,7 @@ def convert(
     *,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
     overwrite: bool = False,
-) -> Conversion:
+) -> Result:
     """Writes a ChatBind folder in our layout; one of ours is cut into other shards.
 
     Args:
@@ -104,26 +83,39 @@ def convert(
             config, tokenizer = _settings(source)
             names, left_out = _match(checkpoint, _wanted(config, checkpoint))
         infos = {new: checkpoint.info(old) for new, old in names.items()}
-        shards = plan_shards(infos, shard_bytes)
-        passport = _passport(_identity(source, checkpoint))
-        made = None if overwrite else _made_already(output, passport)
-        if made is not None and holds(output, infos, shards):
-            return Conversion(output, made, left_out, is_new=False)
-        task = {
-            "version": chatbind_cli.__version__,
-            "source": source_facts(checkpoint),
-            "config": config.to_json_string(),
-            "shards": [asdict(shard) for shard in shards],
-        }
-        with PartialFolder(output, task, made_by=_COMMAND, overwrite=overwrite) as partial:
-            sha256 = _write(checkpoint, names, infos, shards, partial)
+        side_files = side_files_sha256(source)
+
+        def write_file(path: Path, tensors: list[str], progress: Progress) -> Facts:
+            part = {name: infos[name] for name in tensors}
+            return {"hashes": _copy(checkpoint, names, path, part, progress)}
+
+        def finish(folder: Path, done: list[Facts]) -> dict[str, Any]:
             if tokenizer is None:
-                copy_side_files(source, partial.folder)
+                copy_side_files(source, folder)
             else:
-                _write_settings(config, tokenizer, infos, source, partial.folder)
-            write_passport(partial.folder, passport | {"sha256": sha256})
-            partial.commit()
-    return Conversion(output, sha256, left_out)
+                _write_settings(config, tokenizer, infos, source, folder)
+            hashes = {name: digest for facts in done for name, digest in facts["hashes"].items()}
+            return _manifest(combine_hashes(infos, hashes), source, checkpoint, side_files)
+
+        result = make_folder(
+            output,
+            infos,
+            write_file,
+            finish,
+            made_by=_COMMAND,
+            label="converting",
+            inputs={
+                "source": source_facts(checkpoint),
+                "side_files": side_files,
+                "config": config.to_json_string(),
+            },
+            shard_bytes=shard_bytes,
+            overwrite=overwrite,
+        )
+    if not left_out:
+        return result
+    note = f"{len(left_out)} tensors have no place in it, the first is {left_out[0]}"
+    return Result(result.path, result.sha256, (*result.notes, note))
 
 
 def join(
@@ -133,7 +125,7 @@ def join(
     *,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
     overwrite: bool = False,
-) -> Conversion:
+) -> Result:
     """Writes a language model and a projector as one ChatBind folder, as `ask` would join them.
 
     Any causal language model will do, whatever its tensors are called; so it is loaded whole, and
@@ -148,53 +140,39 @@ def join(
 
     Raises:
         CheckpointError: one of the two cannot be used, or they do not fit together.
-        WeightsError: the output is there already.
+        ChatBindError: the output is there already.
     """
     info = read_projector(projector).info
+    digest = sha256_file(projector)
     with open_checkpoint(language_model) as checkpoint:
-        parts = _identity(language_model, checkpoint) | {"projector": sha256_file(projector)}
-    passport = _passport(parts)
-    made = None if overwrite else _made_already(output, passport)
-    if made is not None:
-        return Conversion(output, made, (), is_new=False)
-    task = {"version": chatbind_cli.__version__, "parts": parts}
-    with PartialFolder(output, task, made_by=_COMMAND, overwrite=overwrite) as partial:
-        bundle = build_chatbind(
-            language_model,
-            encoder=encoder_of(info),
-            projector=projector,
-            media_options=info.media_options,
-        )
-        with quiet_transformers():
-            bundle.model.save_pretrained(partial.folder, max_shard_size=shard_bytes)
-            bundle.tokenizer.save_pretrained(partial.folder)
-        with open_checkpoint(partial.folder) as found:
-            sha256 = fingerprint(found)
-        write_passport(partial.folder, passport | {"sha256": sha256})
-        partial.commit()
-    return Conversion(output, sha256, ())
+        facts = [source_facts(checkpoint), side_files_sha256(language_model), digest, shard_bytes]
+        task = sha256_text(f"{chatbind_cli.__version__} {facts}")
+        made = None if overwrite else made_already(output, task)
+        if made is not None:
+            return made
+        with replace_folder(output, made_by=_COMMAND, overwrite=overwrite) as folder:
+            bundle = build_chatbind(
+                language_model,
+                encoder=encoder_of(info),
+                projector=projector,
+                media_options=info.media_options,
+            )
+            with quiet_transformers():
+                bundle.model.save_pretrained(folder, max_shard_size=shard_bytes)
+                bundle.tokenizer.save_pretrained(folder)
+            with open_checkpoint(folder) as found:
+                sha256 = fingerprint(found)
+            side_files = side_files_sha256(language_model)
+            manifest = _manifest(sha256, language_model, checkpoint, side_files)
+            manifest["source"]["projector"] = digest
+            write_manifest(folder, {**manifest, "task": task}, made_by=_COMMAND)
+    return Result(output, sha256)
 
 
-def _identity(folder: Path, checkpoint: Checkpoint) -> dict[str, str]:
-    """What a folder is, its configuration and tokenizer included."""
-    return {
-        "name": folder.name,
-        "sample_sha256": sample(checkpoint),
-        "side_files": side_files_sha256(folder),
-    }
-
-
-def _passport(source: Mapping[str, str]) -> dict[str, Any]:
-    return {"kind": "model", "made_by": f"chatbind {_COMMAND}", "source": dict(source)}
-
-
-def _made_already(output: Path, passport: Mapping[str, Any]) -> str | None:
-    """The hash of what an earlier conversion of the same source left; None if there is none."""
-    found = read_passport(output) if output.is_dir() else {}
-    if not found or any(found.get(key) != value for key, value in passport.items()):
-        return None
-    clear_replaced(output)
-    return str(found["sha256"])
+def _manifest(sha256: str, source: Path, checkpoint: Checkpoint, side_files: str) -> dict[str, Any]:
+    """What is written about a folder: its hash, and the source, configuration and all."""
+    told = {"name": source.name, "sample_sha256": sample(checkpoint), "side_files": side_files}
+    return {"kind": "model", "sha256": sha256, "source": told}
 
 
 def _write_settings(
@@ -247,7 +225,7 @@ def _match(
     found: dict[str, str] = {}
     left_out = []
     for name in checkpoint.tensors:
-        ours = name if name in wanted else _LANGUAGE_MODEL + name
+        ours = name if name in wanted else OWN_PREFIX + name
         if "mm_projector" in name:
             ours = projector_key(name) or ours
         if ours in wanted:
@@ -270,33 +248,20 @@ def _match(
     return found, tuple(left_out)
 
 
-def _write(
+def _copy(
     checkpoint: Checkpoint,
     names: Mapping[str, str],
+    path: Path,
     infos: Mapping[str, TensorInfo],
-    shards: Sequence[Shard],
-    partial: PartialFolder,
-) -> str:
-    """Writes the weights that are not there yet; returns the fingerprint of all of them."""
-    left = [shard for shard in shards if shard.file not in partial.done]
-    needed = sum(infos[name].nbytes for shard in left for name in shard.tensors)
-    refuse_full_disk(partial.folder, needed)
-    with Progress(needed >> 20, "converting", "MiB") as progress:
-        for shard in left:
-            hashes: dict[str, str] = {}
-            part = {name: infos[name] for name in shard.tensors}
-            with SafetensorsWriter(partial.folder / shard.file, part) as writer:
-                for name in writer.order:
-                    digest = hashlib.sha256()
-                    for piece in checkpoint.chunks(names[name], _PIECE_ELEMENTS):
-                        digest.update(writer.append(piece))
-                        progress.advance_bytes(piece.nbytes)
-                    hashes[name] = digest.hexdigest()
-            partial.record(shard.file, {"hashes": hashes})
-    if len(shards) > 1:
-        text = json.dumps(index_of(shards, infos), indent=2)
-        (partial.folder / INDEX_NAMES[0]).write_text(text + "\n", encoding="utf-8")
-    every = {
-        name: hash for facts in partial.done.values() for name, hash in facts["hashes"].items()
-    }
-    return combine_hashes(infos, every)
+    progress: Progress,
+) -> dict[str, str]:
+    """Writes one file of tensors under our names; returns the hash of each."""
+    hashes = {}
+    with SafetensorsWriter(path, infos) as writer:
+        for name in writer.order:
+            digest = hashlib.sha256()
+            for piece in checkpoint.chunks(names[name], _PIECE_ELEMENTS):
+                digest.update(writer.append(piece))
+                progress.advance_bytes(piece.nbytes)
+            hashes[name] = digest.hexdigest()
+    return hashes

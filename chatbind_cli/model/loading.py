@@ -23,8 +23,8 @@ from chatbind_cli.model.tokenizer import (
     media_token_ids,
     prepare_tokenizer,
 )
+from chatbind_cli.weights.delta_detection import refuse_unapplied
 from chatbind_cli.weights.json_file import read_json
-from chatbind_cli.weights.likeness import refuse_unapplied
 from chatbind_cli.weights.projector_file import ProjectorFile, ProjectorInfo, projector_from_tensors
 from chatbind_cli.weights.published import (
     is_published,

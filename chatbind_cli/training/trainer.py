@@ -74,23 +74,6 @@ class ChatBindTrainer(Trainer):
             self._folder.publish_checkpoint(staged, self._keep)
         self.accelerator.wait_for_everyone()
 
-    def get_batch_samples(
-        self, epoch_iterator: Any, num_batches: int, device: torch.device
-    ) -> tuple[list[Any], Any]:
-        """The batches of one step, and how many tokens are learned in it over all processes.
-
-        Samples that were cut before their answer have nothing to learn. A step of nothing else
-        has loss 0, not 0 / 0.
-        """
-        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
-        return batches, count.clamp(min=1) if torch.is_tensor(count) else count
-
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> Any:
-        """The loss, without the cache of keys and values that only generation needs."""
-        return super().compute_loss(model, {**inputs, "use_cache": False}, *args, **kwargs)
-
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes what trains into a checkpoint; sharded weights go with the optimizer's."""
         if not self.is_fsdp_enabled:

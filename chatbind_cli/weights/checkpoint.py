@@ -1,14 +1,15 @@
 """A checkpoint of one or many files as one table of tensors, read without holding it in memory.
 
 Takes a folder (Hugging Face layout, safetensors or `.bin`, with or without an index), an index
-file, or a single weights file. Knows nothing of what the tensors mean.
+file, or a single weights file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -24,25 +25,30 @@ _PROJECTOR_NAME = "projector.safetensors"  # what stage 1 saves in place of the 
 # In the order in which transformers looks for them, too: what is checked is what is loaded.
 _LAYOUTS = (WEIGHT_NAMES[0], INDEX_NAMES[0], WEIGHT_NAMES[1], INDEX_NAMES[1], _PROJECTOR_NAME)
 
-CHUNK_ELEMENTS = 8 << 20
+_CHUNK_ELEMENTS = 8 << 20
 
 
 class Checkpoint:
     """Named tensors over the files of a checkpoint. A context manager.
 
+    Data come by offset and length into memory that the caller brings, so memory stays bounded
+    however large the files, and nothing is mapped. One thread at a time may read.
+
     Attributes:
         path: what was opened.
         folder: the folder that its files lie in.
-        tensors: name -> shape and dtype, file by file in reading order.
-        config: the folder's `config.json`, empty where there is none.
+        files: the files, in reading order.
+        tensors: name -> shape and dtype, file by file.
     """
 
-    def __init__(self, path: Path, folder: Path, files: list[TensorFile]) -> None:
+    def __init__(self, path: Path, folder: Path, files: Sequence[TensorFile]) -> None:
         self.path = path
         self.folder = folder
         self.files = files
         self.tensors: dict[str, TensorInfo] = {}
         self._file_of: dict[str, TensorFile] = {}
+        self._handles: dict[Path, int] = {}
+        self._turned: tuple[str, torch.Tensor] | None = None
         for file in files:
             for name, info in file.tensors.items():
                 if name in self.tensors:
@@ -52,29 +58,34 @@ class Checkpoint:
                     )
                 self.tensors[name] = info
                 self._file_of[name] = file
-        self.config: dict[str, Any] = read_json(folder / "config.json", missing_ok=True)
-        if not isinstance(self.config.get("text_config") or {}, dict):
-            raise CheckpointError(
-                "text_config is not a JSON object", where=str(folder / "config.json")
-            )
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The folder's `config.json`, empty where there is none.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        config = read_json(self.folder / "config.json", missing_ok=True)
+        if not isinstance(config.get("text_config") or {}, dict):
+            where = str(self.folder / "config.json")
+            raise CheckpointError("text_config is not a JSON object", where=where)
+        return config
 
     def __enter__(self) -> Checkpoint:
         """Opens nothing: files open as they are read."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Gives back memory and handles."""
         self.close()
 
     def close(self) -> None:
-        """Gives back memory and handles."""
-        for file in self.files:
-            file.release()
+        """Gives back memory and handles; the next read opens the files again."""
+        for handle in self._handles.values():
+            os.close(handle)
+        self._handles = {}
+        self._turned = None
 
     def __contains__(self, name: object) -> bool:
         """Whether a tensor of that name is there."""
@@ -90,23 +101,59 @@ class Checkpoint:
             raise WeightsError(f"has no tensor {name}", where=str(self.path))
         return self.tensors[name]
 
+    def read_into(self, name: str, start: int, out: torch.Tensor) -> None:
+        """Fills `out` with a tensor's elements from `start` on, in row-major order.
+
+        Args:
+            name: the tensor.
+            start: number of the first element.
+            out: 1-D, contiguous, of the tensor's dtype.
+
+        Raises:
+            WeightsError: there is no such tensor, or its data cannot be read.
+        """
+        info = self.info(name)
+        file = self._file_of[name]
+        if name in file.strides:
+            out.copy_(self._in_row_major_order(name)[start : start + out.numel()])
+        elif out.numel():
+            self._fill(file.path, name, file.begin[name] + start * info.dtype.itemsize, out)
+
+    def _in_row_major_order(self, name: str) -> torch.Tensor:
+        """A tensor that was saved turned or with gaps: read whole, and kept for its next piece."""
+        if self._turned is None or self._turned[0] != name:
+            file, info = self._file_of[name], self.tensors[name]
+            strides = file.strides[name]
+            steps = ((size - 1) * stride for size, stride in zip(info.shape, strides, strict=True))
+            span = torch.empty(1 + sum(steps), dtype=info.dtype)
+            self._fill(file.path, name, file.begin[name], span)
+            self._turned = (name, span.as_strided(info.shape, strides).reshape(-1))
+        return self._turned[1]
+
+    def _fill(self, path: Path, name: str, position: int, out: torch.Tensor) -> None:
+        view = out.view(torch.uint8).numpy().data
+        try:
+            if path not in self._handles:
+                self._handles[path] = os.open(path, os.O_RDONLY)
+                if hasattr(os, "posix_fadvise"):  # the kernel reads further ahead
+                    os.posix_fadvise(self._handles[path], 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            while view:
+                n = os.preadv(self._handles[path], [view], position)
+                if not n:
+                    raise WeightsError("ends before its last tensor", where=str(path))
+                view, position = view[n:], position + n
+        except OSError as error:
+            raise WeightsError(f"tensor {name}: {error}", where=str(path)) from error
+
     def read_flat(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Elements `start` to `stop` in row-major order as a fresh 1-D tensor.
 
         Raises:
             WeightsError: there is no such tensor, or its data cannot be read.
         """
-        self.info(name)
-        return self._file_of[name].read_flat(name, start, stop)
-
-    def read_into(self, name: str, start: int, out: torch.Tensor) -> None:
-        """Fills a 1-D tensor of the same dtype with elements from `start` on.
-
-        Raises:
-            WeightsError: as for `read_flat`.
-        """
-        self.info(name)
-        self._file_of[name].read_into(name, start, out)
+        piece = torch.empty(stop - start, dtype=self.info(name).dtype)
+        self.read_into(name, start, piece)
+        return piece
 
     def read(self, name: str) -> torch.Tensor:
         """A whole tensor, fresh in memory.
@@ -117,23 +164,7 @@ class Checkpoint:
         info = self.info(name)
         return self.read_flat(name, 0, info.numel).view(info.shape)
 
-    def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows `start` to `stop` (along the first axis), fresh in memory; the rest is not read.
-
-        Raises:
-            WeightsError: as for `read_flat`, or the tensor has no such rows.
-        """
-        info = self.info(name)
-        if not info.shape or not 0 <= start <= stop <= info.shape[0]:
-            raise WeightsError(
-                f"tensor {name} of shape {list(info.shape)} has no rows {start} to {stop}",
-                where=str(self.path),
-            )
-        width = info.numel // info.shape[0] if info.shape[0] else 0
-        flat = self.read_flat(name, start * width, stop * width)
-        return flat.view(stop - start, *info.shape[1:])
-
-    def chunks(self, name: str, elements: int = CHUNK_ELEMENTS) -> Iterator[torch.Tensor]:
+    def chunks(self, name: str, elements: int = _CHUNK_ELEMENTS) -> Iterator[torch.Tensor]:
         """The tensor's elements in order, in 1-D pieces of at most `elements`."""
         numel = self.info(name).numel
         for start in range(0, numel, elements):

@@ -1,6 +1,6 @@
 """How a delta, its base and its target fit together, tensor by tensor; all of it before any data.
 
-`plan` looks at names, shapes and dtypes only and refuses what it does not understand by name.
+`fit` looks at names, shapes and dtypes only and refuses what it does not understand by name.
 The arithmetic is the published one: the sum in the delta's dtype, rows beyond the base's
 vocabulary and the projector from the delta alone.
 """
@@ -14,11 +14,11 @@ import torch
 
 from chatbind_cli.errors import WeightsError
 from chatbind_cli.weights.checkpoint import Checkpoint
-from chatbind_cli.weights.identity import is_rotary, read_passport
+from chatbind_cli.weights.manifest import is_rotary, read_manifest
 from chatbind_cli.weights.tensor_file import TensorInfo
 
 # A model folder of our own holds the language model's tensors under this prefix.
-_OWN_PREFIX = "language_model."
+OWN_PREFIX = "language_model."
 _GROWING = (
     "embed_tokens.weight",
     "lm_head.weight",
@@ -40,6 +40,9 @@ _SUMMABLE = (
     torch.int8,
     torch.uint8,
 )
+_ROTARY_DROPPED = (
+    "rotary_emb.inv_freq buffers are not in the result: loaders compute them from the config"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ class Step:
         info: its shape and dtype in delta and target.
         base: the name of the base's tensor that it is summed with; None where it stands alone.
         overlap: number of leading elements that the base has too; the rest stands alone.
-        rotary: a buffer of rotary frequencies: recomputed, zero in a delta.
+        rotary: a buffer of rotary frequencies: the base's in a target, zero in a delta.
     """
 
     name: str
@@ -61,45 +64,41 @@ class Step:
     rotary: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """The steps in the order of the delta's (or target's) files, and what the base has in vain.
-
-    Attributes:
-        steps: one for each tensor of the result.
-        unused: tensors of the base that the result does without, each with the reason.
-    """
-
-    steps: tuple[Step, ...]
-    unused: tuple[tuple[str, str], ...]
-
-    @property
-    def tensors(self) -> dict[str, TensorInfo]:
-        """Name -> shape and dtype of every tensor of the result."""
-        return {step.name: step.info for step in self.steps}
-
-
-def plan(base: Checkpoint, other: Checkpoint) -> Plan:
+def fit(base: Checkpoint, other: Checkpoint) -> tuple[dict[str, Step], list[str]]:
     """Fits a base to a delta or a target.
 
     Args:
         base: the language model that everything is relative to.
         other: the delta to apply, or the target to make a delta of: the same rules hold.
 
+    Returns:
+        The step of each tensor of the result, in the order of the other's files, and what the user
+        should know about tensors that are not in the result.
+
     Raises:
         WeightsError: a tensor of either has no place; the message names it.
     """
     _refuse_mix_up(base)
-    steps = tuple(_step(name, info, base, other) for name, info in other.tensors.items())
-    used = {step.base for step in steps}
-    unused = tuple(
-        (name, _reason_to_drop(name, base, other)) for name in base.tensors if name not in used
-    )
-    return Plan(steps, unused)
+    steps = {}
+    for name, info in other.tensors.items():
+        step = _rotary_step(name, info, base) if is_rotary(name) else _step(name, base, other)
+        if step is not None:
+            steps[name] = step
+    used = {step.base for step in steps.values()}
+    notes = [
+        f"{name} of the base is not in the result: {_reason_to_drop(name, base, other)}"
+        for name in base.tensors
+        if name not in used and not is_rotary(name)
+    ]
+    if any(is_rotary(name) for name in base.tensors if name not in used):
+        notes.append(f"the base's {_ROTARY_DROPPED}")
+    if any(name not in steps for name in other.tensors):
+        notes.append(_ROTARY_DROPPED)
+    return steps, notes
 
 
 def _refuse_mix_up(base: Checkpoint) -> None:
-    if read_passport(base.folder).get("kind") == "delta":
+    if read_manifest(base.folder).get("kind") == "delta":
         raise WeightsError(
             "is a delta, and a base is wanted", where=str(base.path), hint="are the two swapped?"
         )
@@ -112,10 +111,17 @@ def _refuse_mix_up(base: Checkpoint) -> None:
             )
 
 
-def _step(name: str, info: TensorInfo, base: Checkpoint, other: Checkpoint) -> Step:
-    if is_rotary(name):
-        return Step(name, info, base=_counterpart(name, base, other), rotary=True)
-    partner = _counterpart(name, base, other)
+def _rotary_step(name: str, info: TensorInfo, base: Checkpoint) -> Step | None:
+    """None where the base has no such buffer: a delta's own is spoiled by rounding."""
+    partner = _counterpart(name, base)
+    if partner is None or base.tensors[partner].shape != info.shape:
+        return None
+    return Step(name, info, base=partner, overlap=info.numel, rotary=True)
+
+
+def _step(name: str, base: Checkpoint, other: Checkpoint) -> Step:
+    info = other.tensors[name]
+    partner = _counterpart(name, base)
     if partner is None:
         if _PROJECTOR.search(name):
             return Step(name, info)
@@ -144,9 +150,9 @@ def _step(name: str, info: TensorInfo, base: Checkpoint, other: Checkpoint) -> S
     return Step(name, info, base=partner, overlap=theirs.numel)
 
 
-def _counterpart(name: str, base: Checkpoint, other: Checkpoint) -> str | None:
+def _counterpart(name: str, base: Checkpoint) -> str | None:
     """The base's tensor that `name` belongs to."""
-    bare = name.removeprefix(_OWN_PREFIX)
+    bare = name.removeprefix(OWN_PREFIX)
     for candidate in (name, bare):
         if candidate in base:
             return candidate
@@ -166,8 +172,6 @@ def _may_grow(name: str, old: tuple[int, ...], new: tuple[int, ...]) -> bool:
 
 
 def _reason_to_drop(name: str, base: Checkpoint, other: Checkpoint) -> str:
-    if is_rotary(name):
-        return "rotary frequencies, which loaders compute from the config"
     tied = (other.config.get("text_config") or other.config).get("tie_word_embeddings")
     if name.endswith("lm_head.weight") and tied:
         return "the output matrix is tied to the input matrix"

@@ -7,19 +7,20 @@ embeddings that belong to the media tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from chatbind_cli.errors import CheckpointError, WeightsError
-from chatbind_cli.files import bears, refuse_foreign_file, sha256_file
+from chatbind_cli.files import bears, refuse_foreign_file
 from chatbind_cli.weights.checkpoint import Checkpoint, open_checkpoint
-from chatbind_cli.weights.identity import read_passport
 from chatbind_cli.weights.json_file import read_json
+from chatbind_cli.weights.manifest import read_manifest
 from chatbind_cli.weights.projector_file import (
     MEDIA_TOKENS,
+    ProjectorFile,
     ProjectorInfo,
     check_projector_name,
     projector_from_tensors,
@@ -39,30 +40,16 @@ _WORD_EMBEDDINGS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Extraction:
-    """A projector file that was written.
-
-    Attributes:
-        path: the file.
-        sha256: its hash.
-        tensors: names of the tensors that were read, as the checkpoint spells them.
-        token_embeddings: the media tokens whose word embeddings went along.
-    """
-
-    path: Path
-    sha256: str
-    tensors: tuple[str, ...]
-    token_embeddings: tuple[str, ...]
-
-
-def extract_projector(checkpoint: Path, output: Path) -> Extraction:
+def extract_projector(checkpoint: Path, output: Path) -> tuple[ProjectorFile, list[str]]:
     """Writes the projector of a checkpoint as one file.
 
     Args:
         checkpoint: a ChatBind folder of ours, a published one (`pytorch_model.bin`, shards with an
             index, safetensors), or a weights file.
         output: `.safetensors`, or `.bin` for the published layout.
+
+    Returns:
+        What was written, and the names of its tensors as the checkpoint spells them.
 
     Raises:
         CheckpointError: there is no projector in it, or the output's name ends in something else.
@@ -72,7 +59,7 @@ def extract_projector(checkpoint: Path, output: Path) -> Extraction:
     check_projector_name(output)
     refuse_foreign_file(output, _is_projector_file, what="a projector")
     with open_checkpoint(checkpoint) as source:
-        if read_passport(source.folder).get("kind") == "delta":
+        if read_manifest(source.folder).get("kind") == "delta":
             raise CheckpointError(
                 "is a delta",
                 where=str(checkpoint),
@@ -96,7 +83,7 @@ def extract_projector(checkpoint: Path, output: Path) -> Extraction:
                 info=_info(source),
             )
     write_projector(output, projector)
-    return Extraction(output, sha256_file(output), tuple(names), tuple(projector.token_embeddings))
+    return projector, names
 
 
 def _is_projector_file(path: Path) -> bool:
@@ -131,11 +118,12 @@ def _token_rows(source: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
     table = next((name for name in source.tensors if name.endswith(_WORD_EMBEDDINGS)), None)
     if table is None:
         return
-    rows = source.info(table).shape[0]
+    info = source.info(table)
+    width = info.shape[-1]
     for name, index in _token_ids(source).items():
         # A projector-only file of LLaVA's has two rows in place of the whole table.
-        if 0 <= index < rows:
-            yield name, source.read_rows(table, index, index + 1)[0]
+        if len(info.shape) == 2 and 0 <= index < info.shape[0]:
+            yield name, source.read_flat(table, index * width, (index + 1) * width)
 
 
 def _token_ids(source: Checkpoint) -> dict[str, int]:

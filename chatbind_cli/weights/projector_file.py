@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.files import replace_file
-from chatbind_cli.weights.tensor_file import TensorFile, open_tensor_file
+from chatbind_cli.weights.checkpoint import open_checkpoint
+from chatbind_cli.weights.tensor_file import TensorFile
 
 MEDIA_TOKENS = ("im_start", "im_patch", "im_end")  # `<im_start>` in the tokenizer
 
@@ -189,20 +190,17 @@ def read_projector(path: str | Path) -> ProjectorFile:
     if not path.is_file():
         hint = "extract-projector makes one file from a folder" if path.is_dir() else None
         raise CheckpointError("no such projector file", where=str(path), hint=hint)
-    file = open_tensor_file(path)
     ours = path.suffix == ".safetensors"
-    try:
+    with open_checkpoint(path) as source:
         # the file may be a whole model's; only what belongs to a projector is read
         tensors = {
-            name: file.read(name)
-            for name in file.tensors
+            name: source.read(name)
+            for name in source.tensors
             if projector_key(name)
             or name.startswith("token_embeddings.")
             or (name in _WORDS and not ours)
         }
-    finally:
-        file.release()
-    info = _info(file, path)
+        info = _info(source.files[0])
     broken = [n for n, t in tensors.items() if projector_key(n) and not t.float().isfinite().all()]
     if broken:
         raise CheckpointError(
@@ -250,7 +248,7 @@ def check_projector_name(path: Path) -> None:
         )
 
 
-def _info(file: TensorFile, path: Path) -> dict[str, Any]:
+def _info(file: TensorFile) -> dict[str, Any]:
     """What a file of ours says of itself; nothing for another."""
     text = file.metadata.get(_METADATA_KEY, "{}")
     try:
@@ -258,7 +256,7 @@ def _info(file: TensorFile, path: Path) -> dict[str, Any]:
         known = {f.name for f in fields(ProjectorInfo)}
         return {key: value for key, value in metadata.items() if key in known}
     except (ValueError, AttributeError, RecursionError) as error:
-        raise CheckpointError("its metadata are no JSON object", where=str(path)) from error
+        raise CheckpointError("its metadata are no JSON object", where=str(file.path)) from error
 
 
 def _published_layout(projector: ProjectorFile, path: Path) -> dict[str, torch.Tensor]:

@@ -1,17 +1,15 @@
-"""One weights file, safetensors or torch's, read piece by piece behind one door.
+"""What one weights file holds, safetensors or torch's, behind one door.
 
-Names, shapes and dtypes come without the data; data come by offset and length into memory that the
-caller brings, so memory stays bounded however large the file, and nothing is mapped. Nothing in a
-file is ever executed.
+Names, shapes, dtypes and places come without the data, which `checkpoint` reads. Nothing in a file
+is ever executed.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -57,8 +55,36 @@ class TensorInfo:
         return self.numel * self.dtype.itemsize
 
 
+@dataclass(frozen=True, slots=True)
+class TensorFile:
+    """What a file of named tensors holds, and where in it.
+
+    Attributes:
+        path: where it lies.
+        tensors: name -> shape and dtype, in the file's own order.
+        begin: name -> position of the tensor's first element in the file, in bytes.
+        strides: name -> strides in elements, of the tensors that do not lie in row-major order.
+        metadata: what a safetensors file says beside its tensors.
+
+    Raises:
+        WeightsError: a name is longer than any, or not printable.
+    """
+
+    path: Path
+    tensors: Mapping[str, TensorInfo]
+    begin: Mapping[str, int]
+    strides: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.tensors:
+            # they stand in messages, and no model has others
+            if len(name) > _LONGEST_NAME or not name.isprintable():
+                raise WeightsError("has a tensor whose name is none", where=str(self.path))
+
+
 def open_tensor_file(path: Path) -> TensorFile:
-    """Opens a weights file by its content, whatever its name ends in.
+    """Looks into a weights file, by its content, whatever its name ends in.
 
     Raises:
         WeightsError: it is neither safetensors nor a torch file, is cut short, or holds anything
@@ -94,7 +120,7 @@ def _open_safetensors(path: Path) -> TensorFile:
                 header = json.loads(file.read(length))
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"not a valid safetensors file ({error})", where=str(path)) from error
-    metadata = header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None) or {}
     tensors: dict[str, TensorInfo] = {}
     begin: dict[str, int] = {}
     for name, entry in header.items():
@@ -120,106 +146,3 @@ def _open_torch(path: Path) -> TensorFile:
             if view.nbytes and not view.is_row_major
         },
     )
-
-
-class TensorFile:
-    """A file of named tensors.
-
-    Raises:
-        WeightsError: a name is longer than any, or not printable.
-
-    Args:
-        path: where it lies.
-        tensors: name -> shape and dtype, in the file's own order.
-        begin: name -> position of the tensor's first element in the file, in bytes.
-        strides: name -> strides in elements, of the tensors that do not lie in row-major order.
-        metadata: what a safetensors file says beside its tensors.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        tensors: dict[str, TensorInfo],
-        begin: Mapping[str, int],
-        *,
-        strides: Mapping[str, tuple[int, ...]] | None = None,
-        metadata: Mapping[str, str] | None = None,
-    ) -> None:
-        for name in tensors:
-            # they stand in messages, and no model has others
-            if len(name) > _LONGEST_NAME or not name.isprintable():
-                raise WeightsError("has a tensor whose name is none", where=str(path))
-        self.path = path
-        self.tensors = tensors
-        self.metadata = dict(metadata or {})
-        self._begin = begin
-        self._strides = strides or {}
-        self._handle: int | None = None
-        self._turned: tuple[str, torch.Tensor] | None = None
-
-    def read_into(self, name: str, start: int, out: torch.Tensor) -> None:
-        """Fills `out` with a tensor's elements from `start` on, in row-major order.
-
-        Args:
-            name: the tensor.
-            start: number of the first element.
-            out: 1-D, contiguous, of the tensor's dtype.
-
-        Raises:
-            WeightsError: the data cannot be read.
-        """
-        if name in self._strides:
-            out.copy_(self._in_row_major_order(name)[start : start + out.numel()])
-        elif out.numel():
-            self._fill(name, self._begin[name] + start * out.dtype.itemsize, out)
-
-    def read_flat(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Elements `start` to `stop` of a tensor in row-major order, as a fresh 1-D tensor.
-
-        Raises:
-            WeightsError: the data cannot be read.
-        """
-        piece = torch.empty(stop - start, dtype=self.tensors[name].dtype)
-        self.read_into(name, start, piece)
-        return piece
-
-    def read(self, name: str) -> torch.Tensor:
-        """A whole tensor, fresh in memory.
-
-        Raises:
-            WeightsError: the data cannot be read.
-        """
-        info = self.tensors[name]
-        return self.read_flat(name, 0, info.numel).view(info.shape)
-
-    def _in_row_major_order(self, name: str) -> torch.Tensor:
-        """A tensor that was saved turned or with gaps: read whole, and kept for its next piece."""
-        if self._turned is None or self._turned[0] != name:
-            info, strides = self.tensors[name], self._strides[name]
-            steps = ((size - 1) * stride for size, stride in zip(info.shape, strides, strict=True))
-            span = torch.empty(1 + sum(steps), dtype=info.dtype)
-            self._fill(name, self._begin[name], span)
-            self._turned = (name, span.as_strided(info.shape, strides).reshape(-1))
-        return self._turned[1]
-
-    def _fill(self, name: str, position: int, out: torch.Tensor) -> None:
-        view = out.view(torch.uint8).numpy().data
-        try:
-            if self._handle is None:
-                self._handle = os.open(self.path, os.O_RDONLY)
-                if hasattr(os, "posix_fadvise"):  # the kernel reads further ahead
-                    os.posix_fadvise(self._handle, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-            while view:
-                n = os.preadv(self._handle, [view], position)
-                if not n:
-                    raise WeightsError("ends before its last tensor", where=str(self.path))
-                view, position = view[n:], position + n
-        except OSError as error:
-            raise WeightsError(f"tensor {name}: {error}", where=str(self.path)) from error
-
-    def release(self) -> None:
-        """Gives back memory and the handle; the next read opens the file again."""
-        if self._handle is not None:
-            os.close(self._handle)
-        self._handle = None
-        self._turned = None

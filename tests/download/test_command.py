@@ -7,22 +7,32 @@ import subprocess
 import sys
 import time
 import zipfile
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 
+from chatbind_cli.cli import run
 from chatbind_cli.download.catalogue import entries
+from chatbind_cli.download.hub import Hub
 from tests.terminal import on_a_terminal
 
 
-def chatbind(*words, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "chatbind_cli", "download", *words],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+def chatbind(*words, hub=None):
+    """What `chatbind download` with some words prints and returns, in this process.
+
+    `hub` is the hub's address, which its library reads once, when it is imported.
+    """
+    with ExitStack() as stack:
+        out = stack.enter_context(redirect_stdout(io.StringIO()))
+        errors = stack.enter_context(redirect_stderr(io.StringIO()))
+        if hub is not None:
+            there = mock.patch("chatbind_cli.download.fetch.Hub", lambda _: Hub(hub))
+            stack.enter_context(there)
+        code, message = run(["download", *words])
+    lines = errors.getvalue() + (f"{message}\n" if message else "")
+    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=lines)
 
 
 def records(result):
@@ -45,7 +55,7 @@ def test_list_gives_a_record_an_entry_and_says_what_is_here(tmp_path):
 
 def test_plan_and_dry_run_say_what_would_come_and_touch_no_network(tmp_path):
     result = chatbind(
-        "--plan", "review", "--dry-run", "-o", str(tmp_path), HF_ENDPOINT="http://127.0.0.1:9"
+        "--plan", "review", "--dry-run", "-o", str(tmp_path), hub="http://127.0.0.1:9"
     )
     assert result.returncode == 0
     assert {record["name"] for record in records(result)} == {"coco-val2014", "llava-eval-90"}
@@ -68,7 +78,9 @@ def test_some_failures_are_exit_3_all_are_exit_1_and_nothing_asked_is_exit_2(ser
 
 def test_a_hub_repository_comes_from_hf_endpoint(server, tmp_path):
     server.add_repo("owner/name", {"config.json": b"{}"})
-    result = chatbind("hf:owner/name", "-o", str(tmp_path), HF_ENDPOINT=server.url)
+    words = [sys.executable, "-m", "chatbind_cli", "download", "hf:owner/name", "-o", str(tmp_path)]
+    environment = {**os.environ, "HF_ENDPOINT": server.url}
+    result = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "name/config.json").read_bytes() == b"{}"
     assert result.stderr == ""
@@ -87,14 +99,14 @@ def test_unpack_takes_archives_of_urls_and_of_the_hub_apart(server, tmp_path):
     server.add_repo("owner/set", {"c.zip": archive(two=b"2"), "d.json": b"[]"}, kind="datasets")
     words = [server.url + "/a.zip", server.url + "/b.bin", "hf:datasets/owner/set"]
     words += ["-o", str(tmp_path)]
-    first = chatbind(*words, "--unpack", HF_ENDPOINT=server.url)
+    first = chatbind(*words, "--unpack", hub=server.url)
     assert first.returncode == 0, first.stderr
     assert (tmp_path / "one").read_bytes() == b"1"
     assert (tmp_path / "set/two").read_bytes() == b"2"
     assert (tmp_path / "b.bin").exists() and (tmp_path / "set/d.json").exists()
     assert not (tmp_path / "a.zip").exists() and not (tmp_path / "set/c.zip").exists()
     for more in ((), ("--verify",)):
-        again = chatbind(*words, "--unpack", *more, HF_ENDPOINT=server.url)
+        again = chatbind(*words, "--unpack", *more, hub=server.url)
         assert again.returncode == 0, again.stderr
         assert {record["status"] for record in records(again)} == {"present"}
     assert chatbind(*words, "--verify", "--overwrite").returncode == 2
@@ -110,7 +122,7 @@ def test_catalogue_entries_land_where_the_catalogue_says(server, tmp_path):
     server.add_repo("huggyllama/llama-7b", {"model.safetensors": b"w", "config.json": b"{}"})
     names = ("cc3m-595k", "vicuna-7b")
     words = [*names, "-o", str(tmp_path)]
-    done = chatbind(*words, HF_ENDPOINT=server.url)
+    done = chatbind(*words, hub=server.url)
     assert done.returncode == 0, done.stderr
     assert {record["name"] for record in records(done)} == set(names)
     found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
@@ -125,7 +137,7 @@ def test_catalogue_entries_land_where_the_catalogue_says(server, tmp_path):
     assert {record["name"] for record in listed if record["present"]} == set(names)
     raw = [path for _, path, _ in server.requests if "/raw/" in path]
     assert raw == []
-    gated = chatbind("llama-7b", "-o", str(tmp_path), HF_ENDPOINT=server.url)
+    gated = chatbind("llama-7b", "-o", str(tmp_path), hub=server.url)
     assert gated.returncode == 1
     assert gated.stderr.count("\n") == 1
     assert "huggyllama/llama-7b" in gated.stderr and "hf auth login" in gated.stderr
@@ -167,7 +179,7 @@ def test_patterns_and_hashes_are_kept_to(server, tmp_path):
     server.add_repo("owner/name", {"a.json": b"{}", "b.json": b"{}", "w.bin": b"w"})
     server.files["/f"] = b"data"
     words = ["hf:owner/name", "--include", "a.*", "--include", "w.*", "-o", str(tmp_path)]
-    assert chatbind(*words, HF_ENDPOINT=server.url).returncode == 0
+    assert chatbind(*words, hub=server.url).returncode == 0
     found = {path.name for path in (tmp_path / "name").glob("*.*")}
     assert found == {"a.json", "w.bin", ".cache", ".downloads.jsonl"}
     wrong = chatbind(f"{server.url}/f#sha256={'0' * 64}", "-o", str(tmp_path))

@@ -1,17 +1,27 @@
 """What is remembered of downloads: from where a file came, what was wanted, what came out."""
 
+import gzip
 import hashlib
 import io
 import json
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
 
 from chatbind_cli.download.archive import unpack
 from chatbind_cli.download.fetch import Settings, fetch_all
-from chatbind_cli.download.manifest import MANIFEST, Came, Manifests, is_present, origin, planned
+from chatbind_cli.download.manifest import (
+    MANIFEST,
+    Came,
+    Manifests,
+    is_present,
+    members_of,
+    origin,
+    planned,
+)
 from chatbind_cli.download.requests import HubRef, Request, requests_for
 from chatbind_cli.download.web import Patience
 from chatbind_cli.errors import DownloadError, UsageError
@@ -273,6 +283,40 @@ def test_an_undecodable_name_can_be_verified(server, tmp_path):
     (record,) = fetch(server, [url], tmp_path, unpack=True, verify=True)
     json.dumps(record, ensure_ascii=False).encode("utf-8")
     assert "caf" in record["error"]
+
+
+def test_a_folder_of_version_0_1_is_known_and_verified(server, tmp_path):
+    server.files["/b.zip"] = data = zipped(one=b"1", two=b"22")
+    facts = {"source": f"{server.url}/b.zip", "bytes": len(data), "git_sha1": "0" * 40}
+    notes = [
+        {"path": "b.zip", **facts, "state": "wanted"},
+        {"path": "b.zip", **facts, "state": "here", "sha256": hashlib.sha256(data).hexdigest()},
+        {"path": "b.zip", **facts, "state": "unpacked", "files": 2},
+    ]
+    (tmp_path / MANIFEST).write_text("".join(json.dumps(note) + "\n" for note in notes))
+    (tmp_path / "one").write_bytes(b"1")
+    (tmp_path / "two").write_bytes(b"22")
+    members = [["one", 1, zlib.crc32(b"1")], ["two", 2, zlib.crc32(b"22")]]
+    with gzip.open(tmp_path / ".b.zip.members.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(member) + "\n" for member in members)
+    words = [f"{server.url}/b.zip"]
+    for more in ({}, {"verify": True}):
+        assert statuses(fetch(server, words, tmp_path, unpack=True, **more)) == ["present"]
+    assert server.requests == []
+    (tmp_path / "two").write_bytes(b"21")
+    assert statuses(fetch(server, words, tmp_path, unpack=True, verify=True)) == ["failed"]
+    assert statuses(fetch(server, words, tmp_path, unpack=True, overwrite=True)) == ["downloaded"]
+    assert (tmp_path / "two").read_bytes() == b"22"
+
+
+def test_members_that_a_kill_left_without_their_archive_belong_to_no_other(server, tmp_path):
+    server.files.update({"/a.zip": zipped(one=b"1"), "/b.zip": zipped(two=b"2")})
+    (tmp_path / MANIFEST).write_text('["gone", 1, 0]\n["half')
+    words = [f"{server.url}/a.zip", f"{server.url}/b.zip"]
+    for more in ({}, {"verify": True}):
+        assert "failed" not in statuses(fetch(server, words, tmp_path, unpack=True, **more))
+    for request in requests_for(words, tmp_path, unpack=True):
+        assert len(members_of(request)) == 1
 
 
 def test_notes_grow_by_whole_lines_and_survive_half_ones(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from chatbind_cli.errors import MediaError
-from chatbind_cli.media.load import load_media
+from chatbind_cli.imagebind.preprocess import load_media
 
 Maker = Callable[..., bytes]
 

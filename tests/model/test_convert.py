@@ -180,12 +180,12 @@ def test_a_killed_conversion_goes_on_and_a_finished_one_is_left_alone(published,
     finished = min((tmp_path / ".t.partial").glob("model-*"))
     before = finished.stat().st_mtime_ns
     done = convert(source, tmp_path / "t", shard_bytes=1000)
-    assert done.is_new
+    assert "it is here already" not in done.notes
     assert (tmp_path / "t" / finished.name).stat().st_mtime_ns == before
     files = {path.name: path.read_bytes() for path in (tmp_path / "t").iterdir()}
     assert files == {path.name: path.read_bytes() for path in (tmp_path / "calm").iterdir()}
     again = convert(source, tmp_path / "t", shard_bytes=1000)
-    assert (again.sha256, again.is_new) == (done.sha256, False)
+    assert (again.sha256, again.notes[0]) == (done.sha256, "it is here already")
     with pytest.raises(ChatBindError, match="--overwrite"):
         convert(source, tmp_path / "t")  # other shards
     convert(source, tmp_path / "t", overwrite=True)

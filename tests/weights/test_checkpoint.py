@@ -17,10 +17,6 @@ def test_every_layout_reads_the_same(make, layout, shards):
         for name, tensor in tensors.items():
             assert torch.equal(checkpoint.read(name), tensor)
             assert torch.equal(torch.cat(list(checkpoint.chunks(name, 7))), tensor.view(-1))
-        assert torch.equal(
-            checkpoint.read_rows("model.embed_tokens.weight", 3, 5),
-            tensors["model.embed_tokens.weight"][3:5],
-        )
         assert checkpoint.config["hidden_size"] == 8
 
 
@@ -97,5 +93,3 @@ def test_a_tensor_that_is_not_there_is_named(make):
     checkpoint = open_checkpoint(make("x", {"a": torch.zeros(2, 2)}))
     with pytest.raises(WeightsError, match="has no tensor b"):
         checkpoint.read("b")
-    with pytest.raises(WeightsError, match="no rows 1 to 3"):
-        checkpoint.read_rows("a", 1, 3)

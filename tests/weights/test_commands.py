@@ -34,8 +34,8 @@ def test_make_and_apply_end_with_artefact_records(folders, tmp_path, capsys, sty
     (record,) = records(capsys)
     assert record["artifact"] == "target"
     assert record["made_by"] == "apply-delta"
-    passport = json.loads((tmp_path / "t2/chatbind_weights.json").read_text())
-    assert record["sha256"] == passport["sha256"]
+    manifest = json.loads((tmp_path / "t2/chatbind_weights.json").read_text())
+    assert record["sha256"] == manifest["sha256"]
     assert run(["apply-delta", "--verify", str(tmp_path / "t2")])[0] == 0
     assert records(capsys)[0]["sha256"] == record["sha256"]
 
@@ -104,8 +104,8 @@ def test_a_base_or_delta_on_the_hub_is_downloaded(make, tmp_path, server_script,
             check=False,
         )
     assert done.returncode == 0, done.stderr
-    passport = json.loads((tmp_path / "t/chatbind_weights.json").read_text())
-    assert passport[which]["name"] == "owner/name"
+    manifest = json.loads((tmp_path / "t/chatbind_weights.json").read_text())
+    assert manifest[which]["name"] == "owner/name"
     assert (tmp_path / "t/config.json").exists()
 
 

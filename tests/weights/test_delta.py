@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 
 from chatbind_cli.errors import ChatBindError, WeightsError
 from chatbind_cli.folders import note_made
-from chatbind_cli.weights.apply import apply_delta
+from chatbind_cli.weights.apply_delta import apply_delta
 from chatbind_cli.weights.checkpoint import open_checkpoint
-from chatbind_cli.weights.identity import PASSPORT_NAME, fingerprint, verify
-from chatbind_cli.weights.make import make_delta
+from chatbind_cli.weights.make_delta import make_delta
+from chatbind_cli.weights.manifest import MANIFEST_NAME, fingerprint, verify
 
 BASES = ["base_bin", "base_bin_sharded", "base_sharded_safetensors"]
 DELTAS = ["delta_bin", "delta_bin_sharded", "delta_sharded_safetensors"]
@@ -69,7 +69,7 @@ def test_the_target_loads_in_transformers(golden, tmp_path):
 
 def test_base_and_delta_may_differ_in_dtype_and_the_sum_has_the_deltas(make, tmp_path):
     base = make.llama(0, dtype=torch.float32)
-    delta = make.llama(1, scale=0.01)
+    delta = make.llama(1)
     apply_delta(make("b", base), make("d", delta), tmp_path / "t")
     for name, tensor in tensors_of(tmp_path / "t").items():
         assert torch.equal(tensor, base[name].half() + delta[name])
@@ -185,25 +185,17 @@ def test_no_room_is_said_before_a_byte_is_written(make, tmp_path, monkeypatch):
     assert not list((tmp_path / ".t.partial").glob("*.safetensors"))
 
 
-@pytest.mark.parametrize("named", ["base", "delta"])
-def test_a_delta_that_is_in_the_base_already_or_is_none_is_refused(golden, tmp_path, named):
+def test_finished_weights_in_the_place_of_a_delta_are_refused(golden, tmp_path):
     folder = golden / "delta"
-    stripped = tmp_path / "target"
-    stripped.mkdir()
-    tensors = torch.load(folder / "target/pytorch_model.bin", weights_only=True)
-    kept = {name: tensor for name, tensor in tensors.items() if "mm_projector" not in name}
-    if named == "base":  # applied twice
-        kept["model.embed_tokens.weight"] = kept["model.embed_tokens.weight"][:128]
-        kept["lm_head.weight"] = kept["lm_head.weight"][:128]
-    torch.save(kept, stripped / "pytorch_model.bin")
-    (stripped / "config.json").write_text("{}")
-    if named == "base":
-        with pytest.raises(WeightsError, match="had been applied to it already"):
-            apply_delta(stripped, folder / "delta_bin", tmp_path / "t")
-    else:
-        with pytest.raises(WeightsError, match=r"looks like finished weights.*applied already"):
-            apply_delta(folder / "base_bin", stripped, tmp_path / "t")
+    with pytest.raises(WeightsError, match=r"looks like finished weights.*applied already"):
+        apply_delta(folder / "base_bin", folder / "target", tmp_path / "t")
     assert_nothing_written(tmp_path / "t")
+
+
+def test_a_delta_is_not_added_twice(golden, tmp_path):
+    folder = golden / "delta"
+    with pytest.raises(WeightsError, match="has a projector already"):
+        apply_delta(folder / "target", folder / "delta_bin", tmp_path / "t")
 
 
 def test_a_delta_in_the_place_of_the_base_is_told_by_its_norm_weights(make, tmp_path):
@@ -297,7 +289,7 @@ def test_a_delta_over_the_wrong_base_is_refused_before_a_byte_is_written(
     base = make("b", make.llama(0))
     make_delta(base, make("t", make.llama(1)), tmp_path / "d")
     # Not even a shard that would be thrown away again.
-    monkeypatch.delattr("chatbind_cli.weights.job.Streamer")
+    monkeypatch.delattr("chatbind_cli.weights.apply_delta.stream_file")
     with pytest.raises(
         WeightsError, match=r"not the base that the delta was made over.*belongs to b"
     ):
@@ -308,7 +300,7 @@ def test_a_delta_over_the_wrong_base_is_refused_before_a_byte_is_written(
 def test_a_wrong_base_that_differs_in_one_large_tensor_leaves_no_target(
     make, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("chatbind_cli.weights.apply._QUICK_CHECK_BYTES", 100)
+    monkeypatch.setattr("chatbind_cli.weights.apply_delta._QUICK_CHECK_BYTES", 100)
     base = make.llama(0)
     make_delta(make("b", base), make("t", make.llama(1)), tmp_path / "d")
     base["model.layers.1.mlp.up_proj.weight"][3] += 1
@@ -321,11 +313,11 @@ def test_the_same_base_in_another_layout_is_the_same_base(make, tmp_path):
     base = make.llama(0)
     make_delta(make("b", base), make("t", make.llama(1)), tmp_path / "d")
     result = apply_delta(make("b2", base, "bin", 4), tmp_path / "d", tmp_path / "t2")
-    passport = json.loads((tmp_path / "t2" / PASSPORT_NAME).read_text())
-    made = json.loads((tmp_path / "d" / PASSPORT_NAME).read_text())
-    assert passport["base"]["sha256"] == made["base"]["sha256"]
-    assert passport["delta"]["sha256"] == made["sha256"]
-    assert passport["sha256"] == made["target"]["sha256"] == result.sha256
+    manifest = json.loads((tmp_path / "t2" / MANIFEST_NAME).read_text())
+    made = json.loads((tmp_path / "d" / MANIFEST_NAME).read_text())
+    assert manifest["base"]["sha256"] == made["base"]["sha256"]
+    assert manifest["delta"]["sha256"] == made["sha256"]
+    assert manifest["sha256"] == made["target"]["sha256"] == result.sha256
     with open_checkpoint(tmp_path / "t2") as checkpoint:
         assert fingerprint(checkpoint) == result.sha256
 
@@ -333,25 +325,25 @@ def test_the_same_base_in_another_layout_is_the_same_base(make, tmp_path):
 def test_the_hashes_of_base_and_delta_are_recorded_whatever_was_known_of_them(make, tmp_path):
     base, delta = make("b", make.llama(0)), make("d", make.llama(1))
     apply_delta(base, delta, tmp_path / "t")
-    passport = json.loads((tmp_path / "t" / PASSPORT_NAME).read_text())
+    manifest = json.loads((tmp_path / "t" / MANIFEST_NAME).read_text())
     for name, folder in (("base", base), ("delta", delta), (None, tmp_path / "t")):
         with open_checkpoint(folder) as checkpoint:
-            recorded = passport[name] if name else passport
+            recorded = manifest[name] if name else manifest
             assert recorded["sha256"] == fingerprint(checkpoint)
 
 
 def test_a_run_that_hashed_less_is_no_beginning_of_one_that_hashes_all(make, tmp_path):
     base, delta = make("b", make.llama(0)), make("d", make.llama(1))
-    script = KILLED.format(module="apply", function="apply_delta").replace(
+    script = KILLED.format(module="apply_delta", function="apply_delta").replace(
         "shard_bytes=500", "shard_bytes=500, hash_inputs=False"
     )
     words = [str(base), str(delta), str(tmp_path / "t"), "4"]
     assert subprocess.run([sys.executable, "-c", script, *words], check=False).returncode == -9
     apply_delta(base, delta, tmp_path / "t", shard_bytes=500)
-    passport = json.loads((tmp_path / "t" / PASSPORT_NAME).read_text())
-    assert "sha256" in passport["base"] and "sha256" in passport["delta"]
+    manifest = json.loads((tmp_path / "t" / MANIFEST_NAME).read_text())
+    assert "sha256" in manifest["base"] and "sha256" in manifest["delta"]
     apply_delta(base, delta, tmp_path / "u", hash_inputs=False)
-    assert "sha256" not in json.loads((tmp_path / "u" / PASSPORT_NAME).read_text())["base"]
+    assert "sha256" not in json.loads((tmp_path / "u" / MANIFEST_NAME).read_text())["base"]
     with pytest.raises(ChatBindError, match="--overwrite"):
         apply_delta(base, delta, tmp_path / "u")
 
@@ -386,17 +378,17 @@ def test_damaged_corrections_and_swapped_folders_are_refused(make, tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from chatbind_cli.weights import streaming
+from chatbind_cli.weights import stream
 from chatbind_cli.weights.{module} import {function}
 left = int(sys.argv[4])
-plain = streaming.bytes_of
+plain = stream.bytes_of
 def bytes_of(piece):
     global left
     left -= 1
     if left < 0:
         os.kill(os.getpid(), signal.SIGKILL)
     return plain(piece)
-streaming.bytes_of = bytes_of
+stream.bytes_of = bytes_of
 {function}(*map(Path, sys.argv[1:4]), shard_bytes=500)
 """
 
@@ -404,7 +396,7 @@ streaming.bytes_of = bytes_of
 @pytest.mark.parametrize(
     ("module", "function", "kills"),
     # pieces hashed before the kill, of all three streams
-    [("apply", "apply_delta", (4, 14)), ("make", "make_delta", (4, 14))],
+    [("apply_delta", "apply_delta", (4, 14)), ("make_delta", "make_delta", (4, 14))],
 )
 def test_a_killed_run_goes_on_at_the_first_unfinished_shard(
     make, tmp_path, module, function, kills
@@ -485,7 +477,7 @@ def test_a_kill_right_after_the_exchange_leaves_the_new_and_no_litter(make, tmp_
     again = apply_delta(base, delta, tmp_path / "t")
     assert again.notes == ("it is here already",) and again.sha256 != calm.sha256
     assert sorted(os.listdir(tmp_path)) == ["made", "t"]
-    names = [".chatbind-files.jsonl", PASSPORT_NAME, "config.json", "model.safetensors"]
+    names = [".chatbind-files.jsonl", MANIFEST_NAME, "config.json", "model.safetensors"]
     assert sorted(os.listdir(tmp_path / "t")) == names
 
 
@@ -515,7 +507,7 @@ def test_two_processes_do_not_write_one_target(make, tmp_path):
 MEASURED = """
 import resource, sys
 from pathlib import Path
-from chatbind_cli.weights.apply import apply_delta
+from chatbind_cli.weights.apply_delta import apply_delta
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 apply_delta(*map(Path, sys.argv[1:]), shard_bytes=200 << 20)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)

@@ -55,8 +55,8 @@ def same(a, b):
 @pytest.mark.parametrize("shard", ["5GB", "1KB"])
 def test_out_of_our_folder_comes_what_the_model_has(model, tmp_path, shard):
     model.save_pretrained(tmp_path / "m", max_shard_size=shard)
-    extraction = extract_projector(tmp_path / "m", tmp_path / "p.safetensors")
-    assert set(extraction.token_embeddings) == {"im_patch", "im_start", "im_end"}
+    projector, _ = extract_projector(tmp_path / "m", tmp_path / "p.safetensors")
+    assert set(projector.token_embeddings) == {"im_patch", "im_start", "im_end"}
     assert same(read_projector(tmp_path / "p.safetensors"), projector_of(model))
 
 
@@ -129,7 +129,7 @@ def test_what_has_no_projector_says_so_and_leaves_nothing(make, tmp_path):
 
 
 def test_a_delta_is_refused(make, tmp_path):
-    from chatbind_cli.weights.make import make_delta
+    from chatbind_cli.weights.make_delta import make_delta
 
     base, target = make("b", make.llama(0)), make("t", make.llama(1, projector=True))
     make_delta(base, target, tmp_path / "d")

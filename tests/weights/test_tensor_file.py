@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from chatbind_cli.errors import WeightsError
-from chatbind_cli.weights.tensor_file import open_tensor_file
+from chatbind_cli.weights.checkpoint import open_checkpoint
 
 TENSORS = {
     "half": torch.arange(24).half().view(4, 6) / 7,
@@ -32,7 +32,7 @@ def write(path, kind):
 
 @pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
 def test_every_kind_of_file_gives_names_shapes_and_any_stretch_of_the_data(tmp_path, kind):
-    file = open_tensor_file(write(tmp_path / "x", kind))
+    file = open_checkpoint(write(tmp_path / "x", kind))
     assert {name: (info.shape, info.dtype) for name, info in file.tensors.items()} == {
         name: (tuple(tensor.shape), tensor.dtype) for name, tensor in TENSORS.items()
     }
@@ -43,18 +43,18 @@ def test_every_kind_of_file_gives_names_shapes_and_any_stretch_of_the_data(tmp_p
                 piece = file.read_flat(name, start, stop)
                 assert piece.dtype == tensor.dtype
                 assert torch.equal(piece, flat[start:stop])
-                file.release()
+                file.close()
 
 
 def test_what_is_read_does_not_change_the_file(tmp_path):
-    file = open_tensor_file(write(tmp_path / "x", "zip"))
+    file = open_checkpoint(write(tmp_path / "x", "zip"))
     file.read_flat("single", 0, 15).fill_(7)
     assert torch.equal(file.read_flat("single", 0, 15), TENSORS["single"].view(-1))
 
 
 def test_a_state_dict_inside_a_training_checkpoint_is_found(tmp_path):
     torch.save({"state_dict": {"a": torch.ones(2)}, "step": 3}, tmp_path / "x")
-    assert list(open_tensor_file(tmp_path / "x").tensors) == ["a"]
+    assert list(open_checkpoint(tmp_path / "x").tensors) == ["a"]
 
 
 class Evil:
@@ -71,7 +71,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_none(tmp_path, zipped)
         {"a": Evil(tmp_path / "pwned")}, tmp_path / "x", _use_new_zipfile_serialization=zipped
     )
     with pytest.raises(WeightsError, match="could run code") as error:
-        open_tensor_file(tmp_path / "x")
+        open_checkpoint(tmp_path / "x")
     assert not (tmp_path / "pwned").exists()
     assert "\n" not in str(error.value)
 
@@ -79,20 +79,20 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_none(tmp_path, zipped)
 def test_a_bare_pickle_that_would_run_code_is_refused_too(tmp_path):
     (tmp_path / "x").write_bytes(pickle.dumps(Evil(tmp_path / "pwned"), protocol=2))
     with pytest.raises(WeightsError):
-        open_tensor_file(tmp_path / "x")
+        open_checkpoint(tmp_path / "x")
     assert not (tmp_path / "pwned").exists()
 
 
 def test_an_entry_that_is_no_tensor_is_named(tmp_path):
     torch.save({"a": torch.ones(1), "b": [1, 2]}, tmp_path / "x")
     with pytest.raises(WeightsError, match="entry 'b' is not a tensor but list"):
-        open_tensor_file(tmp_path / "x")
+        open_checkpoint(tmp_path / "x")
 
 
 def test_a_tensor_that_claims_more_than_its_file_is_refused(tmp_path):
     torch.save({"a": torch.zeros(1).expand(1 << 40)}, tmp_path / "x")
     with pytest.raises(WeightsError, match="tensor a claims"):
-        open_tensor_file(tmp_path / "x")
+        open_checkpoint(tmp_path / "x")
 
 
 def test_a_compressed_torch_file_is_refused(tmp_path):
@@ -104,7 +104,7 @@ def test_a_compressed_torch_file_is_refused(tmp_path):
         for info in source.infolist():
             packed.writestr(info.filename, source.read(info))
     with pytest.raises(WeightsError, match="compressed"):
-        open_tensor_file(tmp_path / "y")
+        open_checkpoint(tmp_path / "y")
 
 
 def forged(path, change):
@@ -134,7 +134,7 @@ def forged(path, change):
 def test_a_safetensors_header_that_lies_is_refused(tmp_path, change):
     path = forged(tmp_path / "x", change)
     with pytest.raises(WeightsError, match="x: ") as error:
-        open_tensor_file(path)
+        open_checkpoint(path)
     assert "\n" not in str(error.value)
 
 
@@ -144,7 +144,7 @@ def test_a_file_that_is_cut_short_is_one_line(tmp_path, kind, part):
     path = write(tmp_path / "x", kind)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * part)])
     with pytest.raises(WeightsError) as error:
-        file = open_tensor_file(path)
+        file = open_checkpoint(path)
         for name, info in file.tensors.items():
             file.read_flat(name, 0, info.numel)
     assert "\n" not in str(error.value)
@@ -155,17 +155,17 @@ def test_a_pointer_in_place_of_the_weights_is_told_apart(tmp_path):
         "version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 5\n"
     )
     with pytest.raises(WeightsError, match=r"Git LFS pointer.*chatbind download"):
-        open_tensor_file(tmp_path / "x")
+        open_checkpoint(tmp_path / "x")
 
 
 def test_something_else_is_no_weights_file(tmp_path):
     (tmp_path / "x").write_text("hello")
     with pytest.raises(WeightsError, match="neither a safetensors nor a torch file"):
-        open_tensor_file(tmp_path / "x")
+        open_checkpoint(tmp_path / "x")
 
 
 def test_the_library_reads_what_we_read(tmp_path):
     path = write(tmp_path / "x", "safetensors")
-    file = open_tensor_file(path)
+    file = open_checkpoint(path)
     for name, tensor in load_file(path).items():
         assert torch.equal(file.read_flat(name, 0, tensor.numel()), tensor.view(-1))

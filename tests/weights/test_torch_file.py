@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from chatbind_cli.errors import WeightsError
-from chatbind_cli.weights.tensor_file import open_tensor_file
+from chatbind_cli.weights.checkpoint import open_checkpoint
 
 DEEP = b")" + b"\x85" * 200_000  # a tuple in a tuple in a tuple
 
@@ -81,20 +81,20 @@ FORGED = {
 def test_a_forged_pickle_is_one_line(name: str, tmp_path: Path) -> None:
     pickled, message = FORGED[name]
     with pytest.raises(WeightsError, match=message) as caught:
-        open_tensor_file(forged(tmp_path / "x.pth", pickled))
+        open_checkpoint(forged(tmp_path / "x.pth", pickled))
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
 
 
 def test_the_forger_here_makes_a_file_that_is_read(tmp_path: Path) -> None:
     path = forged(tmp_path / "x.pth", table(w=tensor(shape=(2, 8), strides=(8, 1))))
-    assert open_tensor_file(path).read_flat("w", 0, 16).tolist() == [0.0] * 16
+    assert open_checkpoint(path).read_flat("w", 0, 16).tolist() == [0.0] * 16
 
 
 def test_what_is_built_onto_a_tensor_does_not_change_it(tmp_path: Path) -> None:
     """Python's unpickler would set attributes on our description after it was checked."""
     state = tensor() + b"}" + text("shape") + text("x") + b"sb"
-    assert open_tensor_file(forged(tmp_path / "x.pth", table(w=state))).tensors["w"].shape == (16,)
+    assert open_checkpoint(forged(tmp_path / "x.pth", table(w=state))).tensors["w"].shape == (16,)
 
 
 def test_a_storage_that_many_tensors_share_is_refused(tmp_path: Path) -> None:
@@ -103,20 +103,20 @@ def test_a_storage_that_many_tensors_share_is_refused(tmp_path: Path) -> None:
     one = tensor(key="big", numel=1 << 18, shape=(1 << 18,))
     path = forged(tmp_path / "x.pth", table(**{f"w{i}": one for i in range(999)}), more)
     with pytest.raises(WeightsError, match="share their numbers many times over"):
-        open_tensor_file(path)
+        open_checkpoint(path)
 
 
 @pytest.mark.parametrize("name", ["b/data.pkl", "other/x"])
 def test_a_second_folder_in_the_archive_is_refused(name: str, tmp_path: Path) -> None:
     """torch would read that of the first record."""
     with pytest.raises(WeightsError, match="not a valid torch file"):
-        open_tensor_file(forged(tmp_path / "x.pth", table(w=tensor()), {name: b"x"}))
+        open_checkpoint(forged(tmp_path / "x.pth", table(w=tensor()), {name: b"x"}))
 
 
 def test_the_older_format_is_read_and_bounded_too(tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
     torch.save({"a": torch.arange(3.0)}, path, _use_new_zipfile_serialization=False)
-    assert open_tensor_file(path).read_flat("a", 0, 3).tolist() == [0.0, 1.0, 2.0]
+    assert open_checkpoint(path).read_flat("a", 0, 3).tolist() == [0.0, 1.0, 2.0]
     path.write_bytes(b"\x80\x02" + DEEP + b".")
     with pytest.raises(WeightsError, match="not a valid torch file"):
-        open_tensor_file(path)
+        open_checkpoint(path)

@@ -19,12 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from chatbind_cli.errors import ChatBindError, MediaError
-from chatbind_cli.media.budget import decoding
+from chatbind_cli.imagebind.config import IMU_SECONDS
+from chatbind_cli.imagebind.imu import load_imu
 from chatbind_cli.media.container import audio_streams, decoded, open_container, video_streams
 from chatbind_cli.media.frames import FrameBudget
-from chatbind_cli.media.imu import load_imu
+from chatbind_cli.media.guard import decoding
 from chatbind_cli.media.maps import open_map
-from chatbind_cli.media.modality import IMU_SECONDS
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.pictures import open_rgb
 from chatbind_cli.media.root import MediaRoot
