@@ -25,8 +25,8 @@ from av.video.stream import VideoStream
 
 from chatbind_cli.errors import MediaError
 from chatbind_cli.media.guard import Timed, check_time, decoding, reading
-from chatbind_cli.media.mp4_tables import refuse_endless_tables
 from chatbind_cli.media.source import MediaSource
+from chatbind_cli.media.stated_counts import refuse_endless_tables
 
 _FORMATS = (
     "aac", "ac3", "aiff", "amr", "amrnb", "amrwb", "ape", "asf", "au", "avi", "caf", "dts", "eac3",
