@@ -20,7 +20,7 @@ from chatbind_cli.console import Progress, note
 from chatbind_cli.download.archive import unpack
 from chatbind_cli.download.hub import Hub, is_offline
 from chatbind_cli.download.manifest import (
-    Came,
+    ManifestEntry,
     Manifests,
     Member,
     check_room,
@@ -114,13 +114,13 @@ def _files_of(
         known = manifests.below(request.path)
         # What is there without a note is somebody's own, and must not come to look like ours.
         new = [f for f in files if f.place[1] not in known and not os.path.lexists(f.path)]
-        manifests.add(request.path, [Came.wanted(file) for file in new])
+        manifests.add(request.path, [ManifestEntry.wanted(file) for file in new])
         return files
     if request.hub is None or request.checksum is not None or settings.verify:
         return [request]
-    came = manifests.of(request)
-    if here and came is not None and came.sha256 and came.source == request.source:
-        return [replace(request, checksum=("sha256", came.sha256))]
+    entry = manifests.of(request)
+    if here and entry is not None and entry.sha256 and entry.source == request.source:
+        return [replace(request, checksum=("sha256", entry.sha256))]
     # offline, only what the hub's cache has could be said, and that is not the whole
     return [request] if is_offline() else hub.files(request) or [request]
 
@@ -193,38 +193,38 @@ class _Fetcher:
 
     def _fetch(self, request: Request) -> Record:
         """Makes sure that one file (or what is in it) is there, and tells about it."""
-        came = self.manifests.of(request)
+        entry = self.manifests.of(request)
         if not self.settings.overwrite:
-            _refuse_other(request, came)
+            _refuse_other(request, entry)
         if self.settings.verify:
-            found, compared = verify(request, came, self.meter.advance)
+            found, compared = verify(request, entry, self.meter.advance)
             record = _record(request, "present", found)
             return {**record, "source": found.source, "compared": compared}
         here = not self.settings.overwrite and is_present(request, self.manifests)
-        if here and came is not None and came.is_unpacked_for(request) and request.unpack:
+        if here and entry is not None and entry.is_unpacked_for(request) and request.unpack:
             if members_are_there(request):
-                return _record(request, "present", came)
+                return _record(request, "present", entry)
             note(f"files of {request.path.name} are missing: unpacking it again")
         here = here and request.path.is_file()
         if here and not _is_right(request):
             here = False
-            if came is not None:
+            if entry is not None:
                 note(f"{request.path} is here and not as it should be: fetching it again")
         folder = request.place[0]
         if not here:
-            if came is None:
+            if entry is None:
                 _refuse_foreign(request)
-                self.manifests.add(folder, [Came.wanted(request)])
+                self.manifests.add(folder, [ManifestEntry.wanted(request)])
             self._bring(request)
-        came = Came.here(request)
-        self.manifests.add(folder, [came])
+        entry = ManifestEntry.here(request)
+        self.manifests.add(folder, [entry])
         if request.unpack is not None:
             members = self._unpack(request, request.unpack)
-            came = replace(came, state="unpacked", files=len(members))
-            self.manifests.add_unpacked(folder, came, members)
+            entry = replace(entry, state="unpacked", files=len(members))
+            self.manifests.add_unpacked(folder, entry, members)
             if not self.settings.keep_archive:
                 request.path.unlink()
-        return _record(request, "present" if here else "downloaded", came)
+        return _record(request, "present" if here else "downloaded", entry)
 
     def _bring(self, request: Request) -> None:
         if request.hub is None:
@@ -267,13 +267,13 @@ class _Fetcher:
                 )
 
 
-def _refuse_other(request: Request, came: Came | None) -> None:
+def _refuse_other(request: Request, entry: ManifestEntry | None) -> None:
     """Refuses a file of another source that is in the place of the one that is asked for."""
-    if came is None or came.state == "wanted" or came.is_for(request):
+    if entry is None or entry.state == "wanted" or entry.is_for(request):
         return
-    if came.state == "unpacked" or request.path.is_file():
+    if entry.state == "unpacked" or request.path.is_file():
         raise DownloadError(
-            f"what is here came from {came.source}",
+            f"what is here came from {entry.source}",
             where=str(request.path),
             hint=f"fetch {request.source} into another folder, or say --overwrite",
         )
@@ -301,16 +301,16 @@ def _is_right(request: Request) -> bool:
     return True
 
 
-def _record(request: Request, status: str, came: Came) -> Record:
+def _record(request: Request, status: str, entry: ManifestEntry) -> Record:
     record: Record = {
         "name": request.name,
         "path": str(request.unpack or request.path),
-        "bytes": came.bytes,
-        "sha256": came.sha256,
+        "bytes": entry.bytes,
+        "sha256": entry.sha256,
         "source": request.source,
         "status": status,
     }
-    return record if came.files is None else {**record, "files": came.files}
+    return record if entry.files is None else {**record, "files": entry.files}
 
 
 def _failed(request: Request, error: ChatBindError) -> Record:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from fnmatch import fnmatch
 
-from chatbind_cli.download.manifest import MANIFEST, Came, Manifests, crc32_of, members_of
+from chatbind_cli.download.manifest import MANIFEST, ManifestEntry, Manifests, crc32_of, members_of
 from chatbind_cli.download.requests import Request
 from chatbind_cli.errors import DownloadError
 
@@ -15,7 +15,7 @@ _FETCH_IT = "run it without --verify"
 
 def files_here(request: Request, manifests: Manifests) -> list[Request]:
     """The files of a repository that came, or were to come, or else are in its folder."""
-    names = [came.path for came in manifests.of_repository(request)]
+    names = [entry.path for entry in manifests.of_repository(request)]
     if not names:
         below = (path.relative_to(request.path) for path in sorted(request.path.rglob("*")))
         names = [path.as_posix() for path in below if path.parts[0] not in (".cache", MANIFEST)]
@@ -27,12 +27,14 @@ def files_here(request: Request, manifests: Manifests) -> list[Request]:
     return [request.file(name) for name in names]
 
 
-def verify(request: Request, came: Came | None, advance: Callable[[int], None]) -> tuple[Came, str]:
+def verify(
+    request: Request, entry: ManifestEntry | None, advance: Callable[[int], None]
+) -> tuple[ManifestEntry, str]:
     """Compares a file, or what came out of it, with what is known.
 
     Args:
         request: the file's.
-        came: what is noted of it.
+        entry: what is noted of it.
         advance: called with the number of bytes that were read.
 
     Returns:
@@ -43,27 +45,27 @@ def verify(request: Request, came: Came | None, advance: Callable[[int], None]) 
     """
     # Where only what came out is left, that is what there is to read, --unpack or not.
     came_out = request.unpack is not None or not request.path.is_file()
-    if came is not None and came.state == "unpacked" and came_out:
+    if entry is not None and entry.state == "unpacked" and came_out:
         kind, digest = request.checksum or ("", "")
-        if kind == "sha256" and digest != came.sha256:
+        if kind == "sha256" and digest != entry.sha256:
             raise DownloadError(
                 "what is unpacked here is another archive",
                 where=request.source,
                 hint="fetch it with --overwrite",
             )
         _check_members(request, advance)
-        return came, "crc32"
+        return entry, "crc32"
     if not request.path.is_file():
         raise DownloadError("is not here", where=str(request.path), hint=_FETCH_IT)
     if request.unpack is not None:
         raise DownloadError("is not unpacked", where=str(request.path), hint=_FETCH_IT)
-    if came is not None and came.sha256 and request.checksum is None:
-        request = replace(request, checksum=("sha256", came.sha256))
+    if entry is not None and entry.sha256 and request.checksum is None:
+        request = replace(request, checksum=("sha256", entry.sha256))
     compared = request.check(fresh=True)
     # Hashed a moment ago, if it is large: then this is what was found.
-    found = Came.here(request, fresh=compared != "sha256")
+    found = ManifestEntry.here(request, fresh=compared != "sha256")
     advance(found.bytes or 0)
-    return found if came is None else replace(found, source=came.source), compared
+    return found if entry is None else replace(found, source=entry.source), compared
 
 
 def _check_members(request: Request, advance: Callable[[int], None]) -> None:

@@ -15,7 +15,7 @@ from chatbind_cli.download.archive import unpack
 from chatbind_cli.download.fetch import Settings, fetch_all
 from chatbind_cli.download.manifest import (
     MANIFEST,
-    Came,
+    ManifestEntry,
     Manifests,
     is_present,
     members_of,
@@ -320,8 +320,8 @@ def test_members_that_a_kill_left_without_their_archive_belong_to_no_other(serve
 
 
 def test_notes_grow_by_whole_lines_and_survive_half_ones(tmp_path):
-    first = Came(path="a", source="s", state="here", bytes=1)
-    second = Came(path="b", source="s", state="here", bytes=2)
+    first = ManifestEntry(path="a", source="s", state="here", bytes=1)
+    second = ManifestEntry(path="b", source="s", state="here", bytes=2)
     Manifests().add(tmp_path, [first])
     with (tmp_path / MANIFEST).open("a") as file:
         file.write('{"path": "d", "state": "here"}\n{"path": "c", "sour')
@@ -341,7 +341,7 @@ def test_a_folder_that_cannot_be_made_fails_in_a_record(server, tmp_path):
 
 def test_hub_references_say_whose_notes_they_are_in(tmp_path):
     request = Request(name="n", path=tmp_path / "a/b/w", hub=HubRef(repo="o/n", file="b/w"))
-    Manifests().add(tmp_path / "a", [Came(path="b/w", source="hf:o/n/b/w", state="here")])
+    Manifests().add(tmp_path / "a", [ManifestEntry(path="b/w", source="hf:o/n/b/w", state="here")])
     found = Manifests().of(request)
     assert found is not None and found.path == "b/w"
     assert Path(tmp_path / "a" / MANIFEST).is_file()
