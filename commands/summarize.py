@@ -15,9 +15,8 @@ from chatbind_cli.errors import RecordError, SomeRecordsFailed
 from chatbind_cli.files import bears, refuse_foreign_file, refuse_overlap, replace_file
 from chatbind_cli.media.root import MediaRoot
 from chatbind_cli.review import tables
-from chatbind_cli.review.cases import records_by_id
 from chatbind_cli.review.files import UNREADABLE, find_reviews, read_reviews, run_names
-from chatbind_cli.review.mismatches import Mismatches
+from chatbind_cli.review.matching import Mismatches, records_by_id
 from chatbind_cli.review.summary import Summary, compared, renamed, summarize
 
 from . import _base

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from chatbind_cli.errors import UsageError
 from chatbind_cli.jsonl import Record, legible, read_lines
-from chatbind_cli.review.cases import distinct_names
+from chatbind_cli.review.matching import distinct_names
 
 UNREADABLE = "unreadable"
 """The key of a failed review that stands for a line which is none."""

@@ -21,7 +21,8 @@ import numpy.typing as npt
 from chatbind_cli.errors import ChatBindError, MediaError
 from chatbind_cli.imagebind.config import IMU_SECONDS
 from chatbind_cli.imagebind.imu import load_imu
-from chatbind_cli.media.container import audio_streams, decoded, open_container, video_streams
+from chatbind_cli.media.audio import read_stretches
+from chatbind_cli.media.container import decoded, open_container, video_streams
 from chatbind_cli.media.frames import FrameBudget
 from chatbind_cli.media.guard import decoding
 from chatbind_cli.media.maps import open_map
@@ -40,9 +41,6 @@ _FILM_RATE = 25
 _SOUND_SECONDS = 60
 _SOUND_RATE_HZ = 32_000
 _SOUND_BITS_PER_SECOND = 64_000
-_SOUND_BYTES = 96 * 2**20
-_MOST_FRAME_SAMPLES = 2**20
-"""Most samples of one packet, those of all channels together."""
 _PLOT_WIDTH, _PLOT_HEIGHT = 500, 90
 """Size of one panel of curves, in SVG units."""
 
@@ -219,24 +217,19 @@ def _coloured(values: npt.NDArray[np.float64], scale: Scale) -> Preview:
 
 
 def _sound(source: MediaSource) -> Preview:
+    """The first channel, as the model hears it."""
+    most = _SOUND_SECONDS * _SOUND_RATE_HZ
+    (waveform,) = read_stretches(
+        source, _SOUND_RATE_HZ, lambda n: [(0, min(n, most))], longest_s=_SOUND_SECONDS
+    )
+    samples = (waveform.clamp(-1, 1).numpy() * np.iinfo(np.int16).max).astype(np.int16)
+    frame = av.AudioFrame.from_ndarray(samples[None], format="s16p", layout="mono")
+    frame.sample_rate = _SOUND_RATE_HZ
     target = io.BytesIO()
-    with open_container(source) as container, av.open(target, "w", format="mp3") as out:
-        streams = audio_streams(container)
-        if not streams:
-            raise MediaError("holds no sound", where=source.name)
-        streams[0].codec_context.options = {"max_samples": str(_MOST_FRAME_SAMPLES)}
+    with av.open(target, "w", format="mp3") as out:
         coded = out.add_stream("libmp3lame", rate=_SOUND_RATE_HZ, layout="mono")
         coded.bit_rate = _SOUND_BITS_PER_SECOND
-        resampler = av.AudioResampler(format="s16p", layout="mono", rate=_SOUND_RATE_HZ)
-        samples = 0
-        with decoding(_SOUND_BYTES, source.name):
-            for frame in _first(decoded(container, streams[0]), _SOUND_SECONDS):
-                for piece in resampler.resample(frame):
-                    piece.pts, piece.time_base = samples, Fraction(1, _SOUND_RATE_HZ)
-                    samples += piece.samples
-                    out.mux(coded.encode(piece))
-        if samples == 0:
-            raise MediaError("holds no sound", where=source.name)
+        out.mux(coded.encode(frame))
         out.mux(coded.encode(None))
     return _shown("audio", "audio/mpeg", target.getvalue())
 
@@ -276,7 +269,7 @@ def _film_size(width: int, height: int) -> tuple[int, int]:
     return max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2)
 
 
-def _first(frames: Iterator[Any], seconds: float, rate: Fraction | None = None) -> Iterator[Any]:
+def _first(frames: Iterator[Any], seconds: float, rate: Fraction) -> Iterator[Any]:
     """Frames of the first seconds, at most `rate` a second.
 
     Frames that do not say their time count as they come.
@@ -285,10 +278,10 @@ def _first(frames: Iterator[Any], seconds: float, rate: Fraction | None = None) 
     wanted = 0
     for number, frame in enumerate(frames):
         start = frame.time if start is None else start
-        time = None if frame.time is None or start is None else frame.time - start
-        if time is not None and time >= seconds:
+        time = number / rate if frame.time is None or start is None else frame.time - start
+        if time >= seconds:
             return
-        if rate is None or (number / rate if time is None else time) >= wanted / rate - 1e-3:
+        if time >= wanted / rate - 1e-3:
             wanted += 1
             yield frame
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,8 @@ def test_filters_show_what_fits_and_are_in_the_address(
 ) -> None:
     for name, value in filters.items():
         _choose(opened, name, value)
-    _wait(opened, "return location.hash.startsWith('#?')")
+    names = list(filters)
+    _wait(opened, f"return {names}.every((name) => location.hash.includes(name + '='))")
     assert _shown(opened) == expected
     count = opened.execute_script("return document.getElementById('count').textContent")
     assert count == ("7 questions" if len(expected) == 7 else f"{len(expected)} of 7 questions")
@@ -322,21 +323,18 @@ def test_a_phone_shows_it_without_scrolling_sideways(browser: Any, page: str) ->
 
 
 SCROLL = """
-const done = arguments[0], height = document.documentElement.scrollHeight, times = [];
-let last = performance.now(), step = 0;
+const done = arguments[0], height = document.documentElement.scrollHeight;
+let step = 0;
 const go = () => {
-  const now = performance.now();
-  times.push(now - last);
-  last = now;
   window.scrollTo(0, height * step / 40);
-  if (++step <= 40) requestAnimationFrame(go); else done(times.slice(1));
+  if (++step <= 40) requestAnimationFrame(go); else done();
 };
 requestAnimationFrame(go);
 """
 
 
-def test_five_thousand_reviews_open_in_three_seconds_and_scroll(
-    browser: Any, tmp_path: Path, record_property: Callable[[str, object], None]
+def test_five_thousand_reviews_open_scroll_and_can_be_searched(
+    browser: Any, tmp_path: Path
 ) -> None:
     draw = random.Random(0)
     words = ["this", "answer", "is", "more", "precise", "than", "the", "other", "nobody", "can"]
@@ -360,20 +358,7 @@ def test_five_thousand_reviews_open_in_three_seconds_and_scroll(
         file.writelines(
             render_report([one_summary(reviews)], questions=questions, answers=[answers, answers])
         )
-    painted = "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(done))"
-    times = []
-    while len(times) < 3 and not (times and times[-1] < 3):  # other tests run beside this one
-        browser.get("about:blank")
-        start = time.monotonic()
-        browser.get(path.as_uri())
-        browser.execute_async_script(painted)
-        times.append(time.monotonic() - start)
-    opened_s = min(times)
-    frames = sorted(browser.execute_async_script(SCROLL))
-    record_property("opened_s", round(opened_s, 2))
-    record_property("median_frame_ms", round(frames[len(frames) // 2], 1))
-    assert opened_s < 3
-    # without a GPU, and over sixty screens at each step
-    assert frames[len(frames) // 2] < 200
+    browser.get(path.as_uri())
+    browser.execute_async_script(SCROLL)  # how fast: benchmarks/review.py
     _choose(browser, "text", "nobody can")
-    _wait(browser, "return document.getElementById('count').textContent.includes(' of ')")
+    _wait(browser, "return document.getElementById('count').textContent.includes(' of ')", 30)

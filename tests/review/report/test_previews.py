@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from chatbind_cli.errors import MediaError
-from chatbind_cli.media import budget
+from chatbind_cli.media import guard
 from chatbind_cli.media.root import MediaRoot
 from chatbind_cli.media.source import open_source
 from chatbind_cli.review.report.previews import Preview, Previews, preview_of
@@ -140,6 +140,6 @@ def test_a_sound_is_no_film(media: Path) -> None:
 def test_a_decode_that_takes_too_long_ends(
     media: Path, modality: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(budget, "ONE_SECONDS", -1.0)
+    monkeypatch.setattr(guard, "ONE_SECONDS", -1.0)
     with pytest.raises(MediaError, match="to decode"):
         preview_of(open_source(media / sample.FILES[modality]), modality)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from chatbind_cli.review.reply import UnreadableScores, read_scores
+from chatbind_cli.review.judges.reply import UnreadableScores, read_scores
 
 # Where the reference reads a pair and we call the review failed, because one of the numbers
 # cannot be a score: it is no finite number, it is negative, or it lies above 10.

@@ -1,4 +1,4 @@
-"""Running a review: concurrency, order, resuming, failing. With judges made for the test."""
+"""Making what is missing: concurrency, order, resuming, failing. With judges made for the test."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ import pytest
 from chatbind_cli.errors import JudgeError
 from chatbind_cli.jsonl import RecordWriter
 from chatbind_cli.review.cases import Case
-from chatbind_cli.review.judges import RuleJudge, Stopped, Verdict
-from chatbind_cli.review.records import in_words, put_in_order, read_earlier, restore_failed
-from chatbind_cli.review.run import Outcome, RunOptions, run_reviews
+from chatbind_cli.review.judges.judge import Judge, Verdict
+from chatbind_cli.review.records import in_words, read_earlier, tidy
+from chatbind_cli.review.review import Outcome, ReviewOptions, make_missing
 from chatbind_cli.review.summary import latest
 
 
-class FakeJudge:
+class FakeJudge(Judge):
     """Scores by the length of the answers; slow for even questions."""
 
     name = "fake"
 
     def __init__(self, rule: str = "r1") -> None:
         self.rule = rule
-        self.calls: list[tuple[Any, bool, int]] = []
+        self.calls: list[tuple[Any, bool]] = []
         self.now = self.most = 0
         self.broken: set[object] = set()
         self.stops_at: object = None
         self.closed = False
 
-    def fingerprint(self, case: Case) -> str:
+    def judge_hash(self, case: Case) -> str:
         return self.rule
 
-    async def judge(self, case: Case, *, swapped: bool, sample: int) -> Verdict:
-        self.calls.append((case.question_id, swapped, sample))
+    async def judge(self, case: Case, *, swapped: bool) -> Verdict:
+        self.calls.append((case.question_id, swapped))
         self.now += 1
         self.most = max(self.most, self.now)
         await asyncio.sleep(0.02 if int(case.question_id) % 2 == 0 else 0.001)
@@ -51,9 +51,6 @@ class FakeJudge:
         first, second = (float(len(text)) for text in case.texts)
         return Verdict(scores=(first, second), content=f"{first} {second}")
 
-    def stop(self) -> None:
-        self.stopped = True
-
     async def close(self) -> None:
         self.closed = True
 
@@ -64,10 +61,12 @@ def _case(number: int, text: str = "abc", **more: Any) -> Case:
     return Case(question=question, answers=answers, models=("a", "m"), **more)
 
 
-def _run(path: Path, cases: Any, judge: Any, **options: Any) -> Outcome:
+def _run(path: Path, cases: Any, judge: Any, *, concurrency: int = 8, **options: Any) -> Outcome:
     with RecordWriter(path, key="review_id") as writer:
-        outcome = run_reviews(cases, judge, writer, RunOptions(**options))
-    put_in_order(path, outcome.tasks)
+        outcome = make_missing(
+            cases, judge, writer, ReviewOptions(**options), concurrency=concurrency
+        )
+    tidy(path, {}, outcome.judgements)
     return outcome
 
 
@@ -131,7 +130,7 @@ def test_both_orders_and_samples_make_a_record_each(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     judge = FakeJudge()
     _run(path, [_case(1)], judge, orders="both", samples=2)
-    assert sorted(judge.calls) == [(1, False, 0), (1, False, 1), (1, True, 0), (1, True, 1)]
+    assert sorted(judge.calls) == [(1, False), (1, False), (1, True), (1, True)]
     records = _records(path)
     assert [(r["metadata"]["order"], r["metadata"]["sample"]) for r in records] == [
         ([1, 2], 0),
@@ -149,7 +148,7 @@ def test_a_random_order_is_fair_and_the_same_in_every_run(tmp_path: Path) -> Non
     _run(tmp_path / "s.jsonl", [_case(i) for i in range(60)], again, orders="random")
     assert sorted(judge.calls) == sorted(again.calls)
     # 60 fair coins: outside 15..45 once in 20,000 seeds, and the seed is the question
-    assert 15 < sum(swapped for _, swapped, _ in judge.calls) < 45
+    assert 15 < sum(swapped for _, swapped in judge.calls) < 45
 
 
 def test_what_is_judged_is_not_judged_again(tmp_path: Path) -> None:
@@ -247,10 +246,28 @@ def test_failed_reviews_that_come_back_do_not_outdate_what_is_newer(tmp_path: Pa
     failed = read_earlier(path).failed
     assert len(failed) == 2
     with RecordWriter(path, key="review_id") as writer:  # it is killed after the first order
-        run_reviews([_case(1, "changed")], FakeJudge(), writer, RunOptions(orders="as-given"))
-    restore_failed(path, failed)
+        make_missing([_case(1, "changed")], FakeJudge(), writer, ReviewOptions(orders="as-given"))
+    tidy(path, failed)
     assert ["error" in record for record in _records(path)] == [True, True, False]
     assert [r["tuple"] for r in latest(_records(path), with_words=True)] == [[2.0, 7.0]]
+
+
+def test_what_failed_before_and_is_left_out_now_stays_in_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    judge = FakeJudge()
+    judge.broken = {2}
+    cases = [_case(i) for i in range(4)]
+    _run(path, cases[1:3], judge)
+    failed = read_earlier(path).failed
+    with RecordWriter(path, key="review_id") as writer:
+        outcome = make_missing(cases, judge, writer, ReviewOptions(on_error="skip"))
+    tidy(path, failed, outcome.judgements)
+    assert [(r["question_id"], "error" in r) for r in _records(path)] == [
+        (0, False),
+        (1, False),
+        (2, True),
+        (3, False),
+    ]
 
 
 def test_failed_reviews_can_be_left_out_or_stop_the_run(tmp_path: Path) -> None:
@@ -275,15 +292,15 @@ def test_a_case_with_a_problem_is_a_failed_review_without_asking_the_judge(tmp_p
 
 def test_whatever_a_judge_raises_about_one_case_is_one_failure(tmp_path: Path) -> None:
     class Odd(FakeJudge):
-        def fingerprint(self, case: Case) -> str:
+        def judge_hash(self, case: Case) -> str:
             if case.question_id == 1:
                 raise RecursionError("too deep")
             return "f"
 
-        async def judge(self, case: Case, *, swapped: bool, sample: int) -> Verdict:
+        async def judge(self, case: Case, *, swapped: bool) -> Verdict:
             if case.question_id == 2:
                 raise KeyError("x")
-            return await super().judge(case, swapped=swapped, sample=sample)
+            return await super().judge(case, swapped=swapped)
 
     path = tmp_path / "r.jsonl"
     outcome = _run(path, [_case(i) for i in range(4)], Odd())
@@ -339,35 +356,38 @@ def _wait_for(condition: Callable[[], bool]) -> None:
 
 
 class SlowJudge(FakeJudge):
-    """Takes a moment for each case and starts none after a stop."""
+    """Takes a moment for each case, or waits for its turn for ever."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__()
         self.seconds = seconds
-        self.stopped = False
+        self.sending: set[Any] = set()
+        self.waiting: set[object] = set()
 
-    async def judge(self, case: Case, *, swapped: bool, sample: int) -> Verdict:
-        if self.stopped:
-            raise Stopped
-        self.calls.append((case.question_id, swapped, sample))
+    async def judge(self, case: Case, *, swapped: bool) -> Verdict:
+        self.calls.append((case.question_id, swapped))
+        if case.question_id in self.waiting:
+            await asyncio.sleep(60)
+        self.sending.add(asyncio.current_task())
         await asyncio.sleep(self.seconds)
         return Verdict(scores=(1.0, 2.0), content="1 2")
 
 
 def test_what_is_under_way_at_ctrl_c_is_finished_and_on_disk(tmp_path: Path) -> None:
-    judge = SlowJudge(0.3)
+    judge = SlowJudge(0.2)
+    judge.waiting = {2}
 
     def cases() -> Iterator[Case]:
         for number in range(3):
             yield _case(number)
-        _wait_for(lambda: len(judge.calls) == 2)
+        _wait_for(lambda: len(judge.calls) == 3)
         raise KeyboardInterrupt
 
     path = tmp_path / "r.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        _run(path, cases(), judge, concurrency=2)
-    # Two were under way; the third waited for one of them to end, and was not begun.
-    assert len(_records(path)) == len(judge.calls) == 2
+        _run(path, cases(), judge, concurrency=3)
+    # Two were under way; the third had its turn before it, and is not waited for.
+    assert sorted(record["question_id"] for record in _records(path)) == [0, 1]
     assert judge.closed
 
 
@@ -389,15 +409,15 @@ def test_the_grace_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_what_is_under_way_when_the_judge_gives_up_is_on_disk_too(tmp_path: Path) -> None:
     class Broken(SlowJudge):
-        async def judge(self, case: Case, *, swapped: bool, sample: int) -> Verdict:
+        async def judge(self, case: Case, *, swapped: bool) -> Verdict:
             if case.question_id == 3:
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.05)
                 raise JudgeError("the server is gone")
-            return await super().judge(case, swapped=swapped, sample=sample)
+            return await super().judge(case, swapped=swapped)
 
     path = tmp_path / "r.jsonl"
     with pytest.raises(JudgeError, match="the server is gone"):
-        _run(path, [_case(i) for i in range(50)], Broken(0.3), concurrency=4)
+        _run(path, [_case(i) for i in range(50)], Broken(0.2), concurrency=4)
     assert [record["question_id"] for record in _records(path)] == [0, 1, 2]
 
 
@@ -414,27 +434,6 @@ def test_pairs_of_several_files_are_marked_and_keep_their_place_when_a_file_is_a
     # The first pair has been paid for already.
     assert (outcome.reused, outcome.judged) == (1, 1)
     assert [record["metadata"].get("pair") for record in _records(path)] == [None, [1, 3]]
-
-
-def test_the_rule_judge_needs_no_network_and_says_what_is_exact() -> None:
-    case = Case(
-        question={"question_id": 1, "text": "q"},
-        answers=({"text": "It is a 7!"}, {"text": "It is the digit nine."}),
-        references=("It is seven.",),
-    )
-    verdict = asyncio.run(RuleJudge().judge(case, swapped=False, sample=0))
-    assert verdict.scores == (10.0, 1.0)
-    assert verdict.metadata["correct"] == verdict.metadata["exact"] == [True, False]
-    # F1 of {it, is, digit, 9} against {it, is, 7}: 2 * 2 / (4 + 3)
-    assert verdict.metadata["f1"] == [1.0, round(4 / 7, 4)]
-    assert verdict.content.splitlines()[0] == "10 1"
-
-
-def test_the_rule_judge_fails_without_a_reference() -> None:
-    case = Case(question={"question_id": 1}, answers=({"text": "a"}, {"text": "b"}))
-    verdict = asyncio.run(RuleJudge().judge(case, swapped=False, sample=0))
-    assert verdict.scores is None
-    assert verdict.error == "no reference answer to compare with"
 
 
 def test_a_person_reads_a_review_in_a_line():

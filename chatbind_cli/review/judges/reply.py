@@ -110,6 +110,15 @@ def read_object(text: str) -> tuple[tuple[float, float], str] | None:
     return _on_scale(str(scores[0]), str(scores[1])), str(value.get("explanation", ""))
 
 
+def in_text_form(text: str) -> str:
+    """A readable review in the seed's form, scores on the first line, also if it is an object."""
+    structured = read_object(text)
+    if structured is None:
+        return text
+    (first, second), explanation = structured
+    return f"{first:g} {second:g}\n{explanation}".rstrip()
+
+
 def _without_thoughts(text: str) -> str:
     """What comes after the judge's thoughts; some models leave the mark at their beginning out.
 

@@ -12,16 +12,18 @@ import time
 import traceback
 import zlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from chatbind_cli.errors import JudgeError
-from chatbind_cli.review.bill import Price
+from chatbind_cli.errors import JudgeError, RecordError, UsageError
+from chatbind_cli.jsonl import RecordWriter
 from chatbind_cli.review.cases import Case
-from chatbind_cli.review.chat_judge import ChatJudge, ChatJudgeOptions
-from chatbind_cli.review.judges import Stopped, Verdict
-from chatbind_cli.review.rules import Rules
+from chatbind_cli.review.judges.chat import DEFAULT_MODEL, ChatJudge
+from chatbind_cli.review.judges.cost import Price
+from chatbind_cli.review.judges.judge import JudgeSettings, Verdict
+from chatbind_cli.review.review import ReviewOptions, make_missing
 
 KEY = "sk-secret-1234567890"
 
@@ -31,27 +33,42 @@ def _case(number: int = 0) -> Case:
     return Case(question=question, answers=({"text": "A dog."}, {"text": "A cat."}))
 
 
-def _options(server: Any, **changes: Any) -> ChatJudgeOptions:
-    values = {"base_url": server.url, "model": "gpt-9", "first_wait_s": 0.01, "longest_wait_s": 2.0}
-    return ChatJudgeOptions(**{**values, **changes})
+def _chat_judge(server: Any, *, usd: float | None = None, **changes: Any) -> ChatJudge:
+    """A judge at the server, at so many USD a token."""
+    judge = ChatJudge(JudgeSettings(**{"url": server.url, "model": "gpt-9", **changes}))
+    if usd is not None:
+        judge.price = judge.budget.price = Price(usd * 1e6, usd * 1e6)
+    return judge
 
 
 def _judge(
     server: Any, cases: list[Case] | None = None, *, swapped: bool = False, **changes: Any
 ) -> list[Verdict]:
     async def go() -> list[Verdict]:
-        judge = ChatJudge(Rules(), _options(server, **changes))
+        judge = _chat_judge(server, **changes)
         try:
-            wanted = cases or [_case()]
-            return [await judge.judge(case, swapped=swapped, sample=0) for case in wanted]
+            return [await judge.judge(case, swapped=swapped) for case in cases or [_case()]]
         finally:
             await judge.close()
 
     return asyncio.run(go())
 
 
+def _judge_together(server: Any, cases: list[Case], **changes: Any) -> tuple[ChatJudge, list[Any]]:
+    """All at a time; verdicts, or what was raised."""
+
+    async def go() -> tuple[ChatJudge, list[Any]]:
+        judge = _chat_judge(server, **changes)
+        work = [judge.judge(case, swapped=False) for case in cases]
+        found = await asyncio.gather(*work, return_exceptions=True)
+        await judge.close()
+        return judge, found
+
+    return asyncio.run(go())
+
+
 @pytest.fixture(autouse=True)
-def _key(monkeypatch: pytest.MonkeyPatch) -> None:
+def _key(monkeypatch: pytest.MonkeyPatch, quick_retries: None) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
 
 
@@ -116,27 +133,23 @@ def test_attempts_are_bounded_and_the_failure_is_no_number(judge_server: Any, fa
     assert len(judge_server.requests) == 3
 
 
-def test_retry_after_is_waited_for_by_every_request(judge_server: Any) -> None:
-    judge_server.faults.append((429, {"Retry-After": "0.6"}, "{}"))
-
-    async def go() -> None:
-        judge = ChatJudge(Rules(), _options(judge_server))
-        first = asyncio.create_task(judge.judge(_case(1), swapped=False, sample=0))
-        await asyncio.sleep(0.3)
-        await judge.judge(_case(2), swapped=False, sample=0)
-        await first
-        await judge.close()
-
-    asyncio.run(go())
-    start = judge_server.times[0]
-    assert len(judge_server.times) == 3
-    assert all(time - start >= 0.55 for time in judge_server.times[1:])
+def test_a_server_is_asked_again_when_it_says(judge_server: Any) -> None:
+    date = email.utils.formatdate(time.time() + 2, usegmt=True)
+    judge_server.faults.append((429, {"Retry-After-Ms": "200"}, "{}"))
+    judge_server.faults.append((429, {"Retry-After": "0.3"}, "{}"))
+    judge_server.faults.append((503, {"Retry-After": date}, "{}"))
+    _judge(judge_server)
+    first, second, third, fourth = judge_server.times
+    assert 0.2 <= second - first < 3
+    assert 0.3 <= third - second < 3
+    assert 0.2 <= fourth - third < 6  # dates have whole seconds
 
 
-def test_a_longer_wait_than_allowed_is_cut_short(judge_server: Any) -> None:
+def test_who_asks_for_an_hour_is_not_waited_for(judge_server: Any) -> None:
     judge_server.faults.append((429, {"Retry-After": "3600"}, "{}"))
-    (verdict,) = _judge(judge_server, longest_wait_s=0.05)
-    assert verdict.scores == (8, 6)
+    first, second = _judge(judge_server, [_case(1), _case(2)])
+    assert first.error == "Error code: 429 {} (1 attempts)"
+    assert second.scores == (8, 6)
 
 
 def test_a_slow_server_is_given_up_after_the_timeout(judge_server: Any) -> None:
@@ -157,8 +170,9 @@ def test_a_slow_server_is_given_up_after_the_timeout(judge_server: Any) -> None:
 def test_what_cannot_pass_stops_the_run_at_once(judge_server: Any, fault: Any, hint: str) -> None:
     judge_server.faults.extend([fault] * 5)
     with pytest.raises(JudgeError, match=hint):
-        _judge(judge_server)
-    assert len(judge_server.requests) == 1
+        _judge(judge_server, retries=1)
+    # "too many" is asked again once: only its last answer is looked at
+    assert len(judge_server.requests) == (1 if isinstance(fault, int) else 2)
 
 
 def _stream(pieces: Iterator[bytes], sent: list[int], **headers: str) -> Callable[[Any], None]:
@@ -239,16 +253,27 @@ def test_redirects_without_end_are_one_failure(judge_server: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "wait", ["²", "1" + "0" * 30, "nan", "1e999", "Fri, 31 Dec 99999999999 23:59:59 GMT", "x, y z"]
+    ("wait", "asked_again"),
+    [
+        ("²", True),
+        ("nan", True),
+        ("Fri, 31 Dec 99999999999 23:59:59 GMT", True),
+        ("x, y z", True),
+        ("1" + "0" * 30, False),
+        ("1e999", False),
+    ],
 )
-def test_a_wait_that_no_server_means_is_the_longest_or_none(judge_server: Any, wait: str) -> None:
+def test_a_wait_that_no_server_means_is_none_or_not_waited_for(
+    judge_server: Any, wait: str, asked_again: bool
+) -> None:
     judge_server.faults.append(
         lambda handler: handler.wfile.write(
             f"HTTP/1.1 429 No\r\nRetry-After: {wait}\r\nContent-Length: 0\r\n\r\n".encode()
         )
     )
-    (verdict,) = _judge(judge_server, longest_wait_s=0.1)
-    assert verdict.scores == (8, 6)
+    (verdict,) = _judge(judge_server)
+    assert (verdict.scores == (8, 6)) is asked_again
+    assert len(judge_server.requests) == 1 + asked_again
 
 
 def test_counts_that_a_server_makes_up_do_not_reach_the_records(judge_server: Any) -> None:
@@ -294,7 +319,7 @@ def test_a_password_in_the_endpoints_address_stands_in_no_message(judge_server: 
     judge_server.faults.append(404)
     url = judge_server.url.replace("//", "//someone:passw0rd@")
     with pytest.raises(JudgeError, match=r"gpt-9 at http://127\.0\.0\.1:") as caught:
-        _judge(judge_server, base_url=url)
+        _judge(judge_server, url=url)
     assert "passw0rd" not in "".join(traceback.format_exception(caught.value))
 
 
@@ -366,18 +391,18 @@ def test_without_key_only_a_server_of_ones_own_is_asked(
     monkeypatch.delenv("OPENAI_API_KEY")
     assert _judge(judge_server)[0].scores == (8, 6)
     with pytest.raises(JudgeError, match="no API key in OPENAI_API_KEY"):
-        ChatJudge(Rules(), ChatJudgeOptions(model="m"))
+        ChatJudge(JudgeSettings(model="m"))
 
 
-def test_the_fingerprint_follows_the_rule_the_context_and_the_model(judge_server: Any) -> None:
-    judge = ChatJudge(Rules(), _options(judge_server))
-    same = ChatJudge(Rules(), _options(judge_server, timeout_s=3.0, retries=1))
-    other = ChatJudge(Rules(), _options(judge_server, model="other"))
+def test_the_hash_follows_the_rule_the_context_and_the_model(judge_server: Any) -> None:
+    judge = _chat_judge(judge_server)
+    same = _chat_judge(judge_server, timeout_s=3.0, retries=1)
+    other = _chat_judge(judge_server, model="other")
     case = _case()
     with_context = Case(question=case.question, answers=case.answers, context={"captions": ["x"]})
-    assert judge.fingerprint(case) == same.fingerprint(case)
-    assert judge.fingerprint(case) != other.fingerprint(case)
-    assert judge.fingerprint(case) != judge.fingerprint(with_context)
+    assert judge.judge_hash(case) == same.judge_hash(case)
+    assert judge.judge_hash(case) != other.judge_hash(case)
+    assert judge.judge_hash(case) != judge.judge_hash(with_context)
 
 
 def test_scores_come_as_an_object_where_the_endpoint_has_structured_output(
@@ -439,65 +464,25 @@ def test_a_refusal_is_kept_as_what_the_judge_said(judge_server: Any) -> None:
     assert verdict.content == "I will not judge this.\n\nI will not judge this."
 
 
-def test_retry_after_may_be_milliseconds_or_a_date(judge_server: Any) -> None:
-    date = email.utils.formatdate(time.time() + 2, usegmt=True)
-    judge_server.faults.append((429, {"Retry-After-Ms": "400"}, "{}"))
-    judge_server.faults.append((429, {"Retry-After": date}, "{}"))
-    _judge(judge_server)
-    first, second, third = judge_server.times
-    assert 0.4 <= second - first < 3
-    assert 0.5 <= third - second < 6  # dates have whole seconds
-
-
-def test_refusals_lower_the_number_of_requests_at_a_time(judge_server: Any) -> None:
-    judge_server.faults.extend([429] * 8)
-    judge_server.answer = lambda request: time.sleep(0.05) or "8 6"  # type: ignore[func-returns-value]
-
-    async def go() -> int:
-        judge = ChatJudge(Rules(), _options(judge_server, concurrency=8))
-        work = [judge.judge(_case(i), swapped=False, sample=0) for i in range(8)]
-        waiting = asyncio.gather(*work)
-        while len(judge_server.requests) < 8:
-            await asyncio.sleep(0.005)
-        await asyncio.sleep(0.05)  # until the refusals are back
-        judge_server.most_at_a_time = 0
-        await waiting
-        await judge.close()
-        return int(judge_server.most_at_a_time)
-
-    assert asyncio.run(go()) <= 5
-
-
 def test_what_a_judgement_cost_stands_in_its_metadata(judge_server: Any) -> None:
     judge_server.faults.append("Both are nice.")
-    (verdict,) = _judge(judge_server, price=Price(input=10.0, output=100.0))
+    (verdict,) = _judge(judge_server, usd=1e-5)
     # two requests of 100 tokens sent and 10 received
-    assert verdict.metadata["cost_usd"] == pytest.approx(2 * (0.001 + 0.001))
-
-
-def test_what_a_lost_reply_may_have_cost_stands_in_its_metadata(judge_server: Any) -> None:
-    judge_server.faults.append("reset")
-    price = Price(input=1.0, output=1.0)
-    (verdict,) = _judge(judge_server, price=price, max_tokens=1000)
-    assert verdict.metadata["cost_usd"] == pytest.approx(110e-6)
-    # The prompt's bytes, and the 1,000 tokens that a reply may have.
-    assert 2000e-6 < verdict.metadata["lost_usd"] < 4500e-6
+    assert verdict.metadata["cost_usd"] == pytest.approx(2 * 110 * 1e-5)
 
 
 def test_a_cost_limit_stops_before_it_is_crossed(judge_server: Any) -> None:
-    price = Price(input=1_000.0, output=1_000.0)
     made: list[Verdict] = []
 
     async def go() -> float:
-        judge = ChatJudge(
-            Rules(), _options(judge_server, price=price, max_cost_usd=6.0, max_tokens=100)
-        )
+        judge = _chat_judge(judge_server, usd=1e-3, max_tokens=100)
+        judge.budget.limit_usd = 6.0
         try:
             for i in range(50):
-                made.append(await judge.judge(_case(i), swapped=False, sample=0))
+                made.append(await judge.judge(_case(i), swapped=False))
         except JudgeError as error:
             assert "stopped before the cost limit of 6 USD" in str(error)
-            return judge.spent_usd
+            return judge.budget.spent_usd
         finally:
             await judge.close()
         raise AssertionError("the limit was not kept")
@@ -505,7 +490,7 @@ def test_a_cost_limit_stops_before_it_is_crossed(judge_server: Any) -> None:
     spent = asyncio.run(go())
     assert len(made) == len(judge_server.requests)
     assert spent == pytest.approx(0.11 * len(made))
-    # the next request may cost as much as its bytes and 100 tokens: 2.2 USD or so
+    # the next request may cost as much as its bytes and 100 tokens: 2.5 USD or so
     assert 3.0 < spent <= 6.0
 
 
@@ -519,48 +504,53 @@ def test_a_cost_limit_is_kept_by_many_at_a_time_whatever_the_server_counts(
 
     judge_server.usage = dearest
     judge_server.answer = lambda request: time.sleep(0.01) or "8 6"  # type: ignore[func-returns-value]
-    price = Price(input=1_000.0, output=1_000.0)
     question = {"question_id": 1, "text": "これは何ですか。" * 20, "category": "conv"}
     case = Case(question=question, answers=({"text": "犬" * 50}, {"text": "\u0416" * 99}))
 
     async def go() -> tuple[float, list[Any]]:
-        options = {"price": price, "max_cost_usd": 40.0, "max_tokens": 50, "concurrency": 32}
-        judge = ChatJudge(Rules(), _options(judge_server, **options))
-        work = [judge.judge(case, swapped=False, sample=i) for i in range(64)]
+        judge = _chat_judge(judge_server, usd=1e-3, max_tokens=50)
+        judge.budget.limit_usd = 60.0
+        work = [judge.judge(case, swapped=False) for _ in range(64)]
         found = await asyncio.gather(*work, return_exceptions=True)
         await judge.close()
-        return judge.spent_usd, found
+        return judge.budget.spent_usd, found
 
     spent, found = asyncio.run(go())
     cost = sum(verdict.metadata["cost_usd"] for verdict in found if isinstance(verdict, Verdict))
     assert cost == pytest.approx(spent)
-    assert 30.0 < spent <= 40.0
+    assert 45.0 < spent <= 60.0
     assert {type(item) for item in found} == {Verdict, JudgeError}
 
 
-def test_a_stop_lets_what_is_under_way_finish_and_starts_nothing(judge_server: Any) -> None:
-    judge_server.answer = lambda request: time.sleep(0.2) or "8 6"  # type: ignore[func-returns-value]
+def test_an_end_lets_what_is_sent_finish_and_sends_nothing_more(
+    tmp_path: Path, judge_server: Any
+) -> None:
+    """Two are at the server, one waits to be tried again, and the limit lets no further one go."""
+    hour = (503, {"Retry-After": "60"}, "{}")
+    judge_server.faults.extend([hour, ("slow", 0.3), ("slow", 0.3)])
 
-    async def go() -> list[Any]:
-        judge = ChatJudge(Rules(), _options(judge_server, concurrency=2))
-        work = [judge.judge(_case(i), swapped=False, sample=0) for i in range(4)]
-        waiting = asyncio.gather(*work, return_exceptions=True)
-        while len(judge_server.requests) < 2:
-            await asyncio.sleep(0.005)
-        judge.stop()
-        done = await waiting
-        await judge.close()
-        return done
+    def cases() -> Iterator[Case]:
+        for number in range(9):
+            yield _case(number)
+        while len(judge_server.requests) < 3:
+            time.sleep(0.005)
+        time.sleep(0.05)
+        raise KeyboardInterrupt
 
-    done = asyncio.run(go())
-    assert [type(result) for result in done] == [Verdict, Verdict, Stopped, Stopped]
-    assert len(judge_server.requests) == 2
+    judge = _chat_judge(judge_server, requests_per_minute=180)
+    start = time.monotonic()
+    writer = RecordWriter(tmp_path / "r.jsonl", key="review_id")
+    with writer, pytest.raises(KeyboardInterrupt):
+        make_missing(cases(), judge, writer, ReviewOptions(), concurrency=9)
+    assert len(writer.done) == 2
+    assert len(judge_server.requests) == 3
+    assert time.monotonic() - start < 10
 
 
 def test_a_plan_needs_no_key_and_counts_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
-    options = ChatJudgeOptions(model="m", max_tokens=50, count=lambda text: len(text.split()))
-    sent, received = ChatJudge(Rules(), options, will_ask=False).expected_tokens(_case())
+    judge = ChatJudge(JudgeSettings(model="m", max_tokens=50), will_ask=False)
+    sent, received = judge.expected_tokens(_case())
     assert 100 < sent < 400
     assert received == 50
 
@@ -571,15 +561,8 @@ def test_many_requests_at_a_time_adapt_to_one_refusal(judge_server: Any) -> None
         refusal if "response_format" in request else None
     )
 
-    async def go() -> list[Verdict]:
-        judge = ChatJudge(Rules(), _options(judge_server, concurrency=16, retries=0))
-        try:
-            work = [judge.judge(_case(n), swapped=False, sample=0) for n in range(16)]
-            return list(await asyncio.gather(*work))
-        finally:
-            await judge.close()
-
-    assert [verdict.scores for verdict in asyncio.run(go())] == [(8, 6)] * 16
+    _, found = _judge_together(judge_server, [_case(n) for n in range(16)], retries=0)
+    assert [verdict.scores for verdict in found] == [(8, 6)] * 16
 
 
 @pytest.mark.parametrize(
@@ -608,5 +591,63 @@ def test_halves_of_characters_and_the_key_are_not_written(judge_server: Any) -> 
 
 def test_an_empty_usage_is_estimated_and_not_free(judge_server: Any) -> None:
     judge_server.usage = lambda request: (0, 0)
-    (verdict,) = _judge(judge_server, price=Price(1000.0, 1000.0))
+    (verdict,) = _judge(judge_server, usd=1e-3)
     assert verdict.metadata["cost_usd"] > 0
+
+
+def test_limits_a_minute_are_kept_after_a_second_s_worth(judge_server: Any) -> None:
+    cases = [_case(number) for number in range(8)]
+    _judge_together(judge_server, cases, requests_per_minute=300)
+    # five at once, then one every 0.2 s
+    start = judge_server.times[0]
+    assert judge_server.times[4] - start < 0.4
+    assert 0.5 <= judge_server.times[7] - start < 3
+
+
+def test_tokens_a_minute_count_what_replies_had_and_not_what_they_may_have(
+    judge_server: Any,
+) -> None:
+    judge = _chat_judge(judge_server)
+    sent, _ = judge.expected_tokens(_case())
+
+    def seconds(received: int) -> float:
+        judge_server.usage = lambda request: (100, received)
+        judge_server.times.clear()
+        # room for 10 prompts of `sent` and replies of 200 tokens a second
+        _judge(judge_server, [_case(n) for n in range(5)], tokens_per_minute=600 * (sent + 200))
+        return judge_server.times[-1] - judge_server.times[0]
+
+    assert 0.0 <= seconds(200) < 0.3  # ten a second may go
+    assert 0.3 <= seconds(4 * (sent + 200)) < 3  # the second and each after it wait for 0.4 s
+
+
+def test_a_judge_has_a_price_by_its_name_or_none(tmp_path: Path) -> None:
+    url = "http://127.0.0.1:1/v1"
+    judge = ChatJudge(JudgeSettings(url=url))
+    assert (judge.name, judge.price) == (DEFAULT_MODEL, Price(2.5, 10.0))
+    assert ChatJudge(JudgeSettings(url=url, model="mine")).price is None
+    prices = tmp_path / "p.toml"
+    prices.write_text("[mine]\ninput = 1\noutput = 2\n")
+    settings = JudgeSettings(url=url, model="mine", prices=prices, max_cost_usd=1.0)
+    assert ChatJudge(settings).price == Price(1.0, 2.0)
+
+
+def test_what_cannot_be_is_said_before_anything_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match="the price of 'mine' is not known"):
+        ChatJudge(JudgeSettings(model="mine", max_cost_usd=1.0))
+    rules = tmp_path / "rule.json"
+    rules.write_text("{}")
+    with pytest.raises(RecordError, match=r"rule\.json"):
+        ChatJudge(JudgeSettings(model="m", rules=rules))
+
+
+def test_auto_asks_a_chat_model_only_where_one_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not JudgeSettings().is_rule
+    assert JudgeSettings(kind="rule").is_rule
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert JudgeSettings().is_rule
+    assert not JudgeSettings(url="http://127.0.0.1:1/v1").is_rule
+    assert not JudgeSettings(model="m").is_rule
+    assert not JudgeSettings(kind="openai").is_rule
