@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,29 +28,27 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _input = partial(click.option, cls=GroupedOption, group="Input")
 _judge = partial(click.option, cls=GroupedOption, group="Judge")
 _limit = partial(click.option, cls=GroupedOption, group="Limits")
+_rare_limit = partial(_limit, advanced=True)
+_RATE = click.FloatRange(min=0, min_open=True)
+_AUDIO = (
+    "chatbind review --question eval/questions-audio.jsonl --answer-list "
+    "eval/answers-reference-audio.jsonl eval/answers-model-audio.jsonl"
+)
 
 
 @_base.command(
     "review",
     short_help="Let a judge score two sets of answers.",
     examples=[
-        "chatbind review --question eval/questions-audio.jsonl --answer-list "
-        "eval/answers-reference-audio.jsonl eval/answers-model-audio.jsonl --judge rule -o "
-        "reviews.jsonl",
+        f"{_AUDIO} --judge rule -o reviews.jsonl",
         "chatbind vqa -m model -q eval/questions-image.jsonl --media-root media | chatbind "
         "review --question eval/questions-image.jsonl --answer-list "
         "eval/answers-reference-image.jsonl - --judge rule | chatbind summarize",
-        "chatbind review --question eval/questions-audio.jsonl --answer-list "
-        "eval/answers-reference-audio.jsonl eval/answers-model-audio.jsonl --judge-model "
-        "gpt-4o --max-cost 5 -o gpt4o.jsonl --dry-run",
+        f"{_AUDIO} --judge-model gpt-4o --max-cost 5 -o gpt4o.jsonl --dry-run",
     ],
     elsewhere=[
-        "OPENAI_API_KEY=... chatbind review --question eval/questions-audio.jsonl "
-        "--answer-list eval/answers-reference-audio.jsonl eval/answers-model-audio.jsonl "
-        "--context eval/contexts.jsonl -o gpt.jsonl",
-        "chatbind review --question eval/questions-audio.jsonl --answer-list "
-        "eval/answers-reference-audio.jsonl eval/answers-model-audio.jsonl --judge-url "
-        "http://localhost:8000/v1 --judge-model judge -o served.jsonl",
+        f"OPENAI_API_KEY=... {_AUDIO} --context eval/contexts.jsonl -o gpt.jsonl",
+        f"{_AUDIO} --judge-url http://localhost:8000/v1 --judge-model judge -o served.jsonl",
     ],
 )
 @_input(
@@ -127,43 +125,30 @@ _limit = partial(click.option, cls=GroupedOption, group="Limits")
     advanced=True,
     help="Ask for the scores as a JSON object where the endpoint can be held to one.",
 )
-@_limit(
-    "--concurrency",
-    type=click.IntRange(min=1),
-    default=8,
-    help="Judgements at a time.",
-)
+@_limit("--concurrency", type=click.IntRange(min=1), default=8, help="Judgements at a time.")
 @_limit(
     "--requests-per-minute",
-    type=click.FloatRange(min=0, min_open=True),
+    type=_RATE,
     help="The endpoint's limit.  [default: none but what it asks for]",
 )
-@_limit(
-    "--tokens-per-minute",
-    type=click.FloatRange(min=0, min_open=True),
-    advanced=True,
-    help="The same in tokens, sent and received.",
-)
-@_limit(
+@_rare_limit("--tokens-per-minute", type=_RATE, help="The same in tokens, sent and received.")
+@_rare_limit(
     "--timeout",
     "timeout_s",
     type=click.FloatRange(min=0.01),
     default=120.0,
-    advanced=True,
     help="Seconds a request.",
 )
-@_limit(
+@_rare_limit(
     "--retries",
     type=click.IntRange(min=0),
     default=5,
-    advanced=True,
     help="Further attempts a request, each after a longer pause, or the one that is asked for.",
 )
-@_limit(
+@_rare_limit(
     "--grace",
     type=click.FloatRange(min=0),
     default=15.0,
-    advanced=True,
     help="Seconds that judgements under way get to finish when the run is interrupted.",
 )
 @_limit(
@@ -179,10 +164,9 @@ _limit = partial(click.option, cls=GroupedOption, group="Limits")
     help='TOML file of prices: ["my-judge"] with input = 2.5 and output = 10.0, in USD a million '
     "tokens; default: our own dated table of well-known models (--dry-run says its age).",
 )
-@_limit(
+@_rare_limit(
     "--tokenizer",
     metavar="NAME",
-    advanced=True,
     help="Counts tokens: a tokenizer's folder, or tiktoken:o200k_base; default: an estimate.",
 )
 @_limit(
@@ -230,15 +214,19 @@ def command(
         _show(review.plan())
         review.refuse_misfit()
         return
-    with _termination_as_interrupt():
+    # A batch system's first word ends the run as Ctrl-C does.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
         review.make()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _show(plan: Plan) -> None:
     if sys.stdout.isatty():
         click.echo("\n".join(plan.lines()))
     else:
-        emit_record(plan.record())
+        emit_record(asdict(plan))
 
 
 def _sides(answers: Sequence[str]) -> list[Any]:
@@ -257,13 +245,3 @@ def _sides(answers: Sequence[str]) -> list[Any]:
         if name != "-" and (not Path(name).exists() or Path(name).is_dir()):
             raise UsageError("there is no such answer file", where=name)
     return [read_lines("-") if name == "-" else Path(name) for name in names]
-
-
-@contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
-    """Lets SIGTERM (a batch system's first word) end the run as Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

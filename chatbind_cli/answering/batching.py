@@ -49,21 +49,17 @@ def gather(
         Whatever reading the records raises, after the batch before it.
     """
     batch: list[Line] = []
-    arrivals = lines if idle_seconds is None else _arrivals(lines, idle_seconds)
-    while True:
-        try:
-            item = next(arrivals)
-        except StopIteration:
-            break
-        except (ChatBindError, OSError):
-            if batch:
+    try:
+        for line in lines if idle_seconds is None else _arrivals(lines, idle_seconds):
+            if line is not None:
+                batch.append(line)
+            if line is None or len(batch) == size:
                 yield batch
-            raise
-        if item is not None:
-            batch.append(item)
-        if item is None or len(batch) == size:
+                batch = []
+    except (ChatBindError, OSError):
+        if batch:
             yield batch
-            batch = []
+        raise
     if batch:
         yield batch
 

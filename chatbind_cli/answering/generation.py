@@ -274,16 +274,3 @@ def _seeded(settings: GenerationSettings, salt: str, device: torch.device) -> It
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
         yield
-
-
-def pad_prompts(prompts: Sequence[TokenizedSample], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Prompts padded on the left, so that the next token of every row stands at the same position.
-
-    Returns:
-        `input_ids` and `attention_mask`, both [batch, longest].
-    """
-    length = max(len(prompt.input_ids) for prompt in prompts)
-    gaps = [length - len(prompt.input_ids) for prompt in prompts]
-    rows = [[pad_token_id] * gap + p.input_ids for gap, p in zip(gaps, prompts, strict=True)]
-    masks = [[0] * gap + [1] * (length - gap) for gap in gaps]
-    return {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(masks)}

@@ -1,6 +1,6 @@
-"""Conversations to train on, read from LLaVA's files (JSON array or JSONL) and alpaca rows.
+"""Conversations to train on, made of LLaVA's records and of alpaca rows.
 
-Every record is checked when the file is read: roles, keys, and that placeholders and media agree.
+Every record is checked when it is read: roles, keys, and that placeholders and media agree.
 Tokens, prompt styles and the media themselves are not known here.
 """
 
@@ -12,11 +12,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import IO, Any, overload
+from typing import Any, overload
 
 from chatbind_cli.errors import RecordError
-from chatbind_cli.jsonl import read_records
 from chatbind_cli.media.medium import Medium, media_of_record
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.model.turns import (
@@ -103,27 +101,6 @@ class Conversations(Sequence[Conversation]):
             ),
             where,
         )
-
-
-def read_conversations(source: str | Path, *, stdin: IO[bytes] | None = None) -> Conversations:
-    """Reads and checks a whole file of conversations.
-
-    Args:
-        source: a JSON array or JSONL, plain or compressed; `-` for standard input.
-        stdin: the byte stream that `-` stands for.
-
-    Raises:
-        RecordError: the file or one of its records cannot be used; it names file and line.
-    """
-    return Conversations(iter_conversations(source, stdin=stdin))
-
-
-def iter_conversations(
-    source: str | Path, *, stdin: IO[bytes] | None = None
-) -> Iterator[Conversation]:
-    """The conversations of a file one at a time. See `read_conversations`."""
-    for record, where in read_records(source, stdin=stdin):
-        yield parse_conversation(record, where)
 
 
 def parse_conversation(record: Mapping[str, Any], where: str) -> Conversation:

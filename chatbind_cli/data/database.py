@@ -42,7 +42,10 @@ _PAGE_BYTES = 32768  # 15 rows of 1024 float16 numbers; of 4096 bytes a row woul
 _LONGEST_VALUE = 64 << 20
 _WIDEST = 1 << 20  # numbers of an embedding
 _PATIENCE_S = 10.0  # while another process commits
-_SETTINGS = ("trusted_schema = OFF", "cell_size_check = ON", "synchronous = NORMAL")
+_SETTINGS = (
+    *("trusted_schema = OFF", "cell_size_check = ON", "synchronous = NORMAL"),
+    "cache_spill = OFF",  # a writer that wrote before it commits would keep readers out all along
+)
 _NAMES_OTHER_FILES = bytes.fromhex("d9d505f920a163d7")
 
 

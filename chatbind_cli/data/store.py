@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Literal
 
 import torch
@@ -94,6 +93,7 @@ class EmbeddingStore:
         if mode == "r":
             _refuse_absent(folder)
             return cls(folder, None, made)
+        _refuse_other(folder)
         lock = _take_lock(folder)
         try:
             _make_ready(folder, made)
@@ -191,12 +191,7 @@ class EmbeddingStore:
         """Returns itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Closes the store."""
         self.close()
 
@@ -267,14 +262,18 @@ def clear_store(folder: Path) -> None:
             remove_made(folder)
 
 
-def _take_lock(folder: Path) -> IO[bytes]:
-    """The open lock file of a store, or of an empty folder that becomes one."""
+def _refuse_other(folder: Path) -> None:
+    """Lets pass a store, and an empty folder that becomes one, before anything is written there."""
+    if folder.exists() and not folder.is_dir():
+        raise StoreError("is a file", where=str(folder), hint="name a folder")
     if (folder / FILE_NAME).exists():
-        connect(folder / FILE_NAME).close()  # before anything is written beside it
+        connect(folder / FILE_NAME).close()
     elif not is_old(folder):
-        if folder.exists() and not folder.is_dir():
-            raise StoreError("is a file", where=str(folder), hint="name a folder")
         refuse_foreign(folder, made_by=_MADE_BY)
+
+
+def _take_lock(folder: Path) -> IO[bytes]:
+    """The open lock file of a store."""
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / _LOCK_NAME).open("ab")
     try:
@@ -292,7 +291,8 @@ def _refuse_absent(folder: Path) -> None:
         raise StoreError(
             "is a store of an older version",
             where=str(folder),
-            hint="convert it: chatbind encode --encoder ENCODER --store DIR --inputs /dev/null",
+            hint="convert it with the `chatbind encode` that made it, or "
+            f"`chatbind encode --encoder ENCODER --store {folder} --inputs /dev/null`",
         )
     raise StoreError(
         "holds no embedding store", where=str(folder), hint="make one: chatbind encode --store"
@@ -302,10 +302,12 @@ def _refuse_absent(folder: Path) -> None:
 def _make_ready(folder: Path, made: Mapping[str, Any]) -> None:
     """Sees to it that a locked folder has a store's file: there before, converted, or new."""
     path = folder / FILE_NAME
+    there = path.exists()
+    if not there:
+        note_made(folder, (FILE_NAME, JOURNAL_NAME, _LOCK_NAME), made_by=_MADE_BY)
     clear_temporaries(folder)
-    if path.exists():
+    if there:
         return
-    note_made(folder, (FILE_NAME, JOURNAL_NAME, _LOCK_NAME), made_by=_MADE_BY)
     if is_old(folder):
         convert(folder, path)
         return

@@ -97,7 +97,7 @@ def origin(source: str) -> str:
 
 
 class Manifests:
-    """Those of any number of folders; what others add meanwhile is read as it comes."""
+    """The manifests of any number of folders; what others add meanwhile is read as it comes."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -150,9 +150,10 @@ def _came(line: bytes) -> Came | None:
     """A line about a file; None where it is about a member of an archive, or half a line."""
     if line.startswith(b"["):
         return None
-    with suppress(ValueError, TypeError, KeyError, AttributeError):
+    with suppress(ValueError, TypeError, KeyError):
         known = json.loads(line)
-        return Came(**{name: known.get(name) for name in Came.__slots__} | {"path": known["path"]})
+        facts = {name: known.get(name) for name in ("bytes", "sha256", "files")}
+        return Came(path=known["path"], source=known["source"], state=known["state"], **facts)
     return None
 
 

@@ -1,8 +1,7 @@
 """The sizes of an ImageBind model, and the facts that no configuration changes.
 
-Knows nothing of torch: a configuration can be read, compared and written without loading a
-model. The JSON form is that of the published constructor's arguments, so a file written for the
-original works here.
+A configuration can be read, compared and written without loading torch. The JSON form is that of
+the published constructor's arguments, so a file written for the original works here.
 """
 
 from __future__ import annotations

@@ -18,11 +18,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from chatbind_cli.errors import UsageError, WeightsError
 from chatbind_cli.files import sha256_file
-from chatbind_cli.imagebind.config import TOWER_OF, ImageBindConfig
+from chatbind_cli.imagebind.config import HUGE, TOWER_OF, ImageBindConfig
 from chatbind_cli.imagebind.model import ImageBind, towers_of
 from chatbind_cli.imagebind.text import tokenize
 from chatbind_cli.imagebind.weights import (
-    FoundEncoder,
     check_towers,
     find_encoder,
     load_tower,
@@ -60,23 +59,23 @@ class Encoder:
 
     def __init__(
         self,
-        found: FoundEncoder,
+        path: Path,
+        config: ImageBindConfig,
         *,
         device: torch.device,
         dtype: torch.dtype,
         batch_size: int,
         attn_implementation: str = "auto",
     ) -> None:
-        self.name = found.name
-        self.path = found.weights
-        self.config: ImageBindConfig = found.config
+        self.name = "imagebind_huge" if config == HUGE else path.resolve().parent.name
+        self.path = path
+        self.config = config
         self.device = device
         self.dtype = dtype
         self.batch_size = batch_size
         self.attn_implementation = attn_implementation
         self._kernels = _kernels(attn_implementation, device, dtype)
-        self.towers = check_towers(found)
-        self._found = found
+        self.towers = check_towers(path, config)
         self._loaded: dict[str, ImageBind] = {}
 
     @cached_property
@@ -187,7 +186,7 @@ class Encoder:
                     where=str(self.path),
                 )
             self._loaded[tower] = load_tower(
-                self._found, tower, device=self.device, dtype=self.dtype
+                self.path, self.config, tower, device=self.device, dtype=self.dtype
             )
         return self._loaded[tower]
 
@@ -219,9 +218,8 @@ def load_encoder(
         WeightsError: no weights there, they do not fit the config (the first key that differs is
             named), or a tower that is asked for is not among them.
     """
-    found = find_encoder(Path(path))
     encoder = Encoder(
-        found,
+        *find_encoder(Path(path)),
         device=torch.device(device),
         dtype=dtype,
         batch_size=batch_size,

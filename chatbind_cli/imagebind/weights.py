@@ -7,7 +7,6 @@ with the same key names; writes `.safetensors`. Nothing but the tensors that are
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -39,17 +38,8 @@ _USUAL_NAMES = (
 _MOST_BLOCKS = 1000  # of an encoder whose weights do not bear it out
 
 
-@dataclass(frozen=True)
-class FoundEncoder:
-    """Where an encoder's weights are, and the sizes they must have."""
-
-    name: str
-    weights: Path
-    config: ImageBindConfig
-
-
-def find_encoder(path: Path) -> FoundEncoder:
-    """Returns the weights and config that a path means.
+def find_encoder(path: Path) -> tuple[Path, ImageBindConfig]:
+    """Returns the weights file that a path means, and the sizes that it must have.
 
     Args:
         path: a weights file (Huge, unless an encoder's config.json lies beside it) or a folder
@@ -66,14 +56,11 @@ def find_encoder(path: Path) -> FoundEncoder:
             hint="give ImageBind's weights file, or a folder with weights and config.json",
         )
     config_path = weights.parent / CONFIG_NAME
-    config = HUGE
-    if is_imagebind_config(config_path):
-        config = ImageBindConfig.from_json(config_path)
-    name = "imagebind_huge" if config == HUGE else weights.resolve().parent.name
-    return FoundEncoder(name=name, weights=weights, config=config)
+    own = is_imagebind_config(config_path)
+    return weights, ImageBindConfig.from_json(config_path) if own else HUGE
 
 
-def check_towers(found: FoundEncoder) -> tuple[str, ...]:
+def check_towers(path: Path, config: ImageBindConfig) -> tuple[str, ...]:
     """Returns the towers that a weights file holds, after comparing every key and shape.
 
     Raises:
@@ -81,33 +68,33 @@ def check_towers(found: FoundEncoder) -> tuple[str, ...]:
             first key that differs is named with both shapes.
     """
     # by a reader that trusts nothing in the file
-    tensors = open_tensor_file(found.weights).tensors
+    tensors = open_tensor_file(path).tensors
     shapes = {key: info.shape for key, info in tensors.items()}
     present = {_tower_of_key(key) for key in shapes}
     towers = tuple(tower for tower in TOWERS if tower in present)
-    blocks = sum(found.config.trunk(tower)[1] for tower in towers)
+    blocks = sum(config.trunk(tower)[1] for tower in towers)
     if blocks > max(len(shapes), _MOST_BLOCKS):
         raise WeightsError(
             f"the config wants {blocks} blocks, and the file has {len(shapes)} tensors",
-            where=str(found.weights),
+            where=str(path),
         )
     try:
-        wanted = expected_shapes(found.config, towers) if towers else {}
+        wanted = expected_shapes(config, towers) if towers else {}
     except (RuntimeError, ValueError, TypeError, OverflowError) as error:
         raise WeightsError(
             f"the config's sizes make no model ({reason(error)})",
-            where=str(found.weights),
+            where=str(path),
         ) from error
     for key in sorted(shapes.keys() | wanted.keys()):
         if shapes.get(key) != wanted.get(key):
             raise WeightsError(
                 f"{key} is {_shape_text(shapes.get(key))} in the file"
                 f" and {_shape_text(wanted.get(key))} by the config",
-                where=str(found.weights),
+                where=str(path),
                 hint="are these ImageBind's weights, and the config.json that belongs to them?",
             )
     if not towers:
-        raise WeightsError("holds no tensors", where=str(found.weights))
+        raise WeightsError("holds no tensors", where=str(path))
     return towers
 
 
@@ -117,7 +104,7 @@ def expected_shapes(config: ImageBindConfig, towers: Iterable[str]) -> dict[str,
 
 
 def load_tower(
-    found: FoundEncoder, tower: str, *, device: torch.device, dtype: torch.dtype
+    path: Path, config: ImageBindConfig, tower: str, *, device: torch.device, dtype: torch.dtype
 ) -> ImageBind:
     """Returns an ImageBind of one tower, frozen and in eval mode; no other tower is read.
 
@@ -126,11 +113,11 @@ def load_tower(
     Raises:
         WeightsError: the file cannot be read, or its tensors are no floating-point numbers.
     """
-    model = _blank(found.config, [tower])
-    weights = _read_tensors(found.weights, model.state_dict())
+    model = _blank(config, [tower])
+    weights = _read_tensors(path, model.state_dict())
     for key, tensor in weights.items():
         if not tensor.is_floating_point():
-            raise WeightsError(f"{key} holds {tensor.dtype}", where=str(found.weights))
+            raise WeightsError(f"{key} holds {tensor.dtype}", where=str(path))
         weights[key] = tensor.to(device, dtype)
     model.load_state_dict(weights, assign=True)
     return model.requires_grad_(False).eval()

@@ -25,8 +25,8 @@ from av.video.stream import VideoStream
 
 from chatbind_cli.errors import MediaError
 from chatbind_cli.media.guard import Timed, check_time, decoding, reading
-from chatbind_cli.media.mp4_tables import refuse_endless_tables
 from chatbind_cli.media.source import MediaSource
+from chatbind_cli.media.stated_counts import refuse_endless_tables
 
 _FORMATS = (
     "aac", "ac3", "aiff", "amr", "amrnb", "amrwb", "ape", "asf", "au", "avi", "caf", "dts", "eac3",
@@ -76,25 +76,21 @@ def _opened(stream: BinaryIO) -> InputContainer:
     return container
 
 
-def _open(stream: BinaryIO, max_pixels: int) -> InputContainer:
+def _open(stream: BinaryIO, max_pixels: int, streams: int = _MOST_STREAMS) -> InputContainer:
     try:
-        return _open_with(stream, max_pixels, _MOST_STREAMS)
+        return av.open(  # type: ignore[call-overload]  # its stub takes the options for strings
+            # a stream without a name: the format is told by content and never by extension
+            Timed(stream),
+            mode="r",
+            options={"format_whitelist": ",".join(_FORMATS)},
+            stream_options=[{"max_pixels": str(max_pixels), "threads": "1"}] * streams,
+            metadata_errors="replace",
+        )
     except ValueError as error:
-        if isinstance(error, av.FFmpegError):
+        if isinstance(error, av.FFmpegError) or not streams:
             raise
         stream.seek(0)  # PyAV takes no such options where streams are found on the way (MPEG, FLV)
-        return _open_with(stream, max_pixels, 0)
-
-
-def _open_with(stream: BinaryIO, max_pixels: int, streams: int) -> InputContainer:
-    return av.open(  # type: ignore[call-overload]  # its stub takes the options for strings
-        # a stream without a name: the format is told by content and never by extension
-        Timed(stream),
-        mode="r",
-        options={"format_whitelist": ",".join(_FORMATS)},
-        stream_options=[{"max_pixels": str(max_pixels), "threads": "1"}] * streams,
-        metadata_errors="replace",
-    )
+        return _open(stream, max_pixels, 0)
 
 
 def video_streams(container: InputContainer) -> list[VideoStream]:

@@ -10,7 +10,6 @@ resumed and verified are the business of `chatbind_cli.download`.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import http.client
 import ipaddress
@@ -132,6 +131,8 @@ def fetch_url(url: str, where: str, limits: SourceLimits) -> bytes:
     Raises:
         MediaError: not found, too large, too slow, or a redirect to somewhere that is not followed.
     """
+    import asyncio  # noqa: PLC0415  every command's help comes by this file
+
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -142,6 +143,8 @@ def fetch_url(url: str, where: str, limits: SourceLimits) -> bytes:
 
 
 async def _fetch_in_time(url: str, where: str, limits: SourceLimits) -> bytes:
+    import asyncio  # noqa: PLC0415  as above
+
     # one deadline over everything: a server that drips a byte a second passes every other timeout
     try:
         return await asyncio.wait_for(_fetch(url, where, limits), limits.total_timeout_s)

@@ -1,7 +1,4 @@
-"""A medium as a record, an option or a program names it, from there to its embedding.
-
-What is in the file is not known here.
-"""
+"""A medium as a record, an option or a program names it, from there to its embedding."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ import pyarrow.parquet
 
 from chatbind_cli.errors import MediaError
 from chatbind_cli.media.guard import check_time, reading
-from chatbind_cli.media.parquet_pages import largest_page
 from chatbind_cli.media.source import MediaSource
+from chatbind_cli.media.stated_counts import largest_page
 
 Columns = dict[str, npt.NDArray[np.float64]]
 

@@ -1,8 +1,7 @@
 """The ChatBind model: a language model that reads soft tokens between its word tokens.
 
 Media arrive as embeddings of the encoder, one vector a medium, in the order of their placeholders.
-The encoder itself, files and text are not known here. Importing this module makes the `chatbind`
-model type known to the Auto classes of transformers.
+Importing this module makes the `chatbind` model type known to the Auto classes of transformers.
 """
 
 from __future__ import annotations

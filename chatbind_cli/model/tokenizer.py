@@ -29,7 +29,7 @@ _LONGEST_PIECE = 512  # characters of SentencePiece's; every place to cut one is
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder (or hub name).
+    """The tokenizer of a model folder.
 
     A folder with nothing but a `tokenizer.model` is LLaMA's. Where that file is, its scores decide
     how words are cut.

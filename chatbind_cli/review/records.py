@@ -173,26 +173,31 @@ def tidy(
         place[review_id] = position
         keys.add(key)
     there: set[str] = set()
-    kept: list[tuple[int, int, int]] = []
-    size = 0
+    # position, where it begins in the file, and where it ends there (or what it is)
+    kept: list[tuple[int, int, bytes | int]] = []
+    size = kept_size = 0
     for (record, *_), (start, size) in _spans(path):
         there.add(str(record.get("review_id")))
         position = place.get(str(record.get("review_id")), -1)
         if position >= 0 or _key(record) not in keys:
             kept.append((position, start, size))
-    back = [
-        record
-        for review_id, record in failed.items()
-        if review_id not in there and _key(record) not in keys
+            kept_size += size - start
+    back: list[tuple[int, int, bytes | int]] = [
+        # before the first byte of the file, so that each comes before what has the same position
+        (place.get(review_id, -1), number - len(failed), f"{dumps(record)}\n".encode())
+        for number, (review_id, record) in enumerate(failed.items())
+        if review_id not in there and (review_id in place or _key(record) not in keys)
     ]
-    ordered = sorted(kept)
-    if not back and ordered == kept and sum(end - start for _, start, end in kept) == size:
+    ordered = sorted([*back, *kept], key=lambda part: part[:2])
+    if ordered == kept and kept_size == size:
         return
     with replace_file(path) as temporary, path.open("rb") as old, temporary.open("wb") as new:
-        new.writelines(f"{dumps(record)}\n".encode() for record in back)
         for _, start, end in ordered:
-            old.seek(start)
-            new.write(old.read(end - start))
+            if isinstance(end, bytes):
+                new.write(end)
+            else:
+                old.seek(start)
+                new.write(old.read(end - start))
 
 
 def _key(record: Record) -> object:

@@ -79,12 +79,21 @@ def train(settings: TrainingSettings, inputs: Inputs) -> None:
     """
     # bars that know nothing of --quiet and of pipes
     transformers.utils.logging.disable_progress_bar()
-    arguments = training_arguments(settings, world_size=launch.world_size(), note=note)
+    arguments = training_arguments(settings, world_size=launch.world_size())
     kernels = attention(settings, arguments)
     folder = RunFolder(settings.output)
     with ExitStack() as held:
         if launch.rank() == 0:
-            _claim(folder, settings, inputs, held)
+            identity = settings.identity(launch.world_size())
+            identity["encoder"] = str(inputs.encoder.resolve()) if inputs.encoder else None
+            identity |= {f"{name}_sha256": value for name, value in inputs.hashes.items()}
+            claim = folder.claimed(
+                identity,
+                overwrite=settings.overwrite,
+                processes=launch.world_size(),
+                also=_written_by_others(settings),
+            )
+            held.enter_context(claim)
         PartialState().wait_for_everyone()
         artifact = folder.finished_artifact()
         if artifact is None:
@@ -95,21 +104,6 @@ def train(settings: TrainingSettings, inputs: Inputs) -> None:
                 "--overwrite or another --output"
             )
         emit_artifact(artifact)
-
-
-def _claim(folder: RunFolder, settings: TrainingSettings, inputs: Inputs, held: ExitStack) -> None:
-    """Makes the folder ours for as long as the run goes."""
-    identity = settings.identity(launch.world_size())
-    identity["encoder"] = str(inputs.encoder.resolve()) if inputs.encoder else None
-    identity |= {f"{name}_sha256": value for name, value in inputs.hashes.items()}
-    folder.check(identity, overwrite=settings.overwrite)
-    held.enter_context(folder.locked())
-    folder.claim(
-        identity,
-        overwrite=settings.overwrite,
-        processes=launch.world_size(),
-        also=_written_by_others(settings),
-    )
 
 
 def _written_by_others(settings: TrainingSettings) -> Iterator[str]:

@@ -11,15 +11,13 @@ import torch
 
 from chatbind_cli.answering.answerer import Answerer
 from chatbind_cli.answering.decoding import Generated
-from chatbind_cli.answering.generation import pad_prompts
 from chatbind_cli.answering.generation_settings import GenerationSettings
 from chatbind_cli.answering.loading import load_model
 from chatbind_cli.answering.questions import Question
-from chatbind_cli.data.tokens import TokenizedSample
 from chatbind_cli.errors import CheckpointError, RecordError
 from chatbind_cli.model.config import saved_end_ids
-from chatbind_cli.model.loading import save_chatbind
 from tests.answering.world import World
+from tests.model.tiny import save_chatbind
 
 TEXTS = ["Describe a bird.", "What about the red car?", "And the brown dog over there?"]
 
@@ -174,9 +172,3 @@ def test_an_end_token_that_is_none_is_one_error(world: World, tmp_path: Path) ->
     (folder / "generation_config.json").write_text('{"eos_token_id": ["x"]}')
     with pytest.raises(CheckpointError, match="names no token"):
         load_model(folder, device="cpu")
-
-
-def test_prompts_are_padded_on_the_left() -> None:
-    batch = pad_prompts([TokenizedSample([5, 6]), TokenizedSample([7])], 0)
-    assert batch["input_ids"].tolist() == [[5, 6], [0, 7]]
-    assert batch["attention_mask"].tolist() == [[1, 1], [0, 1]]

@@ -24,9 +24,9 @@ from chatbind_cli.imagebind.model import ImageBind
 from chatbind_cli.imagebind.weights import WEIGHTS_NAME
 from chatbind_cli.model.assemble import build_chatbind
 from chatbind_cli.model.config import EncoderInfo
-from chatbind_cli.model.loading import projector_of, save_chatbind
+from chatbind_cli.model.loading import projector_of
 from chatbind_cli.weights.projector_file import write_projector
-from tests.model.tiny import word_tokenizer
+from tests.model.tiny import save_chatbind, word_tokenizer
 
 DIM = 8
 TOWERS = ("vision", "text", "audio", "depth", "thermal", "imu")

@@ -7,32 +7,12 @@ import subprocess
 import sys
 import time
 import zipfile
-from contextlib import ExitStack, redirect_stderr, redirect_stdout
-from types import SimpleNamespace
-from unittest import mock
 
 import pytest
 
-from chatbind_cli.cli import run
 from chatbind_cli.download.catalogue import entries
-from chatbind_cli.download.hub import Hub
+from tests.download.calling import chatbind
 from tests.terminal import on_a_terminal
-
-
-def chatbind(*words, hub=None):
-    """What `chatbind download` with some words prints and returns, in this process.
-
-    `hub` is the hub's address, which its library reads once, when it is imported.
-    """
-    with ExitStack() as stack:
-        out = stack.enter_context(redirect_stdout(io.StringIO()))
-        errors = stack.enter_context(redirect_stderr(io.StringIO()))
-        if hub is not None:
-            there = mock.patch("chatbind_cli.download.fetch.Hub", lambda _: Hub(hub))
-            stack.enter_context(there)
-        code, message = run(["download", *words])
-    lines = errors.getvalue() + (f"{message}\n" if message else "")
-    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=lines)
 
 
 def records(result):

@@ -324,12 +324,12 @@ def test_notes_grow_by_whole_lines_and_survive_half_ones(tmp_path):
     second = Came(path="b", source="s", state="here", bytes=2)
     Manifests().add(tmp_path, [first])
     with (tmp_path / MANIFEST).open("a") as file:
-        file.write('{"path": "c", "sour')
+        file.write('{"path": "d", "state": "here"}\n{"path": "c", "sour')
     notes = Manifests()
     assert notes.below(tmp_path) == {"a": first}
     Manifests().add(tmp_path, [second, first])
     assert notes.below(tmp_path) == {"a": first, "b": second}
-    assert len((tmp_path / MANIFEST).read_text().splitlines()) == 3
+    assert len((tmp_path / MANIFEST).read_text().splitlines()) == 4
 
 
 def test_a_folder_that_cannot_be_made_fails_in_a_record(server, tmp_path):

@@ -48,7 +48,7 @@ SINGLE = {
 # What a user has, alone and together; names that runs, stores and toy worlds have, too.
 FOREIGN = (
     (
-        "embeddings/part-00000/store.json",
+        "embeddings/part-00000/embeddings.sqlite",
         "checkpoint-500/optimizer.pt",
         "llama-7b/config.json",
         "log.jsonl",
@@ -56,7 +56,7 @@ FOREIGN = (
         "thesis.txt",
     ),
     ("run.json",),
-    ("store.json",),
+    ("store.json", "embeddings.sqlite"),
     (".lock",),
     (".stages/media.json",),
     (".saving/result/x", ".notes.abcd1234.tmp"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -12,8 +14,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
+
+from chatbind_cli import cli
 
 KEYS = [
     "category",
@@ -53,11 +58,19 @@ def world(tmp_path: Path) -> Path:
 def _chatbind(
     *words: object, cwd: Path, stdin: str | None = None, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "chatbind_cli", *map(str, words)]
-    environment = {**os.environ, **(env or {})}
-    return subprocess.run(
-        command, cwd=cwd, input=stdin or "", env=environment, capture_output=True, text=True
-    )
+    """Runs the program in this process: in its folder, with pipes of its own."""
+    given = io.TextIOWrapper(io.BytesIO((stdin or "").encode()), encoding="utf-8")
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+    with (
+        contextlib.chdir(cwd),
+        mock.patch.dict(os.environ, env or {}),
+        mock.patch.multiple(sys, stdin=given, stdout=out, stderr=err),
+    ):
+        code, line = cli.run([str(word) for word in words])
+    out.flush()
+    err.flush()
+    said = (err.buffer.getvalue().decode() + line).rstrip("\n")
+    return subprocess.CompletedProcess(words, code, out.buffer.getvalue().decode(), said + "\n")
 
 
 def _records(text: str) -> list[dict[str, Any]]:

@@ -252,6 +252,24 @@ def test_failed_reviews_that_come_back_do_not_outdate_what_is_newer(tmp_path: Pa
     assert [r["tuple"] for r in latest(_records(path), with_words=True)] == [[2.0, 7.0]]
 
 
+def test_what_failed_before_and_is_left_out_now_stays_in_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    judge = FakeJudge()
+    judge.broken = {2}
+    cases = [_case(i) for i in range(4)]
+    _run(path, cases[1:3], judge)
+    failed = read_earlier(path).failed
+    with RecordWriter(path, key="review_id") as writer:
+        outcome = make_missing(cases, judge, writer, ReviewOptions(on_error="skip"))
+    tidy(path, failed, outcome.judgements)
+    assert [(r["question_id"], "error" in r) for r in _records(path)] == [
+        (0, False),
+        (1, False),
+        (2, True),
+        (3, False),
+    ]
+
+
 def test_failed_reviews_can_be_left_out_or_stop_the_run(tmp_path: Path) -> None:
     judge = FakeJudge()
     judge.broken = {2}

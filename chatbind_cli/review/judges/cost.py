@@ -8,13 +8,12 @@ import re
 import tomllib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from chatbind_cli.errors import JudgeError, RecordError, UsageError
-from chatbind_cli.jsonl import Record
 
 Counter = Callable[[str], int]
 ESTIMATE = "estimate"
@@ -263,10 +262,6 @@ class Plan:
         self.cost_usd = round(price.cost_usd(self.prompt_tokens, self.completion_tokens), 6)
         self.cost_usd_at_most = round(price.cost_usd(self.prompt_tokens, most), 6)
         self.price = price.text() if price is not FREE else ""
-
-    def record(self) -> Record:
-        """The plan as a record."""
-        return asdict(self)
 
     def lines(self) -> list[str]:
         """The plan in words."""

@@ -60,7 +60,7 @@ class Endpoint:
     """
 
     def __init__(self, settings: JudgeSettings, model: str, *, will_ask: bool = True) -> None:
-        self._secret = os.environ.get(KEY_VARIABLE, "")
+        self._secret = os.environ.get(KEY_VARIABLE, "").strip()
         elsewhere = settings.url or os.environ.get("OPENAI_BASE_URL")
         if will_ask and not self._secret and not elsewhere:
             raise JudgeError(
