@@ -14,6 +14,7 @@ from chatbind_cli.answering.generation_settings import GenerationSettings
 from chatbind_cli.console import note
 from chatbind_cli.errors import UsageError
 from chatbind_cli.media.medium import Medium, parse_attachment
+from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.options import MediaOptions
 
 from ._answering import ModelChoice, generation_options, media_changes, model_options
@@ -59,7 +60,7 @@ attachment_options = stack(
         "input; its content tells what it is. FILE@0.5 multiplies its embedding, which has "
         "norm 1 before, by 0.5.",
     ),
-    *map(_named, ("image", "video", "audio", "depth", "thermal", "imu")),
+    *map(_named, MODALITIES),
     _media(
         "--mix",
         is_flag=True,

@@ -17,6 +17,7 @@ from chatbind_cli.errors import ChatBindError, MediaError, UsageError
 from chatbind_cli.jsonl import Record
 from chatbind_cli.media.medium import Medium, parse_attachment
 from chatbind_cli.media.modality import MODALITIES
+from chatbind_cli.media.root import ADDRESSES
 from chatbind_cli.media.source import shown
 from chatbind_cli.model.turns import Turn
 from chatbind_cli.model.turns import answer as answer_turn
@@ -169,6 +170,6 @@ def _present(attachment: Medium) -> Medium:
         MediaError: there is none.
     """
     ref = str(attachment.ref)
-    if not ref.startswith(("http://", "https://", "data:")) and not Path(ref).exists():
+    if not ref.startswith(ADDRESSES) and not Path(ref).exists():
         raise MediaError("no such file", where=ref)
     return attachment
