@@ -1,4 +1,4 @@
-"""Media in the report: what a browser gets for each sense, and what it is spared."""
+"""Media in the report: what a browser gets for each modality, and what it is spared."""
 
 from __future__ import annotations
 
