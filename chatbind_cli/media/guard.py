@@ -38,7 +38,12 @@ _TURN = Lock()
 """Held while one waits for room: a large medium is not overtaken by small ones."""
 
 _CHANGED = Condition()
-_taken = [0]
+
+
+class _All:
+    """What all decodes hold together, in bytes; changed under `_CHANGED`."""
+
+    taken = 0
 
 
 class _Own(local):
@@ -73,8 +78,8 @@ def decoding(cost: int, where: str) -> Iterator[None]:
     if _OWN.end is not None:
         raise RuntimeError("a decode inside a decode could wait for itself")
     with _TURN, _CHANGED:
-        _CHANGED.wait_for(lambda: _taken[0] + cost <= ALL_BYTES)
-        _taken[0] += cost
+        _CHANGED.wait_for(lambda: _All.taken + cost <= ALL_BYTES)
+        _All.taken += cost
     if cost > _WORTH_TRIMMING and _TRIM is not None:
         _TRIM(0)
     _OWN.where, _OWN.end = where, time.monotonic() + ONE_SECONDS
@@ -83,7 +88,7 @@ def decoding(cost: int, where: str) -> Iterator[None]:
     finally:
         _OWN.end = None
         with _CHANGED:
-            _taken[0] -= cost
+            _All.taken -= cost
             _CHANGED.notify_all()
 
 
