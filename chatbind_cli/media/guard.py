@@ -6,10 +6,9 @@ Time: readers of streams look at the clock. Failure: whatever a library raises b
 
 from __future__ import annotations
 
-import ctypes
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Condition, Lock, RLock, local
 from typing import BinaryIO
 
@@ -27,10 +26,6 @@ ONE_SECONDS = 60.0
 IMPORTING = RLock()
 """Hold it while a library for media is imported inside a function: PyAV's modules import each other
 in a circle, and of two threads one would find the other's half-made module."""
-
-_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)
-"""glibc keeps what was freed, for each thread apart: eight of them held 4 GB of nothing. This gives
-it back to the system; other C libraries lack it."""
 
 _WORTH_TRIMMING = 32 * 2**20
 
@@ -80,8 +75,8 @@ def decoding(cost: int, where: str) -> Iterator[None]:
     with _TURN, _CHANGED:
         _CHANGED.wait_for(lambda: _All.taken + cost <= ALL_BYTES)
         _All.taken += cost
-    if cost > _WORTH_TRIMMING and _TRIM is not None:
-        _TRIM(0)
+    if cost > _WORTH_TRIMMING:
+        _give_back_what_was_freed()
     _OWN.where, _OWN.end = where, time.monotonic() + ONE_SECONDS
     try:
         yield
@@ -90,6 +85,14 @@ def decoding(cost: int, where: str) -> Iterator[None]:
         with _CHANGED:
             _All.taken -= cost
             _CHANGED.notify_all()
+
+
+def _give_back_what_was_freed() -> None:
+    """Glibc keeps it, for each thread apart: eight of them held 4 GB of nothing."""
+    import ctypes  # noqa: PLC0415  not needed to show help
+
+    with suppress(AttributeError):  # other C libraries lack it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def check_time() -> None:
