@@ -28,10 +28,10 @@ from typing import Any
 
 from chatbind_cli.jsonl import RecordWriter
 from chatbind_cli.review.cases import Case
-from chatbind_cli.review.chat_judge import ChatJudge, ChatJudgeOptions
+from chatbind_cli.review.judges.chat import ChatJudge
+from chatbind_cli.review.judges.judge import JudgeSettings
 from chatbind_cli.review.report.page import render_report
-from chatbind_cli.review.rules import Rules
-from chatbind_cli.review.run import RunOptions, run_reviews
+from chatbind_cli.review.review import ReviewOptions, make_missing
 from chatbind_cli.review.summary import summarize
 
 WORDS = ["this", "answer", "is", "more", "precise", "than", "the", "other", "nobody", "can"]
@@ -97,9 +97,6 @@ def resident_mb() -> float:
 
 def review(path: Path, port: int, n: int, concurrency: int) -> tuple[float, list[float]]:
     """Seconds for `n` judgements, and the memory after each tenth of them."""
-    options = ChatJudgeOptions(
-        model="judge", base_url=f"http://127.0.0.1:{port}/v1", concurrency=concurrency
-    )
     memory: list[float] = []
     done = 0
 
@@ -109,11 +106,13 @@ def review(path: Path, port: int, n: int, concurrency: int) -> tuple[float, list
         if done % max(1, n // 10) == 0:
             memory.append(resident_mb())
 
-    judge = ChatJudge(Rules(), options)
+    judge = ChatJudge(JudgeSettings(model="judge", url=f"http://127.0.0.1:{port}/v1"))
     start = time.perf_counter()
     with RecordWriter(path, key="review_id") as writer:
-        plan = RunOptions(concurrency=concurrency)
-        outcome = run_reviews(cases(n), judge, writer, plan, on_done=count)
+        options = ReviewOptions(orders="as-given")
+        outcome = make_missing(
+            cases(n), judge, writer, options, concurrency=concurrency, on_done=count
+        )
     seconds = time.perf_counter() - start
     assert outcome.judged == n
     return seconds, memory

@@ -62,11 +62,9 @@ def examine(output: Path, *, network: bool = True) -> Iterator[Record]:
     if not broken:  # what is missing has been said; what needs it would only repeat it
         yield from devices()
         yield from decoders()
-        yield _language_model()
     yield from _room(output)
     if network:
         yield from hub()
-    yield from catalogue(output)
 
 
 def _found(area: str, name: str, status: str, value: str, hint: str | None = None) -> Record:
@@ -166,10 +164,10 @@ def decoders() -> Iterator[Record]:
     """Each kind of media: what a small recording, made on the spot, is decoded to."""
     import numpy as np
 
-    from chatbind_cli.media.load import load_media  # noqa: PLC0415  loads torch
+    from chatbind_cli.imagebind.preprocess import load_media  # noqa: PLC0415  loads torch
     from chatbind_cli.media.modality import MODALITIES  # noqa: PLC0415
     from chatbind_cli.toy.digits import Item  # noqa: PLC0415
-    from chatbind_cli.toy.media_files import media_bytes  # noqa: PLC0415
+    from chatbind_cli.toy.media import media_bytes  # noqa: PLC0415
 
     scan = np.tri(8, dtype=np.float32)
     for modality in MODALITIES:
@@ -185,31 +183,6 @@ def decoders() -> Iterator[Record]:
             yield _found("media", modality, OK, value)
         else:
             yield _found("media", modality, PROBLEM, f"{value}, not all finite")
-
-
-def _language_model() -> Record:
-    """Whether models run: a small one with random weights writes a few tokens."""
-    try:
-        import torch
-        from transformers import LlamaConfig, LlamaForCausalLM
-
-        config = LlamaConfig(
-            vocab_size=32,
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            pad_token_id=0,
-            eos_token_id=None,
-        )
-        model = LlamaForCausalLM(config).eval()
-        start = torch.ones(1, 2, dtype=torch.long)
-        written = model.generate(start, max_new_tokens=4, do_sample=False)
-    except Exception as error:  # whatever a model does
-        hint = "see the packages above"
-        return _found("model", "language model", PROBLEM, reason(error), hint)
-    count = written.shape[1] - start.shape[1]
-    return _found("model", "language model", OK, f"a small LLaMA wrote {count} tokens")
 
 
 def _room(folder: Path) -> Iterator[Record]:
@@ -278,16 +251,3 @@ def _token() -> Record:
             return _found("hub", "token", NOTE, "there is one, and the hub refuses it", hint)
         return _found("hub", "token", NOTE, "there is one; the hub could not be asked about it")
     return _found("hub", "token", OK, "there is one, and the hub takes it")
-
-
-def catalogue(output: Path) -> Iterator[Record]:
-    """Which entries of the catalogue are below a folder."""
-    from chatbind_cli.download.catalogue import entries  # noqa: PLC0415
-    from chatbind_cli.download.manifest import listed  # noqa: PLC0415
-
-    for entry in entries().values():
-        record = listed(entry, output)
-        if record["present"]:
-            yield _found("file", entry.name, OK, str(record["path"]))
-        else:
-            yield _found("file", entry.name, NOTE, "not here", f"chatbind download {entry.name}")

@@ -72,6 +72,8 @@ class ModelChoice:
         return load_model(
             Path(self.model),
             projector=None if self.projector is None else Path(self.projector),
+            encoder=self.encoder,
+            allow_encoder_mismatch=self.allow_encoder_mismatch,
             device=device,
             dtype=dtype,
             attn_implementation=self.attn_implementation,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial, wraps
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
@@ -17,109 +16,79 @@ from chatbind_cli.media.options import (
 )
 
 from ._base import GroupedOption
-from ._options import stack
+from ._options import gather
 
-F = TypeVar("F", bound=Callable[..., Any])
+_POSITIVE = click.FloatRange(min=0, min_open=True)
 
-_DEFAULTS = MediaOptions()
-_option = partial(click.option, cls=GroupedOption, group="Preprocessing")
 
-_media_options = stack(
+def _option(
+    name: str, kind: click.ParamType[Any], help_text: str, *, advanced: bool = True
+) -> Callable[[Any], Any]:
+    return click.option(
+        f"--{name}",
+        type=kind,
+        default=getattr(MediaOptions(), name.replace("-", "_")),
+        help=help_text,
+        cls=GroupedOption,
+        group="Preprocessing",
+        advanced=advanced,
+    )
+
+
+media_options = gather(
+    "media",
+    MediaOptions,
     _option(
-        "--audio-clips",
-        type=click.IntRange(min=1),
-        default=_DEFAULTS.audio_clips,
-        help="Clips of a sound; their embeddings are averaged.",
+        "audio-clips",
+        click.IntRange(min=1),
+        "Clips of a sound; their embeddings are averaged.",
     ),
     _option(
-        "--video-clips",
-        type=click.IntRange(min=1),
-        default=_DEFAULTS.video_clips,
-        help="Clips of a video, three crops each; their embeddings are averaged.",
+        "video-clips",
+        click.IntRange(min=1),
+        "Clips of a video, three crops each; their embeddings are averaged.",
     ),
     _option(
-        "--clip-seconds",
-        type=click.FloatRange(min=0, min_open=True),
-        default=_DEFAULTS.clip_seconds,
-        help="Length of a clip. A recording that is shorter gives equal clips of all of it.",
+        "clip-seconds",
+        _POSITIVE,
+        "Length of a clip. A recording that is shorter gives equal clips of all of it.",
     ),
     _option(
-        "--clip-sampler",
-        type=click.Choice(CLIP_SAMPLERS),
-        default=_DEFAULTS.clip_sampler,
-        help="imagebind: clips from start to end; chatbind: as published ChatBind weights want "
+        "clip-sampler",
+        click.Choice(CLIP_SAMPLERS),
+        "imagebind: clips from start to end; chatbind: as published ChatBind weights want "
         "them, the last clip ending before the end; pytorchvideo: that library's sampler.",
     ),
     _option(
-        "--depth-unit",
-        type=click.Choice(DEPTH_UNITS),
-        default=_DEFAULTS.depth_unit,
-        help="Of depth maps; auto: 16-bit pictures are millimetres, floating-point arrays metres.",
+        "depth-unit",
+        click.Choice(DEPTH_UNITS),
+        "Of depth maps; auto: 16-bit pictures are millimetres, floating-point arrays metres.",
+        advanced=False,
     ),
     _option(
-        "--depth-baseline-m",
-        type=click.FloatRange(min=0, min_open=True),
-        default=_DEFAULTS.depth_baseline_m,
-        help="Baseline of the depth sensor in metres, for disparity = baseline * focal / depth.",
+        "depth-baseline-m",
+        _POSITIVE,
+        "Baseline of the depth sensor in metres, for disparity = baseline * focal / depth.",
+    ),
+    _option("depth-focal-px", _POSITIVE, "Focal length of the depth sensor in pixels."),
+    _option(
+        "imu-rate-hz",
+        _POSITIVE,
+        "Samples a second of motion recordings that have no time column.",
+        advanced=False,
     ),
     _option(
-        "--depth-focal-px",
-        type=click.FloatRange(min=0, min_open=True),
-        default=_DEFAULTS.depth_focal_px,
-        help="Focal length of the depth sensor in pixels.",
-    ),
-    _option(
-        "--imu-rate-hz",
-        type=click.FloatRange(min=0, min_open=True),
-        help="Samples a second of motion recordings that have no time column.",
-    ),
-    _option(
-        "--imu-start-seconds",
-        type=click.FloatRange(min=0),
-        help="Where the 5 s window of a motion recording starts; default: its middle. After the "
+        "imu-start-seconds",
+        click.FloatRange(min=0),
+        "Where the 5 s window of a motion recording starts; default: its middle. After the "
         "end of a shorter recording its last reading is held.",
     ),
+    _option("imu-accel-unit", click.Choice(ACCEL_UNITS), "Of the accelerometer."),
+    _option("imu-gyro-unit", click.Choice(GYRO_UNITS), "Of the gyroscope."),
     _option(
-        "--imu-accel-unit",
-        type=click.Choice(ACCEL_UNITS),
-        default=_DEFAULTS.imu_accel_unit,
-        help="Of the accelerometer.",
-    ),
-    _option(
-        "--imu-gyro-unit",
-        type=click.Choice(GYRO_UNITS),
-        default=_DEFAULTS.imu_gyro_unit,
-        help="Of the gyroscope.",
-    ),
-    _option(
-        "--max-pixels",
-        type=click.IntRange(min=1),
-        default=_DEFAULTS.max_pixels,
-        help="Largest picture or frame that is decoded, width times height.",
+        "max-pixels",
+        click.IntRange(min=1),
+        "Largest picture or frame that is decoded, width times height.",
     ),
 )
-_NAMES = (
-    "audio_clips",
-    "video_clips",
-    "clip_seconds",
-    "clip_sampler",
-    "depth_unit",
-    "depth_baseline_m",
-    "depth_focal_px",
-    "imu_rate_hz",
-    "imu_start_seconds",
-    "imu_accel_unit",
-    "imu_gyro_unit",
-    "max_pixels",
-)
-
-
-def media_options(function: F) -> F:
-    """The options of `MediaOptions`, handed to the function as one argument `media`."""
-
-    @wraps(function)
-    def packed(*args: Any, **kwargs: Any) -> Any:
-        values = {name: kwargs.pop(name) for name in _NAMES}
-        return function(*args, media=MediaOptions(**values), **kwargs)
-
-    return _media_options(packed)  # type: ignore[return-value]
+"""The options of `MediaOptions`, handed to the function as one argument `media`."""

@@ -109,6 +109,7 @@ device_options = stack(
 
 attention_option = _compute(
     "--attn-implementation",
+    advanced=True,
     type=click.Choice(["auto", "sdpa", "flash_attention_2", "flash_attention_3", "eager"]),
     default="auto",
     metavar="NAME",

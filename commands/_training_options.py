@@ -6,7 +6,7 @@ The names are those of `transformers.TrainingArguments` and of the original trai
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,9 @@ from chatbind_cli import launch
 from ._base import BoolOption, GroupedOption, ListOption
 from ._options import (
     F,
+    attention_option,
+    device_options,
+    dispatch_options,
     dispatched,
     media_root_options,
     overwrite_option,
@@ -31,108 +34,105 @@ if TYPE_CHECKING:
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _DIR = click.Path(exists=True, file_okay=False, path_type=Path)
 _PATH = click.Path(path_type=Path)
+_WHOLE, _POSITIVE = click.IntRange(min=0), click.IntRange(min=1)
+_SHARE, _ABOVE_0 = click.FloatRange(min=0), click.FloatRange(min=0, min_open=True)
+
+# What people set: the rest is shown by --help-all.
+_SHOWN = {"model", "data", "media_root", "encoder", "store", "projector", "prompt_style"}
+_SHOWN |= {"num_train_epochs", "max_steps", "learning_rate", "per_device_train_batch_size"}
+_SHOWN |= {"gradient_accumulation_steps", "seed", "device", "bf16", "output", "save_steps"}
+_SHOWN |= {"overwrite", "num_processes", "dry_run"}
+
+_input = partial(click.option, cls=GroupedOption, group="Input")
+_media = partial(click.option, cls=GroupedOption, group="Media")
+_model = partial(click.option, cls=GroupedOption, group="Model")
+_training = partial(click.option, cls=GroupedOption, group="Training")
+_compute = partial(click.option, cls=GroupedOption, group="Compute")
+_switch = partial(click.option, cls=BoolOption, group="Compute")
+_output = partial(click.option, cls=GroupedOption, group="Output")
 
 
-def _option(
-    *names: str, group: str, cls: type[GroupedOption] = GroupedOption, **more: Any
-) -> Callable[[Any], Any]:
-    return click.option(*names, cls=cls, group=group, **more)
+_input_options = stack(
+    _input(
+        "-m",
+        "--model",
+        "--model-name-or-path",
+        "model",
+        metavar="DIR",
+        type=_PATH,
+        required=True,
+        help="Language model: a Hugging Face folder of a causal LM.",
+    ),
+    _input(
+        "--data",
+        "--data-path",
+        "data",
+        metavar="FILE",
+        type=_PATH,
+        required=True,
+        help="Conversations to train on: LLaVA's JSON array, or JSONL; text-only ones too.",
+    ),
+    _input(
+        "--eval-data",
+        metavar="FILE",
+        type=_FILE,
+        help="Held-out conversations, for --evaluation-strategy.",
+    ),
+    media_root_options,
+    _media(
+        "--encoder",
+        metavar="PATH",
+        type=_PATH,
+        help="ImageBind's weights, a file or folder; default: checkpoints/imagebind, "
+        "then .checkpoints/imagebind_huge.pth.",
+    ),
+    _media(
+        "--store",
+        metavar="DIR",
+        type=_DIR,
+        help="Embeddings that `chatbind encode --store` or an earlier run (its folder "
+        "`embeddings`) made; then media and encoder are not read.",
+    ),
+    _media(
+        "--on-error",
+        type=click.Choice(["fail", "skip"]),
+        default="fail",
+        help="Records or media that cannot be used: name them and stop before training, "
+        "or train without them.",
+    ),
+)
 
 
-def input_options(data_help: str) -> Callable[[F], F]:
-    """What a stage reads: language model, conversations, media or their embeddings."""
-    return stack(
-        _option(
-            "-m",
-            "--model",
-            "--model-name-or-path",
-            "model",
-            group="Input",
-            metavar="DIR",
-            type=_PATH,
-            required=True,
-            help="Language model: a Hugging Face folder of a causal LM.",
-        ),
-        _option(
-            "--data",
-            "--data-path",
-            "data",
-            group="Input",
-            metavar="FILE",
-            type=_PATH,
-            required=True,
-            help=data_help,
-        ),
-        _option(
-            "--eval-data",
-            group="Input",
-            metavar="FILE",
-            type=_FILE,
-            help="Held-out conversations, for --evaluation-strategy.",
-        ),
-        media_root_options,
-        _option(
-            "--encoder",
-            group="Media",
-            metavar="PATH",
-            type=_PATH,
-            help="ImageBind's weights, a file or folder; default: checkpoints/imagebind, "
-            "then .checkpoints/imagebind_huge.pth.",
-        ),
-        _option(
-            "--store",
-            group="Media",
-            metavar="DIR",
-            type=_DIR,
-            help="Embeddings that `chatbind encode --store` or an earlier run (its folder "
-            "`embeddings`) made; then media and encoder are not read.",
-        ),
-        _option(
-            "--on-error",
-            group="Media",
-            type=click.Choice(["fail", "skip"]),
-            default="fail",
-            help="Records or media that cannot be used: name them and stop before training, "
-            "or train without them.",
-        ),
-    )
-
-
-model_options = stack(
-    _option(
+_model_options = stack(
+    _model(
         "--projector-type",
         "--mm-projector-type",
         "projector_type",
-        group="Model",
         type=click.Choice(["linear", "mlp2x_gelu"]),
         metavar="[linear|mlp2x_gelu]",
         help="Form of the projector; default: linear, or as the projector file says.",
     ),
-    _option(
+    _model(
         "--tokens-per-embedding",
-        group="Model",
-        type=click.IntRange(min=1),
+        type=_POSITIVE,
         help="Soft tokens that one embedding becomes; default: 1, or as the projector file says.",
     ),
-    _option(
+    _model(
         "--mm-use-im-start-end",
         "use_start_end",
         cls=BoolOption,
-        group="Model",
         help="Put <im_start> and <im_end> around soft tokens; default: yes.",
     ),
-    _option(
+    _model(
         "--prompt-style",
         "--version",
         "prompt_style",
-        group="Model",
         metavar="NAME",
         help="v0, v1 (= vicuna_v1_1), multimodal, llava_v1, mpt_multimodal, chat (the tokenizer's "
         "own template); default: v0, or as the projector file says.",
     ),
-    _option(
+    _model(
         "--model-max-length",
-        group="Model",
         type=click.IntRange(min=8),
         default=2048,
         help="Longer samples are cut there, in tokens.",
@@ -140,165 +140,112 @@ model_options = stack(
 )
 
 
-def schedule_options(defaults: Mapping[str, Any]) -> Callable[[F], F]:
-    """Batches, steps and learning rates; the defaults are the published ones of a stage."""
-
-    def number(
-        name: str, kind: click.ParamType[Any], text: str, default: Any = None
-    ) -> Callable[[Any], Any]:
-        key = name.removeprefix("--").replace("-", "_")
-        return _option(
-            name, group="Training", type=kind, default=defaults.get(key, default), help=text
-        )
-
-    whole, positive = click.IntRange(min=0), click.IntRange(min=1)
-    fraction = click.FloatRange(min=0)
-    return stack(
-        number("--num-train-epochs", fraction, "Passes over the data."),
-        number("--max-steps", click.INT, "Steps in all, in place of epochs; -1: none set.", -1),
-        number("--per-device-train-batch-size", positive, "Samples a process and forward pass."),
-        number("--gradient-accumulation-steps", positive, "Forward passes a step."),
-        number("--learning-rate", fraction, "Highest learning rate."),
-        number("--weight-decay", fraction, "AdamW's weight decay.", 0.0),
-        number("--warmup-ratio", click.FloatRange(0, 1), "Share of steps that warm up.", 0.03),
-        number("--warmup-steps", whole, "The same as a number of steps; wins over the ratio."),
-        _option(
-            "--lr-scheduler-type",
-            group="Training",
-            default="cosine",
-            help="cosine, linear, constant, constant_with_warmup, ... (transformers' names).",
-        ),
-        _option("--optim", group="Training", help="Another optimizer, by transformers' name."),
-        number("--max-grad-norm", fraction, "Gradients are clipped to it; 0: not.", 1.0),
-        seed_option,
-        _option(
-            "--evaluation-strategy",
-            "--eval-strategy",
-            "eval_strategy",
-            group="Training",
-            type=click.Choice(["no", "steps", "epoch"]),
-            default="no",
-            help="When to measure the loss on --eval-data.",
-        ),
-        number("--eval-steps", fraction, "Steps between; default: --logging-steps."),
-        number("--per-device-eval-batch-size", positive, "Samples a process then.", 4),
-    )
+def _number(name: str, kind: click.ParamType[Any], text: str, default: Any = None) -> Any:
+    return _training(name, type=kind, default=default, help=text)
 
 
-compute_options = stack(
-    _option(
-        "--bf16",
-        cls=BoolOption,
-        group="Compute",
-        help="Mixed precision with bfloat16; default: on a GPU that has it.",
+_schedule_options = stack(
+    _number("--num-train-epochs", _SHARE, "Passes over the data."),
+    _number("--max-steps", click.INT, "Steps in all, in place of epochs; -1: none set.", -1),
+    _number("--per-device-train-batch-size", _POSITIVE, "Samples a process and forward pass."),
+    _number("--gradient-accumulation-steps", _POSITIVE, "Forward passes a step."),
+    _number("--learning-rate", _SHARE, "Highest learning rate."),
+    _number("--weight-decay", _SHARE, "AdamW's weight decay.", 0.0),
+    _number("--warmup-ratio", click.FloatRange(0, 1), "Share of steps that warm up.", 0.03),
+    _number("--warmup-steps", _WHOLE, "The same as a number of steps; wins over the ratio."),
+    _training(
+        "--lr-scheduler-type",
+        default="cosine",
+        help="cosine, linear, constant, constant_with_warmup, ... (transformers' names).",
     ),
-    _option("--fp16", cls=BoolOption, group="Compute", help="Mixed precision with float16."),
-    _option(
-        "--tf32",
-        cls=BoolOption,
-        group="Compute",
-        help="TF32 matrix products; default: on a GPU that has them.",
+    _training("--optim", help="Another optimizer, by transformers' name."),
+    _number("--max-grad-norm", _SHARE, "Gradients are clipped to it; 0: not.", 1.0),
+    _training(
+        "--evaluation-strategy",
+        "--eval-strategy",
+        "eval_strategy",
+        type=click.Choice(["no", "steps", "epoch"]),
+        default="no",
+        help="When to measure the loss on --eval-data.",
     ),
-    _option(
+    _number("--eval-steps", _SHARE, "Steps between; default: --logging-steps."),
+    _number("--per-device-eval-batch-size", _POSITIVE, "Samples a process then.", 4),
+)
+
+_compute_options = stack(
+    _switch("--bf16", help="Mixed precision with bfloat16; default: on a GPU that has it."),
+    _switch("--fp16", help="Mixed precision with float16."),
+    _switch("--tf32", help="TF32 matrix products; default: on a GPU that has them."),
+    _switch(
         "--gradient-checkpointing",
         "--activation-checkpointing",
         "gradient_checkpointing",
-        cls=BoolOption,
-        group="Compute",
         help="Compute activations twice to save memory; default: on a GPU.",
     ),
-    _option(
+    _compute(
         "--fsdp",
-        group="Compute",
+        default="",
+        show_default=False,
         metavar="WORDS",
         help='Share the model out over processes: "full_shard auto_wrap", "shard_grad_op", and '
         '"offload" for parameters in main memory.',
     ),
-    _option(
+    _compute(
         "--fsdp-transformer-layer-cls-to-wrap",
         "fsdp_layers",
         cls=ListOption,
-        group="Compute",
         metavar="CLASS...",
         help="Layers that are shared out one by one; default: the language model's own.",
     ),
-    _option(
+    _compute(
         "--dataloader-num-workers",
-        group="Compute",
-        type=click.IntRange(min=0),
+        type=_WHOLE,
         default=0,
         help="Processes that make batches ahead.",
     ),
 )
 
-
-_log_options = stack(
-    _option(
-        "--logging-steps",
-        group="Output",
-        type=click.FloatRange(min=0, min_open=True),
-        default=1,
-        help="Steps between log records.",
+_output_options = stack(
+    _output(
+        "-o",
+        "--output",
+        "--output-dir",
+        "output",
+        metavar="DIR",
+        type=click.Path(file_okay=False, path_type=Path),
+        required=True,
+        help="Folder for the result, the checkpoints and the log. Running the same command "
+        "again goes on from the last checkpoint.",
     ),
-    _option(
+    _output(
+        "--save-strategy",
+        type=click.Choice(["no", "steps", "epoch"]),
+        default="steps",
+        help="When to write checkpoints.",
+    ),
+    _output(
+        "--save-steps",
+        type=_ABOVE_0,
+        help="Steps between checkpoints; below 1: a share of all steps.",
+    ),
+    _output("--save-total-limit", type=_POSITIVE, help="Checkpoints that are kept."),
+    overwrite_option,
+    _output("--logging-steps", type=_ABOVE_0, default=1, help="Steps between log records."),
+    _output(
         "--report-to",
         cls=ListOption,
-        group="Output",
         metavar="NAME...",
         help="Also log to wandb, tensorboard or trackio; none.",
     ),
-    _option(
+    _output(
         "--plot",
-        group="Output",
         metavar="FILE",
         type=click.Path(dir_okay=False, path_type=Path),
         help="One more picture of the loss: .png, .svg or .pdf.",
     ),
 )
 
-
-def result_options(defaults: Mapping[str, Any]) -> Callable[[F], F]:
-    """What is written where, and how often."""
-    return stack(
-        _option(
-            "-o",
-            "--output",
-            "--output-dir",
-            "output",
-            group="Output",
-            metavar="DIR",
-            type=click.Path(file_okay=False, path_type=Path),
-            required=True,
-            help="Folder for the result, the checkpoints and the log. Running the same command "
-            "again goes on from the last checkpoint.",
-        ),
-        _option(
-            "--save-strategy",
-            group="Output",
-            type=click.Choice(["no", "steps", "epoch"]),
-            default="steps",
-            help="When to write checkpoints.",
-        ),
-        _option(
-            "--save-steps",
-            group="Output",
-            type=click.FloatRange(min=0, min_open=True),
-            default=defaults["save_steps"],
-            help="Steps between checkpoints; below 1: a share of all steps.",
-        ),
-        _option(
-            "--save-total-limit",
-            group="Output",
-            type=click.IntRange(min=1),
-            default=defaults["save_total_limit"],
-            help="Checkpoints that are kept.",
-        ),
-        overwrite_option,
-        _log_options,
-    )
-
-
-seed_only_options = stack(
+_seed_only_options = stack(
     without_effect("--vision-tower", because="the encoder is ImageBind, see --encoder"),
     without_effect(
         "--mm-vision-select-layer",
@@ -309,53 +256,73 @@ seed_only_options = stack(
 )
 
 
-def settings_option(stage: str) -> Callable[[F], F]:
-    """Packs the options into a `TrainingSettings`, handed to the function as `settings`."""
+def training_options(
+    stage: str, defaults: Mapping[str, Any], *own: Callable[[Any], Any]
+) -> Callable[[F], F]:
+    """All options of a stage, handed to its function as `settings` and `plan`.
+
+    Args:
+        stage: `pretrain` or `finetune`.
+        defaults: the published hyper-parameters of the stage, by the names of the settings.
+        own: options that only this stage has.
+    """
+    options = stack(
+        _input_options,
+        *own,
+        _model_options,
+        _schedule_options,
+        seed_option,
+        device_options,
+        attention_option,
+        _compute_options,
+        _output_options,
+        dispatch_options,
+        _seed_only_options,
+    )
 
     def wrap(function: F) -> F:
-        @wraps(function)
-        def packed(*, plan: Any, **values: Any) -> Any:
-            from chatbind_cli.training.settings import TrainingSettings as Settings  # noqa: PLC0415
-
-            words = click.get_current_context().obj or []
-            values["fsdp"] = values["fsdp"] or ""
-            values["prompt_style"] = _style(values["prompt_style"])
-            for name in ("report_to", "fsdp_layers"):
-                values[name] = tuple(w for v in values[name] for w in v.split(",") if w)
-            if isinstance(values.get("projector"), str):
-                values["projector"] = _projector(values["projector"])
-            settings = Settings(stage=stage, command=tuple(words), **values)  # type: ignore[arg-type]
-            return function(plan=plan, settings=settings)
-
-        return packed  # type: ignore[return-value]
+        packed: F = options(_packed(function, stage))  # type: ignore[assignment]
+        for param in vars(packed)["__click_params__"]:
+            param.advanced = param.name not in _SHOWN
+            if param.name in defaults:
+                param.default, param.show_default = defaults[param.name], True
+        return packed
 
     return wrap
 
 
-def _style(name: str | None) -> str | None:
-    """The prompt style that an option names; `--version`'s values are short for styles."""
-    if name is None:
-        return None
-    from chatbind_cli.model.prompts import STYLE_BY_VERSION, get_style  # noqa: PLC0415
+def _packed(function: Callable[..., Any], stage: str) -> Callable[..., Any]:
+    """The function, called with the options as one `TrainingSettings`."""
 
-    return get_style(STYLE_BY_VERSION.get(name, name)).name
+    @wraps(function)
+    def packed(*, plan: launch.Dispatch, **values: Any) -> Any:
+        from chatbind_cli.artifacts import resolve_artifact  # noqa: PLC0415
+        from chatbind_cli.model.prompts import STYLE_BY_VERSION, get_style  # noqa: PLC0415
+        from chatbind_cli.training.settings import TrainingSettings as Settings  # noqa: PLC0415
+
+        style = values.pop("prompt_style")
+        if style is not None:  # `--version`'s values are short for styles
+            values["prompt_style"] = get_style(STYLE_BY_VERSION.get(style, style)).name
+        for name in ("report_to", "fsdp_layers"):
+            values[name] = tuple(w for v in values[name] for w in v.split(",") if w)
+        if values.get("projector") is not None:
+            values["projector"] = resolve_artifact(values["projector"], {"projector"})
+        words = click.get_current_context().obj or []
+        settings = Settings(stage=stage, command=tuple(words), **values)  # type: ignore[arg-type]
+        return function(settings=settings, plan=plan)
+
+    return packed
 
 
-def _projector(value: str) -> Path:
-    """The projector file that is named, or that the stage before in a pipe has made."""
-    from chatbind_cli.artifacts import resolve_artifact  # noqa: PLC0415
-
-    return resolve_artifact(value, {"projector"})
-
-
-def run_stage(settings: TrainingSettings, plan: launch.Dispatch, *extra: str) -> None:
+def run_stage(settings: TrainingSettings, plan: launch.Dispatch) -> None:
     """Checks the inputs, then trains in this process or in workers.
 
     Args:
         settings: what to train.
         plan: where.
-        extra: words for the workers in place of what this process read from stdin.
     """
+    # workers cannot read the projector's record from this process's stdin
+    extra = ["--projector", str(settings.projector)] if settings.projector else []
     if plan.dry_run:
         dispatched(plan, extra)
         return

@@ -14,6 +14,7 @@ from chatbind_cli.answering.generation_settings import GenerationSettings
 from chatbind_cli.console import note
 from chatbind_cli.errors import UsageError
 from chatbind_cli.media.medium import Medium, parse_attachment
+from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.options import MediaOptions
 
 from ._answering import ModelChoice, generation_options, media_changes, model_options
@@ -59,7 +60,7 @@ attachment_options = stack(
         "input; its content tells what it is. FILE@0.5 multiplies its embedding, which has "
         "norm 1 before, by 0.5.",
     ),
-    *map(_named, ("image", "video", "audio", "depth", "thermal", "imu")),
+    *map(_named, MODALITIES),
     _media(
         "--mix",
         is_flag=True,
@@ -86,6 +87,7 @@ attachment_options = stack(
 @click.option(
     "--query",
     cls=GroupedOption,
+    advanced=True,
     group="Question",
     metavar="TEXT",
     help="The question, if it is not an argument. Without either it is read from standard input.",
@@ -145,12 +147,7 @@ def run(
     from chatbind_cli.answering.media_encoder import MediaEncoder  # noqa: PLC0415
 
     loaded = choice.load(device, dtype)
-    media_encoder = MediaEncoder(
-        loaded,
-        choice.encoder,
-        allow_mismatch=choice.allow_encoder_mismatch,
-        options=loaded.media_options(**media_changes(media)),
-    )
+    media_encoder = MediaEncoder(loaded, options=loaded.media_options(**media_changes(media)))
     answerer = Answerer(loaded, media_encoder, style=choice.prompt_style)
     out = None if as_json else sys.stdout
     dialogue = Chat(answerer, settings, model_id=loaded.model_id, out=out, mix=mix)

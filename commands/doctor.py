@@ -54,10 +54,10 @@ _MARKS = {OK: ("ok", "green"), NOTE: ("note", "yellow"), PROBLEM: ("FAIL", "red"
 def command(output: Path, network: bool, as_json: bool) -> None:
     """Tell what this machine can do, and what is missing.
 
-    Looks at Python and the packages, devices, their dtypes and kernels for attention, memory and
-    disk, decoders (a small recording of each kind of media is made and read), the hub and the
-    token (which is not shown), and what of the catalogue is here. Exit 0 if media can be encoded
-    and models can answer, 1 if not; notes are about what could be better.
+    Looks at Python and the packages, devices, their dtypes and kernels for attention, decoders (a
+    small recording of each kind of media is made and read), memory and disk, the hub and the token
+    (which is not shown). Exit 0 if media can be encoded and models can answer, 1 if not; notes are
+    about what could be better. What of the catalogue is here: `chatbind download --list`.
     """
     as_records = as_json or not sys.stdout.isatty()
     problems: list[Record] = []

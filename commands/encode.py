@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from . import _base
 from ._base import GroupedOption
 from ._media import media_options
 from ._options import (
+    attention_option,
     device_options,
     dispatch_options,
     dispatched,
@@ -34,7 +35,9 @@ from ._options import (
 )
 
 if TYPE_CHECKING:
-    from chatbind_cli.data.encode_run import Outcome
+    from chatbind_cli.data.encode import Outcome, RecordSink, StoreSink
+    from chatbind_cli.data.media_items import MediaItem
+    from chatbind_cli.imagebind.encoder import Encoder
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _input = partial(click.option, cls=GroupedOption, group="Input")
@@ -102,10 +105,13 @@ _compute = partial(click.option, cls=GroupedOption, group="Compute")
 )
 @_encoder(
     "--label-prompt",
+    advanced=True,
     default="a {label}",
     help="The text for a label; `{label}` alone takes the lines of LABELS as they are.",
 )
-@_encoder("--top-k", type=click.IntRange(min=1), default=5, help="Labels in a record.")
+@_encoder(
+    "--top-k", advanced=True, type=click.IntRange(min=1), default=5, help="Labels in a record."
+)
 @media_options
 @media_root_options
 @output_option("Embedding records; continued if the file is there. `-`: stdout.")
@@ -117,6 +123,7 @@ _compute = partial(click.option, cls=GroupedOption, group="Compute")
 )
 @_output(
     "--store-dtype",
+    advanced=True,
     type=click.Choice(["float16", "float32"]),
     help="Numbers of a new store.  [default: float16]",
 )
@@ -135,6 +142,7 @@ _compute = partial(click.option, cls=GroupedOption, group="Compute")
     type=click.IntRange(min=0),
     help="Threads that decode ahead; 0: none.  [default: one a core, at most 8]",
 )
+@attention_option
 @dispatch_options
 def command(
     files: tuple[str, ...],
@@ -159,45 +167,82 @@ def command(
             words = ["--inputs", stack.enter_context(_spooled())]
         if dispatched(plan, words):
             return
-    outcome = _encode([name for name in files if name != "-"], listed, media, asked)
-    if outcome.failed and asked["on_error"] != "skip":
+    paths = [name for name in files if name != "-"]
+    outcome = _encode(paths, listed, media, asked)
+    if outcome is not None and outcome.failed and asked["on_error"] != "skip":
         n = outcome.failed + outcome.encoded
         raise SomeRecordsFailed(f"{outcome.failed} of {n} files could not be encoded")
 
 
 def _encode(
     paths: list[str], listed: str | None, media: MediaOptions, asked: dict[str, Any]
-) -> Outcome:
+) -> Outcome | None:
+    """Does the work, or this process's share of it; the first process tells what was done."""
     # imported here: they bring torch
-    from chatbind_cli.data.encode_run import EncodeRequest, encode  # noqa: PLC0415
+    from chatbind_cli.data.encode import encode, help_encode  # noqa: PLC0415
+    from chatbind_cli.data.encoding import EncodingOptions  # noqa: PLC0415
     from chatbind_cli.device import resolve_device, resolve_dtype  # noqa: PLC0415
+    from chatbind_cli.imagebind.encoder import load_encoder  # noqa: PLC0415
 
     device = resolve_device(asked["device"])
-    workers = asked["num_workers"]
-    return encode(
-        EncodeRequest(
-            encoder=asked["encoder"],
-            paths=tuple(paths),
-            listed=listed,
-            stdin=_stdin() if listed == "-" else None,
-            training_file=asked["data"],
-            media_root=asked["media_root"],
-            modality=asked["modality"],
-            media=media,
-            output=asked["output"],
-            normalize=asked["normalize"] is not False,
-            labels=asked["zero_shot"],
-            label_prompt=asked["label_prompt"],
-            top_k=asked["top_k"],
-            store=asked["store"],
-            store_dtype=asked["store_dtype"],
-            overwrite=asked["overwrite"],
+    dtype = resolve_dtype(asked["dtype"], device)
+    batch_size, workers = asked["batch_size"], asked["num_workers"]
+    encoder = load_encoder(
+        asked["encoder"],
+        device=device,
+        dtype=dtype,
+        batch_size=batch_size,
+        attn_implementation=asked["attn_implementation"],
+    )
+    options = EncodingOptions(
+        media=media,
+        workers=min(os.cpu_count() or 1, 8) if workers is None else workers,
+        batch_size=1 if device.type == "cpu" else batch_size,
+    )
+    if launch.rank() != 0:
+        help_encode(encoder, options)
+        return None
+    only_paths = listed is None and asked["data"] is None
+    with _sink(encoder, media, asked) as sink:
+        return encode(
+            _items(paths, listed, asked),
+            encoder,
+            options,
+            sink,
             on_error=asked["on_error"],
-            device=device,
-            dtype=resolve_dtype(asked["dtype"], device),
-            batch_size=asked["batch_size"],
-            workers=min(os.cpu_count() or 1, 8) if workers is None else workers,
+            total=len(paths) if only_paths else None,
         )
+
+
+def _items(paths: list[str], listed: str | None, asked: dict[str, Any]) -> Iterator[MediaItem]:
+    """What to encode: the paths, then the list, then the training file."""
+    from chatbind_cli.data import media_items  # noqa: PLC0415
+
+    root, modality = asked["media_root"], asked["modality"]
+    yield from media_items.items_of_paths(paths, root, modality)
+    if listed is not None:
+        stdin = _stdin() if listed == "-" else None
+        yield from media_items.items_of_list(listed, root, modality, stdin=stdin)
+    if asked["data"] is not None:
+        yield from media_items.items_of_training_file(asked["data"], root, modality)
+
+
+def _sink(
+    encoder: Encoder, media: MediaOptions, asked: dict[str, Any]
+) -> AbstractContextManager[RecordSink | StoreSink]:
+    from chatbind_cli.data.encode import embedding_sink, filled_store, label_sink  # noqa: PLC0415
+
+    output, overwrite = asked["output"], asked["overwrite"]
+    if asked["store"] is not None:
+        dtype = asked["store_dtype"]
+        return filled_store(asked["store"], encoder, media, dtype=dtype, overwrite=overwrite)
+    if asked["zero_shot"] is None:
+        normalize = asked["normalize"] is not False
+        return closing(embedding_sink(output, encoder, normalize=normalize, overwrite=overwrite))
+    prompt, top_k = asked["label_prompt"], asked["top_k"]
+    labels = asked["zero_shot"]
+    return closing(
+        label_sink(output, encoder, labels, prompt=prompt, top_k=top_k, overwrite=overwrite)
     )
 
 

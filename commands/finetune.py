@@ -10,17 +10,7 @@ from chatbind_cli import launch
 
 from . import _base
 from ._base import BoolOption, GroupedOption
-from ._options import device_options, dispatch_options, stack
-from ._training_options import (
-    compute_options,
-    input_options,
-    model_options,
-    result_options,
-    run_stage,
-    schedule_options,
-    seed_only_options,
-    settings_option,
-)
+from ._training_options import run_stage, training_options
 
 if TYPE_CHECKING:
     from chatbind_cli.training.settings import TrainingSettings
@@ -47,10 +37,9 @@ _DEFAULTS = {
         "-o stage2-short --max-steps 20",
     ],
 )
-@stack(
-    input_options(
-        "Instructions as conversations: LLaVA's JSON array, or JSONL; text-only ones too."
-    ),
+@training_options(
+    "finetune",
+    _DEFAULTS,
     click.option(
         "--projector",
         "--pretrain-mm-mlp-adapter",
@@ -70,20 +59,11 @@ _DEFAULTS = {
         default=False,
         help="Train the projector alone, and leave the language model as it is.",
     ),
-    model_options,
-    schedule_options(_DEFAULTS),
-    device_options,
-    compute_options,
-    result_options(_DEFAULTS),
-    dispatch_options,
-    seed_only_options,
 )
-@settings_option("finetune")
 def command(settings: TrainingSettings, plan: launch.Dispatch) -> None:
     """Stage 2: fit projector and language model on instructions.
 
     Makes a ChatBind model folder that `ask`, `vqa` and `from_pretrained` load. Log records go to
     stdout as the work goes on; the last record names the model.
     """
-    extra = ["--projector", str(settings.projector)] if settings.projector else []
-    run_stage(settings, plan, *extra)
+    run_stage(settings, plan)

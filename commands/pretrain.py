@@ -7,17 +7,8 @@ from typing import TYPE_CHECKING
 from chatbind_cli import launch
 
 from . import _base
-from ._options import device_options, dispatch_options, stack, without_effect
-from ._training_options import (
-    compute_options,
-    input_options,
-    model_options,
-    result_options,
-    run_stage,
-    schedule_options,
-    seed_only_options,
-    settings_option,
-)
+from ._options import without_effect
+from ._training_options import run_stage, training_options
 
 if TYPE_CHECKING:
     from chatbind_cli.training.settings import TrainingSettings
@@ -43,18 +34,11 @@ _DEFAULTS = {
         "--media-root media -o short --max-steps 20 | tail -n 1",
     ],
 )
-@stack(
-    input_options("Captions as conversations: LLaVA's JSON array, or JSONL."),
-    model_options,
-    schedule_options(_DEFAULTS),
-    device_options,
-    compute_options,
-    result_options(_DEFAULTS),
-    dispatch_options,
+@training_options(
+    "pretrain",
+    _DEFAULTS,
     without_effect("--tune-mm-mlp-adapter", because="stage 1 always trains the projector alone"),
-    seed_only_options,
 )
-@settings_option("pretrain")
 def command(settings: TrainingSettings, plan: launch.Dispatch) -> None:
     """Stage 1: fit the projector on captions.
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,42 +19,36 @@ from chatbind_cli.jsonl import read_lines
 
 from . import _base
 from ._base import GroupedOption, ListOption
-from ._options import device_options, on_error_option, output_option, overwrite_option
+from ._options import on_error_option, output_option, overwrite_option
 
 if TYPE_CHECKING:
-    from chatbind_cli.review.plan import Plan
-    from chatbind_cli.review.run import Orders
+    from chatbind_cli.review.judges.cost import Plan
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _input = partial(click.option, cls=GroupedOption, group="Input")
 _judge = partial(click.option, cls=GroupedOption, group="Judge")
 _limit = partial(click.option, cls=GroupedOption, group="Limits")
+_rare_limit = partial(_limit, advanced=True)
+_RATE = click.FloatRange(min=0, min_open=True)
+_AUDIO = (
+    "chatbind review --question eval/questions-audio.jsonl --answer-list "
+    "eval/answers-reference-audio.jsonl eval/answers-model-audio.jsonl"
+)
 
 
 @_base.command(
     "review",
     short_help="Let a judge score two sets of answers.",
     examples=[
-        "chatbind review --question eval/questions-audio.jsonl --answer-list "
-        "eval/answers-reference-audio.jsonl eval/answers-model-audio.jsonl --judge rule -o "
-        "reviews.jsonl",
+        f"{_AUDIO} --judge rule -o reviews.jsonl",
         "chatbind vqa -m model -q eval/questions-image.jsonl --media-root media | chatbind "
         "review --question eval/questions-image.jsonl --answer-list "
         "eval/answers-reference-image.jsonl - --judge rule | chatbind summarize",
-        "chatbind review --question eval/questions-audio.jsonl --answer-list "
-        "eval/answers-reference-audio.jsonl eval/answers-model-audio.jsonl --judge-model "
-        "gpt-4o --max-cost 5 -o gpt4o.jsonl --dry-run",
-        "chatbind review --question eval/questions-audio.jsonl --answer-list "
-        "eval/answers-reference-audio.jsonl eval/answers-model-audio.jsonl --judge local "
-        "--judge-model llama -o local.jsonl --dry-run",
+        f"{_AUDIO} --judge-model gpt-4o --max-cost 5 -o gpt4o.jsonl --dry-run",
     ],
     elsewhere=[
-        "OPENAI_API_KEY=... chatbind review --question eval/questions-audio.jsonl "
-        "--answer-list eval/answers-reference-audio.jsonl eval/answers-model-audio.jsonl "
-        "--context eval/contexts.jsonl -o gpt.jsonl",
-        "chatbind review --question eval/questions-audio.jsonl --answer-list "
-        "eval/answers-reference-audio.jsonl eval/answers-model-audio.jsonl --judge-url "
-        "http://localhost:8000/v1 --judge-model judge -o served.jsonl",
+        f"OPENAI_API_KEY=... {_AUDIO} --context eval/contexts.jsonl -o gpt.jsonl",
+        f"{_AUDIO} --judge-url http://localhost:8000/v1 --judge-model judge -o served.jsonl",
     ],
 )
 @_input(
@@ -103,24 +95,20 @@ _limit = partial(click.option, cls=GroupedOption, group="Limits")
 @_judge(
     "--judge",
     "kind",
-    type=click.Choice(["auto", "openai", "local", "rule"]),
+    type=click.Choice(["auto", "openai", "rule"]),
     default="auto",
-    help="openai: a chat model at an endpoint; local: a causal language model in this process; "
-    "rule: right (10) or wrong (1) by a reference answer, no model; auto: openai if "
-    "OPENAI_API_KEY, --judge-url or --judge-model is given, else rule.",
+    help="openai: a chat model at an endpoint; rule: right (10) or wrong (1) by a reference "
+    "answer, no model; auto: openai if OPENAI_API_KEY, --judge-url or --judge-model is given, else "
+    "rule.",
 )
 @_judge(
     "--judge-url",
     "url",
     metavar="URL",
-    help="OpenAI-compatible endpoint, as http://localhost:8000/v1; default: OpenAI's. "
-    "The key comes from the environment (OPENAI_API_KEY).",
+    help="OpenAI-compatible endpoint, as http://localhost:8000/v1 of `vllm serve MODEL`; default: "
+    "OpenAI's. The key comes from the environment (OPENAI_API_KEY).",
 )
-@_judge(
-    "--judge-model",
-    "model",
-    help="The judge's name there, or the local model's folder.  [default: gpt-4o]",
-)
+@_judge("--judge-model", "model", help="The judge's name there.  [default: gpt-4o]")
 @_judge(
     "--orders",
     type=click.Choice(["both", "as-given", "random"]),
@@ -134,33 +122,30 @@ _limit = partial(click.option, cls=GroupedOption, group="Limits")
     "--structured",
     type=click.Choice(["auto", "off"]),
     default="auto",
+    advanced=True,
     help="Ask for the scores as a JSON object where the endpoint can be held to one.",
 )
-@_limit(
-    "--concurrency",
-    type=click.IntRange(min=1),
-    default=8,
-    help="Judgements at a time; fewer while the endpoint refuses some.",
-)
+@_limit("--concurrency", type=click.IntRange(min=1), default=8, help="Judgements at a time.")
 @_limit(
     "--requests-per-minute",
-    type=click.FloatRange(min=0, min_open=True),
+    type=_RATE,
     help="The endpoint's limit.  [default: none but what it asks for]",
 )
-@_limit(
-    "--tokens-per-minute",
-    type=click.FloatRange(min=0, min_open=True),
-    help="The same in tokens, sent and received.",
-)
-@_limit(
+@_rare_limit("--tokens-per-minute", type=_RATE, help="The same in tokens, sent and received.")
+@_rare_limit(
     "--timeout",
     "timeout_s",
     type=click.FloatRange(min=0.01),
     default=120.0,
     help="Seconds a request.",
 )
-@_limit("--retries", type=click.IntRange(min=0), default=5, help="Further attempts a request.")
-@_limit(
+@_rare_limit(
+    "--retries",
+    type=click.IntRange(min=0),
+    default=5,
+    help="Further attempts a request, each after a longer pause, or the one that is asked for.",
+)
+@_rare_limit(
     "--grace",
     type=click.FloatRange(min=0),
     default=15.0,
@@ -179,7 +164,7 @@ _limit = partial(click.option, cls=GroupedOption, group="Limits")
     help='TOML file of prices: ["my-judge"] with input = 2.5 and output = 10.0, in USD a million '
     "tokens; default: our own dated table of well-known models (--dry-run says its age).",
 )
-@_limit(
+@_rare_limit(
     "--tokenizer",
     metavar="NAME",
     help="Counts tokens: a tokenizer's folder, or tiktoken:o200k_base; default: an estimate.",
@@ -187,7 +172,6 @@ _limit = partial(click.option, cls=GroupedOption, group="Limits")
 @_limit(
     "--dry-run", is_flag=True, help="Print how many requests, tokens and USD it takes, and stop."
 )
-@device_options
 @output_option(
     "Review records; continued if the file is there. `-`: stdout, in words on a terminal."
 )
@@ -198,52 +182,54 @@ def command(
     answers: tuple[str, ...],
     contexts: Path | None,
     references: Path | None,
-    orders: Orders | None,
+    orders: Any,
     samples: int,
     grace: float,
     dry_run: bool,
     output: str,
     overwrite: bool,
     on_error: Any,
-    **settings: Any,
+    **judge: Any,
 ) -> None:
     """Let a judge score two sets of answers, matched by question id.
 
     A failed review is written with an `error` and without scores, and the same command again
     makes only what is missing. Exit code 3: a review failed, or the files did not fit together.
     """
-    given = [questions, *answers, contexts, references, settings["rules"], settings["prices"]]
+    given = [questions, *answers, contexts, references, judge["rules"], judge["prices"]]
     refuse_overlap(output, given)
-    from chatbind_cli.review.choosing import JudgeSettings  # noqa: PLC0415  they bring asyncio
-    from chatbind_cli.review.job import ReviewFiles, ReviewJob  # noqa: PLC0415
-    from chatbind_cli.review.run import RunOptions  # noqa: PLC0415
+    from chatbind_cli.review.cases import Inputs  # noqa: PLC0415  they bring asyncio
+    from chatbind_cli.review.judges.judge import JudgeSettings  # noqa: PLC0415
+    from chatbind_cli.review.review import Review, ReviewOptions  # noqa: PLC0415
 
-    files = ReviewFiles(
-        questions=questions,
-        answers=_answer_sources(answers),
-        contexts=contexts,
-        references=references,
-        output=output,
-        overwrite=overwrite,
+    settings = JudgeSettings(**judge)
+    if settings.is_rule:
+        contexts = None  # it compares words
+    inputs = Inputs(questions, _sides(answers), contexts=contexts, references=references)
+    options = ReviewOptions(orders=orders, samples=samples, on_error=on_error, grace_s=grace)
+    review = Review(
+        inputs, settings, options, output=output, overwrite=overwrite, will_ask=not dry_run
     )
-    options = RunOptions(samples=samples, on_error=on_error, grace_s=grace)
-    job = ReviewJob(files, JudgeSettings(**settings), options, orders=orders, will_ask=not dry_run)
     if dry_run:
-        _show(job.plan())
-        job.refuse_misfit()
+        _show(review.plan())
+        review.refuse_misfit()
         return
-    with _termination_as_interrupt():
-        job.run()
+    # A batch system's first word ends the run as Ctrl-C does.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        review.make()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _show(plan: Plan) -> None:
     if sys.stdout.isatty():
         click.echo("\n".join(plan.lines()))
     else:
-        emit_record(plan.record())
+        emit_record(asdict(plan))
 
 
-def _answer_sources(answers: Sequence[str]) -> list[Any]:
+def _sides(answers: Sequence[str]) -> list[Any]:
     """The sides; a stream of records for the one that is standard input."""
     names = list(answers)
     if len(names) == 1 and names[0] != "-" and not sys.stdin.isatty():
@@ -258,25 +244,4 @@ def _answer_sources(answers: Sequence[str]) -> list[Any]:
     for name in names:
         if name != "-" and (not Path(name).exists() or Path(name).is_dir()):
             raise UsageError("there is no such answer file", where=name)
-    return [read_lines("-", stdin=_stdin()) if name == "-" else Path(name) for name in names]
-
-
-def _stdin() -> IO[bytes]:
-    return sys.stdin.buffer
-
-
-@contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
-    """Lets SIGTERM (a batch system's first word) end the run as Ctrl-C does."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return [read_lines("-") if name == "-" else Path(name) for name in names]

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @overwrite_option
 @seed_option
 def command(folder: Path, quick: bool, overwrite: bool, seed: int) -> None:
-    """Make a small world to try everything in: the ten digits in six senses.
+    """Make a small world to try everything in: the ten digits in six modalities.
 
     Writes pictures, films, sounds, reliefs, warm imprints and taps of digits, captions,
     conversations and questions about them, and trains a small ImageBind, a small LLaMA and a

@@ -138,8 +138,6 @@ def run(
         settings=settings,
         batch_size=batch_size,
         workers=num_workers,
-        encoder=choice.encoder,
-        allow_encoder_mismatch=choice.allow_encoder_mismatch,
         prompt_style=choice.prompt_style,
         attn_implementation=choice.attn_implementation,
         media=media_changes(media),

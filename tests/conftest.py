@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import FileLock
 
 import chatbind_cli
 
@@ -44,6 +49,26 @@ def golden() -> Path:
 def shared_data() -> Path:
     """Public files as they were published."""
     return _shared("data")
+
+
+@pytest.fixture(scope="session")
+def quick_world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """The folder and the records of `chatbind toy DIR --quick`; read only: change a copy.
+
+    Made once for all tests, in whichever of the suite's processes they run.
+    """
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    folder, log = base / "quick-world", base / "quick-world.jsonl"
+    environment = {**os.environ, "XDG_CACHE_HOME": str(base / "quick-cache"), "HF_HUB_OFFLINE": "1"}
+    with FileLock(base / "quick-world.lock"):
+        if not log.exists():
+            words = [sys.executable, "-m", "chatbind_cli", "toy", str(folder), "--quick"]
+            done = subprocess.run(words, env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            log.write_text(done.stdout)
+    return folder, [json.loads(line) for line in log.read_text().splitlines()]
 
 
 @pytest.fixture(autouse=True)

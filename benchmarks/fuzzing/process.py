@@ -21,7 +21,7 @@ import torchaudio  # noqa: F401
 import transformers  # noqa: F401
 
 import chatbind_cli.imagebind.encoder
-import chatbind_cli.media.load
+import chatbind_cli.imagebind.preprocess
 import chatbind_cli.model.assemble  # noqa: F401
 from chatbind_cli.cli import main as program
 

@@ -24,8 +24,8 @@ from transformers import AutoModelForCausalLM
 
 from chatbind_cli.cli import run
 from tests.answering.world import World, make_world
-from tests.media.conftest import _film as film
-from tests.media.conftest import _sound as sound
+from tests.recordings import _film as film
+from tests.recordings import _sound as sound
 
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2),
           (0, 1, 1, 2))  # fmt: skip

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from chatbind_cli.answering.generation import Generated
+from chatbind_cli.answering.decoding import Generated
 from chatbind_cli.answering.questions import Question, answer_record, failed_record
 from chatbind_cli.console import printable
 from chatbind_cli.errors import ChatBindError, RecordError
@@ -115,17 +114,8 @@ class AnswerFile:
                 old.seek(start)
                 new.write(old.read(end - start))
 
-    def __enter__(self) -> AnswerFile:
-        """Returns itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Closes the file."""
+    def close(self) -> None:
+        """Closes the file, in whatever order it is."""
         self._writer.close()
 
 

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from chatbind_cli.answering.generation import Generated, Generator, Stream
+from chatbind_cli.answering.decoding import Generated
+from chatbind_cli.answering.generation import Generator, Stream
 from chatbind_cli.answering.generation_settings import GenerationSettings
 from chatbind_cli.answering.loading import LoadedModel, load_model
-from chatbind_cli.answering.media_encoder import MediaEmbedder, MediaEncoder
+from chatbind_cli.answering.media_encoder import MediaEncoder, StoredEmbeddings
 from chatbind_cli.answering.questions import Question
-from chatbind_cli.data.tokens import PromptEncoder, TokenizedPrompt
+from chatbind_cli.data.tokens import PromptEncoder, TokenizedSample
 from chatbind_cli.errors import ChatBindError, contained
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.model.turns import Turn
@@ -41,7 +42,7 @@ class Answerer:
     def __init__(
         self,
         loaded: LoadedModel,
-        media_encoder: MediaEmbedder | None = None,
+        media_encoder: MediaEncoder | StoredEmbeddings | None = None,
         *,
         style: str | None = None,
     ) -> None:
@@ -79,14 +80,16 @@ class Answerer:
         Raises:
             ChatBindError: something is not there, or does not fit.
         """
-        loaded = load_model(
-            Path(path),
-            projector=None if projector is None else Path(projector),
-            device=device,
-            dtype=dtype,
-            attn_implementation=attn_implementation,
+        return cls(
+            load_model(
+                Path(path),
+                projector=None if projector is None else Path(projector),
+                encoder=None if encoder is None else Path(encoder),
+                device=device,
+                dtype=dtype,
+                attn_implementation=attn_implementation,
+            )
         )
-        return cls(loaded, MediaEncoder(loaded, None if encoder is None else Path(encoder)))
 
     def answer(
         self,
@@ -183,7 +186,7 @@ class Answerer:
         Raises:
             ChatBindError: its `problem`.
         """
-        return Stream(self.generator, _prompt(question), settings)
+        return self.generator.stream(_prompt(question), settings)
 
     def _prepared(
         self, question: Question, found: list[Medium | ChatBindError], history: Sequence[Turn]
@@ -210,7 +213,7 @@ def _question(text: str, media: Sequence[MediaLike]) -> Question:
     return Question(text, tuple(m if isinstance(m, Medium) else Medium(None, m) for m in media))
 
 
-def _prompt(question: Question) -> TokenizedPrompt:
+def _prompt(question: Question) -> TokenizedSample:
     if question.problem is not None:
         raise question.problem
     assert question.prompt is not None, "the question was not prepared"

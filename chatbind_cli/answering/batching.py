@@ -35,12 +35,12 @@ _MOST_AHEAD = 256
 
 
 def gather(
-    records: Iterator[Line], size: int, *, idle_seconds: float | None = None
+    lines: Iterator[Line], size: int, *, idle_seconds: float | None = None
 ) -> Iterator[list[Line]]:
     """Batches of `size` records; a smaller one is the last, or the last before a pause.
 
     Args:
-        records: the records with the places where they stand.
+        lines: the records with the places where they stand.
         size: records a batch.
         idle_seconds: close a batch early, be it empty, when no record comes for so long; None
             waits for ever. With a number, the records are read in a thread of their own.
@@ -49,21 +49,17 @@ def gather(
         Whatever reading the records raises, after the batch before it.
     """
     batch: list[Line] = []
-    arrivals = records if idle_seconds is None else _arrivals(records, idle_seconds)
-    while True:
-        try:
-            item = next(arrivals)
-        except StopIteration:
-            break
-        except (ChatBindError, OSError):
-            if batch:
+    try:
+        for line in lines if idle_seconds is None else _arrivals(lines, idle_seconds):
+            if line is not None:
+                batch.append(line)
+            if line is None or len(batch) == size:
                 yield batch
-            raise
-        if item is not None:
-            batch.append(item)
-        if item is None or len(batch) == size:
+                batch = []
+    except (ChatBindError, OSError):
+        if batch:
             yield batch
-            batch = []
+        raise
     if batch:
         yield batch
 
@@ -141,56 +137,31 @@ def _may_pause(stream: IO[bytes]) -> bool:
         return False
 
 
-class _End:
-    """Marks the end of the records, and why they ended."""
+def _arrivals(lines: Iterator[Line], idle_seconds: float) -> Iterator[Line | None]:
+    """The lines, and None after each pause longer than `idle_seconds`."""
+    arrived: queue.Queue[Line | Exception | None] = queue.Queue(_MOST_AHEAD)
 
-    def __init__(self, error: Exception | None = None) -> None:
-        self.error = error
-
-
-def _arrivals(records: Iterator[Line], idle_seconds: float) -> Iterator[Line | None]:
-    """The records, and None after each pause longer than `idle_seconds`."""
-    arrived: queue.Queue[Line | _End] = queue.Queue(_MOST_AHEAD)
-    abandoned = threading.Event()
-    # a daemon: it may wait for a record that never comes
-    threading.Thread(target=_read, args=(records, arrived, abandoned), daemon=True).start()
-    paused = False
-    try:
-        while True:
-            try:
-                item = arrived.get(timeout=None if paused else idle_seconds)
-            except queue.Empty:
-                paused = True
-                yield None
-                continue
-            paused = False
-            if isinstance(item, _End):
-                if item.error is not None:
-                    raise item.error
-                return
-            yield item
-    finally:
-        abandoned.set()
-
-
-def _read(
-    records: Iterator[Line], arrived: queue.Queue[Line | _End], abandoned: threading.Event
-) -> None:
-    end = _End()
-    try:
-        for item in records:
-            if not _put(arrived, item, abandoned):
-                return
-    except Exception as error:  # raised again in the thread that reads the queue
-        end = _End(error)
-    _put(arrived, end, abandoned)
-
-
-def _put(arrived: queue.Queue[Line | _End], item: Line | _End, abandoned: threading.Event) -> bool:
-    while not abandoned.is_set():
+    def read() -> None:
         try:
-            arrived.put(item, timeout=0.2)
-        except queue.Full:
+            for line in lines:
+                arrived.put(line)
+            arrived.put(None)
+        except Exception as error:  # raised again in the thread that reads the queue
+            arrived.put(error)
+
+    # a daemon: it may wait for a line that never comes
+    threading.Thread(target=read, daemon=True).start()
+    patience: float | None = idle_seconds
+    while True:
+        try:
+            line = arrived.get(timeout=patience)
+        except queue.Empty:
+            patience = None  # a pause is told once
+            yield None
             continue
-        return True
-    return False
+        patience = idle_seconds
+        if line is None:
+            return
+        if isinstance(line, Exception):
+            raise line
+        yield line

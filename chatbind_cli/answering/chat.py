@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from chatbind_cli.answering.answerer import Answerer
-from chatbind_cli.answering.generation import Generated
+from chatbind_cli.answering.decoding import Generated
 from chatbind_cli.answering.generation_settings import GenerationSettings
 from chatbind_cli.answering.questions import Question, short_digest
 from chatbind_cli.artifacts import emit_record
@@ -17,6 +17,7 @@ from chatbind_cli.errors import ChatBindError, MediaError, UsageError
 from chatbind_cli.jsonl import Record
 from chatbind_cli.media.medium import Medium, parse_attachment
 from chatbind_cli.media.modality import MODALITIES
+from chatbind_cli.media.root import ADDRESSES
 from chatbind_cli.media.source import shown
 from chatbind_cli.model.turns import Turn
 from chatbind_cli.model.turns import answer as answer_turn
@@ -169,6 +170,6 @@ def _present(attachment: Medium) -> Medium:
         MediaError: there is none.
     """
     ref = str(attachment.ref)
-    if not ref.startswith(("http://", "https://", "data:")) and not Path(ref).exists():
+    if not ref.startswith(ADDRESSES) and not Path(ref).exists():
         raise MediaError("no such file", where=ref)
     return attachment

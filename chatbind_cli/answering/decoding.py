@@ -10,11 +10,13 @@ import threading
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
+
+FinishReason = Literal["stop", "length"]
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # a token may add no visible character (a byte of a longer one, a special token)
@@ -22,18 +24,19 @@ _SILENT_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Decoded:
-    """An answer's text so far.
+class Generated:
+    """An answer.
 
     Attributes:
-        text: without the end token or stop text, and without white space around it.
-        n_tokens: how many tokens it was made of, the end token not counted.
-        ended: whether an end token or a stop text closed it.
+        text: without stop text and white space around it.
+        n_tokens: tokens that were generated, the end token not counted.
+        finish_reason: `stop`: the model ended it; `length`: `max_new_tokens` or the model's
+            longest context did.
     """
 
     text: str
     n_tokens: int
-    ended: bool
+    finish_reason: FinishReason
 
 
 class AnswerDecoder:
@@ -50,14 +53,14 @@ class AnswerDecoder:
         self.stops = tuple(stops)
         self._tokenizer = tokenizer
 
-    def finished(self, ids: Sequence[int]) -> Decoded:
+    def finished(self, ids: Sequence[int]) -> Generated:
         """The answer that complete generation gave."""
         words, ended = self._words(ids)
         text, stopped = self._until_stop(self._text(words))
         if stopped:
             # what a batch generated while other rows went on is not part of the answer
             words = words[: self._shortest_with_stop(words)]
-        return Decoded(text.strip(), len(words), ended or stopped)
+        return Generated(text.strip(), len(words), "stop" if ended or stopped else "length")
 
     def safe(self, ids: Sequence[int]) -> str:
         """The beginning of the answer that no later token can change.

@@ -11,10 +11,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -22,31 +23,17 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from chatbind_cli.answering.decoding import AnswerDecoder, StopAtEvent, StopAtText, TextStreamer
+from chatbind_cli.answering.decoding import (
+    AnswerDecoder,
+    Generated,
+    StopAtEvent,
+    StopAtText,
+    TextStreamer,
+)
 from chatbind_cli.answering.generation_settings import GenerationSettings
-from chatbind_cli.data.collate import pad_prompts
-from chatbind_cli.data.tokens import TokenizedPrompt
+from chatbind_cli.data.tokens import TokenizedSample
 from chatbind_cli.errors import RecordError
 from chatbind_cli.model.config import end_ids
-
-FinishReason = Literal["stop", "length"]
-
-
-@dataclass(frozen=True, slots=True)
-class Generated:
-    """An answer.
-
-    Attributes:
-        text: without stop text and white space around it.
-        n_tokens: tokens that were generated, the end token not counted.
-        finish_reason: `stop`: the model ended it; `length`: `max_new_tokens` or the model's
-            longest context did.
-    """
-
-    text: str
-    n_tokens: int
-    finish_reason: FinishReason
-
 
 # Long runs of blanks or dashes are single tokens in some vocabularies; text is far below this.
 _MOST_CHARACTERS_A_TOKEN = 256
@@ -99,7 +86,7 @@ class Generator:
                 hint="shorten the question",
             )
 
-    def check_length(self, prompt: TokenizedPrompt) -> None:
+    def check_length(self, prompt: TokenizedSample) -> None:
         """Makes sure that there is room for an answer.
 
         Raises:
@@ -115,7 +102,7 @@ class Generator:
             )
 
     def answers(
-        self, prompts: Sequence[TokenizedPrompt], settings: GenerationSettings, *, salt: str = ""
+        self, prompts: Sequence[TokenizedSample], settings: GenerationSettings, *, salt: str = ""
     ) -> list[Generated]:
         """Answers several prompts at once, padded on the left.
 
@@ -124,37 +111,21 @@ class Generator:
             settings: how.
             salt: with `settings.seed`, decides what sampling draws; give each batch its own.
         """
-        results: list[Generated | None] = [None] * len(prompts)
-        groups = self._groups(prompts, settings)
-        for indices in groups:
+        decoder = self._decoder(settings)
+        results: dict[int, Generated] = {}
+        for indices in self._groups(prompts, settings):
             rows = [prompts[index] for index in indices]
-            for index, ids in zip(indices, self._run(rows, settings, salt), strict=True):
-                results[index] = self._generated(ids, settings)
-        return [result for result in results if result is not None]
+            for index, ids in zip(indices, self._run(rows, settings, decoder, salt), strict=True):
+                results[index] = decoder.finished(ids)
+        return [results[index] for index in range(len(prompts))]
 
-    def stream(
-        self,
-        prompt: TokenizedPrompt,
-        settings: GenerationSettings,
-        on_text: Callable[[str], None],
-        cancelled: threading.Event | None = None,
-    ) -> Generated:
-        """Answers one prompt and hands the answer's text over as it grows.
-
-        Args:
-            prompt: what to answer.
-            settings: how; beam search knows its answer only at the end.
-            on_text: called with each new piece of text; the pieces make up the answer.
-            cancelled: set it from another thread to end the answer where it is.
-        """
-        streamer = TextStreamer(self._decoder(settings), on_text)
-        [ids] = self._run([prompt], settings, "", streamer=streamer, cancelled=cancelled)
-        generated = self._generated(ids, settings)
-        streamer.show(generated.text)
-        return generated
+    def stream(self, prompt: TokenizedSample, settings: GenerationSettings) -> Stream:
+        """Answers one prompt piece by piece; beam search knows its answer only at the end."""
+        decoder = self._decoder(settings)
+        return Stream(decoder, partial(self._run, [prompt], settings, decoder))
 
     def _groups(
-        self, prompts: Sequence[TokenizedPrompt], settings: GenerationSettings
+        self, prompts: Sequence[TokenizedSample], settings: GenerationSettings
     ) -> list[list[int]]:
         """Indices of prompts that are generated together.
 
@@ -174,29 +145,36 @@ class Generator:
 
     def _run(
         self,
-        prompts: Sequence[TokenizedPrompt],
+        prompts: Sequence[TokenizedSample],
         settings: GenerationSettings,
-        salt: str,
+        decoder: AnswerDecoder,
+        salt: str = "",
         *,
         streamer: TextStreamer | None = None,
         cancelled: threading.Event | None = None,
     ) -> list[list[int]]:
         """The new token ids of each prompt, end tokens and padding included."""
         device = self.model.device
-        padded = pad_prompts(prompts, self._pad_id)
-        length = padded["input_ids"].shape[1]
+        rows = [torch.tensor(prompt.input_ids) for prompt in prompts]
+        # on the left, so that the next token of every row stands at the same position
+        padded = pad_sequence(rows, True, self._pad_id, padding_side="left")
+        mask = pad_sequence([torch.ones_like(row) for row in rows], True, padding_side="left")
+        length = padded.shape[1]
         media = [medium for prompt in prompts for medium in prompt.media]
-        rows = [medium.embedding for medium in media if medium.embedding is not None]
+        embeddings = [medium.embedding for medium in media if medium.embedding is not None]
         weights = torch.tensor([medium.weight for medium in media], device=device)
+        criteria = StoppingCriteriaList([StopAtText(decoder, length)] if decoder.stops else [])
+        if cancelled is not None:
+            criteria.append(StopAtEvent(cancelled))
         with torch.inference_mode(), _seeded(settings, salt, device):
             output = self.model.generate(
-                input_ids=padded["input_ids"].to(device),
-                attention_mask=padded["attention_mask"].to(device),
-                media_embeddings=torch.stack(rows).to(device) if rows else None,
-                media_weights=weights if rows else None,
+                input_ids=padded.to(device),
+                attention_mask=mask.to(device),
+                media_embeddings=torch.stack(embeddings).to(device) if media else None,
+                media_weights=weights if media else None,
                 generation_config=self._config(settings, length),
                 logits_processor=LogitsProcessorList([_Finite()]),
-                stopping_criteria=self._criteria(settings, length, cancelled),
+                stopping_criteria=criteria,
                 streamer=streamer if settings.num_beams == 1 else None,
             )
         return output[:, length:].tolist()
@@ -220,23 +198,8 @@ class Generator:
             values |= {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
         return GenerationConfig(**values)
 
-    def _criteria(
-        self, settings: GenerationSettings, prompt_length: int, cancelled: threading.Event | None
-    ) -> StoppingCriteriaList:
-        criteria = StoppingCriteriaList()
-        decoder = self._decoder(settings)
-        if decoder.stops:
-            criteria.append(StopAtText(decoder, prompt_length))
-        if cancelled is not None:
-            criteria.append(StopAtEvent(cancelled))
-        return criteria
-
     def _decoder(self, settings: GenerationSettings) -> AnswerDecoder:
         return AnswerDecoder(self.tokenizer, self._end_ids, (*self._stops, *settings.stop))
-
-    def _generated(self, ids: Sequence[int], settings: GenerationSettings) -> Generated:
-        decoded = self._decoder(settings).finished(ids)
-        return Generated(decoded.text, decoded.n_tokens, "stop" if decoded.ended else "length")
 
 
 class Stream:
@@ -245,17 +208,18 @@ class Stream:
     The model works in a thread of its own. Leaving the loop early, by an interrupt too, ends the
     answer after the token at hand.
 
+    Args:
+        decoder: makes text of token ids.
+        run: generates the token ids, see `Generator._run`.
+
     Attributes:
         result: the whole answer, once the last piece is out.
     """
 
-    def __init__(
-        self, generator: Generator, prompt: TokenizedPrompt, settings: GenerationSettings
-    ) -> None:
+    def __init__(self, decoder: AnswerDecoder, run: Callable[..., list[list[int]]]) -> None:
         self.result: Generated | None = None
-        self._generator = generator
-        self._prompt = prompt
-        self._settings = settings
+        self._decoder = decoder
+        self._run = run
         self._pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._cancelled = threading.Event()
 
@@ -275,10 +239,12 @@ class Stream:
                 self._cancelled.set()
 
     def _work(self) -> Generated:
+        streamer = TextStreamer(self._decoder, self._pieces.put)
         try:
-            return self._generator.stream(
-                self._prompt, self._settings, self._pieces.put, self._cancelled
-            )
+            [ids] = self._run(streamer=streamer, cancelled=self._cancelled)
+            generated = self._decoder.finished(ids)
+            streamer.show(generated.text)
+            return generated
         finally:
             self._pieces.put(None)
 

@@ -55,6 +55,9 @@ class LoadedModel:
         projector: the projector file, where the folder holds a bare language model.
         device: where it runs, and the encoder with it.
         dtype: type of its weights, and of the encoder's.
+        encoder: where the user says that the encoder is; None: where the model says, else one of
+            the usual places.
+        allow_encoder_mismatch: take an encoder whose weights are not those of training.
     """
 
     bundle: ChatBind
@@ -62,6 +65,8 @@ class LoadedModel:
     projector: Path | None
     device: torch.device
     dtype: torch.dtype
+    encoder: Path | None = None
+    allow_encoder_mismatch: bool = False
 
     @property
     def model_id(self) -> str:
@@ -99,30 +104,26 @@ class LoadedModel:
         said = {key: value for key, value in changes.items() if value is not None}
         return MediaOptions.known({**(self.bundle.config.media_options or {}), **said})
 
-    def encoder_sha256(self, *, allow_mismatch: bool = False) -> str | None:
+    @property
+    def encoder_sha256(self) -> str | None:
         """The hash of the encoder's weights that embeddings must come from, if there is one."""
-        return None if allow_mismatch else (self.bundle.config.encoder or {}).get("sha256")
+        known = self.bundle.config.encoder or {}
+        return None if self.allow_encoder_mismatch else known.get("sha256")
 
-    def find_encoder(self, path: Path | None = None, *, allow_mismatch: bool = False) -> Encoder:
+    def find_encoder(self) -> Encoder:
         """Opens the encoder that the model needs; its towers are read when they are needed.
-
-        Args:
-            path: where the user says that it is; None: where the model says so, else one of the
-                usual places.
-            allow_mismatch: take an encoder whose weights are not those of training.
 
         Raises:
             CheckpointError: it is not there, or it is another one.
             WeightsError: its weights are broken.
         """
         config = self.bundle.config
-        path = path or self._encoder_path()
+        path = self.encoder or self._encoder_path()
         encoder = load_encoder(path, device=self.device, dtype=self.dtype)
-        wanted = self.encoder_sha256(allow_mismatch=allow_mismatch)
         info = EncoderInfo(
             name=encoder.name,
             # hashing 5 GB is left out where there is nothing to compare with
-            sha256=encoder.sha256 if wanted else None,
+            sha256=encoder.sha256 if self.encoder_sha256 else None,
             embedding_dim=encoder.embedding_dim,
         )
         try:
@@ -171,6 +172,8 @@ def load_model(
     path: Path,
     *,
     projector: Path | None = None,
+    encoder: Path | None = None,
+    allow_encoder_mismatch: bool = False,
     device: str = "auto",
     dtype: str = "auto",
     attn_implementation: str = "auto",
@@ -180,6 +183,8 @@ def load_model(
     Args:
         path: the folder.
         projector: a projector file; then `path` is a bare language model.
+        encoder: see `LoadedModel`; it is looked for when it is needed.
+        allow_encoder_mismatch: see `LoadedModel`.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         dtype: `auto`, `float32`, `float16`, `bfloat16`.
         attn_implementation: see `resolve_attention`.
@@ -214,7 +219,7 @@ def load_model(
         )
         bundle.model.to(place)  # type: ignore[arg-type]  # transformers' wrapper hides the types
         bundle.model.eval()
-    return LoadedModel(bundle, path, projector, place, numbers)
+    return LoadedModel(bundle, path, projector, place, numbers, encoder, allow_encoder_mismatch)
 
 
 def _refuse_stage_1(folder: Path) -> None:

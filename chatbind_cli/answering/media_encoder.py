@@ -9,37 +9,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from chatbind_cli.answering.loading import LoadedModel, json_sha256
-from chatbind_cli.data.encoding import NO_EMBEDDING, embed_each, is_embedding
+from chatbind_cli.data.encoding import NO_EMBEDDING, decode, embed_each, is_embedding
 from chatbind_cli.data.lookup import Embeddings, open_stores
-from chatbind_cli.errors import ChatBindError, MediaError, contained
+from chatbind_cli.errors import ChatBindError, MediaError
 from chatbind_cli.imagebind.encoder import Encoder
-from chatbind_cli.media.load import Media, load_media
+from chatbind_cli.imagebind.preprocess import Media
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
-from chatbind_cli.media.sniff import sniff
-from chatbind_cli.media.source import MediaSource, open_source, shown
+from chatbind_cli.media.source import MediaSource, open_source
 
 _REMEMBERED = 1024
 """Embeddings that are kept: questions about one picture often follow each other."""
-
-
-class MediaEmbedder(Protocol):
-    """Whatever knows the embeddings of media."""
-
-    def embed(self, media: Sequence[Medium]) -> list[Medium | ChatBindError]:
-        """Each medium with its modality and embedding, in order, or why there is none."""
-        ...
-
-    def identity(self) -> dict[str, Any]:
-        """What the metadata of an answer says of where the embeddings come from."""
-        ...
 
 
 class MediaEncoder:
@@ -47,8 +34,6 @@ class MediaEncoder:
 
     Args:
         model: whose encoder it is.
-        encoder: where that is; None: where the model says.
-        allow_mismatch: take an encoder whose weights are not those of training.
         options: how media become tensors; None: as in training.
         open_media: finds the bytes that a reference means.
         workers: threads that read and decode media beside each other.
@@ -57,16 +42,12 @@ class MediaEncoder:
     def __init__(
         self,
         model: LoadedModel,
-        encoder: Path | None = None,
         *,
-        allow_mismatch: bool = False,
         options: MediaOptions | None = None,
         open_media: Callable[[str | Path | bytes], MediaSource] = open_source,
         workers: int = 1,
     ) -> None:
         self._model = model
-        self._path = encoder
-        self._allow_mismatch = allow_mismatch
         self._options = model.media_options() if options is None else options
         self._open_media = open_media
         self._pool = ThreadPoolExecutor(max_workers=workers)
@@ -79,10 +60,10 @@ class MediaEncoder:
         Raises:
             ChatBindError: it is not there, or not the one that the model was trained with.
         """
-        return self._model.find_encoder(self._path, allow_mismatch=self._allow_mismatch)
+        return self._model.find_encoder()
 
     def identity(self) -> dict[str, Any]:
-        """See `MediaEmbedder.identity`; nothing where no encoder is to be had.
+        """What answers say of where the embeddings come from; nothing without an encoder.
 
         The hash of its weights only where the model's config.json does not say which they are.
         """
@@ -91,12 +72,14 @@ class MediaEncoder:
         except ChatBindError:
             return {}  # said when the first medium comes; texts need no encoder
         known = {"encoder_config_sha256": json_sha256(encoder.config.to_dict())}
-        if self._model.encoder_sha256(allow_mismatch=self._allow_mismatch) is None:
+        if self._model.encoder_sha256 is None:
             known["encoder_sha256"] = encoder.sha256
         return known
 
     def embed(self, media: Sequence[Medium]) -> list[Medium | ChatBindError]:
-        """See `MediaEmbedder.embed`. An embedding does not depend on the other media.
+        """Each medium with its modality and embedding, in order, or why there is none.
+
+        An embedding does not depend on the other media.
 
         Raises:
             ChatBindError: the encoder cannot be used, so that no medium can be read.
@@ -116,18 +99,11 @@ class MediaEncoder:
         ]
 
     def _read(self, medium: Medium, known: set[str]) -> Media | Medium | ChatBindError:
-        """Decodes a medium, unless its embedding is remembered."""
-        try:
-            source = self._open_media(medium.ref)
-            found = medium.modality or sniff(source)
-            if found not in known:
-                return MediaError(f"the encoder has no tower for {found}", where=source.name)
-            key = (found, source.sha256)
-            if key in self._remembered:
-                return _embedded(medium, key, self._remembered[key])
-            return load_media(source, found, self._options)
-        except Exception as error:
-            return contained(error, where=shown(medium.name))
+        open_medium = partial(self._open_media, medium.ref)
+        return decode(medium, open_medium, known, self._options, self._recall)
+
+    def _recall(self, modality: str, sha256: str) -> torch.Tensor | None:
+        return self._remembered.get((modality, sha256))
 
 
 def _key(media: Media) -> tuple[str, str]:
@@ -147,15 +123,12 @@ class StoredEmbeddings:
 
     Args:
         folder: a store that was made with the model's encoder.
-        model: whose media these are.
-        allow_mismatch: take embeddings of another encoder than that of training.
+        model: who takes the embeddings.
         options: how the model takes media; rows that were made otherwise are refused.
     """
 
-    def __init__(
-        self, folder: Path, model: LoadedModel, *, allow_mismatch: bool, options: MediaOptions
-    ) -> None:
-        self._pinned = model.encoder_sha256(allow_mismatch=allow_mismatch)
+    def __init__(self, folder: Path, model: LoadedModel, options: MediaOptions) -> None:
+        self._pinned = model.encoder_sha256
         dim = model.bundle.config.embedding_dim
         self._stores = open_stores(folder, encoder_sha256=self._pinned, dim=dim)
         self._embeddings = Embeddings(self._stores, options)
@@ -163,13 +136,13 @@ class StoredEmbeddings:
         self._options = options
 
     def identity(self) -> dict[str, Any]:
-        """See `MediaEmbedder.identity`."""
+        """What answers say of where the embeddings come from."""
         meta = self._stores[0].meta
         known: dict[str, Any] = {"store_dtypes": [meta.encoder_dtype, meta.dtype]}
         return known if self._pinned else known | {"encoder_sha256": meta.encoder_sha256}
 
     def embed(self, media: Sequence[Medium]) -> list[Medium | ChatBindError]:
-        """See `MediaEmbedder.embed`; the modality of each medium must be known."""
+        """Each medium with its embedding, in order, or why there is none."""
         return [self._find(medium) for medium in media]
 
     def _find(self, medium: Medium) -> Medium | ChatBindError:

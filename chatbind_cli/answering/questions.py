@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from chatbind_cli.data.conversations import media_of_record
 from chatbind_cli.errors import ChatBindError, RecordError, contained
 from chatbind_cli.files import sha256_text
 from chatbind_cli.jsonl import Line, Record, dumps, record_id
-from chatbind_cli.media.medium import Medium
+from chatbind_cli.media.medium import Medium, media_of_record
 
 if TYPE_CHECKING:
-    from chatbind_cli.answering.generation import Generated
-    from chatbind_cli.data.tokens import TokenizedPrompt
+    from chatbind_cli.answering.decoding import Generated
+    from chatbind_cli.data.tokens import TokenizedSample
     from chatbind_cli.model.turns import Turn
 
 # what an answer record says itself, and what only says how the question was asked
@@ -51,7 +50,7 @@ class Question:
     line: int | None = None
     problem: ChatBindError | None = None
     turn: Turn | None = None
-    prompt: TokenizedPrompt | None = None
+    prompt: TokenizedSample | None = None
 
     @property
     def place(self) -> str | None:

@@ -9,6 +9,7 @@ as that of a run that was never disturbed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,10 +18,10 @@ from typing import Any
 from chatbind_cli.answering.answer_file import AnswerFile, DoubledQuestionError
 from chatbind_cli.answering.answerer import Answerer
 from chatbind_cli.answering.batching import count_questions, gather, open_questions
-from chatbind_cli.answering.generation import Generated
+from chatbind_cli.answering.decoding import Generated
 from chatbind_cli.answering.generation_settings import GenerationSettings
 from chatbind_cli.answering.loading import LoadedModel
-from chatbind_cli.answering.media_encoder import MediaEmbedder, MediaEncoder, StoredEmbeddings
+from chatbind_cli.answering.media_encoder import MediaEncoder, StoredEmbeddings
 from chatbind_cli.answering.process_group import ProcessGroup
 from chatbind_cli.answering.questions import Question, read_question
 from chatbind_cli.console import Progress, note
@@ -49,8 +50,6 @@ class VqaRequest:
         settings: of generation.
         batch_size: questions that are answered together.
         workers: threads that read media.
-        encoder: where the encoder is; None: where the model says.
-        allow_encoder_mismatch: take another encoder than that of training.
         prompt_style: None for the model's own.
         attn_implementation: as the user said it.
         media: fields of `MediaOptions` that differ from the model's training.
@@ -65,8 +64,6 @@ class VqaRequest:
     settings: GenerationSettings
     batch_size: int
     workers: int
-    encoder: Path | None
-    allow_encoder_mismatch: bool
     prompt_style: str | None
     attn_implementation: str
     media: Mapping[str, Any]
@@ -79,8 +76,7 @@ def vqa(loaded: LoadedModel, request: VqaRequest) -> None:
         SomeRecordsFailed: some of them could not be answered.
         ChatBindError: something that all of them need is not there or broken.
     """
-    media_encoder = _media_encoder(loaded, request)
-    answerer = Answerer(loaded, media_encoder, style=request.prompt_style)
+    answerer = Answerer(loaded, _media_encoder(loaded, request), style=request.prompt_style)
     work = partial(answer_batch, answerer, request.settings)
     with ProcessGroup() as group:
         if not group.leads:
@@ -93,7 +89,7 @@ def vqa(loaded: LoadedModel, request: VqaRequest) -> None:
             metadata=_metadata(loaded, answerer, request),
         )
         with (
-            output,
+            closing(output),
             Progress(count_questions(request.questions), "answering", "questions") as progress,
         ):
             run = Run(output, group, work, request.batch_size, request.on_error, progress.advance)
@@ -101,17 +97,12 @@ def vqa(loaded: LoadedModel, request: VqaRequest) -> None:
             run.answer(lines, idle_seconds=idle_seconds)
 
 
-def _media_encoder(loaded: LoadedModel, request: VqaRequest) -> MediaEmbedder:
+def _media_encoder(loaded: LoadedModel, request: VqaRequest) -> MediaEncoder | StoredEmbeddings:
     options = loaded.media_options(**request.media)
-    allow_mismatch = request.allow_encoder_mismatch
     if request.store is not None:
-        return StoredEmbeddings(
-            request.store, loaded, allow_mismatch=allow_mismatch, options=options
-        )
+        return StoredEmbeddings(request.store, loaded, options)
     return MediaEncoder(
         loaded,
-        request.encoder,
-        allow_mismatch=allow_mismatch,
         options=options,
         open_media=request.media_root.open,
         workers=request.workers,

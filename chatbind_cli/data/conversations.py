@@ -1,7 +1,6 @@
-"""Conversations to train on, read from LLaVA's files (JSON array or JSONL) and alpaca rows.
+"""Conversations to train on, made of LLaVA's records and of alpaca rows.
 
-Every record is checked when the file is read: roles, keys, and that placeholders and media agree.
-Tokens, prompt styles and the media themselves are not known here.
+Every record is checked when it is read: roles, keys, and that placeholders and media agree.
 """
 
 from __future__ import annotations
@@ -12,12 +11,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import IO, Any, overload
+from typing import Any, overload
 
 from chatbind_cli.errors import RecordError
-from chatbind_cli.jsonl import read_records
-from chatbind_cli.media.medium import Medium
+from chatbind_cli.media.medium import Medium, media_of_record
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.model.turns import (
     GPT,
@@ -105,27 +102,6 @@ class Conversations(Sequence[Conversation]):
         )
 
 
-def read_conversations(source: str | Path, *, stdin: IO[bytes] | None = None) -> Conversations:
-    """Reads and checks a whole file of conversations.
-
-    Args:
-        source: a JSON array or JSONL, plain or compressed; `-` for standard input.
-        stdin: the byte stream that `-` stands for.
-
-    Raises:
-        RecordError: the file or one of its records cannot be used; it names file and line.
-    """
-    return Conversations(iter_conversations(source, stdin=stdin))
-
-
-def iter_conversations(
-    source: str | Path, *, stdin: IO[bytes] | None = None
-) -> Iterator[Conversation]:
-    """The conversations of a file one at a time. See `read_conversations`."""
-    for record, where in read_records(source, stdin=stdin):
-        yield parse_conversation(record, where)
-
-
 def parse_conversation(record: Mapping[str, Any], where: str) -> Conversation:
     """One record as a conversation.
 
@@ -161,24 +137,6 @@ def parse_conversation(record: Mapping[str, Any], where: str) -> Conversation:
             content, waiting = place_media(text, waiting)
             turns.append(Turn(HUMAN, content))
     return Conversation(identity, tuple(turns), where)
-
-
-def media_of_record(record: Mapping[str, Any], *, where: str | None = None) -> tuple[Medium, ...]:
-    """The media that a record names under its modality keys, in the order of its keys.
-
-    Raises:
-        RecordError: such a key holds neither a name nor a list of names.
-    """
-    media: list[Medium] = []
-    for key, value in record.items():
-        if key not in MODALITIES or value is None:
-            continue
-        names = value if isinstance(value, list) else [value]
-        for name in names:
-            if not isinstance(name, str) or not name:
-                raise RecordError(f"{key} must be a file name or a list of them", where=where)
-            media.append(Medium(key, name))
-    return tuple(media)
 
 
 def _said(conversations: Any, where: str) -> Iterator[tuple[str, str]]:

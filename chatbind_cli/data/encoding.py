@@ -9,10 +9,10 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
@@ -22,12 +22,12 @@ from chatbind_cli import launch
 from chatbind_cli.data.media_items import MediaItem
 from chatbind_cli.errors import ChatBindError, MediaError, contained
 from chatbind_cli.imagebind.encoder import Encoder
-from chatbind_cli.media.load import Media, load_media
+from chatbind_cli.imagebind.preprocess import Media, load_media
+from chatbind_cli.jsonl import legible
+from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.sniff import sniff
-from chatbind_cli.media.source import shown
-
-_PATIENCE_S = 0.2  # until a thread that waits for room looks whether it is still wanted
+from chatbind_cli.media.source import MediaSource, shown
 
 GPU_FAILED = (torch.OutOfMemoryError, torch.AcceleratorError)
 """What no single medium or question is to blame for, and no other would survive."""
@@ -35,44 +35,26 @@ GPU_FAILED = (torch.OutOfMemoryError, torch.AcceleratorError)
 NO_EMBEDDING = "the encoder made numbers of it that are not finite, or all zero"
 
 Recall = Callable[[str, str], torch.Tensor | None]
-"""From a modality and the SHA-256 of a content to its embedding, if there is one already."""
+"""From a modality and the SHA-256 of a content to its embedding, if there is one already. Asked
+before a medium is decoded, from several threads at once."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Known:
-    """A medium with its embedding."""
-
-    modality: str
-    sha256: str
-    embedding: torch.Tensor
-
-
-_Loaded = Media | _Known | ChatBindError
+_Loaded = Media | Medium | ChatBindError
+"""What the encoder takes, a medium with its embedding, or why there is none."""
 
 
 @dataclass(frozen=True)
-class _End:
-    """The end of the list, and why it ended early, if it did."""
-
-    error: ChatBindError | None = None
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
 class Encoded:
-    """What became of an item: an embedding, or the reason why there is none.
+    """What became of an item.
 
-    Attributes:
+    Args:
         item: what was asked for.
-        modality: what it is; None where that could not be told.
-        sha256: hash of its content, hexadecimal; None with an error.
-        embedding: as published, not normalised, float32 [dim]; None with an error.
-        error: the reason.
+        medium: with what was found of it: its modality, hash and embedding (not normalised).
+        error: the reason why it has no embedding.
     """
 
     item: MediaItem
-    modality: str | None
-    sha256: str | None = None
-    embedding: torch.Tensor | None = None
+    medium: Medium
     error: ChatBindError | None = None
 
 
@@ -84,41 +66,75 @@ class EncodingOptions:
         media: how files become tensors.
         workers: threads that decode ahead; 0 decodes between the encoder's batches.
         batch_size: media that go to the encoder together.
-        recall: asked before a medium is decoded, from several threads at once.
     """
 
     media: MediaOptions
     workers: int = 2
     batch_size: int = 1
-    recall: Recall | None = None
 
 
 def encode_items(
-    items: Iterable[MediaItem], encoder: Encoder, options: EncodingOptions
+    items: Iterable[MediaItem],
+    encoder: Encoder,
+    options: EncodingOptions,
+    recall: Recall | None = None,
 ) -> Generator[Encoded, None, None]:
     """Yields what became of each item, in order; a medium that cannot be used is a result too.
 
     Raises:
         ChatBindError: the encoder itself cannot be used, or the list of items cannot be read.
     """
-    for batch in _batches(items, encoder, options):
-        media = [loaded for _, loaded in batch if isinstance(loaded, Media)]
-        rows = iter(embed_each(encoder, media))
+    known = frozenset(encoder.modalities)
+
+    def load(item: MediaItem) -> _Loaded:
+        return decode(item.medium, item.open, known, options.media, recall)
+
+    for batch in _batches(items, load, options):
+        rows = iter(embed_each(encoder, [it for _, it in batch if isinstance(it, Media)]))
         for item, loaded in batch:
             if isinstance(loaded, Media):
-                yield _encoded(item, loaded.modality, loaded.source.sha256, next(rows))
-            elif isinstance(loaded, _Known):
-                yield _encoded(item, loaded.modality, loaded.sha256, loaded.embedding)
+                yield _encoded(item, loaded, next(rows))
+            elif isinstance(loaded, Medium):
+                yield Encoded(item, loaded)
             else:
-                yield Encoded(item=item, modality=item.modality, error=loaded)
+                yield Encoded(item, item.medium, loaded)
 
 
-def _encoded(
-    item: MediaItem, modality: str, sha256: str, embedding: torch.Tensor | ChatBindError
-) -> Encoded:
-    if isinstance(embedding, ChatBindError):
-        return Encoded(item=item, modality=modality, error=embedding)
-    return Encoded(item=item, modality=modality, sha256=sha256, embedding=embedding)
+def _encoded(item: MediaItem, media: Media, row: torch.Tensor | ChatBindError) -> Encoded:
+    medium = replace(item.medium, modality=media.modality, sha256=media.source.sha256)
+    if isinstance(row, ChatBindError):
+        return Encoded(item, medium, row)
+    return Encoded(item, replace(medium, embedding=row))
+
+
+def decode(
+    medium: Medium,
+    open_medium: Callable[[], MediaSource],
+    known: Collection[str],
+    options: MediaOptions,
+    recall: Recall | None = None,
+) -> _Loaded:
+    """Decodes a medium, unless its embedding is known already or it cannot be used.
+
+    Args:
+        medium: what it is called.
+        open_medium: finds its bytes.
+        known: the modalities that the encoder has towers for.
+        options: how it becomes a tensor.
+        recall: see `Recall`.
+    """
+    try:
+        source = open_medium()
+        modality = medium.modality or sniff(source)
+        if modality not in known:
+            return MediaError(f"the encoder has no tower for {modality}", where=source.name)
+        sha256 = source.sha256  # hashed here, in the thread
+        embedding = recall(modality, sha256) if recall else None
+        if embedding is not None:
+            return replace(medium, modality=modality, sha256=sha256, embedding=embedding)
+        return load_media(source, modality, options)
+    except Exception as error:
+        return contained(error, where=shown(legible(medium.name)))
 
 
 def embed_each(encoder: Encoder, media: Sequence[Media]) -> list[torch.Tensor | ChatBindError]:
@@ -150,7 +166,10 @@ def is_embedding(row: torch.Tensor) -> bool:
 
 
 def encode_share(
-    items: Sequence[MediaItem] | None, encoder: Encoder, options: EncodingOptions
+    items: Sequence[MediaItem] | None,
+    encoder: Encoder,
+    options: EncodingOptions,
+    recall: Recall | None = None,
 ) -> Generator[Encoded, None, None]:
     """Encodes this process's share of the items; the first process yields everybody's, in order.
 
@@ -158,6 +177,7 @@ def encode_share(
         items: what is to be done, on the first process; None on the others.
         encoder: on this process's device.
         options: how the work is done.
+        recall: what this process knows already.
     """
     dist.init_process_group("gloo")
     try:
@@ -169,7 +189,7 @@ def encode_share(
         blocks = [todo[start : start + size] for start in range(0, len(todo), size)]
         blocks += [()] * (-len(blocks) % n)  # all take part in every round
         own = blocks[rank::n]
-        results = encode_items((item for block in own for item in block), encoder, options)
+        results = encode_items((item for block in own for item in block), encoder, options, recall)
         for block in own:
             done = list(islice(results, len(block)))
             gathered: list[list[Encoded]] | None = [[] for _ in range(n)] if rank == 0 else None
@@ -181,105 +201,64 @@ def encode_share(
 
 
 def _batches(
-    items: Iterable[MediaItem], encoder: Encoder, options: EncodingOptions
+    items: Iterable[MediaItem],
+    load: Callable[[MediaItem], _Loaded],
+    options: EncodingOptions,
 ) -> Iterator[list[tuple[MediaItem, _Loaded]]]:
-    known = frozenset(encoder.modalities)
-    if options.workers:
-        yield from _LoadAhead(items, known, options).batches()
-        return
-    remaining = iter(items)
-    while batch := list(islice(remaining, options.batch_size)):
-        yield [(item, _load(item, known, options)) for item in batch]
-
-
-class _LoadAhead:
-    """Reads the list and decodes its media in threads, a bounded number of media ahead.
+    """Yields what is ready, in order, up to the size of a batch at a time.
 
     The list has a thread of its own, because it may be a pipe that is slow to say more: what is
-    decoded goes on without waiting for the next line. That thread holds items and nothing else.
-    Threads are waited for only in the one that works through the batches: Python may end
-    `batches` in any other, too.
-
-    Args:
-        items: what to decode.
-        known: the modalities that the encoder has towers for.
-        options: how.
+    decoded goes on without waiting for the next line.
     """
-
-    def __init__(
-        self, items: Iterable[MediaItem], known: frozenset[str], options: EncodingOptions
-    ) -> None:
-        self._items = items
-        self._known = known
-        self._options = options
-        self._ahead = options.workers + options.batch_size
-        self._arrived: queue.Queue[MediaItem | _End] = queue.Queue(self._ahead)
-        self._stopped = False
-
-    def batches(self) -> Iterator[list[tuple[MediaItem, _Loaded]]]:
-        """Yields what is ready, in order, up to the size of a batch at a time."""
-        # a daemon: it may sit in a read of a pipe that never says more when the work is given up
-        reader = threading.Thread(target=self._read, name="list", daemon=True)
-        reader.start()
-        mine = threading.current_thread()
-        pool = ThreadPoolExecutor(self._options.workers, thread_name_prefix="decode")
-        waiting: deque[tuple[MediaItem, Future[_Loaded]]] = deque()
-        end: _End | None = None
-        try:
-            while waiting or end is None:
-                while end is None and (not waiting or self._may_take(len(waiting))):
-                    entry = self._arrived.get()
-                    if isinstance(entry, _End):
-                        end = entry
-                    else:
-                        job = pool.submit(_load, entry, self._known, self._options)
-                        waiting.append((entry, job))
-                size = min(len(waiting), self._options.batch_size)
-                taken = [waiting.popleft() for _ in range(size)]
-                yield [(item, job.result()) for item, job in taken]
-            if end.error is not None:
-                raise end.error
-        finally:
-            self._stopped = True
-            own = threading.current_thread() is mine
-            pool.shutdown(wait=own, cancel_futures=True)
-            if own:
-                reader.join(2 * _PATIENCE_S)
-
-    def _may_take(self, n_waiting: int) -> bool:
-        return n_waiting < self._ahead and not self._arrived.empty()
-
-    def _read(self) -> None:
-        end = _End()
-        try:
-            for item in self._items:
-                if not self._put(item):
-                    return
-        except OSError as error:
-            end = _End(ChatBindError(f"the list cannot be read: {error.strerror or error}"))
-        except Exception as error:
-            end = _End(contained(error, where="the list"))
-        self._put(end)
-
-    def _put(self, entry: MediaItem | _End) -> bool:
-        """Waits for room; returns False where the work was given up meanwhile."""
-        while not self._stopped:
-            with suppress(queue.Full):
-                self._arrived.put(entry, timeout=_PATIENCE_S)
-                return True
-        return False
-
-
-def _load(item: MediaItem, known: frozenset[str], options: EncodingOptions) -> _Loaded:
+    if not options.workers:
+        remaining = iter(items)
+        while batch := list(islice(remaining, options.batch_size)):
+            yield [(item, load(item)) for item in batch]
+        return
+    ahead = options.workers + options.batch_size  # a bounded number of media
+    arrived: queue.Queue[MediaItem | ChatBindError | None] = queue.Queue(ahead)
+    given_up = threading.Event()
+    # a daemon: it may sit in a read of a pipe that never says more when the work is given up
+    reading = threading.Thread(target=_read, args=(items, arrived, given_up), daemon=True)
+    reading.start()
+    pool = ThreadPoolExecutor(options.workers, thread_name_prefix="decode")
+    waiting: deque[tuple[MediaItem, Future[_Loaded]]] = deque()
+    more, failure = True, None
     try:
-        source = item.open()
-        modality = item.modality or sniff(source)
-        if modality not in known:
-            return MediaError(f"the encoder has no tower for {modality}", where=source.name)
-        sha256 = source.sha256  # hashed here, in the thread
-        embedding = options.recall(modality, sha256) if options.recall else None
-        if embedding is not None:
-            return _Known(modality, sha256, embedding)
-        return load_media(source, modality, options.media)
+        while waiting or more:
+            while more and (not waiting or (len(waiting) < ahead and not arrived.empty())):
+                item = arrived.get()
+                if isinstance(item, MediaItem):
+                    waiting.append((item, pool.submit(load, item)))
+                else:
+                    more, failure = False, item
+            ready = [waiting.popleft() for _ in range(min(len(waiting), options.batch_size))]
+            yield [(item, decoded.result()) for item, decoded in ready]
+        if failure is not None:
+            raise failure
+    finally:
+        given_up.set()
+        # Python may end this generator in any thread, one of the pool's too: nobody is waited for
+        pool.shutdown(wait=False, cancel_futures=True)
+        with suppress(queue.Empty):
+            while True:  # makes room, so that the list's thread comes to its end
+                arrived.get_nowait()
+
+
+def _read(
+    items: Iterable[MediaItem],
+    arrived: queue.Queue[MediaItem | ChatBindError | None],
+    given_up: threading.Event,
+) -> None:
+    """Puts the items into a queue; at the end None, or why the list cannot be read on."""
+    failure: ChatBindError | None = None
+    try:
+        for item in items:
+            arrived.put(item)
+            if given_up.is_set():
+                return
+    except OSError as error:
+        failure = ChatBindError(f"the list cannot be read: {error.strerror or error}")
     except Exception as error:
-        return contained(error, where=shown(item.path))
+        failure = contained(error, where="the list")
+    arrived.put(failure)

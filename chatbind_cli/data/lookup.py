@@ -11,9 +11,12 @@ from typing import Any
 
 import torch
 
+from chatbind_cli.data.database import FILE_NAME
+from chatbind_cli.data.old_store import is_old
 from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.errors import ChatBindError, StoreError
 from chatbind_cli.media.medium import Medium
+from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.options import MediaOptions, options_of
 
 _ANEW = "encode the media into a store of their own, all with the same options"
@@ -32,7 +35,7 @@ class Embeddings:
         self, stores: Sequence[EmbeddingStore], options: MediaOptions | None = None
     ) -> None:
         self._stores = list(stores)
-        self._options = options
+        self._made = {m: options.fingerprint(m) for m in MODALITIES} if options else {}
 
     def __contains__(self, medium: Medium) -> bool:
         """Whether one of the stores has it."""
@@ -42,7 +45,7 @@ class Embeddings:
         """The embedding of a medium, float32 [dim]; None if there is none of these options."""
         if medium.modality is None:
             return None
-        made = self._options.fingerprint(medium.modality) if self._options else None
+        made = self._made.get(medium.modality)
         for store in self._stores:
             row = store.get(medium.modality, name=medium.name, fingerprint=made)
             if row is not None:
@@ -68,7 +71,7 @@ class Embeddings:
 def open_parts(folder: Path) -> list[EmbeddingStore]:
     """The stores that the processes of a run, and of killed ones before it, have filled."""
     # a process that was killed early has left a folder that is no store yet
-    made = sorted(path.parent for path in folder.glob("part-*/store.json"))
+    made = sorted(path.parent for path in folder.glob(f"part-*/{FILE_NAME}"))
     return [EmbeddingStore.open(part) for part in made]
 
 
@@ -82,7 +85,7 @@ def open_stores(folder: Path, **expected: Any) -> list[EmbeddingStore]:
     Raises:
         StoreError: there is none, or they were made by different encoders.
     """
-    parts = sorted(path.parent for path in folder.glob("part-*/store.json"))
+    parts = [p for p in sorted(folder.glob("part-*")) if is_old(p) or (p / FILE_NAME).exists()]
     stores = [EmbeddingStore.open(part, **expected) for part in parts or [folder]]
     if len({(store.meta.encoder_sha256, store.meta.encoder_dtype) for store in stores}) > 1:
         raise StoreError("holds embeddings of different encoders", where=str(folder))

@@ -1,21 +1,19 @@
-"""What there is to encode: paths as words or lines, records that name media, training files.
-
-Knows how an input becomes a name and a file, and nothing of decoding, encoders and outputs.
-"""
+"""What there is to encode: paths as words or lines, records that name media, training files."""
 
 from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
-from chatbind_cli.data.conversations import media_of_record
 from chatbind_cli.errors import ChatBindError, RecordError
 from chatbind_cli.json_text import MOST_BYTES, TOO_LONG, Line, lines
 from chatbind_cli.jsonl import Record, legible, read_lines
+from chatbind_cli.media.medium import Medium, media_of_record
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.root import MediaRoot
 from chatbind_cli.media.source import MediaSource, open_source
@@ -23,34 +21,40 @@ from chatbind_cli.media.source import MediaSource, open_source
 # an object, an array, gzip, zstd: what `read_records` understands; anything else is lines of paths
 _RECORDS_START = (b"{", b"[", b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xef\xbb\xbf{", b"\xef\xbb\xbf[")
 
-# what output records say beside the path and the modality, see `encode_sinks`
+# what output records say beside the path and the modality, see `encode`
 _WRITTEN = ("embedding", "labels", "encoder", "normalized", "label_set", "error", "line")
 _NO_MEDIUM = "a record names no medium under path, image, ..."
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class MediaItem:
     """One medium to encode.
 
-    Attributes:
-        path: what output records call it: the path as it was given, made `legible`.
-        name: what an embedding store calls it: as training records do, from the media root.
-        ref: the path as it was given by a user; None: as in `path`.
-        modality: None where the content has to tell.
+    Args:
+        medium: as a record or a user names it.
         root: where a record's path starts; None for a path, URL or data URI of the user's own.
+        name: what an embedding store calls it: as training records do, from the media root.
         carried: the other keys of its record.
         problem: why its record cannot be used, if so.
         line: where a record that cannot be used stands.
     """
 
-    path: str
-    name: str
-    ref: str | None = None
-    modality: str | None = None
+    medium: Medium
     root: MediaRoot | None = None
+    name: str = ""
     carried: Record = field(default_factory=dict)
     problem: str | None = None
     line: int | None = None
+
+    @property
+    def path(self) -> str:
+        """What output records call it: the path as it was given, made `legible`."""
+        return legible(self.medium.name)
+
+    @property
+    def modality(self) -> str | None:
+        """What it is said to be; None where the content has to tell."""
+        return self.medium.modality
 
     def open(self) -> MediaSource:
         """Returns where its bytes are.
@@ -61,8 +65,8 @@ class MediaItem:
         if self.problem is not None:
             raise RecordError(self.problem)
         if self.root is None:
-            return open_source(self.ref or self.path)
-        return open_source(self.root.find(self.path))
+            return open_source(self.medium.ref)
+        return open_source(self.root.find(self.medium.name))
 
     def output(self, modality: str | None) -> Record:
         """Returns what its output record says but for the outcome: whatever came in, and which.
@@ -80,8 +84,7 @@ def items_of_paths(
 ) -> Iterator[MediaItem]:
     """Yields the media that the user names by path, URL or data URI."""
     for path in paths:
-        name = legible(_name_from_root(path, root.folder))
-        yield MediaItem(path=legible(path), name=name, ref=path, modality=modality)
+        yield MediaItem(Medium(modality, path), name=_name_from_root(path, root.folder))
 
 
 def items_of_list(
@@ -149,26 +152,30 @@ def _items_of_stream(
 
 
 def _items_of_record(line: Line, root: MediaRoot, modality: str | None) -> Iterator[MediaItem]:
-    record, where, _, problem = line
     try:
-        if problem is not None:
-            raise problem
-        media = media_of_record(record, where=where)
+        media = _media(line, modality)
     except ChatBindError as error:
         yield _problem(line, str(error))
         return
-    named: list[tuple[str | None, str]] = [(medium.modality, medium.name) for medium in media]
-    if not named and "path" in record:
-        path, said = record["path"], record.get("modality") or modality
-        if not isinstance(path, str) or not path:
-            yield _problem(line, f"{where}: path must be a file name")
-            return
-        if said not in (None, *MODALITIES):
-            yield _problem(line, f"{where}: {said!r} is not one of {', '.join(MODALITIES)}")
-            return
-        named = [(said, path)]
-    for said, path in named:
-        yield MediaItem(path=path, name=path, modality=said, root=root, carried=_carried(record))
+    carried = _carried(line.record)
+    for medium in media:
+        yield MediaItem(medium, root, medium.name, carried)
+
+
+def _media(line: Line, modality: str | None) -> Sequence[Medium]:
+    """What a record names under `image`, `audio`, ..., or else under `path`."""
+    record, where, _, problem = line
+    if problem is not None:
+        raise problem
+    media = media_of_record(record, where=where)
+    if media or "path" not in record:
+        return media
+    path, said = record["path"], record.get("modality") or modality
+    if not isinstance(path, str) or not path:
+        raise RecordError("path must be a file name", where=where)
+    if said not in (None, *MODALITIES):
+        raise RecordError(f"{said!r} is not one of {', '.join(MODALITIES)}", where=where)
+    return [Medium(said, path)]
 
 
 def _problem(line: Line, problem: str) -> MediaItem:
@@ -176,7 +183,7 @@ def _problem(line: Line, problem: str) -> MediaItem:
     path = carried.pop("path", "")
     if isinstance(path, str) and path:
         carried["path"] = path
-    return MediaItem(path="", name="", carried=carried, problem=problem, line=line.number)
+    return MediaItem(Medium(None, ""), carried=carried, problem=problem, line=line.number)
 
 
 def _carried(record: Record) -> Record:
@@ -185,10 +192,8 @@ def _carried(record: Record) -> Record:
 
 
 def _name_from_root(path: str, root: Path | None) -> str:
-    """Returns a path below the media root as records name it, any other path as it is."""
-    if root is None:
-        return path
-    try:
-        return Path(path).absolute().relative_to(root.absolute()).as_posix()
-    except ValueError:
-        return path
+    """A path below the media root as records name it, any other path as it is; both legible."""
+    if root is not None:
+        with suppress(ValueError):
+            path = Path(path).absolute().relative_to(root.absolute()).as_posix()
+    return legible(path)

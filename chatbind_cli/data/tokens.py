@@ -44,14 +44,6 @@ class TokenizedSample:
         return sum(label != IGNORE_INDEX for label in self.labels)
 
 
-@dataclass(frozen=True, slots=True)
-class TokenizedPrompt:
-    """A prompt as token ids, and the media in it in order."""
-
-    input_ids: list[int]
-    media: tuple[Medium, ...]
-
-
 class PromptEncoder:
     """Writes conversations down as token ids in one prompt style.
 
@@ -107,7 +99,7 @@ class PromptEncoder:
             )
         return sample
 
-    def prompt(self, turns: Sequence[Turn]) -> TokenizedPrompt:
+    def prompt(self, turns: Sequence[Turn]) -> TokenizedSample:
         """A prompt that asks for the answer to the last turn.
 
         Args:
@@ -119,7 +111,7 @@ class PromptEncoder:
         if not turns or turns[-1].role != HUMAN:
             raise RecordError("a prompt must end with a question")
         sample, _ = self._encode(turns)
-        return TokenizedPrompt(sample.input_ids, sample.media)
+        return sample
 
     def _encode(self, turns: Sequence[Turn]) -> tuple[TokenizedSample, list[tuple[int, int]]]:
         """The whole sample, and where each medium's tokens start and end in it."""

@@ -12,35 +12,31 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatch
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from chatbind_cli.console import Progress, note
 from chatbind_cli.download.archive import unpack
 from chatbind_cli.download.hub import Hub, is_offline
 from chatbind_cli.download.manifest import (
-    MANIFEST,
-    Came,
+    ManifestEntry,
     Manifests,
     Member,
-    check_members,
     check_room,
     is_present,
     members_are_there,
     members_of,
 )
 from chatbind_cli.download.requests import Request
+from chatbind_cli.download.verify import files_here, verify
 from chatbind_cli.download.web import AGAIN, Patience, begun_bytes, fetch_url, open_client
 from chatbind_cli.errors import ChatBindError, DownloadError, contained, reason
-from chatbind_cli.files import lock_file, sha256_file
+from chatbind_cli.files import lock_file
 from chatbind_cli.jsonl import Record
 
 if TYPE_CHECKING:
     import httpx
-
-_FETCH_IT = "run it without --verify"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,36 +107,22 @@ def _files_of(
     here = not settings.overwrite and is_present(request, manifests)
     if request.is_repository:
         if settings.verify or (here and is_offline()):
-            return _files_here(request, manifests)
+            return files_here(request, manifests)
         files = hub.files(request)
         if not files:
             raise DownloadError("has no file that is wanted", where=request.source)
         known = manifests.below(request.path)
         # What is there without a note is somebody's own, and must not come to look like ours.
         new = [f for f in files if f.place[1] not in known and not os.path.lexists(f.path)]
-        manifests.add(request.path, [_came(file, "wanted") for file in new])
+        manifests.add(request.path, [ManifestEntry.wanted(file) for file in new])
         return files
     if request.hub is None or request.checksum is not None or settings.verify:
         return [request]
-    came = manifests.of(request)
-    if here and came is not None and came.sha256 and came.source == request.source:
-        return [replace(request, checksum=("sha256", came.sha256))]
+    entry = manifests.of(request)
+    if here and entry is not None and entry.sha256 and entry.source == request.source:
+        return [replace(request, checksum=("sha256", entry.sha256))]
     # offline, only what the hub's cache has could be said, and that is not the whole
     return [request] if is_offline() else hub.files(request) or [request]
-
-
-def _files_here(request: Request, manifests: Manifests) -> list[Request]:
-    """The files of a repository that came, or were to come, or else are in its folder."""
-    names = [came.path for came in manifests.of_repository(request)]
-    if not names:
-        below = (path.relative_to(request.path) for path in sorted(request.path.rglob("*")))
-        names = [path.as_posix() for path in below if path.parts[0] not in (".cache", MANIFEST)]
-        names = [name for name in names if (request.path / name).is_file()]
-    if request.include:
-        names = [name for name in names if any(fnmatch(name, p) for p in request.include)]
-    if not names:
-        raise DownloadError("is not here", where=str(request.path), hint=_FETCH_IT)
-    return [request.file(name) for name in names]
 
 
 class _Stopped(Exception):
@@ -211,36 +193,38 @@ class _Fetcher:
 
     def _fetch(self, request: Request) -> Record:
         """Makes sure that one file (or what is in it) is there, and tells about it."""
-        came = self.manifests.of(request)
+        entry = self.manifests.of(request)
         if not self.settings.overwrite:
-            _refuse_other(request, came)
+            _refuse_other(request, entry)
         if self.settings.verify:
-            return self._verify(request, came)
+            found, compared = verify(request, entry, self.meter.advance)
+            record = _record(request, "present", found)
+            return {**record, "source": found.source, "compared": compared}
         here = not self.settings.overwrite and is_present(request, self.manifests)
-        if here and came is not None and came.is_unpacked_for(request) and request.unpack:
+        if here and entry is not None and entry.is_unpacked_for(request) and request.unpack:
             if members_are_there(request):
-                return _record(request, "present", came)
+                return _record(request, "present", entry)
             note(f"files of {request.path.name} are missing: unpacking it again")
         here = here and request.path.is_file()
         if here and not _is_right(request):
             here = False
-            if came is not None:
+            if entry is not None:
                 note(f"{request.path} is here and not as it should be: fetching it again")
         folder = request.place[0]
         if not here:
-            if came is None:
+            if entry is None:
                 _refuse_foreign(request)
-                self.manifests.add(folder, [_came(request, "wanted")])
+                self.manifests.add(folder, [ManifestEntry.wanted(request)])
             self._bring(request)
-        came = _came_now(request)
-        self.manifests.add(folder, [came])
+        entry = ManifestEntry.here(request)
+        self.manifests.add(folder, [entry])
         if request.unpack is not None:
             members = self._unpack(request, request.unpack)
-            came = replace(came, state="unpacked", files=len(members))
-            self.manifests.add_unpacked(folder, came, members)
+            entry = replace(entry, state="unpacked", files=len(members))
+            self.manifests.add_unpacked(folder, entry, members)
             if not self.settings.keep_archive:
                 request.path.unlink()
-        return _record(request, "present" if here else "downloaded", came)
+        return _record(request, "present" if here else "downloaded", entry)
 
     def _bring(self, request: Request) -> None:
         if request.hub is None:
@@ -282,41 +266,14 @@ class _Fetcher:
                     advance=_Meter(progress, self.meter.stop).advance,
                 )
 
-    def _verify(self, request: Request, came: Came | None) -> Record:
-        """Reads what is there and compares it with all that is known of it."""
-        # Where only what came out is left, that is what there is to read, --unpack or not.
-        came_out = request.unpack is not None or not request.path.is_file()
-        if came is not None and came.state == "unpacked" and came_out:
-            kind, digest = request.checksum or ("", "")
-            if kind == "sha256" and digest != came.sha256:
-                raise DownloadError(
-                    "what is unpacked here is another archive",
-                    where=request.source,
-                    hint="fetch it with --overwrite",
-                )
-            check_members(request, self.meter.advance)
-            return {**_record(request, "present", came), "compared": "crc32"}
-        if not request.path.is_file():
-            raise DownloadError("is not here", where=str(request.path), hint=_FETCH_IT)
-        if request.unpack is not None:
-            raise DownloadError("is not unpacked", where=str(request.path), hint=_FETCH_IT)
-        if came is not None and came.sha256 and request.checksum is None:
-            request = replace(request, checksum=("sha256", came.sha256))
-        compared = request.check(fresh=True)
-        # Hashed a moment ago, if it is large: then this is what was found.
-        now = _came_now(request, fresh=compared != "sha256")
-        self.meter.advance(now.bytes or 0)
-        source = request.source if came is None else came.source
-        return {**_record(request, "present", now), "source": source, "compared": compared}
 
-
-def _refuse_other(request: Request, came: Came | None) -> None:
+def _refuse_other(request: Request, entry: ManifestEntry | None) -> None:
     """Refuses a file of another source that is in the place of the one that is asked for."""
-    if came is None or came.state == "wanted" or came.is_for(request):
+    if entry is None or entry.state == "wanted" or entry.is_for(request):
         return
-    if came.state == "unpacked" or request.path.is_file():
+    if entry.state == "unpacked" or request.path.is_file():
         raise DownloadError(
-            f"what is here came from {came.source}",
+            f"what is here came from {entry.source}",
             where=str(request.path),
             hint=f"fetch {request.source} into another folder, or say --overwrite",
         )
@@ -344,25 +301,16 @@ def _is_right(request: Request) -> bool:
     return True
 
 
-def _came(request: Request, state: Literal["wanted", "here"], **facts: Any) -> Came:
-    return Came(path=request.place[1], source=request.source, state=state, **facts)
-
-
-def _came_now(request: Request, *, fresh: bool = False) -> Came:
-    digest = sha256_file(request.path, fresh=fresh)
-    return _came(request, "here", bytes=request.path.stat().st_size, sha256=digest)
-
-
-def _record(request: Request, status: str, came: Came) -> Record:
+def _record(request: Request, status: str, entry: ManifestEntry) -> Record:
     record: Record = {
         "name": request.name,
         "path": str(request.unpack or request.path),
-        "bytes": came.bytes,
-        "sha256": came.sha256,
+        "bytes": entry.bytes,
+        "sha256": entry.sha256,
         "source": request.source,
         "status": status,
     }
-    return record if came.files is None else {**record, "files": came.files}
+    return record if entry.files is None else {**record, "files": entry.files}
 
 
 def _failed(request: Request, error: ChatBindError) -> Record:

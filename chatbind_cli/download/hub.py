@@ -56,6 +56,16 @@ class _File(NamedTuple):
     checksum: Checksum | None
 
 
+def _described(sibling: Any) -> _File:
+    """A file by the hub's own words; `lfs` has what is in large-file storage."""
+    checksum: Checksum | None = None
+    if sibling.lfs is not None:
+        checksum = ("sha256", sibling.lfs.sha256)
+    elif sibling.blob_id is not None:
+        checksum = ("git-sha1", sibling.blob_id)
+    return _File(sibling.rfilename, sibling.size, checksum)
+
+
 class Hub:
     """The hub, which is asked for the files of each repository once.
 
@@ -111,17 +121,7 @@ class Hub:
                         timeout=30,
                     )
                 )
-            self._listings[ref] = (
-                info.sha,
-                [
-                    _File(
-                        file.rfilename,
-                        file.size,
-                        ("sha256", file.lfs.sha256) if file.lfs else ("git-sha1", file.blob_id),
-                    )
-                    for file in info.siblings or ()
-                ],
-            )
+            self._listings[ref] = info.sha, [_described(file) for file in info.siblings or ()]
         return self._listings[ref]
 
     def fetch(
@@ -162,7 +162,7 @@ class Hub:
         return came
 
 
-def fetch_snapshot(repo: str, *, revision: str | None = None, endpoint: str | None = None) -> Path:
+def fetch_snapshot(repo: str, *, revision: str | None = None) -> Path:
     """A whole model repository in the hub's cache: what `--delta owner/name` means.
 
     With `HF_HUB_OFFLINE`, what is in the cache already.
@@ -176,10 +176,10 @@ def fetch_snapshot(repo: str, *, revision: str | None = None, endpoint: str | No
     ref = HubRef(repo=repo, revision=revision)
     unwanted = [*_NEVER, *_BIN]
     if not is_offline():
-        files = Hub(endpoint).files(Request(name=repo, path=Path(), hub=ref))
+        files = Hub().files(Request(name=repo, path=Path(), hub=ref))
         if any(fnmatch(str(file.path), pattern) for file in files for pattern in _BIN):
             unwanted = [*_NEVER]
-    return _snapshot(ref, endpoint=endpoint, ignore_patterns=unwanted)
+    return _snapshot(ref, ignore_patterns=unwanted)
 
 
 def _snapshot(ref: HubRef, **options: Any) -> Path:

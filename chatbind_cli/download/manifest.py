@@ -24,6 +24,7 @@ from typing import IO, Literal, NamedTuple
 from chatbind_cli.download.catalogue import Entry
 from chatbind_cli.download.requests import Request, entry_requests
 from chatbind_cli.errors import CheckpointError, DownloadError, reason
+from chatbind_cli.files import sha256_file
 from chatbind_cli.jsonl import Record
 from chatbind_cli.weights.json_file import read_json
 
@@ -41,7 +42,7 @@ class Member(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Came:
+class ManifestEntry:
     """What is known of a file that came, or is to come.
 
     Attributes:
@@ -59,6 +60,22 @@ class Came:
     bytes: int | None = None
     sha256: str | None = None
     files: int | None = None
+
+    @classmethod
+    def wanted(cls, request: Request) -> ManifestEntry:
+        """What is noted of a file before it comes."""
+        return cls(path=request.place[1], source=request.source, state="wanted")
+
+    @classmethod
+    def here(cls, request: Request, *, fresh: bool = False) -> ManifestEntry:
+        """What is noted of a file that is there; `fresh`: whatever is remembered of its hash."""
+        return cls(
+            path=request.place[1],
+            source=request.source,
+            state="here",
+            bytes=request.path.stat().st_size,
+            sha256=sha256_file(request.path, fresh=fresh),
+        )
 
     def is_for(self, request: Request) -> bool:
         """Whether it is the file that is asked for, or another revision of it."""
@@ -80,19 +97,19 @@ def origin(source: str) -> str:
 
 
 class Manifests:
-    """Those of any number of folders; what others add meanwhile is read as it comes."""
+    """The manifests of any number of folders; what others add meanwhile is read as it comes."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._read: dict[Path, int] = {}
-        self._known: dict[Path, dict[str, Came]] = {}
+        self._known: dict[Path, dict[str, ManifestEntry]] = {}
 
-    def of(self, request: Request) -> Came | None:
+    def of(self, request: Request) -> ManifestEntry | None:
         """What is known of the file that a request would bring; None if nothing is."""
         folder, name = request.place
         return self.below(folder).get(name)
 
-    def below(self, folder: Path) -> dict[str, Came]:
+    def below(self, folder: Path) -> dict[str, ManifestEntry]:
         """All that is known of a folder's files, by path; lines that are none are passed over."""
         with self._lock:
             known = self._known.setdefault(folder, {})
@@ -102,43 +119,48 @@ class Manifests:
                     if not line.endswith(b"\n"):
                         break  # somebody is writing it, or was killed
                     self._read[folder] = self._read.get(folder, 0) + len(line)
-                    if (came := _came(line)) is not None:
-                        known[came.path] = came
+                    if (entry := _entry(line)) is not None:
+                        known[entry.path] = entry
             return known
 
-    def of_repository(self, request: Request) -> list[Came]:
+    def of_repository(self, request: Request) -> list[ManifestEntry]:
         """What came, or was to come, of a repository."""
         whole, known = origin(request.source), self.below(request.path).values()
-        return [came for came in known if origin(came.source) == f"{whole}/{came.path}"]
+        return [entry for entry in known if origin(entry.source) == f"{whole}/{entry.path}"]
 
-    def add(self, folder: Path, files: Iterable[Came]) -> None:
+    def add(self, folder: Path, files: Iterable[ManifestEntry]) -> None:
         """Adds what is known of files, unless that is noted already; the folder is made.
 
         Raises:
             OSError: it cannot be written.
         """
         known = self.below(folder)
-        _append(folder, [_line(came) for came in files if known.get(came.path) != came])
+        with self._lock:
+            _append(folder, [_line(entry) for entry in files if known.get(entry.path) != entry])
 
-    def add_unpacked(self, folder: Path, archive: Came, members: Iterable[Member]) -> None:
+    def add_unpacked(self, folder: Path, archive: ManifestEntry, members: Iterable[Member]) -> None:
         """Adds what came out of an archive; its line before that parts it from a killed run's."""
         before = replace(archive, state="here", files=None)
         out = [json.dumps(member) + "\n" for member in members]
-        _append(folder, [_line(before), *out, _line(archive)])
+        with self._lock:
+            _append(folder, [_line(before), *out, _line(archive)])
 
 
-def _came(line: bytes) -> Came | None:
+def _entry(line: bytes) -> ManifestEntry | None:
     """A line about a file; None where it is about a member of an archive, or half a line."""
     if line.startswith(b"["):
         return None
-    with suppress(ValueError, TypeError, KeyError, AttributeError):
+    with suppress(ValueError, TypeError, KeyError):
         known = json.loads(line)
-        return Came(**{name: known.get(name) for name in Came.__slots__} | {"path": known["path"]})
+        facts = {name: known.get(name) for name in ("bytes", "sha256", "files")}
+        return ManifestEntry(
+            path=known["path"], source=known["source"], state=known["state"], **facts
+        )
     return None
 
 
-def _line(came: Came) -> str:
-    return json.dumps({k: v for k, v in asdict(came).items() if v is not None}) + "\n"
+def _line(entry: ManifestEntry) -> str:
+    return json.dumps({k: v for k, v in asdict(entry).items() if v is not None}) + "\n"
 
 
 def _append(folder: Path, lines: Sequence[str]) -> None:
@@ -170,8 +192,8 @@ def members_of(request: Request) -> list[Member]:
             if line.startswith(b"["):
                 above.append(line)
                 continue
-            came = _came(line)
-            if came is not None and came.path == name and came.state == "unpacked":
+            entry = _entry(line)
+            if entry is not None and entry.path == name and entry.state == "unpacked":
                 found = above
             above = []
         if not found:  # or as version 0.1 noted it
@@ -195,34 +217,6 @@ def members_are_there(request: Request) -> bool:
         return False
 
 
-def check_members(request: Request, advance: Callable[[int], None]) -> None:
-    """Reads everything that came out of an archive and compares it with what was noted.
-
-    Args:
-        request: the archive's.
-        advance: called with the number of bytes that were read.
-
-    Raises:
-        DownloadError: files are missing or changed; the message counts them and names the first.
-    """
-    folder = request.unpack or request.path.parent
-    members, wrong = members_of(request), []
-    for member in members:
-        try:
-            with (folder / member.name).open("rb") as file:
-                same = crc32_of(file, advance=advance) == member.crc32
-            if not same:
-                wrong.append(f"{member.name!r} has another content")
-        except OSError as error:
-            wrong.append(f"{member.name!r} cannot be read ({error.strerror})")
-    if wrong:
-        raise DownloadError(
-            f"{len(wrong)} of {len(members)} files are missing or damaged, the first: {wrong[0]}",
-            where=str(folder),
-            hint="fetch it again with --overwrite",
-        )
-
-
 def crc32_of(
     file: IO[bytes],
     write: Callable[[bytes], object] = lambda block: None,
@@ -242,10 +236,10 @@ def is_present(request: Request, manifests: Manifests | None = None) -> bool:
     manifests = manifests or Manifests()
     if request.is_repository:
         return _repository_is_present(request, manifests)
-    came = manifests.of(request)
-    if came is not None and not came.is_for(request):
+    entry = manifests.of(request)
+    if entry is not None and not entry.is_for(request):
         return False
-    if request.unpack is not None and came is not None and came.is_unpacked_for(request):
+    if request.unpack is not None and entry is not None and entry.is_unpacked_for(request):
         return True
     return request.path.is_file() and request.bytes in (None, request.path.stat().st_size)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from chatbind_cli.download.catalogue import CatalogueFile, Checksum, Entry, look_up
+from chatbind_cli.download.catalogue import Checksum, Entry, look_up
 from chatbind_cli.errors import DownloadError, UsageError
 from chatbind_cli.files import sha256_file
 from chatbind_cli.urls import check_url, public_url
@@ -228,19 +228,18 @@ def entry_requests(entry: Entry, output: Path) -> list[Request]:
         return [
             Request(name=entry.name, path=folder, hub=hub, include=entry.include, about=entry.about)
         ]
-    return [_entry_request(entry.name, file, folder, hub) for file in entry.files]
-
-
-def _entry_request(name: str, file: CatalogueFile, folder: Path, hub: HubRef | None) -> Request:
-    return Request(
-        name=name,
-        path=folder / file.to,
-        hub=replace(hub, file=file.path) if hub is not None else None,
-        url=file.url,
-        bytes=file.bytes,
-        checksum=file.checksum,
-        unpack=folder / file.unpack if file.unpack is not None else None,
-    )
+    return [
+        Request(
+            name=entry.name,
+            path=folder / file.to,
+            hub=replace(hub, file=file.path) if hub is not None else None,
+            url=file.url,
+            bytes=file.bytes,
+            checksum=file.checksum,
+            unpack=folder / file.unpack if file.unpack is not None else None,
+        )
+        for file in entry.files
+    ]
 
 
 def _requests_of(word: str, output: Path, unpack: bool, include: tuple[str, ...]) -> list[Request]:

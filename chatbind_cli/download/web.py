@@ -78,10 +78,6 @@ class _TryAgain(Exception):
         self.wait_s = wait_s
 
 
-class _Worthless(DownloadError):
-    """What comes is not what was asked for, and never will be."""
-
-
 def fetch_url(
     client: httpx.Client,
     request: Request,
@@ -108,11 +104,7 @@ def fetch_url(
     part = _Part(request, expect if request.bytes is None else lambda n: None)
     with part.open() as file:
         advance(file.tell())
-        try:
-            _fetch_patiently(client, part, file, patience, advance, sleep)
-        except _Worthless:
-            part.discard()
-            raise
+        _fetch_patiently(client, part, file, patience, advance, sleep)
         try:
             request.check(part.path)
         except DownloadError:
@@ -194,6 +186,11 @@ class _Part:
         same = all(version.get(name, value) == value for name, value in self.version.items())
         return same and (total is None or self.total in (None, total))
 
+    def worthless(self, what: str, hint: str | None = None) -> DownloadError:
+        """What to raise where what comes is not, and never will be, what was asked for."""
+        self.discard()
+        return DownloadError(what, where=self.request.source, hint=hint)
+
     def discard(self) -> None:
         """Throws the part away."""
         self.path.unlink(missing_ok=True)
@@ -241,14 +238,14 @@ def _attempt(
     try:
         with client.stream("GET", part.request.url or "", headers=headers) as response:
             total = _begin(response, part, file, have)
-            limit = _limit(part.request, total)
+            limit = _limit(part, total)
             known = total if total is not None else part.request.bytes or 0
             check_room(part.path.parent, known - file.tell(), source)
-            for block in response.iter_raw():
+            # some servers compress though they are asked not to
+            for block in response.iter_bytes():
                 if file.tell() + len(block) > limit:
-                    raise _Worthless(
-                        f"has more than {in_words(limit)}", where=source, hint="do not trust it"
-                    )
+                    what = f"has more than {in_words(limit)}"
+                    raise part.worthless(what, "do not trust it")
                 file.write(block)
                 advance(len(block))
     except (
@@ -261,21 +258,22 @@ def _attempt(
         raise DownloadError(f"cannot be fetched ({reason(error)})", where=source) from error
     except httpx.TimeoutException as error:
         raise _TryAgain("the server does not answer") from error
-    except httpx.TransportError as error:
+    except (httpx.TransportError, httpx.DecodingError) as error:
         raise _TryAgain(reason(error)) from error
     if total is not None and file.tell() < total:
         raise _TryAgain(f"the connection ended at {file.tell()} of {total} bytes")
 
 
-def _limit(request: Request, total: int | None) -> int:
+def _limit(part: _Part, total: int | None) -> int:
     """How many bytes a file may have.
 
     Raises:
         DownloadError: it is to have as many as the server does not have.
     """
-    if None not in (request.bytes, total) and request.bytes != total:
-        raise _Worthless(f"has {total} bytes in place of {request.bytes}", where=request.source)
-    known = total if total is not None else request.bytes
+    wanted = part.request.bytes
+    if None not in (wanted, total) and wanted != total:
+        raise part.worthless(f"has {total} bytes in place of {wanted}")
+    known = total if total is not None else wanted
     return _MOST_UNTOLD_BYTES if known is None else known
 
 
@@ -295,8 +293,9 @@ def _begin(response: httpx.Response, part: _Part, file: IO[bytes], have: int) ->
             where=part.request.source,
             hint=_HINTS.get(status),
         )
-    if (coding := head.get("Content-Encoding", "identity").strip().lower()) != "identity":
-        # neither its length nor its parts are the file's
+    coding = head.get("Content-Encoding", "").strip().lower() or "identity"
+    if coding not in ("identity", "gzip", "x-gzip", "deflate"):
+        # which may turn a few bytes into gigabytes at once
         raise DownloadError(
             f"comes compressed as {coding[:20]!r}, unasked", where=part.request.source
         )
@@ -304,10 +303,13 @@ def _begin(response: httpx.Response, part: _Part, file: IO[bytes], have: int) ->
     if status == 200:
         file.seek(0)
         file.truncate(0)
+        if coding != "identity":
+            part.remember({}, None)  # neither its length nor its parts are the file's
+            return None
         total = whole_number(head.get("Content-Length", ""))
         part.remember(version, total)
         return total
-    if status == 206:
+    if status == 206 and coding == "identity":
         start, total = _content_range(head.get("Content-Range", ""))
         if start == have and part.goes_on(version, total):
             return total if total is not None else part.total

@@ -1,8 +1,7 @@
 """The sizes of an ImageBind model, and the facts that no configuration changes.
 
-Knows nothing of torch: a configuration can be read, compared and written without loading a
-model. The JSON form is that of the published constructor's arguments, so a file written for the
-original works here.
+A configuration can be read, compared and written without loading torch. The JSON form is that of
+the published constructor's arguments, so a file written for the original works here.
 """
 
 from __future__ import annotations
@@ -19,8 +18,11 @@ from chatbind_cli.weights.json_file import read_json
 IMAGE_SIZE = 224
 TEXT_CONTEXT = 77
 TEXT_VOCABULARY = 49408
+AUDIO_MEL_BINS = 128
+AUDIO_FRAMES = 204  # of 10 ms: 2 s of sound give 198 to 200, the rest is padding
 IMU_CHANNELS = 6
 IMU_STEPS = 2000
+IMU_SECONDS = 5.0
 
 TOWERS = ("vision", "text", "audio", "depth", "thermal", "imu")
 TOWER_OF = {
@@ -72,8 +74,8 @@ class ImageBindConfig:
     audio_embed_dim: int = 768
     audio_num_blocks: int = 12
     audio_num_heads: int = 12
-    audio_num_mel_bins: int = 128
-    audio_target_len: int = 204  # frames of 10 ms
+    audio_num_mel_bins: int = AUDIO_MEL_BINS
+    audio_target_len: int = AUDIO_FRAMES
     audio_drop_path: float = 0.1
 
     depth_embed_dim: int = 384

@@ -2,26 +2,26 @@
 
 Towers are read when the first medium of their modality comes. An embedding never depends on what
 else is in the batch: runs that stop and go on give the same bytes as runs that do not.
-Knows nothing of records, stores and command lines.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from chatbind_cli.errors import WeightsError
+from chatbind_cli.errors import UsageError, WeightsError
 from chatbind_cli.files import sha256_file
-from chatbind_cli.imagebind.config import TOWER_OF, ImageBindConfig
+from chatbind_cli.imagebind.config import HUGE, TOWER_OF, ImageBindConfig
 from chatbind_cli.imagebind.model import ImageBind, towers_of
 from chatbind_cli.imagebind.text import tokenize
 from chatbind_cli.imagebind.weights import (
-    FoundEncoder,
     check_towers,
     find_encoder,
     load_tower,
@@ -29,11 +29,18 @@ from chatbind_cli.imagebind.weights import (
 )
 
 if TYPE_CHECKING:
-    from chatbind_cli.media.load import Media
+    from chatbind_cli.imagebind.preprocess import Media
 
 __all__ = ["Encoder", "load_encoder", "save_encoder"]
 
 DEFAULT_BATCH_SIZE = 16
+
+_KERNELS = {
+    "eager": [SDPBackend.MATH],
+    "flash": [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH],
+}
+"""PyTorch's own attention kernels by the first word of a name, the one to take first in front; it
+chooses itself for `auto` and `sdpa`. The text tower's causal mask does not fit the flash kernel."""
 
 
 class Encoder:
@@ -47,19 +54,28 @@ class Encoder:
         device: where the towers work.
         dtype: of the weights; embeddings come out in float32.
         batch_size: clips (pictures, ...) that go through a tower at once.
+        attn_implementation: see `load_encoder`.
     """
 
     def __init__(
-        self, found: FoundEncoder, *, device: torch.device, dtype: torch.dtype, batch_size: int
+        self,
+        path: Path,
+        config: ImageBindConfig,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        batch_size: int,
+        attn_implementation: str = "auto",
     ) -> None:
-        self.name = found.name
-        self.path = found.weights
-        self.config: ImageBindConfig = found.config
+        self.name = "imagebind_huge" if config == HUGE else path.resolve().parent.name
+        self.path = path
+        self.config = config
         self.device = device
         self.dtype = dtype
         self.batch_size = batch_size
-        self.towers = check_towers(found)
-        self._found = found
+        self.attn_implementation = attn_implementation
+        self._kernels = _kernels(attn_implementation, device, dtype)
+        self.towers = check_towers(path, config)
         self._loaded: dict[str, ImageBind] = {}
 
     @cached_property
@@ -150,13 +166,17 @@ class Encoder:
         # batches, takes one item at a time; batches for a GPU are all filled up to one size.
         at_once = 1 if self.device.type == "cpu" else max(1, self.batch_size // clips)
         rows = []
-        with torch.inference_mode():
+        with torch.inference_mode(), self._attention():
             for start in range(0, len(items), at_once):
                 part = list(items[start : start + at_once])
                 filled = part + part[-1:] * (at_once - len(part))
                 batch = torch.stack(filled).to(self.device)
                 rows.append(model.embed(modality, batch)[: len(part)].float().cpu())
         return torch.cat(rows)
+
+    def _attention(self) -> AbstractContextManager[Any]:
+        chosen = self._kernels
+        return nullcontext() if chosen is None else sdpa_kernel(chosen, set_priority=True)
 
     def _tower(self, tower: str) -> ImageBind:
         if tower not in self._loaded:
@@ -166,7 +186,7 @@ class Encoder:
                     where=str(self.path),
                 )
             self._loaded[tower] = load_tower(
-                self._found, tower, device=self.device, dtype=self.dtype
+                self.path, self.config, tower, device=self.device, dtype=self.dtype
             )
         return self._loaded[tower]
 
@@ -178,6 +198,7 @@ def load_encoder(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     batch_size: int = DEFAULT_BATCH_SIZE,
+    attn_implementation: str = "auto",
 ) -> Encoder:
     """Returns the encoder in a weights file or folder; only the towers asked for are read.
 
@@ -188,13 +209,38 @@ def load_encoder(
         device: where to run.
         dtype: what to convert the weights to.
         batch_size: clips that go through a tower at once; a CPU takes one recording at a time.
+        attn_implementation: `auto` and `sdpa` let PyTorch choose among its kernels; `eager` is
+            plain arithmetic; `flash_attention_2` and `flash_attention_3` mean PyTorch's own flash
+            kernel, whatever packages are installed.
 
     Raises:
+        UsageError: there is no such attention, or it does not work on the device in the dtype.
         WeightsError: no weights there, they do not fit the config (the first key that differs is
             named), or a tower that is asked for is not among them.
     """
-    found = find_encoder(Path(path))
-    encoder = Encoder(found, device=torch.device(device), dtype=dtype, batch_size=batch_size)
+    encoder = Encoder(
+        *find_encoder(Path(path)),
+        device=torch.device(device),
+        dtype=dtype,
+        batch_size=batch_size,
+        attn_implementation=attn_implementation,
+    )
     if modalities is not None:
         encoder.load(modalities)
     return encoder
+
+
+def _kernels(name: str, device: torch.device, dtype: torch.dtype) -> list[SDPBackend] | None:
+    if name in ("auto", "sdpa"):
+        return None
+    kind = name.partition("_")[0]
+    if kind not in _KERNELS:
+        raise UsageError(f"--attn-implementation {name} is not known")
+    half = dtype in (torch.float16, torch.bfloat16)
+    if kind == "flash" and not (device.type == "cuda" and half):
+        raise UsageError(
+            f"--attn-implementation {name}: ImageBind has it on an NVIDIA GPU in float16 or "
+            f"bfloat16, and here it runs on {device.type} in {str(dtype).removeprefix('torch.')}",
+            hint="auto takes what works here",
+        )
+    return _KERNELS[kind]

@@ -16,19 +16,6 @@ from torch import nn
 LAYER_NORM_EPS = 1e-6  # the stems of audio, depth, thermal and IMU use torch's 1e-5 instead
 
 
-class Mlp(nn.Module):
-    """Linear, GELU, linear: [b, t, d] -> [b, t, d], four times as wide in between."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Returns [b, t, d] for x [b, t, d]."""
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
 class Block(nn.Module):
     """A pre-norm transformer block with a GELU MLP of four times the width.
 
@@ -43,13 +30,19 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int, *, bias_kv: bool, drop_path: float) -> None:
         super().__init__()
         self.attn = nn.MultiheadAttention(width, heads, add_bias_kv=bias_kv)
+        for projection in self.attn.in_proj_weight.chunk(3):
+            # torch draws all three as one matrix, and so smaller
+            nn.init.xavier_uniform_(projection)
         self.drop_path: nn.Module = nn.Identity()
         if drop_path:
             from timm.layers.drop import DropPath  # noqa: PLC0415  takes a second
 
             self.drop_path = DropPath(drop_path)
         self.norm_1 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.mlp = Mlp(width)
+        self.mlp = nn.Sequential()
+        self.mlp.add_module("fc1", nn.Linear(width, 4 * width))
+        self.mlp.add_module("gelu", nn.GELU())
+        self.mlp.add_module("fc2", nn.Linear(4 * width, width))
         self.norm_2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """ImageBind: six towers whose outputs live in one space.
 
 Written from the paper and from the published checkpoint's key list; a state dict of the original
-loads strictly and as it is. Knows nothing of files, of media decoding and of devices.
+loads strictly and as it is.
 
 Source: Girdhar et al., "ImageBind: one embedding space to bind them all", CVPR 2023, section 3.
 """

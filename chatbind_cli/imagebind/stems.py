@@ -1,7 +1,6 @@
 """From a modality's tensor to the tokens that its trunk reads, one module a tower.
 
-Parameter names are those of the published checkpoint. Knows nothing of files: the tensors come
-ready-made from `chatbind_cli.media`.
+Parameter names are those of the published checkpoint.
 
 Shapes: b batch, t tokens (class token included), d width.
 """
@@ -29,12 +28,9 @@ def _table(*shape: int) -> nn.Parameter:
     return nn.Parameter(nn.init.normal_(torch.empty(shape), std=_TABLE_STD))
 
 
-class PositionTable(nn.Module):
-    """Holds the learned positions [1, t, d] under the name they are published with."""
-
-    def __init__(self, tokens: int, width: int) -> None:
-        super().__init__()
-        self.pos_embed = _table(1, tokens, width)
+def _positions(tokens: int, width: int) -> nn.ParameterDict:
+    """The learned positions [1, t, d] under the name they are published with."""
+    return nn.ParameterDict({"pos_embed": _table(1, tokens, width)})
 
 
 class _PatchWeight(nn.Module):
@@ -120,14 +116,14 @@ class VisionStem(nn.Module):
         self.frames = config.video_frames
         self.rgbt_stem = VideoPatches(width, config.kernel_size)
         self.cls_token = _table(1, 1, width)
-        self.pos_embedding_helper = PositionTable(1 + patches, width)
+        self.pos_embedding_helper = _positions(1 + patches, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Returns [b, t, d] for [b, 3, 224, 224] or [b, 3, frames, 224, 224]."""
         if x.ndim == 4:
             x = repeat(x, "b c h w -> b c f h w", f=self.frames)
         tokens = _with_class_token(self.cls_token, self.rgbt_stem(x))
-        return tokens + self.pos_embedding_helper.pos_embed
+        return tokens + self.pos_embedding_helper["pos_embed"]
 
 
 class PlaneStem(nn.Module):
@@ -149,12 +145,12 @@ class PlaneStem(nn.Module):
         self.stem_name = stem_name
         self.add_module(stem_name, PlanePatches(width, kernel, stride))
         self.cls_token = _table(1, 1, width)
-        self.pos_embedding_helper = PositionTable(1 + rows * columns, width)
+        self.pos_embedding_helper = _positions(1 + rows * columns, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Returns [b, t, d] for [b, 1, rows, columns]."""
         tokens = _with_class_token(self.cls_token, self.get_submodule(self.stem_name)(x))
-        return tokens + self.pos_embedding_helper.pos_embed
+        return tokens + self.pos_embedding_helper["pos_embed"]
 
 
 class ImuStem(nn.Module):

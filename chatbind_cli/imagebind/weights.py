@@ -2,22 +2,18 @@
 
 Reads the published `.pth` (without running code of the file, memory-mapped) and `.safetensors`
 with the same key names; writes `.safetensors`. Nothing but the tensors that are asked for is read.
-Knows nothing of devices or of what the towers are used for.
 """
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
-from chatbind_cli.errors import WeightsError
+from chatbind_cli.errors import WeightsError, reason
 from chatbind_cli.files import replace_file
 from chatbind_cli.imagebind.config import (
     HUGE,
@@ -40,27 +36,10 @@ _USUAL_NAMES = (
     "imagebind_huge.pth",
 )
 _MOST_BLOCKS = 1000  # of an encoder whose weights do not bear it out
-_TORCH_LOAD_ERRORS = (
-    OSError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    KeyError,
-    pickle.UnpicklingError,
-)
 
 
-@dataclass(frozen=True)
-class FoundEncoder:
-    """Where an encoder's weights are, and the sizes they must have."""
-
-    name: str
-    weights: Path
-    config: ImageBindConfig
-
-
-def find_encoder(path: Path) -> FoundEncoder:
-    """Returns the weights and config that a path means.
+def find_encoder(path: Path) -> tuple[Path, ImageBindConfig]:
+    """Returns the weights file that a path means, and the sizes that it must have.
 
     Args:
         path: a weights file (Huge, unless an encoder's config.json lies beside it) or a folder
@@ -77,46 +56,45 @@ def find_encoder(path: Path) -> FoundEncoder:
             hint="give ImageBind's weights file, or a folder with weights and config.json",
         )
     config_path = weights.parent / CONFIG_NAME
-    config = HUGE
-    if is_imagebind_config(config_path):
-        config = ImageBindConfig.from_json(config_path)
-    name = "imagebind_huge" if config == HUGE else weights.resolve().parent.name
-    return FoundEncoder(name=name, weights=weights, config=config)
+    own = is_imagebind_config(config_path)
+    return weights, ImageBindConfig.from_json(config_path) if own else HUGE
 
 
-def check_towers(found: FoundEncoder) -> tuple[str, ...]:
+def check_towers(path: Path, config: ImageBindConfig) -> tuple[str, ...]:
     """Returns the towers that a weights file holds, after comparing every key and shape.
 
     Raises:
         WeightsError: the file cannot be read, holds no tower, or does not fit the config; the
             first key that differs is named with both shapes.
     """
-    shapes = _read_shapes(found.weights)
+    # by a reader that trusts nothing in the file
+    tensors = open_tensor_file(path).tensors
+    shapes = {key: info.shape for key, info in tensors.items()}
     present = {_tower_of_key(key) for key in shapes}
     towers = tuple(tower for tower in TOWERS if tower in present)
-    blocks = sum(found.config.trunk(tower)[1] for tower in towers)
+    blocks = sum(config.trunk(tower)[1] for tower in towers)
     if blocks > max(len(shapes), _MOST_BLOCKS):
         raise WeightsError(
             f"the config wants {blocks} blocks, and the file has {len(shapes)} tensors",
-            where=str(found.weights),
+            where=str(path),
         )
     try:
-        wanted = expected_shapes(found.config, towers) if towers else {}
+        wanted = expected_shapes(config, towers) if towers else {}
     except (RuntimeError, ValueError, TypeError, OverflowError) as error:
         raise WeightsError(
-            f"the config's sizes make no model ({str(error).partition(chr(10))[0]})",
-            where=str(found.weights),
+            f"the config's sizes make no model ({reason(error)})",
+            where=str(path),
         ) from error
     for key in sorted(shapes.keys() | wanted.keys()):
         if shapes.get(key) != wanted.get(key):
             raise WeightsError(
                 f"{key} is {_shape_text(shapes.get(key))} in the file"
                 f" and {_shape_text(wanted.get(key))} by the config",
-                where=str(found.weights),
+                where=str(path),
                 hint="are these ImageBind's weights, and the config.json that belongs to them?",
             )
     if not towers:
-        raise WeightsError("holds no tensors", where=str(found.weights))
+        raise WeightsError("holds no tensors", where=str(path))
     return towers
 
 
@@ -126,7 +104,7 @@ def expected_shapes(config: ImageBindConfig, towers: Iterable[str]) -> dict[str,
 
 
 def load_tower(
-    found: FoundEncoder, tower: str, *, device: torch.device, dtype: torch.dtype
+    path: Path, config: ImageBindConfig, tower: str, *, device: torch.device, dtype: torch.dtype
 ) -> ImageBind:
     """Returns an ImageBind of one tower, frozen and in eval mode; no other tower is read.
 
@@ -135,14 +113,13 @@ def load_tower(
     Raises:
         WeightsError: the file cannot be read, or its tensors are no floating-point numbers.
     """
-    model = _blank(found.config, [tower])
-    weights = _read_tensors(found.weights, model.state_dict().keys())
+    model = _blank(config, [tower])
+    weights = _read_tensors(path, model.state_dict())
     for key, tensor in weights.items():
         if not tensor.is_floating_point():
-            raise WeightsError(f"{key} holds {tensor.dtype}", where=str(found.weights))
-    model.load_state_dict(
-        {key: tensor.to(device, dtype) for key, tensor in weights.items()}, assign=True
-    )
+            raise WeightsError(f"{key} holds {tensor.dtype}", where=str(path))
+        weights[key] = tensor.to(device, dtype)
+    model.load_state_dict(weights, assign=True)
     return model.requires_grad_(False).eval()
 
 
@@ -183,37 +160,19 @@ def _weights_in(folder: Path) -> Path:
     return files[0]
 
 
-def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Every tensor's shape, by a reader that trusts nothing in the file."""
-    return {key: info.shape for key, info in open_tensor_file(path).tensors.items()}
-
-
 def _read_tensors(path: Path, keys: Iterable[str]) -> dict[str, torch.Tensor]:
     try:
-        if path.suffix != ".safetensors":
-            tensors = _load_pth(path)
-            return {key: tensors[key] for key in keys}
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in keys}
-    except (SafetensorError, OSError, KeyError) as error:
-        raise WeightsError(f"cannot read these weights: {error}", where=str(path)) from error
-
-
-def _load_pth(path: Path) -> Mapping[str, torch.Tensor]:
-    try:
-        tensors: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except _TORCH_LOAD_ERRORS as error:
-        first_line = str(error).strip().partition("\n")[0]
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return {key: file.get_tensor(key) for key in keys}
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return {key: tensors[key] for key in keys}
+    except Exception as error:
         raise WeightsError(
-            f"cannot read these weights: {first_line}",
+            f"cannot read these weights ({reason(error)})",
             where=str(path),
             hint="a .pth must be a zip file of torch.save with nothing but tensors in it",
         ) from error
-    if not isinstance(tensors, Mapping) or not all(
-        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in tensors.items()
-    ):
-        raise WeightsError("holds something else than named tensors", where=str(path))
-    return tensors
 
 
 def _tower_of_key(key: str) -> str:

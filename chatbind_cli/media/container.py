@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 import av
 from av.audio.frame import AudioFrame
@@ -24,9 +24,9 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from chatbind_cli.errors import MediaError
-from chatbind_cli.media.budget import Timed, check_time, decoding
-from chatbind_cli.media.mp4_tables import refuse_endless_tables
+from chatbind_cli.media.guard import Timed, check_time, decoding, reading
 from chatbind_cli.media.source import MediaSource
+from chatbind_cli.media.stated_counts import refuse_endless_tables
 
 _FORMATS = (
     "aac", "ac3", "aiff", "amr", "amrnb", "amrwb", "ape", "asf", "au", "avi", "caf", "dts", "eac3",
@@ -37,11 +37,9 @@ _FORMATS = (
 _STATES_ITS_LENGTH = frozenset({"flac", "matroska", "mov", "mp4", "wav", "webm", "w64"})
 """Containers whose header says how long the content is; others let FFmpeg estimate."""
 
-
 _MOST_STREAMS = 64
 
 _UNKNOWN_RIFF_SIZE = 0x7FFF_F000
-
 
 _PROBE_BYTES = 256 * 2**20
 _PROBE_PIXELS = 9_500_000
@@ -61,15 +59,11 @@ def open_container(source: MediaSource) -> Iterator[InputContainer]:
     """
     _refuse_cut_riff(source)
     refuse_endless_tables(source)
-    with source.open() as stream:
-        try:
-            with decoding(_PROBE_BYTES, source.name):
-                container = _opened(stream)
-            with container:
-                yield container
-        except (av.FFmpegError, EOFError) as error:
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise MediaError(f"cannot be decoded ({reason})", where=source.name) from error
+    with source.open() as stream, reading(source.name, "cannot be decoded"):
+        with decoding(_PROBE_BYTES, source.name):
+            container = _opened(stream)
+        with container:
+            yield container
 
 
 def _opened(stream: BinaryIO) -> InputContainer:
@@ -82,25 +76,21 @@ def _opened(stream: BinaryIO) -> InputContainer:
     return container
 
 
-def _open(stream: BinaryIO, max_pixels: int) -> InputContainer:
+def _open(stream: BinaryIO, max_pixels: int, streams: int = _MOST_STREAMS) -> InputContainer:
     try:
-        return _open_with(stream, max_pixels, _MOST_STREAMS)
+        return av.open(  # type: ignore[call-overload]  # its stub takes the options for strings
+            # a stream without a name: the format is told by content and never by extension
+            Timed(stream),
+            mode="r",
+            options={"format_whitelist": ",".join(_FORMATS)},
+            stream_options=[{"max_pixels": str(max_pixels), "threads": "1"}] * streams,
+            metadata_errors="replace",
+        )
     except ValueError as error:
-        if isinstance(error, av.FFmpegError):
+        if isinstance(error, av.FFmpegError) or not streams:
             raise
         stream.seek(0)  # PyAV takes no such options where streams are found on the way (MPEG, FLV)
-        return _open_with(stream, max_pixels, 0)
-
-
-def _open_with(stream: BinaryIO, max_pixels: int, streams: int) -> InputContainer:
-    return av.open(  # type: ignore[call-overload]  # its stub takes the options for strings
-        # a stream without a name: the format is told by content and never by extension
-        Timed(stream),
-        mode="r",
-        options={"format_whitelist": ",".join(_FORMATS)},
-        stream_options=[{"max_pixels": str(max_pixels), "threads": "1"}] * streams,
-        metadata_errors="replace",
-    )
+        return _open(stream, max_pixels, 0)
 
 
 def video_streams(container: InputContainer) -> list[VideoStream]:
@@ -218,12 +208,9 @@ def refuse_cut_short(
 def _refuse_cut_riff(source: MediaSource) -> None:
     """FFmpeg takes the length of a cut WAV or AIFF from the file, so its header is asked here."""
     head = source.head(8)
-    order: Literal["little", "big"]
-    if head[:4] in (b"RIFF", b"FORM"):
-        order = "little" if head[:4] == b"RIFF" else "big"
-    else:
+    if head[:4] not in (b"RIFF", b"FORM"):
         return
-    size = int.from_bytes(head[4:8], order) + 8
+    size = int.from_bytes(head[4:8], "little" if head[:4] == b"RIFF" else "big") + 8
     # programs that write to a pipe cannot know the size, and put 0 or the largest one
     if size < _UNKNOWN_RIFF_SIZE and source.size < size * 0.9:
         raise MediaError(

@@ -10,7 +10,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from chatbind_cli.errors import MediaError
-from chatbind_cli.media.budget import ONE_BYTES
+from chatbind_cli.media.guard import ONE_BYTES
 
 WHOLE_PIXELS = 9_000_000
 """Larger frames (4K has 8.3 million pixels) are scaled down before they become numbers."""

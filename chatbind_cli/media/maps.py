@@ -1,24 +1,32 @@
-"""Maps of one number a pixel (depth, heat) from NPY files and pictures, within the budget.
+"""Maps of one number a pixel (depth, heat) and other arrays, from NPY files and pictures.
 
-What the numbers mean is decided by `depth` and `thermal`.
+The header of a stranger's NPY file is checked before it is believed, and nothing in it is executed.
 """
 
 from __future__ import annotations
 
+import io
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from chatbind_cli.errors import MediaError
-from chatbind_cli.media.arrays import NPY_MAGIC, read_npy, read_npy_header
-from chatbind_cli.media.budget import ONE_BYTES, decoding
+from chatbind_cli.media.guard import ONE_BYTES, decoding, reading
 from chatbind_cli.media.options import MediaOptions
-from chatbind_cli.media.picture_cost import MAP_WORK
+from chatbind_cli.media.picture_cost import MAP_WORK, STEPS
 from chatbind_cli.media.pictures import open_one_channel
 from chatbind_cli.media.source import MediaSource
+
+NPY_MAGIC = b"\x93NUMPY"
+
+_HEADER_BYTES = 64 * 1024
+_MOST_AXES = 8
+_LONGEST_AXIS = 2**48
 
 
 @contextmanager
@@ -41,17 +49,85 @@ def open_map(source: MediaSource, options: MediaOptions) -> Iterator[npt.NDArray
             yield values
         return
     header = read_npy_header(source)
-    sides = [side for side in header.shape if side != 1]
-    if len(sides) != 2:
+    if len(header.sides) != 2:
         raise MediaError(
             f"is an array of shape {list(header.shape)}, not [height, width]", where=source.name
         )
-    pixels = math.prod(sides)
+    pixels = math.prod(header.sides)
     if pixels > options.max_pixels:
         raise MediaError(f"has more than {options.max_pixels:,} pixels", where=source.name)
-    for step in (1, 2, 4, 8):
+    for step in STEPS:
         cost = pixels * header.dtype.itemsize + pixels // step**2 * MAP_WORK
         if cost <= ONE_BYTES:
             break
     with decoding(cost, source.name):
-        yield read_npy(source, options.max_array_bytes, step=step)
+        yield read_npy(source, options.max_array_bytes)[::step, ::step]
+
+
+class NpyHeader(NamedTuple):
+    """What an NPY file says of itself."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+
+    @property
+    def sides(self) -> list[int]:
+        """The axes that are longer or shorter than 1."""
+        return [side for side in self.shape if side != 1]
+
+
+def read_npy_header(source: MediaSource) -> NpyHeader:
+    """The header of an NPY file of numbers.
+
+    Raises:
+        MediaError: it is not NPY, broken, holds something else than real numbers, or does not hold
+            as many as it says.
+    """
+    head = io.BytesIO(source.head(_HEADER_BYTES))
+    with _reading_npy(source):
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[np.lib.format.read_magic(head)]
+        shape, _, dtype = read(head)
+    if dtype.hasobject or dtype.kind not in "iufb":
+        raise MediaError(f"holds {dtype.name[:40]}, not numbers", where=source.name)
+    if len(shape) > _MOST_AXES or any(not 0 <= side <= _LONGEST_AXIS for side in shape):
+        raise MediaError("is not a readable NPY file (an impossible shape)", where=source.name)
+    held = source.size - head.tell()
+    if math.prod(shape) * dtype.itemsize > held:
+        raise MediaError(
+            f"is cut short: it says {' x '.join(map(str, shape))} numbers of {dtype.itemsize} "
+            f"bytes, and holds {held} bytes",
+            where=source.name,
+        )
+    return NpyHeader(shape, dtype)
+
+
+def read_npy(source: MediaSource, max_bytes: int) -> npt.NDArray[np.generic]:
+    """The array of an NPY file, sides of length 1 removed.
+
+    Args:
+        source: the file.
+        max_bytes: most bytes of numbers that are read.
+
+    Raises:
+        MediaError: see `read_npy_header`; or it is larger than `max_bytes`, or empty.
+    """
+    header = read_npy_header(source)
+    count = math.prod(header.shape)
+    if count * header.dtype.itemsize > max_bytes:
+        raise MediaError(f"is larger than {max_bytes / 2**20:.4g} MiB", where=source.name)
+    if not count:
+        raise MediaError("holds no numbers", where=source.name)
+    with source.open() as stream, _reading_npy(source):
+        array = np.lib.format.read_array(stream, allow_pickle=False).squeeze()
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+@contextmanager
+def _reading_npy(source: MediaSource) -> Iterator[None]:
+    with reading(source.name, "is not a readable NPY file"), warnings.catch_warnings():
+        # numpy speaks of files from Python 2, which it reads all the same
+        warnings.simplefilter("ignore", UserWarning)
+        yield

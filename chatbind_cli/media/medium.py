@@ -1,16 +1,15 @@
-"""A medium as a record, an option or a program names it, from there to its embedding.
-
-What is in the file is not known here.
-"""
+"""A medium as a record, an option or a program names it, from there to its embedding."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from chatbind_cli.errors import UsageError
+from chatbind_cli.errors import RecordError, UsageError
+from chatbind_cli.media.modality import MODALITIES
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +39,24 @@ class Medium:
     def name(self) -> str:
         """What to call it: the path or address as it was given."""
         return "<bytes>" if isinstance(self.ref, bytes) else str(self.ref)
+
+
+def media_of_record(record: Mapping[str, Any], *, where: str | None = None) -> tuple[Medium, ...]:
+    """The media that a record names under its modality keys, in the order of its keys.
+
+    Raises:
+        RecordError: such a key holds neither a name nor a list of names.
+    """
+    media: list[Medium] = []
+    for key, value in record.items():
+        if key not in MODALITIES or value is None:
+            continue
+        names = value if isinstance(value, list) else [value]
+        for name in names:
+            if not isinstance(name, str) or not name:
+                raise RecordError(f"{key} must be a file name or a list of them", where=where)
+            media.append(Medium(key, name))
+    return tuple(media)
 
 
 def parse_attachment(text: str, modality: str | None = None) -> Medium:

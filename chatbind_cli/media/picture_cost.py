@@ -10,13 +10,15 @@ from typing import BinaryIO, NamedTuple
 
 from PIL import Image, ImageFile
 
-from chatbind_cli.media.budget import ONE_BYTES
+from chatbind_cli.media.guard import ONE_BYTES
 from chatbind_cli.media.source import MediaSource
 
 MAP_WORK = 32
 """Bytes for each pixel in the calculations with a map of depth or heat, its float32 included."""
 
-_STEPS = (1, 2, 4, 8)
+STEPS = (1, 2, 4, 8)
+"""How many times smaller a picture may be made in both directions to fit the budget."""
+
 _BASE = 8 * 2**20
 
 _STORED = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
@@ -36,14 +38,6 @@ class Plan(NamedTuple):
     step: int
 
 
-class _Reader(NamedTuple):
-    """Bytes a pixel that a reader takes while it works, that it keeps afterwards, and others."""
-
-    works: int = 0
-    keeps: int = 0
-    fixed: int = 0
-
-
 def webp_plan(source: MediaSource) -> Plan | None:
     """The plan for a WebP file by its first bytes; None for other formats."""
     head = source.head(30)
@@ -57,8 +51,8 @@ def webp_plan(source: MediaSource) -> Plan | None:
         size = [1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)]
     else:
         size = [int.from_bytes(head[at : at + 2], "little") & 0x3FFF for at in (26, 28)]
-    reader = _Reader(works=4, keeps=8, fixed=2 * source.size)
-    return _plan(size, 4, reader, 8, shrinks=False)
+    # the reader keeps 8 bytes a pixel beside Pillow's 4
+    return _plan(size, 4 + 8, 4, 2 * source.size, 8, shrinks=False)
 
 
 def picture_plan(
@@ -79,11 +73,11 @@ def picture_plan(
     shrinks = picture.format in ("JPEG", "MPO", "JPEG2000")
     # PNG says which way up it is at the end of the file only, and to ask would decode it
     turned = picture.format == "PNG" or picture.getexif().get(0x0112, 1) != 1
-    reader = _reader(picture, source, stream)
+    works, fixed = _reader_cost(picture, source, stream)
     if turned and picture.format == "TIFF":  # turns itself while it is read
-        reader = reader._replace(works=reader.works + stored)
+        works += stored
     each = max(work, _TO_RGB.get(picture.mode, 8)) + 4 * turned
-    plan = _plan(picture.size, stored, reader, each, shrinks=shrinks)
+    plan = _plan(picture.size, stored, works, fixed, each, shrinks=shrinks)
     if not shrinks or plan.step == 1:
         return plan
     if picture.format == "JPEG2000":
@@ -94,53 +88,58 @@ def picture_plan(
     return Plan(plan.cost, 1)
 
 
-def _plan(size: Sequence[int], stored: int, reader: _Reader, work: int, *, shrinks: bool) -> Plan:
+def _plan(
+    size: Sequence[int], stored: int, works: int, fixed: int, work: int, *, shrinks: bool
+) -> Plan:
     """The smallest step that fits the budget, or the largest step and a cost that does not.
 
     Args:
         size: width and height.
         stored: bytes a pixel of the decoded picture.
-        reader: what decoding takes beside that.
+        works: bytes a pixel that the reader takes beside that while it works.
+        fixed: bytes that the reader takes whatever the step.
         work: bytes a pixel that come after decoding.
         shrinks: whether the reader itself makes the picture smaller.
     """
     width, height = size
     # rows have pointers, and readers hold a few of the longest possible ones
     lines = 24 * width + 16 * height
-    for step in _STEPS:
+    for step in STEPS:
         left = -(-width // step) * -(-height // step)
         pixels = left if shrinks else width * height
         small = 4 * left if step > 1 and not shrinks else 0
-        cost = pixels * (stored + reader.keeps) + max(pixels * reader.works, small + left * work)
-        cost += _BASE + reader.fixed + lines
+        cost = pixels * stored + max(pixels * works, small + left * work)
+        cost += _BASE + fixed + lines
         if cost <= ONE_BYTES:
             break
     return Plan(cost, step)
 
 
-def _reader(picture: ImageFile.ImageFile, source: MediaSource, stream: BinaryIO) -> _Reader:
-    bands = len(picture.getbands())
+def _reader_cost(
+    picture: ImageFile.ImageFile, source: MediaSource, stream: BinaryIO
+) -> tuple[int, int]:
+    """Bytes a pixel that a reader takes while it works, and bytes that it takes in any case."""
     raw = all(tile.codec_name == "raw" for tile in picture.tile)
     match picture.format:
         case "JPEG" | "MPO":
-            return _Reader(fixed=_coefficients(picture, source, stream))
+            return 0, _coefficients(picture, stream)
         case "GIF":
-            return _Reader(works=4)
+            return 4, 0
         case "AVIF":
-            return _Reader(works=12, fixed=2 * source.size)
+            return 12, 2 * source.size
         case "JPEG2000":
-            return _Reader(works=6 * bands)
+            return 6 * len(picture.getbands()), 0
         case "TIFF" if not raw:
-            return _Reader(fixed=_strip(picture) + source.size)
+            return 0, _strip(picture) + source.size
         case "BMP" | "DIB" if not raw:
-            return _Reader(works=4)
+            return 4, 0
         case "PPM" if not raw:
-            return _Reader(works=12)
+            return 12, 0
         case _:
-            return _Reader()
+            return 0, 0
 
 
-def _coefficients(picture: Image.Image, source: MediaSource, stream: BinaryIO) -> int:
+def _coefficients(picture: Image.Image, stream: BinaryIO) -> int:
     """Bytes that libjpeg takes for the whole picture's coefficients, whatever size is asked for.
 
     It needs them where the picture comes in several scans; else a few rows are enough.
@@ -148,7 +147,6 @@ def _coefficients(picture: Image.Image, source: MediaSource, stream: BinaryIO) -
     Raises:
         ValueError: there are more scans than a picture has.
     """
-    layers = picture.layer  # type: ignore[attr-defined]
     scans, last, ended = 1, b"", b""
     while not ended and (part := stream.read(1 << 20)):  # Pillow stops behind the first scan's head
         inside, ended, _ = (last + part).partition(b"\xff\xd9")
@@ -158,6 +156,7 @@ def _coefficients(picture: Image.Image, source: MediaSource, stream: BinaryIO) -
         raise ValueError(f"more than {_MOST_SCANS} scans")
     if scans == 1 and "progressive" not in picture.info:
         return 0
+    layers = picture.layer  # type: ignore[attr-defined]
     widest, highest = max(layer[1] for layer in layers), max(layer[2] for layer in layers)
     blocks = sum(layer[1] * layer[2] for layer in layers) / (widest * highest)
     return round(2 * blocks * (picture.width + 64) * (picture.height + 64))

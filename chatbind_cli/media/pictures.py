@@ -1,48 +1,27 @@
-"""Still pictures from bytes, and the resizing that pictures, depth and thermal maps share.
+"""Still pictures from bytes: photographs and drawings in colour, and maps of one number a pixel.
 
-Knows the limits within which a stranger's picture is opened. What the pixels mean (colour,
-distance, heat) is decided by `image`, `depth` and `thermal`.
+What the pixels mean (colour, distance, heat), and at which size they are looked at, is the
+encoder's business.
 """
 
 from __future__ import annotations
 
-import struct
 import warnings
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import ParamSpec, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image, ImageFile, UnidentifiedImageError
-from torch.nn import functional
 
 from chatbind_cli.errors import MediaError
-from chatbind_cli.media.budget import Timed, decoding
-from chatbind_cli.media.modality import IMAGE_SIZE
+from chatbind_cli.media.guard import Timed, decoding, reading
 from chatbind_cli.media.picture_cost import MAP_WORK, picture_plan, webp_plan
 from chatbind_cli.media.source import MediaSource
 
 # Named, because Pillow also has formats that start other programs (EPS) or read other files.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF", "PPM", "JPEG2000")
-
-_BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    EOFError,
-    RuntimeError,
-    AttributeError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-)
-"""What Pillow's readers raise on broken files; they check little before they compute."""
 
 _LARGEST_FILE = 2**30
 
@@ -63,24 +42,22 @@ _TURNS = {
 }
 """What makes a picture upright, by its EXIF orientation."""
 
-P = ParamSpec("P")
 T = TypeVar("T")
-
-_WIDEST = 8
-"""Pictures more than 8 times as long as wide lose their far ends, which the crop drops anyway."""
 
 
 def open_rgb(source: MediaSource, max_pixels: int) -> AbstractContextManager[Image.Image]:
     """The first frame of a picture in three channels of 8 bits, the way up its EXIF data say.
 
-    A picture that would not fit the budget in full size is decoded at half, a quarter or an eighth
-    of it, where the format can, and else averaged to that in strips.
+    JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF, PPM, JPEG 2000; grey, palette, CMYK and 16-bit pictures
+    become RGB; transparency is dropped, as ImageBind does. A picture that would not fit the budget
+    in full size is decoded at half, a quarter or an eighth of it, where the format can, and else
+    averaged to that in strips.
 
     Raises:
         MediaError: it is not a picture, broken, larger than `max_pixels`, or its decoding would
             take more than the budget allows.
     """
-    return _decoding(
+    return _decoded(
         source, max_pixels, lambda picture, step: _upright(picture, _rgb(picture, step)), work=0
     )
 
@@ -99,16 +76,25 @@ def open_one_channel(
     Raises:
         MediaError: see `open_rgb`.
     """
-    return _decoding(
-        source,
-        max_pixels,
-        lambda picture, step: _array(_upright(picture, _one_channel(picture, step))),
-        work=MAP_WORK,
-    )
+
+    def convert(picture: Image.Image, step: int) -> npt.NDArray[np.generic]:
+        values = np.asarray(_upright(picture, _one_channel(picture, step)))
+        return values.astype(np.uint16) if picture.mode.startswith("I;16") else values
+
+    return _decoded(source, max_pixels, convert, work=MAP_WORK)
+
+
+def is_measurement(source: MediaSource) -> bool:
+    """Whether a picture has one channel of more than 8 bits; False for what cannot be opened."""
+    with source.open() as stream:
+        try:
+            return _is_measured(_opened(Timed(stream, left=_HEADER_BYTES)))
+        except Exception:
+            return False  # the loader of pictures says what is wrong
 
 
 @contextmanager
-def _decoding(
+def _decoded(
     source: MediaSource, max_pixels: int, convert: Callable[[Image.Image, int], T], *, work: int
 ) -> Iterator[T]:
     """What `convert` makes of a decoded picture, with room for the work on it.
@@ -122,59 +108,37 @@ def _decoding(
     if source.size > _LARGEST_FILE:
         raise MediaError("is larger than 1 GiB, as no picture is", where=source.name)
     with source.open() as stream, ExitStack() as room:
-        limited = Timed(stream, left=_HEADER_BYTES)
-        plan = webp_plan(source)
-        if plan is not None:  # its reader takes the memory for the pixels when the file is opened
-            limited.left = None
-            room.enter_context(decoding(plan.cost, source.name))
-        picture = _opened(limited, source, max_pixels)
-        if plan is None:
-            plan = _checked(source, picture_plan, picture, source, stream, work)
-            room.enter_context(decoding(plan.cost, source.name))
-            limited.left = None
-        _checked(source, picture.load)
-        result = _checked(source, convert, picture, plan.step)
-        del picture  # before its room is given back
+        with reading(source.name, "is a broken picture"):
+            limited = Timed(stream, left=_HEADER_BYTES)
+            plan = webp_plan(source)
+            if plan is not None:  # its reader takes the memory for the pixels when it is opened
+                limited.left = None
+                room.enter_context(decoding(plan.cost, source.name))
+            try:
+                picture = _opened(limited)
+            except UnidentifiedImageError as error:
+                raise MediaError("is not a picture that can be read", where=source.name) from error
+            except Image.DecompressionBombError as error:
+                raise _too_many_pixels(source, max_pixels) from error
+            if picture.width * picture.height > max_pixels:
+                raise _too_many_pixels(source, max_pixels)
+            if plan is None:
+                plan = picture_plan(picture, source, stream, work)
+                room.enter_context(decoding(plan.cost, source.name))
+                limited.left = None
+            with _without_warnings():
+                picture.load()
+                result = convert(picture, plan.step)
+            del picture  # before its room is given back
         try:
             yield result
         finally:
             del result
 
 
-def _opened(stream: Timed, source: MediaSource, max_pixels: int) -> ImageFile.ImageFile:
-    try:
-        with _without_warnings():
-            picture = Image.open(stream, formats=_FORMATS)  # type: ignore[arg-type]
-    except UnidentifiedImageError as error:
-        raise MediaError("is not a picture that can be read", where=source.name) from error
-    except Image.DecompressionBombError as error:
-        raise _too_many_pixels(source, max_pixels) from error
-    except _BROKEN as error:
-        raise _broken(source, error) from error
-    if picture.width * picture.height > max_pixels:
-        raise _too_many_pixels(source, max_pixels)
-    return picture
-
-
-def _checked(source: MediaSource, work: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
-    """What `work` gives, or the error that the picture is broken."""
-    try:
-        with _without_warnings():
-            return work(*args, **named)
-    except _BROKEN as error:
-        raise _broken(source, error) from error
-
-
-def is_measurement(source: MediaSource) -> bool:
-    """Whether a picture has one channel of more than 8 bits; False for what cannot be opened."""
-    with source.open() as stream:
-        try:
-            with _without_warnings():
-                timed = Timed(stream, left=_HEADER_BYTES)
-                mode = Image.open(timed, formats=_FORMATS).mode  # type: ignore[arg-type]
-        except (*_BROKEN, Image.DecompressionBombError):
-            return False  # the loader of pictures says what is wrong
-    return mode in ("I", "F") or mode.startswith("I;16")
+def _opened(stream: Timed) -> ImageFile.ImageFile:
+    with _without_warnings():
+        return Image.open(stream, formats=_FORMATS)  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -187,7 +151,7 @@ def _without_warnings() -> Iterator[None]:
 
 
 def _rgb(picture: Image.Image, step: int) -> Image.Image:
-    """RGB, each side `step` times smaller. Transparency is dropped, as ImageBind does."""
+    """RGB, each side `step` times smaller."""
     if step == 1:
         return _to_rgb(picture)
     if _is_measured(picture):
@@ -214,11 +178,6 @@ def _is_measured(picture: Image.Image) -> bool:
     return picture.mode in ("I", "F") or picture.mode.startswith("I;16")
 
 
-def _array(picture: Image.Image) -> npt.NDArray[np.generic]:
-    values = np.asarray(picture)
-    return values.astype(np.uint16) if picture.mode.startswith("I;16") else values
-
-
 def _upright(original: Image.Image, picture: Image.Image) -> Image.Image:
     """The picture, turned as the EXIF data of the original say."""
     turn = _TURNS.get(original.getexif().get(_ORIENTATION, 1))
@@ -226,75 +185,17 @@ def _upright(original: Image.Image, picture: Image.Image) -> Image.Image:
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode == "RGB":
-        return picture
-    if picture.mode.startswith("I;16"):
-        # Pillow would cut the values at 255
-        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
-    if picture.mode == "I":
-        values = np.clip(np.asarray(picture), 0, 65535)
-        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
     if picture.mode == "F":
         values = np.nan_to_num(np.asarray(picture), nan=0.0, posinf=255.0, neginf=0.0)
         scale = 255.0 if values.max(initial=0.0) <= 1.0 else 1.0
-        values = np.clip(values * scale, 0.0, 255.0)
-        return Image.fromarray(values.astype(np.uint8)).convert("RGB")
-    if picture.mode == "P" and "transparency" in picture.info:
+        picture = Image.fromarray(np.clip(values * scale, 0.0, 255.0).astype(np.uint8))
+    elif _is_measured(picture):  # Pillow would cut the values at 255
+        values = np.asarray(picture)
+        values = values if picture.mode != "I" else np.clip(values, 0, 65535)
+        picture = Image.fromarray((values >> 8).astype(np.uint8))
+    elif picture.mode == "P" and "transparency" in picture.info:
         picture = picture.convert("RGBA")
-    return picture.convert("RGB")
-
-
-def narrow(picture: Image.Image) -> Image.Image:
-    """The middle of a very long picture: resized whole, a strip would fill the memory."""
-    width, height = picture.size
-    if max(width, height) <= _WIDEST * min(width, height):
-        return picture
-    keep = _WIDEST * min(width, height)
-    left = (width - keep) // 2 if width > height else 0
-    top = (height - keep) // 2 if height > width else 0
-    return picture.crop((left, top, left + min(width, keep), top + min(height, keep)))
-
-
-def fit_size(width: int, height: int) -> tuple[int, int]:
-    """(width, height) with the short side 224 and the long one in proportion, rounded down."""
-    if width <= height:
-        return IMAGE_SIZE, int(IMAGE_SIZE * height / width)
-    return int(IMAGE_SIZE * width / height), IMAGE_SIZE
-
-
-def resize_map(values: torch.Tensor) -> torch.Tensor:
-    """Brings a map of numbers to the encoder's size: short side 224, then the centre.
-
-    Bilinear with antialiasing: unlike bicubic it never leaves the range of the values, which mean
-    metres or heat here.
-
-    Args:
-        values: [height, width], float32.
-
-    Returns:
-        [1, 224, 224].
-    """
-    height, width = values.shape
-    if max(width, height) > _WIDEST * min(width, height):
-        keep = _WIDEST * min(width, height)
-        top, left = max(height - keep, 0) // 2, max(width - keep, 0) // 2
-        values = values[top : top + keep, left : left + keep]
-        height, width = values.shape
-    new_width, new_height = fit_size(width, height)
-    resized = functional.interpolate(
-        values[None, None],
-        size=(new_height, new_width),
-        mode="bilinear",
-        align_corners=False,
-        antialias=True,
-    )
-    top, left = round((new_height - IMAGE_SIZE) / 2), round((new_width - IMAGE_SIZE) / 2)
-    return resized[0, :, top : top + IMAGE_SIZE, left : left + IMAGE_SIZE].contiguous()
-
-
-def _broken(source: MediaSource, error: Exception) -> MediaError:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return MediaError(f"is a broken picture ({reason})", where=source.name)
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def _too_many_pixels(source: MediaSource, max_pixels: int) -> MediaError:

@@ -8,7 +8,8 @@ from pathlib import Path
 from chatbind_cli.errors import MediaError
 from chatbind_cli.media.source import MediaSource, open_source, shown
 
-_ADDRESSES = ("http://", "https://", "data:")
+ADDRESSES = ("http://", "https://", "data:")
+"""How the names begin that are no paths."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class MediaRoot:
         Raises:
             MediaError: the name leaves the root, or nothing is there.
         """
-        if isinstance(ref, bytes) or str(ref).startswith(_ADDRESSES):
+        if isinstance(ref, bytes) or str(ref).startswith(ADDRESSES):
             return open_source(ref)
         return open_source(self.find(str(ref)))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import BinaryIO
 
 import numpy as np
@@ -18,9 +18,9 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from chatbind_cli.errors import MediaError
-from chatbind_cli.media.budget import check_time
-from chatbind_cli.media.parquet_pages import largest_page
+from chatbind_cli.media.guard import check_time, reading
 from chatbind_cli.media.source import MediaSource
+from chatbind_cli.media.stated_counts import largest_page
 
 Columns = dict[str, npt.NDArray[np.float64]]
 
@@ -30,6 +30,9 @@ _BATCH_ROWS = 64 * 1024
 _LONGEST_FOOTER = 16 * 2**20
 _LARGEST_PAGE = 16 * 2**20
 """Writers make pages of about 1 MiB."""
+
+_BROKEN_CSV = "is not a readable CSV table"
+_BROKEN_PARQUET = "is not a readable Parquet file"
 
 
 def read_csv(source: MediaSource, wanted: Callable[[str], bool]) -> tuple[Columns, bool]:
@@ -48,31 +51,53 @@ def read_csv(source: MediaSource, wanted: Callable[[str], bool]) -> tuple[Column
     Raises:
         MediaError: it is not text, not a table, or has no rows.
     """
-    head, skip = _first_lines(source)
-    delimiter = _delimiter(head)
-    first = _cells(head, delimiter)
-    named = not all(_is_number(cell) for cell in first if cell)
-    names = _unique(first) if named else [f"c{i}" for i in range(len(first))]
+    first, skip = _first_line(source)
+    delimiter = next((mark for mark in ",;\t" if mark in first), " ")
+    blanks = delimiter == " "
+    cells = first.split() if blanks else next(csv.reader([first], delimiter=delimiter))
+    cells = [cell.strip() for cell in cells]
+    named = not all(_is_number(cell) for cell in cells if cell)
+    names = _unique(cells) if named else [f"c{i}" for i in range(len(cells))]
     if len(names) > _MOST_COLUMNS:
         raise MediaError(f"has more than {_MOST_COLUMNS} columns", where=source.name)
+    with source.open() as stream, reading(source.name, _BROKEN_CSV):
+        table = pyarrow.csv.read_csv(
+            _with_commas(stream) if blanks else stream,
+            read_options=pyarrow.csv.ReadOptions(
+                column_names=names, skip_rows=skip + named, use_threads=False
+            ),
+            convert_options=pyarrow.csv.ConvertOptions(
+                include_columns=[name for name in names if not named or wanted(name)]
+            ),
+            parse_options=pyarrow.csv.ParseOptions(
+                delimiter="," if blanks else delimiter,
+                invalid_row_handler=lambda row: "error",
+            ),
+        )
+        return _numbers(table, source), named
+
+
+def csv_rows(source: MediaSource, max_bytes: int) -> int:
+    """The lines of a text file.
+
+    Raises:
+        MediaError: it is larger than `max_bytes`.
+    """
+    _refuse_larger(source, source.size, max_bytes)
+    rows = 1
+    with source.open() as stream:
+        while part := stream.read(1 << 20):
+            rows += max(part.count(b"\n"), part.count(b"\r"))
+    return rows
+
+
+def _is_number(cell: str) -> bool:
+    """Whether a text is a number."""
     try:
-        with source.open() as stream:
-            table = pyarrow.csv.read_csv(
-                _Plain(stream, delimiter),
-                read_options=pyarrow.csv.ReadOptions(
-                    column_names=names, skip_rows=skip + named, use_threads=False
-                ),
-                convert_options=pyarrow.csv.ConvertOptions(
-                    include_columns=[name for name in names if not named or wanted(name)]
-                ),
-                parse_options=pyarrow.csv.ParseOptions(
-                    delimiter="," if delimiter == " " else delimiter,
-                    invalid_row_handler=lambda row: "error",
-                ),
-            )
-        return _numbers(table.to_batches(), table.schema, source), named
-    except (pa.ArrowInvalid, pa.ArrowException, UnicodeDecodeError) as error:
-        raise _unreadable("CSV table", source, error) from error
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def read_parquet(source: MediaSource, max_rows: int, wanted: Callable[[str], bool]) -> Columns:
@@ -87,29 +112,26 @@ def read_parquet(source: MediaSource, max_rows: int, wanted: Callable[[str], boo
         MediaError: it is broken, has no rows, more than `max_rows`, or pages larger than any writer
             makes.
     """
-    try:
-        with source.open() as stream:
-            file = pyarrow.parquet.ParquetFile(stream, buffer_size=1 << 20)
-            if file.metadata.num_columns > _MOST_COLUMNS:
-                raise MediaError(f"has more than {_MOST_COLUMNS} columns", where=source.name)
-            schema = file.schema_arrow
-            names = [name for name in schema.names if wanted(name)]
-            read = [name for name in names if _is_numeric(schema.field(name).type)]
-            _refuse_large_pages(file, stream, set(read), source)
-            batches = []
-            rows = 0
-            for batch in file.iter_batches(_BATCH_ROWS, columns=read, use_threads=False):
-                check_time()
-                rows += batch.num_rows
-                if rows > max_rows:
-                    raise MediaError(
-                        f"says that it has {max_rows:,} rows, and has more", where=source.name
-                    )
-                batches.append(batch)
-            columns = _numbers(batches, pa.schema([schema.field(name) for name in read]), source)
-            return columns | {name: np.full(rows, np.nan) for name in names if name not in read}
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise _unreadable("Parquet file", source, error) from error
+    with source.open() as stream, reading(source.name, _BROKEN_PARQUET):
+        file = pyarrow.parquet.ParquetFile(stream, buffer_size=1 << 20)
+        if file.metadata.num_columns > _MOST_COLUMNS:
+            raise MediaError(f"has more than {_MOST_COLUMNS} columns", where=source.name)
+        names = [name for name in file.schema_arrow.names if wanted(name)]
+        read = [name for name in names if _is_numeric(file.schema_arrow.field(name).type)]
+        _refuse_large_pages(file, stream, set(read), source)
+        batches = []
+        rows = 0
+        for batch in file.iter_batches(_BATCH_ROWS, columns=read, use_threads=False):
+            check_time()
+            rows += batch.num_rows
+            if rows > max_rows:
+                raise MediaError(
+                    f"says that it has {max_rows:,} rows, and has more", where=source.name
+                )
+            batches.append(batch)
+        schema = pa.schema([file.schema_arrow.field(name) for name in read])
+        columns = _numbers(pa.Table.from_batches(batches, schema), source)
+        return columns | {name: np.full(rows, np.nan) for name in names if name not in read}
 
 
 def parquet_rows(source: MediaSource, max_bytes: int) -> int:
@@ -118,19 +140,21 @@ def parquet_rows(source: MediaSource, max_bytes: int) -> int:
     Raises:
         MediaError: it is broken, or would be larger than `max_bytes` unpacked.
     """
-    with source.open() as stream:
+    with source.open() as stream, reading(source.name, _BROKEN_PARQUET):
         stream.seek(max(source.size - 8, 0))
         length, end = stream.read(4), stream.read(4)
         if end == b"PAR1" and int.from_bytes(length, "little") > _LONGEST_FOOTER:
             raise MediaError("has a longer footer than any table", where=source.name)
-        try:
-            meta = pyarrow.parquet.ParquetFile(stream).metadata
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise _unreadable("Parquet file", source, error) from error
+        meta = pyarrow.parquet.ParquetFile(stream).metadata
     unpacked = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
-    if max(unpacked, meta.num_rows * meta.num_columns * 8, source.size) > max_bytes:
-        raise MediaError(f"is larger than {max_bytes / 2**20:.4g} MiB", where=source.name)
+    _refuse_larger(source, max(unpacked, meta.num_rows * meta.num_columns * 8), max_bytes)
+    _refuse_larger(source, source.size, max_bytes)
     return max(meta.num_rows, 0)
+
+
+def _refuse_larger(source: MediaSource, size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        raise MediaError(f"is larger than {max_bytes / 2**20:.4g} MiB", where=source.name)
 
 
 def _refuse_large_pages(
@@ -149,63 +173,16 @@ def _refuse_large_pages(
     stream.seek(place)
 
 
-def csv_rows(source: MediaSource, max_bytes: int) -> int:
-    """The lines of a text file.
-
-    Raises:
-        MediaError: it is larger than `max_bytes`.
-    """
-    if source.size > max_bytes:
-        raise MediaError(f"is larger than {max_bytes / 2**20:.4g} MiB", where=source.name)
-    rows = 1
-    with source.open() as stream:
-        while part := stream.read(1 << 20):
-            rows += max(part.count(b"\n"), part.count(b"\r"))
-    return rows
+def _with_commas(stream: BinaryIO) -> BinaryIO:
+    """A table whose cells are set apart by blanks, with single commas instead."""
+    lines = iter(lambda: stream.readline(_HEAD_BYTES), b"")
+    return io.BytesIO(b"".join(b",".join(line.split()) + b"\n" for line in lines))
 
 
-def _unreadable(kind: str, source: MediaSource, error: Exception) -> MediaError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-    return MediaError(f"is not a readable {kind} ({reason})", where=source.name)
-
-
-class _Plain(io.RawIOBase):
-    """The stream itself, or, for columns set apart by blanks, with single commas instead."""
-
-    def __init__(self, stream: BinaryIO, delimiter: str) -> None:
-        self._lines = self._with_commas(stream) if delimiter == " " else None
-        self._stream = stream
-        self._rest = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        if self._lines is None:
-            return self._stream.read(size)
-        found = len(self._rest)
-        parts = [self._rest]
-        while size < 0 or found < size:
-            line = next(self._lines, None)
-            if line is None:
-                break
-            parts.append(line)
-            found += len(line)
-        self._rest = b"".join(parts)
-        size = len(self._rest) if size < 0 else size
-        part, self._rest = self._rest[:size], self._rest[size:]
-        return part
-
-    @staticmethod
-    def _with_commas(stream: BinaryIO) -> Iterator[bytes]:
-        while line := stream.readline(_HEAD_BYTES):
-            yield b",".join(line.split()) + b"\n"
-
-
-def _first_lines(source: MediaSource) -> tuple[str, int]:
+def _first_line(source: MediaSource) -> tuple[str, int]:
     """The first line that is not a comment, and how many lines stand before it."""
     try:
-        text = source.head(_HEAD_BYTES).decode("utf-8-sig", errors="strict")
+        text = source.head(_HEAD_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         if error.start < _HEAD_BYTES - 4:
             raise MediaError("is not text", where=source.name) from error
@@ -216,60 +193,38 @@ def _first_lines(source: MediaSource) -> tuple[str, int]:
     raise MediaError("holds no table", where=source.name)
 
 
-def _delimiter(line: str) -> str:
-    for candidate in (",", ";", "\t"):
-        if candidate in line:
-            return candidate
-    return " "
-
-
-def _cells(line: str, delimiter: str) -> list[str]:
-    if delimiter == " ":
-        return line.split()
-    return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter))]
-
-
 def _unique(names: list[str]) -> list[str]:
-    seen: dict[str, int] = {}
-    result = []
-    for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        result.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    """Names that stand there again get a number: `x`, `x#2`."""
+    result: list[str] = []
+    for at, name in enumerate(names):
+        before = names[:at].count(name)
+        result.append(f"{name}#{before + 1}" if before else name)
     return result
 
 
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
+def _is_time(kind: pa.DataType) -> bool:
+    return pa.types.is_timestamp(kind) or pa.types.is_duration(kind)
 
 
 def _is_numeric(kind: pa.DataType) -> bool:
-    return any(
-        is_kind(kind)
-        for is_kind in (
-            pa.types.is_timestamp, pa.types.is_duration, pa.types.is_integer,
-            pa.types.is_floating, pa.types.is_decimal,
-        )
-    )  # fmt: skip
+    types = pa.types
+    number = types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind)
+    return number or _is_time(kind)
 
 
-def _numbers(batches: Sequence[pa.RecordBatch], schema: pa.Schema, source: MediaSource) -> Columns:
-    if not any(batch.num_rows for batch in batches):
+def _numbers(table: pa.Table, source: MediaSource) -> Columns:
+    if not table.num_rows:
         raise MediaError("holds no rows", where=source.name)
     columns: Columns = {}
-    for index, field in enumerate(schema):
-        parts = pa.chunked_array([batch.column(index) for batch in batches], field.type)
-        if pa.types.is_timestamp(field.type) or pa.types.is_duration(field.type):
-            columns[f"{field.name}_ns"] = _since_start(parts)
-        elif pa.types.is_integer(field.type) or pa.types.is_floating(field.type):
-            columns[field.name] = parts.to_numpy().astype(np.float64, copy=False)
+    for field, values in zip(table.schema, table.columns, strict=True):
+        if _is_time(field.type):
+            columns[f"{field.name}_ns"] = _since_start(values)
         elif pa.types.is_decimal(field.type):
-            columns[field.name] = parts.cast(pa.float64()).to_numpy()
+            columns[field.name] = values.cast(pa.float64()).to_numpy()
+        elif _is_numeric(field.type):
+            columns[field.name] = values.to_numpy().astype(np.float64, copy=False)
         else:
-            columns[field.name] = np.full(len(parts), np.nan)
+            columns[field.name] = np.full(len(values), np.nan)
     return columns
 
 

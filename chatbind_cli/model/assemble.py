@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 import chatbind_cli
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration, word_embeddings
-from chatbind_cli.model.config import MODEL_TYPE, ChatBindConfig, EncoderInfo, check_encoder
+from chatbind_cli.model.config import ChatBindConfig, EncoderInfo, check_encoder
 from chatbind_cli.model.loading import ChatBind, check_ids, is_chatbind, load_chatbind, load_into
 from chatbind_cli.model.pretrained import open_config, open_model
 from chatbind_cli.model.prompts import get_style
@@ -50,7 +50,7 @@ def build_chatbind(
     """Makes a ChatBind model from a language model, or goes on from a ChatBind model.
 
     Args:
-        language_model: folder (or hub name) of a causal language model; in stage `finetune` also
+        language_model: folder of a causal language model; in stage `finetune` also
             of a ChatBind model, ours or published, which brings its projector.
         encoder: the encoder whose embeddings the model will read.
         projector: a projector file to start from.
@@ -173,17 +173,14 @@ def _language_model_config(path: str | Path) -> PreTrainedConfig:
     Raises:
         CheckpointError: it cannot be used, or is that of another model.
     """
-    folder = Path(path)
-    own = is_chatbind(folder)
-    if folder.is_dir() and not own:
-        refuse_unapplied(folder)
-    config = None if own else open_config(path)
-    if config is None or config.model_type == MODEL_TYPE:
+    if is_chatbind(Path(path)):
         raise CheckpointError(
             "this is a ChatBind model, not a bare language model",
             where=str(path),
             hint="give the language model that it was made from",
         )
+    config = open_config(path)
+    refuse_unapplied(Path(path))
     return config
 
 
@@ -220,9 +217,7 @@ def _word_size(language_model: PreTrainedModel, known: int) -> float:
 
 
 def _provenance(language_model: str | Path, command: str | None) -> dict[str, Any]:
-    base: dict[str, Any] = {"name": str(language_model)}
-    if Path(language_model).is_dir():
-        base["fingerprint"] = _fingerprint(Path(language_model))
+    base = {"name": str(language_model), "fingerprint": _fingerprint(Path(language_model))}
     versions = {
         "chatbind": chatbind_cli.__version__,
         "torch": str(torch.__version__),

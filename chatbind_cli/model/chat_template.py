@@ -7,10 +7,9 @@ through it, and one rendering serves every conversation of the same turns.
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -45,37 +44,28 @@ def render_marked(tokenizer: Any, roles: Sequence[str], *, asks: bool) -> tuple[
         raise CheckpointError("the tokenizer has no chat template", where=where, hint=_HINT)
     if len(template) > _LONGEST_TEMPLATE:
         raise CheckpointError("the chat template is larger than any", where=where, hint=_HINT)
-    marks = [f"\ue000{index}\ue001" for index in range(len(roles))]
     special = tuple(sorted(tokenizer.special_tokens_map.items()))
-    outcome = _outcome(template, special, tuple(roles), tuple(marks), asks)
-    if "error" in outcome:
-        raise CheckpointError(f"the chat template {outcome['error']}", where=where, hint=_HINT)
-    return outcome["text"], marks
+    text, problem = _rendered(template, special, tuple(roles), asks)
+    if problem:
+        raise CheckpointError(f"the chat template {problem}", where=where, hint=_HINT)
+    return text, _marks(len(roles))
 
 
-def render(tokenizer: Any, messages: Sequence[Mapping[str, object]], *, asks: bool) -> str:
-    """A chat of `role` and `content` in the words of the tokenizer's chat template.
-
-    Raises:
-        CheckpointError: as for `render_marked`.
-    """
-    text, _ = render_marked(tokenizer, [str(message["role"]) for message in messages], asks=asks)
-    return re.sub("\ue000(\\d+)\ue001", lambda mark: str(messages[int(mark[1])]["content"]), text)
+def _marks(count: int) -> list[str]:
+    return [f"\ue000{index}\ue001" for index in range(count)]
 
 
 @lru_cache(maxsize=1024)
-def _outcome(
-    template: str,
-    special: tuple[tuple[str, str], ...],
-    roles: tuple[str, ...],
-    marks: tuple[str, ...],
-    asks: bool,
-) -> dict[str, str]:
-    """What the child says: `text`, or `error`."""
-    messages = [{"role": r, "content": m} for r, m in zip(roles, marks, strict=True)]
+def _rendered(
+    template: str, special: tuple[tuple[str, str], ...], roles: tuple[str, ...], asks: bool
+) -> tuple[str, str]:
+    """The text, or why there is none; a failure is remembered, too, since it takes seconds."""
     variables = {
         **dict(special),
-        "messages": messages,
+        "messages": [
+            {"role": role, "content": mark}
+            for role, mark in zip(roles, _marks(len(roles)), strict=True)
+        ],
         "tools": None,
         "documents": None,
         "add_generation_prompt": asks,
@@ -89,10 +79,10 @@ def _outcome(
             timeout=_SECONDS,
             check=True,
         )
-        outcome: dict[str, str] = json.loads(done.stdout)
+        outcome = json.loads(done.stdout)
     except (subprocess.SubprocessError, ValueError):
-        return {"error": "takes more time or memory than a prompt may"}
+        return "", "takes more time or memory than a prompt may"
     if "error" in outcome:
         reason = outcome["error"].strip().partition("\n")[0][:200]
-        return {"error": f"cannot be rendered ({reason})"}
-    return outcome
+        return "", f"cannot be rendered ({reason})"
+    return outcome["text"], ""

@@ -1,8 +1,7 @@
 """The ChatBind model: a language model that reads soft tokens between its word tokens.
 
 Media arrive as embeddings of the encoder, one vector a medium, in the order of their placeholders.
-The encoder itself, files and text are not known here. Importing this module makes the `chatbind`
-model type known to the Auto classes of transformers.
+Importing this module makes the `chatbind` model type known to the Auto classes of transformers.
 """
 
 from __future__ import annotations
@@ -116,6 +115,7 @@ class ChatBindForConditionalGeneration(PreTrainedModel, GenerationMixin):
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: int | torch.Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Reads word tokens and soft tokens, and predicts the next ones.
@@ -130,8 +130,11 @@ class ChatBindForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 (row by row).
             media_weights: [media in the batch], see `soft_tokens`.
             labels: [batch, length], -100 where nothing is to be learned; shifted inside.
-            use_cache: whether to return keys and values.
+            use_cache: whether to return keys and values; unless said, not with `labels`: only
+                generation needs them.
             logits_to_keep: how many of the last positions need logits; 0 for all.
+            num_items_in_batch: what the loss is divided by, in place of the number of its tokens.
+                A step of samples that were cut before their answers has loss 0, not 0 / 0.
             **kwargs: passed on to the language model, as far as it takes them.
 
         Raises:
@@ -148,10 +151,12 @@ class ChatBindForConditionalGeneration(PreTrainedModel, GenerationMixin):
         optional = {
             "position_ids": position_ids,
             "past_key_values": past_key_values,
-            "use_cache": use_cache,
+            "use_cache": False if use_cache is None and labels is not None else use_cache,
             "logits_to_keep": logits_to_keep,
         }
         kwargs.update((k, v) for k, v in optional.items() if k in self._forwarded)
+        if num_items_in_batch is not None:
+            kwargs["num_items_in_batch"] = torch.as_tensor(num_items_in_batch).clamp(min=1)
         if not self.accepts_loss_kwargs:
             kwargs = {k: v for k, v in kwargs.items() if k in self._forwarded}
         return self.language_model(

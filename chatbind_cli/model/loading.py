@@ -13,7 +13,6 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from chatbind_cli.errors import CheckpointError
-from chatbind_cli.folders import replace_folder
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration, word_embeddings
 from chatbind_cli.model.config import MODEL_TYPE, ChatBindConfig, saved_end_ids
 from chatbind_cli.model.pretrained import make_config, open_config, open_model, quiet_transformers
@@ -63,7 +62,6 @@ def load_chatbind(
     dtype: torch.dtype | str = "auto",
     device: str | torch.device | None = None,
     attn_implementation: str | None = None,
-    device_map: Any = None,
 ) -> ChatBind:
     """Loads a ChatBind model folder, ours or one in the published layout.
 
@@ -72,7 +70,6 @@ def load_chatbind(
         dtype: type of the weights; `auto`: as saved.
         device: where to put the model; where it is loaded unless given.
         attn_implementation: see `attention.resolve_attention`; None: transformers' choice.
-        device_map: as in transformers, in place of `device`.
 
     Raises:
         CheckpointError: it is no ChatBind model, or its weights are incomplete.
@@ -86,11 +83,7 @@ def load_chatbind(
             "download` and `chatbind apply-delta`",
         )
     refuse_unapplied(folder)
-    options = {
-        "dtype": dtype,
-        "device_map": device_map,
-        "attn_implementation": attn_implementation,
-    }
+    options = {"dtype": dtype, "attn_implementation": attn_implementation}
     load = _load_published if is_published(folder) else _load_ours
     with quiet_transformers():
         model, tokenizer = load(folder, options)
@@ -101,24 +94,10 @@ def load_chatbind(
             raise CheckpointError(
                 f"config.json says {name} = {own}, the tokenizer says {index}", where=str(path)
             )
-    if device is not None and device_map is None:
+    if device is not None:
         cast(Any, model).to(device)
     model.eval()
     return ChatBind(model, tokenizer, model.config)
-
-
-def save_chatbind(bundle: ChatBind, folder: str | Path, *, overwrite: bool = False) -> None:
-    """Writes a model folder, whole or not at all.
-
-    Raises:
-        ChatBindError: the folder exists and may not be replaced.
-    """
-    with (
-        quiet_transformers(),
-        replace_folder(Path(folder), made_by="save_chatbind", overwrite=overwrite) as temporary,
-    ):
-        bundle.model.save_pretrained(temporary)
-        bundle.tokenizer.save_pretrained(temporary)
 
 
 def check_ids(model: Any, tokenizer: PreTrainedTokenizerBase, where: str) -> None:

@@ -2,8 +2,7 @@
 
 transformers opens what it finds in a folder: code that a config names, adapters and the models that
 those name, weights under other names, kernels of the hub, code for generation. So it never sees the
-folder but what `staging` makes of it. Hub names become folders first, and nothing after that asks
-the network.
+folder but what `staging` makes of it.
 
 What the weights hold bounds what a config may ask for: a model is built without memory, and what
 becomes larger than its files is refused while it is built.
@@ -11,7 +10,6 @@ becomes larger than its files is refused while it is built.
 
 from __future__ import annotations
 
-import re
 import sys
 import threading
 import warnings
@@ -38,7 +36,6 @@ from chatbind_cli.console import note
 from chatbind_cli.errors import ChatBindError, CheckpointError, reason
 from chatbind_cli.model.config import saved_end_ids
 from chatbind_cli.model.staging import (
-    DATA_SUFFIXES,
     MOST_CONFIG,
     check_config,
     check_kind,
@@ -49,20 +46,19 @@ from chatbind_cli.model.staging import (
 from chatbind_cli.weights.checkpoint import Checkpoint, open_checkpoint
 from chatbind_cli.weights.json_file import read_json
 
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _FREE_ELEMENTS = 64 << 20  # masks and the like, which are computed and lie in no file
 
 
-def open_config(name: str | Path) -> PreTrainedConfig:
-    """The configuration of a model folder (or hub name).
+def open_config(path: str | Path) -> PreTrainedConfig:
+    """The configuration of a model folder.
 
     Raises:
         CheckpointError: there is none, it needs code, or it asks for what no model has.
     """
-    folder = model_folder(name, weights=False)
+    folder = _model_folder(path)
     fields = read_json(folder / "config.json", most_bytes=MOST_CONFIG)
     config = make_config(fields, folder)
-    config.name_or_path = str(name)
+    config.name_or_path = str(path)
     return config
 
 
@@ -82,19 +78,19 @@ def make_config(fields: Mapping[str, Any], folder: Path) -> PreTrainedConfig:
         return CONFIG_MAPPING[fields["model_type"]].from_dict(cleaned(fields))
 
 
-def open_tokenizer(name: str | Path, kind: type[Any] = AutoTokenizer) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder (or hub name).
+def open_tokenizer(path: str | Path, kind: type[Any] = AutoTokenizer) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder.
 
     Args:
-        name: the folder.
+        path: the folder.
         kind: the class that is to read it.
 
     Raises:
         CheckpointError: there is none, it needs code, or it is broken.
     """
-    folder = model_folder(name, weights=False)
+    folder = _model_folder(path)
     with (
-        one_line("no usable tokenizer", name),
+        one_line("no usable tokenizer", path),
         staged_tokenizer(folder) as stage,
         quiet_transformers(),
     ):
@@ -110,29 +106,29 @@ def open_tokenizer(name: str | Path, kind: type[Any] = AutoTokenizer) -> PreTrai
 
 
 def open_model(
-    name: str | Path,
+    path: str | Path,
     kind: type[Any] = AutoModelForCausalLM,
     *,
     config: PreTrainedConfig | None = None,
     **options: Any,
 ) -> PreTrainedModel:
-    """The model of a folder (or hub name), with all of its weights.
+    """The model of a folder, with all of its weights.
 
     Args:
-        name: the folder.
+        path: the folder.
         kind: the class that is to read it.
         config: in place of the folder's config.json.
-        options: as for `from_pretrained` (dtype, device_map, ...); None as if it were not given.
+        options: as for `from_pretrained` (dtype, ...); None as if it were not given.
 
     Raises:
         CheckpointError: it cannot be used, or weights are missing.
         WeightsError: a weights file is broken, or holds more than tensors.
     """
-    folder = model_folder(name)
+    folder = _model_folder(path)
     given = {key: value for key, value in options.items() if value is not None}
     # of a folder's own generation settings nothing else counts
     given.setdefault("generation_config", GenerationConfig(eos_token_id=saved_end_ids(folder)))
-    with one_line("cannot be opened", name), open_checkpoint(folder) as checkpoint:
+    with one_line("cannot be opened", path), open_checkpoint(folder) as checkpoint:
         config = config or open_config(folder)
         if kind is AutoModelForCausalLM and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise CheckpointError(f"a {config.model_type} model is no causal language model")
@@ -149,9 +145,9 @@ def open_model(
     missing = sorted(report["missing_keys"])
     if missing:
         raise CheckpointError(
-            f"{len(missing)} tensors are missing, the first is {missing[0]}", where=str(name)
+            f"{len(missing)} tensors are missing, the first is {missing[0]}", where=str(path)
         )
-    model.config.name_or_path = model.name_or_path = str(name)
+    model.config.name_or_path = model.name_or_path = str(path)
     return cast(PreTrainedModel, model)
 
 
@@ -217,35 +213,14 @@ def within(checkpoint: Checkpoint) -> Iterator[None]:
             hook.remove()
 
 
-def model_folder(name: str | Path, *, weights: bool = True) -> Path:
-    """The folder of a model: a hub name is fetched, everything else must be there.
-
-    Args:
-        name: a folder, or a hub name.
-        weights: whether a hub model's weights are wanted, too.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    path = Path(name)
-    if path.is_dir():
-        return path
-    if path.exists() or not _HUB_NAME.fullmatch(str(name)):
-        raise CheckpointError("no model folder", where=str(name))
-    from huggingface_hub import snapshot_download  # noqa: PLC0415  hub names are few
-
-    small = [f"*{suffix}" for suffix in DATA_SUFFIXES]
-
-    def fetch(*patterns: str) -> Path:
-        return Path(
-            snapshot_download(str(name), allow_patterns=list(patterns), ignore_patterns=["*/*"])
-        )
-
-    with one_line("no such folder, and the hub does not give such a model", name):
-        folder = fetch(*small, "model*.safetensors") if weights else fetch(*small)
-        if weights and not any(folder.glob("model*.safetensors")):
-            folder = fetch("pytorch_model*.bin")
-    return folder
+def _model_folder(path: str | Path) -> Path:
+    if Path(path).is_dir():
+        return Path(path)
+    raise CheckpointError(
+        "no model folder",
+        where=str(path),
+        hint="`chatbind download hf:OWNER/NAME` fetches one of the Hugging Face hub",
+    )
 
 
 @contextmanager

@@ -38,7 +38,7 @@ _LEADING_ELSEWHERE = frozenset(
 )
 # Others fetch kernels, or need packages that this program does not bring.
 _QUANTIZED_BY = ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit")
-DATA_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".bpe", ".codes", ".spm")
+_DATA_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".bpe", ".codes", ".spm")
 _TOKENIZER_JSON = re.compile(
     r"tokenizer|.*vocab|merges|added_tokens|special_tokens|chat_template|tekken"
 )
@@ -92,7 +92,7 @@ def _is_data(file: Path) -> bool:
     Raises:
         CheckpointError: it is one of a tokenizer's that nobody must read.
     """
-    if file.suffix not in DATA_SUFFIXES or not file.is_file():
+    if file.suffix not in _DATA_SUFFIXES or not file.is_file():
         return False
     if file.suffix != ".json":
         return file.stat().st_size <= MOST_BYTES

@@ -2,7 +2,8 @@
 
 Run as a script with the template and its variables as JSON on stdin; writes JSON to stdout, with
 `text` or `error`. The sandbox of jinja2 keeps a template from reaching out, and bounds neither time
-nor memory: that is done by limits on this process. No module of the house is imported here.
+nor memory: that is done by limits on this process.
+No module of this program is imported here.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import resource
 import sys
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from jinja2 import TemplateError, nodes
@@ -63,7 +65,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
-    environment.filters["tojson"] = _tojson
+    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
     environment.globals |= {
         "raise_exception": _raise_exception,
         "strftime_now": lambda form: datetime.now().strftime(form),
@@ -115,18 +117,6 @@ def _refuse_private(name: object) -> None:
 
 def _raise_exception(message: str) -> None:
     raise TemplateError(message)
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: Any = None,
-    separators: Any = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
 
 
 if __name__ == "__main__":

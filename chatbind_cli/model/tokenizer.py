@@ -29,7 +29,7 @@ _LONGEST_PIECE = 512  # characters of SentencePiece's; every place to cut one is
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder (or hub name).
+    """The tokenizer of a model folder.
 
     A folder with nothing but a `tokenizer.model` is LLaMA's. Where that file is, its scores decide
     how words are cut.
@@ -139,18 +139,23 @@ class TextCodec:
             at_start: whether it begins a stretch (at the start, or after a control token).
         """
         mark = " " if at_start and self.marks_start and text else ""
-        with one_line(_BREAKS, self._where):
-            return self._plain.encode(mark + text, add_special_tokens=False).ids
+        return self._ids(self._plain, mark + text)
 
     def control(self, text: str, *, at_start: bool) -> list[int]:
         """Ids of a template's own text, in which control tokens count."""
-        with one_line(_BREAKS, self._where):
-            ids = self._control.encode(text, add_special_tokens=False).ids
-            if not (at_start and self.marks_start and ids):
-                return ids
-            if ids[0] in self._control.get_added_tokens_decoder():
-                return ids
-            return self._control.encode(" " + text, add_special_tokens=False).ids
+        ids = self._ids(self._control, text)
+        if not (at_start and self.marks_start and ids):
+            return ids
+        if ids[0] in self._control.get_added_tokens_decoder():
+            return ids
+        return self._ids(self._control, " " + text)
+
+    def _ids(self, tokenizer: Tokenizer, text: str) -> list[int]:
+        try:
+            return tokenizer.encode(text, add_special_tokens=False).ids
+        except BaseException:  # the library panics with what is no `Exception`
+            with one_line(_BREAKS, self._where):
+                raise
 
     @cached_property
     def _control(self) -> Tokenizer:

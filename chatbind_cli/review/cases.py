@@ -2,21 +2,20 @@
 
 Nothing is matched by its place in a file. What does not fit together (an answer that is missing
 or given twice, a context that is not there) stands in `Inputs.remarks`, and what cannot be judged
-for it becomes a `Case` with a `problem`, never a silent gap. Knows nothing of judges.
+for it becomes a `Case` with a `problem`, never a silent gap.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePath, PurePosixPath
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
-from chatbind_cli.errors import RecordError
+from chatbind_cli.files import sha256_text
 from chatbind_cli.jsonl import Line, Record, legible, read_lines, record_id
 from chatbind_cli.media.modality import MODALITIES
-from chatbind_cli.review.mismatches import Mismatches
+from chatbind_cli.review.matching import Mismatches, distinct_names, keyed, records_by_id
 
 _COCO_PREFIXES = ("COCO_val2014_", "COCO_train2014_")
 _MEDIA_SUFFIXES = frozenset(
@@ -79,80 +78,104 @@ class Case:
         return tuple(str(answer["text"]) for answer in self.answers)
 
 
-@dataclass(slots=True)
 class Inputs:
     """The files of a review, read by id.
 
-    The first side of `answers` is the baseline; every other side makes a pair with it.
+    Args:
+        questions: the question records.
+        answers: two or more answer files, the baseline first: every other one makes a pair with
+            it. At most one may be a stream: it is read as it comes, so that each case can be
+            judged as soon as its answer is there.
+        contexts: captions and boxes by media name.
+        references: answers that count as right, by question id.
 
     Attributes:
-        names: the sides' files.
-        not_questions: lines of the questions' file that are none, with what is wrong.
-        contexts: captions and boxes by media name, from the file `contexts_name`.
-        mismatches: what did not fit together so far; a run that has any does not end with exit
-            code 0.
+        questions: the questions' records by id.
+        name: the questions' file.
+        names: the answers' files.
+
+    Raises:
+        RecordError: a file cannot be read. A line that is no record is a mismatch.
     """
 
-    questions: dict[str, Record]
-    answers: Sequence[dict[str, Record] | Source]
-    names: Sequence[str]
-    not_questions: Mapping[int, str] = field(default_factory=dict)
-    contexts: dict[ContextKey, Record] | None = None
-    contexts_name: str = ""
-    references: dict[str, Record] | None = None
-    mismatches: Mismatches = field(default_factory=Mismatches)
-    _said: dict[str, str] = field(default_factory=dict, init=False)
-    _files: list[str] = field(default_factory=list, init=False)
+    def __init__(
+        self,
+        questions: Path | str,
+        answers: Sequence[Path | str | Source],
+        *,
+        contexts: Path | None = None,
+        references: Path | None = None,
+    ) -> None:
+        self._mismatches = mismatches = Mismatches()
+        self._not_questions: dict[int, str] = {}
+        self.name = legible(str(questions))
+        self.questions = records_by_id(questions, mismatches, self._not_questions)
+        self.names: list[str] = []
+        self._sides: list[dict[str, Record] | Source] = []
+        for side in answers:
+            if isinstance(side, Path | str):
+                self.names.append(legible(str(side)))
+                self._sides.append(records_by_id(side, mismatches))
+            else:
+                self.names.append("stdin")
+                self._sides.append(side)
+        self._contexts_name = str(contexts)
+        self._contexts = None if contexts is None else _read_contexts(contexts, mismatches)
+        self._references = None if references is None else records_by_id(references, mismatches)
+        self._files = distinct_names(self.names)
+        self._said: dict[str, str] = {}
 
     @property
     def remarks(self) -> list[str]:
-        """What did not fit together, in a line a file and kind; all of it after `cases`."""
-        return self.mismatches.lines()
+        """What did not fit together, in a line a file and kind; all of it after `cases`.
+
+        A run that has any does not end with exit code 0.
+        """
+        return self._mismatches.lines()
+
+    def has_references(self) -> bool:
+        """Whether there is anything at all to compare answers with."""
+        files = [self.questions, *(side for side in self._sides if isinstance(side, dict))]
+        carried = (references_of(record) for file in files for record in file.values())
+        return self._references is not None or any(carried)
 
     def cases(self) -> Iterator[Case]:
         """The cases in the order of the questions, or in that of the answers that stream in.
 
         A question has as many cases as there are sides beside the first.
-
-        A side of `answers` that is no dictionary is read as it comes, so that each case can be
-        judged as soon as its answer is there.
         """
-        self._files = distinct_names(self.names)
-        for side, name in zip(self.answers, self.names, strict=True):
+        sides = list(zip(self._sides, self.names, strict=True))
+        for side, name in sides:
             if isinstance(side, dict):
                 self._said[name] = _answerer(next(iter(side.values()), {}))
-        stream = next((side for side in self.answers if not isinstance(side, dict)), None)
-        if stream is None:
-            for key in self.questions:
+        seen: set[str] = set()
+        for side, name in sides:
+            if not isinstance(side, dict):
+                for key, record in self._stream(side, name, seen):
+                    yield from self._cases(key, record)
+        for key in self.questions:
+            if key not in seen:
                 yield from self._cases(key, None)
-        else:
-            name = self.names[list(self.answers).index(stream)]
-            seen: set[str] = set()
-            for key, record in self._stream(stream, name, seen):
-                yield from self._cases(key, record)
-            for key in self.questions:
-                if key not in seen:
-                    yield from self._cases(key, None)
-        for side, name in zip(self.answers, self.names, strict=True):
+        for side, name in sides:
             for key in side if isinstance(side, dict) else ():
                 if key not in self.questions:
-                    self.mismatches.add(name, "unasked", key)
-        for line, problem in self.not_questions.items():
+                    self._mismatches.add(name, "unasked", key)
+        for line, problem in self._not_questions.items():
             yield Case(question={}, problem=problem, line=line)
 
     def _stream(self, stream: Source, name: str, seen: set[str]) -> Iterator[tuple[str, Record]]:
-        for key, record in _keyed(stream, name, self.mismatches):
+        for key, record in keyed(stream, name, self._mismatches):
             self._said.setdefault(name, _answerer(record))
             if key in seen:
-                self.mismatches.add(name, "doubled", key)
+                self._mismatches.add(name, "doubled", key)
             elif key not in self.questions:
-                self.mismatches.add(name, "unasked", key)
+                self._mismatches.add(name, "unasked", key)
             else:
                 yield key, record
             seen.add(key)
 
     def _cases(self, key: str, streamed: Record | None) -> Iterator[Case]:
-        given = [side.get(key) if isinstance(side, dict) else streamed for side in self.answers]
+        given = [side.get(key) if isinstance(side, dict) else streamed for side in self._sides]
         models = self._models(given)
         for other in range(1, len(given)):
             case = Case(
@@ -161,37 +184,37 @@ class Inputs:
                 pair=(1, other + 1) if len(given) > 2 else None,
             )
             names = (self.names[0], self.names[other])
-            yield self._filled(case, [given[0], given[other]], names)
+            yield self._filled(key, case, [given[0], given[other]], names)
 
-    def _filled(self, case: Case, given: Sequence[Record | None], names: Sequence[str]) -> Case:
+    def _filled(
+        self, key: str, case: Case, given: Sequence[Record | None], names: Sequence[str]
+    ) -> Case:
         """The case with its answers and context, or with the reason why it has none."""
         answers: list[Record] = []
         problems: list[str] = []
-        key = str(case.question_id)
         for answer, name in zip(given, names, strict=True):
             if answer is None:
-                self.mismatches.add(name, "missing", key)
+                self._mismatches.add(name, "missing", key)
                 problems.append(f"no answer in {name}")
             elif "error" in answer:
-                self.mismatches.add(name, "failed", key)
+                self._mismatches.add(name, "failed", key)
                 problems.append(f"the answer in {name} failed ({answer['error']})")
             elif not isinstance(answer.get("text"), str):
-                self.mismatches.add(name, "wordless", key)
+                self._mismatches.add(name, "wordless", key)
                 problems.append(f"the answer in {name} has no text")
             else:
                 answers.append(answer)
         if problems:
             return replace(case, problem="; ".join(problems))
-        question = case.question
-        case = replace(case, answers=tuple(answers))
-        if self.contexts is not None and case.modality is not None:
-            context = _find_context(question, case.modality, self.contexts)
+        context = None
+        if self._contexts is not None and case.modality is not None:
+            context = _find_context(case.question, case.modality, self._contexts)
             if context is None:
-                self.mismatches.add(self.contexts_name, "no context", key)
-                problem = f"no context for {case.modality} {question[case.modality]}"
-                return replace(case, problem=problem)
-            case = replace(case, context=context)
-        return replace(case, references=self._references(key, question, answers))
+                self._mismatches.add(self._contexts_name, "no context", key)
+                problem = f"no context for {case.modality} {case.question[case.modality]}"
+                return replace(case, answers=tuple(answers), problem=problem)
+        references = self._references_of(key, case.question, answers)
+        return replace(case, answers=tuple(answers), context=context, references=references)
 
     def _models(self, given: Sequence[Record | None]) -> list[str]:
         """The sides' names; those of one name are told apart by their files."""
@@ -205,21 +228,17 @@ class Inputs:
             for model, file in zip(models, self._files, strict=True)
         ]
 
-    def _references(self, key: str, question: Record, answers: Sequence[Record]) -> tuple[str, ...]:
+    def _references_of(
+        self, key: str, question: Record, answers: Sequence[Record]
+    ) -> tuple[str, ...]:
         """The right answers: the reference file's, else the question's, else those carried along.
 
         An answer record carries the keys of the question that it answers.
         """
-        if self.references is not None:
-            return references_of(self.references.get(key, {}), ("text", *_REFERENCE_KEYS))
+        if self._references is not None:
+            return references_of(self._references.get(key, {}), ("text", *_REFERENCE_KEYS))
         found = map(references_of, (question, *answers))
         return next(filter(None, found), ())
-
-    def has_references(self) -> bool:
-        """Whether there is anything at all to compare answers with."""
-        files = [self.questions, *(side for side in self.answers if isinstance(side, dict))]
-        carried = (references_of(record) for file in files for record in file.values())
-        return self.references is not None or any(carried)
 
 
 def references_of(record: Record, keys: Sequence[str] = _REFERENCE_KEYS) -> tuple[str, ...]:
@@ -235,109 +254,16 @@ def references_of(record: Record, keys: Sequence[str] = _REFERENCE_KEYS) -> tupl
     return tuple(dict.fromkeys(found))
 
 
-def read_inputs(
-    questions: Path | str,
-    answers: Sequence[Path | str | Source],
-    *,
-    contexts: Path | None = None,
-    references: Path | None = None,
-) -> Inputs:
-    """Reads the files of a review.
-
-    Args:
-        questions: the question records.
-        answers: two or more answer files, the baseline first; at most one may be a stream.
-        contexts: captions and boxes by media name.
-        references: answers that count as right, by question id.
-
-    Raises:
-        RecordError: a file cannot be read. A line that is no record is a mismatch.
-    """
-    mismatches = Mismatches()
-    not_questions: dict[int, str] = {}
-    asked = records_by_id(questions, mismatches, not_questions)
-    sides: list[dict[str, Record] | Source] = []
-    names: list[str] = []
-    for side in answers:
-        if isinstance(side, Path | str):
-            names.append(legible(str(side)))
-            sides.append(records_by_id(side, mismatches))
-        else:
-            names.append("stdin")
-            sides.append(side)
-    return Inputs(
-        questions=asked,
-        answers=sides,
-        names=names,
-        not_questions=not_questions,
-        contexts=None if contexts is None else _contexts(contexts, mismatches),
-        contexts_name=str(contexts),
-        references=None if references is None else records_by_id(references, mismatches),
-        mismatches=mismatches,
-    )
-
-
-def distinct_names(files: Sequence[str]) -> list[str]:
-    """What to call files: by their names, and as many folders above as tell them apart."""
-    paths = [PurePath(file).parts for file in files]
-    tails = []
-    for path in paths:
-        others = [other for other in paths if other != path]
-        alone = (n for n in range(1, len(path)) if all(o[-n:] != path[-n:] for o in others))
-        tails.append(str(PurePath(*path[-next(alone, len(path)) :])))
-    short = [tail.partition(".json")[0] or tail for tail in tails]
-    return short if len(set(short)) == len(set(tails)) else tails
-
-
 def digest(*parts: object) -> str:
     """A short hash of JSON values, the same in every run."""
-    text = json.dumps(parts, ensure_ascii=False, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:22]
-
-
-def records_by_id(
-    path: Path | str, mismatches: Mismatches, unusable: dict[int, str] | None = None
-) -> dict[str, Record]:
-    """The records by id. Of two with the same id the first counts, and the second is reported.
-
-    Args:
-        path: the file.
-        mismatches: where that is reported, and what is no record with an id.
-        unusable: filled with the latter, by line.
-    """
-    found: dict[str, Record] = {}
-    name = legible(str(path))
-    for key, record in _keyed(read_lines(path), name, mismatches, unusable):
-        if key in found:
-            mismatches.add(name, "doubled", key)
-        else:
-            found[key] = record
-    return found
-
-
-def _keyed(
-    lines: Iterable[Line], name: str, mismatches: Mismatches, unusable: dict[int, str] | None = None
-) -> Iterator[tuple[str, Record]]:
-    for line in lines:
-        if "error" in line.record and "line" in line.record and "question_id" not in line.record:
-            continue  # of `vqa`: a line of its questions that was none
-        try:
-            if line.problem is not None:
-                raise line.problem
-            key = str(record_id(line.record))
-        except RecordError as error:
-            mismatches.add(name, "unusable", f"{line.number}: {error.what}")
-            if unusable is not None:
-                unusable[line.number] = f"{line.where}: {error.what}"
-        else:
-            yield key, line.record
+    return sha256_text(json.dumps(parts, ensure_ascii=False, sort_keys=True, default=str))[:22]
 
 
 def _answerer(answer: Record) -> str:
     return str(answer.get("model_id") or "")
 
 
-def _contexts(path: Path, mismatches: Mismatches) -> dict[ContextKey, Record]:
+def _read_contexts(path: Path, mismatches: Mismatches) -> dict[ContextKey, Record]:
     """Contexts by each name that a question may use for the media, or by the question's id."""
     found: dict[ContextKey, Record] = {}
     for record, _, number, problem in read_lines(path):

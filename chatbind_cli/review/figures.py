@@ -14,7 +14,7 @@ all count, and a summary says so (`Summary.unbalanced`).
 from __future__ import annotations
 
 import datetime
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -22,14 +22,14 @@ from typing import Any, NamedTuple
 from chatbind_cli.jsonl import Record
 from chatbind_cli.review.scores import (
     RULE_JUDGE,
-    Unit,
+    Item,
     is_swapped,
+    item_of,
     judge_name,
     judge_of,
     metadata_of,
     paid_usd,
     scores_of,
-    unit_of,
 )
 from chatbind_cli.review.statistics import (
     Pair,
@@ -44,8 +44,6 @@ from chatbind_cli.review.statistics import (
 _LAST_TIME = 253_402_300_800
 """The end of the year 9999, in seconds: what is later is no time."""
 
-_CHECKS = ("correct", "exact", "f1")
-"""The rule judge's metadata of both answers."""
 _OF_BOTH_SIDES = ("mean", "place", "accuracy", "exact", "f1")
 _OF_BASELINE = ("baseline", "n_both", "difference", "difference_ci95", "p_value")
 _FIGURES = (
@@ -53,7 +51,7 @@ _FIGURES = (
     *("win", "tie", "lose", "consistency", "failed"),
 )
 
-_Judged = dict[str, dict[bool, list[Pair]]]
+Judged = dict[str, dict[bool, list[Pair]]]
 """The scores of one question by judge, and by whether the second answer was shown first."""
 
 
@@ -137,122 +135,132 @@ class Row:
         return {key: record[key] for key in keys if key in record}
 
 
-class Group:
-    """The reviews of one category, gathered by question and judge."""
-
-    def __init__(self) -> None:
-        self.reviews: list[Record] = []
-        self.failed = 0
-        self.questions: dict[Unit, _Judged] = {}
-        self._checks: dict[str, dict[Unit, Pair]] = {name: {} for name in _CHECKS}
-
-    def add(self, review: Record) -> None:
-        """Takes a review in; one without scores is counted."""
-        self.reviews.append(review)
+def by_question(reviews: Iterable[Record]) -> dict[Item, Judged]:
+    """The scores of each question; failed reviews have none."""
+    found: dict[Item, Judged] = {}
+    for review in reviews:
         scores = scores_of(review)
-        if scores is None:
-            self.failed += 1
-            return
-        unit, metadata = unit_of(review), metadata_of(review)
-        orders = self.questions.setdefault(unit, {}).setdefault(judge_name(review), {})
-        orders.setdefault(is_swapped(review), []).append(scores)
-        for name, found in self._checks.items():
-            value = metadata.get(name)
-            if isinstance(value, list) and len(value) == 2 and all(map(_is_share, value)):
-                found[unit] = (float(value[0]), float(value[1]))
+        if scores is not None:
+            orders = found.setdefault(item_of(review), {}).setdefault(judge_name(review), {})
+            orders.setdefault(is_swapped(review), []).append(scores)
+    return found
 
-    def balanced(self) -> set[str]:
-        """The judges who saw any question in both orders."""
-        judged = self.questions.values()
-        return {judge for found in judged for judge, orders in found.items() if len(orders) == 2}
 
-    def unbalanced(self) -> tuple[int, int]:
-        """How often other judges saw a question as given, and swapped; without the rule judge."""
-        others = self.balanced() | {RULE_JUDGE}
-        seen = [
-            swapped
-            for judged in self.questions.values()
+def judges_of_both_orders(questions: Mapping[Item, Judged]) -> set[str]:
+    """The judges who saw any question in both orders."""
+    judged = questions.values()
+    return {judge for found in judged for judge, orders in found.items() if len(orders) == 2}
+
+
+def one_order_only(questions: Mapping[Item, Judged]) -> tuple[int, int]:
+    """How often other judges saw a question as given, and swapped; without the rule judge."""
+    others = judges_of_both_orders(questions) | {RULE_JUDGE}
+    seen = [
+        swapped
+        for judged in questions.values()
+        for judge, orders in judged.items()
+        if judge not in others
+        for swapped in orders
+    ]
+    return seen.count(False), seen.count(True)
+
+
+def mean_scores(questions: Mapping[Item, Judged], balanced: Collection[str]) -> dict[Item, Pair]:
+    """The mean scores of the questions that count; of `balanced` judges only complete pairs."""
+    found = {}
+    for item, judged in questions.items():
+        means = [
+            average([average(samples) for samples in orders.values()])
             for judge, orders in judged.items()
-            if judge not in others
-            for swapped in orders
+            if len(orders) == 2 or judge not in balanced
         ]
-        return seen.count(False), seen.count(True)
+        if means:
+            found[item] = average(means)
+    return found
 
-    def results(self, balanced: Collection[str]) -> dict[Unit, Pair]:
-        """The mean scores of the questions that count; of `balanced` judges only those of both."""
-        found = {}
-        for unit, judged in self.questions.items():
-            means = [
-                average([average(samples) for samples in orders.values()])
-                for judge, orders in judged.items()
-                if len(orders) == 2 or judge not in balanced
-            ]
-            if means:
-                found[unit] = average(means)
-        return found
 
-    def orders(self) -> list[tuple[int, int]]:
-        """Who won as given and who swapped, of each question and judge with both orders."""
-        return [
-            (outcome(given), outcome(swapped))
-            for judged in self.questions.values()
-            for given, swapped in _in_both_orders(judged)
+def in_both_orders(questions: Mapping[Item, Judged]) -> list[list[tuple[Pair, Pair]]]:
+    """Of each question the mean scores as given and swapped, for each judge who saw both."""
+    return [
+        [
+            (average(orders[False]), average(orders[True]))
+            for orders in judged.values()
+            if len(orders) == 2
         ]
-
-    def row(self, category: str, name: str, balanced: Collection[str]) -> Row:
-        """The figures.
-
-        Args:
-            category: what they are of.
-            name: of the set of reviews.
-            balanced: judges of whom only complete pairs count.
-        """
-        pairs = list(self.results(balanced).values())
-        outcomes = [outcome(pair) for pair in pairs]
-        checked = [given == swapped for given, swapped in self.orders()]
-        kappas = [found.kappa for found in agreements(self.reviews) if found.kappa is not None]
-        return Row(
-            category=category,
-            n=len(pairs),
-            mean=mean_pair(pairs),
-            relative=relative_score(mean_pair(pairs)),
-            ci95=relative_interval(pairs),
-            win=outcomes.count(1),
-            tie=outcomes.count(0),
-            lose=outcomes.count(-1),
-            consistency=round(sum(checked) / len(checked), 4) if checked else None,
-            failed=self.failed,
-            one_order=len(self.questions) - len(pairs),
-            place=mean_pair(self._places()),
-            accuracy=_share(self._checks["correct"]),
-            exact=_share(self._checks["exact"]),
-            f1=_share(self._checks["f1"]),
-            kappa=round(sum(kappas) / len(kappas), 4) if kappas else None,
-            review=name,
-            **_circumstances(self.reviews),
-        )
-
-    def _places(self) -> list[Pair]:
-        """The mean scores in the first and in the second place, question by question."""
-        seen = map(_in_both_orders, self.questions.values())
-        return [
-            average([average([given, swapped[::-1]]) for given, swapped in orders])
-            for orders in seen
-            if orders
-        ]
+        for judged in questions.values()
+    ]
 
 
-def _in_both_orders(judged: _Judged) -> list[tuple[Pair, Pair]]:
-    """The mean scores as given and swapped, for each judge who saw both orders."""
-    both = (orders for orders in judged.values() if len(orders) == 2)
-    return [(average(orders[False]), average(orders[True])) for orders in both]
+def order_outcomes(questions: Mapping[Item, Judged]) -> list[tuple[int, int]]:
+    """Who won as given and who swapped, of each question and judge with both orders."""
+    return [
+        (outcome(given), outcome(swapped))
+        for pairs in in_both_orders(questions)
+        for given, swapped in pairs
+    ]
 
 
-def _is_share(value: Any) -> bool:
-    return isinstance(value, int | float) and 0 <= value <= 1
+def row_of(
+    reviews: Sequence[Record],
+    questions: Mapping[Item, Judged],
+    balanced: Collection[str],
+    *,
+    category: str,
+    run: str,
+) -> Row:
+    """The figures of some reviews.
+
+    Args:
+        reviews: failed ones too.
+        questions: the same, by question.
+        balanced: judges of whom only complete pairs count.
+        category: what the reviews are of.
+        run: the name of the set that they belong to.
+    """
+    pairs = list(mean_scores(questions, balanced).values())
+    outcomes = [outcome(pair) for pair in pairs]
+    checked = [given == swapped for given, swapped in order_outcomes(questions)]
+    # What stood first, and what second: question by question, as each counts once.
+    places = [
+        average([average([given, swapped[::-1]]) for given, swapped in seen])
+        for seen in in_both_orders(questions)
+        if seen
+    ]
+    kappas = [found.kappa for found in agreements(reviews) if found.kappa is not None]
+    return Row(
+        category=category,
+        n=len(pairs),
+        mean=mean_pair(pairs),
+        relative=relative_score(mean_pair(pairs)),
+        ci95=relative_interval(pairs),
+        win=outcomes.count(1),
+        tie=outcomes.count(0),
+        lose=outcomes.count(-1),
+        consistency=round(sum(checked) / len(checked), 4) if checked else None,
+        failed=sum(scores_of(review) is None for review in reviews),
+        one_order=len(questions) - len(pairs),
+        place=mean_pair(places),
+        accuracy=_share(reviews, "correct"),
+        exact=_share(reviews, "exact"),
+        f1=_share(reviews, "f1"),
+        kappa=round(sum(kappas) / len(kappas), 4) if kappas else None,
+        review=run,
+        **_circumstances(reviews),
+    )
 
 
-def _share(found: dict[Unit, Pair]) -> Pair | None:
+def _share(reviews: Iterable[Record], check: str) -> Pair | None:
+    """The means of what the rule judge found of both answers, a question counting once."""
+    found = {}
+    for review in reviews:
+        value = metadata_of(review).get(check)
+        if (
+            scores_of(review) is not None
+            and isinstance(value, list)
+            and len(value) == 2
+            and all(isinstance(share, int | float) and 0 <= share <= 1 for share in value)
+        ):
+            found[item_of(review)] = (float(value[0]), float(value[1]))
     if not found:
         return None
     first, second = average(list(found.values()))
@@ -303,13 +311,13 @@ def agreements(reviews: Iterable[Record]) -> list[Agreement]:
     Args:
         reviews: of any number of files; failed ones count for nothing.
     """
-    scores: dict[str, dict[tuple[Unit, str], list[Pair]]] = {}
+    scores: dict[str, dict[tuple[Item, str], list[Pair]]] = {}
     for review in reviews:
         pair = scores_of(review)
         if pair is not None and review.get("reviewer_id"):
             # A question with other answers is another thing that was judged.
             ids = [review.get("answer1_id"), review.get("answer2_id")]
-            about = unit_of(review), str(metadata_of(review).get("answers") or ids)
+            about = item_of(review), str(metadata_of(review).get("answers") or ids)
             scores.setdefault(judge_name(review), {}).setdefault(about, []).append(pair)
     outcomes = {
         judge: {about: outcome(average(pairs)) for about, pairs in judged.items()}

@@ -12,17 +12,25 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from chatbind_cli.errors import RecordError
+from chatbind_cli.errors import RecordError, UsageError
 from chatbind_cli.jsonl import Record
-from chatbind_cli.review.figures import Group, Row
+from chatbind_cli.review.figures import (
+    Row,
+    by_question,
+    judges_of_both_orders,
+    mean_scores,
+    one_order_only,
+    order_outcomes,
+    row_of,
+)
 from chatbind_cli.review.scores import (
-    Unit,
+    Item,
     failure_of,
+    item_of,
     judge_name,
     metadata_of,
     models_of,
     scores_of,
-    unit_of,
 )
 from chatbind_cli.review.statistics import Pair, average, holm, paired_difference
 
@@ -53,7 +61,7 @@ class Summary:
     models: tuple[list[str], list[str]]
     reviews: list[Record]
     failures: dict[str, int]
-    results: dict[str, dict[Unit, Pair]]
+    results: dict[str, dict[Item, Pair]]
     orders: list[tuple[int, int]]
     unbalanced: tuple[int, int]
     by: str
@@ -103,6 +111,11 @@ def renamed(summaries: Sequence[Summary], names: Sequence[str]) -> list[Summary]
         summaries: the figures of one or more pairs of answerers.
         names: of the first answerer, and of the second one of each pair, which then also names it.
     """
+    if len(names) != len(summaries) + 1:
+        raise UsageError(
+            f"--names needs {len(summaries) + 1} names here, not {len(names)}",
+            hint="the first answerer's, and the second one's of each pair",
+        )
     several = len(summaries) > 1
     return [
         replace(summary.renamed(second) if several else summary, models=([names[0]], [second]))
@@ -110,29 +123,34 @@ def renamed(summaries: Sequence[Summary], names: Sequence[str]) -> list[Summary]
     ]
 
 
-def compare(summary: Summary, baseline: Summary) -> Summary:
-    """The summary with each row compared with the baseline's, on the questions that both have.
+def compared(summaries: Sequence[Summary], baselines: Sequence[Summary]) -> list[Summary]:
+    """Each run beside its baseline: the only one, or the one at its place among as many.
 
-    The test of `all` is the one that was wanted; looking at each category as well is several, so
-    their p values are corrected for their number.
+    Rows are compared with the baseline's on the questions that both have. The test of `all` is
+    the one that was wanted; looking at each category as well is several, so their p values are
+    corrected for their number.
 
     Raises:
-        RecordError: they have no question in common.
+        RecordError: a run and its baseline have no question in common.
     """
-    rows = [_compared(row, summary, baseline) for row in summary.rows]
-    tested = [row for row in rows if row.category != ALL and row.p_value is not None]
-    corrected = dict(
-        zip(
-            (row.category for row in tested),
-            holm([row.p_value or 0.0 for row in tested]),
-            strict=True,
+    if len(baselines) == 1:
+        baselines = [baselines[0]] * len(summaries)
+    if len(baselines) != len(summaries):
+        raise UsageError(
+            f"the baseline has {len(baselines)} pairs of answer files, the reviews {len(summaries)}"
         )
-    )
-    rows = [replace(row, p_value=corrected.get(row.category, row.p_value)) for row in rows]
-    return replace(summary, rows=rows)
+    found = []
+    for summary, baseline in zip(summaries, baselines, strict=True):
+        rows = [_beside(row, summary, baseline) for row in summary.rows]
+        tested = {row.category: row.p_value for row in rows if row.p_value is not None}
+        total = tested.pop(ALL, None)
+        p_values = dict(zip(tested, holm(list(tested.values())), strict=True)) | {ALL: total}
+        rows = [replace(row, p_value=p_values.get(row.category)) for row in rows]
+        found.append(replace(summary, rows=rows))
+    return found
 
 
-def _compared(row: Row, summary: Summary, baseline: Summary) -> Row:
+def _beside(row: Row, summary: Summary, baseline: Summary) -> Row:
     results = [of.results.get(row.category, {}) for of in (summary, baseline)]
     # Records of the reference do not say what a question is about.
     told = all(modality != "None" for found in results for _, modality, _ in found)
@@ -148,7 +166,7 @@ def _compared(row: Row, summary: Summary, baseline: Summary) -> Row:
     return replace(row, difference=difference, difference_ci95=ci95, p_value=p_value)
 
 
-def _by_question(results: dict[Unit, Pair], *, with_modality: bool) -> dict[tuple[str, str], Pair]:
+def _by_question(results: dict[Item, Pair], *, with_modality: bool) -> dict[tuple[str, str], Pair]:
     """Results without the answerers' names, which are what differs between two runs."""
     pairs: dict[tuple[str, str], list[Pair]] = {}
     for (question, modality, _), pair in results.items():
@@ -157,30 +175,33 @@ def _by_question(results: dict[Unit, Pair], *, with_modality: bool) -> dict[tupl
 
 
 def _summary(reviews: list[Record], name: str, by: str) -> Summary:
-    groups: dict[str, Group] = {}
+    groups: dict[str, list[Record]] = {}
     models: tuple[dict[str, None], dict[str, None]] = ({}, {})
-    everything = Group()
     for review in reviews:
         for side, model in zip(models, models_of(review), strict=False):
             if model:
                 side[model] = None
-        everything.add(review)
         category = _category(review, by)
         if category != ALL:
-            groups.setdefault(category, Group()).add(review)
+            groups.setdefault(category, []).append(review)
     if reviews:
-        groups[ALL] = everything
-    balanced = everything.balanced()
+        groups[ALL] = reviews
+    everything = by_question(reviews)
+    balanced = judges_of_both_orders(everything)
+    questions = {key: by_question(group) for key, group in groups.items()}
     failed = (failure_of(review) for review in reviews if scores_of(review) is None)
     return Summary(
         name=name,
-        rows=[group.row(key, name, balanced) for key, group in groups.items()],
+        rows=[
+            row_of(group, questions[key], balanced, category=key, run=name)
+            for key, group in groups.items()
+        ],
         models=(list(models[0]), list(models[1])),
         reviews=reviews,
         failures=dict(Counter(failed)),
-        results={key: group.results(balanced) for key, group in groups.items()},
-        orders=everything.orders(),
-        unbalanced=everything.unbalanced(),
+        results={key: mean_scores(found, balanced) for key, found in questions.items()},
+        orders=order_outcomes(everything),
+        unbalanced=one_order_only(everything),
         by=by,
     )
 
@@ -206,7 +227,7 @@ def _by_pair(reviews: Sequence[Record]) -> list[list[Record]]:
     in_turn = set()
     for pair, review in zip(pairs, reviews, strict=True):
         models = models_of(review)
-        if models and seen.setdefault((pair, unit_of(review)[0]), models) != models:
+        if models and seen.setdefault((pair, item_of(review)[0]), models) != models:
             in_turn.add(pair)
     found: dict[str, list[Record]] = {}
     strays: list[Record] = []
@@ -253,5 +274,5 @@ def latest(records: Iterable[Record], *, with_words: bool) -> list[Record]:
 
 def _about(review: Record) -> tuple[str, str]:
     """The question and the pair of answerers: a question whose medium changed is the same one."""
-    question, _, models = unit_of(review)
+    question, _, models = item_of(review)
     return question, models

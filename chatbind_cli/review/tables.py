@@ -9,6 +9,7 @@ from itertools import islice
 from typing import IO, TYPE_CHECKING, Literal
 
 from chatbind_cli.console import printable
+from chatbind_cli.jsonl import dumps
 from chatbind_cli.review.figures import Row, agreements
 from chatbind_cli.review.statistics import Pair, position_bias
 from chatbind_cli.review.summary import ALL, Summary
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _MISSING = "–"
 _SIGNIFICANT = 0.05
+_REASONS_SHOWN = 8
 _WIDE = 200
 _GAP = 3
 """Characters between two columns of the terminal's table."""
@@ -55,29 +57,32 @@ def percents(shares: Pair | None) -> str:
     return f"{_percent(first)} / {_percent(second)}"
 
 
-_COLUMNS: dict[str, tuple[Callable[[Row], str], Callable[[Row], object]]] = {
-    "n": (lambda row: str(row.n), _always),
-    "accuracy": (lambda row: percents(row.accuracy), lambda row: row.accuracy),
-    "exact": (lambda row: percents(row.exact), lambda row: row.accuracy),
-    "F1": (lambda row: percents(row.f1), lambda row: row.accuracy),
-    "first": (lambda row: _number(row.mean and row.mean[0]), _always),
-    "second": (lambda row: _number(row.mean and row.mean[1]), _always),
-    "relative": (lambda row: _fixed(row.relative, ".1f"), _always),
-    "95 %": (lambda row: interval(row.ci95), _always),
-    "win/tie/lose": (lambda row: f"{row.win}/{row.tie}/{row.lose}", _always),
-    "same in both orders": (
+_Column = tuple[str, Callable[[Row], str], Callable[[Row], object]]
+"""A title, what a cell says, and whether a row has something to say there."""
+
+_COLUMNS: list[_Column] = [
+    ("n", lambda row: str(row.n), _always),
+    ("accuracy", lambda row: percents(row.accuracy), lambda row: row.accuracy),
+    ("exact", lambda row: percents(row.exact), lambda row: row.accuracy),
+    ("F1", lambda row: percents(row.f1), lambda row: row.accuracy),
+    ("first", lambda row: _number(row.mean and row.mean[0]), _always),
+    ("second", lambda row: _number(row.mean and row.mean[1]), _always),
+    ("relative", lambda row: _fixed(row.relative, ".1f"), _always),
+    ("95 %", lambda row: interval(row.ci95), _always),
+    ("win/tie/lose", lambda row: f"{row.win}/{row.tie}/{row.lose}", _always),
+    (
+        "same in both orders",
         lambda row: _percent(row.consistency),
         lambda row: row.consistency is not None,
     ),
-    "judges' kappa": (lambda row: _fixed(row.kappa, ".2f"), lambda row: row.kappa is not None),
-    "failed": (lambda row: str(row.failed), _always),
-    "one order": (lambda row: str(row.one_order), lambda row: row.one_order),
-    "USD": (lambda row: _fixed(row.cost_usd, ".4f"), lambda row: row.cost_usd),
-    "difference": (lambda row: _fixed(row.difference, "+.1f"), lambda row: row.baseline),
-    "its 95 %": (lambda row: interval(row.difference_ci95), lambda row: row.baseline),
-    "p": (lambda row: _fixed(row.p_value, ".4f"), lambda row: row.baseline),
-}
-"""What a cell says, and whether a row has something to say there, by the column's title."""
+    ("judges' kappa", lambda row: _fixed(row.kappa, ".2f"), lambda row: row.kappa is not None),
+    ("failed", lambda row: str(row.failed), _always),
+    ("one order", lambda row: str(row.one_order), lambda row: row.one_order),
+    ("USD", lambda row: _fixed(row.cost_usd, ".4f"), lambda row: row.cost_usd),
+    ("difference", lambda row: _fixed(row.difference, "+.1f"), lambda row: row.baseline),
+    ("its 95 %", lambda row: interval(row.difference_ci95), lambda row: row.baseline),
+    ("p", lambda row: _fixed(row.p_value, ".4f"), lambda row: row.baseline),
+]
 
 
 def grid(summaries: Sequence[Summary], *, named: bool) -> list[list[str]]:
@@ -88,26 +93,13 @@ def grid(summaries: Sequence[Summary], *, named: bool) -> list[list[str]]:
         named: whether a column in front says which summary a row is of.
     """
     rows = [row for summary in summaries for row in summary.rows]
-    shown = {
-        title: text
-        for title, (text, has_something) in _COLUMNS.items()
-        if has_something is _always or any(has_something(row) for row in rows)
-    }
-    by = summaries[0].by if summaries else "category"
-    titles = [*(["review"] if named else []), by, *shown]
+    columns: list[_Column] = [("review", lambda row: row.review, _always)] if named else []
+    columns.append((summaries[0].by, lambda row: row.category, _always))
+    columns += [column for column in _COLUMNS if any(map(column[2], rows))]
+    titles = [title for title, _, _ in columns]
     if _tested(rows) > 1:
-        titles = ["p (Holm)" if title == "p" else title for title in titles]
-    return [
-        titles,
-        *(
-            [
-                *([row.review] if named else []),
-                row.category,
-                *(text(row) for text in shown.values()),
-            ]
-            for row in rows
-        ),
-    ]
+        titles[-1] = "p (Holm)"
+    return [titles, *([text(row) for _, text, _ in columns] for row in rows)]
 
 
 def _tested(rows: Sequence[Row]) -> int:
@@ -199,6 +191,36 @@ def comparison_lines(summary: Summary) -> list[str]:
     if n > 1:
         lines.append(f"p of the {n} lines above {ALL}: corrected for testing {n} (Holm)")
     return lines
+
+
+def failure_lines(summary: Summary) -> list[str]:
+    """Why reviews failed, with how often."""
+    reasons = list(summary.failures.items())
+    lines = [f"{count} failed, in no mean: {reason}" for reason, count in reasons[:_REASONS_SHOWN]]
+    rest = sum(count for _, count in reasons[_REASONS_SHOWN:])
+    return [*lines, f"{rest} more failed, in no mean, for other reasons"] if rest else lines
+
+
+def write(summaries: Sequence[Summary], form: str, out: IO[str]) -> None:
+    """Writes the figures.
+
+    Args:
+        summaries: whose.
+        form: `table`, `markdown`, `csv`, `json` (all that is known, a record a row) or `figures`
+            (records of the figures alone).
+        out: where to.
+    """
+    if form == "table":
+        print_table(summaries, out)
+    elif form == "markdown":
+        out.write(markdown_table(summaries))
+    elif form == "csv":
+        out.write(csv_table(summaries))
+    else:
+        several = len(summaries) > 1
+        for row in (row for summary in summaries for row in summary.rows):
+            record = row.figures(several=several) if form == "figures" else row.record()
+            out.write(dumps(record) + "\n")
 
 
 def markdown_table(summaries: Sequence[Summary]) -> str:

@@ -3,7 +3,6 @@
 The toy world's pictures are smooth: the means of cells of 7x7 pixels say all there is to say, and
 cost a fiftieth. So a tower learns stem weights for cells, and these are then spread evenly over
 their pixels, which is the same function of the full picture. Trunk and head are the tower's own.
-Knows nothing of losses and files.
 """
 
 from __future__ import annotations

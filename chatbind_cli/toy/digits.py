@@ -1,8 +1,7 @@
 """The ten digits and the handwriting that everything in the toy world is made from.
 
 The scans are scikit-learn's `load_digits`: 1797 digits of 8x8 pixels (the test set of UCI's
-"Optical Recognition of Handwritten Digits"), which come with the library. Knows nothing of how a
-digit looks, sounds or feels in a medium (`senses`).
+"Optical Recognition of Handwritten Digits"), which come with the library.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ Split = Literal["train", "heldout"]
 
 @dataclass(frozen=True)
 class Item:
-    """One digit that is shown in every sense under one number.
+    """One digit that is shown in every modality under one number.
 
     Attributes:
         split: `train` or `heldout`.

@@ -1,7 +1,7 @@
 """Makes the toy world's two encoders from its media files, and measures them on held-out files.
 
 Files go through the very loaders that every other command uses, so what a tower learned from is
-what it will be shown. Knows nothing of texts and language models.
+what it will be shown.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ import torch
 
 from chatbind_cli.imagebind.encoder import Encoder, load_encoder, save_encoder
 from chatbind_cli.imagebind.model import ImageBind
-from chatbind_cli.media.load import Media, load_media
+from chatbind_cli.imagebind.preprocess import Media, load_media
 from chatbind_cli.toy import towers
 from chatbind_cli.toy.cells import COARSE, to_cells
 from chatbind_cli.toy.digits import Item
-from chatbind_cli.toy.fit import Report, fixed_threads, repeatable
-from chatbind_cli.toy.media_files import SUFFIXES, relative_path
-from chatbind_cli.toy.settings import Size
+from chatbind_cli.toy.fit import Report, Size, fixed_threads, repeatable
+from chatbind_cli.toy.media import SUFFIXES, relative_path
 from chatbind_cli.toy.towers import Samples
 
 # Enough for the mean of each digit to be known within a few hundredths.
@@ -47,7 +46,7 @@ def train_encoder(
         media: folder of the media files.
         folder: of the bound encoder.
         unbound_folder: of the encoder that was never bound: the same image tower, and the towers
-            of the other senses as they were before training.
+            of the other modalities as they were before training.
         size: how many files and epochs.
         seed: of weights and batches.
         report: gives the `fit.Report` for a tower's name.

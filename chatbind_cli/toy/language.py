@@ -1,7 +1,6 @@
 """The toy language model: a byte-level BPE tokenizer and a small LLaMA, trained on text alone.
 
-It learns the prompt styles that the commands use, with the digit named in words. Knows nothing of
-media, projectors and encoders.
+It learns the prompt styles that the commands use, with the digit named in words.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from chatbind_cli.folders import replace_folder
 from chatbind_cli.model.config import ChatBindConfig
 from chatbind_cli.model.pretrained import quiet_transformers
 from chatbind_cli.model.prompts import get_style
-from chatbind_cli.toy.corpus import conversations, passages
 from chatbind_cli.toy.fit import Report, fit, repeatable
+from chatbind_cli.toy.texts import conversations, passages
 
 STYLES = ("v0", "vicuna_v1_1", "multimodal", "llava_v1")
 """Prompt styles that the model knows; the first two are far more frequent in its training."""

@@ -1,7 +1,6 @@
 """The toy world's text files: captions, instructions, questions, reference answers, contexts.
 
-In LLaVA's formats, with media named relative to the media folder. Knows nothing of how the media
-or the models are made.
+In LLaVA's formats, with media named relative to the media folder.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from random import Random
 from chatbind_cli.files import replace_file
 from chatbind_cli.jsonl import Record, dumps
 from chatbind_cli.toy.digits import NAMES, Item
-from chatbind_cli.toy.media_files import SUFFIXES, relative_path
+from chatbind_cli.toy.media import SUFFIXES, relative_path
 from chatbind_cli.toy.texts import CAPTION_REQUESTS, QUESTIONS, Question, captions, question
 
 # How often each kind is asked: of every n-th held-out item.

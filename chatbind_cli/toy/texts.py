@@ -2,15 +2,18 @@
 
 Every question kind has several wordings and one right answer a digit, so that an exact comparison
 judges an answer. Every answer names the digit: a guess is right once in ten times, whatever is
-asked. Knows nothing of media, tokens or file formats.
+asked. The toy language model learns from talk in which the digit stands as a word, where a medium
+will stand later.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
+from random import Random
 from typing import Literal
 
+from chatbind_cli.model.turns import HUMAN, Turn, answer
 from chatbind_cli.toy.digits import NAMES
 
 Category = Literal["conv", "detail", "complex"]
@@ -20,6 +23,8 @@ _COUNTED = (
     *("ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen"),
     "eighteen",
 )
+_CAPTION_SHARE = 0.25
+_MOST_TURNS = 3
 
 CAPTION_REQUESTS = (
     "Describe this briefly.",
@@ -29,7 +34,6 @@ CAPTION_REQUESTS = (
     "What is shown here?",
     "Say in a few words what this is.",
 )
-
 _CAPTIONS = (
     "{A} {digit}.",
     "This is {a} {digit}.",
@@ -37,6 +41,7 @@ _CAPTIONS = (
     "Here is {a} {digit}.",
     "{A} {digit}, the figure {figure}.",
 )
+_SPOKEN = ("{digit}", "{digit}", "{Digit}", "{a} {digit}", "the digit {digit}", "{figure}")
 
 
 @dataclass(frozen=True)
@@ -47,131 +52,62 @@ class Question:
         kind: a short name, unique among the questions.
         category: LLaVA's category.
         wordings: ways to ask; the first is the one that the question files use.
-        answer: the right answer for a digit from 0 to 9.
+        right: the right answer, with `_words` in braces.
     """
 
     kind: str
     category: Category
     wordings: tuple[str, ...]
-    answer: Callable[[int], str]
+    right: str
+
+    def answer(self, digit: int) -> str:
+        """The right answer for a digit from 0 to 9."""
+        return self.right.format(**_words(digit))
 
 
-def captions(digit: int) -> list[str]:
-    """All captions of a digit, the plainest first."""
-    article = _article(digit)
-    words = {
-        "A": article.capitalize(),
-        "a": article,
-        "digit": NAMES[digit],
-        "figure": digit,
-    }
-    return [caption.format(**words) for caption in _CAPTIONS]
-
-
-def spoken_of(digit: int) -> list[str]:
-    """How a text without media refers to a digit that it goes on to talk about."""
-    name = NAMES[digit]
-    return [
-        name,
-        name,
-        name.capitalize(),
-        f"{_article(digit)} {name}",
-        f"the digit {name}",
-        str(digit),
-    ]
-
-
-def _article(digit: int) -> str:
-    return "an" if NAMES[digit].startswith("e") else "a"
-
-
-def _which(digit: int) -> str:
-    return f"This is {_article(digit)} {NAMES[digit]}."
-
-
-def _figure(digit: int) -> str:
-    return f"It is written {digit}."
-
-
-def _parity(digit: int) -> str:
-    return f"{NAMES[digit].capitalize()} is {'odd' if digit % 2 else 'even'}."
-
-
-def _after(digit: int) -> str:
-    return f"After {NAMES[digit]} comes {_COUNTED[digit + 1]}."
-
-
-def _before(digit: int) -> str:
-    return (
-        f"Before {NAMES[digit]} comes {NAMES[digit - 1]}."
-        if digit
-        else "Nothing comes before zero."
-    )
-
-
-def _twice(digit: int) -> str:
-    return f"Twice {NAMES[digit]} is {_COUNTED[2 * digit]}."
-
-
-def _larger(digit: int) -> str:
-    name = NAMES[digit]
-    return (
-        f"Yes, {name} is larger than four." if digit > 4 else f"No, {name} is not larger than four."
-    )
-
-
-def _detail(digit: int) -> str:
-    return f"{_which(digit)} {_figure(digit)} {_parity(digit)} {_before(digit)} {_after(digit)}"
-
+_WHICH = "This is {a} {digit}."
+_FIGURE = "It is written {figure}."
+_PARITY = "{Digit} is {parity}."
+_AFTER = "After {digit} comes {next}."
 
 QUESTIONS = (
     Question(
         "which",
         "conv",
         ("Which digit is this?", "What digit do you perceive?", "Name the digit.", "What is it?"),
-        _which,
+        _WHICH,
     ),
     Question(
         "figure",
         "conv",
         ("How is it written as a figure?", "Write it as a figure.", "Which key do I press for it?"),
-        _figure,
+        _FIGURE,
     ),
-    Question(
-        "larger",
-        "conv",
-        ("Is it larger than four?", "Is this more than four?"),
-        _larger,
-    ),
+    Question("larger", "conv", ("Is it larger than four?", "Is this more than four?"), "{larger}"),
     Question(
         "describe",
         "detail",
         ("Describe it in detail.", "Tell me all that you know about this digit."),
-        _detail,
+        f"{_WHICH} {_FIGURE} {_PARITY} {{before}} {_AFTER}",
     ),
     Question(
         "after",
         "complex",
         ("What comes after it?", "Count one further.", "Which number follows?"),
-        _after,
+        _AFTER,
     ),
-    Question(
-        "before",
-        "complex",
-        ("What comes before it?", "Count one back."),
-        _before,
-    ),
+    Question("before", "complex", ("What comes before it?", "Count one back."), "{before}"),
     Question(
         "parity",
         "complex",
         ("Is it even or odd?", "Even or odd?", "Can it be halved without a rest?"),
-        _parity,
+        _PARITY,
     ),
     Question(
         "twice",
         "complex",
         ("How much is twice as many?", "Double it.", "What is it plus itself?"),
-        _twice,
+        "Twice {digit} is {double}.",
     ),
 )
 
@@ -179,3 +115,58 @@ QUESTIONS = (
 def question(kind: str) -> Question:
     """The question of that kind."""
     return next(item for item in QUESTIONS if item.kind == kind)
+
+
+def _words(digit: int) -> dict[str, str]:
+    """What the texts say of a digit."""
+    name = NAMES[digit]
+    article = "an" if name.startswith("e") else "a"
+    before = f"Before {name} comes {NAMES[digit - 1]}." if digit else "Nothing comes before zero."
+    larger = f"Yes, {name} is" if digit > 4 else f"No, {name} is not"
+    return {
+        "a": article,
+        "A": article.capitalize(),
+        "digit": name,
+        "Digit": name.capitalize(),
+        "figure": str(digit),
+        "parity": "odd" if digit % 2 else "even",
+        "before": before,
+        "next": _COUNTED[digit + 1],
+        "double": _COUNTED[2 * digit],
+        "larger": f"{larger} larger than four.",
+    }
+
+
+def captions(digit: int) -> list[str]:
+    """All captions of a digit, the plainest first."""
+    return [caption.format(**_words(digit)) for caption in _CAPTIONS]
+
+
+def spoken_of(digit: int) -> list[str]:
+    """How a text without media refers to a digit that it goes on to talk about."""
+    return [words.format(**_words(digit)) for words in _SPOKEN]
+
+
+def conversations(rng: Random) -> Iterator[tuple[Turn, ...]]:
+    """Conversations about digits that are named in the first question, without end."""
+    while True:
+        digit = rng.randrange(len(NAMES))
+        if rng.random() < _CAPTION_SHARE:
+            said = [(rng.choice(CAPTION_REQUESTS), rng.choice(captions(digit)))]
+        else:
+            asked = rng.sample(QUESTIONS, rng.randint(1, _MOST_TURNS))
+            said = [(rng.choice(q.wordings), q.answer(digit)) for q in asked]
+        first = [rng.choice(spoken_of(digit)), said[0][0]]
+        rng.shuffle(first)
+        said[0] = ("\n".join(first), said[0][1])
+        yield tuple(
+            turn for question, reply in said for turn in (Turn(HUMAN, (question,)), answer(reply))
+        )
+
+
+def passages(rng: Random) -> Iterator[str]:
+    """Plain prose about digits, without end."""
+    while True:
+        digit = rng.randrange(len(NAMES))
+        facts = [question.answer(digit) for question in rng.sample(QUESTIONS, 2)]
+        yield " ".join([rng.choice(captions(digit)), *facts])

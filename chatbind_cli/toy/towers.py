@@ -1,8 +1,8 @@
 """Trains the toy ImageBind: the image tower on named digits, the others by binding them to it.
 
 The image tower learns as CLIP's does, from pictures and their names, except that ten learned
-vectors take the place of a text tower. It is frozen then, and every other sense learns to put a
-digit where its pictures are. Knows nothing of files, captions and language models.
+vectors take the place of a text tower. It is frozen then, and every other modality learns to put
+a digit where its pictures are.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ CONFIG = ImageBindConfig(
 """Large patches, narrow and shallow towers: an image costs a few million multiplications."""
 
 _NAME_SCALE = 12.0  # inverse temperature of image against names
-_PAIR_SCALE = 10.0  # of a sense against images
+_PAIR_SCALE = 10.0  # of a modality against images
 _ALIGN_WEIGHT = 4.0  # of the cosine term, which closes the gap that InfoNCE leaves open
 
 

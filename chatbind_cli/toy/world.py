@@ -27,12 +27,10 @@ from chatbind_cli.imagebind.weights import CONFIG_NAME, WEIGHTS_NAME
 from chatbind_cli.jsonl import Record
 from chatbind_cli.toy import encoders, language
 from chatbind_cli.toy.digits import Item, load_items
-from chatbind_cli.toy.fit import Report
-from chatbind_cli.toy.media_files import relative_path, write_media
-from chatbind_cli.toy.readme import readme
+from chatbind_cli.toy.fit import FULL, QUICK, VERSION, Report, Size
+from chatbind_cli.toy.media import relative_path, write_media
 from chatbind_cli.toy.records import record_names, write_records
-from chatbind_cli.toy.sequel import ANSWERS, REVIEWS, make_sequel
-from chatbind_cli.toy.settings import FULL, QUICK, VERSION, Size
+from chatbind_cli.toy.sequel import ANSWERS, REVIEWS, make_sequel, readme
 
 SUMMARY = "toy.json"
 _COMMAND = "toy"

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
+from chatbind_cli.console import note
 from chatbind_cli.device import resolve_device, resolve_dtype
 from chatbind_cli.errors import UsageError, reason
 from chatbind_cli.model.attention import resolve_attention
 from chatbind_cli.training.settings import TrainingSettings
-
-Note = Callable[[str], None]
 
 _KNOWN = {field.name for field in fields(TrainingArguments)}
 # what is said in other words below, by what the machine has and by what version 5 calls it
@@ -30,15 +28,12 @@ _FIRST_WITH_TF32 = 8  # compute capability of Ampere
 _FSDP_WORDS = ("full_shard", "shard_grad_op", "offload", "auto_wrap")
 
 
-def training_arguments(
-    settings: TrainingSettings, *, world_size: int, note: Note
-) -> TrainingArguments:
-    """The Trainer's arguments.
+def training_arguments(settings: TrainingSettings, *, world_size: int) -> TrainingArguments:
+    """The Trainer's arguments; of what has no effect on this machine a note is made.
 
     Args:
         settings: what the user asked for.
         world_size: number of processes.
-        note: told what has no effect on this machine.
 
     Raises:
         UsageError: a value that the Trainer does not know.
@@ -53,8 +48,8 @@ def training_arguments(
         # 1 has to stay just below it
         values["warmup_steps"] = min(settings.warmup_ratio, 1 - 1e-9)
     values |= {
-        **_numbers(settings, gpu=gpu, note=note),
-        **sharding(settings, gpu=gpu, world_size=world_size, note=note),
+        **_numbers(settings, gpu=gpu),
+        **sharding(settings, gpu=gpu, world_size=world_size),
         "output_dir": str(settings.output),
         "data_seed": settings.seed,
         "average_tokens_across_devices": True,
@@ -65,7 +60,7 @@ def training_arguments(
         "save_total_limit": None,
         "logging_strategy": "steps",
         "logging_nan_inf_filter": False,
-        "report_to": [name for name in settings.report_to if _installed(name, note)] or "none",
+        "report_to": [name for name in settings.report_to if _installed(name)] or "none",
         "disable_tqdm": True,
         "log_level": "error",
         "log_level_replica": "error",
@@ -119,7 +114,7 @@ def _choose_gpu(name: str) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = seen[device.index] if seen else str(device.index)
 
 
-def _installed(tracker: str, note: Note) -> bool:
+def _installed(tracker: str) -> bool:
     if tracker in ("none", "all") or importlib.util.find_spec(tracker) is not None:
         return tracker != "none"
     note(
@@ -129,7 +124,7 @@ def _installed(tracker: str, note: Note) -> bool:
     return False
 
 
-def _numbers(settings: TrainingSettings, *, gpu: bool, note: Note) -> dict[str, Any]:
+def _numbers(settings: TrainingSettings, *, gpu: bool) -> dict[str, Any]:
     if settings.tf32 and not gpu:
         note("--tf32 has no effect: it is a mode of NVIDIA GPUs, and none is in use")
     if settings.fp16 and not gpu:
@@ -152,9 +147,7 @@ def _numbers(settings: TrainingSettings, *, gpu: bool, note: Note) -> dict[str, 
     return values
 
 
-def sharding(
-    settings: TrainingSettings, *, gpu: bool, world_size: int, note: Note
-) -> dict[str, Any]:
+def sharding(settings: TrainingSettings, *, gpu: bool, world_size: int) -> dict[str, Any]:
     """The arguments that share a model out over processes (FSDP), where that has an effect.
 
     Raises:

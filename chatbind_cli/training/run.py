@@ -21,7 +21,6 @@ from transformers import PrinterCallback, TrainerState, TrainingArguments, set_s
 from chatbind_cli import launch
 from chatbind_cli.artifacts import artifact_record, emit_artifact
 from chatbind_cli.console import note
-from chatbind_cli.data.collate import Collator
 from chatbind_cli.data.lookup import Embeddings, open_parts
 from chatbind_cli.data.tokens import PromptEncoder
 from chatbind_cli.errors import StoreError
@@ -32,7 +31,7 @@ from chatbind_cli.model.assemble import build_chatbind
 from chatbind_cli.model.config import EncoderInfo
 from chatbind_cli.model.loading import ChatBind
 from chatbind_cli.training.arguments import attention, on_gpu, training_arguments, weights_dtype
-from chatbind_cli.training.embeddings import Share, encode_media, origin_of, stored_embeddings
+from chatbind_cli.training.embeddings import encode_media, stored_embeddings, trained_on
 from chatbind_cli.training.inputs import (
     Inputs,
     read_rejected,
@@ -48,9 +47,10 @@ from chatbind_cli.training.rundir import (
     REJECTED_FILE,
     STAGING,
     RunFolder,
+    part_name,
     read_log,
 )
-from chatbind_cli.training.samples import TrainingSamples
+from chatbind_cli.training.samples import Collator, TrainingSamples
 from chatbind_cli.training.settings import TrainingSettings
 from chatbind_cli.training.stages import (
     CONFIG_NAME,
@@ -79,12 +79,21 @@ def train(settings: TrainingSettings, inputs: Inputs) -> None:
     """
     # bars that know nothing of --quiet and of pipes
     transformers.utils.logging.disable_progress_bar()
-    arguments = training_arguments(settings, world_size=launch.world_size(), note=note)
+    arguments = training_arguments(settings, world_size=launch.world_size())
     kernels = attention(settings, arguments)
     folder = RunFolder(settings.output)
     with ExitStack() as held:
         if launch.rank() == 0:
-            _claim(folder, settings, inputs, held)
+            identity = settings.identity(launch.world_size())
+            identity["encoder"] = str(inputs.encoder.resolve()) if inputs.encoder else None
+            identity |= {f"{name}_sha256": value for name, value in inputs.hashes.items()}
+            claim = folder.claimed(
+                identity,
+                overwrite=settings.overwrite,
+                processes=launch.world_size(),
+                also=_written_by_others(settings),
+            )
+            held.enter_context(claim)
         PartialState().wait_for_everyone()
         artifact = folder.finished_artifact()
         if artifact is None:
@@ -95,21 +104,6 @@ def train(settings: TrainingSettings, inputs: Inputs) -> None:
                 "--overwrite or another --output"
             )
         emit_artifact(artifact)
-
-
-def _claim(folder: RunFolder, settings: TrainingSettings, inputs: Inputs, held: ExitStack) -> None:
-    """Makes the folder ours for as long as the run goes."""
-    identity = settings.identity(launch.world_size())
-    identity["encoder"] = str(inputs.encoder.resolve()) if inputs.encoder else None
-    identity |= {f"{name}_sha256": value for name, value in inputs.hashes.items()}
-    folder.check(identity, overwrite=settings.overwrite)
-    held.enter_context(folder.locked())
-    folder.claim(
-        identity,
-        overwrite=settings.overwrite,
-        processes=launch.world_size(),
-        also=_written_by_others(settings),
-    )
 
 
 def _written_by_others(settings: TrainingSettings) -> Iterator[str]:
@@ -197,11 +191,11 @@ def _from_media(
     settings: TrainingSettings, inputs: Inputs, folder: RunFolder
 ) -> tuple[Inputs, Embeddings, EncoderInfo, MediaOptions]:
     """Encodes what no process of this or an earlier run has; leaves out what cannot be read."""
-    origin = origin_of(settings)
-    options = MediaOptions.known(origin.media_options)
+    trained, media_options = trained_on(settings)
+    options = MediaOptions.known(media_options)
     if inputs.encoder is None:
-        return inputs, Embeddings([]), origin.encoder or _assumed_encoder(), options
-    dtype = (origin.encoder and origin.encoder.dtype) or "float32"
+        return inputs, Embeddings([]), trained or _assumed_encoder(), options
+    dtype = (trained and trained.dtype) or "float32"
     encoder = load_encoder(
         inputs.encoder,
         device="cuda" if on_gpu(settings) else "cpu",
@@ -222,8 +216,8 @@ def _from_media(
     missing = [medium for medium in inputs.media if medium not in bad and medium not in had]
     # every process must have looked before the first one adds to what there is
     PartialState().wait_for_everyone()
-    share = Share(folder=parts, rank=launch.rank(), world_size=launch.world_size())
-    failed = encode_media(missing, encoder, settings.media_root, share, options)
+    mine, part = missing[launch.rank() :: launch.world_size()], parts / part_name(launch.rank())
+    failed = encode_media(mine, encoder, settings.media_root, part, options)
     bad |= dict(gather_object(failed))
     inputs = inputs.leave_out(bad)
     if launch.rank() == 0:

@@ -52,27 +52,16 @@ class RunFolder:
         run = self._read()
         return run["artifact"] if run and run.get("status") == "finished" else None
 
-    def check(self, identity: Mapping[str, Any], *, overwrite: bool = False) -> None:
-        """Finds whether `claim` would be refused, and touches nothing.
-
-        Raises:
-            ChatBindError: the folder holds something else, or a run with other arguments.
-        """
-        run = None if overwrite else self._read()
-        if run is None:
-            refuse_foreign(self.path, made_by=_maker(identity))
-        else:
-            self._compare(run.get("identity", {}), identity)
-
-    def claim(
+    @contextmanager
+    def claimed(
         self,
         identity: Mapping[str, Any],
         *,
         overwrite: bool = False,
         processes: int = 1,
         also: Iterable[str] = (),
-    ) -> None:
-        """Makes the folder this run's own, or finds that it is already.
+    ) -> Iterator[None]:
+        """Makes the folder this run's own, or finds that it is already, and keeps others out.
 
         Args:
             identity: the arguments that decide the result.
@@ -81,16 +70,29 @@ class RunFolder:
             also: names of what else will be written in it.
 
         Raises:
-            ChatBindError: see `check`.
+            ChatBindError: the folder holds something else, or a run with other arguments, or
+                another process is at work in it. Nothing in it was touched.
         """
-        self.check(identity, overwrite=overwrite)
-        if overwrite:
-            remove_made(self.path)
-        names = [*also, RUN_FILE, LOG_FILE, REJECTED_FILE, PICTURE, _LOCK, f"{STAGING}/"]
-        names += [f"{EMBEDDINGS}/{part_name(rank)}/{RECORD}" for rank in range(processes)]
-        note_made(self.path, names, made_by=_maker(identity))
-        if self._read() is None:
-            self._write({"status": "running", "identity": dict(identity)})
+        self._check(identity, overwrite=overwrite)
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / _LOCK).open("a") as file:
+            lock_file(file.fileno(), self.path)  # a killed run's lock goes with its process
+            self._check(identity, overwrite=overwrite)
+            if overwrite:
+                remove_made(self.path)
+            names = [*also, RUN_FILE, LOG_FILE, REJECTED_FILE, PICTURE, _LOCK, f"{STAGING}/"]
+            names += [f"{EMBEDDINGS}/{part_name(rank)}/{RECORD}" for rank in range(processes)]
+            note_made(self.path, names, made_by=_maker(identity))
+            if self._read() is None:
+                self._write({"status": "running", "identity": dict(identity)})
+            yield
+
+    def _check(self, identity: Mapping[str, Any], *, overwrite: bool) -> None:
+        run = None if overwrite else self._read()
+        if run is None:
+            refuse_foreign(self.path, made_by=_maker(identity))
+        else:
+            self._compare(run.get("identity", {}), identity)
 
     def confirm(self, found: Mapping[str, Any]) -> None:
         """Compares what this run has found in its inputs with what the folder's run had found.
@@ -181,18 +183,6 @@ class RunFolder:
         kept = [record for record in read_log(path) if record["step"] <= step]
         with replace_file(path) as temporary:
             temporary.write_text("".join(dumps(r) + "\n" for r in kept), encoding="utf-8")
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keeps a second run out of the folder; a killed run's lock goes with its process.
-
-        Raises:
-            ChatBindError: another run is at work in the folder.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / _LOCK).open("a") as file:
-            lock_file(file.fileno(), self.path)
-            yield
 
     def _read(self) -> dict[str, Any] | None:
         path = self.path / RUN_FILE

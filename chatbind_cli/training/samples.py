@@ -1,21 +1,25 @@
-"""The samples of a training run: conversations as tokens, with their media's embeddings.
+"""The samples of a training run and their batches: where packing and other orders will go.
 
-Knows nothing of files, models and optimizers.
+A sample is a conversation as tokens, with the embeddings of its media, made when it is asked for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch.utils.data import Dataset
 
 from chatbind_cli.data.conversations import Conversations
 from chatbind_cli.data.lookup import Embeddings
-from chatbind_cli.data.tokens import PromptEncoder
+from chatbind_cli.data.tokens import IGNORE_INDEX, PromptEncoder
+from chatbind_cli.errors import RecordError
 
 
 class TrainingSamples(Dataset[dict[str, Any]]):
-    """Tokens, labels and embeddings of conversations, made when they are asked for.
+    """Tokens, labels and embeddings of conversations.
 
     Args:
         conversations: what to train on.
@@ -41,10 +45,58 @@ class TrainingSamples(Dataset[dict[str, Any]]):
         return len(self._conversations)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """A sample as `data.collate.Collator` takes it."""
+        """A sample as `Collator` takes it."""
         sample = self._encoder.conversation(self._conversations[index], self._max_length)
         return {
             "input_ids": sample.input_ids,
             "labels": sample.labels,
             "media_embeddings": self._embeddings.rows(sample.media),
         }
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Makes one batch of samples of different lengths, padded on the right.
+
+    Args:
+        pad_token_id: what fills `input_ids`.
+        pad_to_multiple_of: lengths are rounded up to a multiple of this.
+
+    Example:
+        `Collator(0)([{"input_ids": [5, 6], "labels": [-100, 6], "media_embeddings": e}, ...])`
+    """
+
+    pad_token_id: int
+    pad_to_multiple_of: int = 1
+
+    def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """One batch.
+
+        Args:
+            samples: each with `input_ids` and `labels` (lists of the same length), and
+                `media_embeddings` [media, embedding_dim] (None or absent for text only).
+
+        Returns:
+            `input_ids`, `attention_mask`, `labels` [batch, longest], and, where a sample has
+            media, `media_embeddings` [media in the batch, embedding_dim], float32, in order.
+
+        Raises:
+            RecordError: there is no sample.
+        """
+        if not samples:
+            raise RecordError("a batch needs at least one sample")
+        batch = {
+            "input_ids": self._padded([s["input_ids"] for s in samples], self.pad_token_id),
+            "attention_mask": self._padded([[1] * len(s["input_ids"]) for s in samples], 0),
+            "labels": self._padded([s["labels"] for s in samples], IGNORE_INDEX),
+        }
+        media = [s["media_embeddings"] for s in samples if s.get("media_embeddings") is not None]
+        media = [m for m in media if len(m)]
+        if media:
+            batch["media_embeddings"] = torch.cat([m.float() for m in media])
+        return batch
+
+    def _padded(self, rows: Sequence[list[int]], value: int) -> torch.Tensor:
+        multiple = self.pad_to_multiple_of
+        length = -(-max(map(len, rows)) // multiple) * multiple
+        return torch.tensor([row + [value] * (length - len(row)) for row in rows])

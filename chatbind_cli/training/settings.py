@@ -1,7 +1,7 @@
 """What a training run was told: one frozen object from the command line to the workers.
 
 Knows which of the values decide the result and which only say how the work is done; a run may be
-continued with other values of the second kind. Knows nothing of torch.
+continued with other values of the second kind.
 """
 
 from __future__ import annotations

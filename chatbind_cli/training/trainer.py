@@ -2,7 +2,6 @@
 
 A checkpoint holds the parameters that train (not the frozen ones), the optimizer, the scheduler,
 every process's random state and the step. It grows in a staging folder and gets its name last.
-Knows nothing of stages and files of conversations.
 """
 
 from __future__ import annotations
@@ -74,36 +73,17 @@ class ChatBindTrainer(Trainer):
             self._folder.publish_checkpoint(staged, self._keep)
         self.accelerator.wait_for_everyone()
 
-    def get_batch_samples(
-        self, epoch_iterator: Any, num_batches: int, device: torch.device
-    ) -> tuple[list[Any], Any]:
-        """The batches of one step, and how many tokens are learned in it over all processes.
-
-        Samples that were cut before their answer have nothing to learn. A step of nothing else
-        has loss 0, not 0 / 0.
-        """
-        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
-        return batches, count.clamp(min=1) if torch.is_tensor(count) else count
-
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> Any:
-        """The loss, without the cache of keys and values that only generation needs."""
-        return super().compute_loss(model, {**inputs, "use_cache": False}, *args, **kwargs)
-
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes what trains into a checkpoint; sharded weights go with the optimizer's."""
-        if not self.is_fsdp_enabled:
-            super().save_model(output_dir, _internal_call)
-
-    def _save(
-        self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None
-    ) -> None:
-        if not self.args.should_save or output_dir is None:
+        if self.is_fsdp_enabled or not self.args.should_save or output_dir is None:
             return
-        folder = Path(output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(trained_parameters(self.trained), folder / WEIGHTS)
+        trained = {
+            name: parameter.detach().cpu().contiguous()
+            for name, parameter in self.trained.named_parameters()
+            if parameter.requires_grad
+        }
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        save_file(trained, Path(output_dir) / WEIGHTS)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
@@ -111,7 +91,7 @@ class ChatBindTrainer(Trainer):
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        load_trained(self.trained if model is None else model, Path(resume_from_checkpoint))
+        _load_trained(self.trained if model is None else model, Path(resume_from_checkpoint))
 
     def load_finished(self, checkpoint: Path) -> None:
         """Loads the checkpoint of the last step, after which there is nothing left to train."""
@@ -129,31 +109,18 @@ class ChatBindTrainer(Trainer):
         return dict(self.trained.state_dict()) if self.args.should_save else {}
 
 
-def trained_parameters(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The parameters that train, by name."""
-    return {
-        name: parameter.detach().cpu().contiguous()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
-
-
-def load_trained(model: nn.Module, checkpoint: Path) -> None:
+def _load_trained(model: nn.Module, checkpoint: Path) -> None:
     """Puts a checkpoint's parameters into a model that trains the same ones.
 
     Raises:
         CheckpointError: the checkpoint is of a run that trained other parameters.
     """
     saved = load_file(checkpoint / WEIGHTS)
-    wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if saved.keys() != wanted.keys():
-        name = min(saved.keys() ^ wanted.keys())
-        raise CheckpointError(
-            f"does not fit: {name} is in only one of the checkpoint and the model",
-            where=str(checkpoint),
-        )
-    with torch.no_grad():
-        for name, parameter in wanted.items():
-            if parameter.shape != saved[name].shape:
-                raise CheckpointError(f"does not fit: shape of {name}", where=str(checkpoint))
-            parameter.copy_(saved[name])
+    wanted = {name: p.shape for name, p in model.named_parameters() if p.requires_grad}
+    for name in sorted(saved.keys() | wanted.keys()):
+        if name not in saved or saved[name].shape != wanted.get(name):
+            raise CheckpointError(
+                f"does not fit: {name} is not the same in the checkpoint and the model",
+                where=str(checkpoint),
+            )
+    model.load_state_dict(saved, strict=False)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from chatbind_cli.answering.answer_file import AnswerFile, in_words
-from chatbind_cli.answering.generation import Generated
+from chatbind_cli.answering.decoding import Generated
 from chatbind_cli.answering.questions import Question, answer_record, read_question
 from chatbind_cli.errors import RecordError
 from chatbind_cli.jsonl import Line
@@ -36,7 +37,7 @@ def answer(identity: int, **more: Any) -> dict[str, Any]:
 def run(path: Path, identities: list[int], **options: Any) -> list[int]:
     """Answers what is missing; returns which those were."""
     written = []
-    with opened(path, **options) as file:
+    with closing(opened(path, **options)) as file:
         for identity in identities:
             asked = file.expect(question(identity))
             if file.wants(asked):
@@ -70,7 +71,7 @@ def test_answers_to_other_questions_stay_behind(tmp_path: Path) -> None:
 
 def test_nothing_is_lost_when_the_run_ends_early(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [answer(2)])
-    with opened(path) as file:
+    with closing(opened(path)) as file:
         file.write(file.expect(question(1)), generated(1))
     assert [record["question_id"] for record in read_jsonl(path)] == [2, 1]
     assert run(path, [1, 2]) == []
@@ -107,7 +108,7 @@ def test_a_file_without_metadata_is_continued(tmp_path: Path) -> None:
 
 
 def test_the_first_place_of_an_id_is_remembered(tmp_path: Path) -> None:
-    with opened(tmp_path / "a.jsonl") as file:
+    with closing(opened(tmp_path / "a.jsonl")) as file:
         assert file.expect(question(1)).problem is None
         assert (
             str(file.expect(question(1, line=7)).problem) == "q:7: question 1 stands at q:1 already"

@@ -12,10 +12,10 @@ import torch
 from chatbind_cli.answering.answerer import Answerer
 from chatbind_cli.answering.generation_settings import GenerationSettings
 from chatbind_cli.answering.questions import Question
-from chatbind_cli.data.tokens import PromptEncoder, TokenizedPrompt
+from chatbind_cli.data.tokens import PromptEncoder, TokenizedSample
 from chatbind_cli.errors import ChatBindError, MediaError, RecordError
 from chatbind_cli.imagebind.encoder import load_encoder
-from chatbind_cli.media.load import load_media
+from chatbind_cli.imagebind.preprocess import load_media
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.model.loading import load_chatbind
 from chatbind_cli.model.turns import answer, question
@@ -29,7 +29,7 @@ def answerer(world: World) -> Answerer:
     return Answerer.from_pretrained(world.model, device="cpu")
 
 
-def prompt(question: Question) -> TokenizedPrompt:
+def prompt(question: Question) -> TokenizedSample:
     assert question.prompt is not None, question.problem
     return question.prompt
 

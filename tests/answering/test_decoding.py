@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders
 from transformers import PreTrainedTokenizerFast
 
-from chatbind_cli.answering.decoding import AnswerDecoder, StopAtText
+from chatbind_cli.answering.decoding import AnswerDecoder, Generated, StopAtText
 from tests.model.tiny import byte_tokenizer, word_tokenizer
 
 END = 999
@@ -42,7 +42,7 @@ def test_an_answer_ends_at_the_first_end_token_or_stop_text(
     text: str, tail: list[int], stops: tuple[str, ...], wanted: str, n_tokens: int, ended: bool
 ) -> None:
     found = decoder(*stops).finished([*text.encode(), *tail])
-    assert (found.text, found.n_tokens, found.ended) == (wanted, n_tokens, ended)
+    assert found == Generated(wanted, n_tokens, "stop" if ended else "length")
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from chatbind_cli.answering.answerer import Answerer
-from chatbind_cli.answering.generation import Generated
+from chatbind_cli.answering.decoding import Generated
 from chatbind_cli.answering.generation_settings import GenerationSettings
 from chatbind_cli.answering.loading import load_model
 from chatbind_cli.answering.questions import Question
 from chatbind_cli.errors import CheckpointError, RecordError
 from chatbind_cli.model.config import saved_end_ids
-from chatbind_cli.model.loading import save_chatbind
 from tests.answering.world import World
+from tests.model.tiny import save_chatbind
 
 TEXTS = ["Describe a bird.", "What about the red car?", "And the brown dog over there?"]
 

@@ -28,11 +28,12 @@ def moved(world: World, folder: Path, **encoder: object) -> Path:
 
 
 def found(model: Path, path: Path | None = None, *, allow: bool = False) -> Encoder:
-    return load_model(model, device="cpu").find_encoder(path, allow_mismatch=allow)
+    how = {"encoder": path, "allow_encoder_mismatch": allow, "device": "cpu"}
+    return load_model(model, **how).find_encoder()
 
 
 def identity(model: Path, path: Path) -> dict[str, object]:
-    return MediaEncoder(load_model(model, device="cpu"), path).identity()
+    return MediaEncoder(load_model(model, encoder=path, device="cpu")).identity()
 
 
 def test_the_config_says_where_the_encoder_is(world: World) -> None:

@@ -15,7 +15,7 @@ from chatbind_cli.answering.media_encoder import MediaEncoder, StoredEmbeddings
 from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.errors import ChatBindError, MediaError
 from chatbind_cli.imagebind.encoder import load_encoder
-from chatbind_cli.media.load import Media, load_media
+from chatbind_cli.imagebind.preprocess import Media, load_media
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
 from tests.answering.world import DIM, World
@@ -85,7 +85,7 @@ def test_what_means_nothing_to_the_encoder_is_an_error_of_its_medium(
             raise KeyError("mode")
         return media
 
-    monkeypatch.setattr("chatbind_cli.answering.media_encoder.load_media", load)
+    monkeypatch.setattr("chatbind_cli.data.encoding.load_media", load)
     files = [world.media / name for name in ("tone.wav", "3.png", "depth.png")]
     broken, fine, odd = MediaEncoder(loaded).embed([Medium(None, file) for file in files])
     assert "not finite" in str(broken)
@@ -102,10 +102,10 @@ def test_a_modality_that_the_encoder_lacks_is_named(loaded: LoadedModel, world: 
 
 def test_a_store_is_asked_by_name(loaded: LoadedModel, tmp_path: Path) -> None:
     vector = torch.arange(DIM, dtype=torch.float32)
-    sha256 = loaded.encoder_sha256()
+    sha256 = loaded.encoder_sha256
     with EmbeddingStore.open(tmp_path, "a", encoder_sha256=sha256, dim=DIM) as store:
         store.add("a/x.png", "image", "1" * 64, "image/v1", vector)
-    encoder = StoredEmbeddings(tmp_path, loaded, allow_mismatch=False, options=MediaOptions())
+    encoder = StoredEmbeddings(tmp_path, loaded, MediaOptions())
     found, missing = encoder.embed([Medium("image", "a/x.png"), Medium("image", "y.png")])
     assert torch.equal(embeddings([found]), vector.unsqueeze(0))
     assert "y.png: is not in the store" in str(missing)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from chatbind_cli.answering.generation import Generated
+from chatbind_cli.answering.decoding import Generated
 from chatbind_cli.answering.questions import answer_record, failed_record, read_question
 from chatbind_cli.errors import MediaError, RecordError
 from chatbind_cli.jsonl import Line

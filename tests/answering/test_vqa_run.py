@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from chatbind_cli.answering.answer_file import AnswerFile
-from chatbind_cli.answering.generation import Generated
+from chatbind_cli.answering.decoding import Generated
 from chatbind_cli.answering.generation_settings import GenerationSettings
 from chatbind_cli.answering.process_group import ProcessGroup
 from chatbind_cli.answering.questions import Question, read_question
@@ -73,7 +74,7 @@ def run(
     on_error: str = "record",
     stop_after: int | None = None,
 ) -> None:
-    with AnswerFile(path, model_id="m", metadata=METADATA) as output:
+    with closing(AnswerFile(path, model_id="m", metadata=METADATA)) as output:
         done = 0
 
         def count(n: int) -> None:
@@ -207,7 +208,7 @@ def mixed_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def answer_lines(questions: Path, output: Path, work: Fake, on_error: str = "record") -> None:
-    with AnswerFile(output, model_id="m", metadata=METADATA) as file:
+    with closing(AnswerFile(output, model_id="m", metadata=METADATA)) as file:
         Run(file, ProcessGroup(), work, 4, on_error).answer(read_lines(questions))
 
 

@@ -24,9 +24,9 @@ from chatbind_cli.imagebind.model import ImageBind
 from chatbind_cli.imagebind.weights import WEIGHTS_NAME
 from chatbind_cli.model.assemble import build_chatbind
 from chatbind_cli.model.config import EncoderInfo
-from chatbind_cli.model.loading import projector_of, save_chatbind
+from chatbind_cli.model.loading import projector_of
 from chatbind_cli.weights.projector_file import write_projector
-from tests.model.tiny import word_tokenizer
+from tests.model.tiny import save_chatbind, word_tokenizer
 
 DIM = 8
 TOWERS = ("vision", "text", "audio", "depth", "thermal", "imu")
@@ -77,7 +77,7 @@ def make_world(folder: Path, *, max_positions: int = 512) -> World:
     )
     bundle = build_chatbind(world.llama, encoder=encoder, prompt_style="vicuna_v1_1")
     # as large as the words, so that what an answer says depends on the media
-    torch.manual_seed(2)
+    torch.manual_seed(5)
     torch.nn.init.normal_(bundle.model.projector.layers[0].weight, std=3.0)
     write_projector(world.projector, projector_of(bundle.model))
     save_chatbind(bundle, world.model)

@@ -16,9 +16,9 @@ from chatbind_cli.data.conversations import (
     Conversations,
     media_of_record,
     parse_conversation,
-    read_conversations,
 )
 from chatbind_cli.errors import RecordError
+from chatbind_cli.jsonl import read_records
 from chatbind_cli.media.medium import Medium
 
 
@@ -30,13 +30,17 @@ def record(*said: str, **keys: Any) -> dict[str, Any]:
 
 def read(*records: dict[str, Any]) -> Conversations:
     lines = "".join(json.dumps(r) + "\n" for r in records)
-    return read_conversations("-", stdin=io.BytesIO(lines.encode()))
+    return read_file("-", stdin=io.BytesIO(lines.encode()))
+
+
+def read_file(source: str | Path, **options: Any) -> Conversations:
+    return Conversations(parse_conversation(*one) for one in read_records(source, **options))
 
 
 def test_a_llava_array_is_read(tmp_path: Path) -> None:
     path = tmp_path / "train.json"
     path.write_text(json.dumps([record("<image>\nWhat?", "A dog.", image="a.jpg")] * 2, indent=1))
-    first, second = read_conversations(path)
+    first, second = read_file(path)
     assert first.media == (Medium("image", "a.jpg"),)
     assert [t.text for t in first.turns] == ["<image>\nWhat?", "A dog."]
     assert first.where != second.where

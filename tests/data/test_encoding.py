@@ -17,7 +17,8 @@ from PIL import Image
 from chatbind_cli.data.encoding import EncodingOptions, encode_items
 from chatbind_cli.data.media_items import MediaItem
 from chatbind_cli.errors import ChatBindError, RecordError, WeightsError
-from chatbind_cli.media.load import load_media
+from chatbind_cli.imagebind.preprocess import load_media
+from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
 
 
@@ -40,7 +41,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[MediaItem]:
     folder = tmp_path_factory.mktemp("pictures")
     for i in range(12):
         Image.new("L", (8, 8), 20 * i).save(folder / f"{i:02}.png")
-    return [MediaItem(path=str(path), name=path.name) for path in sorted(folder.iterdir())]
+    return [MediaItem(Medium(None, path), name=path.name) for path in sorted(folder.iterdir())]
 
 
 def options(**values: int) -> EncodingOptions:
@@ -53,18 +54,18 @@ def test_results_come_in_the_order_of_the_items(
 ) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG\r\n\x1a\n")
-    items = [*pictures[:7], MediaItem(path=str(broken), name="broken"), *pictures[7:]]
+    items = [*pictures[:7], MediaItem(Medium(None, broken), name="broken"), *pictures[7:]]
     encoder: Any = FakeEncoder()
     wanted = options(workers=workers, batch_size=batch_size)
     results = list(encode_items(iter(items), encoder, wanted))
     assert [result.item for result in results] == items
-    values = [float(r.embedding) for r in results if r.embedding is not None]
+    values = [float(r.medium.embedding) for r in results if r.medium.embedding is not None]
     assert values == sorted(values)
     assert len(values) == 12
     assert results[7].error is not None
-    assert results[7].embedding is None
+    assert results[7].medium.embedding is None
     assert max(encoder.batches) <= batch_size
-    assert all(len(r.sha256 or "") == 64 for r in results if r.error is None)
+    assert all(len(r.medium.sha256 or "") == 64 for r in results if r.error is None)
 
 
 def test_what_is_decoded_goes_on_before_the_list_says_more(pictures: list[MediaItem]) -> None:
@@ -134,14 +135,14 @@ def test_what_is_known_by_its_content_is_not_encoded_again(pictures: list[MediaI
         return torch.tensor([-1.0]) if (modality, sha256) == ("image", known) else None
 
     encoder: Any = FakeEncoder()
-    wanted = EncodingOptions(media=MediaOptions(), recall=recall)
-    results = list(encode_items(pictures[:3], encoder, wanted))
-    assert [float(r.embedding) == -1.0 for r in results if r.embedding is not None] == [
+    wanted = EncodingOptions(media=MediaOptions())
+    results = list(encode_items(pictures[:3], encoder, wanted, recall))
+    assert [r.medium.embedding == -1.0 for r in results] == [
         False,
         True,
         False,
     ]
-    assert results[1].sha256 == known
+    assert results[1].medium.sha256 == known
     assert sum(encoder.batches) == 2
 
 
@@ -163,7 +164,7 @@ def test_a_medium_that_the_encoder_fails_on_takes_no_other_with_it(
     for name, grey in (("black", 0), ("white", 255)):
         Image.new("L", (8, 8), grey).save(tmp_path / f"{name}.png")
     black, white = (
-        MediaItem(path=str(tmp_path / f"{name}.png"), name=name) for name in ("black", "white")
+        MediaItem(Medium(None, tmp_path / f"{name}.png"), name=name) for name in ("black", "white")
     )
     encoder: Any = Moody()
     items = [pictures[4], white, pictures[5], black, pictures[6]]

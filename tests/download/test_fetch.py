@@ -257,7 +257,7 @@ def test_a_kill_before_the_last_word_about_a_file_leaves_one_that_can_be_replace
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr("chatbind_cli.download.fetch.sha256_file", killed)
+        patch.setattr("chatbind_cli.download.manifest.sha256_file", killed)
         (record,) = fetch_all([request], settings(server))
         assert record["status"] == "failed"
     assert (tmp_path / "f").read_bytes() == DATA

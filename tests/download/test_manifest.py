@@ -1,17 +1,27 @@
 """What is remembered of downloads: from where a file came, what was wanted, what came out."""
 
+import gzip
 import hashlib
 import io
 import json
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
 
 from chatbind_cli.download.archive import unpack
 from chatbind_cli.download.fetch import Settings, fetch_all
-from chatbind_cli.download.manifest import MANIFEST, Came, Manifests, is_present, origin, planned
+from chatbind_cli.download.manifest import (
+    MANIFEST,
+    ManifestEntry,
+    Manifests,
+    is_present,
+    members_of,
+    origin,
+    planned,
+)
 from chatbind_cli.download.requests import HubRef, Request, requests_for
 from chatbind_cli.download.web import Patience
 from chatbind_cli.errors import DownloadError, UsageError
@@ -275,17 +285,51 @@ def test_an_undecodable_name_can_be_verified(server, tmp_path):
     assert "caf" in record["error"]
 
 
+def test_a_folder_of_version_0_1_is_known_and_verified(server, tmp_path):
+    server.files["/b.zip"] = data = zipped(one=b"1", two=b"22")
+    facts = {"source": f"{server.url}/b.zip", "bytes": len(data), "git_sha1": "0" * 40}
+    notes = [
+        {"path": "b.zip", **facts, "state": "wanted"},
+        {"path": "b.zip", **facts, "state": "here", "sha256": hashlib.sha256(data).hexdigest()},
+        {"path": "b.zip", **facts, "state": "unpacked", "files": 2},
+    ]
+    (tmp_path / MANIFEST).write_text("".join(json.dumps(note) + "\n" for note in notes))
+    (tmp_path / "one").write_bytes(b"1")
+    (tmp_path / "two").write_bytes(b"22")
+    members = [["one", 1, zlib.crc32(b"1")], ["two", 2, zlib.crc32(b"22")]]
+    with gzip.open(tmp_path / ".b.zip.members.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(member) + "\n" for member in members)
+    words = [f"{server.url}/b.zip"]
+    for more in ({}, {"verify": True}):
+        assert statuses(fetch(server, words, tmp_path, unpack=True, **more)) == ["present"]
+    assert server.requests == []
+    (tmp_path / "two").write_bytes(b"21")
+    assert statuses(fetch(server, words, tmp_path, unpack=True, verify=True)) == ["failed"]
+    assert statuses(fetch(server, words, tmp_path, unpack=True, overwrite=True)) == ["downloaded"]
+    assert (tmp_path / "two").read_bytes() == b"22"
+
+
+def test_members_that_a_kill_left_without_their_archive_belong_to_no_other(server, tmp_path):
+    server.files.update({"/a.zip": zipped(one=b"1"), "/b.zip": zipped(two=b"2")})
+    (tmp_path / MANIFEST).write_text('["gone", 1, 0]\n["half')
+    words = [f"{server.url}/a.zip", f"{server.url}/b.zip"]
+    for more in ({}, {"verify": True}):
+        assert "failed" not in statuses(fetch(server, words, tmp_path, unpack=True, **more))
+    for request in requests_for(words, tmp_path, unpack=True):
+        assert len(members_of(request)) == 1
+
+
 def test_notes_grow_by_whole_lines_and_survive_half_ones(tmp_path):
-    first = Came(path="a", source="s", state="here", bytes=1)
-    second = Came(path="b", source="s", state="here", bytes=2)
+    first = ManifestEntry(path="a", source="s", state="here", bytes=1)
+    second = ManifestEntry(path="b", source="s", state="here", bytes=2)
     Manifests().add(tmp_path, [first])
     with (tmp_path / MANIFEST).open("a") as file:
-        file.write('{"path": "c", "sour')
+        file.write('{"path": "d", "state": "here"}\n{"path": "c", "sour')
     notes = Manifests()
     assert notes.below(tmp_path) == {"a": first}
     Manifests().add(tmp_path, [second, first])
     assert notes.below(tmp_path) == {"a": first, "b": second}
-    assert len((tmp_path / MANIFEST).read_text().splitlines()) == 3
+    assert len((tmp_path / MANIFEST).read_text().splitlines()) == 4
 
 
 def test_a_folder_that_cannot_be_made_fails_in_a_record(server, tmp_path):
@@ -297,7 +341,7 @@ def test_a_folder_that_cannot_be_made_fails_in_a_record(server, tmp_path):
 
 def test_hub_references_say_whose_notes_they_are_in(tmp_path):
     request = Request(name="n", path=tmp_path / "a/b/w", hub=HubRef(repo="o/n", file="b/w"))
-    Manifests().add(tmp_path / "a", [Came(path="b/w", source="hf:o/n/b/w", state="here")])
+    Manifests().add(tmp_path / "a", [ManifestEntry(path="b/w", source="hf:o/n/b/w", state="here")])
     found = Manifests().of(request)
     assert found is not None and found.path == "b/w"
     assert Path(tmp_path / "a" / MANIFEST).is_file()

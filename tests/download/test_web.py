@@ -1,3 +1,4 @@
+import gzip
 import hashlib
 import random
 import subprocess
@@ -111,6 +112,27 @@ def test_retry_after_is_heeded_up_to_the_limit(client, server, fault, tmp_path):
     assert fetch(client, server, tmp_path / "f") == [3.0, IMPATIENT.longest_wait_s]
 
 
+def test_a_body_that_is_compressed_all_the_same_is_unpacked(client, server, fault, tmp_path):
+    server.files["/f"] = DATA
+    body = gzip.compress(DATA, 1)
+
+    def squeeze(handler, sent=None):
+        handler.send_response(200)
+        handler.send_header("ETag", '"gz"')
+        handler.send_header("Content-Encoding", "gzip")
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body[:sent])
+        handler.close_connection = True
+        return True
+
+    server.faults["/f"] += [lambda handler: squeeze(handler, 1_000_000), squeeze]
+    fetch(client, server, tmp_path / "f", sha256=SHA256)
+    assert (tmp_path / "f").read_bytes() == DATA
+    assert leftovers(tmp_path) == ["f"]
+    assert all("Range" not in headers for headers in server.gets("/f"))
+
+
 def answers(handler, status, headers, body):
     handler.send_response(status)
     for name, value in headers.items():
@@ -134,6 +156,7 @@ FIRST = {"ETag": '"one"', "Last-Modified": "Mon, 02 Nov 2026 10:00:00 GMT"}
         {"Content-Range": "bytes 0-2999999/3000000"},
         {"Content-Range": "bytes \u00b2-2999999/3000000"},
         {"Content-Range": f"bytes {'1' * 5000}-2999999/3000000"},
+        {"Content-Encoding": "gzip"},
     ],
 )
 def test_a_part_of_another_version_is_never_glued_on(client, server, fault, tmp_path, change):
@@ -172,6 +195,12 @@ def test_a_body_is_as_long_as_was_told_at_most(client, server, fault, tmp_path, 
     monkeypatch.setattr("chatbind_cli.download.web._MOST_UNTOLD_BYTES", 1_000_000)
     server.faults["/f"] += [endless]
     with pytest.raises(DownloadError, match=r"more than 1\.00 MB; do not trust it"):
+        fetch(client, server, tmp_path / "f")
+    bomb = gzip.compress(bytes(50_000_000))
+    server.faults["/f"] += [
+        lambda handler: answers(handler, 200, {"Content-Encoding": "gzip"}, bomb)
+    ]
+    with pytest.raises(DownloadError, match=r"more than 1\.00 MB"):
         fetch(client, server, tmp_path / "f")
     server.faults["/f"] += [lambda handler: answers(handler, 200, {"Content-Encoding": "br"}, b"")]
     with pytest.raises(DownloadError, match="comes compressed as 'br', unasked"):

@@ -1,4 +1,4 @@
-"""A folder in which `chatbind toy .` alone was run.
+"""A copy of a folder in which `chatbind toy . --quick` alone was run.
 
 The models are hardly trained: these tests are about the commands, not about their answers.
 """
@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,14 +42,11 @@ def environment(home: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+def made(
+    quick_world: tuple[Path, list[dict[str, Any]]], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, str]]:
     """The folder and the environment; read only: tests work in a copy."""
-    folder = tmp_path_factory.mktemp("world")
-    env = environment(tmp_path_factory.mktemp("home"))
-    subprocess.run(
-        ["bash", "-c", "chatbind toy ."], cwd=folder, env=env, check=True, capture_output=True
-    )
-    return folder, env
+    return quick_world[0], environment(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture

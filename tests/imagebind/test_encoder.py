@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from chatbind_cli.errors import ChatBindError, WeightsError
+from chatbind_cli.errors import ChatBindError, UsageError, WeightsError
 from chatbind_cli.imagebind import text
 from chatbind_cli.imagebind.config import HUGE, ImageBindConfig
 from chatbind_cli.imagebind.encoder import Encoder, load_encoder, save_encoder
 from chatbind_cli.imagebind.model import ImageBind
-from chatbind_cli.media.load import Media
+from chatbind_cli.imagebind.preprocess import Media
 from chatbind_cli.media.source import MediaSource
 
 TINY = ImageBindConfig(
@@ -120,6 +120,21 @@ def test_rows_are_scaled_as_published_or_have_norm_one(folder: Path) -> None:
     media += [medium("audio", 3), medium("video", 3)]
     norms = encoder.embed(media, normalize=True).norm(dim=-1)
     torch.testing.assert_close(norms, torch.ones(6))
+
+
+@pytest.mark.parametrize("word", ["sdpa", "eager"])
+def test_every_attention_gives_the_same_embeddings(word: str, folder: Path) -> None:
+    media = [medium(modality, 4) for modality in ("image", "audio")]
+    expected = load_encoder(folder).embed(media, normalize=True)
+    found = load_encoder(folder, attn_implementation=word).embed(media, normalize=True)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+def test_an_attention_that_cannot_work_here_is_one_line(folder: Path) -> None:
+    with pytest.raises(UsageError, match="float16 or bfloat16, and here it runs on cpu in float32"):
+        load_encoder(folder, attn_implementation="flash_attention_2")
+    with pytest.raises(UsageError, match="--attn-implementation fast is not known"):
+        load_encoder(folder, attn_implementation="fast")
 
 
 def test_clips_are_averaged_after_scaling_and_not_normalised_again(folder: Path) -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from chatbind_cli.errors import MediaError
 from chatbind_cli.media import fetch
-from chatbind_cli.media.source import SourceLimits, open_source
+from chatbind_cli.media.source import open_source
+from chatbind_cli.media.streams import SourceLimits
 
 LIMITS = SourceLimits(
     max_bytes=100_000, connect_timeout_s=1.0, read_timeout_s=0.4, total_timeout_s=1.0
@@ -183,9 +184,9 @@ def test_fetching_works_inside_a_running_event_loop(server: str) -> None:
 )
 def test_the_open_network_cannot_send_us_into_a_private_one(target: str) -> None:
     with pytest.raises(MediaError, match="private address"):
-        fetch._next_address("http://example.org/a", target, "http://example.org/a")
-    assert fetch._next_address("http://10.0.0.1/a", target, "x") == target
+        fetch.next_address("http://example.org/a", target, "http://example.org/a")
+    assert fetch.next_address("http://10.0.0.1/a", target, "x") == target
 
 
 def test_relative_redirects_are_followed() -> None:
-    assert fetch._next_address("https://a.org/b/c", "../d", "x") == "https://a.org/d"
+    assert fetch.next_address("https://a.org/b/c", "../d", "x") == "https://a.org/d"

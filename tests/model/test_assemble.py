@@ -15,9 +15,15 @@ from chatbind_cli.errors import ChatBindError, CheckpointError, UsageError
 from chatbind_cli.model.assemble import build_chatbind
 from chatbind_cli.model.chatbind import word_embeddings
 from chatbind_cli.model.config import EncoderInfo, check_encoder
-from chatbind_cli.model.loading import load_chatbind, projector_of, save_chatbind
+from chatbind_cli.model.loading import load_chatbind, projector_of
 from chatbind_cli.weights.projector_file import write_projector
-from tests.model.tiny import LANGUAGE_MODELS, byte_tokenizer, save_language_model, word_tokenizer
+from tests.model.tiny import (
+    LANGUAGE_MODELS,
+    byte_tokenizer,
+    save_chatbind,
+    save_language_model,
+    word_tokenizer,
+)
 
 ENCODER = EncoderInfo(name="small", sha256="ab" * 32, embedding_dim=8, path="/enc")
 

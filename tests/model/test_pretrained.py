@@ -20,7 +20,7 @@ from chatbind_cli.errors import ChatBindError, CheckpointError
 from chatbind_cli.model.assemble import build_chatbind
 from chatbind_cli.model.config import EncoderInfo
 from chatbind_cli.model.loading import ChatBind, projector_of
-from chatbind_cli.model.pretrained import model_folder, open_config, open_model, open_tokenizer
+from chatbind_cli.model.pretrained import open_config, open_model, open_tokenizer
 from chatbind_cli.model.tokenizer import TextCodec
 from chatbind_cli.weights.projector_file import write_projector
 from tests.model.tiny import language_model, save_language_model
@@ -260,25 +260,17 @@ def test_a_tokenizer_remembers_its_own_folder(folder: Path, tmp_path: Path) -> N
     assert "chatbind-" not in (tmp_path / "saved" / "tokenizer_config.json").read_text()
 
 
-def test_a_name_that_is_no_folder_is_one_line(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(CheckpointError, match="no model folder"):
-        model_folder(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match="the hub does not give such a model") as caught:
-        open_config("nobody/nothing")
-    assert "\n" not in str(caught.value)
+def test_a_name_that_is_no_folder_is_not_looked_for_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def connect(*args: object) -> None:
+        raise AssertionError("a name asks the network")
 
-
-def test_a_hub_name_becomes_its_folder(base: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    """As the hub's cache has it: what is not in the cache is not asked for when offline."""
-    repository = tmp_path / "models--somebody--tiny"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text("a" * 40)
-    shutil.copytree(base, repository / "snapshots" / ("a" * 40))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert open_config("somebody/tiny").model_type == "llama"
-    assert open_tokenizer("somebody/tiny").name_or_path
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    for name in (tmp_path / "nowhere", "nobody/nothing"):
+        for opens in (open_config, open_tokenizer, open_model):
+            with pytest.raises(CheckpointError, match="no model folder; .*download hf:OWNER/NAME"):
+                opens(name)
 
 
 def test_nobody_calls_the_library_directly() -> None:

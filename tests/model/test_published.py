@@ -13,9 +13,9 @@ from torch.nn import functional
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.model.assemble import build_chatbind
 from chatbind_cli.model.config import EncoderInfo
-from chatbind_cli.model.loading import load_chatbind, save_chatbind
+from chatbind_cli.model.loading import load_chatbind
 from chatbind_cli.model.tokenizer import prepare_tokenizer
-from tests.model.tiny import word_tokenizer
+from tests.model.tiny import save_chatbind, word_tokenizer
 
 # two layers of golden/delta: hidden size 32, a vocabulary of 132 = 128 + the four tokens of v0
 VOCABULARY, ADDED = 128, 4

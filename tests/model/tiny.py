@@ -19,6 +19,9 @@ from transformers import (
     Qwen2Config,
 )
 
+from chatbind_cli.model.loading import ChatBind
+from chatbind_cli.model.pretrained import quiet_transformers
+
 CORPUS = [
     "USER: What is this? ASSISTANT: It is a brown dog, with a white chest.",
     "### Human: Describe the picture briefly.\n### Assistant: A red car drives past.\n### ",
@@ -110,3 +113,10 @@ def save_language_model(folder: Path, kind: str = "llama", tokenizer: Any = None
     language_model(kind, len(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def save_chatbind(bundle: ChatBind, folder: Path) -> None:
+    """A ChatBind model folder, as training leaves it."""
+    with quiet_transformers():
+        bundle.model.save_pretrained(folder)
+        bundle.tokenizer.save_pretrained(folder)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from chatbind_cli.jsonl import Line
-from chatbind_cli.review.cases import Inputs, digest, distinct_names, read_inputs
+from chatbind_cli.review.cases import Inputs, digest
+from chatbind_cli.review.matching import distinct_names
 
 
 def _write(path: Path, records: Sequence[dict[str, Any]]) -> Path:
@@ -27,7 +28,7 @@ def _questions(path: Path, ids: Sequence[object]) -> Path:
 
 
 def _inputs(tmp_path: Path, questions: list[Any], a: list[Any], b: list[Any]) -> Inputs:
-    return read_inputs(
+    return Inputs(
         _questions(tmp_path / "q.jsonl", questions),
         [_answers(tmp_path / "a.jsonl", a, "a"), _answers(tmp_path / "b.jsonl", b, "b")],
     )
@@ -69,7 +70,7 @@ def test_whatever_does_not_fit_is_listed_by_file_in_a_line_a_kind(tmp_path: Path
     questions = [{"question_id": i, "text": "q", "image": f"{i}.jpg"} for i in range(2000)]
     wrong = [{"question_id": 0, "error": "x"}, {"question_id": 1, "error": "x"}]
     wrong += [{"question_id": 2, "text": None}, *({"question_id": 3, "text": "b"},) * 3]
-    inputs = read_inputs(
+    inputs = Inputs(
         _write(tmp_path / "q.jsonl", questions),
         [
             _answers(tmp_path / "a.jsonl", [*range(2000), *range(1999)], "a"),
@@ -97,7 +98,7 @@ def test_who_left_a_question_out_is_called_as_in_the_others(tmp_path: Path) -> N
 
 def test_a_failed_answer_of_vqa_is_a_problem_and_no_text(tmp_path: Path) -> None:
     failed = _write(tmp_path / "b.jsonl", [{"question_id": 1, "error": "no such file"}])
-    inputs = read_inputs(
+    inputs = Inputs(
         _questions(tmp_path / "q.jsonl", [1]), [_answers(tmp_path / "a.jsonl", [1], "a"), failed]
     )
     (case,) = inputs.cases()
@@ -112,7 +113,7 @@ def test_streamed_answers_give_a_case_as_soon_as_they_come(tmp_path: Path) -> No
             taken.append(number)
             yield Line({"question_id": number, "text": f"b {number}"}, "<stdin>:1", 1)
 
-    inputs = read_inputs(
+    inputs = Inputs(
         _questions(tmp_path / "q.jsonl", [1, 2, 3]),
         [_answers(tmp_path / "a.jsonl", [1, 2, 3], "a"), stream()],
     )
@@ -136,7 +137,7 @@ def test_contexts_are_found_under_every_spelling_of_the_picture(tmp_path: Path) 
     questions = [{"question_id": i, "text": "q", "image": name} for i, name in enumerate(names)]
     answers = _answers(tmp_path / "a.jsonl", range(3), "a")
     context = {"id": "000000000001", "image": "000000000001.jpg", "captions": ["a dog"]}
-    inputs = read_inputs(
+    inputs = Inputs(
         _write(tmp_path / "q.jsonl", questions),
         [answers, answers],
         contexts=_write(tmp_path / "c.jsonl", [context]),
@@ -147,7 +148,7 @@ def test_contexts_are_found_under_every_spelling_of_the_picture(tmp_path: Path) 
 def test_a_missing_context_is_a_problem_but_a_text_question_needs_none(tmp_path: Path) -> None:
     questions = [{"question_id": 0, "text": "q", "audio": "x.wav"}, {"question_id": 1, "text": "q"}]
     answers = _answers(tmp_path / "a.jsonl", [0, 1], "a")
-    inputs = read_inputs(
+    inputs = Inputs(
         _write(tmp_path / "q.jsonl", questions),
         [answers, answers],
         contexts=_write(tmp_path / "c.jsonl", [{"audio": "y.wav", "captions": ["z"]}]),
@@ -170,18 +171,18 @@ def test_the_right_answer_comes_from_the_file_then_the_question_then_an_answer_t
     path = _write(tmp_path / "q.jsonl", questions)
     carried = [{"question_id": i, "text": "b", "answer": "z"} for i in range(6)]
     answers = _answers(tmp_path / "a.jsonl", range(6), "a")
-    inputs = read_inputs(path, [answers, _write(tmp_path / "b.jsonl", carried)])
+    inputs = Inputs(path, [answers, _write(tmp_path / "b.jsonl", carried)])
     expected = [("x", "y"), ("3",), ("net",), ("yes",), ("z",), ("z",)]
     assert [case.references for case in inputs.cases()] == expected
-    inputs = read_inputs(path, [answers, answers])
+    inputs = Inputs(path, [answers, answers])
     assert [case.references for case in inputs.cases()] == [*expected[:4], (), ()]
     references = _write(tmp_path / "r.jsonl", [{"question_id": 2, "text": "right", "answer": "x"}])
-    inputs = read_inputs(path, [answers, answers], references=references)
+    inputs = Inputs(path, [answers, answers], references=references)
     assert [case.references for case in inputs.cases()] == [(), (), ("right",), (), (), ()]
     assert inputs.has_references()
     bare = _questions(tmp_path / "bare.jsonl", range(6))
-    assert not read_inputs(bare, [answers, answers]).has_references()
-    assert read_inputs(bare, [answers, tmp_path / "b.jsonl"]).has_references()
+    assert not Inputs(bare, [answers, answers]).has_references()
+    assert Inputs(bare, [answers, tmp_path / "b.jsonl"]).has_references()
 
 
 def test_lines_that_are_no_records_are_told_and_leave_the_others_alone(tmp_path: Path) -> None:
@@ -192,7 +193,7 @@ def test_lines_that_are_no_records_are_told_and_leave_the_others_alone(tmp_path:
         path.write_bytes(path.read_bytes() + bad)
     contexts = tmp_path / "c.jsonl"
     contexts.write_text('{"captions": ["of nothing"]}\n{\n')
-    inputs = read_inputs(questions, [a, a], contexts=contexts)
+    inputs = Inputs(questions, [a, a], contexts=contexts)
     cases = list(inputs.cases())
     assert [case.texts for case in cases[:2]] == [("a 1", "a 1"), ("a 2", "a 2")]
     assert [(case.question_id, case.line) for case in cases[2:]] == [(None, n) for n in range(3, 9)]
@@ -205,7 +206,7 @@ def test_lines_that_are_no_records_are_told_and_leave_the_others_alone(tmp_path:
 def test_a_line_that_vqa_could_not_read_is_no_answer_and_no_mismatch(tmp_path: Path) -> None:
     failed = {"line": 2, "error": "q.jsonl:2: is not JSON"}
     answers = _write(tmp_path / "a.jsonl", [{"question_id": 1, "text": "a"}, failed])
-    inputs = read_inputs(_questions(tmp_path / "q.jsonl", [1]), [answers, answers])
+    inputs = Inputs(_questions(tmp_path / "q.jsonl", [1]), [answers, answers])
     assert [case.problem for case in inputs.cases()] == [None]
     assert inputs.remarks == []
 
@@ -213,14 +214,14 @@ def test_a_line_that_vqa_could_not_read_is_no_answer_and_no_mismatch(tmp_path: P
 def test_who_answered_is_the_record_s_word_or_the_file_s_name(tmp_path: Path) -> None:
     first = _write(tmp_path / "a.jsonl", [{"question_id": 1, "text": "x", "model_id": "m"}])
     second = _write(tmp_path / "b.jsonl", [{"question_id": 1, "text": "y"}])
-    (case,) = read_inputs(_questions(tmp_path / "q.jsonl", [1]), [first, second]).cases()
+    (case,) = Inputs(_questions(tmp_path / "q.jsonl", [1]), [first, second]).cases()
     assert case.models == ("m", "b")
     assert case.pair is None
 
 
 def test_every_further_answer_file_makes_a_pair_with_the_first(tmp_path: Path) -> None:
     sides = [_answers(tmp_path / f"{word}.jsonl", [1, 2], word) for word in "abc"]
-    cases = list(read_inputs(_questions(tmp_path / "q.jsonl", [1, 2]), sides).cases())
+    cases = list(Inputs(_questions(tmp_path / "q.jsonl", [1, 2]), sides).cases())
     assert [(case.question_id, case.texts, case.models, case.pair) for case in cases] == [
         (1, ("a 1", "b 1"), ("a", "b"), (1, 2)),
         (1, ("a 1", "c 1"), ("a", "c"), (1, 3)),
@@ -234,7 +235,7 @@ def test_of_several_files_those_of_one_model_are_told_apart_by_their_names(tmp_p
     for word, model in (("ref", "gpt"), ("step1", "m"), ("step2", "m")):
         record = {"question_id": 1, "text": word, "model_id": model}
         sides.append(_write(tmp_path / f"{word}.jsonl", [record]))
-    cases = list(read_inputs(_questions(tmp_path / "q.jsonl", [1]), sides).cases())
+    cases = list(Inputs(_questions(tmp_path / "q.jsonl", [1]), sides).cases())
     assert [case.models for case in cases] == [("gpt", "m (step1)"), ("gpt", "m (step2)")]
 
 
@@ -247,7 +248,7 @@ def test_digests_follow_values_and_not_the_order_of_keys() -> None:
 def test_the_published_questions_contexts_and_answers_fit_together(shared_data: Path) -> None:
     folder = shared_data / "llava"
     answers = folder / "qa90_gpt4_answer.jsonl"
-    inputs = read_inputs(
+    inputs = Inputs(
         folder / "qa90_questions.jsonl",
         [answers, answers],
         contexts=folder / "caps_boxes_coco2014_val_80.jsonl",
@@ -274,7 +275,7 @@ def test_contexts_belong_to_a_sense_and_a_number_is_no_picture(tmp_path: Path) -
         {"image": "dog.jpg", "captions": ["a picture again"]},
     ]
     answers = [{"question_id": n, "text": "a"} for n in (1, 2, 3, 4)]
-    inputs = read_inputs(
+    inputs = Inputs(
         _write(tmp_path / "q.jsonl", questions),
         [_write(tmp_path / "a.jsonl", answers), _write(tmp_path / "b.jsonl", answers)],
         contexts=_write(tmp_path / "c.jsonl", contexts),
@@ -291,7 +292,7 @@ def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> No
         (tmp_path / folder).mkdir(parents=True)
         answer = [{"question_id": 1, "text": folder, "model_id": "model"}]
         sides.append(_write(tmp_path / folder / "answers.jsonl", answer))
-    (case,) = read_inputs(questions, sides).cases()
+    (case,) = Inputs(questions, sides).cases()
     assert case.models == ("model (x/run/answers)", "model (y/run/answers)")
 
 

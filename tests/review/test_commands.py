@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -12,8 +14,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
+
+from chatbind_cli import cli
 
 KEYS = [
     "category",
@@ -53,11 +58,19 @@ def world(tmp_path: Path) -> Path:
 def _chatbind(
     *words: object, cwd: Path, stdin: str | None = None, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "chatbind_cli", *map(str, words)]
-    environment = {**os.environ, **(env or {})}
-    return subprocess.run(
-        command, cwd=cwd, input=stdin or "", env=environment, capture_output=True, text=True
-    )
+    """Runs the program in this process: in its folder, with pipes of its own."""
+    given = io.TextIOWrapper(io.BytesIO((stdin or "").encode()), encoding="utf-8")
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+    with (
+        contextlib.chdir(cwd),
+        mock.patch.dict(os.environ, env or {}),
+        mock.patch.multiple(sys, stdin=given, stdout=out, stderr=err),
+    ):
+        code, line = cli.run([str(word) for word in words])
+    out.flush()
+    err.flush()
+    said = (err.buffer.getvalue().decode() + line).rstrip("\n")
+    return subprocess.CompletedProcess(words, code, out.buffer.getvalue().decode(), said + "\n")
 
 
 def _records(text: str) -> list[dict[str, Any]]:
@@ -106,38 +119,6 @@ def test_answers_from_a_pipe_are_the_second_side(world: Path, words: list[str]) 
     assert list(rows) == ["conv", "detail", "all"]
     assert list(rows["all"])[: len(KEYS)] == KEYS
     assert (rows["all"]["n"], rows["all"]["accuracy_2"], rows["all"]["relative"]) == (4, 0.5, 55)
-
-
-def test_json_prints_the_figures_alone_and_all_comes_last(world: Path) -> None:
-    assert _chatbind(*RULE, "said.jsonl", "-o", "r.jsonl", cwd=world).returncode == 0
-    one = _records(_chatbind("summarize", "r.jsonl", "--json", cwd=world).stdout)
-    assert [row["category"] for row in one] == ["conv", "detail", "all"]
-    assert all(list(row) == KEYS for row in one)
-    two = _records(_chatbind("summarize", "r.jsonl", "r.jsonl", "--json", cwd=world).stdout)
-    assert all(list(row) == ["review", *KEYS] for row in two)
-    words = ["summarize", "r.jsonl", "--baseline", "r.jsonl", "--json"]
-    (row, *_) = _records(_chatbind(*words, cwd=world).stdout)
-    assert list(row) == [*KEYS, "baseline", "n_both", "difference", "difference_ci95", "p_value"]
-
-
-def test_a_table_is_headed_by_what_makes_its_lines(world: Path) -> None:
-    assert _chatbind(*RULE, "said.jsonl", "-o", "r.jsonl", cwd=world).returncode == 0
-    for by, line in (("modality", "| audio | 2 |"), ("judge", "| rule | 4 |")):
-        done = _chatbind("summarize", "r.jsonl", "--by", by, "--format", "markdown", cwd=world)
-        assert done.stdout.startswith(f"| {by} | n |")
-        assert line in done.stdout
-
-
-def test_what_files_say_cannot_command_the_terminal(world: Path) -> None:
-    evil = "\x1b]0;owned\x07\x1b[2J"
-    reviews = [{"question_id": 1, "category": f"a{evil}", "tuple": [8, 7], "reviewer_id": evil}]
-    reviews.append({"question_id": 2, "tuple": None, "error": f"it {evil} failed"})
-    (world / "r.jsonl").write_text("".join(json.dumps(review) + "\n" for review in reviews))
-    for form in ("table", "markdown"):
-        done = _chatbind("summarize", "r.jsonl", "--format", form, cwd=world)
-        assert done.returncode == 0
-        assert "\x1b" not in done.stdout + done.stderr
-        assert "\x07" not in done.stdout + done.stderr
 
 
 def test_records_come_one_at_a_time_and_a_closed_pipe_ends_quietly(world: Path) -> None:
@@ -418,18 +399,6 @@ def test_three_answer_files_make_two_pairs_with_figures_of_their_own(world: Path
     }
 
 
-def test_two_runs_are_compared_on_the_command_line(world: Path) -> None:
-    assert _chatbind(*RULE, "said.jsonl", "-o", "old.jsonl", cwd=world).returncode == 0
-    assert _chatbind(*RULE, "ref.jsonl", "-o", "new.jsonl", cwd=world).returncode == 0
-    done = _chatbind("summarize", "new.jsonl", "--baseline", "old.jsonl", cwd=world)
-    row = _records(done.stdout)[-1]
-    assert (row["baseline"], row["n_both"], row["difference"]) == ("old", 4, 45.0)
-    assert row["p_value"] == 0.5  # two of four questions differ: 8 of 16 exchanges are as extreme
-    assert "not distinguishable" in done.stderr
-    assert "p of the 2 lines above all: corrected for testing 2 (Holm)" in done.stderr
-    assert [row["p_value"] for row in _records(done.stdout)] == [1.0, 1.0, 0.5]
-
-
 def test_ctrl_c_while_waiting_for_a_pipe_ends_with_130(world: Path) -> None:
     command = [sys.executable, "-m", "chatbind_cli", *RULE, "-", "-o", "r.jsonl"]
     with subprocess.Popen(
@@ -445,90 +414,6 @@ def test_ctrl_c_while_waiting_for_a_pipe_ends_with_130(world: Path) -> None:
         assert process.wait(10) == 130
         assert "Traceback" not in process.stderr.read()
     assert len(_records((world / "r.jsonl").read_text())) == 1
-
-
-def test_summarize_reads_the_review_files_of_a_folder(world: Path) -> None:
-    done = _chatbind(*RULE, "said.jsonl", "-o", "review/review_toy.jsonl", cwd=world)
-    assert done.returncode == 0
-    done = _chatbind(*RULE, "ref.jsonl", "-o", "review/gpt4_text_same.jsonl", cwd=world)
-    assert done.returncode == 0
-    done = _chatbind("summarize", "-d", "review", "-i", "1", "3", cwd=world)
-    rows = _records(done.stdout)
-    assert {(r["review"], r["n"], r["relative"]) for r in rows if r["category"] == "all"} == {
-        ("toy", 2, 100.0),
-        ("same", 2, 100.0),
-    }
-    words = ["-i", "1", "3", "review/review_toy.jsonl", "--names", "left", "right"]
-    listed = _chatbind("summarize", *words, "--format", "markdown", cwd=world)
-    assert "| all | 2 |" in listed.stdout
-    assert "first: left, second: right" in listed.stdout
-    done = _chatbind("summarize", *words, "middle", cwd=world)
-    assert done.returncode == 2
-    assert "--names needs 2 names here, not 3" in done.stderr
-    done = _chatbind("summarize", "-i", "1", "nowhere.jsonl", cwd=world)
-    assert (done.returncode, "nowhere.jsonl: No such file" in done.stderr) == (1, True)
-    named = _chatbind(
-        "summarize", "-f", "review/review_toy.jsonl", "--by", "modality", "--format", "markdown",
-        cwd=world,
-    )  # fmt: skip
-    share = "100.0 % / 50.0 %"
-    line = f"| image | 2 | {share} | {share} | 100.0 % / 83.3 % | 10 | 5.5 | 55.0 |"
-    assert line in named.stdout
-    assert "| audio | 2 |" in named.stdout
-    table = _chatbind("summarize", "review/review_toy.jsonl", "--format", "table", cwd=world)
-    assert "judge: rule" in table.stdout
-    assert "100.0 % / 50.0 %" in table.stdout
-
-
-def test_a_report_is_written_beside_the_figures(world: Path) -> None:
-    done = _chatbind(*RULE, "said.jsonl", "-o", "r.jsonl", cwd=world)
-    words = ["--html", "out/report.html", "-q", "q.jsonl", "--answers", "ref.jsonl", "said.jsonl"]
-    done = _chatbind("summarize", "r.jsonl", *words, cwd=world)
-    assert done.returncode == 0, done.stderr
-    assert len(_records(done.stdout)) == 3
-    page = (world / "out" / "report.html").read_text()
-    assert page.count("<details") == 4
-    assert "Which digit 3?" in page
-    assert page.count("The digit is 9.") == 2
-
-
-@pytest.mark.parametrize(
-    ("words", "stdin", "code", "message"),
-    [
-        ([], "", 1, "<stdin>: holds no reviews"),
-        ([], "nonsense\n", 1, "<stdin>:1: is not JSON"),
-        (["nowhere.jsonl"], "", 1, "nowhere.jsonl: No such file or directory"),
-        (["-d", "."], "", 2, "no file named"),
-        ([], '{"question_id": 1, "error": "x"}\n', 1, "every review failed"),
-    ],
-)
-def test_nothing_to_summarize_is_said_in_one_line(
-    tmp_path: Path, words: list[str], stdin: str, code: int, message: str
-) -> None:
-    done = _chatbind("summarize", *words, cwd=tmp_path, stdin=stdin)
-    assert done.returncode == code
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_lines_that_are_no_reviews_are_counted_and_the_others_are_summarized(world: Path) -> None:
-    good = {
-        "question_id": 1,
-        "category": "conv",
-        "tuple": [8, 6],
-        "metadata": {"models": ["a", "b"]},
-    }
-    lines = [json.dumps(good), "not json", '{"category": "conv", "tuple": [NaN, 1]}', "[1]", '"x"']
-    text = "\n".join([*lines, json.dumps({**good, "tuple": [1e308, 1]}), "\ufeff"])
-    (world / "r.jsonl").write_bytes(text.encode() + b"\n\xff\n")
-    done = _chatbind("summarize", "r.jsonl", "--format", "json", cwd=world)
-    assert done.returncode == 3, done.stderr
-    assert "Traceback" not in done.stderr
-    rows = {row["category"]: row for row in _records(done.stdout)}
-    assert (rows["all"]["n"], rows["all"]["relative"]) == (1, 75.0)
-    assert rows["all"]["failed"] >= 6
-    assert rows["conv"]["failed"] >= 1
-    assert "r.jsonl:2: is not JSON" in done.stderr
 
 
 def test_one_bad_line_in_each_file_of_a_review_is_one_failure(world: Path) -> None:

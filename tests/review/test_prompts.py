@@ -10,8 +10,14 @@ import pytest
 
 from chatbind_cli.errors import RecordError
 from chatbind_cli.review.cases import Case
-from chatbind_cli.review.prompts import ask_again, build_messages, context_text
-from chatbind_cli.review.rules import Rule, load_rules, own_rule
+from chatbind_cli.review.prompts import (
+    Rule,
+    Rules,
+    ask_again,
+    build_messages,
+    context_text,
+    own_rule,
+)
 
 RULE = Rule("Assistant", "Two numbers, please.")
 
@@ -109,21 +115,21 @@ def test_own_rules_differ_by_category_and_modality() -> None:
 def test_a_rule_file_of_the_seed_works_as_it_is(shared_data: Path) -> None:
     path = shared_data / "llava" / "rule.json"
     table = json.loads(path.read_text())
-    rules = load_rules(path)
+    rules = Rules(path)
     for category in ("conv", "detail", "complex", "default"):
-        rule = rules.find(category, "image", with_context=True)
+        rule = rules.find(_case(category=category, image="x.jpg"))
         assert (rule.role, rule.prompt) == (table[category]["role"], table[category]["prompt"])
-    unknown = rules.find("sports", None, with_context=False)
+    unknown = rules.find(_case(category="sports"))
     assert unknown.prompt == table["default"]["prompt"]
 
 
 def test_a_category_without_a_rule_and_without_default_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "rule.json"
     path.write_text('{"conv": {"role": "Bot", "prompt": "Score."}}')
-    rules = load_rules(path)
-    assert rules.find("conv", None, with_context=False) == Rule("Bot", "Score.")
+    rules = Rules(path)
+    assert rules.find(_case()) == Rule("Bot", "Score.")
     with pytest.raises(RecordError, match="no rule for category 'detail', and no `default`"):
-        rules.find("detail", None, with_context=False)
+        rules.find(_case(category="detail"))
 
 
 @pytest.mark.parametrize(
@@ -139,6 +145,6 @@ def test_a_broken_rule_file_is_named(tmp_path: Path, text: str, message: str) ->
     path = tmp_path / "rule.json"
     path.write_text(text)
     with pytest.raises(RecordError) as caught:
-        load_rules(path)
+        Rules(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert message in str(caught.value)

@@ -15,7 +15,7 @@ from chatbind_cli.errors import RecordError
 from chatbind_cli.review.figures import Row, agreements
 from chatbind_cli.review.scores import scores_of
 from chatbind_cli.review.statistics import paired_difference
-from chatbind_cli.review.summary import Summary, compare, renamed, summarize
+from chatbind_cli.review.summary import Summary, compared, renamed, summarize
 from chatbind_cli.review.tables import agreement_lines, csv_table, markdown_table, print_table
 from tests.review.sample import one_summary
 
@@ -24,6 +24,11 @@ def _review(question: object, pair: Any, category: str = "conv", **more: Any) ->
     metadata = {"models": ["a", "b"], **more.pop("metadata", {})}
     record = {"question_id": question, "category": category, "tuple": pair, "reviewer_id": "j"}
     return {**record, "metadata": metadata, **more}
+
+
+def _compare(summary: Summary, baseline: Summary) -> Summary:
+    (found,) = compared([summary], [baseline])
+    return found
 
 
 def _rows(records: list[dict[str, Any]], **options: Any) -> dict[str, Row]:
@@ -163,7 +168,7 @@ def test_a_missing_order_does_not_shift_the_score_of_a_judge_who_prefers_a_place
     assert (row.n, row.one_order) == (45, 45)
     odd = plain[1::2] + 0.75
     assert row.relative == pytest.approx(100 * odd[:, 1].sum() / odd[:, 0].sum(), abs=0.06)
-    assert compare(half, whole).rows[-1].difference == 0.0
+    assert _compare(half, whole).rows[-1].difference == 0.0
     both = one_summary(reviews).rows[-1]
     assert both.place[0] - both.place[1] == pytest.approx(1.5, abs=1e-9)
     assert "half: the means are of 45 of 90 questions; left out, as" in markdown_table([half])
@@ -312,21 +317,25 @@ def test_tables_say_the_same_in_every_form() -> None:
     assert len(lines) == 4
 
 
-@pytest.mark.parametrize("width", [60, 80, 100, 200])
-def test_no_figure_is_cut_off_on_a_narrow_terminal(
-    width: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", str(width))
+@pytest.fixture(scope="module")
+def with_every_column() -> Summary:
     reviews = []
     for i in range(200):
         for order in ([1, 2], [2, 1]):
             metadata = {"order": order, "slot": f"{i} {order}", "cost_usd": 0.01, "correct": [0, 1]}
             scores = [5 + i % 4, 6.123]
             reviews.append(_review(i, scores, "a long category", metadata=metadata))
-    summary = compare(one_summary(reviews, name="new"), one_summary(reviews, name="old"))
+    return _compare(one_summary(reviews, name="new"), one_summary(reviews, name="old"))
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+def test_no_figure_is_cut_off_on_a_narrow_terminal(
+    width: int, with_every_column: Summary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
     out = io.StringIO()
     out.isatty = lambda: True  # type: ignore[method-assign]
-    print_table([summary], out)
+    print_table([with_every_column], out)
     text = out.getvalue()
     assert "…" not in text
     assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines())) <= width
@@ -409,18 +418,18 @@ def test_pairs_of_several_answer_files_have_figures_of_their_own() -> None:
 def test_a_run_is_compared_with_its_baseline_on_the_questions_of_both() -> None:
     ours = [_review(i, [8, 7], metadata={"models": ["ref", "new"]}) for i in range(2, 14)]
     theirs = [_review(i, [8, 5], metadata={"models": ["ref", "old"]}) for i in range(12)]
-    compared = compare(one_summary(ours, name="new"), one_summary(theirs, name="old"))
-    row = compared.rows[-1]
+    beside = _compare(one_summary(ours, name="new"), one_summary(theirs, name="old"))
+    row = beside.rows[-1]
     assert (row.category, row.baseline, row.n_both, row.difference) == ("all", "old", 10, 25.0)
     # all ten questions differ in the same direction: 2 of 2^10 exchanges are as extreme
     assert row.p_value == round(2 / 1024, 4)
     assert row.difference_ci95 == (25.0, 25.0)
-    text = markdown_table([compared])
+    text = markdown_table([beside])
     assert "+25.0 points of relative score" in text
     assert "paired permutation test): distinguishable" in text
     assert row.record()["difference"] == 25.0
     assert "difference" not in one_summary(ours).rows[0].record()
-    assert "difference_ci95_low" in csv_table([compared])
+    assert "difference_ci95_low" in csv_table([beside])
 
 
 def test_the_p_values_of_several_categories_are_corrected_and_that_of_all_is_not() -> None:
@@ -438,24 +447,24 @@ def test_the_p_values_of_several_categories_are_corrected_and_that_of_all_is_not
         found = paired_difference(*sides)
         assert found is not None
         raw[row.category] = found.p_value
-    compared = compare(summary, baseline)
+    beside = _compare(summary, baseline)
     ordered = sorted(["conv", "detail", "complex"], key=raw.__getitem__)
     expected = [min(1, raw[ordered[0]] * 3)]
     expected.append(min(1, max(expected[0], raw[ordered[1]] * 2)))
     expected.append(min(1, max(expected[1], raw[ordered[2]])))
-    found = {row.category: row.p_value for row in compared.rows}
+    found = {row.category: row.p_value for row in beside.rows}
     assert [found[key] for key in ordered] == pytest.approx(expected)
     assert found["all"] == raw["all"]
-    assert "p (Holm)" in markdown_table([compared])
+    assert "p (Holm)" in markdown_table([beside])
 
 
 def test_equal_runs_are_not_distinguishable_and_other_questions_no_baseline() -> None:
     ours = [_review(i, [8, 7]) for i in range(5)]
-    same = compare(one_summary(ours, name="a"), one_summary(ours, name="b"))
+    same = _compare(one_summary(ours, name="a"), one_summary(ours, name="b"))
     assert "not distinguishable" in markdown_table([same])
     other = [_review(i, [8, 7]) for i in range(50, 55)]
     with pytest.raises(RecordError, match="shares no question with the baseline"):
-        compare(one_summary(ours, name="a"), one_summary(other, name="b"))
+        _compare(one_summary(ours, name="a"), one_summary(other, name="b"))
 
 
 def test_the_judge_the_dates_and_the_bill_are_in_the_summary() -> None:
@@ -533,7 +542,7 @@ def test_equal_means_are_a_tie_whatever_their_last_bits() -> None:
 def test_a_baseline_of_the_reference_is_matched_by_id() -> None:
     ours = one_summary([_review(n, [8, 7], metadata={"modality": "image"}) for n in range(3)])
     seeds = [{"question_id": n, "category": "conv", "tuple": [8, 6]} for n in range(3)]
-    assert compare(ours, one_summary(seeds)).rows[-1].n_both == 3
+    assert _compare(ours, one_summary(seeds)).rows[-1].n_both == 3
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,9 @@
-"""One quick world for all tests of the room, made through the command."""
+"""`chatbind toy`, called in this process."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,12 +27,3 @@ RunToy = Callable[..., tuple[int, list[dict[str, Any]], str]]
 def run_toy() -> RunToy:
     """Calls `chatbind toy` with some words."""
     return _run_toy
-
-
-@pytest.fixture(scope="session")
-def quick_world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
-    """The folder and the records of `chatbind toy DIR --quick`."""
-    folder = tmp_path_factory.mktemp("toy") / "world"
-    code, records, problem = _run_toy(str(folder), "--quick")
-    assert code == 0, problem
-    return folder, records

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from chatbind_cli.data.tokens import IGNORE_INDEX
 from chatbind_cli.toy import language
-from chatbind_cli.toy.corpus import conversations, passages
+from chatbind_cli.toy.texts import conversations, passages
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from chatbind_cli.data.conversations import read_conversations
+from chatbind_cli.data.conversations import parse_conversation
 from chatbind_cli.jsonl import read_records
 from chatbind_cli.toy.digits import NAMES, load_items
 from chatbind_cli.toy.records import write_records
@@ -27,7 +27,7 @@ def _records(path):
 def test_training_files_are_conversations_about_training_images(folder, name):
     train, _ = load_items()
     path = folder / f"train/{name}.json"
-    found = read_conversations(path)
+    found = [parse_conversation(record, where) for record, where in read_records(path)]
     assert len(found) == 60
     for item, conversation in zip(train, found, strict=False):
         (medium,) = conversation.media

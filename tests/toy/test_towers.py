@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from chatbind_cli.media.load import load_media
+from chatbind_cli.imagebind.preprocess import load_media
 from chatbind_cli.toy import towers
 from chatbind_cli.toy.digits import load_items
 from chatbind_cli.toy.fit import repeatable
-from chatbind_cli.toy.media_files import relative_path, write_media
+from chatbind_cli.toy.media import relative_path, write_media
 from chatbind_cli.toy.towers import Samples
 
 
@@ -18,7 +18,7 @@ def _sounds(items, folder):
     return Samples(torch.stack(tensors), torch.tensor([item.digit for item in items]))
 
 
-def test_a_bound_sense_lies_where_the_images_of_its_digits_lie(tmp_path):
+def test_a_bound_modality_lies_where_the_images_of_its_digits_lie(tmp_path):
     train, heldout = load_items()
     sounds, unheard = _sounds(train[:96], tmp_path), _sounds(heldout[:20], tmp_path)
     with repeatable(0) as generator:

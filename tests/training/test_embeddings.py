@@ -13,11 +13,11 @@ from chatbind_cli.data.lookup import Embeddings, open_parts, open_stores
 from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.errors import StoreError
 from chatbind_cli.imagebind.encoder import Encoder, load_encoder
-from chatbind_cli.media.load import Media, load_media
+from chatbind_cli.imagebind.preprocess import Media, load_media
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.root import MediaRoot
-from chatbind_cli.training.embeddings import Share, encode_media
+from chatbind_cli.training.embeddings import encode_media
 
 OPTIONS = MediaOptions()
 
@@ -42,8 +42,8 @@ def encoder(world) -> Counting:  # type: ignore[no-untyped-def]
 def test_two_processes_share_the_work(world, encoder, tmp_path) -> None:
     media = [Medium("image", f"p{n}.png") for n in range(8)]
     for rank in range(2):
-        share = Share(folder=tmp_path, rank=rank, world_size=2)
-        assert not encode_media(media, encoder, MediaRoot(world.media), share, OPTIONS)
+        part = tmp_path / f"part-0000{rank}"
+        assert not encode_media(media[rank::2], encoder, MediaRoot(world.media), part, OPTIONS)
     assert encoder.n_encoded == 8
     (tmp_path / "part-00002").mkdir()  # what a process that was killed at once has left
     rows = Embeddings(open_parts(tmp_path)).rows(media)
@@ -57,13 +57,13 @@ def test_a_copy_of_a_file_is_not_encoded_again(world, encoder, tmp_path) -> None
     folder = tmp_path / "media"
     folder.mkdir()
     shutil.copy(world.media / "p0.png", folder / "a.png")
-    share = Share(folder=tmp_path / "parts", rank=0, world_size=1)
-    encode_media([Medium("image", "a.png")], encoder, MediaRoot(folder), share, OPTIONS)
+    part = tmp_path / "part-00000"
+    encode_media([Medium("image", "a.png")], encoder, MediaRoot(folder), part, OPTIONS)
     shutil.copy(folder / "a.png", folder / "b.png")
     both = [Medium("image", "a.png"), Medium("image", "b.png")]
-    encode_media(both, encoder, MediaRoot(folder), share, OPTIONS)
+    encode_media(both, encoder, MediaRoot(folder), part, OPTIONS)
     assert encoder.n_encoded == 1
-    rows = Embeddings(open_parts(share.folder)).rows(both)
+    rows = Embeddings(open_parts(tmp_path)).rows(both)
     assert torch.equal(rows[0], rows[1])
 
 
@@ -73,11 +73,11 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_encoded(world, encoder, tmp
     shutil.copy(world.media / "p0.png", folder / "good.png")
     (folder / "broken.png").write_bytes((world.media / "p1.png").read_bytes()[:40])
     media = [Medium("image", name) for name in ("broken.png", "good.png", "gone.png")]
-    share = Share(folder=tmp_path / "parts", rank=0, world_size=1)
-    failed = dict(encode_media(media, encoder, MediaRoot(folder), share, OPTIONS))
+    part = tmp_path / "part-00000"
+    failed = dict(encode_media(media, encoder, MediaRoot(folder), part, OPTIONS))
     assert set(failed) == {media[0], media[2]}
     assert "broken.png" in failed[media[0]]
-    assert media[1] in Embeddings(open_parts(share.folder))
+    assert media[1] in Embeddings(open_parts(tmp_path))
 
 
 def test_what_the_encoder_makes_nothing_of_is_left_out(world, encoder, tmp_path) -> None:
@@ -90,8 +90,8 @@ def test_what_the_encoder_makes_nothing_of_is_left_out(world, encoder, tmp_path)
 
     encoder.embed = embed
     media = [Medium("image", name) for name in ("p0.png", "p1.png", "p2.png")]
-    share = Share(folder=tmp_path / "parts", rank=0, world_size=1)
-    failed = dict(encode_media(media, encoder, MediaRoot(world.media), share, OPTIONS))
+    part = tmp_path / "part-00000"
+    failed = dict(encode_media(media, encoder, MediaRoot(world.media), part, OPTIONS))
     assert set(failed) == {media[1]}
     assert "not finite" in failed[media[1]]
 

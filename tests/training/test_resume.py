@@ -54,11 +54,11 @@ def undisturbed(world, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_a_run_killed_three_times_gives_the_same_file(world, here, undisturbed, tmp_path) -> None:
+def test_a_run_killed_twice_gives_the_same_file(world, here, undisturbed, tmp_path) -> None:
     out = tmp_path / "out"
     words = ["pretrain", *world.args(out, *WORDS, source="media")]
-    # before the first checkpoint, inside the second epoch, and right after the last checkpoint
-    for step in (2, 14, 30):
+    # before the first checkpoint, and inside the second epoch
+    for step in (2, 14):
         kill_at(step, words)
     done = here(*words)
     assert done.code == 0, done.stderr

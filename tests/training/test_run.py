@@ -100,6 +100,16 @@ def test_a_frozen_language_model_stays_as_it_is(world, here, tmp_path) -> None:
         assert torch.equal(after[f"language_model.{name}"][:rows], tensor), name
 
 
+def test_the_attention_that_is_named_is_used_or_refused(world, here, tmp_path) -> None:
+    words = ["finetune", *world.args(tmp_path / "out", *FAST), "--attn-implementation"]
+    refused = here(*words, "flash_attention_2")
+    assert refused.code == 2
+    assert "--attn-implementation flash_attention_2: it needs an NVIDIA GPU" in refused.stderr
+    assert not (tmp_path / "out").exists()
+    eager = here(*words, "eager")
+    assert eager.code == 0, eager.stderr
+
+
 def test_training_lowers_the_loss(world, here, tmp_path) -> None:
     words = ("--num-train-epochs", "12", "--learning-rate", "0.01", "--logging-steps", "8")
     done = here("finetune", *world.args(tmp_path / "out", *words))

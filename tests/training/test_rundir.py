@@ -21,6 +21,11 @@ def staged(folder: RunFolder, step: int) -> Path:
     return path
 
 
+def claim(folder: RunFolder, identity: dict[str, object], *, overwrite: bool = False) -> None:
+    with folder.claimed(identity, overwrite=overwrite):
+        pass
+
+
 def tree(root: Path) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
@@ -62,14 +67,14 @@ def test_only_as_many_checkpoints_stay_as_are_kept(folder: RunFolder) -> None:
 
 
 def test_other_arguments_are_refused_with_the_name_of_the_difference(folder: RunFolder) -> None:
-    folder.claim({"learning_rate": 0.1, "layers": ("a",)})
-    folder.claim({"learning_rate": 0.1, "layers": ("a",)})
+    claim(folder, {"learning_rate": 0.1, "layers": ("a",)})
+    claim(folder, {"learning_rate": 0.1, "layers": ("a",)})
     with pytest.raises(CheckpointError, match=r"learning-rate 0\.1, and this one has 0\.2"):
-        folder.claim({"learning_rate": 0.2, "layers": ("a",)})
+        claim(folder, {"learning_rate": 0.2, "layers": ("a",)})
 
 
 def test_overwrite_replaces_what_runs_made_and_nothing_beside_it(folder: RunFolder) -> None:
-    folder.claim({"a": 1})
+    claim(folder, {"a": 1})
     folder.publish_checkpoint(staged(folder, 5), keep=None)
     result = folder.path / STAGING / "result"
     result.mkdir(parents=True)
@@ -80,15 +85,15 @@ def test_overwrite_replaces_what_runs_made_and_nothing_beside_it(folder: RunFold
     foreign.write_text("mine")
     before = tree(folder.path)
     with pytest.raises(ChatBindError, match=r"checkpoint-5/thesis\.txt: is on no record"):
-        folder.claim({"a": 2}, overwrite=True)
+        claim(folder, {"a": 2}, overwrite=True)
     assert tree(folder.path) == before
     foreign.unlink()
-    folder.claim({"a": 2}, overwrite=True)
-    assert sorted(p.name for p in folder.path.iterdir()) == [RECORD, "run.json"]
+    claim(folder, {"a": 2}, overwrite=True)
+    assert sorted(p.name for p in folder.path.iterdir()) == [RECORD, ".lock", "run.json"]
 
 
 def test_a_checkpoint_of_somebody_else_is_neither_counted_nor_removed(folder: RunFolder) -> None:
-    folder.claim({})
+    claim(folder, {})
     for name in ("checkpoint-1", "checkpoint-10", "checkpoint-99"):
         (folder.path / name).mkdir()
         (folder.path / name / "thesis.txt").write_text("mine")
@@ -102,7 +107,7 @@ def test_a_checkpoint_of_somebody_else_is_neither_counted_nor_removed(folder: Ru
 
 
 def test_a_result_does_not_take_the_place_of_somebody_s_file(folder: RunFolder) -> None:
-    folder.claim({})
+    claim(folder, {})
     (folder.path / "README.md").write_text("mine")
     result = folder.path / STAGING / "result"
     result.mkdir(parents=True)
@@ -120,12 +125,12 @@ def test_a_folder_of_somebody_else_is_refused_and_stays_as_it_is(
     before = tree(folder.path)
     for overwrite in (False, True):
         with pytest.raises(ChatBindError, match=rf"{name}: is (on no record|not of a training)"):
-            folder.check({}, overwrite=overwrite)
+            claim(folder, {}, overwrite=overwrite)
     assert tree(folder.path) == before
 
 
 def test_a_changed_input_is_noticed(folder: RunFolder) -> None:
-    folder.claim({})
+    claim(folder, {})
     folder.confirm({"encoder_sha256": "a"})
     folder.confirm({"encoder_sha256": "a"})
     with pytest.raises(CheckpointError, match='encoder-sha256 "a", and this one has "b"'):
@@ -146,7 +151,7 @@ def test_a_second_run_waits_outside(folder: RunFolder) -> None:
     script = (
         "import sys, pathlib\n"
         "from chatbind_cli.training.rundir import RunFolder\n"
-        "with RunFolder(pathlib.Path(sys.argv[1])).locked():\n"
+        "with RunFolder(pathlib.Path(sys.argv[1])).claimed({}):\n"
         "    print('in', flush=True); sys.stdin.read()\n"
     )
     words = [sys.executable, "-c", script, str(folder.path)]
@@ -154,14 +159,13 @@ def test_a_second_run_waits_outside(folder: RunFolder) -> None:
     assert other.stdout is not None
     assert other.stdin is not None
     assert other.stdout.readline() == b"in\n"
-    with pytest.raises(ChatBindError, match="another process is writing it"), folder.locked():
-        pass
+    with pytest.raises(ChatBindError, match="another process is writing it"):
+        claim(folder, {})
     other.kill()
     other.wait()
     other.stdin.close()
     other.stdout.close()
-    with folder.locked():
-        pass
+    claim(folder, {})
 
 
 def test_a_broken_run_file_is_an_error_of_one_line(folder: RunFolder) -> None:

@@ -26,6 +26,5 @@ def test_the_private_ones_are_few_and_known() -> None:
     assert {name for name in REPLACED if name.startswith("_")} == {
         "_get_output_dir",
         "_load_from_checkpoint",
-        "_save",
         "_save_checkpoint",
     }

@@ -20,15 +20,15 @@ from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.review.figures import Row
 from chatbind_cli.review.report import charts
 from chatbind_cli.review.scores import (
-    Unit,
+    Item,
     failure_of,
     is_swapped,
+    item_of,
     judge_name,
     judge_of,
     metadata_of,
     models_of,
     scores_of,
-    unit_of,
 )
 from chatbind_cli.review.statistics import Pair, average, outcome, position_bias
 from chatbind_cli.review.summary import ALL, Summary
@@ -36,6 +36,7 @@ from chatbind_cli.review.tables import (
     agreement_lines,
     comparison_lines,
     description,
+    failure_lines,
     grid,
     interval,
     order_lines,
@@ -45,7 +46,6 @@ from chatbind_cli.review.tables import (
 if TYPE_CHECKING:
     from chatbind_cli.review.report.previews import Previews
 
-_REASONS_SHOWN = 8
 _WINNERS = {1: "second", 0: "tie", -1: "first"}
 
 
@@ -123,7 +123,6 @@ def _title(summaries: Sequence[Summary]) -> str:
 def _section(summary: Summary, *, several: bool) -> dict[str, Any]:
     """The figures and charts of one file of reviews; one of `several` filters by its name."""
     titles, *texts = grid([summary], named=False)
-    reasons = list(summary.failures.items())
     total = summary.total
     return {
         "name": summary.name,
@@ -141,8 +140,7 @@ def _section(summary: Summary, *, several: bool) -> dict[str, Any]:
         "within": f"run={quote(summary.name, safe='')}&" if several else "",
         "outcomes": charts.outcome_bars(summary.rows),
         "glances": [] if total is None else list(_glances(total, summary)),
-        "failures": reasons[:_REASONS_SHOWN],
-        "more_failures": sum(count for _, count in reasons[_REASONS_SHOWN:]),
+        "failures": failure_lines(summary),
     }
 
 
@@ -177,12 +175,12 @@ def _entries(
     anchors: set[str],
 ) -> list[dict[str, Any]]:
     """The questions of one file of reviews, each with everything that is known of it."""
-    judged: dict[Unit, list[Record]] = {}
+    judged: dict[Item, list[Record]] = {}
     for review in summary.reviews:
-        judged.setdefault(unit_of(review), []).append(review)
+        judged.setdefault(item_of(review), []).append(review)
     means = summary.results.get(ALL, {})
     entries = []
-    for unit, reviews in judged.items():
+    for item, reviews in judged.items():
         review = reviews[0]
         question_id = str(review.get("question_id", ""))
         question = questions.get(question_id, {})
@@ -205,7 +203,7 @@ def _entries(
                 "media": media,
                 "answers": _answers(review, summary, question_id, answers),
                 "verdicts": _verdicts(reviews),
-                **_outcome(reviews, means.get(unit)),
+                **_outcome(reviews, means.get(item)),
             }
         )
     return entries

@@ -19,16 +19,15 @@ import numpy as np
 import numpy.typing as npt
 
 from chatbind_cli.errors import ChatBindError, MediaError
-from chatbind_cli.media.budget import decoding
-from chatbind_cli.media.container import audio_streams, decoded, open_container, video_streams
-from chatbind_cli.media.frames import FrameBudget
-from chatbind_cli.media.imu import load_imu
+from chatbind_cli.imagebind.config import IMU_SECONDS
+from chatbind_cli.imagebind.imu import load_imu
+from chatbind_cli.media.audio import read_stretches
 from chatbind_cli.media.maps import open_map
-from chatbind_cli.media.modality import IMU_SECONDS
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.pictures import open_rgb
 from chatbind_cli.media.root import MediaRoot
 from chatbind_cli.media.source import MediaSource, open_source
+from chatbind_cli.media.video import open_film
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -38,11 +37,8 @@ _FILM_SIDE = 320
 _FILM_SECONDS = 20
 _FILM_RATE = 25
 _SOUND_SECONDS = 60
-_SOUND_RATE_HZ = 32_000
+_SOUND_RATE_HZ = 16_000
 _SOUND_BITS_PER_SECOND = 64_000
-_SOUND_BYTES = 96 * 2**20
-_MOST_FRAME_SAMPLES = 2**20
-"""Most samples of one packet, those of all channels together."""
 _PLOT_WIDTH, _PLOT_HEIGHT = 500, 90
 """Size of one panel of curves, in SVG units."""
 
@@ -77,7 +73,7 @@ class Preview:
         tag: `img`, `audio`, `video`, `curves`, or nothing where only the name is shown.
         uri: its data, as an address that holds them.
         key: the id of the page's block with the `uri`.
-        note: what the colours mean, or why it is not shown.
+        note: what the curves are, or why it is not shown.
         panels: the plots of `curves`.
         scale: the legend of false colours.
     """
@@ -167,9 +163,9 @@ def preview_of(source: MediaSource, modality: str) -> Preview:
     return makers[modality](source)
 
 
-def _shown(tag: str, kind: str, data: bytes, note: str = "", scale: Scale | None = None) -> Preview:
+def _shown(tag: str, kind: str, data: bytes, scale: Scale | None = None) -> Preview:
     uri = f"data:{kind};base64,{base64.b64encode(data).decode()}"
-    return Preview(tag=tag, uri=uri, note=note, scale=scale)
+    return Preview(tag=tag, uri=uri, scale=scale)
 
 
 def _saved(picture: Image.Image, form: str, **options: Any) -> bytes:
@@ -189,26 +185,22 @@ def _depth(source: MediaSource) -> Preview:
         values = stored.astype(np.float64)
     if stored.dtype.itemsize == 1:
         # Eight bits have no unit; estimators that write them make near bright.
-        note = "false colour: blue is dark, red is bright (no unit)"
-        return _coloured(values, Scale("turbo", "dark", "bright"), note)
+        return _coloured(values, Scale("turbo", "dark", "bright (no unit)"))
     metres = values if stored.dtype.kind == "f" else values / 1000
     measured = np.isfinite(metres) & (metres > 0)
     if not measured.any():
         raise MediaError("holds no measured depth", where=source.name)
     near, far = np.percentile(metres[measured], [2, 98])
-    note = f"false colour: red is near ({near:.2f} m), blue is far ({far:.2f} m)"
     scale = Scale("turbo", f"far, {far:.2f} m", f"near, {near:.2f} m")
-    return _coloured(np.where(measured, -metres, np.nan), scale, note)
+    return _coloured(np.where(measured, -metres, np.nan), scale)
 
 
 def _heat(source: MediaSource) -> Preview:
     with open_map(source, _OPTIONS) as stored:
-        values = stored.astype(np.float64)
-    note = "false colour: dark is cold, bright is warm"
-    return _coloured(values, Scale("inferno", "cold", "warm"), note)
+        return _coloured(stored.astype(np.float64), Scale("inferno", "cold", "warm"))
 
 
-def _coloured(values: npt.NDArray[np.float64], scale: Scale, note: str) -> Preview:
+def _coloured(values: npt.NDArray[np.float64], scale: Scale) -> Preview:
     """Values in false colour; what is no number is transparent."""
     from matplotlib import colormaps
     from PIL import Image
@@ -219,55 +211,46 @@ def _coloured(values: npt.NDArray[np.float64], scale: Scale, note: str) -> Previ
     painted = colormaps[scale.colours](np.where(known, scaled, 0.0), bytes=True)  # [h, w, 4]
     painted[..., 3] = np.where(known, 255, 0)
     data = _saved(Image.fromarray(painted), "PNG", optimize=True)
-    return _shown("img", "image/png", data, note, scale)
+    return _shown("img", "image/png", data, scale)
 
 
 def _sound(source: MediaSource) -> Preview:
+    """The first channel, as the model hears it."""
+    most = _SOUND_SECONDS * _SOUND_RATE_HZ
+    (waveform,) = read_stretches(
+        source, _SOUND_RATE_HZ, lambda n: [(0, min(n, most))], longest_s=_SOUND_SECONDS
+    )
+    samples = (waveform.clamp(-1, 1).numpy() * np.iinfo(np.int16).max).astype(np.int16)
+    frame = av.AudioFrame.from_ndarray(samples[None], format="s16p", layout="mono")
+    frame.sample_rate = _SOUND_RATE_HZ
     target = io.BytesIO()
-    with open_container(source) as container, av.open(target, "w", format="mp3") as out:
-        streams = audio_streams(container)
-        if not streams:
-            raise MediaError("holds no sound", where=source.name)
-        streams[0].codec_context.options = {"max_samples": str(_MOST_FRAME_SAMPLES)}
+    with av.open(target, "w", format="mp3") as out:
         coded = out.add_stream("libmp3lame", rate=_SOUND_RATE_HZ, layout="mono")
         coded.bit_rate = _SOUND_BITS_PER_SECOND
-        resampler = av.AudioResampler(format="s16p", layout="mono", rate=_SOUND_RATE_HZ)
-        samples = 0
-        with decoding(_SOUND_BYTES, source.name):
-            for frame in _first(decoded(container, streams[0]), _SOUND_SECONDS):
-                for piece in resampler.resample(frame):
-                    piece.pts, piece.time_base = samples, Fraction(1, _SOUND_RATE_HZ)
-                    samples += piece.samples
-                    out.mux(coded.encode(piece))
-        if samples == 0:
-            raise MediaError("holds no sound", where=source.name)
+        out.mux(coded.encode(frame))
         out.mux(coded.encode(None))
     return _shown("audio", "audio/mpeg", target.getvalue())
 
 
 def _film(source: MediaSource) -> Preview:
     target = io.BytesIO()
-    with open_container(source) as container, av.open(target, "w", format="mp4") as out:
-        streams = video_streams(container)
-        if not streams:
-            raise MediaError("holds no moving pictures", where=source.name)
-        stream, budget = streams[0], FrameBudget(streams[0], source.name)
-        stream.codec_context.options = {"max_pixels": str(min(_OPTIONS.max_pixels, budget.pixels))}
-        stream.codec_context.thread_count = 1
-        rate = stream.average_rate or Fraction(_FILM_RATE)
+    with (
+        open_film(source, _OPTIONS.max_pixels) as film,
+        av.open(target, "w", format="mp4") as out,
+    ):
+        rate = film.stream.average_rate or Fraction(_FILM_RATE)
         rate = min(max(rate, Fraction(1)), Fraction(_FILM_RATE))
         coded = out.add_stream("libx264", rate=rate)
-        coded.width, coded.height = _film_size(stream.width, stream.height)
+        coded.width, coded.height = _film_size(film.stream.width, film.stream.height)
         coded.pix_fmt = "yuv420p"
         coded.options = {"crf": "26", "preset": "veryfast"}
         coded.codec_context.thread_count = 1
         frames = 0
-        with decoding(budget.cost, source.name):
-            for frame in _first(decoded(container, stream), _FILM_SECONDS, rate):
-                small = frame.reformat(width=coded.width, height=coded.height, format="yuv420p")
-                small.pts, small.time_base = frames, 1 / rate
-                frames += 1
-                out.mux(coded.encode(small))
+        for frame in _first(film.frames(), _FILM_SECONDS, rate):
+            small = frame.reformat(width=coded.width, height=coded.height, format="yuv420p")
+            small.pts, small.time_base = frames, 1 / rate
+            frames += 1
+            out.mux(coded.encode(small))
         if frames == 0:
             raise MediaError("holds no moving pictures", where=source.name)
         out.mux(coded.encode(None))
@@ -280,19 +263,15 @@ def _film_size(width: int, height: int) -> tuple[int, int]:
     return max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2)
 
 
-def _first(frames: Iterator[Any], seconds: float, rate: Fraction | None = None) -> Iterator[Any]:
-    """Frames of the first seconds, at most `rate` a second.
-
-    Frames that do not say their time count as they come.
-    """
-    start: float | None = None
+def _first(
+    frames: Iterator[tuple[av.VideoFrame, Fraction]], seconds: float, rate: Fraction
+) -> Iterator[av.VideoFrame]:
+    """Frames of the first seconds, at most `rate` a second."""
     wanted = 0
-    for number, frame in enumerate(frames):
-        start = frame.time if start is None else start
-        time = None if frame.time is None or start is None else frame.time - start
-        if time is not None and time >= seconds:
+    for frame, time in frames:
+        if time >= seconds:
             return
-        if rate is None or (number / rate if time is None else time) >= wanted / rate - 1e-3:
+        if time >= wanted / rate - Fraction(1, 1000):
             wanted += 1
             yield frame
 

@@ -1,0 +1,323 @@
+"""One run of `encode`: what is missing is encoded and written, what is there is left alone.
+
+A sink is where results go: record files and standard output, or an embedding store. It knows what
+an earlier run has dealt with, and takes what is new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from chatbind_cli import launch
+from chatbind_cli.artifacts import artifact_record, emit_artifact, emit_record
+from chatbind_cli.console import Progress, note
+from chatbind_cli.data.encoding import Encoded, EncodingOptions, encode_items, encode_share
+from chatbind_cli.data.media_items import MediaItem
+from chatbind_cli.data.store import EmbeddingStore, clear_store
+from chatbind_cli.errors import UsageError
+from chatbind_cli.files import sha256_text
+from chatbind_cli.imagebind.encoder import Encoder
+from chatbind_cli.imagebind.zero_shot import LabelScorer
+from chatbind_cli.jsonl import Record, RecordWriter
+from chatbind_cli.media.modality import MODALITIES
+from chatbind_cli.media.options import MediaOptions
+
+_LOG_EVERY = 1000  # media, while a store is filled
+_SHOWN_NUMBERS = 4
+_SHOWN_DIGITS = 12
+
+
+@dataclass
+class Outcome:
+    """How many media were encoded, were there already, and failed."""
+
+    encoded: int = 0
+    reused: int = 0
+    failed: int = 0
+
+
+def encode(
+    items: Iterable[MediaItem],
+    encoder: Encoder,
+    options: EncodingOptions,
+    sink: RecordSink | StoreSink,
+    *,
+    on_error: str,
+    total: int | None = None,
+) -> Outcome:
+    """Encodes what a sink has not; called on the first process, see `help_encode`.
+
+    Args:
+        items: what is wanted.
+        encoder: on this process's device.
+        options: how the work is done.
+        sink: where it goes.
+        on_error: what becomes of a medium that cannot be encoded: "record", "skip" or "fail".
+        total: how many items there are, where that is known.
+
+    Raises:
+        ChatBindError: the encoder, the list or the output cannot be used, or a medium fails and
+            `on_error` is "fail".
+    """
+    outcome = Outcome()
+    missing = _missing(items, sink, outcome)
+    if launch.world_size() > 1:
+        results = encode_share(list(missing), encoder, options, sink.recall)
+    else:
+        results = encode_items(missing, encoder, options, sink.recall)
+    with Progress(total, "encoding", "files") as progress, closing(results):
+        for result in results:
+            if result.error is None:
+                sink.write(result)
+                outcome.encoded += 1
+            else:
+                outcome.failed += 1
+                _take_failure(result, sink, on_error)
+            progress.advance()
+    reused = f", {outcome.reused} were there already" if outcome.reused else ""
+    failed = f", {outcome.failed} failed" if outcome.failed else ""
+    note(f"{outcome.encoded} files encoded{reused}{failed}")
+    return outcome
+
+
+def help_encode(encoder: Encoder, options: EncodingOptions) -> None:
+    """What every process but the first does while that is in `encode`."""
+    for _ in encode_share(None, encoder, options):
+        raise AssertionError("only the first process gets results")
+
+
+def _missing(
+    items: Iterable[MediaItem], sink: RecordSink | StoreSink, outcome: Outcome
+) -> Iterator[MediaItem]:
+    """Yields each item that the sink has not, and that has not come before."""
+    if not sink.resumes:
+        yield from items
+        return
+    seen: set[tuple[str, str | None]] = set()
+    for item in items:
+        key = (item.path, item.modality)
+        if item.problem is None and key in seen:
+            continue
+        seen.add(key)
+        if item.problem is None and sink.has(item):
+            outcome.reused += 1
+        else:
+            yield item
+
+
+def _take_failure(result: Encoded, sink: RecordSink | StoreSink, on_error: str) -> None:
+    assert result.error is not None
+    if on_error == "fail":
+        raise result.error
+    if on_error == "skip":
+        note(f"left out: {result.error}")
+    else:
+        record = {**result.item.output(result.medium.modality), "error": str(result.error)}
+        sink.write_error(record)
+
+
+class RecordSink:
+    """Records in a file that a second run continues, or on standard output.
+
+    Args:
+        target: the file, or `-`.
+        describe: makes a record's own part of an embedding.
+        made_with: the keys that say how it was made, the same in every record.
+        overwrite: start the file anew.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        describe: Callable[[torch.Tensor], Record],
+        made_with: Record,
+        *,
+        overwrite: bool = False,
+    ) -> None:
+        self._describe = describe
+        self._made_with = made_with
+        self._writer = RecordWriter(
+            target,
+            key=("path", "modality"),
+            overwrite=overwrite,
+            expect=made_with,
+            in_words=_in_words,
+        )
+        self.resumes = target != "-"
+        self.close = self._writer.close
+        self._paths = {identity[0] for identity in self._writer.done if isinstance(identity, tuple)}
+
+    def has(self, item: MediaItem) -> bool:
+        """Whether an earlier run has it: by path, and by modality where the item says one."""
+        if item.modality is None:
+            return item.path in self._paths
+        return (item.path, item.modality) in self._writer.done
+
+    def recall(self, modality: str, sha256: str) -> torch.Tensor | None:
+        """Nothing: records say no hash of the content."""
+        return None
+
+    def write(self, result: Encoded) -> None:
+        """Writes the item's record with what was found."""
+        assert result.medium.embedding is not None
+        asked = result.item.output(result.medium.modality)
+        found = self._describe(result.medium.embedding)
+        self._writer.write({**asked, **found, **self._made_with})
+        self._paths.add(result.item.path)
+
+    def write_error(self, record: Record) -> None:
+        """Writes it among the others."""
+        self._writer.write(record)
+
+
+class StoreSink:
+    """An embedding store; errors go to standard output.
+
+    Args:
+        store: open for writing.
+        options: how media become tensors.
+        log_every: media between two lines of the log on standard output; 0 for no log.
+    """
+
+    resumes = True
+
+    def __init__(self, store: EmbeddingStore, options: MediaOptions, *, log_every: int = 0) -> None:
+        self._store = store
+        self._options = options
+        self._log_every = log_every
+        self._n = 0
+
+    def has(self, item: MediaItem) -> bool:
+        """Whether an earlier run has it, by name and preprocessing."""
+        modalities = MODALITIES if item.modality is None else (item.modality,)
+        return any(
+            self._store.get(m, name=item.name, fingerprint=self._options.fingerprint(m)) is not None
+            for m in modalities
+        )
+
+    def recall(self, modality: str, sha256: str) -> torch.Tensor | None:
+        """The embedding of the same content under another name, if there is one."""
+        return self._store.recall(modality, sha256, self._options.fingerprint(modality))
+
+    def write(self, result: Encoded) -> None:
+        """Adds a row, and a line to the log now and then."""
+        medium, name = result.medium, result.item.name
+        assert medium.modality is not None
+        assert medium.sha256 is not None
+        assert medium.embedding is not None
+        made = self._options.fingerprint(medium.modality)
+        self._store.add(name, medium.modality, medium.sha256, made, medium.embedding)
+        self._n += 1
+        if self._log_every and self._n % self._log_every == 0:
+            emit_record({"step": self._n, "rows": len(self._store)})
+
+    def write_error(self, record: Record) -> None:
+        """Writes it to standard output."""
+        emit_record(record)
+
+
+@contextmanager
+def filled_store(
+    folder: Path,
+    encoder: Encoder,
+    options: MediaOptions,
+    *,
+    dtype: str | None = None,
+    overwrite: bool = False,
+) -> Iterator[StoreSink]:
+    """Opens a store to fill, and tells of it when it is.
+
+    Args:
+        folder: the store.
+        encoder: makes its embeddings.
+        options: how media become tensors.
+        dtype: of a new store.
+        overwrite: start it anew.
+    """
+    if overwrite:
+        clear_store(folder)
+    with writable_store(folder, encoder, options, dtype=dtype) as store:
+        yield StoreSink(store, options, log_every=_LOG_EVERY)
+        rows = len(store)
+    identity = {"name": encoder.name, "sha256": encoder.sha256}
+    emit_artifact(artifact_record("store", folder, made_by="encode", rows=rows, encoder=identity))
+
+
+def writable_store(
+    folder: Path, encoder: Encoder, options: MediaOptions, *, dtype: str | None = None
+) -> EmbeddingStore:
+    """The store of an encoder's embeddings, open for writing; a new one if there is none."""
+    return EmbeddingStore.open(
+        folder,
+        "a",
+        encoder_sha256=encoder.sha256,
+        encoder_name=encoder.name,
+        dim=encoder.embedding_dim,
+        dtype=dtype,
+        encoder_dtype=encoder.dtype_name,
+        media_options=options.deciding(),
+    )
+
+
+def embedding_sink(
+    target: str, encoder: Encoder, *, normalize: bool, overwrite: bool = False
+) -> RecordSink:
+    """Records of embeddings; `normalize` scales them to length 1."""
+
+    def describe(embedding: torch.Tensor) -> Record:
+        if normalize:
+            embedding = F.normalize(embedding, dim=-1)
+        # the shortest decimals that mean the same float32: half as long as those of a float64
+        return {"embedding": [float(str(number)) for number in embedding.numpy()]}
+
+    made_with = {"encoder": _identity(encoder), "normalized": normalize}
+    return RecordSink(target, describe, made_with, overwrite=overwrite)
+
+
+def label_sink(
+    target: str, encoder: Encoder, labels: Path, *, prompt: str, top_k: int, overwrite: bool = False
+) -> RecordSink:
+    """Records of the likeliest labels; see `LabelScorer`.
+
+    They say how they were made by the encoder and a hash of the labels and the prompt.
+    """
+    texts = _lines(labels)
+    scorer = LabelScorer(encoder, texts, prompt)
+
+    def describe(embedding: torch.Tensor) -> Record:
+        return {"labels": [asdict(entry) for entry in scorer.score(embedding, top_k)]}
+
+    label_set = sha256_text("\n".join([prompt, *texts]))[:_SHOWN_DIGITS]
+    made_with = {"encoder": _identity(encoder), "label_set": label_set}
+    return RecordSink(target, describe, made_with, overwrite=overwrite)
+
+
+def _in_words(record: Record) -> str:
+    """A record for a person at a terminal: the likeliest labels, or an embedding's beginning."""
+    if "error" in record:
+        return f"error: {record['error']}"
+    if "labels" in record:
+        found = [f"{e['probability']:.1%} {e['label']}" for e in record["labels"]]
+    else:
+        numbers = record["embedding"]
+        found = [f"{len(numbers)} numbers"]
+        found.append(" ".join(f"{x:.4f}" for x in numbers[:_SHOWN_NUMBERS]) + " ...")
+    return f"{record['path']}  {record['modality']}  {', '.join(found)}"
+
+
+def _identity(encoder: Encoder) -> str:
+    return f"{encoder.name}@{encoder.sha256[:_SHOWN_DIGITS]}"
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot be read as labels: {error}", where=str(path)) from error
+    return [line.strip() for line in text.splitlines() if line.strip()]

@@ -1,0 +1,73 @@
+"""Which stretches of a recording are looked at: clips of equal length, spread over its duration.
+
+Seconds go in and seconds come out. Exact fractions are used throughout, as the reference does, so
+that a start never falls on the other side of a frame or sample by rounding.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import NamedTuple
+
+from chatbind_cli.errors import UsageError
+
+
+class Clip(NamedTuple):
+    """A stretch of a recording in seconds, `start` included and `end` not.
+
+    Of a recording shorter than a clip, `end` lies past its end.
+    """
+
+    start: Fraction
+    end: Fraction
+
+
+def spread_clips(
+    duration: float, *, count: int, seconds: float, sampler: str = "imagebind"
+) -> list[Clip]:
+    """Spreads `count` clips of `seconds` each over a recording of `duration` seconds.
+
+    With slack = max(duration - seconds, 0), clip i starts at
+
+    - `imagebind`: slack * i / (count - 1), so the last clip ends with the recording (a single clip
+      starts at 0);
+    - `chatbind`: slack * i / count, which leaves the end unseen; the published ChatBind weights
+      were made with it;
+    - `pytorchvideo`: wherever that library's `ConstantClipsPerVideoSampler` puts it.
+
+    A recording no longer than one clip gives `count` equal clips that all start at 0.
+
+    Raises:
+        UsageError: the sampler has no such name, or its library is not installed.
+
+    Source: ImageBind's pinned pytorchvideo 6cdc929, and pytorchvideo 0.1.5 as released.
+    """
+    if sampler == "pytorchvideo":
+        return _library_clips(duration, count, seconds)
+    if sampler not in ("imagebind", "chatbind"):
+        raise UsageError(f"there is no clip sampler {sampler!r}")
+    slack = Fraction(max(duration - seconds, 0.0))
+    steps = max(count - 1, 1) if sampler == "imagebind" else count
+    starts = [slack * i / steps for i in range(count)]
+    return [Clip(start, start + Fraction(seconds)) for start in starts]
+
+
+def _library_clips(duration: float, count: int, seconds: float) -> list[Clip]:
+    try:
+        from pytorchvideo.data.clip_sampling import (  # noqa: PLC0415
+            ConstantClipsPerVideoSampler,
+        )
+    except ImportError as error:
+        raise UsageError(
+            "the clip sampler `pytorchvideo` needs the library of that name",
+            hint="pip install 'chatbind[pytorchvideo]', or take the sampler `chatbind`: "
+            "it gives the same clips",
+        ) from error
+    sampler = ConstantClipsPerVideoSampler(clip_duration=seconds, clips_per_video=count)
+    clips = []
+    end: Fraction | float = 0.0
+    last = False
+    while not last:
+        start, end, _, _, last = sampler(end, duration, None)
+        clips.append(Clip(Fraction(start), Fraction(end)))
+    return clips
