@@ -16,6 +16,7 @@ import click
 import pytest
 
 from chatbind_cli import cli
+from tests.e2e.warm import CLIENT
 from tests.review.conftest import JudgeServer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -67,9 +68,29 @@ def parse(line):
 
 
 @pytest.fixture(scope="module")
-def world(made, tmp_path_factory):
+def warm(made, tmp_path_factory):
+    """The environment, with a `chatbind` on the path that need not load its libraries."""
+    _, env = made
+    folder = tmp_path_factory.mktemp("warm")
+    path = str(folder / "socket")
+    program = folder / "chatbind"
+    program.write_text(CLIENT.format(python=sys.executable, path=path))
+    program.chmod(0o755)
+    server = subprocess.Popen(
+        [sys.executable, ROOT / "tests/e2e/warm.py", path],
+        env={**env, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+    )
+    assert server.stdout.readline() == b"ready\n"
+    yield {**env, "PATH": f"{folder}:{env['PATH']}"}
+    server.kill()
+    server.communicate()
+
+
+@pytest.fixture(scope="module")
+def world(made, warm, tmp_path_factory):
     """Runs lines of bash one after the other in one copy of the world, as a newcomer does."""
-    source, env = made
+    source, _ = made
     folder = tmp_path_factory.mktemp("newcomer") / "world"
     shutil.copytree(source, folder)
     # `quick_world` was made by the line that makes this one, which so finds it done
@@ -79,7 +100,7 @@ def world(made, tmp_path_factory):
         return subprocess.run(
             ["bash", "-o", "pipefail", "-c", line],
             cwd=folder,
-            env={**env, **more},
+            env={**warm, **more},
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
