@@ -6,16 +6,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from fnmatch import fnmatch
 
-from chatbind_cli.download.manifest import MANIFEST, Came, Manifests, crc32_of, members_of
+from chatbind_cli.download.manifest import MANIFEST, Came, Manifest, crc32_of
 from chatbind_cli.download.requests import Request
 from chatbind_cli.errors import DownloadError
 
 _FETCH_IT = "run it without --verify"
 
 
-def files_here(request: Request, manifests: Manifests) -> list[Request]:
+def files_here(request: Request, manifest: Manifest) -> list[Request]:
     """The files of a repository that came, or were to come, or else are in its folder."""
-    names = [came.path for came in manifests.of_repository(request)]
+    names = [came.path for came in manifest.of_repository(request)]
     if not names:
         below = (path.relative_to(request.path) for path in sorted(request.path.rglob("*")))
         names = [path.as_posix() for path in below if path.parts[0] not in (".cache", MANIFEST)]
@@ -51,7 +51,7 @@ def verify(request: Request, came: Came | None, advance: Callable[[int], None]) 
                 where=request.source,
                 hint="fetch it with --overwrite",
             )
-        _check_members(request, advance)
+        _check_members(request, came, advance)
         return came, "crc32"
     if not request.path.is_file():
         raise DownloadError("is not here", where=str(request.path), hint=_FETCH_IT)
@@ -66,15 +66,15 @@ def verify(request: Request, came: Came | None, advance: Callable[[int], None]) 
     return found if came is None else replace(found, source=came.source), compared
 
 
-def _check_members(request: Request, advance: Callable[[int], None]) -> None:
+def _check_members(request: Request, came: Came, advance: Callable[[int], None]) -> None:
     """Reads everything that came out of an archive and compares it with what was noted.
 
     Raises:
         DownloadError: files are missing or changed; the message counts them and names the first.
     """
     folder = request.unpack or request.path.parent
-    members, wrong = members_of(request), []
-    for member in members:
+    wrong = [] if came.members else ["what came out is not known"]
+    for member in came.members:
         try:
             with (folder / member.name).open("rb") as file:
                 if crc32_of(file, advance=advance) != member.crc32:
@@ -83,7 +83,8 @@ def _check_members(request: Request, advance: Callable[[int], None]) -> None:
             wrong.append(f"{member.name!r} cannot be read ({error.strerror})")
     if wrong:
         raise DownloadError(
-            f"{len(wrong)} of {len(members)} files are missing or damaged, the first: {wrong[0]}",
+            f"{len(wrong)} of {len(came.members)} files are missing or damaged, "
+            f"the first: {wrong[0]}",
             where=str(folder),
             hint="fetch it again with --overwrite",
         )
