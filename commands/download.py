@@ -13,8 +13,9 @@ from click.shell_completion import CompletionItem
 from chatbind_cli.artifacts import emit_record
 from chatbind_cli.console import printable
 from chatbind_cli.download import catalogue
-from chatbind_cli.download.manifest import in_words, listed, planned
+from chatbind_cli.download.manifest import in_words
 from chatbind_cli.download.requests import requests_for
+from chatbind_cli.download.status import listed, planned
 from chatbind_cli.errors import DownloadError, SomeRecordsFailed, UsageError
 from chatbind_cli.jsonl import Record
 

@@ -70,6 +70,8 @@ def unpack(
     try:
         with _explained(archive):
             members = _write_all(archive, temporary, advance)
+            for place in {(folder / member.name).parent for member in members}:
+                _refuse_link_out(place, folder)
             coming = [m for m in members if not _is_there(m, folder, replaceable, archive)]
             for member in coming:
                 target = folder / member.name
@@ -155,18 +157,21 @@ def _refuse_bomb(archive: Path, size: int) -> None:
         raise _evil(archive, f"would unpack to more than {shown}, which is not plausible")
 
 
+def _refuse_link_out(place: Path, folder: Path) -> None:
+    """A link that lay in the folder before must not lead a member out of it."""
+    if not place.resolve().is_relative_to(folder.resolve()):
+        raise DownloadError(
+            f"leads out of {folder} by a link", where=str(place), hint="remove the link"
+        )
+
+
 def _is_there(member: Member, folder: Path, replaceable: Collection[str], archive: Path) -> bool:
     """Whether a file is there already with the same content.
 
     Raises:
-        DownloadError: one is there that did not come out of the archive before, or a link that
-            lay in the folder before would lead the member out of it.
+        DownloadError: one is there that did not come out of the archive before.
     """
     target = folder / member.name
-    if not target.parent.resolve().is_relative_to(folder.resolve()):
-        raise DownloadError(
-            f"leads out of {folder} by a link", where=str(target.parent), hint="remove the link"
-        )
     if not os.path.lexists(target):
         return False
     if target.is_file():

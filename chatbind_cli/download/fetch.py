@@ -19,9 +19,9 @@ from pathlib import Path
 from chatbind_cli.console import Progress, note
 from chatbind_cli.download.archive import unpack
 from chatbind_cli.download.hub import Hub, is_offline
-from chatbind_cli.download.manifest import Came, Manifest, Member, check_room, is_present
+from chatbind_cli.download.manifest import Came, Manifest, Member, check_room
 from chatbind_cli.download.requests import Request
-from chatbind_cli.download.verify import files_here, verify
+from chatbind_cli.download.status import files_here, is_present, verify
 from chatbind_cli.download.web import AGAIN, begun_bytes, fetch_url, open_client
 from chatbind_cli.errors import ChatBindError, DownloadError, contained, reason
 from chatbind_cli.files import lock_file

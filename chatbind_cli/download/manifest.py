@@ -1,4 +1,4 @@
-"""What came into a folder and from where, and so what of a request is here already.
+"""What came into a folder and from where.
 
 A line a file in the folder's `.downloads.jsonl`, of which the last one counts. By it a file is told
 from another of its name that came from elsewhere, and is checked later without a network; what was
@@ -20,16 +20,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Literal, NamedTuple
 
-from chatbind_cli.download.catalogue import Entry
-from chatbind_cli.download.requests import Request, entry_requests
-from chatbind_cli.errors import CheckpointError, DownloadError
+from chatbind_cli.download.requests import Request
+from chatbind_cli.errors import DownloadError
 from chatbind_cli.files import sha256_file
 from chatbind_cli.jsonl import Record
-from chatbind_cli.weights.json_file import read_json
 
 MANIFEST = ".downloads.jsonl"
 _REVISION = re.compile(r"^(hf:(?:datasets/)?[^/@]+/[^/@]+)@[^/]+")
-_WEIGHTS = (".bin", ".safetensors", ".pth", ".pt")
 
 
 class Member(NamedTuple):
@@ -192,83 +189,6 @@ def crc32_of(
         found = zlib.crc32(block, found)
         advance(len(block))
     return found
-
-
-def is_present(request: Request, manifest: Manifest | None = None) -> bool:
-    """Whether what a request asks for is here: a file gets its name only once it is verified."""
-    manifest = manifest or Manifest()
-    if request.is_repository:
-        return _repository_is_present(request, manifest)
-    came = manifest.of(request)
-    if came is not None and not came.is_for(request):
-        return False
-    if request.unpack is not None and came is not None and came.is_unpacked_for(request):
-        return True
-    return request.path.is_file() and request.bytes in (None, request.path.stat().st_size)
-
-
-def _repository_is_present(request: Request, manifest: Manifest) -> bool:
-    """Which files a repository has is known to the hub alone; here, what was wanted of it."""
-    if known := manifest.of_repository(request):
-        return all(c.state == "unpacked" or (request.path / c.path).is_file() for c in known)
-    if request.hub is not None and request.hub.kind == "dataset":
-        return any(path.is_file() for path in request.path.glob("*"))
-    return has_weights(request.path)
-
-
-def has_weights(folder: Path) -> bool:
-    """Whether a folder has weights, and where it has an index, every shard that this names."""
-    if not any(path.suffix in _WEIGHTS for path in folder.glob("*")):
-        return False
-    for index in folder.glob("*.index.json"):
-        with suppress(CheckpointError, KeyError, AttributeError):
-            shards = set(read_json(index)["weight_map"].values())
-            if all((folder / str(shard)).is_file() for shard in shards):
-                return True
-    return not any(folder.glob("*.index.json"))
-
-
-def planned(request: Request, *, overwrite: bool = False) -> Record:
-    """What `--dry-run` says of a request; asks the disk, and not the network."""
-    here = is_present(request) and not overwrite
-    record: Record = {
-        "name": request.name,
-        "path": str(request.unpack or request.path),
-        "source": request.source,
-        "status": "present" if here else "planned",
-    }
-    if request.bytes is not None:
-        record["bytes"] = request.bytes
-    elif request.about is not None:
-        record["about"] = request.about
-    return record
-
-
-def listed(entry: Entry, output: Path) -> Record:
-    """What `--list` says of a catalogue entry, and how much of it is below a folder."""
-    requests = entry_requests(entry, output)
-    here = sum(is_present(request) for request in requests)
-    record: Record = {
-        "name": entry.name,
-        "title": entry.title,
-        "purpose": entry.purpose,
-        "source": entry.source,
-        "licence": entry.licence,
-        "gated": entry.gated,
-        "stages": list(entry.stages),
-        "commands": list(entry.commands),
-        "path": str(requests[0].path if requests[0].is_repository else requests[0].path.parent),
-        "present": here == len(requests),
-        "files_present": here,
-        "files_wanted": len(requests),
-    }
-    if entry.files:
-        record["files"] = [file.known() for file in entry.files]
-    if entry.bytes is not None:
-        record["bytes"] = entry.bytes
-    elif entry.about is not None:
-        record["about"] = entry.about
-    return record
 
 
 def check_room(folder: Path, needed: int, what: str) -> None:

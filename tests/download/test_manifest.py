@@ -16,10 +16,9 @@ from chatbind_cli.download.manifest import (
     Came,
     Manifest,
     _origin,
-    is_present,
-    planned,
 )
 from chatbind_cli.download.requests import HubRef, Request, requests_for
+from chatbind_cli.download.status import is_present, planned
 from chatbind_cli.errors import DownloadError, UsageError
 from chatbind_cli.folders import RECORD
 
