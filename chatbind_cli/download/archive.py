@@ -20,9 +20,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
-from chatbind_cli.download.manifest import MANIFEST, Member, check_room, crc32_of
+from chatbind_cli.download.manifest import OURS, Member, check_room, crc32_of
 from chatbind_cli.errors import ChatBindError, DownloadError, reason
-from chatbind_cli.folders import RECORD
 
 # Pictures hardly shrink; what claims to grow a hundredfold is not an archive of pictures.
 _LARGEST_RATIO = 100
@@ -33,8 +32,6 @@ _LONGEST_NAME = 4096  # that a file system takes
 _BLOCK = 1 << 17  # of a tar at once; what asks for more is a header, and no honest one
 _LARGEST_DIRECTORY_BYTES = 64 << 20  # of a zip: half a million members and more
 _ZIP_BEGINS = (b"PK\x03\x04", b"PK\x05\x06")
-
-_OURS = (MANIFEST, RECORD, ".cache")  # by what these say, files may be replaced or trusted
 
 # A member that is a file: its name, its size, and how to open it.
 _File = tuple[str, int, Callable[[], IO[bytes]]]
@@ -134,7 +131,7 @@ def _path_of(name: str, archive: Path) -> str:
         raise _evil(archive, f"member {name!r} would leave the folder")
     if not path.parts:
         raise DownloadError("has a member without a name", where=str(archive))
-    if path.parts[0].casefold() in _OURS:
+    if path.parts[0].casefold() in OURS:
         raise DownloadError(
             f"member {name!r} has a name that is kept for notes about downloads",
             where=str(archive),

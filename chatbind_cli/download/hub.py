@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatch
+from functools import partial
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from huggingface_hub import errors as hub_errors  # noqa: TID253
 from huggingface_hub.utils import tqdm as hub_tqdm  # type: ignore[attr-defined]  # noqa: TID253
 
 import chatbind_cli
+from chatbind_cli.download.manifest import OURS
 from chatbind_cli.download.requests import Checksum, HubRef, Request
 from chatbind_cli.download.status import has_weights
 from chatbind_cli.download.web import AGAIN, RETRIED_STATUS
@@ -125,26 +127,23 @@ class Hub:
         Raises:
             DownloadError: it cannot be had.
         """
-        offline = is_offline()
-        where: dict[str, Any] = {"local_files_only": True} if offline else {"local_dir": folder}
+        target = folder / (ref.file or "")
         with _explained(ref):
-            came = Path(
-                huggingface_hub.hf_hub_download(
-                    ref.repo,
-                    ref.file or "",
-                    repo_type=ref.kind,
-                    revision=ref.revision,
-                    endpoint=self.endpoint,
-                    tqdm_class=_counting_bar(advance),
-                    **where,
-                    **_US,
-                )
+            call = partial(
+                huggingface_hub.hf_hub_download,
+                ref.repo,
+                ref.file or "",
+                repo_type=ref.kind,
+                revision=ref.revision,
+                endpoint=self.endpoint,
+                tqdm_class=_counting_bar(advance),
+                **_US,
             )
-            if offline:  # it is in the hub's cache, which is not ours to move
-                with replace_file(folder / (ref.file or "")) as temporary:
-                    shutil.copyfile(came, temporary)
-                return folder / (ref.file or "")
-        return came
+            if not is_offline():
+                return Path(call(local_dir=folder))
+            with replace_file(target) as temporary:  # the hub's cache is not ours to move
+                shutil.copyfile(call(local_files_only=True), temporary)
+        return target
 
 
 def fetch_snapshot(repo: str, *, revision: str | None = None) -> Path:
@@ -189,18 +188,19 @@ def _cached_listing(ref: HubRef, include: Sequence[str]) -> _Listing:
     unwanted = None if include else [*_NEVER, *_BIN]
     folder = _snapshot(ref, allow_patterns=list(include) or None, ignore_patterns=unwanted)
     if ref.kind == "model" and not has_weights(folder):
-        raise _not_here_offline(str(ref))
+        raise DownloadError(_NOT_HERE[0], where=str(ref), hint=_NOT_HERE[1])
     found = sorted(path for path in folder.rglob("*") if path.is_file())
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in found}
     return folder.name, {name: (size, None) for name, size in sizes.items()}
 
 
 def _wanted(names: Iterable[str], include: Sequence[str]) -> list[str]:
-    """The names that match a pattern; without patterns, all but copies."""
+    """The names that match a pattern; without patterns, all but copies. Our notes are no one's."""
 
     def match(name: str, patterns: Sequence[str]) -> bool:
         return any(fnmatch(name, pattern) for pattern in patterns)
 
+    names = [name for name in names if name.partition("/")[0].casefold() not in OURS]
     if include:
         return [name for name in names if match(name, include)]
     safe = any(name.endswith(".safetensors") for name in names)
@@ -242,64 +242,47 @@ def _patiently(call: Callable[[], Any]) -> Any:
 
 
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
-_EXPLAINED: tuple[tuple[type[Exception], str, str], ...] = (
-    (
-        hub_errors.GatedRepoError,
-        "is open only to those whom its owner lets in",
-        f"ask on {{page}}, then {_LOG_IN}",
-    ),
-    (
-        hub_errors.RepositoryNotFoundError,
-        "there is no such repository, or it is not open to you",
-        "check the name; a private one needs `hf auth login` or HF_TOKEN",
-    ),
-    (hub_errors.RevisionNotFoundError, "has no revision {revision!r}", "see {page}"),
-    (hub_errors.RemoteEntryNotFoundError, "there is no such file", "see {page}"),
-)
 _STATUS_HINTS = {
     401: "the token is wrong or expired: `hf auth login`, or set HF_TOKEN",
     403: "the token may not read it: make one that may, or ask its owner",
     429: f"too many requests: wait a minute, or {_LOG_IN}",
 }
+_NOT_HERE = (
+    "is not on this machine, or not all of it, and HF_HUB_OFFLINE is set",
+    "unset it, or fetch it where there is a network",
+)
 
 
 @contextmanager
 def _explained(ref: HubRef) -> Iterator[None]:
-    """Turns the hub library's failures into one line with the next step."""
-    where = str(ref)
+    """Turns the hub library's failures into one line with the next step; a full disk stays one."""
     try:
         yield
     except (_HTTP_ERROR, hub_errors.XetDownloadError, OSError, ValueError) as error:
-        page = f"https://huggingface.co/{'datasets/' if ref.kind == 'dataset' else ''}{ref.repo}"
-        for kind, what, hint in _EXPLAINED:
-            if isinstance(error, kind):
-                what, hint = (s.format(page=page, revision=ref.revision) for s in (what, hint))
-                raise DownloadError(what, where=where, hint=hint) from error
-        if isinstance(error, hub_errors.LocalEntryNotFoundError | hub_errors.OfflineModeIsEnabled):
-            if is_offline():
-                raise _not_here_offline(where) from error
-            raise DownloadError(
-                f"cannot be reached ({reason(error.__cause__ or error)})",
-                where=where,
-                hint="check the network and HF_ENDPOINT, and run the same command again",
-            ) from error
-        response = getattr(error, "response", None)
-        if response is not None:
-            raise DownloadError(
-                f"the hub says {response.status_code}",
-                where=where,
-                hint=_STATUS_HINTS.get(response.status_code, f"{AGAIN}, in a while"),
-            ) from error
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise DownloadError(
-            f"could not be fetched ({reason(error)})", where=where, hint=AGAIN
-        ) from error
+        what, hint = _what_and_hint(error, ref)
+        raise DownloadError(what, where=str(ref), hint=hint) from error
 
 
-def _not_here_offline(where: str) -> DownloadError:
-    return DownloadError(
-        "is not on this machine, or not all of it, and HF_HUB_OFFLINE is set",
-        where=where,
-        hint="unset it, or fetch it where there is a network",
-    )
+def _what_and_hint(error: Exception, ref: HubRef) -> tuple[str, str]:
+    page = f"https://huggingface.co/{'datasets/' if ref.kind == 'dataset' else ''}{ref.repo}"
+    match error:
+        case hub_errors.GatedRepoError():
+            return "is open only to those whom its owner lets in", f"ask on {page}, then {_LOG_IN}"
+        case hub_errors.RepositoryNotFoundError():
+            hint = "check the name; a private one needs `hf auth login` or HF_TOKEN"
+            return "there is no such repository, or it is not open to you", hint
+        case hub_errors.RevisionNotFoundError():
+            return f"has no revision {ref.revision!r}", f"see {page}"
+        case hub_errors.RemoteEntryNotFoundError():
+            return "there is no such file", f"see {page}"
+        case hub_errors.LocalEntryNotFoundError() | hub_errors.OfflineModeIsEnabled():
+            if is_offline():
+                return _NOT_HERE
+            hint = "check the network and HF_ENDPOINT, and run the same command again"
+            return f"cannot be reached ({reason(error.__cause__ or error)})", hint
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is None:
+        return f"could not be fetched ({reason(error)})", AGAIN
+    return f"the hub says {status}", _STATUS_HINTS.get(status, f"{AGAIN}, in a while")

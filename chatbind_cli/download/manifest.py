@@ -23,9 +23,12 @@ from typing import IO, Literal, NamedTuple
 from chatbind_cli.download.requests import Request
 from chatbind_cli.errors import DownloadError
 from chatbind_cli.files import sha256_file
+from chatbind_cli.folders import RECORD
 from chatbind_cli.jsonl import Record
 
 MANIFEST = ".downloads.jsonl"
+# By what these say, files may be replaced or trusted, so nothing that comes may take their place.
+OURS = (MANIFEST, RECORD, ".cache")
 _REVISION = re.compile(r"^(hf:(?:datasets/)?[^/@]+/[^/@]+)@[^/]+")
 
 

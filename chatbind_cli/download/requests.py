@@ -25,7 +25,6 @@ _REPO = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 _HUB_WORD = re.compile(
     rf"hf:(?P<kind>(?:datasets|models)/)?(?P<repo>{_REPO})(?:@(?P<rev>[^/]+))?(?:/(?P<file>.+))?"
 )
-_REPO_ID = re.compile(_REPO)
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
@@ -164,7 +163,7 @@ def _digest(path: Path, kind: str) -> str:
 
 def is_repo_id(word: str) -> bool:
     """Whether a word has the form of a hub repository, `owner/name`."""
-    return bool(_REPO_ID.fullmatch(word))
+    return re.fullmatch(_REPO, word) is not None
 
 
 def parse_hub_ref(word: str) -> HubRef:

@@ -12,7 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from chatbind_cli.download.catalogue import Entry
-from chatbind_cli.download.manifest import MANIFEST, Came, Manifest, crc32_of
+from chatbind_cli.download.manifest import OURS, Came, Manifest, crc32_of
 from chatbind_cli.download.requests import Request, entry_requests
 from chatbind_cli.errors import CheckpointError, DownloadError
 from chatbind_cli.jsonl import Record
@@ -108,7 +108,7 @@ def files_here(request: Request, manifest: Manifest) -> list[Request]:
     names = [came.path for came in manifest.of_repository(request)]
     if not names:
         below = (path.relative_to(request.path) for path in sorted(request.path.rglob("*")))
-        names = [path.as_posix() for path in below if path.parts[0] not in (".cache", MANIFEST)]
+        names = [path.as_posix() for path in below if path.parts[0] not in OURS]
         names = [name for name in names if (request.path / name).is_file()]
     if request.include:
         names = [name for name in names if any(fnmatch(name, p) for p in request.include)]

@@ -122,6 +122,14 @@ def test_a_hub_listing_that_names_a_path_outside_is_refused(server, tmp_path):
     assert "outside" in record["error"]
 
 
+def test_a_repository_cannot_bring_our_own_notes(server, tmp_path):
+    server.add_repo("owner/name", {"w.bin": DATA, ".downloads.jsonl": b"{}", ".cache/x": b"1"})
+    request = Request(name="n", path=tmp_path / "x", hub=HubRef(repo="owner/name"))
+    (record,) = downloader(server).fetch_all([request])
+    assert record["path"] == str(tmp_path / "x/w.bin")
+    assert b"w.bin" in (tmp_path / "x/.downloads.jsonl").read_bytes()
+
+
 @pytest.mark.parametrize("keep", [False, True])
 def test_an_archive_is_unpacked_once_and_remembered(server, tmp_path, keep):
     server.files["/i.zip"] = zipped({"1.jpg": b"1", "d/2.jpg": b"2"})
