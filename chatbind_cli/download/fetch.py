@@ -34,7 +34,7 @@ class _Stopped(Exception):
 
 @dataclass(kw_only=True)
 class Downloader:
-    """Fetches or verifies files.
+    """Fetches or verifies files; for one call of `fetch_all`.
 
     Attributes:
         max_workers: files at a time.
@@ -74,9 +74,7 @@ class Downloader:
                 yield _failed(request, error)
         total = None
         if not self.verify:
-            wanted = [
-                file for file in files if self.overwrite or not is_present(file, self._manifest)
-            ]
+            wanted = [file for file in files if not self._is_here(file)]
             if coming := sum(file.bytes or 0 for file in wanted):
                 begun = sum(begun_bytes(file.path) for file in wanted if file.bytes)
                 check_room(files[0].path.parent, coming - begun, "the download")
