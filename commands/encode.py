@@ -24,6 +24,7 @@ from . import _base
 from ._base import GroupedOption
 from ._media import media_options
 from ._options import (
+    attention_option,
     device_options,
     dispatch_options,
     dispatched,
@@ -104,10 +105,13 @@ _compute = partial(click.option, cls=GroupedOption, group="Compute")
 )
 @_encoder(
     "--label-prompt",
+    advanced=True,
     default="a {label}",
     help="The text for a label; `{label}` alone takes the lines of LABELS as they are.",
 )
-@_encoder("--top-k", type=click.IntRange(min=1), default=5, help="Labels in a record.")
+@_encoder(
+    "--top-k", advanced=True, type=click.IntRange(min=1), default=5, help="Labels in a record."
+)
 @media_options
 @media_root_options
 @output_option("Embedding records; continued if the file is there. `-`: stdout.")
@@ -119,6 +123,7 @@ _compute = partial(click.option, cls=GroupedOption, group="Compute")
 )
 @_output(
     "--store-dtype",
+    advanced=True,
     type=click.Choice(["float16", "float32"]),
     help="Numbers of a new store.  [default: float16]",
 )
@@ -137,6 +142,7 @@ _compute = partial(click.option, cls=GroupedOption, group="Compute")
     type=click.IntRange(min=0),
     help="Threads that decode ahead; 0: none.  [default: one a core, at most 8]",
 )
+@attention_option
 @dispatch_options
 def command(
     files: tuple[str, ...],
@@ -181,7 +187,13 @@ def _encode(
     device = resolve_device(asked["device"])
     dtype = resolve_dtype(asked["dtype"], device)
     batch_size, workers = asked["batch_size"], asked["num_workers"]
-    encoder = load_encoder(asked["encoder"], device=device, dtype=dtype, batch_size=batch_size)
+    encoder = load_encoder(
+        asked["encoder"],
+        device=device,
+        dtype=dtype,
+        batch_size=batch_size,
+        attn_implementation=asked["attn_implementation"],
+    )
     options = EncodingOptions(
         media=media,
         workers=min(os.cpu_count() or 1, 8) if workers is None else workers,

@@ -1,7 +1,6 @@
 """Conversations to train on, made of LLaVA's records and of alpaca rows.
 
 Every record is checked when it is read: roles, keys, and that placeholders and media agree.
-Tokens, prompt styles and the media themselves are not known here.
 """
 
 from __future__ import annotations

@@ -43,7 +43,8 @@ _LONGEST_VALUE = 64 << 20
 _WIDEST = 1 << 20  # numbers of an embedding
 _PATIENCE_S = 10.0  # while another process commits
 _SETTINGS = (
-    *("trusted_schema = OFF", "cell_size_check = ON", "synchronous = NORMAL"),
+    "trusted_schema = OFF",
+    "synchronous = NORMAL",
     "cache_spill = OFF",  # a writer that wrote before it commits would keep readers out all along
 )
 _NAMES_OTHER_FILES = bytes.fromhex("d9d505f920a163d7")

@@ -1,7 +1,4 @@
-"""What there is to encode: paths as words or lines, records that name media, training files.
-
-Knows how an input becomes a name and a file, and nothing of decoding, encoders and outputs.
-"""
+"""What there is to encode: paths as words or lines, records that name media, training files."""
 
 from __future__ import annotations
 

@@ -17,11 +17,14 @@ from chatbind_cli.errors import StoreError, reason
 
 _META = "store.json"
 _FORMAT = "chatbind-embeddings-1"
+_LARGEST_META = 1 << 20
 
 
 def is_old(folder: Path) -> bool:
     """Whether a folder holds a store of the old form."""
     try:
+        if (folder / _META).stat().st_size > _LARGEST_META:
+            return False
         return bool(json.loads((folder / _META).read_bytes())["format"] == _FORMAT)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False

@@ -2,7 +2,7 @@
 
 A folder with one SQLite file. A row is known by name (as training records have it), modality and
 preprocessing, and found by its content's hash, too. One process writes; any number read at the
-same time, and see what has been committed. Encoders and media files are not known here.
+same time, and see what has been committed.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from pathlib import Path
 from chatbind_cli.console import Progress, note
 from chatbind_cli.download.archive import unpack
 from chatbind_cli.download.hub import Hub, is_offline
-from chatbind_cli.download.manifest import Came, Manifest, Member, check_room
+from chatbind_cli.download.manifest import Manifest, ManifestEntry, Member, check_room
 from chatbind_cli.download.requests import Request
 from chatbind_cli.download.status import files_here, is_present, verify
 from chatbind_cli.download.web import AGAIN, begun_bytes, fetch_url, open_client
@@ -109,13 +109,13 @@ class Downloader:
             known = self._manifest.below(request.path)
             # What is there without a note is somebody's own, and must not come to look like ours.
             new = [f for f in files if f.place[1] not in known and not os.path.lexists(f.path)]
-            self._manifest.add(request.path, [Came.wanted(file) for file in new])
+            self._manifest.add(request.path, [ManifestEntry.wanted(file) for file in new])
             return files
         if request.hub is None or request.checksum is not None or self.verify:
             return [request]
-        came = self._manifest.of(request)
-        if here and came is not None and came.sha256 and came.source == request.source:
-            return [replace(request, checksum=("sha256", came.sha256))]
+        entry = self._manifest.of(request)
+        if here and entry is not None and entry.sha256 and entry.source == request.source:
+            return [replace(request, checksum=("sha256", entry.sha256))]
         # offline, only what the hub's cache has could be said, and that is not the whole
         return [request] if is_offline() else self._hub.files(request) or [request]
 
@@ -152,47 +152,47 @@ class Downloader:
             return _failed(request, contained(error, where=request.source))
 
     def _verify(self, request: Request) -> Record:
-        came = self._manifest.of(request)
-        _refuse_other(request, came)
-        found, compared = verify(request, came, partial(self._advance, self._progress))
+        entry = self._manifest.of(request)
+        _refuse_other(request, entry)
+        found, compared = verify(request, entry, partial(self._advance, self._progress))
         record = _record(request, "present", found)
         return {**record, "source": found.source, "compared": compared}
 
     def _fetch(self, request: Request) -> Record:
         """Makes sure that one file (or what is in it) is there, and tells about it."""
-        folder, came = request.place[0], self._manifest.of(request)
+        folder, entry = request.place[0], self._manifest.of(request)
         if not self.overwrite:
-            _refuse_other(request, came)
+            _refuse_other(request, entry)
         here = self._is_here(request)
         if (
             here
             and request.unpack is not None
-            and came is not None
-            and came.is_unpacked_for(request)
+            and entry is not None
+            and entry.is_unpacked_for(request)
         ):
-            if came.members_are_there(request.unpack):
-                return _record(request, "present", came)
+            if entry.members_are_there(request.unpack):
+                return _record(request, "present", entry)
             note(f"files of {request.path.name} are missing: unpacking it again")
         here = here and request.path.is_file()
         if here and not _is_right(request):
             here = False
-            if came is not None:
+            if entry is not None:
                 note(f"{request.path} is here and not as it should be: fetching it again")
         if not here:
-            if came is None:
+            if entry is None:
                 _refuse_foreign(request)
-                self._manifest.add(folder, [Came.wanted(request)])
+                self._manifest.add(folder, [ManifestEntry.wanted(request)])
             self._bring(request)
-        replaceable = {m.name for m in came.members} if came and self.overwrite else set()
-        came = Came.here(request)
-        self._manifest.add(folder, [came])
+        replaceable = {m.name for m in entry.members} if entry and self.overwrite else set()
+        entry = ManifestEntry.here(request)
+        self._manifest.add(folder, [entry])
         if request.unpack is not None:
             members = self._unpack(request, request.unpack, replaceable)
-            came = replace(came, state="unpacked", members=tuple(members))
-            self._manifest.add(folder, [came])
+            entry = replace(entry, state="unpacked", members=tuple(members))
+            self._manifest.add(folder, [entry])
             if not self.keep_archive:
                 request.path.unlink()
-        return _record(request, "present" if here else "downloaded", came)
+        return _record(request, "present" if here else "downloaded", entry)
 
     def _bring(self, request: Request) -> None:
         advance = partial(self._advance, self._progress)
@@ -222,13 +222,13 @@ class Downloader:
             return unpack(request.path, folder, replaceable=replaceable, advance=advance)
 
 
-def _refuse_other(request: Request, came: Came | None) -> None:
+def _refuse_other(request: Request, entry: ManifestEntry | None) -> None:
     """Refuses a file of another source that is in the place of the one that is asked for."""
-    if came is None or came.state == "wanted" or came.is_for(request):
+    if entry is None or entry.state == "wanted" or entry.is_for(request):
         return
-    if came.state == "unpacked" or request.path.is_file():
+    if entry.state == "unpacked" or request.path.is_file():
         raise DownloadError(
-            f"what is here came from {came.source}",
+            f"what is here came from {entry.source}",
             where=str(request.path),
             hint=f"fetch {request.source} into another folder, or say --overwrite",
         )
@@ -256,16 +256,16 @@ def _is_right(request: Request) -> bool:
     return True
 
 
-def _record(request: Request, status: str, came: Came) -> Record:
+def _record(request: Request, status: str, entry: ManifestEntry) -> Record:
     record: Record = {
         "name": request.name,
         "path": str(request.unpack or request.path),
-        "bytes": came.bytes,
-        "sha256": came.sha256,
+        "bytes": entry.bytes,
+        "sha256": entry.sha256,
         "source": request.source,
         "status": status,
     }
-    return {**record, "files": len(came.members)} if came.state == "unpacked" else record
+    return {**record, "files": len(entry.members)} if entry.state == "unpacked" else record
 
 
 def _failed(request: Request, error: ChatBindError) -> Record:

@@ -41,7 +41,7 @@ class Member(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Came:
+class ManifestEntry:
     """What is known of a file that came, or is to come.
 
     Attributes:
@@ -61,12 +61,12 @@ class Came:
     members: tuple[Member, ...] = ()
 
     @classmethod
-    def wanted(cls, request: Request) -> Came:
+    def wanted(cls, request: Request) -> ManifestEntry:
         """What is noted of a file before it comes."""
         return cls(path=request.place[1], source=request.source, state="wanted")
 
     @classmethod
-    def here(cls, request: Request, *, fresh: bool = False) -> Came:
+    def here(cls, request: Request, *, fresh: bool = False) -> ManifestEntry:
         """What is noted of a file that is there; `fresh`: whatever is remembered of its hash."""
         return replace(
             cls.wanted(request),
@@ -106,14 +106,14 @@ class Manifest:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._known: dict[Path, dict[str, Came]] = {}
+        self._known: dict[Path, dict[str, ManifestEntry]] = {}
 
-    def of(self, request: Request) -> Came | None:
+    def of(self, request: Request) -> ManifestEntry | None:
         """What is known of the file that a request would bring; None if nothing is."""
         folder, name = request.place
         return self.below(folder).get(name)
 
-    def below(self, folder: Path) -> dict[str, Came]:
+    def below(self, folder: Path) -> dict[str, ManifestEntry]:
         """All that is known of a folder's files, by path; lines that are none are passed over."""
         with self._lock:
             if folder not in self._known:
@@ -121,15 +121,15 @@ class Manifest:
                 with suppress(OSError), (folder / MANIFEST).open("rb") as file:
                     for line in file:
                         with suppress(ValueError, TypeError, KeyError):  # half a line, from a kill
-                            _take(known, _came(json.loads(line)))
+                            _take(known, _entry(json.loads(line)))
             return self._known[folder]
 
-    def of_repository(self, request: Request) -> list[Came]:
+    def of_repository(self, request: Request) -> list[ManifestEntry]:
         """What came, or was to come, of a repository."""
         whole, known = _origin(request.source), self.below(request.path).values()
-        return [came for came in known if _origin(came.source) == f"{whole}/{came.path}"]
+        return [entry for entry in known if _origin(entry.source) == f"{whole}/{entry.path}"]
 
-    def add(self, folder: Path, files: Iterable[Came]) -> None:
+    def add(self, folder: Path, files: Iterable[ManifestEntry]) -> None:
         """Adds what is known of files, unless that is noted already; the folder is made.
 
         Raises:
@@ -139,7 +139,7 @@ class Manifest:
 
         known = self.below(folder)
         with self._lock:
-            lines = [_line(came) for came in files if _take(known, came)]
+            lines = [_line(entry) for entry in files if _take(known, entry)]
             if not lines:
                 return
             folder.mkdir(parents=True, exist_ok=True)
@@ -152,8 +152,8 @@ class Manifest:
                 file.write("".join(lines).encode())
 
 
-def _came(line: Record) -> Came:
-    return Came(
+def _entry(line: Record) -> ManifestEntry:
+    return ManifestEntry(
         path=line["path"],
         source=line["source"],
         state=line["state"],
@@ -163,21 +163,21 @@ def _came(line: Record) -> Came:
     )
 
 
-def _line(came: Came) -> str:
-    facts = {key: getattr(came, key) for key in Came.__slots__}
+def _line(entry: ManifestEntry) -> str:
+    facts = {key: getattr(entry, key) for key in ManifestEntry.__slots__}
     return json.dumps({k: v for k, v in facts.items() if v not in (None, ())}) + "\n"
 
 
-def _take(known: dict[str, Came], came: Came) -> bool:
+def _take(known: dict[str, ManifestEntry], entry: ManifestEntry) -> bool:
     """Adds a line to what is known, and says whether it is new.
 
     What came out of an archive stays known while that is fetched and unpacked anew.
     """
-    before = known.get(came.path)
-    if before is not None and not came.members:
-        came = replace(came, members=before.members)
-    known[came.path] = came
-    return came != before
+    before = known.get(entry.path)
+    if before is not None and not entry.members:
+        entry = replace(entry, members=before.members)
+    known[entry.path] = entry
+    return entry != before
 
 
 def crc32_of(

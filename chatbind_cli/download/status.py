@@ -12,7 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from chatbind_cli.download.catalogue import Entry
-from chatbind_cli.download.manifest import OURS, Came, Manifest, crc32_of
+from chatbind_cli.download.manifest import OURS, Manifest, ManifestEntry, crc32_of
 from chatbind_cli.download.requests import Request, entry_requests
 from chatbind_cli.errors import CheckpointError, DownloadError
 from chatbind_cli.jsonl import Record
@@ -27,10 +27,10 @@ def is_present(request: Request, manifest: Manifest | None = None) -> bool:
     manifest = manifest or Manifest()
     if request.is_repository:
         return _repository_is_present(request, manifest)
-    came = manifest.of(request)
-    if came is not None and not came.is_for(request):
+    entry = manifest.of(request)
+    if entry is not None and not entry.is_for(request):
         return False
-    if request.unpack is not None and came is not None and came.is_unpacked_for(request):
+    if request.unpack is not None and entry is not None and entry.is_unpacked_for(request):
         return True
     return request.path.is_file() and request.bytes in (None, request.path.stat().st_size)
 
@@ -105,7 +105,7 @@ def listed(entry: Entry, output: Path) -> Record:
 
 def files_here(request: Request, manifest: Manifest) -> list[Request]:
     """The files of a repository that came, or were to come, or else are in its folder."""
-    names = [came.path for came in manifest.of_repository(request)]
+    names = [entry.path for entry in manifest.of_repository(request)]
     if not names:
         below = (path.relative_to(request.path) for path in sorted(request.path.rglob("*")))
         names = [path.as_posix() for path in below if path.parts[0] not in OURS]
@@ -117,12 +117,14 @@ def files_here(request: Request, manifest: Manifest) -> list[Request]:
     return [request.file(name) for name in names]
 
 
-def verify(request: Request, came: Came | None, advance: Callable[[int], None]) -> tuple[Came, str]:
+def verify(
+    request: Request, entry: ManifestEntry | None, advance: Callable[[int], None]
+) -> tuple[ManifestEntry, str]:
     """Compares a file, or what came out of it, with what is known.
 
     Args:
         request: the file's.
-        came: what is noted of it.
+        entry: what is noted of it.
         advance: called with the number of bytes that were read.
 
     Returns:
@@ -133,38 +135,38 @@ def verify(request: Request, came: Came | None, advance: Callable[[int], None]) 
     """
     # Where only what came out is left, that is what there is to read, --unpack or not.
     came_out = request.unpack is not None or not request.path.is_file()
-    if came is not None and came.state == "unpacked" and came_out:
+    if entry is not None and entry.state == "unpacked" and came_out:
         kind, digest = request.checksum or ("", "")
-        if kind == "sha256" and digest != came.sha256:
+        if kind == "sha256" and digest != entry.sha256:
             raise DownloadError(
                 "what is unpacked here is another archive",
                 where=request.source,
                 hint="fetch it with --overwrite",
             )
-        _check_members(request, came, advance)
-        return came, "crc32"
+        _check_members(request, entry, advance)
+        return entry, "crc32"
     if not request.path.is_file():
         raise DownloadError("is not here", where=str(request.path), hint=_FETCH_IT)
     if request.unpack is not None:
         raise DownloadError("is not unpacked", where=str(request.path), hint=_FETCH_IT)
-    if came is not None and came.sha256 and request.checksum is None:
-        request = replace(request, checksum=("sha256", came.sha256))
+    if entry is not None and entry.sha256 and request.checksum is None:
+        request = replace(request, checksum=("sha256", entry.sha256))
     compared = request.check(fresh=True)
     # Hashed a moment ago, if it is large: then this is what was found.
-    found = Came.here(request, fresh=compared != "sha256")
+    found = ManifestEntry.here(request, fresh=compared != "sha256")
     advance(found.bytes or 0)
-    return found if came is None else replace(found, source=came.source), compared
+    return found if entry is None else replace(found, source=entry.source), compared
 
 
-def _check_members(request: Request, came: Came, advance: Callable[[int], None]) -> None:
+def _check_members(request: Request, entry: ManifestEntry, advance: Callable[[int], None]) -> None:
     """Reads everything that came out of an archive and compares it with what was noted.
 
     Raises:
         DownloadError: files are missing or changed; the message counts them and names the first.
     """
     folder = request.unpack or request.path.parent
-    wrong = [] if came.members else ["what came out is not known"]
-    for member in came.members:
+    wrong = [] if entry.members else ["what came out is not known"]
+    for member in entry.members:
         try:
             with (folder / member.name).open("rb") as file:
                 if crc32_of(file, advance=advance) != member.crc32:
@@ -173,7 +175,7 @@ def _check_members(request: Request, came: Came, advance: Callable[[int], None])
             wrong.append(f"{member.name!r} cannot be read ({error.strerror})")
     if wrong:
         raise DownloadError(
-            f"{len(wrong)} of {len(came.members)} files are missing or damaged, "
+            f"{len(wrong)} of {len(entry.members)} files are missing or damaged, "
             f"the first: {wrong[0]}",
             where=str(folder),
             hint="fetch it again with --overwrite",

@@ -30,6 +30,9 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int, *, bias_kv: bool, drop_path: float) -> None:
         super().__init__()
         self.attn = nn.MultiheadAttention(width, heads, add_bias_kv=bias_kv)
+        for projection in self.attn.in_proj_weight.chunk(3):
+            # torch draws all three as one matrix, and so smaller
+            nn.init.xavier_uniform_(projection)
         self.drop_path: nn.Module = nn.Identity()
         if drop_path:
             from timm.layers.drop import DropPath  # noqa: PLC0415  takes a second

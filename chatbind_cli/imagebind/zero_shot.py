@@ -1,6 +1,6 @@
 """Labels instead of training: which of some texts fits an embedding best.
 
-Knows nothing of files; the command reads the labels.
+The command reads the labels.
 
 Source: ImageBind, section 4 (zero-shot classification with text prompts, as in CLIP).
 """
@@ -15,8 +15,6 @@ import torch.nn.functional as F
 
 from chatbind_cli.errors import UsageError
 from chatbind_cli.imagebind.encoder import Encoder
-
-DEFAULT_PROMPT = "a {label}"
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,9 @@ Time: readers of streams look at the clock. Failure: whatever a library raises b
 
 from __future__ import annotations
 
-import ctypes
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Condition, Lock, RLock, local
 from typing import BinaryIO
 
@@ -28,17 +27,18 @@ IMPORTING = RLock()
 """Hold it while a library for media is imported inside a function: PyAV's modules import each other
 in a circle, and of two threads one would find the other's half-made module."""
 
-_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)
-"""glibc keeps what was freed, for each thread apart: eight of them held 4 GB of nothing. This gives
-it back to the system; other C libraries lack it."""
-
 _WORTH_TRIMMING = 32 * 2**20
 
 _TURN = Lock()
 """Held while one waits for room: a large medium is not overtaken by small ones."""
 
 _CHANGED = Condition()
-_taken = [0]
+
+
+class _All:
+    """What all decodes hold together, in bytes; changed under `_CHANGED`."""
+
+    taken = 0
 
 
 class _Own(local):
@@ -73,18 +73,26 @@ def decoding(cost: int, where: str) -> Iterator[None]:
     if _OWN.end is not None:
         raise RuntimeError("a decode inside a decode could wait for itself")
     with _TURN, _CHANGED:
-        _CHANGED.wait_for(lambda: _taken[0] + cost <= ALL_BYTES)
-        _taken[0] += cost
-    if cost > _WORTH_TRIMMING and _TRIM is not None:
-        _TRIM(0)
+        _CHANGED.wait_for(lambda: _All.taken + cost <= ALL_BYTES)
+        _All.taken += cost
+    if cost > _WORTH_TRIMMING:
+        _give_back_what_was_freed()
     _OWN.where, _OWN.end = where, time.monotonic() + ONE_SECONDS
     try:
         yield
     finally:
         _OWN.end = None
         with _CHANGED:
-            _taken[0] -= cost
+            _All.taken -= cost
             _CHANGED.notify_all()
+
+
+def _give_back_what_was_freed() -> None:
+    """Glibc keeps it, for each thread apart: eight of them held 4 GB of nothing."""
+    import ctypes  # noqa: PLC0415  not needed to show help
+
+    with suppress(AttributeError):  # other C libraries lack it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def check_time() -> None:

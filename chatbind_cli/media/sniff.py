@@ -16,6 +16,8 @@ _EXPLICIT = "say it with --image, --video, --audio, --depth, --thermal or --imu"
 _GIF_FRAME = b"\x21\xf9\x04"
 """The block that precedes every frame of an animated GIF."""
 
+_STILL_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1")
+"""Of MP4's container, where it holds a photo."""
 
 _WRONG_KINDS = (
     (b"%PDF", "a PDF document"),
@@ -49,8 +51,6 @@ def sniff(source: MediaSource) -> str:
         MediaError: it is none of these, or broken beyond recognition.
     """
     head = source.head(_HEAD_BYTES)
-    if not head:
-        raise MediaError("is empty", where=source.name)
     known = (
         _raster(head, source) or _array(head, source) or _container(head, source) or _table(head)
     )
@@ -72,18 +72,14 @@ def _raster(head: bytes, source: MediaSource) -> str | None:
 
         return "depth" if is_measurement(source) else "image"
     if head.startswith((b"GIF87a", b"GIF89a")):
-        with source.open() as stream:
-            content = stream.read(1 << 20)
-        return "video" if content.count(_GIF_FRAME) > 1 else "image"
-    if head.startswith((b"\xff\xd8\xff", b"BM", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")):
-        return "image"
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "image"
-    if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis", b"heic", b"heix", b"mif1"):
-        return "image"
-    if head[:1] == b"P" and head[1:2] in b"123456" and head[2:3] in b" \t\r\n":
-        return "image"
-    return None
+        return "video" if source.head(1 << 20).count(_GIF_FRAME) > 1 else "image"
+    known = (
+        head.startswith((b"\xff\xd8\xff", b"BM", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"))
+        or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+        or (head[4:8] == b"ftyp" and head[8:12] in _STILL_BRANDS)
+        or (head[:1] == b"P" and head[1:2] in b"123456" and head[2:3] in b" \t\r\n")
+    )
+    return "image" if known else None
 
 
 def _array(head: bytes, source: MediaSource) -> str | None:

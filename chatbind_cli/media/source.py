@@ -18,14 +18,8 @@ from typing import IO, BinaryIO
 
 from chatbind_cli.errors import MediaError
 from chatbind_cli.files import sha256_file
-from chatbind_cli.media.fetch import (
-    SourceLimits,
-    decode_data_uri,
-    fetch_url,
-    read_pipe,
-    read_stream,
-)
 from chatbind_cli.media.guard import reading
+from chatbind_cli.media.streams import SourceLimits, decode_data_uri, read_pipe, read_stream
 from chatbind_cli.urls import public_url
 
 _SHOWN_CHARACTERS = 100
@@ -120,6 +114,8 @@ def _open_named(ref: str, stdin: IO[bytes] | None, limits: SourceLimits) -> Medi
     if scheme == "data":
         return MediaSource(ref, data=decode_data_uri(ref, where, limits))
     if scheme in ("http", "https"):
+        from chatbind_cli.media.fetch import fetch_url  # noqa: PLC0415  it brings asyncio
+
         return MediaSource(ref, data=fetch_url(ref, where, limits))
     if scheme and "://" in ref:
         raise MediaError(

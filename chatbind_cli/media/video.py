@@ -1,4 +1,4 @@
-"""The first and the last frame of stretches of a video.
+"""Videos: their frames, and the first and the last frame of stretches of them.
 
 Of a recording of any length only a few frames are looked at: the decoder seeks to each stretch and
 stops at its end.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -49,6 +50,57 @@ Cut = Callable[[float], Sequence[tuple[Fraction, Fraction]]]
 """From the seconds of a video to start and end of each stretch, of which the end is not in it."""
 
 
+class Film(NamedTuple):
+    """An opened video, and the count of its frames."""
+
+    container: InputContainer
+    stream: VideoStream
+    source: MediaSource
+    budget: FrameBudget
+    max_pixels: int
+
+    def frames(self) -> Iterator[tuple[VideoFrame, Fraction]]:
+        """Frames from here on in order of display, with their time from the stream's start."""
+        origin = start_seconds(self.stream)
+        rate = self.stream.average_rate or Fraction(25)
+        self.budget.flushed()
+        for count, frame in enumerate(decoded(self.container, self.stream, self.budget.sent)):
+            if not isinstance(frame, VideoFrame):
+                continue
+            self.budget.received(frame)
+            _check_size(frame.width, frame.height, self.source, self.max_pixels)
+            time = count / rate
+            if frame.pts is not None and frame.time_base is not None:
+                time = Fraction(frame.pts * frame.time_base - origin)
+            yield frame, time
+
+
+@contextmanager
+def open_film(source: MediaSource, max_pixels: int) -> Iterator[Film]:
+    """Opens a video; inside the block there is room for its frames.
+
+    Args:
+        source: the file.
+        max_pixels: of a frame, width times height.
+
+    Raises:
+        MediaError: it holds no video, is broken, or its frames have more than `max_pixels` pixels,
+            or more than the budget allows.
+    """
+    with open_container(source) as container:
+        streams = video_streams(container)
+        if not streams:
+            raise MediaError("holds no video", where=source.name)
+        stream = streams[0]
+        _check_size(stream.codec_context.width, stream.codec_context.height, source, max_pixels)
+        budget = FrameBudget(stream, source.name)
+        most = min(max_pixels, budget.pixels)
+        stream.codec_context.options = {"max_pixels": str(most)}
+        stream.codec_context.thread_count = 1  # every further thread holds further frames
+        with decoding(budget.cost, source.name):
+            yield Film(container, stream, source, budget, max_pixels)
+
+
 def read_ends(
     source: MediaSource, cut: Cut, see: Callable[[npt.NDArray[np.uint8]], T], *, max_pixels: int
 ) -> list[tuple[T, T]]:
@@ -67,31 +119,10 @@ def read_ends(
         max_pixels: of a frame, width times height.
 
     Raises:
-        MediaError: it holds no video, is broken or cut short, or its frames have more than
-            `max_pixels` pixels, or more than the budget allows.
+        MediaError: it is cut short, or see `open_film`.
     """
-    with open_container(source) as container:
-        streams = video_streams(container)
-        if not streams:
-            raise MediaError("holds no video", where=source.name)
-        stream = streams[0]
-        _check_size(stream.codec_context.width, stream.codec_context.height, source, max_pixels)
-        budget = FrameBudget(stream, source.name)
-        most = min(max_pixels, budget.pixels)
-        stream.codec_context.options = {"max_pixels": str(most)}
-        stream.codec_context.thread_count = 1  # every further thread holds further frames
-        with decoding(budget.cost, source.name):
-            return _read(_Film(container, stream, source, budget, max_pixels), cut, see)
-
-
-class _Film(NamedTuple):
-    """An opened video, and the count of its frames."""
-
-    container: InputContainer
-    stream: VideoStream
-    source: MediaSource
-    budget: FrameBudget
-    max_pixels: int
+    with open_film(source, max_pixels) as film:
+        return _read(film, cut, see)
 
 
 @dataclass
@@ -128,7 +159,7 @@ class _Stretch(Generic[T]):
             self.early = self.first = self.last = None
 
 
-def _read(film: _Film, cut: Cut, see: Callable[[npt.NDArray[np.uint8]], T]) -> list[tuple[T, T]]:
+def _read(film: Film, cut: Cut, see: Callable[[npt.NDArray[np.uint8]], T]) -> list[tuple[T, T]]:
     """The ends of all stretches; a wrong length in the header is found out and measured."""
     container, stream, source = film.container, film.stream, film.source
     declared = declared_seconds(container, stream)
@@ -147,7 +178,7 @@ def _read(film: _Film, cut: Cut, see: Callable[[npt.NDArray[np.uint8]], T]) -> l
 
 
 def _look(
-    film: _Film, stretches: Sequence[tuple[Fraction, Fraction]], see: Callable[[VideoFrame], T]
+    film: Film, stretches: Sequence[tuple[Fraction, Fraction]], see: Callable[[VideoFrame], T]
 ) -> list[tuple[T, T] | None]:
     """The ends of each stretch; None where the video ends before it."""
     views = [_Stretch(start, end, see) for start, end in stretches]
@@ -156,7 +187,7 @@ def _look(
     jumping = True
     while jumping:
         jumping = False
-        for frame, time in _frames(film):
+        for frame, time in film.frames():
             step, last_seen = abs(time - last_seen), time
             for view in views:
                 view.add(frame, time)
@@ -184,23 +215,6 @@ def _worth_a_seek(waiting: Iterable[_Stretch[T]], time: Fraction) -> Fraction | 
         # one jump for all stretches that start there: a second one could go in circles
         view.sought = view.sought or view.start == upcoming.start
     return upcoming.start
-
-
-def _frames(film: _Film) -> Iterator[tuple[VideoFrame, Fraction]]:
-    """Frames from here on in order of display, with their time from the start of the stream."""
-    container, stream, source, budget, max_pixels = film
-    origin = start_seconds(stream)
-    rate = stream.average_rate or Fraction(25)
-    budget.flushed()
-    for count, frame in enumerate(decoded(container, stream, budget.sent)):
-        if not isinstance(frame, VideoFrame):
-            continue
-        budget.received(frame)
-        _check_size(frame.width, frame.height, source, max_pixels)
-        time = count / rate
-        if frame.pts is not None and frame.time_base is not None:
-            time = Fraction(frame.pts * frame.time_base - origin)
-        yield frame, time
 
 
 def _check_size(width: int, height: int, source: MediaSource, max_pixels: int) -> None:

@@ -7,10 +7,9 @@ through it, and one rendering serves every conversation of the same turns.
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -50,16 +49,6 @@ def render_marked(tokenizer: Any, roles: Sequence[str], *, asks: bool) -> tuple[
     if problem:
         raise CheckpointError(f"the chat template {problem}", where=where, hint=_HINT)
     return text, _marks(len(roles))
-
-
-def render(tokenizer: Any, messages: Sequence[Mapping[str, object]], *, asks: bool) -> str:
-    """A chat of `role` and `content` in the words of the tokenizer's chat template.
-
-    Raises:
-        CheckpointError: as for `render_marked`.
-    """
-    text, _ = render_marked(tokenizer, [str(message["role"]) for message in messages], asks=asks)
-    return re.sub("\ue000(\\d+)\ue001", lambda mark: str(messages[int(mark[1])]["content"]), text)
 
 
 def _marks(count: int) -> list[str]:

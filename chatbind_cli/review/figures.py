@@ -22,14 +22,14 @@ from typing import Any, NamedTuple
 from chatbind_cli.jsonl import Record
 from chatbind_cli.review.scores import (
     RULE_JUDGE,
-    Unit,
+    Item,
     is_swapped,
+    item_of,
     judge_name,
     judge_of,
     metadata_of,
     paid_usd,
     scores_of,
-    unit_of,
 )
 from chatbind_cli.review.statistics import (
     Pair,
@@ -135,24 +135,24 @@ class Row:
         return {key: record[key] for key in keys if key in record}
 
 
-def by_question(reviews: Iterable[Record]) -> dict[Unit, Judged]:
+def by_question(reviews: Iterable[Record]) -> dict[Item, Judged]:
     """The scores of each question; failed reviews have none."""
-    found: dict[Unit, Judged] = {}
+    found: dict[Item, Judged] = {}
     for review in reviews:
         scores = scores_of(review)
         if scores is not None:
-            orders = found.setdefault(unit_of(review), {}).setdefault(judge_name(review), {})
+            orders = found.setdefault(item_of(review), {}).setdefault(judge_name(review), {})
             orders.setdefault(is_swapped(review), []).append(scores)
     return found
 
 
-def judges_of_both_orders(questions: Mapping[Unit, Judged]) -> set[str]:
+def judges_of_both_orders(questions: Mapping[Item, Judged]) -> set[str]:
     """The judges who saw any question in both orders."""
     judged = questions.values()
     return {judge for found in judged for judge, orders in found.items() if len(orders) == 2}
 
 
-def one_order_only(questions: Mapping[Unit, Judged]) -> tuple[int, int]:
+def one_order_only(questions: Mapping[Item, Judged]) -> tuple[int, int]:
     """How often other judges saw a question as given, and swapped; without the rule judge."""
     others = judges_of_both_orders(questions) | {RULE_JUDGE}
     seen = [
@@ -165,21 +165,21 @@ def one_order_only(questions: Mapping[Unit, Judged]) -> tuple[int, int]:
     return seen.count(False), seen.count(True)
 
 
-def mean_scores(questions: Mapping[Unit, Judged], balanced: Collection[str]) -> dict[Unit, Pair]:
+def mean_scores(questions: Mapping[Item, Judged], balanced: Collection[str]) -> dict[Item, Pair]:
     """The mean scores of the questions that count; of `balanced` judges only complete pairs."""
     found = {}
-    for unit, judged in questions.items():
+    for item, judged in questions.items():
         means = [
             average([average(samples) for samples in orders.values()])
             for judge, orders in judged.items()
             if len(orders) == 2 or judge not in balanced
         ]
         if means:
-            found[unit] = average(means)
+            found[item] = average(means)
     return found
 
 
-def in_both_orders(questions: Mapping[Unit, Judged]) -> list[list[tuple[Pair, Pair]]]:
+def in_both_orders(questions: Mapping[Item, Judged]) -> list[list[tuple[Pair, Pair]]]:
     """Of each question the mean scores as given and swapped, for each judge who saw both."""
     return [
         [
@@ -191,7 +191,7 @@ def in_both_orders(questions: Mapping[Unit, Judged]) -> list[list[tuple[Pair, Pa
     ]
 
 
-def order_outcomes(questions: Mapping[Unit, Judged]) -> list[tuple[int, int]]:
+def order_outcomes(questions: Mapping[Item, Judged]) -> list[tuple[int, int]]:
     """Who won as given and who swapped, of each question and judge with both orders."""
     return [
         (outcome(given), outcome(swapped))
@@ -202,7 +202,7 @@ def order_outcomes(questions: Mapping[Unit, Judged]) -> list[tuple[int, int]]:
 
 def row_of(
     reviews: Sequence[Record],
-    questions: Mapping[Unit, Judged],
+    questions: Mapping[Item, Judged],
     balanced: Collection[str],
     *,
     category: str,
@@ -260,7 +260,7 @@ def _share(reviews: Iterable[Record], check: str) -> Pair | None:
             and len(value) == 2
             and all(isinstance(share, int | float) and 0 <= share <= 1 for share in value)
         ):
-            found[unit_of(review)] = (float(value[0]), float(value[1]))
+            found[item_of(review)] = (float(value[0]), float(value[1]))
     if not found:
         return None
     first, second = average(list(found.values()))
@@ -311,13 +311,13 @@ def agreements(reviews: Iterable[Record]) -> list[Agreement]:
     Args:
         reviews: of any number of files; failed ones count for nothing.
     """
-    scores: dict[str, dict[tuple[Unit, str], list[Pair]]] = {}
+    scores: dict[str, dict[tuple[Item, str], list[Pair]]] = {}
     for review in reviews:
         pair = scores_of(review)
         if pair is not None and review.get("reviewer_id"):
             # A question with other answers is another thing that was judged.
             ids = [review.get("answer1_id"), review.get("answer2_id")]
-            about = unit_of(review), str(metadata_of(review).get("answers") or ids)
+            about = item_of(review), str(metadata_of(review).get("answers") or ids)
             scores.setdefault(judge_name(review), {}).setdefault(about, []).append(pair)
     outcomes = {
         judge: {about: outcome(average(pairs)) for about, pairs in judged.items()}

@@ -6,7 +6,7 @@ judge, rule, order, sample): a finished one is never paid for again. The review 
 the answers' words and the rule's): of two reviews with the same key the later one counts, which is
 how a changed answer replaces its old review. The input hash (`metadata.subject`: the words that
 were judged) and the judge hash (`metadata.basis`: the judge's rule and settings) let a summary
-leave out the old reviews of keys that the new run does not fill (`reading.latest`).
+leave out the old reviews of keys that the new run does not fill (`summary.latest`).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 from chatbind_cli.jsonl import Record
 from chatbind_cli.review.statistics import Pair
 
-Unit = tuple[str, str, str]
+Item = tuple[str, str, str]
 """A question: its id, its modality, and the pair of answerers."""
 
 RULE_JUDGE = "rule"
@@ -61,7 +61,7 @@ def paid_usd(metadata: Record) -> float | None:
     return sum(known) if known else None
 
 
-def unit_of(review: Record) -> Unit:
+def item_of(review: Record) -> Item:
     """What is drawn by the bootstrap: a question, apart for each pair of answerers.
 
     A file of the reference may name a question twice only if it was reviewed twice.

@@ -24,13 +24,13 @@ from chatbind_cli.review.figures import (
     row_of,
 )
 from chatbind_cli.review.scores import (
-    Unit,
+    Item,
     failure_of,
+    item_of,
     judge_name,
     metadata_of,
     models_of,
     scores_of,
-    unit_of,
 )
 from chatbind_cli.review.statistics import Pair, average, holm, paired_difference
 
@@ -61,7 +61,7 @@ class Summary:
     models: tuple[list[str], list[str]]
     reviews: list[Record]
     failures: dict[str, int]
-    results: dict[str, dict[Unit, Pair]]
+    results: dict[str, dict[Item, Pair]]
     orders: list[tuple[int, int]]
     unbalanced: tuple[int, int]
     by: str
@@ -166,7 +166,7 @@ def _beside(row: Row, summary: Summary, baseline: Summary) -> Row:
     return replace(row, difference=difference, difference_ci95=ci95, p_value=p_value)
 
 
-def _by_question(results: dict[Unit, Pair], *, with_modality: bool) -> dict[tuple[str, str], Pair]:
+def _by_question(results: dict[Item, Pair], *, with_modality: bool) -> dict[tuple[str, str], Pair]:
     """Results without the answerers' names, which are what differs between two runs."""
     pairs: dict[tuple[str, str], list[Pair]] = {}
     for (question, modality, _), pair in results.items():
@@ -227,7 +227,7 @@ def _by_pair(reviews: Sequence[Record]) -> list[list[Record]]:
     in_turn = set()
     for pair, review in zip(pairs, reviews, strict=True):
         models = models_of(review)
-        if models and seen.setdefault((pair, unit_of(review)[0]), models) != models:
+        if models and seen.setdefault((pair, item_of(review)[0]), models) != models:
             in_turn.add(pair)
     found: dict[str, list[Record]] = {}
     strays: list[Record] = []
@@ -274,5 +274,5 @@ def latest(records: Iterable[Record], *, with_words: bool) -> list[Record]:
 
 def _about(review: Record) -> tuple[str, str]:
     """The question and the pair of answerers: a question whose medium changed is the same one."""
-    question, _, models = unit_of(review)
+    question, _, models = item_of(review)
     return question, models

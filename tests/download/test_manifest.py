@@ -13,8 +13,8 @@ from chatbind_cli.download.archive import unpack
 from chatbind_cli.download.fetch import Downloader
 from chatbind_cli.download.manifest import (
     MANIFEST,
-    Came,
     Manifest,
+    ManifestEntry,
     _origin,
 )
 from chatbind_cli.download.requests import HubRef, Request, requests_for
@@ -297,8 +297,8 @@ def test_a_folder_of_version_0_1_is_known_and_unpacked_again(server, tmp_path):
 
 
 def test_notes_grow_by_whole_lines_and_survive_half_ones(tmp_path):
-    first = Came(path="a", source="s", state="here", bytes=1)
-    second = Came(path="b", source="s", state="here", bytes=2)
+    first = ManifestEntry(path="a", source="s", state="here", bytes=1)
+    second = ManifestEntry(path="b", source="s", state="here", bytes=2)
     Manifest().add(tmp_path, [first])
     with (tmp_path / MANIFEST).open("a") as file:
         file.write('{"path": "d", "state": "here"}\n{"path": "c", "sour')
@@ -317,7 +317,7 @@ def test_a_folder_that_cannot_be_made_fails_in_a_record(server, tmp_path):
 
 def test_hub_references_say_whose_notes_they_are_in(tmp_path):
     request = Request(name="n", path=tmp_path / "a/b/w", hub=HubRef(repo="o/n", file="b/w"))
-    Manifest().add(tmp_path / "a", [Came(path="b/w", source="hf:o/n/b/w", state="here")])
+    Manifest().add(tmp_path / "a", [ManifestEntry(path="b/w", source="hf:o/n/b/w", state="here")])
     found = Manifest().of(request)
     assert found is not None and found.path == "b/w"
     assert Path(tmp_path / "a" / MANIFEST).is_file()

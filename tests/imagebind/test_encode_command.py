@@ -340,6 +340,7 @@ def test_labels_get_probabilities(
         (["--store-dtype", "float32"], "--store-dtype is for --store"),
         (["--label-prompt", "a dog"], "--label-prompt has no {label} in it"),
         (["-", "-"], "stdin can be read only once"),
+        (["--attn-implementation", "flash_attention_2"], "here it runs on cpu in float32"),
     ],
 )
 def test_words_that_do_not_fit_together_are_refused(

@@ -13,8 +13,8 @@ import pytest
 
 from chatbind_cli.errors import MediaError
 from chatbind_cli.media import fetch
-from chatbind_cli.media.fetch import SourceLimits
 from chatbind_cli.media.source import open_source
+from chatbind_cli.media.streams import SourceLimits
 
 LIMITS = SourceLimits(
     max_bytes=100_000, connect_timeout_s=1.0, read_timeout_s=0.4, total_timeout_s=1.0

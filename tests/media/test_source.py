@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from chatbind_cli.errors import MediaError
-from chatbind_cli.media.fetch import SourceLimits
 from chatbind_cli.media.root import MediaRoot
 from chatbind_cli.media.source import MediaSource, open_source
+from chatbind_cli.media.streams import SourceLimits
 
 SMALL = SourceLimits(max_bytes=1000)
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from chatbind_cli.errors import CheckpointError
-from chatbind_cli.model.chat_template import render, render_marked
+from chatbind_cli.model.chat_template import render_marked
 from tests.model.tiny import CHATML, byte_tokenizer
 
 CHAT = [
     {"role": "user", "content": "Is 'this' <b>\n"},
-    {"role": "assistant", "content": "Yes: \ue0000\ue001"},
+    {"role": "assistant", "content": "Yes: <|im_end|>"},
     {"role": "user", "content": "And this?"},
 ]
 
@@ -27,6 +27,13 @@ TEMPLATES = [
     "{% for m in messages %}{{ m.content }}{% if not tools and documents is none %}|{% endif %}"
     "{% endfor %}{{ dict(a=1) | tojson }}{{ ('<é>' ~ 1) | tojson(indent=2) }}",
 ]
+
+
+def render(tokenizer: Any, messages: list[dict[str, str]], *, asks: bool) -> str:
+    text, marks = render_marked(tokenizer, [message["role"] for message in messages], asks=asks)
+    for mark, message in zip(marks, messages, strict=True):
+        text = text.replace(mark, message["content"])
+    return text
 
 
 def holder(template: Any) -> Any:

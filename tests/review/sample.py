@@ -1,4 +1,4 @@
-"""A small world of all six senses with answers and reviews, for the tests of the report."""
+"""A small world of all six modalities with answers and reviews, for the tests of the report."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FILES = {
 
 
 def make_media(folder: Path) -> None:
-    """One file a sense."""
+    """One file a modality."""
     import av
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def make_media(folder: Path) -> None:
 
 
 def questions() -> dict[str, dict[str, Any]]:
-    """One question a sense, and one about a file that is not there."""
+    """One question a modality, and one about a file that is not there."""
     found = {}
     for number, (modality, name) in enumerate({**FILES, "": "gone.jpg"}.items()):
         category = ("conv", "detail")[number % 2]

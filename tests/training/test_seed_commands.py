@@ -134,3 +134,19 @@ def test_the_seeds_command_lines_parse_on_four_processes(
     assert words[words.index("--num_processes") + 1] == "4"
     at = words.index("chatbind_cli")
     assert words[at + 1 :][: len(shlex.split(text))] == [command, *shlex.split(text)][:-1]
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+def test_the_help_shows_what_people_set_and_help_all_the_rest(command: str, capsys) -> None:
+    shown = {}
+    for option in ("--help", "--help-all"):
+        run([command, option])
+        lines = capsys.readouterr().out.splitlines()
+        shown[option] = [line for line in lines if line.startswith("  -")]
+    assert len(shown["--help"]) <= 25
+    assert len(shown["--help-all"]) > 55
+    assert any("--attn-implementation" in line for line in shown["--help-all"])
+    # the published hyper-parameters of the stage are its defaults
+    rates = {"pretrain": "0.002", "finetune": "2e-05"}
+    (rate,) = (line for line in lines if "--learning-rate" in line)
+    assert f"[default: {rates[command]};" in rate

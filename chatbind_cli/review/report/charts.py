@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from chatbind_cli.review.figures import Row
-from chatbind_cli.review.scores import Unit
+from chatbind_cli.review.scores import Item
 from chatbind_cli.review.statistics import Pair, mean_intervals, mean_pair
 
 WIDTH = 380.0
@@ -73,7 +73,7 @@ def _axis(low: float, high: float) -> tuple[int, int, int]:
     return step, step * math.floor(low / step), step * math.ceil(high / step)
 
 
-def score_chart(results: Mapping[str, Mapping[Unit, Pair]]) -> Chart | None:
+def score_chart(results: Mapping[str, Mapping[Item, Pair]]) -> Chart | None:
     """The mean scores of both sides in each category with their intervals."""
     top = max([_TOP_SCORE, *(max(pair) for found in results.values() for pair in found.values())])
 

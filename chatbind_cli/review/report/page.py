@@ -20,15 +20,15 @@ from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.review.figures import Row
 from chatbind_cli.review.report import charts
 from chatbind_cli.review.scores import (
-    Unit,
+    Item,
     failure_of,
     is_swapped,
+    item_of,
     judge_name,
     judge_of,
     metadata_of,
     models_of,
     scores_of,
-    unit_of,
 )
 from chatbind_cli.review.statistics import Pair, average, outcome, position_bias
 from chatbind_cli.review.summary import ALL, Summary
@@ -175,12 +175,12 @@ def _entries(
     anchors: set[str],
 ) -> list[dict[str, Any]]:
     """The questions of one file of reviews, each with everything that is known of it."""
-    judged: dict[Unit, list[Record]] = {}
+    judged: dict[Item, list[Record]] = {}
     for review in summary.reviews:
-        judged.setdefault(unit_of(review), []).append(review)
+        judged.setdefault(item_of(review), []).append(review)
     means = summary.results.get(ALL, {})
     entries = []
-    for unit, reviews in judged.items():
+    for item, reviews in judged.items():
         review = reviews[0]
         question_id = str(review.get("question_id", ""))
         question = questions.get(question_id, {})
@@ -203,7 +203,7 @@ def _entries(
                 "media": media,
                 "answers": _answers(review, summary, question_id, answers),
                 "verdicts": _verdicts(reviews),
-                **_outcome(reviews, means.get(unit)),
+                **_outcome(reviews, means.get(item)),
             }
         )
     return entries

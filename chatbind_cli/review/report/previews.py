@@ -22,14 +22,12 @@ from chatbind_cli.errors import ChatBindError, MediaError
 from chatbind_cli.imagebind.config import IMU_SECONDS
 from chatbind_cli.imagebind.imu import load_imu
 from chatbind_cli.media.audio import read_stretches
-from chatbind_cli.media.container import decoded, open_container, video_streams
-from chatbind_cli.media.frames import FrameBudget
-from chatbind_cli.media.guard import decoding
 from chatbind_cli.media.maps import open_map
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.pictures import open_rgb
 from chatbind_cli.media.root import MediaRoot
 from chatbind_cli.media.source import MediaSource, open_source
+from chatbind_cli.media.video import open_film
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -39,7 +37,7 @@ _FILM_SIDE = 320
 _FILM_SECONDS = 20
 _FILM_RATE = 25
 _SOUND_SECONDS = 60
-_SOUND_RATE_HZ = 32_000
+_SOUND_RATE_HZ = 16_000
 _SOUND_BITS_PER_SECOND = 64_000
 _PLOT_WIDTH, _PLOT_HEIGHT = 500, 90
 """Size of one panel of curves, in SVG units."""
@@ -236,27 +234,23 @@ def _sound(source: MediaSource) -> Preview:
 
 def _film(source: MediaSource) -> Preview:
     target = io.BytesIO()
-    with open_container(source) as container, av.open(target, "w", format="mp4") as out:
-        streams = video_streams(container)
-        if not streams:
-            raise MediaError("holds no moving pictures", where=source.name)
-        stream, budget = streams[0], FrameBudget(streams[0], source.name)
-        stream.codec_context.options = {"max_pixels": str(min(_OPTIONS.max_pixels, budget.pixels))}
-        stream.codec_context.thread_count = 1
-        rate = stream.average_rate or Fraction(_FILM_RATE)
+    with (
+        open_film(source, _OPTIONS.max_pixels) as film,
+        av.open(target, "w", format="mp4") as out,
+    ):
+        rate = film.stream.average_rate or Fraction(_FILM_RATE)
         rate = min(max(rate, Fraction(1)), Fraction(_FILM_RATE))
         coded = out.add_stream("libx264", rate=rate)
-        coded.width, coded.height = _film_size(stream.width, stream.height)
+        coded.width, coded.height = _film_size(film.stream.width, film.stream.height)
         coded.pix_fmt = "yuv420p"
         coded.options = {"crf": "26", "preset": "veryfast"}
         coded.codec_context.thread_count = 1
         frames = 0
-        with decoding(budget.cost, source.name):
-            for frame in _first(decoded(container, stream), _FILM_SECONDS, rate):
-                small = frame.reformat(width=coded.width, height=coded.height, format="yuv420p")
-                small.pts, small.time_base = frames, 1 / rate
-                frames += 1
-                out.mux(coded.encode(small))
+        for frame in _first(film.frames(), _FILM_SECONDS, rate):
+            small = frame.reformat(width=coded.width, height=coded.height, format="yuv420p")
+            small.pts, small.time_base = frames, 1 / rate
+            frames += 1
+            out.mux(coded.encode(small))
         if frames == 0:
             raise MediaError("holds no moving pictures", where=source.name)
         out.mux(coded.encode(None))
@@ -269,19 +263,15 @@ def _film_size(width: int, height: int) -> tuple[int, int]:
     return max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2)
 
 
-def _first(frames: Iterator[Any], seconds: float, rate: Fraction) -> Iterator[Any]:
-    """Frames of the first seconds, at most `rate` a second.
-
-    Frames that do not say their time count as they come.
-    """
-    start: float | None = None
+def _first(
+    frames: Iterator[tuple[av.VideoFrame, Fraction]], seconds: float, rate: Fraction
+) -> Iterator[av.VideoFrame]:
+    """Frames of the first seconds, at most `rate` a second."""
     wanted = 0
-    for number, frame in enumerate(frames):
-        start = frame.time if start is None else start
-        time = number / rate if frame.time is None or start is None else frame.time - start
+    for frame, time in frames:
         if time >= seconds:
             return
-        if time >= wanted / rate - 1e-3:
+        if time >= wanted / rate - Fraction(1, 1000):
             wanted += 1
             yield frame
 

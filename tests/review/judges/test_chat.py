@@ -315,6 +315,15 @@ def test_a_key_that_the_server_repeats_is_in_no_traceback_and_in_no_review(
     assert verdict.content == "8 6\nYour key is [key]."
 
 
+def test_a_key_with_a_line_s_end_is_sent_without_it(
+    judge_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client refuses such a key, and names it whole."""
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n")
+    assert _judge(judge_server)[0].scores == (8, 6)
+    assert judge_server.headers[0]["authorization"] == f"Bearer {KEY}"
+
+
 def test_a_password_in_the_endpoints_address_stands_in_no_message(judge_server: Any) -> None:
     judge_server.faults.append(404)
     url = judge_server.url.replace("//", "//someone:passw0rd@")

@@ -241,7 +241,7 @@ def test_it_can_be_read_with_the_keyboard_alone(opened: Any) -> None:
     assert opened.execute_script("return document.activeElement.name") != "text"
 
 
-def test_media_of_all_senses_are_seen_and_heard(opened: Any) -> None:
+def test_media_of_all_modalities_are_seen_and_heard(opened: Any) -> None:
     sources = "return [...document.querySelectorAll('img, audio, video')].map((n) => n.src)"
     assert set(opened.execute_script(sources)) == {""}, "loaded only when opened"
     opened.execute_script("for (const n of document.querySelectorAll('details')) n.open = true")

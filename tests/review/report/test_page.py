@@ -201,7 +201,7 @@ def test_entries_follow_the_questions_and_verdicts_the_judge_and_the_order() -> 
     assert orders == ["", ", second answer shown first"] * 3
 
 
-def test_a_question_about_two_senses_shows_both() -> None:
+def test_a_question_about_two_modalities_shows_both() -> None:
     question = {"question_id": 1, "text": "?", "image": ["a.jpg", "b.jpg"], "audio": "c.wav"}
     html = "".join(render_report([one_summary([_review(1, [8, 6])])], questions={"1": question}))
     assert [

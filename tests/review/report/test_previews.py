@@ -1,4 +1,4 @@
-"""Media in the report: what a browser gets for each sense, and what it is spared."""
+"""Media in the report: what a browser gets for each modality, and what it is spared."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_media_beyond_the_limit_are_only_named(media: Path) -> None:
 
 
 def test_a_sound_is_no_film(media: Path) -> None:
-    with pytest.raises(MediaError, match="no moving pictures"):
+    with pytest.raises(MediaError, match="holds no video"):
         preview_of(open_source(media / "tone.wav"), "video")
     with pytest.raises(MediaError, match="holds no sound"):
         preview_of(open_source(media / "square.mp4"), "audio")
