@@ -164,12 +164,7 @@ class Downloader:
         if not self.overwrite:
             _refuse_other(request, entry)
         here = self._is_here(request)
-        if (
-            here
-            and request.unpack is not None
-            and entry is not None
-            and entry.is_unpacked_for(request)
-        ):
+        if here and request.unpack and entry and entry.is_unpacked_for(request):
             if entry.members_are_there(request.unpack):
                 return _record(request, "present", entry)
             note(f"files of {request.path.name} are missing: unpacking it again")
