@@ -23,10 +23,7 @@ from typing import Any, NoReturn
 
 from chatbind_cli.errors import ChatBindError, LaunchError, SomeRecordsFailed, UsageError
 from chatbind_cli.numerals import whole_number
-from chatbind_cli.worker import STATUS_FOLDER, alive
-from chatbind_cli.worker import is_worker as is_worker
-from chatbind_cli.worker import rank as rank
-from chatbind_cli.worker import world_size as world_size
+from chatbind_cli.worker import STATUS_FOLDER, alive, is_worker
 
 _DEFAULT_PORT = 29500
 _POLL_S = 0.2

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from chatbind_cli import launch
+from chatbind_cli import launch, worker
 from chatbind_cli.console import note
 from chatbind_cli.media.root import MediaRoot
 
@@ -210,7 +210,7 @@ def without_effect(*names: str, because: str, needs_value: bool = False) -> Call
 
     def tell(ctx: click.Context, param: click.Parameter, value: object) -> None:
         # the process that started the workers has said it already
-        if value is not None and not launch.is_worker():
+        if value is not None and not worker.is_worker():
             note(f"{names[0]} has no effect: {because}")
 
     return click.option(

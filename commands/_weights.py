@@ -69,11 +69,11 @@ def checkpoint_paths(*words: str) -> list[Path]:
 
 def _repository(word: str) -> HubRef | None:
     """The repository that a word means; None for a path."""
-    from chatbind_cli.download.requests import is_repo_id, parse_hub_ref  # noqa: PLC0415  heavy
-
     path = Path(word)
     if path.exists():
         return None
+    from chatbind_cli.download.requests import is_repo_id, parse_hub_ref  # noqa: PLC0415  heavy
+
     if not word.startswith("hf:") and (not is_repo_id(word) or path.parent.is_dir()):
         raise UsageError("no such file or folder", where=word, hint="check the path")
     ref = parse_hub_ref(word if word.startswith("hf:") else f"hf:{word}")

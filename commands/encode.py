@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from chatbind_cli import launch
+from chatbind_cli import launch, worker
 from chatbind_cli.errors import SomeRecordsFailed, UsageError
 from chatbind_cli.files import refuse_overlap
 from chatbind_cli.media.modality import MODALITIES
@@ -199,7 +199,7 @@ def _encode(
         workers=min(os.cpu_count() or 1, 8) if workers is None else workers,
         batch_size=1 if device.type == "cpu" else batch_size,
     )
-    if launch.rank() != 0:
+    if worker.rank() != 0:
         help_encode(encoder, options)
         return None
     only_paths = listed is None and asked["data"] is None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from chatbind_cli import launch
+from chatbind_cli import launch, worker
 from chatbind_cli.answering.batching import piped_stdin
 from chatbind_cli.answering.generation_settings import GenerationSettings
 from chatbind_cli.errors import UsageError
@@ -119,7 +119,7 @@ def run(
     _check_streams(choice, questions, plan)
     refuse_overlap(output, [questions, choice.projector])
     words: list[str] = []
-    if not plan.dry_run and not launch.is_worker():
+    if not plan.dry_run and not worker.is_worker():
         choice = choice.resolved()
         words = choice.words()
     wants_pipe = questions == "-" and launch.needs_workers(plan) and not plan.dry_run

@@ -1,13 +1,13 @@
-# The whole path on a toy world: two base models and ten digits in six senses, made on the spot.
+# The whole path on a toy world: two base models and ten digits in six modalities, made on the spot.
 #
-# Training sees images only. The last table shows, for each sense, how many answers about held-out
+# Training sees images only. The last table shows, for each modality, how many answers about held-out
 # digits are right, beside a run whose encoder's audio, depth, thermal and IMU towers were never
 # bound to images. A second run makes only what is missing.
 
 DEMO  ?= demo
 TOY    = $(DEMO)/toy
 D_EVAL = $(DEMO)/eval
-SENSES = image video audio depth thermal imu
+MODALITIES = image video audio depth thermal imu
 
 .PHONY: demo
 
@@ -31,7 +31,7 @@ demo: install  ## the whole path on a toy world, on a CPU (no downloads)
 	  "Which digit is this?"
 	$(CHATBIND) ask --model $(DEMO)/model --audio $(TOY)/media/audio/heldout-0000.wav \
 	  "Describe it in detail."
-	cat $(SENSES:%=$(TOY)/eval/questions-%.jsonl) > $(D_EVAL)/questions.jsonl
+	cat $(MODALITIES:%=$(TOY)/eval/questions-%.jsonl) > $(D_EVAL)/questions.jsonl
 	$(CHATBIND) vqa --model $(DEMO)/model --questions $(D_EVAL)/questions.jsonl \
 	  --media-root $(TOY)/media --output $(D_EVAL)/answers.jsonl
 	$(CHATBIND) vqa --model $(DEMO)/model --questions $(D_EVAL)/questions.jsonl \

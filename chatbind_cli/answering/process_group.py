@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-from chatbind_cli import launch
+from chatbind_cli import worker
 from chatbind_cli.errors import ChatBindError
 
 Work = TypeVar("Work")
@@ -31,8 +31,8 @@ class ProcessGroup:
     """
 
     def __init__(self) -> None:
-        self.size = launch.world_size()
-        self.leads = launch.rank() == 0
+        self.size = worker.world_size()
+        self.leads = worker.rank() == 0
         if self.size > 1:
             # over gloo: what travels are questions and answers
             dist.init_process_group("gloo", timeout=_PATIENCE)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from chatbind_cli import launch
+from chatbind_cli import worker
 from chatbind_cli.artifacts import artifact_record, emit_artifact, emit_record
 from chatbind_cli.console import Progress, note
 from chatbind_cli.data.encoding import Encoded, EncodingOptions, encode_items, encode_share
@@ -67,7 +67,7 @@ def encode(
     """
     outcome = Outcome()
     missing = _missing(items, sink, outcome)
-    if launch.world_size() > 1:
+    if worker.world_size() > 1:
         results = encode_share(list(missing), encoder, options, sink.recall)
     else:
         results = encode_items(missing, encoder, options, sink.recall)

@@ -18,7 +18,7 @@ from itertools import islice
 import torch
 import torch.distributed as dist
 
-from chatbind_cli import launch
+from chatbind_cli import worker
 from chatbind_cli.data.media_items import MediaItem
 from chatbind_cli.errors import ChatBindError, MediaError, contained
 from chatbind_cli.imagebind.encoder import Encoder
@@ -184,7 +184,7 @@ def encode_share(
         sent: list[Sequence[MediaItem] | None] = [items]
         dist.broadcast_object_list(sent, src=0)
         todo = sent[0] or ()
-        rank, n = launch.rank(), launch.world_size()
+        rank, n = worker.rank(), worker.world_size()
         size = options.batch_size
         blocks = [todo[start : start + size] for start in range(0, len(todo), size)]
         blocks += [()] * (-len(blocks) % n)  # all take part in every round

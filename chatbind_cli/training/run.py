@@ -18,7 +18,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import PrinterCallback, TrainerState, TrainingArguments, set_seed
 
-from chatbind_cli import launch
+from chatbind_cli import worker
 from chatbind_cli.artifacts import artifact_record, emit_artifact
 from chatbind_cli.console import note
 from chatbind_cli.data.lookup import Embeddings, open_parts
@@ -79,18 +79,18 @@ def train(settings: TrainingSettings, inputs: Inputs) -> None:
     """
     # bars that know nothing of --quiet and of pipes
     transformers.utils.logging.disable_progress_bar()
-    arguments = training_arguments(settings, world_size=launch.world_size())
+    arguments = training_arguments(settings, world_size=worker.world_size())
     kernels = attention(settings, arguments)
     folder = RunFolder(settings.output)
     with ExitStack() as held:
-        if launch.rank() == 0:
-            identity = settings.identity(launch.world_size())
+        if worker.rank() == 0:
+            identity = settings.identity(worker.world_size())
             identity["encoder"] = str(inputs.encoder.resolve()) if inputs.encoder else None
             identity |= {f"{name}_sha256": value for name, value in inputs.hashes.items()}
             claim = folder.claimed(
                 identity,
                 overwrite=settings.overwrite,
-                processes=launch.world_size(),
+                processes=worker.world_size(),
                 also=_written_by_others(settings),
             )
             held.enter_context(claim)
@@ -147,7 +147,7 @@ def _train(
         use_start_end=settings.use_start_end,
         prompt_style=settings.prompt_style,
     )
-    if launch.rank() == 0:
+    if worker.rank() == 0:
         base = (bundle.config.provenance or {})["language_model"]
         folder.confirm(
             {"encoder_sha256": encoder.sha256, "language_model": base.get("fingerprint")}
@@ -158,7 +158,7 @@ def _train(
     _fit(trainer, folder)
     _write_result(settings, bundle, trainer, folder)
     record = {"artifact": MADE[settings.stage]}
-    if launch.rank() == 0:
+    if worker.rank() == 0:
         record = _finish(settings, inputs, folder)
     PartialState().wait_for_everyone()
     return record
@@ -216,11 +216,11 @@ def _from_media(
     missing = [medium for medium in inputs.media if medium not in bad and medium not in had]
     # every process must have looked before the first one adds to what there is
     PartialState().wait_for_everyone()
-    mine, part = missing[launch.rank() :: launch.world_size()], parts / part_name(launch.rank())
+    mine, part = missing[worker.rank() :: worker.world_size()], parts / part_name(worker.rank())
     failed = encode_media(mine, encoder, settings.media_root, part, options)
     bad |= dict(gather_object(failed))
     inputs = inputs.leave_out(bad)
-    if launch.rank() == 0:
+    if worker.rank() == 0:
         save_rejected(inputs.rejected, listed)
     if settings.on_error == "fail":
         refuse_rejected(inputs.rejected, listed)
@@ -281,7 +281,7 @@ def _fit(trainer: ChatBindTrainer, folder: RunFolder) -> None:
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         note(f"going on from step {state.global_step} of {state.max_steps}")
     PartialState().wait_for_everyone()
-    if launch.rank() == 0:
+    if worker.rank() == 0:
         folder.clear_staging()
         folder.cut_log(state.global_step)
     PartialState().wait_for_everyone()
@@ -298,10 +298,10 @@ def _write_result(
     """Writes the stage's result into the run's folder, a whole file at a time."""
     staged = folder.path / STAGING / "result"
     if settings.stage == "finetune":
-        if launch.rank() == 0:
+        if worker.rank() == 0:
             fold_rows(bundle.model)
         state = trainer.gathered_state()
-    if launch.rank() != 0:
+    if worker.rank() != 0:
         return
     staged.mkdir(parents=True)
     if settings.stage == "pretrain":

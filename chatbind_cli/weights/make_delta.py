@@ -87,6 +87,7 @@ class _Maker:
         self.target = target
         self.exact = exact
         self.steps, self.notes = fit(base, target)
+        self.samples = {"base": sample(base), "target": sample(target)}  # as in `apply_delta`
         for step in self.steps.values():
             if step.rotary and not self._is_bases(step):
                 self.notes.append(
@@ -149,13 +150,13 @@ class _Maker:
             "base": {
                 "name": self.base.path.name,
                 "sha256": combine_hashes(self.base.tensors, hashes["base"]),
-                "sample_sha256": sample(self.base),
+                "sample_sha256": self.samples["base"],
                 "tensors": hashes["base"],
             },
             "target": {
                 "name": self.target.path.name,
                 "sha256": combine_hashes(self.target.tensors, hashes["other"]),
-                "sample_sha256": sample(self.target),
+                "sample_sha256": self.samples["target"],
                 "tensors": hashes["other"] if self.exact else {},
             },
             "exact": {

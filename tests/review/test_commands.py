@@ -37,18 +37,18 @@ KEYS = [
 
 @pytest.fixture
 def world(tmp_path: Path) -> Path:
-    """Four questions about two senses, right answers, and a model that is half right."""
+    """Four questions about two modalities, right answers, and a model that is half right."""
     questions, right, said, contexts = [], [], [], []
     for i in range(4):
-        sense = "image" if i < 2 else "audio"
+        modality = "image" if i < 2 else "audio"
         category = "conv" if i < 3 else "detail"
-        question = {"question_id": i, "text": f"Which digit {i}?", sense: f"{i}.x"}
+        question = {"question_id": i, "text": f"Which digit {i}?", modality: f"{i}.x"}
         answer = f"The digit is {i}."
         questions.append({**question, "category": category, "answer": answer})
         right.append({"question_id": i, "text": answer, "model_id": "reference"})
         text = f"The digit is {i if i % 2 == 0 else 9}."
         said.append({"question_id": i, "text": text, "model_id": "toy", "answer_id": f"a{i}"})
-        contexts.append({sense: f"{i}.x", "captions": [f"caption {i}"]})
+        contexts.append({modality: f"{i}.x", "captions": [f"caption {i}"]})
     for name, records in (("q", questions), ("ref", right), ("said", said), ("ctx", contexts)):
         lines = "".join(json.dumps(record) + "\n" for record in records)
         (tmp_path / f"{name}.jsonl").write_text(lines)
