@@ -13,8 +13,9 @@ from click.shell_completion import CompletionItem
 from chatbind_cli.artifacts import emit_record
 from chatbind_cli.console import printable
 from chatbind_cli.download import catalogue
-from chatbind_cli.download.manifest import in_words, listed, planned
+from chatbind_cli.download.manifest import in_words
 from chatbind_cli.download.requests import requests_for
+from chatbind_cli.download.status import listed, planned
 from chatbind_cli.errors import DownloadError, SomeRecordsFailed, UsageError
 from chatbind_cli.jsonl import Record
 
@@ -123,14 +124,14 @@ def command(
         for request in requests:
             _tell(planned(request, overwrite=overwrite), as_records)
         return
-    from chatbind_cli.download.fetch import Settings, fetch_all  # noqa: PLC0415  heavy
+    from chatbind_cli.download.fetch import Downloader  # noqa: PLC0415  heavy
 
-    settings = Settings(
+    downloader = Downloader(
         max_workers=max_workers, keep_archive=keep_archive, verify=verify, overwrite=overwrite
     )
     failed = []
     count = 0
-    for record in fetch_all(requests, settings):
+    for record in downloader.fetch_all(requests):
         _tell(record, as_records)
         count += 1
         if record["status"] == "failed":

@@ -12,61 +12,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any, Literal
+from typing import Any
 
 from chatbind_cli.errors import UsageError
-
-# By what a file is known; `git-sha1` is its name in Git, as the hub lists files that are not in
-# large-file storage.
-Checksum = tuple[Literal["sha256", "git-sha1", "md5"], str]
 
 STAGES = ("pretrain", "finetune", "ask", "review")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CatalogueFile:
-    """One file of an entry.
-
-    Attributes:
-        path: its path in the entry's hub repository, or None for a plain URL.
-        url: its URL, or None for a file of the hub.
-        to: its name below the entry's folder.
-        bytes: exact size, where it is known.
-        sha256: hex digest, where it is known.
-        md5: hex digest, where nothing better is published.
-        unpack: for an archive whose content is what is wanted: the folder that it goes to, below
-            the entry's; None for a file that is wanted as it is.
-    """
-
-    path: str | None = None
-    url: str | None = None
-    to: str
-    bytes: int | None = None
-    sha256: str | None = None
-    md5: str | None = None
-    unpack: str | None = None
-
-    @property
-    def checksum(self) -> Checksum | None:
-        """The digest to go by."""
-        if self.sha256 is not None:
-            return "sha256", self.sha256
-        return ("md5", self.md5) if self.md5 is not None else None
-
-    def known(self) -> dict[str, Any]:
-        """Source, size and digest, as far as they are published."""
-        facts = {
-            "source": self.path or self.url,
-            "bytes": self.bytes,
-            "sha256": self.sha256,
-            "md5": self.md5,
-        }
-        return {key: value for key, value in facts.items() if value is not None}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One artefact; `catalogue.toml` says what the fields mean."""
+    """One artefact; `catalogue.toml` says what the fields mean, and what is known of its files."""
 
     name: str
     title: str
@@ -79,19 +34,19 @@ class Entry:
     hub: str | None = None
     about: str | None = None
     include: tuple[str, ...] = ()
-    files: tuple[CatalogueFile, ...] = ()
+    files: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def source(self) -> str:
         """Where it comes from, in one word."""
         if self.hub is not None:
             return f"hf:{self.hub}"
-        return " ".join(file.url or "" for file in self.files[:1])
+        return str(self.files[0]["url"]) if self.files else ""
 
     @property
     def bytes(self) -> int | None:
         """Exact size of all its files, where every one is known."""
-        sizes = [file.bytes for file in self.files if file.bytes is not None]
+        sizes = [file["bytes"] for file in self.files if "bytes" in file]
         return sum(sizes) if sizes and len(sizes) == len(self.files) else None
 
 
@@ -125,10 +80,6 @@ def _entry(name: str, table: Mapping[str, Any]) -> Entry:
     fields: dict[str, Any] = {
         key: tuple(v) if isinstance(v, list) else v for key, v in table.items()
     }
-    fields["files"] = tuple(_file(file) for file in table.get("files", ()))
-    return Entry(name=name, **fields)
-
-
-def _file(table: Mapping[str, Any]) -> CatalogueFile:
-    source = str(table.get("path") or table["url"])
-    return CatalogueFile(**{"to": source.rpartition("/")[2], **table})
+    files = fields.pop("files", ())
+    named = [{"to": (f.get("path") or f["url"]).rpartition("/")[2], **f} for f in files]
+    return Entry(name=name, files=tuple(named), **fields)

@@ -12,36 +12,29 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from chatbind_cli.console import Progress, note
 from chatbind_cli.download.archive import unpack
 from chatbind_cli.download.hub import Hub, is_offline
-from chatbind_cli.download.manifest import (
-    ManifestEntry,
-    Manifests,
-    Member,
-    check_room,
-    is_present,
-    members_are_there,
-    members_of,
-)
+from chatbind_cli.download.manifest import Manifest, ManifestEntry, Member, check_room
 from chatbind_cli.download.requests import Request
-from chatbind_cli.download.verify import files_here, verify
-from chatbind_cli.download.web import AGAIN, Patience, begun_bytes, fetch_url, open_client
+from chatbind_cli.download.status import files_here, is_present, verify
+from chatbind_cli.download.web import AGAIN, begun_bytes, fetch_url, open_client
 from chatbind_cli.errors import ChatBindError, DownloadError, contained, reason
 from chatbind_cli.files import lock_file
 from chatbind_cli.jsonl import Record
 
-if TYPE_CHECKING:
-    import httpx
+
+class _Stopped(Exception):
+    """The user wants to stop; raised in the workers."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """How to fetch.
+@dataclass(kw_only=True)
+class Downloader:
+    """Fetches or verifies files; for one call of `fetch_all`.
 
     Attributes:
         max_workers: files at a time.
@@ -49,7 +42,6 @@ class Settings:
         verify: only look at what is there, and read all of it anew.
         overwrite: fetch what came before, too.
         endpoint: the hub's address, where it is not the default.
-        patience: with plain URLs.
     """
 
     max_workers: int = 4
@@ -57,127 +49,95 @@ class Settings:
     verify: bool = False
     overwrite: bool = False
     endpoint: str | None = None
-    patience: Patience = field(default_factory=Patience)
+    _stop: threading.Event = field(default_factory=threading.Event, init=False)
+    _counting: threading.Lock = field(default_factory=threading.Lock, init=False)
 
+    def __post_init__(self) -> None:
+        self._hub, self._manifest = Hub(self.endpoint), Manifest()
 
-def fetch_all(requests: Sequence[Request], settings: Settings = Settings()) -> Iterator[Record]:
-    """Fetches everything and yields a record a file, in the order in which they are done.
+    def fetch_all(self, requests: Sequence[Request]) -> Iterator[Record]:
+        """Fetches everything and yields a record a file, in the order in which they are done.
 
-    A failure is a record with `status` `failed` and an `error`, and does not stop the others.
+        A failure is a record with `status` `failed` and an `error`, and does not stop the others.
 
-    Args:
-        requests: what to fetch; repositories are looked up on the hub first.
-        settings: how.
+        Args:
+            requests: what to fetch; repositories are looked up on the hub first.
 
-    Raises:
-        DownloadError: the disk has no room for what is known to come.
-    """
-    hub, manifests = Hub(settings.endpoint), Manifests()
-    files: list[Request] = []
-    for request in requests:
-        try:
-            files += _files_of(request, hub, manifests, settings)
-        except ChatBindError as error:
-            yield _failed(request, error)
-    total = None
-    if not settings.verify:
-        wanted = [file for file in files if settings.overwrite or not is_present(file, manifests)]
-        if coming := sum(file.bytes or 0 for file in wanted):
-            begun = sum(begun_bytes(file.path) for file in wanted if file.bytes)
-            check_room(files[0].path.parent, coming - begun, "the download")
-            total = coming >> 20 or None
-    label = "verifying" if settings.verify else "downloading"
-    with (
-        Progress(total, label, "MiB") as progress,
-        open_client(settings.patience) as client,
-    ):
-        yield from _in_parallel(files, _Fetcher(hub, client, manifests, _Meter(progress), settings))
+        Raises:
+            DownloadError: the disk has no room for what is known to come.
+        """
+        files: list[Request] = []
+        for request in requests:
+            try:
+                files += self._files_of(request)
+            except ChatBindError as error:
+                yield _failed(request, error)
+        total = None
+        if not self.verify:
+            wanted = [file for file in files if not self._is_here(file)]
+            if coming := sum(file.bytes or 0 for file in wanted):
+                begun = sum(begun_bytes(file.path) for file in wanted if file.bytes)
+                check_room(files[0].path.parent, coming - begun, "the download")
+                total = coming >> 20 or None
+        label = "verifying" if self.verify else "downloading"
+        # The pool's threads are daemons: one that waits for a server that stalls cannot be woken,
+        # and what it has so far is on the disk in any case.
+        pool = ThreadPool(min(self.max_workers, len(files)) or 1)
+        with Progress(total, label, "MiB") as self._progress, open_client() as self._client:
+            try:
+                yield from pool.imap_unordered(self._outcome, files)
+            finally:
+                # Reached early by Ctrl-C or a closed pipe: the workers stop at their next block.
+                self._stop.set()
+                pool.terminate()
 
+    def _files_of(self, request: Request) -> list[Request]:
+        """A repository's files; anything else is one file, with what is known of it.
 
-def _files_of(
-    request: Request, hub: Hub, manifests: Manifests, settings: Settings
-) -> list[Request]:
-    """A repository's files; anything else is one file, with what is known of it.
+        What is wanted of a repository is noted, so that what has not come is missed.
 
-    What is wanted of a repository is noted, so that what has not come is missed.
+        Raises:
+            DownloadError: a repository cannot be listed, or is not here.
+        """
+        here = self._is_here(request)
+        if request.is_repository:
+            if self.verify or (here and is_offline()):
+                return files_here(request, self._manifest)
+            files = self._hub.files(request)
+            if not files:
+                raise DownloadError("has no file that is wanted", where=request.source)
+            known = self._manifest.below(request.path)
+            # What is there without a note is somebody's own, and must not come to look like ours.
+            new = [f for f in files if f.place[1] not in known and not os.path.lexists(f.path)]
+            self._manifest.add(request.path, [ManifestEntry.wanted(file) for file in new])
+            return files
+        if request.hub is None or request.checksum is not None or self.verify:
+            return [request]
+        entry = self._manifest.of(request)
+        if here and entry is not None and entry.sha256 and entry.source == request.source:
+            return [replace(request, checksum=("sha256", entry.sha256))]
+        # offline, only what the hub's cache has could be said, and that is not the whole
+        return [request] if is_offline() else self._hub.files(request) or [request]
 
-    Raises:
-        DownloadError: a repository cannot be listed, or is not here.
-    """
-    here = not settings.overwrite and is_present(request, manifests)
-    if request.is_repository:
-        if settings.verify or (here and is_offline()):
-            return files_here(request, manifests)
-        files = hub.files(request)
-        if not files:
-            raise DownloadError("has no file that is wanted", where=request.source)
-        known = manifests.below(request.path)
-        # What is there without a note is somebody's own, and must not come to look like ours.
-        new = [f for f in files if f.place[1] not in known and not os.path.lexists(f.path)]
-        manifests.add(request.path, [ManifestEntry.wanted(file) for file in new])
-        return files
-    if request.hub is None or request.checksum is not None or settings.verify:
-        return [request]
-    entry = manifests.of(request)
-    if here and entry is not None and entry.sha256 and entry.source == request.source:
-        return [replace(request, checksum=("sha256", entry.sha256))]
-    # offline, only what the hub's cache has could be said, and that is not the whole
-    return [request] if is_offline() else hub.files(request) or [request]
+    def _is_here(self, request: Request) -> bool:
+        return not self.overwrite and is_present(request, self._manifest)
 
-
-class _Stopped(Exception):
-    """The user wants to stop; raised in the workers."""
-
-
-class _Meter:
-    """Adds up the bytes of all workers, and is where they notice that they are to stop."""
-
-    def __init__(self, progress: Progress, stop: threading.Event | None = None) -> None:
-        self.progress = progress
-        self.stop = stop or threading.Event()
-        self._lock = threading.Lock()
-
-    def expect(self, n: int) -> None:
-        """So many bytes more will come than was known."""
-        with self._lock:
-            self.progress.expect((self.progress.total or 0) + (n >> 20))
-
-    def advance(self, n: int) -> None:
-        if self.stop.is_set():
+    def _advance(self, progress: Progress, n: int) -> None:
+        """Adds up the bytes of all workers, and is where these notice that they are to stop."""
+        if self._stop.is_set():
             raise _Stopped
-        with self._lock:
-            self.progress.advance_bytes(n)
+        with self._counting:
+            progress.advance_bytes(n)
 
+    def _expect(self, n: int) -> None:
+        """So many bytes more will come than was known."""
+        with self._counting:
+            self._progress.expect((self._progress.total or 0) + (n >> 20))
 
-def _in_parallel(files: Sequence[Request], fetcher: _Fetcher) -> Iterator[Record]:
-    """What became of each file, as it is known.
-
-    The pool's threads are daemons: one that waits for a server that stalls cannot be woken, and
-    what it has so far is on the disk in any case.
-    """
-    pool = ThreadPool(min(fetcher.settings.max_workers, len(files)) or 1)
-    try:
-        yield from pool.imap_unordered(fetcher.outcome, files)
-    finally:
-        # Reached early by Ctrl-C or a closed pipe: the workers stop at their next block.
-        fetcher.meter.stop.set()
-        pool.terminate()
-
-
-@dataclass(frozen=True, slots=True)
-class _Fetcher:
-    """Fetches or verifies one file; what the workers share."""
-
-    hub: Hub
-    client: httpx.Client
-    manifests: Manifests
-    meter: _Meter
-    settings: Settings
-
-    def outcome(self, request: Request) -> Record:
+    def _outcome(self, request: Request) -> Record:
         """What became of a file; whatever may fail is one failed record."""
         try:
-            return self._fetch(request)
+            return self._verify(request) if self.verify else self._fetch(request)
         except _Stopped:
             raise
         except OSError as error:
@@ -191,18 +151,21 @@ class _Fetcher:
         except Exception as error:
             return _failed(request, contained(error, where=request.source))
 
+    def _verify(self, request: Request) -> Record:
+        entry = self._manifest.of(request)
+        _refuse_other(request, entry)
+        found, compared = verify(request, entry, partial(self._advance, self._progress))
+        record = _record(request, "present", found)
+        return {**record, "source": found.source, "compared": compared}
+
     def _fetch(self, request: Request) -> Record:
         """Makes sure that one file (or what is in it) is there, and tells about it."""
-        entry = self.manifests.of(request)
-        if not self.settings.overwrite:
+        folder, entry = request.place[0], self._manifest.of(request)
+        if not self.overwrite:
             _refuse_other(request, entry)
-        if self.settings.verify:
-            found, compared = verify(request, entry, self.meter.advance)
-            record = _record(request, "present", found)
-            return {**record, "source": found.source, "compared": compared}
-        here = not self.settings.overwrite and is_present(request, self.manifests)
-        if here and entry is not None and entry.is_unpacked_for(request) and request.unpack:
-            if members_are_there(request):
+        here = self._is_here(request)
+        if here and request.unpack and entry and entry.is_unpacked_for(request):
+            if entry.members_are_there(request.unpack):
                 return _record(request, "present", entry)
             note(f"files of {request.path.name} are missing: unpacking it again")
         here = here and request.path.is_file()
@@ -210,61 +173,48 @@ class _Fetcher:
             here = False
             if entry is not None:
                 note(f"{request.path} is here and not as it should be: fetching it again")
-        folder = request.place[0]
         if not here:
             if entry is None:
                 _refuse_foreign(request)
-                self.manifests.add(folder, [ManifestEntry.wanted(request)])
+                self._manifest.add(folder, [ManifestEntry.wanted(request)])
             self._bring(request)
+        replaceable = {m.name for m in entry.members} if entry and self.overwrite else set()
         entry = ManifestEntry.here(request)
-        self.manifests.add(folder, [entry])
+        self._manifest.add(folder, [entry])
         if request.unpack is not None:
-            members = self._unpack(request, request.unpack)
-            entry = replace(entry, state="unpacked", files=len(members))
-            self.manifests.add_unpacked(folder, entry, members)
-            if not self.settings.keep_archive:
+            members = self._unpack(request, request.unpack, replaceable)
+            entry = replace(entry, state="unpacked", members=tuple(members))
+            self._manifest.add(folder, [entry])
+            if not self.keep_archive:
                 request.path.unlink()
         return _record(request, "present" if here else "downloaded", entry)
 
     def _bring(self, request: Request) -> None:
+        advance = partial(self._advance, self._progress)
         if request.hub is None:
-            fetch_url(
-                self.client,
-                request,
-                patience=self.settings.patience,
-                expect=self.meter.expect,
-                advance=self.meter.advance,
-            )
+            expect = self._expect if request.bytes is None else lambda n: None
+            fetch_url(self._client, request, expect=expect, advance=advance)
             return
-        folder = request.place[0]
-        # The hub's library takes a file that is there away before it has the new one.
-        aside = folder / ".cache" / "chatbind" if request.path.exists() else folder
-        path = self.hub.fetch(request.hub, aside, advance=self.meter.advance)
+        # Not where it belongs: the hub's library takes the old file away before it has the new.
+        aside = request.place[0] / ".cache" / "chatbind"
+        path = self._hub.fetch(request.hub, aside, advance=advance)
         try:
             request.check(path)
         except DownloadError:
             path.unlink(missing_ok=True)
             raise
-        if path != request.path:
-            path.replace(request.path)
+        request.path.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(request.path)
 
-    def _unpack(self, request: Request, folder: Path) -> list[Member]:
-        replaceable: set[str] = set()
-        if self.settings.overwrite:
-            with suppress(DownloadError):  # nothing came out before
-                replaceable = {member.name for member in members_of(request)}
-        with request.path.open("rb") as archive:
+    def _unpack(self, request: Request, folder: Path, replaceable: set[str]) -> list[Member]:
+        label, size = f"unpacking {request.path.name}", request.path.stat().st_size
+        with (
+            request.path.open("rb") as archive,
+            self._progress.beside(size >> 20 or None, label) as progress,
+        ):
             lock_file(archive.fileno(), request.path)
-            # How much is to come is known once the archive's names have been looked at.
-            label = f"unpacking {request.path.name}"
-            with self.meter.progress.beside(None, label) as progress:
-                return unpack(
-                    request.path,
-                    folder,
-                    replaceable=replaceable,
-                    begin=lambda total: progress.expect(total >> 20),
-                    advance=_Meter(progress, self.meter.stop).advance,
-                )
+            advance = partial(self._advance, progress)
+            return unpack(request.path, folder, replaceable=replaceable, advance=advance)
 
 
 def _refuse_other(request: Request, entry: ManifestEntry | None) -> None:
@@ -310,7 +260,7 @@ def _record(request: Request, status: str, entry: ManifestEntry) -> Record:
         "source": request.source,
         "status": status,
     }
-    return record if entry.files is None else {**record, "files": entry.files}
+    return {**record, "files": len(entry.members)} if entry.state == "unpacked" else record
 
 
 def _failed(request: Request, error: ChatBindError) -> Record:

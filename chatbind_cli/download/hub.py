@@ -8,24 +8,25 @@ from __future__ import annotations
 
 import errno
 import random
-import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatch
+from functools import partial
+from glob import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import huggingface_hub  # noqa: TID253  this module is imported once something is fetched
 from huggingface_hub import errors as hub_errors  # noqa: TID253
 from huggingface_hub.utils import tqdm as hub_tqdm  # type: ignore[attr-defined]  # noqa: TID253
 
 import chatbind_cli
-from chatbind_cli.download.catalogue import Checksum
-from chatbind_cli.download.manifest import has_weights
-from chatbind_cli.download.requests import HubRef, Request
+from chatbind_cli.download.manifest import OURS
+from chatbind_cli.download.requests import Checksum, HubRef, Request
+from chatbind_cli.download.status import has_weights
 from chatbind_cli.download.web import AGAIN, RETRIED_STATUS
 from chatbind_cli.errors import DownloadError, reason
 from chatbind_cli.files import replace_file
@@ -48,22 +49,8 @@ def is_offline() -> bool:
     return bool(huggingface_hub.is_offline_mode())
 
 
-class _File(NamedTuple):
-    """A file of a repository as the hub describes it."""
-
-    name: str
-    bytes: int | None
-    checksum: Checksum | None
-
-
-def _described(sibling: Any) -> _File:
-    """A file by the hub's own words; `lfs` has what is in large-file storage."""
-    checksum: Checksum | None = None
-    if sibling.lfs is not None:
-        checksum = ("sha256", sibling.lfs.sha256)
-    elif sibling.blob_id is not None:
-        checksum = ("git-sha1", sibling.blob_id)
-    return _File(sibling.rfilename, sibling.size, checksum)
+# A commit, and of each file in it by name what is known.
+_Listing = tuple[str, dict[str, tuple[int | None, Checksum | None]]]
 
 
 class Hub:
@@ -75,7 +62,7 @@ class Hub:
 
     def __init__(self, endpoint: str | None = None) -> None:
         self.endpoint = endpoint
-        self._listings: dict[HubRef, tuple[str, list[_File]]] = {}
+        self._listings: dict[HubRef, _Listing] = {}
 
     def files(self, request: Request) -> list[Request]:
         """The files of a repository that are wanted, all of one commit, with size and hash.
@@ -90,30 +77,24 @@ class Hub:
         if request.hub is None:
             return [request]
         ref = replace(request.hub, file=None)
-        if is_offline():
-            commit, files = _cached_listing(ref, request.include)
-        else:
-            commit, files = self._listing(ref)
-        if not request.is_repository:
-            return [
-                replace(request, bytes=file.bytes, checksum=file.checksum)
-                for file in files
-                if file.name == request.hub.file
-            ]
-        names = _wanted([file.name for file in files], request.include)
+        commit, files = (
+            _cached_listing(ref, request.include) if is_offline() else self._listing(ref)
+        )
+        if request.hub.file is not None:
+            files = {name: file for name, file in files.items() if name == request.hub.file}
+            return [replace(request, bytes=size, checksum=known) for size, known in files.values()]
         # All files come from the commit that was listed, even if the branch moves meanwhile.
         return [
-            replace(request.file(file.name, commit), bytes=file.bytes, checksum=file.checksum)
-            for file in files
-            if file.name in names
+            replace(request.file(name, commit), bytes=files[name][0], checksum=files[name][1])
+            for name in _wanted(files, request.include)
         ]
 
-    def _listing(self, ref: HubRef) -> tuple[str, list[_File]]:
-        """The commit, and all files of a repository."""
+    def _listing(self, ref: HubRef) -> _Listing:
         if ref not in self._listings:
+            api = huggingface_hub.HfApi(endpoint=self.endpoint, **_US)
             with _explained(ref):
                 info = _patiently(
-                    lambda: huggingface_hub.HfApi(endpoint=self.endpoint, **_US).repo_info(
+                    lambda: api.repo_info(
                         ref.repo,
                         repo_type=ref.kind,
                         revision=ref.revision,
@@ -121,7 +102,13 @@ class Hub:
                         timeout=30,
                     )
                 )
-            self._listings[ref] = info.sha, [_described(file) for file in info.siblings or ()]
+            files: dict[str, tuple[int | None, Checksum | None]] = {}
+            for file in info.siblings or ():
+                checksum = ("git-sha1", file.blob_id) if file.blob_id is not None else None
+                if file.lfs is not None:  # it is in large-file storage
+                    checksum = ("sha256", file.lfs.sha256)
+                files[file.rfilename] = file.size, checksum
+            self._listings[ref] = info.sha, files
         return self._listings[ref]
 
     def fetch(
@@ -140,26 +127,23 @@ class Hub:
         Raises:
             DownloadError: it cannot be had.
         """
-        offline = is_offline()
-        where: dict[str, Any] = {"local_files_only": True} if offline else {"local_dir": folder}
+        target = folder / (ref.file or "")
         with _explained(ref):
-            came = Path(
-                huggingface_hub.hf_hub_download(
-                    ref.repo,
-                    ref.file or "",
-                    repo_type=ref.kind,
-                    revision=ref.revision,
-                    endpoint=self.endpoint,
-                    tqdm_class=_counting_bar(advance),
-                    **where,
-                    **_US,
-                )
+            call = partial(
+                huggingface_hub.hf_hub_download,
+                ref.repo,
+                ref.file or "",
+                repo_type=ref.kind,
+                revision=ref.revision,
+                endpoint=self.endpoint,
+                tqdm_class=_counting_bar(advance),
+                **_US,
             )
-            if offline:  # it is in the hub's cache, which is not ours to move
-                with replace_file(folder / (ref.file or "")) as temporary:
-                    shutil.copyfile(came, temporary)
-                return folder / (ref.file or "")
-        return came
+            if not is_offline():
+                return Path(call(local_dir=folder))
+            with replace_file(target) as temporary:  # the hub's cache is not ours to move
+                shutil.copyfile(call(local_files_only=True), temporary)
+        return target
 
 
 def fetch_snapshot(repo: str, *, revision: str | None = None) -> Path:
@@ -174,12 +158,10 @@ def fetch_snapshot(repo: str, *, revision: str | None = None) -> Path:
         DownloadError: it cannot be had.
     """
     ref = HubRef(repo=repo, revision=revision)
-    unwanted = [*_NEVER, *_BIN]
-    if not is_offline():
-        files = Hub().files(Request(name=repo, path=Path(), hub=ref))
-        if any(fnmatch(str(file.path), pattern) for file in files for pattern in _BIN):
-            unwanted = [*_NEVER]
-    return _snapshot(ref, ignore_patterns=unwanted)
+    if is_offline():
+        return _snapshot(ref, ignore_patterns=[*_NEVER, *_BIN])
+    _, files = Hub()._listing(ref)
+    return _snapshot(ref, allow_patterns=[escape(name) for name in _wanted(files, ())])
 
 
 def _snapshot(ref: HubRef, **options: Any) -> Path:
@@ -197,7 +179,7 @@ def _snapshot(ref: HubRef, **options: Any) -> Path:
         )
 
 
-def _cached_listing(ref: HubRef, include: Sequence[str]) -> tuple[str, list[_File]]:
+def _cached_listing(ref: HubRef, include: Sequence[str]) -> _Listing:
     """The files of a repository that an earlier program has left in the hub's cache.
 
     Raises:
@@ -206,25 +188,24 @@ def _cached_listing(ref: HubRef, include: Sequence[str]) -> tuple[str, list[_Fil
     unwanted = None if include else [*_NEVER, *_BIN]
     folder = _snapshot(ref, allow_patterns=list(include) or None, ignore_patterns=unwanted)
     if ref.kind == "model" and not has_weights(folder):
-        raise _not_here_offline(str(ref))
-    files = []
-    for path in sorted(file for file in folder.rglob("*") if file.is_file()):
-        # The cache links to each content under the name of its hash.
-        digest = path.resolve().name
-        checksum: Checksum | None = None
-        if re.fullmatch("[0-9a-f]{64}|[0-9a-f]{40}", digest):
-            checksum = ("sha256" if len(digest) == 64 else "git-sha1", digest)
-        name, size = path.relative_to(folder).as_posix(), path.stat().st_size
-        files.append(_File(name, size, checksum))
-    return folder.name, files
+        raise DownloadError(_NOT_HERE[0], where=str(ref), hint=_NOT_HERE[1])
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in found}
+    return folder.name, {name: (size, None) for name, size in sizes.items()}
 
 
-def _wanted(names: Sequence[str], include: Sequence[str]) -> set[str]:
+def _wanted(names: Iterable[str], include: Sequence[str]) -> list[str]:
+    """The names that match a pattern; without patterns, all but copies. Our notes are no one's."""
+
+    def match(name: str, patterns: Sequence[str]) -> bool:
+        return any(fnmatch(name, pattern) for pattern in patterns)
+
+    names = [name for name in names if name.partition("/")[0].casefold() not in OURS]
     if include:
-        return {name for name in names if any(fnmatch(name, p) for p in include)}
+        return [name for name in names if match(name, include)]
     safe = any(name.endswith(".safetensors") for name in names)
     unwanted = (*_NEVER, *_BIN) if safe else _NEVER
-    return {name for name in names if not any(fnmatch(name, p) for p in unwanted)}
+    return [name for name in names if not match(name, unwanted)]
 
 
 def _counting_bar(advance: Callable[[int], None]) -> type[Any]:
@@ -248,7 +229,7 @@ def _patiently(call: Callable[[], Any]) -> Any:
 
     The hub's library waits for a busy hub when it fetches, and not when it lists.
     """
-    for wait_s in _WAITS_S:
+    for wait_s in (0.5, 2.0, 6.0):
         try:
             return call()
         except _HTTP_ERROR as error:
@@ -260,67 +241,48 @@ def _patiently(call: Callable[[], Any]) -> Any:
     return call()
 
 
-_WAITS_S = (0.5, 2.0, 6.0)
-
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
-_EXPLAINED: tuple[tuple[type[Exception], str, str], ...] = (
-    (
-        hub_errors.GatedRepoError,
-        "is open only to those whom its owner lets in",
-        f"ask on {{page}}, then {_LOG_IN}",
-    ),
-    (
-        hub_errors.RepositoryNotFoundError,
-        "there is no such repository, or it is not open to you",
-        "check the name; a private one needs `hf auth login` or HF_TOKEN",
-    ),
-    (hub_errors.RevisionNotFoundError, "has no revision {revision!r}", "see {page}"),
-    (hub_errors.RemoteEntryNotFoundError, "there is no such file", "see {page}"),
-)
 _STATUS_HINTS = {
     401: "the token is wrong or expired: `hf auth login`, or set HF_TOKEN",
     403: "the token may not read it: make one that may, or ask its owner",
     429: f"too many requests: wait a minute, or {_LOG_IN}",
 }
+_NOT_HERE = (
+    "is not on this machine, or not all of it, and HF_HUB_OFFLINE is set",
+    "unset it, or fetch it where there is a network",
+)
 
 
 @contextmanager
 def _explained(ref: HubRef) -> Iterator[None]:
-    """Turns the hub library's failures into one line with the next step."""
-    where = str(ref)
+    """Turns the hub library's failures into one line with the next step; a full disk stays one."""
     try:
         yield
     except (_HTTP_ERROR, hub_errors.XetDownloadError, OSError, ValueError) as error:
-        page = f"https://huggingface.co/{'datasets/' if ref.kind == 'dataset' else ''}{ref.repo}"
-        for kind, what, hint in _EXPLAINED:
-            if isinstance(error, kind):
-                what, hint = (s.format(page=page, revision=ref.revision) for s in (what, hint))
-                raise DownloadError(what, where=where, hint=hint) from error
-        if isinstance(error, hub_errors.LocalEntryNotFoundError | hub_errors.OfflineModeIsEnabled):
-            if is_offline():
-                raise _not_here_offline(where) from error
-            raise DownloadError(
-                f"cannot be reached ({reason(error.__cause__ or error)})",
-                where=where,
-                hint="check the network and HF_ENDPOINT, and run the same command again",
-            ) from error
-        response = getattr(error, "response", None)
-        if response is not None:
-            raise DownloadError(
-                f"the hub says {response.status_code}",
-                where=where,
-                hint=_STATUS_HINTS.get(response.status_code, f"{AGAIN}, in a while"),
-            ) from error
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise DownloadError(
-            f"could not be fetched ({reason(error)})", where=where, hint=AGAIN
-        ) from error
+        what, hint = _what_and_hint(error, ref)
+        raise DownloadError(what, where=str(ref), hint=hint) from error
 
 
-def _not_here_offline(where: str) -> DownloadError:
-    return DownloadError(
-        "is not on this machine, or not all of it, and HF_HUB_OFFLINE is set",
-        where=where,
-        hint="unset it, or fetch it where there is a network",
-    )
+def _what_and_hint(error: Exception, ref: HubRef) -> tuple[str, str]:
+    page = f"https://huggingface.co/{'datasets/' if ref.kind == 'dataset' else ''}{ref.repo}"
+    match error:
+        case hub_errors.GatedRepoError():
+            return "is open only to those whom its owner lets in", f"ask on {page}, then {_LOG_IN}"
+        case hub_errors.RepositoryNotFoundError():
+            hint = "check the name; a private one needs `hf auth login` or HF_TOKEN"
+            return "there is no such repository, or it is not open to you", hint
+        case hub_errors.RevisionNotFoundError():
+            return f"has no revision {ref.revision!r}", f"see {page}"
+        case hub_errors.RemoteEntryNotFoundError():
+            return "there is no such file", f"see {page}"
+        case hub_errors.LocalEntryNotFoundError() | hub_errors.OfflineModeIsEnabled():
+            if is_offline():
+                return _NOT_HERE
+            hint = "check the network and HF_ENDPOINT, and run the same command again"
+            return f"cannot be reached ({reason(error.__cause__ or error)})", hint
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is None:
+        return f"could not be fetched ({reason(error)})", AGAIN
+    return f"the hub says {status}", _STATUS_HINTS.get(status, f"{AGAIN}, in a while")

@@ -1,44 +1,43 @@
-"""What came into a folder and from where, and so what of a request is here already.
+"""What came into a folder and from where.
 
 A line a file in the folder's `.downloads.jsonl`, of which the last one counts. By it a file is told
 from another of its name that came from elsewhere, and is checked later without a network; what was
-wanted of a repository and has not come is known, too. An archive, which is thrown away once it is
-unpacked, has above its last line one for each file that came out: `[name, bytes, CRC-32]`.
+wanted of a repository and has not come is known, too. The line of an archive, which is thrown away
+once it is unpacked, has what came out: `[name, bytes, CRC-32]` a file.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import re
 import shutil
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Literal, NamedTuple
 
-from chatbind_cli.download.catalogue import Entry
-from chatbind_cli.download.requests import Request, entry_requests
-from chatbind_cli.errors import CheckpointError, DownloadError, reason
+from chatbind_cli.download.requests import Request
+from chatbind_cli.errors import DownloadError
 from chatbind_cli.files import sha256_file
+from chatbind_cli.folders import RECORD
 from chatbind_cli.jsonl import Record
-from chatbind_cli.weights.json_file import read_json
 
 MANIFEST = ".downloads.jsonl"
+# By what these say, files may be replaced or trusted, so nothing that comes may take their place.
+OURS = (MANIFEST, RECORD, ".cache")
 _REVISION = re.compile(r"^(hf:(?:datasets/)?[^/@]+/[^/@]+)@[^/]+")
-_WEIGHTS = (".bin", ".safetensors", ".pth", ".pt")
 
 
 class Member(NamedTuple):
-    """A file of an archive: its path there, its size, and its CRC-32 where that is known."""
+    """A file that came out of an archive: its path below the folder, its size, its CRC-32."""
 
     name: str
     bytes: int
-    crc32: int | None = None
+    crc32: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,10 +47,10 @@ class ManifestEntry:
     Attributes:
         path: below the folder.
         source: where it came from, as records say it.
-        state: `wanted` of a repository, `here`, or `unpacked` and perhaps thrown away.
+        state: `wanted`, `here`, or `unpacked` and perhaps thrown away.
         bytes: its size.
         sha256: of its content.
-        files: how many came out of it.
+        members: what came out of it, the last time that it was unpacked.
     """
 
     path: str
@@ -59,7 +58,7 @@ class ManifestEntry:
     state: Literal["wanted", "here", "unpacked"]
     bytes: int | None = None
     sha256: str | None = None
-    files: int | None = None
+    members: tuple[Member, ...] = ()
 
     @classmethod
     def wanted(cls, request: Request) -> ManifestEntry:
@@ -69,9 +68,8 @@ class ManifestEntry:
     @classmethod
     def here(cls, request: Request, *, fresh: bool = False) -> ManifestEntry:
         """What is noted of a file that is there; `fresh`: whatever is remembered of its hash."""
-        return cls(
-            path=request.place[1],
-            source=request.source,
+        return replace(
+            cls.wanted(request),
             state="here",
             bytes=request.path.stat().st_size,
             sha256=sha256_file(request.path, fresh=fresh),
@@ -80,7 +78,7 @@ class ManifestEntry:
     def is_for(self, request: Request) -> bool:
         """Whether it is the file that is asked for, or another revision of it."""
         same = self.sha256 is not None and request.checksum == ("sha256", self.sha256)
-        return same or origin(self.source) == origin(request.source)
+        return same or _origin(self.source) == _origin(request.source)
 
     def is_unpacked_for(self, request: Request) -> bool:
         """Whether the archive that is asked for has been unpacked."""
@@ -90,18 +88,24 @@ class ManifestEntry:
             return self.sha256 == request.checksum[1]
         return request.bytes in (None, self.bytes) and self.source == request.source
 
+    def members_are_there(self, folder: Path) -> bool:
+        """Whether everything that came out is there with its size; reads no content."""
+        with suppress(OSError):
+            there = ((folder / m.name).stat().st_size == m.bytes for m in self.members)
+            return bool(self.members) and all(there)
+        return False
 
-def origin(source: str) -> str:
+
+def _origin(source: str) -> str:
     """A source without its revision: another one of the same file may take its place."""
     return _REVISION.sub(r"\1", source)
 
 
-class Manifests:
-    """The manifests of any number of folders; what others add meanwhile is read as it comes."""
+class Manifest:
+    """The manifests of any number of folders, as they were when they were first asked for."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._read: dict[Path, int] = {}
         self._known: dict[Path, dict[str, ManifestEntry]] = {}
 
     def of(self, request: Request) -> ManifestEntry | None:
@@ -112,21 +116,18 @@ class Manifests:
     def below(self, folder: Path) -> dict[str, ManifestEntry]:
         """All that is known of a folder's files, by path; lines that are none are passed over."""
         with self._lock:
-            known = self._known.setdefault(folder, {})
-            with suppress(OSError), (folder / MANIFEST).open("rb") as file:
-                file.seek(self._read.get(folder, 0))
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        break  # somebody is writing it, or was killed
-                    self._read[folder] = self._read.get(folder, 0) + len(line)
-                    if (entry := _entry(line)) is not None:
-                        known[entry.path] = entry
-            return known
+            if folder not in self._known:
+                known = self._known.setdefault(folder, {})
+                with suppress(OSError), (folder / MANIFEST).open("rb") as file:
+                    for line in file:
+                        with suppress(ValueError, TypeError, KeyError):  # half a line, from a kill
+                            _take(known, _entry(json.loads(line)))
+            return self._known[folder]
 
     def of_repository(self, request: Request) -> list[ManifestEntry]:
         """What came, or was to come, of a repository."""
-        whole, known = origin(request.source), self.below(request.path).values()
-        return [entry for entry in known if origin(entry.source) == f"{whole}/{entry.path}"]
+        whole, known = _origin(request.source), self.below(request.path).values()
+        return [entry for entry in known if _origin(entry.source) == f"{whole}/{entry.path}"]
 
     def add(self, folder: Path, files: Iterable[ManifestEntry]) -> None:
         """Adds what is known of files, unless that is noted already; the folder is made.
@@ -134,87 +135,49 @@ class Manifests:
         Raises:
             OSError: it cannot be written.
         """
+        from filelock import lock_descriptor
+
         known = self.below(folder)
         with self._lock:
-            _append(folder, [_line(entry) for entry in files if known.get(entry.path) != entry])
+            lines = [_line(entry) for entry in files if _take(known, entry)]
+            if not lines:
+                return
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / MANIFEST).open("a+b") as file:
+                with suppress(OSError):  # a file system without locks
+                    lock_descriptor(file.fileno())
+                file.seek(0, os.SEEK_END)
+                if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+                    file.write(b"\n")  # what a killed run left is to be a line of its own
+                file.write("".join(lines).encode())
 
-    def add_unpacked(self, folder: Path, archive: ManifestEntry, members: Iterable[Member]) -> None:
-        """Adds what came out of an archive; its line before that parts it from a killed run's."""
-        before = replace(archive, state="here", files=None)
-        out = [json.dumps(member) + "\n" for member in members]
-        with self._lock:
-            _append(folder, [_line(before), *out, _line(archive)])
 
-
-def _entry(line: bytes) -> ManifestEntry | None:
-    """A line about a file; None where it is about a member of an archive, or half a line."""
-    if line.startswith(b"["):
-        return None
-    with suppress(ValueError, TypeError, KeyError):
-        known = json.loads(line)
-        facts = {name: known.get(name) for name in ("bytes", "sha256", "files")}
-        return ManifestEntry(
-            path=known["path"], source=known["source"], state=known["state"], **facts
-        )
-    return None
+def _entry(line: Record) -> ManifestEntry:
+    return ManifestEntry(
+        path=line["path"],
+        source=line["source"],
+        state=line["state"],
+        bytes=line.get("bytes"),
+        sha256=line.get("sha256"),
+        members=tuple(Member(*member) for member in line.get("members", ())),
+    )
 
 
 def _line(entry: ManifestEntry) -> str:
-    return json.dumps({k: v for k, v in asdict(entry).items() if v is not None}) + "\n"
+    facts = {key: getattr(entry, key) for key in ManifestEntry.__slots__}
+    return json.dumps({k: v for k, v in facts.items() if v not in (None, ())}) + "\n"
 
 
-def _append(folder: Path, lines: Sequence[str]) -> None:
-    from filelock import lock_descriptor
+def _take(known: dict[str, ManifestEntry], entry: ManifestEntry) -> bool:
+    """Adds a line to what is known, and says whether it is new.
 
-    if not lines:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / MANIFEST).open("a+b") as file:
-        with suppress(OSError):  # a file system without locks
-            lock_descriptor(file.fileno())
-        file.seek(0, os.SEEK_END)
-        if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
-            file.write(b"\n")  # what a killed run left is to be a line of its own
-        file.write("".join(lines).encode())
-
-
-def members_of(request: Request) -> list[Member]:
-    """What came out of an archive that is unpacked.
-
-    Raises:
-        DownloadError: that is not known.
+    What came out of an archive stays known while that is fetched and unpacked anew.
     """
-    folder, name = request.place
-    found: list[bytes] | None = None
-    above: list[bytes] = []
-    try:
-        for line in (folder / MANIFEST).read_bytes().splitlines():
-            if line.startswith(b"["):
-                above.append(line)
-                continue
-            entry = _entry(line)
-            if entry is not None and entry.path == name and entry.state == "unpacked":
-                found = above
-            above = []
-        if not found:  # or as version 0.1 noted it
-            older = request.path.with_name(f".{request.path.name}.members.jsonl.gz")
-            found = gzip.decompress(older.read_bytes()).splitlines()
-        return [Member(*json.loads(line)) for line in found]
-    except (OSError, EOFError, ValueError, TypeError, zlib.error) as error:
-        raise DownloadError(
-            f"what came out of {name} is not known ({reason(error)})",
-            where=str(folder / MANIFEST),
-            hint="fetch it again with --overwrite",
-        ) from error
-
-
-def members_are_there(request: Request) -> bool:
-    """Whether everything that came out of an archive is there with its size; reads no content."""
-    folder = request.unpack or request.path.parent
-    try:
-        return all((folder / m.name).stat().st_size == m.bytes for m in members_of(request))
-    except (OSError, DownloadError):
-        return False
+    before = known.get(entry.path)
+    if before is not None and not entry.members:
+        entry = replace(entry, members=before.members)
+    known[entry.path] = entry
+    return entry != before
 
 
 def crc32_of(
@@ -229,83 +192,6 @@ def crc32_of(
         found = zlib.crc32(block, found)
         advance(len(block))
     return found
-
-
-def is_present(request: Request, manifests: Manifests | None = None) -> bool:
-    """Whether what a request asks for is here: a file gets its name only once it is verified."""
-    manifests = manifests or Manifests()
-    if request.is_repository:
-        return _repository_is_present(request, manifests)
-    entry = manifests.of(request)
-    if entry is not None and not entry.is_for(request):
-        return False
-    if request.unpack is not None and entry is not None and entry.is_unpacked_for(request):
-        return True
-    return request.path.is_file() and request.bytes in (None, request.path.stat().st_size)
-
-
-def _repository_is_present(request: Request, manifests: Manifests) -> bool:
-    """Which files a repository has is known to the hub alone; here, what was wanted of it."""
-    if known := manifests.of_repository(request):
-        return all(c.state == "unpacked" or (request.path / c.path).is_file() for c in known)
-    if request.hub is not None and request.hub.kind == "dataset":
-        return any(path.is_file() for path in request.path.glob("*"))
-    return has_weights(request.path)
-
-
-def has_weights(folder: Path) -> bool:
-    """Whether a folder has weights, and where it has an index, every shard that this names."""
-    if not any(path.suffix in _WEIGHTS for path in folder.glob("*")):
-        return False
-    for index in folder.glob("*.index.json"):
-        with suppress(CheckpointError, KeyError, AttributeError):
-            shards = set(read_json(index)["weight_map"].values())
-            if all((folder / str(shard)).is_file() for shard in shards):
-                return True
-    return not any(folder.glob("*.index.json"))
-
-
-def planned(request: Request, *, overwrite: bool = False) -> Record:
-    """What `--dry-run` says of a request; asks the disk, and not the network."""
-    here = is_present(request) and not overwrite
-    record: Record = {
-        "name": request.name,
-        "path": str(request.unpack or request.path),
-        "source": request.source,
-        "status": "present" if here else "planned",
-    }
-    if request.bytes is not None:
-        record["bytes"] = request.bytes
-    elif request.about is not None:
-        record["about"] = request.about
-    return record
-
-
-def listed(entry: Entry, output: Path) -> Record:
-    """What `--list` says of a catalogue entry, and how much of it is below a folder."""
-    requests = entry_requests(entry, output)
-    here = sum(is_present(request) for request in requests)
-    record: Record = {
-        "name": entry.name,
-        "title": entry.title,
-        "purpose": entry.purpose,
-        "source": entry.source,
-        "licence": entry.licence,
-        "gated": entry.gated,
-        "stages": list(entry.stages),
-        "commands": list(entry.commands),
-        "path": str(requests[0].path if requests[0].is_repository else requests[0].path.parent),
-        "present": here == len(requests),
-        "files_present": here,
-        "files_wanted": len(requests),
-    }
-    if entry.files:
-        record["files"] = [file.known() for file in entry.files]
-    if entry.bytes is not None:
-        record["bytes"] = entry.bytes
-    elif entry.about is not None:
-        record["about"] = entry.about
-    return record
 
 
 def check_room(folder: Path, needed: int, what: str) -> None:

@@ -12,16 +12,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from chatbind_cli.download.catalogue import Checksum, Entry, look_up
+from chatbind_cli.download.catalogue import Entry, look_up
 from chatbind_cli.errors import DownloadError, UsageError
 from chatbind_cli.files import sha256_file
 from chatbind_cli.urls import check_url, public_url
+
+# By what a file is known: `sha256`, `md5`, or `git-sha1`, its name in Git, as the hub lists files
+# that are not in large-file storage; and the hex digits.
+Checksum = tuple[str, str]
 
 _REPO = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 _HUB_WORD = re.compile(
     rf"hf:(?P<kind>(?:datasets|models)/)?(?P<repo>{_REPO})(?:@(?P<rev>[^/]+))?(?:/(?P<file>.+))?"
 )
-_REPO_ID = re.compile(_REPO)
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
@@ -160,7 +163,7 @@ def _digest(path: Path, kind: str) -> str:
 
 def is_repo_id(word: str) -> bool:
     """Whether a word has the form of a hub repository, `owner/name`."""
-    return bool(_REPO_ID.fullmatch(word))
+    return re.fullmatch(_REPO, word) is not None
 
 
 def parse_hub_ref(word: str) -> HubRef:
@@ -231,12 +234,12 @@ def entry_requests(entry: Entry, output: Path) -> list[Request]:
     return [
         Request(
             name=entry.name,
-            path=folder / file.to,
-            hub=replace(hub, file=file.path) if hub is not None else None,
-            url=file.url,
-            bytes=file.bytes,
-            checksum=file.checksum,
-            unpack=folder / file.unpack if file.unpack is not None else None,
+            path=folder / file["to"],
+            hub=replace(hub, file=file["path"]) if hub is not None else None,
+            url=file.get("url"),
+            bytes=file.get("bytes"),
+            checksum=next(((k, file[k]) for k in ("sha256", "md5") if k in file), None),
+            unpack=folder / file["unpack"] if "unpack" in file else None,
         )
         for file in entry.files
     ]
@@ -247,15 +250,16 @@ def _requests_of(word: str, output: Path, unpack: bool, include: tuple[str, ...]
         ref = parse_hub_ref(word)
         path = output / (ref.repo.rpartition("/")[2] if ref.file is None else ref.file)
         request = Request(name=word, path=path, hub=ref, include=include)
-        return [_with_unpacking(request, unpack)]
-    if word.startswith(("http://", "https://")):
+    elif word.startswith(("http://", "https://")):
         check_url(word)
         url, checksum = _without_digest(word)
-        request = Request(
-            name=public_url(url), path=output / _url_name(url), url=url, checksum=checksum
-        )
-        return [_with_unpacking(request, unpack)]
-    return entry_requests(look_up(word), output)
+        path = output / _url_name(url)
+        request = Request(name=public_url(url), path=path, url=url, checksum=checksum)
+    else:
+        return entry_requests(look_up(word), output)
+    if unpack and request.is_repository:
+        return [replace(request, unpack=request.path)]
+    return [replace(request, unpack=path.parent)] if unpack and is_archive(path) else [request]
 
 
 def _without_digest(url: str) -> tuple[str, Checksum | None]:
@@ -267,14 +271,6 @@ def _without_digest(url: str) -> tuple[str, Checksum | None]:
     if not re.fullmatch("[0-9a-f]{64}", digest):
         raise UsageError(f"{fragment!r} is no SHA-256", hint="it has 64 hexadecimal digits")
     return bare, ("sha256", digest)
-
-
-def _with_unpacking(request: Request, unpack: bool) -> Request:
-    if not unpack:
-        return request
-    if request.is_repository:
-        return replace(request, unpack=request.path)
-    return replace(request, unpack=request.path.parent) if is_archive(request.path) else request
 
 
 def is_archive(path: Path) -> bool:

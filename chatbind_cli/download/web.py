@@ -13,7 +13,6 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -27,11 +26,15 @@ from chatbind_cli.files import open_alone, sha256_text, sync
 from chatbind_cli.numerals import whole_number
 
 RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+AGAIN = "run the same command again: it goes on where it stopped"
 # A body whose length nobody tells may be endless.
 _MOST_UNTOLD_BYTES = 4 << 30
 _MOST_TRIES = 50  # whatever they bring
+_TRIES_IN_VAIN = 5  # in a row that bring no byte
+_FIRST_WAIT_S = 0.5  # it doubles with each of these
+_LONGEST_WAIT_S = 30.0  # also for what a server asks for by Retry-After
+_STALL_TIMEOUT_S = 30.0  # without a byte before a connection counts as dead
 _CONNECT_TIMEOUT_S = 10.0
-AGAIN = "run the same command again: it goes on where it stopped"
 _HINTS = {
     401: "it wants a login, which plain URLs cannot give",
     403: "the server does not let you have it",
@@ -40,28 +43,11 @@ _HINTS = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How long to go on.
-
-    Attributes:
-        tries: attempts in a row that bring no byte before giving up.
-        first_wait_s: the wait after the first failure; it doubles with each.
-        longest_wait_s: its limit, also for what a server asks for by Retry-After.
-        stall_timeout_s: without a byte before a connection counts as dead.
-    """
-
-    tries: int = 5
-    first_wait_s: float = 0.5
-    longest_wait_s: float = 30.0
-    stall_timeout_s: float = 30.0
-
-
-def open_client(patience: Patience = Patience()) -> httpx.Client:
+def open_client() -> httpx.Client:
     """An HTTP client for `fetch_url`; safe to share between threads."""
     return httpx.Client(
         follow_redirects=True,
-        timeout=httpx.Timeout(patience.stall_timeout_s, connect=_CONNECT_TIMEOUT_S),
+        timeout=httpx.Timeout(_STALL_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S),
         # Compressed bodies have no ranges, and their length is not the file's.
         headers={
             "User-Agent": f"chatbind/{chatbind_cli.__version__}",
@@ -82,29 +68,40 @@ def fetch_url(
     client: httpx.Client,
     request: Request,
     *,
-    patience: Patience = Patience(),
     expect: Callable[[int], None] = lambda n: None,
     advance: Callable[[int], None] = lambda n: None,
-    sleep: Callable[[float], None] = time.sleep,
 ) -> None:
     """Fetches a URL into a file that appears only when it is whole and verified.
 
     Args:
         client: see `open_client`.
         request: says where from and where to; the folder is made.
-        patience: how long to go on.
         expect: called with the size that the server tells, where it was not known.
         advance: called with the number of bytes that have come, in earlier calls or now.
-        sleep: how to wait.
 
     Raises:
         DownloadError: it could not be had, or is not what it should be. What has come stays for
             the next call unless it is wrong.
     """
-    part = _Part(request, expect if request.bytes is None else lambda n: None)
+    part = _Part(request)
     with part.open() as file:
         advance(file.tell())
-        _fetch_patiently(client, part, file, patience, advance, sleep)
+        in_vain = 0
+        for _ in range(_MOST_TRIES):
+            before = file.tell()
+            try:
+                _attempt(client, part, file, expect, advance)
+                break
+            except _TryAgain as error:
+                failure = error
+            in_vain = 0 if file.tell() > before else in_vain + 1
+            if in_vain >= _TRIES_IN_VAIN:
+                raise _gave_up(part, failure)
+            # The jitter keeps parallel fetches from knocking all at once.
+            wait = _FIRST_WAIT_S * 2**in_vain * random.uniform(0.5, 1.0)  # noqa: S311
+            time.sleep(min(wait if failure.wait_s is None else failure.wait_s, _LONGEST_WAIT_S))
+        else:
+            raise _gave_up(part, failure)
         try:
             request.check(part.path)
         except DownloadError:
@@ -112,7 +109,11 @@ def fetch_url(
             raise
         sync(part.path)
         part.path.replace(request.path)
-        part.facts_path.unlink(missing_ok=True)
+        part.notes.unlink(missing_ok=True)
+
+
+def _gave_up(part: _Part, failure: _TryAgain) -> DownloadError:
+    return DownloadError(f"could not be fetched ({failure})", where=part.request.source, hint=AGAIN)
 
 
 def begun_bytes(path: Path) -> int:
@@ -123,24 +124,20 @@ def begun_bytes(path: Path) -> int:
 
 
 class _Part:
-    """A file in the making, and beside it what is known of the file that it is a part of.
+    """A file in the making, and beside it by what it is known to be a part of the server's file.
 
-    By that a part of another version is told from the rest of this one.
+    Attributes:
+        validator: a strong ETag or a date, by which the rest of the same file is asked for; None
+            where there is none, and then nothing is pieced together.
+        total: the size of the whole file, where the server told it.
     """
 
-    def __init__(self, request: Request, expect: Callable[[int], None]) -> None:
+    def __init__(self, request: Request) -> None:
         self.request = request
         self.path = request.path.with_name(f"{request.path.name}.part")
-        self.facts_path = request.path.with_name(f"{request.path.name}.part.json")
-        self.version: dict[str, str] = {}
+        self.notes = request.path.with_name(f"{request.path.name}.part.json")
+        self.validator: str | None = None
         self.total: int | None = None
-        self._expect = expect
-
-    @property
-    def validator(self) -> str | None:
-        """By what the same file can be asked for again; a weak ETag promises too little."""
-        etag = self.version.get("ETag", "W/")
-        return self.version.get("Last-Modified") if etag.startswith("W/") else etag
 
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
@@ -151,96 +148,63 @@ class _Part:
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open_alone(self.path), self.path.open("ab", buffering=0) as file:
-            if file.tell() and not self.facts_path.is_file():
+            if file.tell() and not self.notes.is_file():
                 raise DownloadError(
                     "is in the way, and was not begun here",
                     where=str(self.path),
                     hint="move it away",
                 )
             with suppress(OSError, ValueError, AttributeError):
-                facts = json.loads(self.facts_path.read_text(encoding="utf-8"))
-                if facts.get("url_sha256") == sha256_text(self.request.url or ""):
-                    self.version = dict(facts.get("version") or {})
-                    self.total = facts.get("total")
+                notes = json.loads(self.notes.read_text(encoding="utf-8"))
+                if notes.get("url_sha256") == sha256_text(self.request.url or ""):
+                    self.validator, self.total = notes.get("validator"), notes.get("total")
             if self.validator is None:
                 file.truncate(0)
                 file.seek(0)
-            if self.total is not None:
-                self._expect(self.total)
             yield file
 
-    def remember(self, version: dict[str, str], total: int | None) -> None:
-        """Notes what the server says of the file; nothing of it is to be gone on with by `{}`."""
-        if total is not None and self.total is None:
-            self._expect(total)
-        self.version, self.total = version, total
+    def remember(self, validator: str | None, total: int | None) -> None:
+        """Notes what the server says of the file that the part is of."""
+        self.validator, self.total = validator, total
         # there may be a secret in the URL
-        facts = {"url_sha256": sha256_text(self.request.url or ""), "version": version}
-        self.facts_path.write_text(json.dumps({**facts, "total": total}), encoding="utf-8")
+        notes = {"url_sha256": sha256_text(self.request.url or ""), "validator": validator}
+        self.notes.write_text(json.dumps({**notes, "total": total}), encoding="utf-8")
 
-    def goes_on(self, version: dict[str, str], total: int | None) -> bool:
-        """Whether a part of a file is one of the file that the first part came from.
-
-        A server need not heed If-Range, so what it says of its file is compared, too.
-        """
-        same = all(version.get(name, value) == value for name, value in self.version.items())
-        return same and (total is None or self.total in (None, total))
+    def discard(self) -> None:
+        """Throws the part away."""
+        self.path.unlink(missing_ok=True)
+        self.notes.unlink(missing_ok=True)
 
     def worthless(self, what: str, hint: str | None = None) -> DownloadError:
         """What to raise where what comes is not, and never will be, what was asked for."""
         self.discard()
         return DownloadError(what, where=self.request.source, hint=hint)
 
-    def discard(self) -> None:
-        """Throws the part away."""
-        self.path.unlink(missing_ok=True)
-        self.facts_path.unlink(missing_ok=True)
 
-
-def _fetch_patiently(
+def _attempt(
     client: httpx.Client,
     part: _Part,
     file: IO[bytes],
-    patience: Patience,
+    expect: Callable[[int], None],
     advance: Callable[[int], None],
-    sleep: Callable[[float], None],
-) -> None:
-    in_vain = 0
-    for _ in range(_MOST_TRIES):
-        before = file.tell()
-        try:
-            _attempt(client, part, file, advance)
-            return
-        except _TryAgain as error:
-            failure = error
-        in_vain = 0 if file.tell() > before else in_vain + 1
-        if in_vain >= patience.tries:
-            break
-        wait = failure.wait_s
-        if wait is None:
-            # The jitter keeps parallel fetches from knocking all at once.
-            wait = patience.first_wait_s * 2**in_vain * random.uniform(0.5, 1.0)  # noqa: S311
-        sleep(min(wait, patience.longest_wait_s))
-    raise DownloadError(f"could not be fetched ({failure})", where=part.request.source, hint=AGAIN)
-
-
-def _attempt(
-    client: httpx.Client, part: _Part, file: IO[bytes], advance: Callable[[int], None]
 ) -> None:
     """One request; returns when the part is whole."""
-    have = file.seek(0, os.SEEK_END)
+    have, source, wanted = file.seek(0, os.SEEK_END), part.request.source, part.request.bytes
     if have and have == part.total:
         return
-    headers = {}
-    if have and part.validator:
-        headers = {"Range": f"bytes={have}-", "If-Range": part.validator}
-    source = part.request.source
+    ranged = {"Range": f"bytes={have}-", "If-Range": part.validator} if part.validator else {}
     try:
-        with client.stream("GET", part.request.url or "", headers=headers) as response:
+        with client.stream(
+            "GET", part.request.url or "", headers=ranged if have else {}
+        ) as response:
             total = _begin(response, part, file, have)
-            limit = _limit(part, total)
-            known = total if total is not None else part.request.bytes or 0
-            check_room(part.path.parent, known - file.tell(), source)
+            if None not in (wanted, total) and wanted != total:
+                raise part.worthless(f"has {total} bytes in place of {wanted}")
+            if wanted is None and have == 0:
+                expect(total or 0)
+            known = total if total is not None else wanted
+            check_room(part.path.parent, (known or 0) - file.tell(), source)
+            limit = _MOST_UNTOLD_BYTES if known is None else known
             # some servers compress though they are asked not to
             for block in response.iter_bytes():
                 if file.tell() + len(block) > limit:
@@ -264,65 +228,39 @@ def _attempt(
         raise _TryAgain(f"the connection ended at {file.tell()} of {total} bytes")
 
 
-def _limit(part: _Part, total: int | None) -> int:
-    """How many bytes a file may have.
-
-    Raises:
-        DownloadError: it is to have as many as the server does not have.
-    """
-    wanted = part.request.bytes
-    if None not in (wanted, total) and wanted != total:
-        raise part.worthless(f"has {total} bytes in place of {wanted}")
-    known = total if total is not None else wanted
-    return _MOST_UNTOLD_BYTES if known is None else known
-
-
 def _begin(response: httpx.Response, part: _Part, file: IO[bytes], have: int) -> int | None:
     """Looks at the head of a response and sets the file to where its body belongs.
 
     Returns:
         The size of the whole file, where the server tells it.
     """
-    status, head = response.status_code, response.headers
+    status, head, source = response.status_code, response.headers, part.request.source
     if status in RETRIED_STATUS:
         wait = whole_number(head.get("Retry-After", ""))
         raise _TryAgain(f"the server says {status}", wait)
     if status not in (200, 206, 416):
-        raise DownloadError(
-            f"the server says {status} {response.reason_phrase}".strip(),
-            where=part.request.source,
-            hint=_HINTS.get(status),
-        )
+        said = f"the server says {status} {response.reason_phrase}".strip()
+        raise DownloadError(said, where=source, hint=_HINTS.get(status))
     coding = head.get("Content-Encoding", "").strip().lower() or "identity"
     if coding not in ("identity", "gzip", "x-gzip", "deflate"):
         # which may turn a few bytes into gigabytes at once
-        raise DownloadError(
-            f"comes compressed as {coding[:20]!r}, unasked", where=part.request.source
-        )
-    version = {name: head[name] for name in ("ETag", "Last-Modified") if head.get(name)}
-    if status == 200:
-        file.seek(0)
-        file.truncate(0)
-        if coding != "identity":
-            part.remember({}, None)  # neither its length nor its parts are the file's
-            return None
-        total = whole_number(head.get("Content-Length", ""))
-        part.remember(version, total)
-        return total
-    if status == 206 and coding == "identity":
-        start, total = _content_range(head.get("Content-Range", ""))
-        if start == have and part.goes_on(version, total):
+        raise DownloadError(f"comes compressed as {coding[:20]!r}, unasked", where=source)
+    etag = head.get("ETag", "W/")  # a weak one promises too little
+    validator = head.get("Last-Modified") if etag.startswith("W/") else etag
+    if status == 206 and coding == "identity" and part.validator == (validator or part.validator):
+        # A server need not heed If-Range, so what it says of its file is compared.
+        unit, _, rest = head.get("Content-Range", "").partition(" ")
+        span, _, whole = rest.partition("/")
+        total = whole_number(whole)
+        fits = unit == "bytes" and whole_number(span.partition("-")[0]) == have
+        if fits and (total is None or part.total in (None, total)):
             return total if total is not None else part.total
-    # What is here does not fit what is there: begin again.
+    file.seek(0)
     file.truncate(0)
-    part.remember({}, None)
-    raise _TryAgain("the server sent no part that fits what is here")
-
-
-def _content_range(text: str) -> tuple[int | None, int | None]:
-    """First byte and whole size from `bytes 100-199/200`."""
-    unit, _, rest = text.partition(" ")
-    span, _, total = rest.partition("/")
-    if unit != "bytes":
-        return None, None
-    return whole_number(span.partition("-")[0]), whole_number(total)
+    if status == 200 and coding == "identity":
+        part.remember(validator, whole_number(head.get("Content-Length", "")))
+        return part.total
+    part.remember(None, None)
+    if status != 200:
+        raise _TryAgain("the server sent no part that fits what is here")
+    return None  # neither the length of a packed body nor its parts are the file's

@@ -243,3 +243,11 @@ class _Faults:
             return True
 
         return answer
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch):
+    """Nobody waits for long in tests."""
+    monkeypatch.setattr("chatbind_cli.download.web._TRIES_IN_VAIN", 3)
+    monkeypatch.setattr("chatbind_cli.download.web._FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr("chatbind_cli.download.web._STALL_TIMEOUT_S", 0.3)

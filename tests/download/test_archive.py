@@ -184,7 +184,7 @@ def test_a_zip_whose_directory_lies_is_refused(tmp_path):
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
 def test_large_members_come_out_of_every_kind_of_tar(tmp_path, mode):
-    data = bytes(range(256)) * 12_345
+    data = bytes(range(256)) * 3_000
     with tarfile.open(tmp_path / "x", mode) as archive:
         for name in ("a", "folder/b", "c" * 200):
             info = tarfile.TarInfo(name)
@@ -219,17 +219,21 @@ def test_something_else_is_no_archive(tmp_path):
         unpack(tmp_path / "x", tmp_path / "out")
 
 
-def test_unpacking_goes_on_where_it_was_stopped(tmp_path):
+def test_an_interrupted_unpacking_leaves_nothing_half_and_is_made_up_for(tmp_path):
     archive = make_zip(tmp_path / "x", FILES)
 
-    def stop_in_the_second(n):
-        if (tmp_path / "out/a.txt").exists():
-            raise KeyboardInterrupt
+    def stop(n):
+        raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        unpack(archive, tmp_path / "out", advance=stop_in_the_second)
-    assert len(found(tmp_path / "out")) == 1
+        unpack(archive, tmp_path / "out", advance=stop)
+    assert {path.name for path in tmp_path.iterdir()} == {"x"}
+    (tmp_path / ".x.unpacking").mkdir()  # as a kill leaves it
+    (tmp_path / ".x.unpacking/half").write_bytes(b"1")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/a.txt").write_bytes(FILES["a.txt"])
     before = (tmp_path / "out/a.txt").stat().st_mtime_ns
     assert len(unpack(archive, tmp_path / "out")) == 3
     assert found(tmp_path / "out") == FILES
     assert (tmp_path / "out/a.txt").stat().st_mtime_ns == before
+    assert not (tmp_path / ".x.unpacking").exists()

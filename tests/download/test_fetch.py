@@ -10,17 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from chatbind_cli.download.fetch import Settings, fetch_all
+from chatbind_cli.download.fetch import Downloader
 from chatbind_cli.download.requests import HubRef, Request
-from chatbind_cli.download.web import Patience
 
 DATA = bytes(range(256)) * 100
 SHA256 = hashlib.sha256(DATA).hexdigest()
-IMPATIENT = Patience(tries=2, first_wait_s=0.001, stall_timeout_s=1)
 
 
-def settings(server, **kwargs):
-    return Settings(endpoint=server.url, patience=IMPATIENT, **kwargs)
+def downloader(server, **kwargs):
+    return Downloader(endpoint=server.url, **kwargs)
 
 
 def url_request(server, path, **kwargs):
@@ -48,18 +46,18 @@ def test_each_file_gets_a_record_that_says_what_it_is(server, tmp_path):
         "source": f"{server.url}/f",
         "status": "downloaded",
     }
-    assert list(fetch_all([request], settings(server))) == [expected]
+    assert list(downloader(server).fetch_all([request])) == [expected]
     asked = len(server.requests)
-    assert list(fetch_all([request], settings(server))) == [{**expected, "status": "present"}]
+    assert list(downloader(server).fetch_all([request])) == [{**expected, "status": "present"}]
     assert len(server.requests) == asked
 
 
 def test_a_file_of_another_size_is_fetched_again(server, tmp_path):
     server.files["/f"] = DATA
     request = url_request(server, tmp_path / "f", bytes=len(DATA))
-    list(fetch_all([request], settings(server)))
+    list(downloader(server).fetch_all([request]))
     (tmp_path / "f").write_bytes(b"old")
-    (record,) = fetch_all([request], settings(server))
+    (record,) = downloader(server).fetch_all([request])
     assert record["status"] == "downloaded"
     assert (tmp_path / "f").read_bytes() == DATA
 
@@ -67,7 +65,7 @@ def test_a_file_of_another_size_is_fetched_again(server, tmp_path):
 def test_one_failure_stops_nothing_else(server, tmp_path):
     server.files.update({"/a": DATA, "/c": DATA})
     requests = [url_request(server, tmp_path / name) for name in "abc"]
-    records = {Path(r["path"]).name: r for r in fetch_all(requests, settings(server))}
+    records = {Path(r["path"]).name: r for r in downloader(server).fetch_all(requests)}
     assert [records[name]["status"] for name in "abc"] == ["downloaded", "failed", "downloaded"]
     assert "404" in records["b"]["error"]
 
@@ -75,14 +73,14 @@ def test_one_failure_stops_nothing_else(server, tmp_path):
 def test_a_repository_becomes_a_record_a_file_from_one_commit(server, tmp_path):
     server.add_repo("owner/name", {"config.json": b"{}", "sub/w.bin": DATA})
     request = Request(name="n", path=tmp_path / "x", hub=HubRef(repo="owner/name"))
-    records = {r["path"]: r for r in fetch_all([request], settings(server))}
+    records = {r["path"]: r for r in downloader(server).fetch_all([request])}
     assert {path: r["status"] for path, r in records.items()} == {
         str(tmp_path / "x/config.json"): "downloaded",
         str(tmp_path / "x/sub/w.bin"): "downloaded",
     }
     source = records[str(tmp_path / "x/sub/w.bin")]["source"]
     assert source == f"hf:owner/name@{'c' * 40}/sub/w.bin"
-    again = list(fetch_all([request], settings(server)))
+    again = list(downloader(server).fetch_all([request]))
     assert {record["status"] for record in again} == {"present"}
 
 
@@ -94,7 +92,7 @@ def test_a_hub_file_that_is_not_what_the_hub_says_is_refused_and_removed(server,
         hub=HubRef(repo="owner/name", file="w.bin"),
         checksum=("sha256", "0" * 64),
     )
-    (record,) = fetch_all([request], settings(server))
+    (record,) = downloader(server).fetch_all([request])
     assert record["status"] == "failed"
     assert "SHA-256" in record["error"]
     assert not (tmp_path / "w.bin").exists()
@@ -106,12 +104,12 @@ def test_a_single_hub_file_is_held_to_the_hash_that_the_hub_lists(server, tmp_pa
     server.add_repo("owner/name", {"w.bin": DATA})
     ref = HubRef(repo="owner/name", file="w.bin")
     request = Request(name="n", path=tmp_path / "w.bin", hub=ref)
-    (record,) = fetch_all([request], settings(server))
+    (record,) = downloader(server).fetch_all([request])
     assert record["sha256"] == SHA256
     (tmp_path / "w.bin").unlink()
     lying = replace(request, bytes=len(DATA), checksum=("sha256", "0" * 64))
     monkeypatch.setattr(hub.Hub, "files", lambda self, request: [lying])
-    (record,) = fetch_all([request], settings(server))
+    (record,) = downloader(server).fetch_all([request])
     assert record["status"] == "failed"
     assert "SHA-256" in record["error"]
 
@@ -119,22 +117,30 @@ def test_a_single_hub_file_is_held_to_the_hash_that_the_hub_lists(server, tmp_pa
 def test_a_hub_listing_that_names_a_path_outside_is_refused(server, tmp_path):
     server.add_repo("owner/name", {"../../evil.bin": DATA})
     request = Request(name="n", path=tmp_path / "in/x", hub=HubRef(repo="owner/name"))
-    (record,) = fetch_all([request], settings(server))
+    (record,) = downloader(server).fetch_all([request])
     assert record["status"] == "failed"
     assert "outside" in record["error"]
+
+
+def test_a_repository_cannot_bring_our_own_notes(server, tmp_path):
+    server.add_repo("owner/name", {"w.bin": DATA, ".downloads.jsonl": b"{}", ".cache/x": b"1"})
+    request = Request(name="n", path=tmp_path / "x", hub=HubRef(repo="owner/name"))
+    (record,) = downloader(server).fetch_all([request])
+    assert record["path"] == str(tmp_path / "x/w.bin")
+    assert b"w.bin" in (tmp_path / "x/.downloads.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize("keep", [False, True])
 def test_an_archive_is_unpacked_once_and_remembered(server, tmp_path, keep):
     server.files["/i.zip"] = zipped({"1.jpg": b"1", "d/2.jpg": b"2"})
     request = url_request(server, tmp_path / "i.zip", unpack=tmp_path / "images")
-    (record,) = fetch_all([request], settings(server, keep_archive=keep))
+    (record,) = downloader(server, keep_archive=keep).fetch_all([request])
     assert record["path"] == str(tmp_path / "images")
     assert record["files"] == 2
     assert (tmp_path / "images/d/2.jpg").read_bytes() == b"2"
     assert (tmp_path / "i.zip").exists() == keep
     asked = len(server.requests)
-    (again,) = fetch_all([request], settings(server))
+    (again,) = downloader(server).fetch_all([request])
     assert again == {**record, "status": "present"}
     assert len(server.requests) == asked
 
@@ -169,7 +175,7 @@ def test_an_evil_archive_fails_in_one_line_and_writes_nothing(server, tmp_path, 
     server.files["/i.zip"] = archive
     request = url_request(server, tmp_path / "i.zip", unpack=tmp_path / "images")
     for _ in range(2):
-        (record,) = fetch_all([request], settings(server))
+        (record,) = downloader(server).fetch_all([request])
         assert record["status"] == "failed"
         assert message in record["error"]
         assert "\n" not in record["error"]
@@ -180,13 +186,13 @@ def test_verify_fetches_nothing_and_finds_what_rotted(server, tmp_path):
     server.files["/f"] = DATA
     good = url_request(server, tmp_path / "f", sha256=SHA256)
     missing = url_request(server, tmp_path / "g", sha256=SHA256)
-    list(fetch_all([good], settings(server)))
+    list(downloader(server).fetch_all([good]))
     asked = len(server.requests)
-    statuses = [r["status"] for r in fetch_all([good], settings(server, verify=True))]
+    statuses = [r["status"] for r in downloader(server, verify=True).fetch_all([good])]
     assert statuses == ["present"]
-    assert [r["compared"] for r in fetch_all([good], settings(server, verify=True))] == ["sha256"]
+    assert [r["compared"] for r in downloader(server, verify=True).fetch_all([good])] == ["sha256"]
     (tmp_path / "f").write_bytes(DATA[::-1])
-    for record in fetch_all([good, missing], settings(server, verify=True)):
+    for record in downloader(server, verify=True).fetch_all([good, missing]):
         assert record["status"] == "failed"
     assert len(server.requests) == asked
 
@@ -204,15 +210,15 @@ def test_verify_trusts_no_remembered_hash(server, tmp_path, monkeypatch):
     monkeypatch.setattr("chatbind_cli.files._CACHED_FROM_BYTES", 1)
     server.files["/f"] = DATA
     request = url_request(server, tmp_path / "f", sha256=SHA256)
-    list(fetch_all([request], settings(server)))
+    list(downloader(server).fetch_all([request]))
     rot(tmp_path / "f")
-    (trusting,) = fetch_all([request], settings(server))
+    (trusting,) = downloader(server).fetch_all([request])
     assert trusting["status"] == "present"
-    (record,) = fetch_all([request], settings(server, verify=True))
+    (record,) = downloader(server, verify=True).fetch_all([request])
     assert record["status"] == "failed"
     assert "SHA-256" in record["error"]
     # Now that it is known to be wrong, it is fetched again.
-    (record,) = fetch_all([request], settings(server))
+    (record,) = downloader(server).fetch_all([request])
     assert record["status"] == "downloaded"
     assert (tmp_path / "f").read_bytes() == DATA
 
@@ -220,9 +226,9 @@ def test_verify_trusts_no_remembered_hash(server, tmp_path, monkeypatch):
 def test_a_file_of_the_right_size_and_the_wrong_content_is_fetched_again(server, tmp_path, capfd):
     server.files["/f"] = DATA
     request = url_request(server, tmp_path / "f", bytes=len(DATA), sha256=SHA256)
-    list(fetch_all([request], settings(server)))
+    list(downloader(server).fetch_all([request]))
     (tmp_path / "f").write_bytes(DATA[::-1])
-    (record,) = fetch_all([request], settings(server))
+    (record,) = downloader(server).fetch_all([request])
     assert record["status"] == "downloaded"
     assert record["sha256"] == SHA256
     assert "not as it should be" in capfd.readouterr().err
@@ -238,12 +244,12 @@ def test_a_file_that_did_not_come_by_download_is_not_replaced(server, tmp_path, 
         request = Request(name="n", path=tmp_path, hub=HubRef(repo="owner/name"))
     (tmp_path / "w.bin").write_bytes(b"mine")
     for _ in range(2):
-        records = list(fetch_all([request], settings(server, overwrite=overwrite)))
+        records = list(downloader(server, overwrite=overwrite).fetch_all([request]))
         (failed,) = (record for record in records if record["status"] == "failed")
         assert "did not come by `chatbind download`" in failed["error"]
         assert (tmp_path / "w.bin").read_bytes() == b"mine"
     (tmp_path / "w.bin").unlink()
-    records = list(fetch_all([request], settings(server, overwrite=overwrite)))
+    records = list(downloader(server, overwrite=overwrite).fetch_all([request]))
     assert "failed" not in {record["status"] for record in records}
 
 
@@ -258,30 +264,30 @@ def test_a_kill_before_the_last_word_about_a_file_leaves_one_that_can_be_replace
 
     with monkeypatch.context() as patch:
         patch.setattr("chatbind_cli.download.manifest.sha256_file", killed)
-        (record,) = fetch_all([request], settings(server))
+        (record,) = downloader(server).fetch_all([request])
         assert record["status"] == "failed"
     assert (tmp_path / "f").read_bytes() == DATA
-    (record,) = fetch_all([request], settings(server, overwrite=True))
+    (record,) = downloader(server, overwrite=True).fetch_all([request])
     assert record["status"] == "downloaded"
 
 
 def test_verify_holds_a_repository_to_what_the_hub_said_without_asking_it_again(server, tmp_path):
     server.add_repo("owner/name", {"config.json": b"{}", "sub/w.bin": DATA})
     request = Request(name="n", path=tmp_path / "x", hub=HubRef(repo="owner/name"))
-    fetched = {r["path"]: r for r in fetch_all([request], settings(server))}
+    fetched = {r["path"]: r for r in downloader(server).fetch_all([request])}
     asked = len(server.requests)
     for path, record in {
-        r["path"]: r for r in fetch_all([request], settings(server, verify=True))
+        r["path"]: r for r in downloader(server, verify=True).fetch_all([request])
     }.items():
         assert record == {**fetched[path], "status": "present", "compared": "sha256"}
     rot(tmp_path / "x/sub/w.bin")
     (tmp_path / "x/config.json").unlink()
-    errors = [r["error"] for r in fetch_all([request], settings(server, verify=True))]
+    errors = [r["error"] for r in downloader(server, verify=True).fetch_all([request])]
     assert len(errors) == 2
     assert any("is not here" in error for error in errors)
     assert any("SHA-256" in error for error in errors)
     assert len(server.requests) == asked
-    again = list(fetch_all([request], settings(server)))
+    again = list(downloader(server).fetch_all([request]))
     assert {record["status"] for record in again} == {"downloaded"}
     assert (tmp_path / "x/sub/w.bin").read_bytes() == DATA
 
@@ -290,15 +296,15 @@ def test_verify_holds_a_repository_to_what_the_hub_said_without_asking_it_again(
 def test_verify_reads_what_came_out_of_an_archive(server, tmp_path, damage):
     server.files["/i.zip"] = zipped({"1.jpg": b"one", "d/2.jpg": b"two"})
     request = url_request(server, tmp_path / "i.zip", unpack=tmp_path / "images")
-    list(fetch_all([request], settings(server)))
-    (record,) = fetch_all([request], settings(server, verify=True))
+    list(downloader(server).fetch_all([request]))
+    (record,) = downloader(server, verify=True).fetch_all([request])
     assert (record["status"], record["files"], record["compared"]) == ("present", 2, "crc32")
     harmed = tmp_path / "images/d/2.jpg"
     {"rot": rot, "cut": lambda path: path.write_bytes(b"t"), "unlink": Path.unlink}[damage](harmed)
-    (record,) = fetch_all([request], settings(server, verify=True))
+    (record,) = downloader(server, verify=True).fetch_all([request])
     assert record["status"] == "failed"
     assert "1 of 2 files" in record["error"] and "d/2.jpg" in record["error"]
-    (record,) = fetch_all([request], settings(server, overwrite=True))
+    (record,) = downloader(server, overwrite=True).fetch_all([request])
     assert record["status"] == "downloaded"
     assert harmed.read_bytes() == b"two"
 
@@ -314,11 +320,11 @@ def test_the_members_of_a_tar_are_noted_too_however_often_it_is_begun(server, tm
     (tmp_path / "images").mkdir()
     (tmp_path / "images/a").write_bytes(b"aaa")
     request = url_request(server, tmp_path / "i.tgz", unpack=tmp_path / "images")
-    list(fetch_all([request], settings(server)))
-    (record,) = fetch_all([request], settings(server, verify=True))
+    list(downloader(server).fetch_all([request]))
+    (record,) = downloader(server, verify=True).fetch_all([request])
     assert record["status"] == "present"
     rot(tmp_path / "images/a")
-    (record,) = fetch_all([request], settings(server, verify=True))
+    (record,) = downloader(server, verify=True).fetch_all([request])
     assert "another content" in record["error"]
 
 
@@ -333,11 +339,11 @@ def test_two_processes_do_not_unpack_one_archive(server, tmp_path):
     words = [sys.executable, "-c", holder, str(tmp_path / "i.zip")]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
-        (record,) = fetch_all([request], settings(server))
+        (record,) = downloader(server).fetch_all([request])
         assert record["status"] == "failed"
         assert "another process" in record["error"]
         other.communicate()
-    (record,) = fetch_all([request], settings(server))
+    (record,) = downloader(server).fetch_all([request])
     assert record["files"] == 1
 
 
@@ -349,7 +355,7 @@ def test_overwrite_fetches_what_is_here(server, tmp_path):
         url_request(server, tmp_path / "f"),
     ]
     for overwrite, status in ((False, "downloaded"), (False, "present"), (True, "downloaded")):
-        records = fetch_all(requests, settings(server, overwrite=overwrite))
+        records = downloader(server, overwrite=overwrite).fetch_all(requests)
         assert {record["status"] for record in records} == {status}
 
 
@@ -358,7 +364,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_asked_for(server, tmp_pat
 
     request = url_request(server, tmp_path / "f", bytes=10**18)
     with pytest.raises(DownloadError, match="make room"):
-        list(fetch_all([request], settings(server)))
+        list(downloader(server).fetch_all([request]))
     assert server.requests == []
 
 
@@ -378,7 +384,7 @@ def test_a_disk_that_is_full_all_the_same_is_a_failed_record(server, tmp_path, m
         monkeypatch.setattr("chatbind_cli.download.archive.crc32_of", full)
     else:
         monkeypatch.setattr("chatbind_cli.download.web._begin", full)
-    (record,) = fetch_all([request], settings(server))
+    (record,) = downloader(server).fetch_all([request])
     assert "No space left" in record["error"] and "make room" in record["error"]
 
 
@@ -386,7 +392,7 @@ def test_leaving_early_stops_the_workers(server, fault, tmp_path):
     for number in range(20):
         server.files[f"/{number}"] = DATA
     requests = [url_request(server, tmp_path / str(number)) for number in range(20)]
-    records = fetch_all(requests, settings(server, max_workers=1))
+    records = downloader(server, max_workers=1).fetch_all(requests)
     next(records)
     records.close()
     assert len(list(tmp_path.iterdir())) < 20
