@@ -6,15 +6,17 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial, reduce, wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from chatbind_cli import launch, worker
 from chatbind_cli.console import note
-from chatbind_cli.media.root import MediaRoot
 
 from ._base import GroupedOption
+
+if TYPE_CHECKING:
+    from chatbind_cli.media.root import MediaRoot
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -117,11 +119,16 @@ attention_option = _compute(
     "auto: the fastest that is installed and fits.",
 )
 
+
+def _media_root(media_root: Path | None, media_prefix: str, allow_outside: bool) -> MediaRoot:
+    from chatbind_cli.media.root import MediaRoot  # noqa: PLC0415  9 ms, which help need not pay
+
+    return MediaRoot(media_root, media_prefix, allow_outside)
+
+
 media_root_options = gather(
     "media_root",
-    lambda media_root, media_prefix, allow_outside: MediaRoot(
-        media_root, media_prefix, allow_outside
-    ),
+    _media_root,
     _media(
         "--media-root",
         "--image-folder",

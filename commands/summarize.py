@@ -6,14 +6,13 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from chatbind_cli.console import note
 from chatbind_cli.errors import RecordError, SomeRecordsFailed
 from chatbind_cli.files import bears, refuse_foreign_file, refuse_overlap, replace_file
-from chatbind_cli.media.root import MediaRoot
 from chatbind_cli.review import tables
 from chatbind_cli.review.files import UNREADABLE, find_reviews, read_reviews, run_names
 from chatbind_cli.review.matching import Mismatches, records_by_id
@@ -22,6 +21,9 @@ from chatbind_cli.review.summary import Summary, compared, renamed, summarize
 from . import _base
 from ._base import GroupedOption, ListOption
 from ._options import media_root_options
+
+if TYPE_CHECKING:
+    from chatbind_cli.media.root import MediaRoot
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _REVIEWS = click.Path(dir_okay=False, allow_dash=True)

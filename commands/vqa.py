@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,7 +15,6 @@ from chatbind_cli.answering.generation_settings import GenerationSettings
 from chatbind_cli.errors import UsageError
 from chatbind_cli.files import refuse_overlap
 from chatbind_cli.media.options import MediaOptions
-from chatbind_cli.media.root import MediaRoot
 
 from ._answering import ModelChoice, generation_options, media_changes, model_options
 from ._base import GroupedOption, command
@@ -27,6 +27,9 @@ from ._options import (
     on_error_option,
     overwrite_option,
 )
+
+if TYPE_CHECKING:
+    from chatbind_cli.media.root import MediaRoot
 
 _input = partial(click.option, cls=GroupedOption, group="Input")
 
