@@ -26,13 +26,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from chatbind_cli.evaluation.cases import Case
+from chatbind_cli.evaluation.judges.chat import ChatJudge
+from chatbind_cli.evaluation.judges.judge import JudgeSettings
+from chatbind_cli.evaluation.report.page import render_report
+from chatbind_cli.evaluation.review import ReviewOptions, make_missing
+from chatbind_cli.evaluation.summary import summarize
 from chatbind_cli.jsonl import RecordWriter
-from chatbind_cli.review.cases import Case
-from chatbind_cli.review.judges.chat import ChatJudge
-from chatbind_cli.review.judges.judge import JudgeSettings
-from chatbind_cli.review.report.page import render_report
-from chatbind_cli.review.review import ReviewOptions, make_missing
-from chatbind_cli.review.summary import summarize
 
 WORDS = ["this", "answer", "is", "more", "precise", "than", "the", "other", "nobody", "can"]
 

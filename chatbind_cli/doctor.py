@@ -164,7 +164,7 @@ def decoders() -> Iterator[Record]:
     """Each kind of media: what a small recording, made on the spot, is decoded to."""
     import numpy as np
 
-    from chatbind_cli.imagebind.preprocess import load_media  # noqa: PLC0415  loads torch
+    from chatbind_cli.encoders.imagebind.preprocess import load_media  # noqa: PLC0415  loads torch
     from chatbind_cli.media.modality import MODALITIES  # noqa: PLC0415
     from chatbind_cli.toy.digits import Item  # noqa: PLC0415
     from chatbind_cli.toy.media import media_bytes  # noqa: PLC0415

@@ -11,7 +11,7 @@ from chatbind_cli.artifacts import artifact_record, emit_artifact
 from chatbind_cli.errors import UsageError
 from chatbind_cli.files import refuse_overlap
 
-from . import _base, _options, _weights
+from . import _base, _checkpoints, _options
 from ._base import GroupedOption
 
 _input = partial(click.option, cls=GroupedOption, group="Input")
@@ -30,12 +30,12 @@ _output = partial(click.option, cls=GroupedOption, group="Output")
         "dreamerlin/chatbind-7b-delta --target checkpoints/chatbind-7b",
     ],
 )
-@_weights.base_option()
+@_checkpoints.base_option()
 @_input(
     "--delta",
     "--delta-path",
     "delta",
-    metavar=_weights.CHECKPOINT,
+    metavar=_checkpoints.CHECKPOINT,
     help="The delta: a folder, a file, or a hub repository (also hf:OWNER/NAME@REVISION).",
 )
 @_output(
@@ -46,7 +46,7 @@ _output = partial(click.option, cls=GroupedOption, group="Output")
     type=click.Path(file_okay=False, path_type=Path),
     help="The folder to make.",
 )
-@_weights.shard_size_option
+@_checkpoints.shard_size_option
 @_output(
     "--hash-inputs/--no-hash-inputs",
     default=True,
@@ -78,7 +78,7 @@ def command(
     again goes on where it was stopped.
     """
     if verify is not None:
-        from chatbind_cli.weights.manifest import verify as verify_target  # noqa: PLC0415  loads torch
+        from chatbind_cli.checkpoints.manifest import verify as verify_target  # noqa: PLC0415  loads torch
 
         manifest = verify_target(verify)
         emit_artifact(
@@ -90,9 +90,9 @@ def command(
     if base is None or delta is None or target is None:
         raise UsageError("--base, --delta and --target are wanted", hint="see --help")
 
-    from chatbind_cli.weights.apply_delta import apply_delta  # noqa: PLC0415  loads torch
+    from chatbind_cli.checkpoints.apply_delta import apply_delta  # noqa: PLC0415  loads torch
 
-    base_path, delta_path = _weights.checkpoint_paths(base, delta)
+    base_path, delta_path = _checkpoints.checkpoint_paths(base, delta)
     refuse_overlap(target, [base_path, delta_path])
     result = apply_delta(
         base_path,
@@ -104,4 +104,4 @@ def command(
         hash_inputs=hash_inputs,
         overwrite=overwrite,
     )
-    _weights.emit_folder("target", result, made_by="apply-delta")
+    _checkpoints.emit_folder("target", result, made_by="apply-delta")

@@ -10,15 +10,15 @@ from typing import Any
 
 import click
 
-from chatbind_cli.answering.generation_settings import GenerationSettings
 from chatbind_cli.console import note
 from chatbind_cli.errors import UsageError
+from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.media.medium import Medium, parse_attachment
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.options import MediaOptions
 
-from ._answering import ModelChoice, generation_options, media_changes, model_options
 from ._base import GroupedOption, command
+from ._inference import ModelChoice, generation_options, media_changes, model_options
 from ._media import media_options
 from ._options import device_options, stack
 
@@ -142,9 +142,9 @@ def run(
         words = _read_question()
     _check_text(words)
     # imported here: they bring torch
-    from chatbind_cli.answering.answerer import Answerer  # noqa: PLC0415
-    from chatbind_cli.answering.chat import Chat  # noqa: PLC0415
-    from chatbind_cli.answering.media_encoder import MediaEncoder  # noqa: PLC0415
+    from chatbind_cli.inference.answerer import Answerer  # noqa: PLC0415
+    from chatbind_cli.inference.chat import Chat  # noqa: PLC0415
+    from chatbind_cli.inference.media_encoder import MediaEncoder  # noqa: PLC0415
 
     loaded = choice.load(device, dtype)
     media_encoder = MediaEncoder(loaded, options=loaded.media_options(**media_changes(media)))

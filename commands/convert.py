@@ -11,7 +11,7 @@ from chatbind_cli.artifacts import resolve_artifact
 from chatbind_cli.errors import UsageError
 from chatbind_cli.files import refuse_overlap
 
-from . import _base, _options, _weights
+from . import _base, _checkpoints, _options
 from ._base import GroupedOption
 
 _output = partial(click.option, cls=GroupedOption, group="Output")
@@ -44,7 +44,7 @@ _output = partial(click.option, cls=GroupedOption, group="Output")
     type=click.Path(file_okay=False, path_type=Path),
     help="The folder to make.",
 )
-@_weights.shard_size_option
+@_checkpoints.shard_size_option
 @_options.overwrite_option
 def command(
     model: str, projector: str | None, output: Path, shard_size: int, overwrite: bool
@@ -74,4 +74,4 @@ def command(
         part = resolve_artifact(projector, {"projector"})
         refuse_overlap(output, [part])
         result = join(source, part, output, shard_bytes=shard_size, overwrite=overwrite)
-    _weights.emit_folder("model", result, made_by="convert")
+    _checkpoints.emit_folder("model", result, made_by="convert")

@@ -37,7 +37,7 @@ from ._options import (
 if TYPE_CHECKING:
     from chatbind_cli.data.encode import Outcome, RecordSink, StoreSink
     from chatbind_cli.data.media_items import MediaItem
-    from chatbind_cli.imagebind.encoder import Encoder
+    from chatbind_cli.encoders.imagebind.encoder import Encoder
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _input = partial(click.option, cls=GroupedOption, group="Input")
@@ -182,7 +182,7 @@ def _encode(
     from chatbind_cli.data.encode import encode, help_encode  # noqa: PLC0415
     from chatbind_cli.data.encoding import EncodingOptions  # noqa: PLC0415
     from chatbind_cli.device import resolve_device, resolve_dtype  # noqa: PLC0415
-    from chatbind_cli.imagebind.encoder import load_encoder  # noqa: PLC0415
+    from chatbind_cli.encoders.imagebind.encoder import load_encoder  # noqa: PLC0415
 
     device = resolve_device(asked["device"])
     dtype = resolve_dtype(asked["dtype"], device)

@@ -59,7 +59,7 @@ def command(checkpoint: str | None, model: str | None, output: Path) -> None:
     source = resolve_artifact(checkpoint or model or "", {"checkpoint", "model", "target"})
 
     refuse_overlap(output, [source, *(source.glob("*") if source.is_dir() else ())])
-    from chatbind_cli.weights.extract_projector import extract_projector  # noqa: PLC0415  loads torch
+    from chatbind_cli.checkpoints.extract_projector import extract_projector  # noqa: PLC0415  loads torch
 
     projector, tensors = extract_projector(source, output)
     if not projector.token_embeddings:

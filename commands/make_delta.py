@@ -9,7 +9,7 @@ import click
 
 from chatbind_cli.files import refuse_overlap
 
-from . import _base, _options, _weights
+from . import _base, _checkpoints, _options
 from ._base import GroupedOption
 
 _input = partial(click.option, cls=GroupedOption, group="Input")
@@ -24,13 +24,13 @@ _output = partial(click.option, cls=GroupedOption, group="Output")
         "chatbind make-delta --base llama --target model --delta small-delta --no-exact",
     ],
 )
-@_weights.base_option(required=True)
+@_checkpoints.base_option(required=True)
 @_input(
     "--target",
     "--target-model-path",
     "target",
     required=True,
-    metavar=_weights.CHECKPOINT,
+    metavar=_checkpoints.CHECKPOINT,
     help="The finished model: a folder, a weights file, or a hub repository.",
 )
 @_output(
@@ -48,7 +48,7 @@ _output = partial(click.option, cls=GroupedOption, group="Output")
     help="Keep beside the delta what rounding would lose, so that the target comes back bit for "
     "bit; other programs ignore it.",
 )
-@_weights.shard_size_option
+@_checkpoints.shard_size_option
 @_options.overwrite_option
 @_options.without_effect(
     "--hub-repo-id", because="publish the folder with `hf upload`, once you have looked at it"
@@ -61,9 +61,9 @@ def command(
     The delta has the published layout (safetensors, the target's config and tokenizer) and
     carries the hash of its base. `apply-delta` gives the target back bit for bit.
     """
-    from chatbind_cli.weights.make_delta import make_delta  # noqa: PLC0415  loads torch
+    from chatbind_cli.checkpoints.make_delta import make_delta  # noqa: PLC0415  loads torch
 
-    base_path, target_path = _weights.checkpoint_paths(base, target)
+    base_path, target_path = _checkpoints.checkpoint_paths(base, target)
     refuse_overlap(delta, [base_path, target_path])
     result = make_delta(
         base_path,
@@ -73,4 +73,4 @@ def command(
         shard_bytes=shard_size,
         overwrite=overwrite,
     )
-    _weights.emit_folder("delta", result, made_by="make-delta")
+    _checkpoints.emit_folder("delta", result, made_by="make-delta")

@@ -22,7 +22,7 @@ from ._base import GroupedOption, ListOption
 from ._options import on_error_option, output_option, overwrite_option
 
 if TYPE_CHECKING:
-    from chatbind_cli.review.judges.cost import Plan
+    from chatbind_cli.evaluation.judges.cost import Plan
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _input = partial(click.option, cls=GroupedOption, group="Input")
@@ -198,9 +198,9 @@ def command(
     """
     given = [questions, *answers, contexts, references, judge["rules"], judge["prices"]]
     refuse_overlap(output, given)
-    from chatbind_cli.review.cases import Inputs  # noqa: PLC0415  they bring asyncio
-    from chatbind_cli.review.judges.judge import JudgeSettings  # noqa: PLC0415
-    from chatbind_cli.review.review import Review, ReviewOptions  # noqa: PLC0415
+    from chatbind_cli.evaluation.cases import Inputs  # noqa: PLC0415  they bring asyncio
+    from chatbind_cli.evaluation.judges.judge import JudgeSettings  # noqa: PLC0415
+    from chatbind_cli.evaluation.review import Review, ReviewOptions  # noqa: PLC0415
 
     settings = JudgeSettings(**judge)
     if settings.is_rule:

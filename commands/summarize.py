@@ -12,11 +12,11 @@ import click
 
 from chatbind_cli.console import note
 from chatbind_cli.errors import RecordError, SomeRecordsFailed
+from chatbind_cli.evaluation import tables
+from chatbind_cli.evaluation.files import UNREADABLE, find_reviews, read_reviews, run_names
+from chatbind_cli.evaluation.matching import Mismatches, records_by_id
+from chatbind_cli.evaluation.summary import Summary, compared, renamed, summarize
 from chatbind_cli.files import bears, refuse_foreign_file, refuse_overlap, replace_file
-from chatbind_cli.review import tables
-from chatbind_cli.review.files import UNREADABLE, find_reviews, read_reviews, run_names
-from chatbind_cli.review.matching import Mismatches, records_by_id
-from chatbind_cli.review.summary import Summary, compared, renamed, summarize
 
 from . import _base
 from ._base import GroupedOption, ListOption
@@ -212,11 +212,11 @@ def _write_report(
     media_root: MediaRoot,
     media_limit: float,
 ) -> None:
-    from chatbind_cli.review.report.page import render_report  # noqa: PLC0415
+    from chatbind_cli.evaluation.report.page import render_report  # noqa: PLC0415
 
     previews = None
     if media_root.folder is not None:
-        from chatbind_cli.review.report.previews import Previews  # noqa: PLC0415  brings torch
+        from chatbind_cli.evaluation.report.previews import Previews  # noqa: PLC0415  brings torch
 
         previews = Previews(media_root, limit_bytes=int(media_limit * 1e6))
     mismatches = Mismatches()

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import click
 
 from chatbind_cli import launch, worker
-from chatbind_cli.answering.batching import piped_stdin
-from chatbind_cli.answering.generation_settings import GenerationSettings
 from chatbind_cli.errors import UsageError
 from chatbind_cli.files import refuse_overlap
+from chatbind_cli.inference.batching import piped_stdin
+from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.media.options import MediaOptions
 
-from ._answering import ModelChoice, generation_options, media_changes, model_options
 from ._base import GroupedOption, command
+from ._inference import ModelChoice, generation_options, media_changes, model_options
 from ._media import media_options
 from ._options import (
     device_options,
@@ -129,7 +129,7 @@ def run(
     with piped_stdin(wants_pipe) as pipe:
         if dispatched(plan, [*words, "--questions", str(pipe)] if pipe else words):
             return
-    from chatbind_cli.answering.vqa import VqaRequest, vqa  # noqa: PLC0415  torch
+    from chatbind_cli.inference.vqa import VqaRequest, vqa  # noqa: PLC0415  torch
 
     request = VqaRequest(
         questions=questions,

@@ -20,8 +20,8 @@ import torch  # noqa: F401
 import torchaudio  # noqa: F401
 import transformers  # noqa: F401
 
-import chatbind_cli.imagebind.encoder
-import chatbind_cli.imagebind.preprocess
+import chatbind_cli.encoders.imagebind.encoder
+import chatbind_cli.encoders.imagebind.preprocess
 import chatbind_cli.model.assemble  # noqa: F401
 from chatbind_cli.cli import main as program
 

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from chatbind_cli.cli import run
-from tests.answering.world import World, make_world
+from tests.inference.world import World, make_world
 from tests.recordings import _film as film
 from tests.recordings import _sound as sound
 

@@ -20,10 +20,10 @@ from chatbind_cli.console import Progress, note
 from chatbind_cli.data.encoding import Encoded, EncodingOptions, encode_items, encode_share
 from chatbind_cli.data.media_items import MediaItem
 from chatbind_cli.data.store import EmbeddingStore, clear_store
+from chatbind_cli.encoders.imagebind.encoder import Encoder
+from chatbind_cli.encoders.imagebind.zero_shot import LabelScorer
 from chatbind_cli.errors import UsageError
 from chatbind_cli.files import sha256_text
-from chatbind_cli.imagebind.encoder import Encoder
-from chatbind_cli.imagebind.zero_shot import LabelScorer
 from chatbind_cli.jsonl import Record, RecordWriter
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.options import MediaOptions

@@ -20,9 +20,9 @@ import torch.distributed as dist
 
 from chatbind_cli import worker
 from chatbind_cli.data.media_items import MediaItem
+from chatbind_cli.encoders.imagebind.encoder import Encoder
+from chatbind_cli.encoders.imagebind.preprocess import Media, load_media
 from chatbind_cli.errors import ChatBindError, MediaError, contained
-from chatbind_cli.imagebind.encoder import Encoder
-from chatbind_cli.imagebind.preprocess import Media, load_media
 from chatbind_cli.jsonl import legible
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions

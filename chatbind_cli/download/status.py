@@ -11,12 +11,12 @@ from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 
+from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.download.catalogue import Entry
 from chatbind_cli.download.manifest import OURS, Manifest, ManifestEntry, crc32_of
 from chatbind_cli.download.requests import Request, entry_requests
 from chatbind_cli.errors import CheckpointError, DownloadError
 from chatbind_cli.jsonl import Record
-from chatbind_cli.weights.json_file import read_json
 
 _WEIGHTS = (".bin", ".safetensors", ".pth", ".pt")
 _FETCH_IT = "run it without --verify"

@@ -12,6 +12,8 @@ import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
 import chatbind_cli
+from chatbind_cli.checkpoints.delta_detection import refuse_unapplied
+from chatbind_cli.checkpoints.projector_file import ProjectorFile, read_projector
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration, word_embeddings
 from chatbind_cli.model.config import ChatBindConfig, EncoderInfo, check_encoder
@@ -19,8 +21,6 @@ from chatbind_cli.model.loading import ChatBind, check_ids, is_chatbind, load_ch
 from chatbind_cli.model.pretrained import open_config, open_model
 from chatbind_cli.model.prompts import get_style
 from chatbind_cli.model.tokenizer import load_tokenizer, media_token_ids, prepare_tokenizer
-from chatbind_cli.weights.delta_detection import refuse_unapplied
-from chatbind_cli.weights.projector_file import ProjectorFile, read_projector
 
 _PROBE_BYTES = 1 << 20
 

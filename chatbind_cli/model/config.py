@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.errors import CheckpointError
-from chatbind_cli.weights.json_file import read_json
 
 if TYPE_CHECKING:
-    from chatbind_cli.weights.projector_file import ProjectorInfo
+    from chatbind_cli.checkpoints.projector_file import ProjectorInfo
 
 MODEL_TYPE = "chatbind"
 PROJECTOR_TYPES = ("linear", "mlp2x_gelu")

@@ -15,6 +15,34 @@ from typing import Any
 import torch
 
 import chatbind_cli
+from chatbind_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from chatbind_cli.checkpoints.delta import OWN_PREFIX
+from chatbind_cli.checkpoints.delta_detection import refuse_unapplied
+from chatbind_cli.checkpoints.json_file import read_json
+from chatbind_cli.checkpoints.manifest import (
+    combine_hashes,
+    fingerprint,
+    is_rotary,
+    sample,
+    write_manifest,
+)
+from chatbind_cli.checkpoints.output_folder import (
+    Facts,
+    Result,
+    made_already,
+    make_folder,
+    source_facts,
+)
+from chatbind_cli.checkpoints.projector_file import projector_key, read_projector
+from chatbind_cli.checkpoints.published import is_published
+from chatbind_cli.checkpoints.side_files import (
+    GENERATION,
+    copy_side_files,
+    is_side_file,
+    side_files_sha256,
+)
+from chatbind_cli.checkpoints.tensor_file import TensorInfo
+from chatbind_cli.checkpoints.writer import DEFAULT_SHARD_BYTES, SafetensorsWriter
 from chatbind_cli.console import Progress
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.files import sha256_file, sha256_text
@@ -24,34 +52,6 @@ from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
 from chatbind_cli.model.config import MODEL_TYPE, encoder_of
 from chatbind_cli.model.loading import read_published
 from chatbind_cli.model.pretrained import one_line, open_config, quiet_transformers, within
-from chatbind_cli.weights.checkpoint import Checkpoint, open_checkpoint
-from chatbind_cli.weights.delta import OWN_PREFIX
-from chatbind_cli.weights.delta_detection import refuse_unapplied
-from chatbind_cli.weights.json_file import read_json
-from chatbind_cli.weights.manifest import (
-    combine_hashes,
-    fingerprint,
-    is_rotary,
-    sample,
-    write_manifest,
-)
-from chatbind_cli.weights.output_folder import (
-    Facts,
-    Result,
-    made_already,
-    make_folder,
-    source_facts,
-)
-from chatbind_cli.weights.projector_file import projector_key, read_projector
-from chatbind_cli.weights.published import is_published
-from chatbind_cli.weights.side_files import (
-    GENERATION,
-    copy_side_files,
-    is_side_file,
-    side_files_sha256,
-)
-from chatbind_cli.weights.tensor_file import TensorInfo
-from chatbind_cli.weights.writer import DEFAULT_SHARD_BYTES, SafetensorsWriter
 
 _COMMAND = "convert"
 _PIECE_ELEMENTS = 4 << 20

@@ -12,6 +12,19 @@ from typing import Any, cast
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from chatbind_cli.checkpoints.delta_detection import refuse_unapplied
+from chatbind_cli.checkpoints.json_file import read_json
+from chatbind_cli.checkpoints.projector_file import (
+    ProjectorFile,
+    ProjectorInfo,
+    projector_from_tensors,
+)
+from chatbind_cli.checkpoints.published import (
+    is_published,
+    language_model_fields,
+    projector_facts,
+    read_published_projector,
+)
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration, word_embeddings
 from chatbind_cli.model.config import MODEL_TYPE, ChatBindConfig, saved_end_ids
@@ -21,15 +34,6 @@ from chatbind_cli.model.tokenizer import (
     media_rows,
     media_token_ids,
     prepare_tokenizer,
-)
-from chatbind_cli.weights.delta_detection import refuse_unapplied
-from chatbind_cli.weights.json_file import read_json
-from chatbind_cli.weights.projector_file import ProjectorFile, ProjectorInfo, projector_from_tensors
-from chatbind_cli.weights.published import (
-    is_published,
-    language_model_fields,
-    projector_facts,
-    read_published_projector,
 )
 
 _V0_PADDING = "[PAD]"

@@ -32,6 +32,8 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
 
+from chatbind_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.console import note
 from chatbind_cli.errors import ChatBindError, CheckpointError, reason
 from chatbind_cli.model.config import saved_end_ids
@@ -43,8 +45,6 @@ from chatbind_cli.model.staging import (
     staged_tokenizer,
     staged_weights,
 )
-from chatbind_cli.weights.checkpoint import Checkpoint, open_checkpoint
-from chatbind_cli.weights.json_file import read_json
 
 _FREE_ELEMENTS = 64 << 20  # masks and the like, which are computed and lie in no file
 

@@ -25,9 +25,9 @@ from transformers.models.auto.tokenization_auto import (
     tokenizer_class_from_name,
 )
 
+from chatbind_cli.checkpoints.checkpoint import INDEX_NAMES, Checkpoint
+from chatbind_cli.checkpoints.json_file import MOST_BYTES, read_json
 from chatbind_cli.errors import CheckpointError
-from chatbind_cli.weights.checkpoint import INDEX_NAMES, Checkpoint
-from chatbind_cli.weights.json_file import MOST_BYTES, read_json
 
 _CONFIG, _TOKENIZER = "config.json", "tokenizer_config.json"
 # Keys that name code, kernels, or other files; what begins with one underline is as private.

@@ -16,10 +16,10 @@ from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
 from transformers import AddedToken, AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase
 
+from chatbind_cli.checkpoints.json_file import MOST_BYTES
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.model.config import ChatBindConfig
 from chatbind_cli.model.pretrained import one_line, open_tokenizer
-from chatbind_cli.weights.json_file import MOST_BYTES
 
 IM_PATCH = "<im_patch>"
 IM_START = "<im_start>"

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import nn
 
-from chatbind_cli.imagebind.config import IMU_CHANNELS, TOWER_OF
-from chatbind_cli.imagebind.model import ImageBind
+from chatbind_cli.encoders.imagebind.config import IMU_CHANNELS, TOWER_OF
+from chatbind_cli.encoders.imagebind.model import ImageBind
 
 CELL = 7
 """Pixels on a side; 224 and the toy encoder's patches are multiples of it."""

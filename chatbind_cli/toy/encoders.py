@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from chatbind_cli.imagebind.encoder import Encoder, load_encoder, save_encoder
-from chatbind_cli.imagebind.model import ImageBind
-from chatbind_cli.imagebind.preprocess import Media, load_media
+from chatbind_cli.encoders.imagebind.encoder import Encoder, load_encoder, save_encoder
+from chatbind_cli.encoders.imagebind.model import ImageBind
+from chatbind_cli.encoders.imagebind.preprocess import Media, load_media
 from chatbind_cli.toy import towers
 from chatbind_cli.toy.cells import COARSE, to_cells
 from chatbind_cli.toy.digits import Item

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from chatbind_cli.imagebind.config import ImageBindConfig
-from chatbind_cli.imagebind.model import ImageBind
+from chatbind_cli.encoders.imagebind.config import ImageBindConfig
+from chatbind_cli.encoders.imagebind.model import ImageBind
 from chatbind_cli.toy.cells import COARSE, Tower
 from chatbind_cli.toy.digits import NAMES
 from chatbind_cli.toy.fit import Report, fit

@@ -20,10 +20,10 @@ import transformers
 
 import chatbind_cli
 from chatbind_cli.console import Progress
+from chatbind_cli.encoders.imagebind.weights import CONFIG_NAME, WEIGHTS_NAME
 from chatbind_cli.errors import ChatBindError
 from chatbind_cli.files import replace_file
 from chatbind_cli.folders import RECORD, is_noted, note_made, refuse_foreign, remove_made
-from chatbind_cli.imagebind.weights import CONFIG_NAME, WEIGHTS_NAME
 from chatbind_cli.jsonl import Record
 from chatbind_cli.toy import encoders, language
 from chatbind_cli.toy.digits import Item, load_items

@@ -11,22 +11,22 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from chatbind_cli.checkpoints.json_file import read_json
+from chatbind_cli.checkpoints.projector_file import read_projector
+from chatbind_cli.checkpoints.published import is_published
 from chatbind_cli.console import Progress
 from chatbind_cli.data.database import StoreMeta
 from chatbind_cli.data.encode import StoreSink, writable_store
 from chatbind_cli.data.encoding import EncodingOptions, encode_items
 from chatbind_cli.data.lookup import Embeddings, open_stores, options_in
 from chatbind_cli.data.media_items import MediaItem
-from chatbind_cli.imagebind.encoder import Encoder
+from chatbind_cli.encoders.imagebind.encoder import Encoder
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.root import MediaRoot
 from chatbind_cli.model.config import MODEL_TYPE, ChatBindConfig, EncoderInfo, encoder_of
 from chatbind_cli.model.loading import read_published
 from chatbind_cli.training.settings import TrainingSettings
-from chatbind_cli.weights.json_file import read_json
-from chatbind_cli.weights.projector_file import read_projector
-from chatbind_cli.weights.published import is_published
 
 _READERS = 4  # threads that decode ahead while a GPU encodes
 

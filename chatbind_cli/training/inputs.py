@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from chatbind_cli.data.conversations import Conversations, parse_conversation
+from chatbind_cli.encoders.imagebind.config import ENCODER_PLACES, usual_encoder
 from chatbind_cli.errors import (
     CheckpointError,
     MediaError,
@@ -27,7 +28,6 @@ from chatbind_cli.errors import (
     contained,
 )
 from chatbind_cli.files import bears, refuse_foreign_file, refuse_overlap, replace_file, sha256_file
-from chatbind_cli.imagebind.config import ENCODER_PLACES, usual_encoder
 from chatbind_cli.jsonl import Record, dumps, read_lines, read_records
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.modality import MODALITIES

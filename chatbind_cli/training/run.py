@@ -23,8 +23,8 @@ from chatbind_cli.artifacts import artifact_record, emit_artifact
 from chatbind_cli.console import note
 from chatbind_cli.data.lookup import Embeddings, open_parts
 from chatbind_cli.data.tokens import PromptEncoder
+from chatbind_cli.encoders.imagebind.encoder import load_encoder
 from chatbind_cli.errors import StoreError
-from chatbind_cli.imagebind.encoder import load_encoder
 from chatbind_cli.jsonl import Record
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.model.assemble import build_chatbind

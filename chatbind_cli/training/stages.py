@@ -15,12 +15,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
+from chatbind_cli.checkpoints.projector_file import ProjectorFile, write_projector
 from chatbind_cli.files import sha256_file
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration, word_embeddings
 from chatbind_cli.model.loading import ChatBind, projector_of
 from chatbind_cli.model.tokenizer import media_rows
 from chatbind_cli.training.settings import Stage
-from chatbind_cli.weights.projector_file import ProjectorFile, write_projector
 
 MADE: Final = {"pretrain": "checkpoint", "finetune": "model"}
 """The kind of artefact that each stage makes."""

@@ -16,8 +16,8 @@ from PIL import Image
 
 from chatbind_cli.data.encoding import EncodingOptions, encode_items
 from chatbind_cli.data.media_items import MediaItem
+from chatbind_cli.encoders.imagebind.preprocess import load_media
 from chatbind_cli.errors import ChatBindError, RecordError, WeightsError
-from chatbind_cli.imagebind.preprocess import load_media
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
 

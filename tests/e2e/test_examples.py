@@ -17,7 +17,7 @@ import pytest
 
 from chatbind_cli import cli
 from tests.e2e.warm import CLIENT
-from tests.review.conftest import JudgeServer
+from tests.evaluation.conftest import JudgeServer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

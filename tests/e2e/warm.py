@@ -29,8 +29,8 @@ def serve(path: str) -> None:
     """Runs every call in a process of its own, until this one is ended."""
     import chatbind_cli.commands  # noqa: F401
 
-    from chatbind_cli.answering import answerer, chat, loading, vqa  # noqa: F401
     from chatbind_cli.data import encode  # noqa: F401
+    from chatbind_cli.inference import answerer, chat, loading, vqa  # noqa: F401
     from chatbind_cli.training import run  # noqa: F401
 
     with socket.socket(socket.AF_UNIX) as door:

@@ -17,8 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
+from chatbind_cli.encoders.imagebind.preprocess import load_media
 from chatbind_cli.errors import MediaError
-from chatbind_cli.imagebind.preprocess import load_media
 from chatbind_cli.media.guard import ONE_BYTES
 
 Maker = Callable[..., bytes]
@@ -26,9 +26,9 @@ Maker = Callable[..., bytes]
 MEASURE = """
 import sys
 from chatbind_cli.errors import MediaError
-from chatbind_cli.imagebind import audio, imu, planes, vision
+from chatbind_cli.encoders.imagebind import audio, imu, planes, vision
 from chatbind_cli.media import video
-from chatbind_cli.imagebind.preprocess import load_media
+from chatbind_cli.encoders.imagebind.preprocess import load_media
 
 def status(key):
     line = next(line for line in open("/proc/self/status") if line.startswith(key))

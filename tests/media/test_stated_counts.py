@@ -6,8 +6,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from chatbind_cli.encoders.imagebind.preprocess import load_media
 from chatbind_cli.errors import MediaError
-from chatbind_cli.imagebind.preprocess import load_media
 
 Maker = Callable[..., bytes]
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from chatbind_cli.checkpoints.projector_file import write_projector
 from chatbind_cli.errors import ChatBindError, CheckpointError, UsageError
 from chatbind_cli.model.assemble import build_chatbind
 from chatbind_cli.model.chatbind import word_embeddings
 from chatbind_cli.model.config import EncoderInfo, check_encoder
 from chatbind_cli.model.loading import load_chatbind, projector_of
-from chatbind_cli.weights.projector_file import write_projector
 from tests.model.tiny import (
     LANGUAGE_MODELS,
     byte_tokenizer,

@@ -11,7 +11,7 @@ from chatbind_cli.errors import ChatBindError, CheckpointError
 from chatbind_cli.model.convert import convert
 from chatbind_cli.model.loading import load_chatbind
 from chatbind_cli.model.tokenizer import prepare_tokenizer
-from tests.weights.checkpoints import Maker
+from tests.checkpoints.checkpoints import Maker
 
 HIDDEN, WIDTH = 8, 8  # the width of the tests' tiny encoder
 KINDS = ["llava_image_bind_select", "llava_image_bind_select_all", "llava"]
@@ -133,7 +133,7 @@ def test_questions_are_answered_by_the_folder_as_it_is(
     import numpy as np
     from PIL import Image
 
-    from tests.answering.world import save_tiny_encoder
+    from tests.inference.world import save_tiny_encoder
 
     model = published(kind, pad=kind != "llava")
     if converted:
@@ -156,7 +156,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from chatbind_cli.model import convert
-from chatbind_cli.weights import writer
+from chatbind_cli.checkpoints import writer
 left = int(sys.argv[3])
 plain = writer.bytes_of
 def bytes_of(piece):
@@ -195,10 +195,10 @@ def test_a_killed_conversion_goes_on_and_a_finished_one_is_left_alone(published,
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2_tied", "gpt2", "mixtral"])
 def test_a_language_model_and_a_projector_become_one_folder(tmp_path, capsys, kind):
+    from chatbind_cli.checkpoints.projector_file import write_projector
     from chatbind_cli.model.assemble import build_chatbind
     from chatbind_cli.model.config import EncoderInfo
     from chatbind_cli.model.loading import projector_of
-    from chatbind_cli.weights.projector_file import write_projector
     from tests.model.tiny import save_language_model
 
     base = save_language_model(tmp_path / "lm", kind)

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 import torch
 
+from chatbind_cli.checkpoints.projector_file import write_projector
 from chatbind_cli.errors import ChatBindError, CheckpointError
 from chatbind_cli.model.assemble import build_chatbind
 from chatbind_cli.model.config import EncoderInfo
 from chatbind_cli.model.loading import ChatBind, projector_of
 from chatbind_cli.model.pretrained import open_config, open_model, open_tokenizer
 from chatbind_cli.model.tokenizer import TextCodec
-from chatbind_cli.weights.projector_file import write_projector
 from tests.model.tiny import language_model, save_language_model
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chatbind_cli.imagebind.preprocess import load_media
+from chatbind_cli.encoders.imagebind.preprocess import load_media
 from chatbind_cli.media.sniff import sniff
 from chatbind_cli.media.source import open_source
 from chatbind_cli.toy.digits import load_items

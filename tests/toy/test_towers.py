@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from chatbind_cli.imagebind.preprocess import load_media
+from chatbind_cli.encoders.imagebind.preprocess import load_media
 from chatbind_cli.toy import towers
 from chatbind_cli.toy.digits import load_items
 from chatbind_cli.toy.fit import repeatable

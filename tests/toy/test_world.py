@@ -3,8 +3,8 @@ import shutil
 
 import pytest
 
+from chatbind_cli.encoders.imagebind.encoder import load_encoder
 from chatbind_cli.errors import ChatBindError
-from chatbind_cli.imagebind.encoder import load_encoder
 from chatbind_cli.model.tokenizer import load_tokenizer
 from chatbind_cli.toy import encoders, world
 from chatbind_cli.toy.world import World

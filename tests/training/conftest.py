@@ -20,9 +20,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from chatbind_cli.data.store import EmbeddingStore
-from chatbind_cli.imagebind.config import ImageBindConfig
-from chatbind_cli.imagebind.encoder import save_encoder
-from chatbind_cli.imagebind.model import ImageBind
+from chatbind_cli.encoders.imagebind.config import ImageBindConfig
+from chatbind_cli.encoders.imagebind.encoder import save_encoder
+from chatbind_cli.encoders.imagebind.model import ImageBind
 
 ROOT = Path(__file__).resolve().parents[2]
 COLOURS = ["red", "green", "blue", "white", "black", "yellow", "pink", "grey"]

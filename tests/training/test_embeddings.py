@@ -11,9 +11,9 @@ import torch
 
 from chatbind_cli.data.lookup import Embeddings, open_parts, open_stores
 from chatbind_cli.data.store import EmbeddingStore
+from chatbind_cli.encoders.imagebind.encoder import Encoder, load_encoder
+from chatbind_cli.encoders.imagebind.preprocess import Media, load_media
 from chatbind_cli.errors import StoreError
-from chatbind_cli.imagebind.encoder import Encoder, load_encoder
-from chatbind_cli.imagebind.preprocess import Media, load_media
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.root import MediaRoot

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from chatbind_cli.checkpoints.projector_file import read_projector
 from chatbind_cli.jsonl import read_records
 from chatbind_cli.model.loading import load_chatbind
-from chatbind_cli.weights.projector_file import read_projector
 from tests.training.conftest import DIM
 
 FAST = ("--max-steps", "3", "--learning-rate", "0.01")

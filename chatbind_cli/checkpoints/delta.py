@@ -1,0 +1,182 @@
+"""How a delta, its base and its target fit together, tensor by tensor; all of it before any data.
+
+`fit` looks at names, shapes and dtypes only and refuses what it does not understand by name.
+The arithmetic is the published one: the sum in the delta's dtype, rows beyond the base's
+vocabulary and the projector from the delta alone.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+
+from chatbind_cli.checkpoints.checkpoint import Checkpoint
+from chatbind_cli.checkpoints.manifest import is_rotary, read_manifest
+from chatbind_cli.checkpoints.tensor_file import TensorInfo
+from chatbind_cli.errors import WeightsError
+
+# A model folder of our own holds the language model's tensors under this prefix.
+OWN_PREFIX = "language_model."
+_GROWING = (
+    "embed_tokens.weight",
+    "lm_head.weight",
+    "lm_head.bias",
+    "wte.weight",
+    "word_embeddings.weight",
+    "embed_in.weight",
+    "embed_out.weight",
+)
+_PROJECTOR = re.compile(r"(^|\.)(mm_)?projector\.")
+_SUMMABLE = (
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+)
+_ROTARY_DROPPED = (
+    "rotary_emb.inv_freq buffers are not in the result: loaders compute them from the config"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What becomes of one tensor of the delta (or of the target, when a delta is made).
+
+    Attributes:
+        name: its name in delta and target.
+        info: its shape and dtype in delta and target.
+        base: the name of the base's tensor that it is summed with; None where it stands alone.
+        overlap: number of leading elements that the base has too; the rest stands alone.
+        rotary: a buffer of rotary frequencies: the base's in a target, zero in a delta.
+    """
+
+    name: str
+    info: TensorInfo
+    base: str | None = None
+    overlap: int = 0
+    rotary: bool = False
+
+
+def fit(base: Checkpoint, other: Checkpoint) -> tuple[dict[str, Step], list[str]]:
+    """Fits a base to a delta or a target.
+
+    Args:
+        base: the language model that everything is relative to.
+        other: the delta to apply, or the target to make a delta of: the same rules hold.
+
+    Returns:
+        The step of each tensor of the result, in the order of the other's files, and what the user
+        should know about tensors that are not in the result.
+
+    Raises:
+        WeightsError: a tensor of either has no place; the message names it.
+    """
+    _refuse_mix_up(base)
+    steps = {}
+    for name, info in other.tensors.items():
+        step = _rotary_step(name, info, base) if is_rotary(name) else _step(name, base, other)
+        if step is not None:
+            steps[name] = step
+    used = {step.base for step in steps.values()}
+    notes = [
+        f"{name} of the base is not in the result: {_reason_to_drop(name, base, other)}"
+        for name in base.tensors
+        if name not in used and not is_rotary(name)
+    ]
+    if any(is_rotary(name) for name in base.tensors if name not in used):
+        notes.append(f"the base's {_ROTARY_DROPPED}")
+    if any(name not in steps for name in other.tensors):
+        notes.append(_ROTARY_DROPPED)
+    return steps, notes
+
+
+def _refuse_mix_up(base: Checkpoint) -> None:
+    if read_manifest(base.folder).get("kind") == "delta":
+        raise WeightsError(
+            "is a delta, and a base is wanted", where=str(base.path), hint="are the two swapped?"
+        )
+    for name in base.tensors:
+        if _PROJECTOR.search(name):
+            raise WeightsError(
+                f"has a projector already ({name}), so it is not a base language model",
+                where=str(base.path),
+                hint="give the model that the delta was made over, such as LLaMA-7B",
+            )
+
+
+def _rotary_step(name: str, info: TensorInfo, base: Checkpoint) -> Step | None:
+    """None where the base has no such buffer: a delta's own is spoiled by rounding."""
+    partner = _counterpart(name, base)
+    if partner is None or base.tensors[partner].shape != info.shape:
+        return None
+    return Step(name, info, base=partner, overlap=info.numel, rotary=True)
+
+
+def _step(name: str, base: Checkpoint, other: Checkpoint) -> Step:
+    info = other.tensors[name]
+    partner = _counterpart(name, base)
+    if partner is None:
+        if _PROJECTOR.search(name):
+            return Step(name, info)
+        raise WeightsError(
+            f"tensor {name} is neither in the base nor part of a projector",
+            where=str(other.path),
+            hint=f"is {base.path} the right base?",
+        )
+    theirs = base.tensors[partner]
+    if info.dtype not in _SUMMABLE or theirs.dtype not in _SUMMABLE:
+        raise WeightsError(
+            f"tensor {name} cannot be summed: {theirs.dtype} in the base, {info.dtype} here",
+            where=str(other.path),
+        )
+    if info.dtype.is_floating_point != theirs.dtype.is_floating_point:
+        raise WeightsError(
+            f"tensor {name} is {theirs.dtype} in the base and {info.dtype} here",
+            where=str(other.path),
+        )
+    if info.shape != theirs.shape and not _may_grow(name, theirs.shape, info.shape):
+        raise WeightsError(
+            f"tensor {name} has shape {list(info.shape)}, and {list(theirs.shape)} in the base",
+            where=str(other.path),
+            hint=f"is {base.path} the right base?",
+        )
+    return Step(name, info, base=partner, overlap=theirs.numel)
+
+
+def _counterpart(name: str, base: Checkpoint) -> str | None:
+    """The base's tensor that `name` belongs to."""
+    bare = name.removeprefix(OWN_PREFIX)
+    for candidate in (name, bare):
+        if candidate in base:
+            return candidate
+    # A base that ties its output matrix to its input matrix stores only the latter.
+    if bare.endswith("lm_head.weight") and base.config.get("tie_word_embeddings"):
+        for candidate in base.tensors:
+            if candidate.endswith("embed_tokens.weight"):
+                return candidate
+    return None
+
+
+def _may_grow(name: str, old: tuple[int, ...], new: tuple[int, ...]) -> bool:
+    """Whether `new` is `old` with rows added, in a table that has a row for each token."""
+    return (
+        name.endswith(_GROWING) and len(old) == len(new) and old[1:] == new[1:] and new[0] > old[0]
+    )
+
+
+def _reason_to_drop(name: str, base: Checkpoint, other: Checkpoint) -> str:
+    tied = (other.config.get("text_config") or other.config).get("tie_word_embeddings")
+    if name.endswith("lm_head.weight") and tied:
+        return "the output matrix is tied to the input matrix"
+    raise WeightsError(
+        f"tensor {name} is in the base but not in {other.path}",
+        where=str(base.path),
+        hint="do the two belong together?",
+    )

@@ -1,0 +1,242 @@
+"""A folder of weights in the making: whole or not at all, and continued after a kill.
+
+The folder has a fixed name beside its target and a progress file that says what it is the
+beginning of; a beginning of something else is thrown away. One process at a time may work on it.
+It carries a record (`folders`) from the start, so that a folder of somebody else's that has this
+name is told from it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import chatbind_cli
+from chatbind_cli.checkpoints.checkpoint import INDEX_NAMES, Checkpoint, open_checkpoint
+from chatbind_cli.checkpoints.manifest import read_manifest, write_manifest
+from chatbind_cli.checkpoints.tensor_file import TensorInfo
+from chatbind_cli.checkpoints.writer import index_of, plan_shards
+from chatbind_cli.console import Progress
+from chatbind_cli.errors import ChatBindError, WeightsError
+from chatbind_cli.files import lock_file, replace_file, sha256_text
+from chatbind_cli.folders import (
+    RECORD,
+    clear_leftovers,
+    is_noted,
+    note_made,
+    put_folder,
+    refuse_foreign,
+    refuse_taken,
+    remove_folder,
+)
+
+_PROGRESS = "progress.json"
+_LOCK = "lock"
+
+# What is remembered of a finished file: `files` are others that belong to it.
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A folder that was made.
+
+    Attributes:
+        path: the folder.
+        sha256: the fingerprint of its weights.
+        notes: what the user should know about it.
+    """
+
+    path: Path
+    sha256: str
+    notes: tuple[str, ...] = ()
+
+
+def make_folder(
+    target: Path,
+    tensors: Mapping[str, TensorInfo],
+    write_file: Callable[[Path, list[str], Progress], Facts],
+    finish: Callable[[Path, list[Facts]], dict[str, Any]],
+    *,
+    made_by: str,
+    label: str,
+    inputs: Mapping[str, Any],
+    shard_bytes: int,
+    overwrite: bool,
+    check: Callable[[Facts], None] = lambda facts: None,
+) -> Result:
+    """Makes a folder of weights, or goes on where an earlier run of the same work was stopped.
+
+    Args:
+        target: the folder to make.
+        tensors: name -> shape and dtype of every tensor that is to be written.
+        write_file: writes one file of weights with these tensors, and returns what is to be
+            remembered of it.
+        finish: writes what lies beside the weights, and returns the manifest.
+        made_by: the command.
+        label: what the progress line calls the work.
+        inputs: everything that the content follows from, as JSON; other inputs start anew.
+        shard_bytes: largest size of an output file.
+        overwrite: whether a folder that this command made may be replaced.
+        check: refuses what a file has shown of the inputs; what was made of them is thrown away.
+
+    Raises:
+        ChatBindError: the folder is there already, or another process works on it.
+        WeightsError: the inputs are not what they should be, or the disk is full.
+    """
+    shards = plan_shards(tensors, shard_bytes)
+    files = shards.filename_to_tensors
+    facts = {"made_by": made_by, "version": chatbind_cli.__version__, "files": files, **inputs}
+    task = sha256_text(json.dumps(facts, sort_keys=True))
+    made = None if overwrite else made_already(target, task, tensors)
+    if made is not None:
+        return made
+    with _Beginning(target, task, made_by=made_by, overwrite=overwrite) as beginning:
+        left = {file: names for file, names in files.items() if file not in beginning.done}
+        needed = sum(tensors[name].nbytes for names in left.values() for name in names)
+        _refuse_full_disk(beginning.folder, needed)
+        with Progress(needed >> 20, label, "MiB") as progress:
+            for file, names in left.items():
+                done = write_file(beginning.folder / file, names, progress)
+                try:
+                    check(done)
+                except WeightsError:
+                    shutil.rmtree(beginning.folder, ignore_errors=True)
+                    raise
+                beginning.record(file, done)
+        if shards.is_sharded:
+            (beginning.folder / INDEX_NAMES[0]).write_text(index_of(shards), encoding="utf-8")
+        manifest = finish(beginning.folder, list(beginning.done.values()))
+        write_manifest(beginning.folder, {**manifest, "task": task}, made_by=made_by)
+        beginning.commit()
+    return Result(target, manifest["sha256"])
+
+
+def made_already(
+    target: Path, task: str, tensors: Mapping[str, TensorInfo] | None = None
+) -> Result | None:
+    """What an earlier run of the same work made, if its folder is there and whole.
+
+    Args:
+        target: the folder.
+        task: the hash of all that its content follows from.
+        tensors: what it has to hold; its data are not looked at.
+    """
+    manifest = read_manifest(target) if target.is_dir() else {}
+    if manifest.get("task") != task:
+        return None
+    try:
+        with open_checkpoint(target) as found:
+            if tensors is not None and found.tensors != tensors:
+                return None
+    except ChatBindError:
+        return None
+    _clear_replaced(target.resolve())
+    return Result(target, manifest["sha256"], ("it is here already",))
+
+
+def source_facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What tells one state of a checkpoint's files from another without reading them."""
+    files = {}
+    for file in checkpoint.files:
+        stat = file.path.stat()
+        files[file.path.name] = [stat.st_size, stat.st_mtime_ns]
+    return {"path": str(checkpoint.path.resolve()), "files": files}
+
+
+class _Beginning:
+    """The folder under its own name. A context manager: an error keeps what is done.
+
+    Attributes:
+        folder: where files are written.
+        done: what was recorded of each finished file.
+    """
+
+    def __init__(self, target: Path, task: str, *, made_by: str, overwrite: bool) -> None:
+        self.target = target.resolve()  # "." has no name
+        self.made_by = made_by
+        self.overwrite = overwrite
+        self.folder = _beginning_of(self.target)
+        self.done: dict[str, Facts] = {}
+        self._task = task
+
+    def __enter__(self) -> _Beginning:
+        refuse_taken(self.target, made_by=self.made_by, overwrite=self.overwrite)
+        if self.folder.is_symlink():
+            raise WeightsError("is a link", where=str(self.folder), hint="remove it")
+        if not is_noted(self.folder, RECORD):
+            refuse_foreign(self.folder, made_by=self.made_by)
+        clear_leftovers(self.target)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self.folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            lock_file(self._lock, self.target)
+            self._take_up()
+        except BaseException:
+            os.close(self._lock)
+            raise
+        return self
+
+    def _take_up(self) -> None:
+        """Keeps the finished files of an earlier run of the same work, and nothing else."""
+        try:
+            progress = json.loads((self.folder / _PROGRESS).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            progress = {}
+        if progress.get("task") == self._task:
+            self.done = progress["done"]
+        more = (name for facts in self.done.values() for name in facts.get("files", ()))
+        kept = {_LOCK, _PROGRESS, RECORD, *self.done, *more}
+        for child in self.folder.iterdir():
+            if child.is_dir() and not child.is_symlink():
+                shutil.rmtree(child)
+            elif child.name not in kept:
+                child.unlink()
+        note_made(self.folder, (), made_by=self.made_by)
+
+    def record(self, file: str, facts: Facts) -> None:
+        """Remembers that a file of the folder is whole."""
+        self.done[file] = facts
+        text = json.dumps({"task": self._task, "done": self.done})
+        with replace_file(self.folder / _PROGRESS) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    def commit(self) -> None:
+        """Gives the folder its name."""
+        refuse_foreign(self.target, made_by=self.made_by)
+        (self.folder / _PROGRESS).unlink(missing_ok=True)
+        put_folder(self.folder, self.target, made_by=self.made_by)
+        (self.target / _LOCK).unlink()
+
+    def __exit__(self, *error: object) -> None:
+        os.close(self._lock)
+
+
+def _clear_replaced(target: Path) -> None:
+    """Removes what a run left that was killed when it had put a finished folder in its place."""
+    clear_leftovers(target)
+    # one in the making has a lock
+    if not (_beginning_of(target) / _LOCK).exists():
+        remove_folder(_beginning_of(target))
+        if (target / _LOCK).is_file() and (target / _LOCK).stat().st_size == 0:
+            (target / _LOCK).unlink()
+
+
+def _beginning_of(target: Path) -> Path:
+    return target.parent / f".{target.name}.partial"
+
+
+def _refuse_full_disk(folder: Path, needed: int) -> None:
+    """Refuses before a byte is written what cannot fit."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise WeightsError(
+            f"needs {needed / 1e9:.1f} GB of disk and {free / 1e9:.1f} GB are free",
+            where=str(folder),
+            hint="make room, or write to another disk",
+        )

@@ -1,0 +1,279 @@
+"""The projector on its own in one file: what stage 1 hands to stage 2.
+
+Ours is a `.safetensors` file with the projector's tensors, the trained embeddings of the media
+tokens, and the identity of what they fit to. The published layout is a `.bin` with
+`model.mm_projector.*` (and the embeddings' rows).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from chatbind_cli.checkpoints.checkpoint import open_checkpoint
+from chatbind_cli.checkpoints.tensor_file import TensorFile
+from chatbind_cli.errors import CheckpointError
+from chatbind_cli.files import replace_file
+
+MEDIA_TOKENS = ("im_start", "im_patch", "im_end")  # `<im_start>` in the tokenizer
+
+_METADATA_KEY = "chatbind"
+_FIRST, _LAST = "projector.layers.0", "projector.layers.2"
+_WORDS = ("model.embed_tokens.weight", "embed_tokens.weight", "transformer.wte.weight")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectorInfo:
+    """What a projector fits to. None where the file does not say (published files say nothing).
+
+    Args:
+        projector_type: `linear` or `mlp2x_gelu`.
+        embedding_dim: width of the encoder's embeddings.
+        hidden_size: width of the language model's word embeddings.
+        tokens_per_embedding: soft tokens that one embedding becomes.
+        projector_layout: `split` or `repeat`, see `ChatBindConfig`.
+        use_start_end: whether `<im_start>` and `<im_end>` stood around them.
+        normalize_embeddings: whether embeddings were brought to norm 1 before.
+        prompt_style: the style that it was trained with.
+        stage: the stage of the model that it comes from.
+        encoder: identity of the encoder (`name`, `sha256`, ...).
+        media_options: how media became tensors.
+        provenance: who made it, with what.
+    """
+
+    projector_type: str
+    embedding_dim: int
+    hidden_size: int
+    tokens_per_embedding: int | None = None
+    projector_layout: str | None = None
+    use_start_end: bool | None = None
+    normalize_embeddings: bool | None = None
+    prompt_style: str | None = None
+    stage: str | None = None
+    encoder: dict[str, Any] = field(default_factory=dict)
+    media_options: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ProjectorFile:
+    """A projector's weights with what they fit to.
+
+    Args:
+        info: what it fits to.
+        tensors: `projector.layers.*` -> weights, the names of `ChatBindForConditionalGeneration`.
+        token_embeddings: `im_start`, `im_patch`, `im_end` -> word embedding [hidden_size]; those
+            that are known.
+    """
+
+    info: ProjectorInfo
+    tensors: dict[str, torch.Tensor]
+    token_embeddings: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def projector_key(name: str) -> str | None:
+    """Our name for a projector's tensor in any known spelling; None for any other tensor.
+
+    Known: ours (`projector.layers.0.weight`), the published one (`model.mm_projector.weight`,
+    `mm_projector.bias`), LLaVA's two-layer one (`model.mm_projector.2.weight`), and bare `weight`
+    and `bias`.
+    """
+    parts = name.split(".")
+    if parts[-1] not in ("weight", "bias"):
+        return None
+    if parts[-4:-1] in (["projector", "layers", "0"], ["projector", "layers", "2"]):
+        return f"projector.layers.{parts[-2]}.{parts[-1]}"
+    owner = parts[:-1]
+    if not owner or owner[-1] == "mm_projector":
+        return f"{_FIRST}.{parts[-1]}"
+    if owner[-2:-1] == ["mm_projector"] and owner[-1] in ("0", "2"):
+        return f"projector.layers.{owner[-1]}.{parts[-1]}"
+    return None
+
+
+def projector_from_tensors(
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    where: str,
+    info: Mapping[str, Any] | None = None,
+) -> ProjectorFile:
+    """Puts a projector together from tensors in any known spelling.
+
+    Args:
+        tensors: name -> tensor. Names of other tensors are ignored, but for word embeddings
+            (`model.embed_tokens.weight`): their last rows are taken for `<im_start>` and
+            `<im_end>`, as in the published layout.
+        where: the file or folder that they come from, for errors.
+        info: fields of `ProjectorInfo` that are known; sizes are read off the tensors.
+
+    Raises:
+        CheckpointError: there is no projector, or it is incomplete.
+    """
+    found = {ours: t for name, t in tensors.items() if (ours := projector_key(name)) is not None}
+    kind = "mlp2x_gelu" if any(name.startswith(_LAST) for name in found) else "linear"
+    wanted = [f"{_FIRST}.weight", f"{_FIRST}.bias"]
+    if kind == "mlp2x_gelu":
+        wanted += [f"{_LAST}.weight", f"{_LAST}.bias"]
+    for name in wanted:
+        if name not in found:
+            what = "no projector in it" if not found else f"its projector has no {name}"
+            raise CheckpointError(what, where=where)
+        axes = 2 if name.endswith(".weight") else 1
+        if found[name].dim() != axes or not found[name].numel():
+            raise CheckpointError(f"{name} has shape {list(found[name].shape)}", where=where)
+    known = dict(info or {})
+    _check_info(known, where)
+    if kind == "mlp2x_gelu":
+        hidden = found[f"{_LAST}.weight"].shape[1]
+    else:
+        hidden = found[f"{_FIRST}.weight"].shape[0]
+        if known.get("projector_layout") == "split":
+            hidden //= known.get("tokens_per_embedding") or 1
+    known.update(
+        projector_type=kind, embedding_dim=found[f"{_FIRST}.weight"].shape[1], hidden_size=hidden
+    )
+    rows = next((tensors[name] for name in _WORDS if name in tensors), None)
+    words = {}
+    if rows is not None and rows.dim() == 2 and len(rows) > 1:
+        words = {"im_start": rows[-2], "im_end": rows[-1]}
+    words |= {
+        name: tensors[f"token_embeddings.{name}"]
+        for name in MEDIA_TOKENS
+        if f"token_embeddings.{name}" in tensors
+    }
+    for name, row in words.items():
+        if row.shape != (known["hidden_size"],):
+            raise CheckpointError(f"<{name}> has shape {list(row.shape)}", where=where)
+    return ProjectorFile(
+        ProjectorInfo(**known),
+        {name: found[name].detach().clone().contiguous() for name in wanted},
+        {name: row.detach().clone().contiguous() for name, row in words.items()},
+    )
+
+
+def _check_info(known: Mapping[str, Any], where: str) -> None:
+    """Refuses what a file or config says of its projector in another type than ours.
+
+    Raises:
+        CheckpointError: a value is of another type, or no number of tokens.
+    """
+    for f in fields(ProjectorInfo):
+        value = known.get(f.name)
+        wanted = re.split(r"[ \[]", str(f.type))[0]
+        if value is not None and type(value).__name__ != wanted:
+            raise CheckpointError(
+                f"the projector's {f.name} is {type(value).__name__}, not {wanted}", where=where
+            )
+    if (known.get("tokens_per_embedding") or 1) < 1:
+        raise CheckpointError("the projector's tokens_per_embedding is below 1", where=where)
+
+
+def read_projector(path: str | Path) -> ProjectorFile:
+    """Reads a projector file, ours or a published one.
+
+    Args:
+        path: `.safetensors` (ours), or a file of PyTorch's (any of the spellings of
+            `projector_key`).
+
+    Raises:
+        CheckpointError: there is no such file, or it holds no projector.
+        WeightsError: it is no weights file, or a broken one.
+    """
+    path = Path(path)
+    if not path.is_file():
+        hint = "extract-projector makes one file from a folder" if path.is_dir() else None
+        raise CheckpointError("no such projector file", where=str(path), hint=hint)
+    ours = path.suffix == ".safetensors"
+    with open_checkpoint(path) as source:
+        # the file may be a whole model's; only what belongs to a projector is read
+        tensors = {
+            name: source.read(name)
+            for name in source.tensors
+            if projector_key(name)
+            or name.startswith("token_embeddings.")
+            or (name in _WORDS and not ours)
+        }
+        info = _info(source.files[0])
+    broken = [n for n, t in tensors.items() if projector_key(n) and not t.float().isfinite().all()]
+    if broken:
+        raise CheckpointError(
+            f"{broken[0]} holds numbers that are not finite",
+            where=str(path),
+            hint="its training went astray; try a smaller --learning-rate",
+        )
+    return projector_from_tensors(tensors, where=str(path), info=info)
+
+
+def write_projector(path: str | Path, projector: ProjectorFile) -> None:
+    """Writes a projector file, whole or not at all.
+
+    Args:
+        path: `.safetensors` for ours; `.bin` for the published layout, which carries no identity.
+        projector: what to write.
+
+    Raises:
+        CheckpointError: the name ends in something else, or the published layout has no room for
+            this projector (several tokens of its own per embedding).
+    """
+    path = Path(path)
+    check_projector_name(path)
+    with replace_file(path) as temporary:
+        if path.suffix == ".bin":
+            torch.save(_published_layout(projector, path), temporary)
+            return
+        tensors = dict(projector.tensors)
+        tensors |= {f"token_embeddings.{n}": row for n, row in projector.token_embeddings.items()}
+        known = {key: value for key, value in asdict(projector.info).items() if value is not None}
+        # one key only: safetensors writes several in any order, and the file would have any hash
+        metadata = {_METADATA_KEY: json.dumps(known, sort_keys=True)}
+        save_file({n: t.contiguous() for n, t in tensors.items()}, temporary, metadata=metadata)
+
+
+def check_projector_name(path: Path) -> None:
+    """Refuses a name that ends in neither form of a projector file.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    if path.suffix not in (".safetensors", ".bin"):
+        raise CheckpointError(
+            "a projector file is .safetensors or .bin", where=str(path), hint="rename the output"
+        )
+
+
+def _info(file: TensorFile) -> dict[str, Any]:
+    """What a file of ours says of itself; nothing for another."""
+    text = file.metadata.get(_METADATA_KEY, "{}")
+    try:
+        metadata = json.loads(text)
+        known = {f.name for f in fields(ProjectorInfo)}
+        return {key: value for key, value in metadata.items() if key in known}
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError("its metadata are no JSON object", where=str(file.path)) from error
+
+
+def _published_layout(projector: ProjectorFile, path: Path) -> dict[str, torch.Tensor]:
+    info = projector.info
+    if info.projector_layout == "split" and (info.tokens_per_embedding or 1) > 1:
+        raise CheckpointError(
+            f"the published layout has no room for {info.tokens_per_embedding} tokens of their own",
+            where=str(path),
+            hint="write a .safetensors file",
+        )
+    linear = info.projector_type == "linear"
+    layout = {}
+    for name, tensor in projector.tensors.items():
+        _, _, index, kind = name.split(".")
+        key = f"model.mm_projector.{kind}" if linear else f"model.mm_projector.{index}.{kind}"
+        layout[key] = tensor.clone()
+    words = projector.token_embeddings
+    if "im_start" in words and "im_end" in words:
+        layout["model.embed_tokens.weight"] = torch.stack([words["im_start"], words["im_end"]])
+    return layout

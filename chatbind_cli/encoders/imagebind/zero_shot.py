@@ -1,0 +1,63 @@
+"""Labels instead of training: which of some texts fits an embedding best.
+
+The command reads the labels.
+
+Source: ImageBind, section 4 (zero-shot classification with text prompts, as in CLIP).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from chatbind_cli.encoders.imagebind.encoder import Encoder
+from chatbind_cli.errors import UsageError
+
+
+@dataclass(frozen=True)
+class LabelProbability:
+    """How likely a label is, among the labels given."""
+
+    label: str
+    probability: float
+
+
+class LabelScorer:
+    """Compares embeddings with labels.
+
+    Args:
+        encoder: with a text tower.
+        labels: at least one.
+        prompt: the text that a label is put into, at `{label}`.
+
+    Raises:
+        UsageError: no labels, or a prompt without `{label}`.
+        WeightsError: the encoder has no text tower.
+    """
+
+    def __init__(self, encoder: Encoder, labels: Sequence[str], prompt: str) -> None:
+        if not labels:
+            raise UsageError("there are no labels", hint="one a line")
+        if "{label}" not in prompt:
+            raise UsageError(f"the prompt {prompt!r} has no {{label}} in it")
+        self.labels = list(labels)
+        texts = [prompt.replace("{label}", label) for label in labels]
+        # with the text tower's learned scale: the inverse temperature of the softmax
+        self._texts = encoder.embed_texts(texts)  # [labels, dim]
+
+    def score(self, embedding: torch.Tensor, top_k: int) -> list[LabelProbability]:
+        """Returns the likeliest labels, the first one first; all probabilities add up to 1.
+
+        Args:
+            embedding: of one medium, [dim]; its length does not matter.
+            top_k: how many labels.
+        """
+        probabilities = (self._texts @ F.normalize(embedding, dim=-1)).softmax(dim=0)
+        best = probabilities.topk(min(top_k, len(self.labels)))
+        return [
+            LabelProbability(self.labels[int(index)], float(probability))
+            for probability, index in zip(best.values, best.indices, strict=True)
+        ]

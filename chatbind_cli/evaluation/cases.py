@@ -1,0 +1,302 @@
+"""What is to be judged: a question, two answers, and what belongs to them, matched by id.
+
+Nothing is matched by its place in a file. What does not fit together (an answer that is missing
+or given twice, a context that is not there) stands in `Inputs.remarks`, and what cannot be judged
+for it becomes a `Case` with a `problem`, never a silent gap.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from chatbind_cli.evaluation.matching import Mismatches, distinct_names, keyed, records_by_id
+from chatbind_cli.files import sha256_text
+from chatbind_cli.jsonl import Line, Record, legible, read_lines, record_id
+from chatbind_cli.media.modality import MODALITIES
+
+_COCO_PREFIXES = ("COCO_val2014_", "COCO_train2014_")
+_MEDIA_SUFFIXES = frozenset(
+    (
+        *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+        *(".mp4", ".mkv", ".mov", ".avi", ".webm", ".wav", ".mp3", ".flac", ".ogg", ".m4a"),
+        *(".npy", ".csv", ".tsv", ".parquet"),
+    )
+)
+_REFERENCE_KEYS = ("reference", "answers", "answer", "label")
+ContextKey = tuple[str, str]
+"""What a context is found by: a modality and a medium's name, or one of the two below and an id."""
+_ANY, _QUESTION = "any", "question"
+
+Source = Iterable[Line]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One question with its two answers, as it goes to a judge.
+
+    Attributes:
+        question: the question's record.
+        answers: the two answers' records, in the order of the answer files.
+        context: the captions and boxes of what the question is about.
+        references: texts that count as right answers.
+        models: who gave the answers: what their records say, else the name of their file.
+        pair: numbers of the two answer files, from 1; None where there are only two.
+        problem: why this case cannot be judged, None if it can.
+        line: of a line of the questions that is none: its number.
+    """
+
+    question: Record
+    answers: tuple[Record, ...] = ()
+    context: Record | None = None
+    references: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    pair: tuple[int, int] | None = None
+    problem: str | None = None
+    line: int | None = None
+
+    @property
+    def question_id(self) -> str | int | None:
+        """The id that everything is matched by; None for a line that is no question."""
+        return None if self.line is not None else record_id(self.question)
+
+    @property
+    def category(self) -> str:
+        """The question's category, `default` where it names none."""
+        return str(self.question.get("category", "default"))
+
+    @property
+    def modality(self) -> str | None:
+        """What the question is about, None for plain text."""
+        return next((name for name in MODALITIES if self.question.get(name)), None)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The two answers themselves."""
+        return tuple(str(answer["text"]) for answer in self.answers)
+
+
+class Inputs:
+    """The files of a review, read by id.
+
+    Args:
+        questions: the question records.
+        answers: two or more answer files, the baseline first: every other one makes a pair with
+            it. At most one may be a stream: it is read as it comes, so that each case can be
+            judged as soon as its answer is there.
+        contexts: captions and boxes by media name.
+        references: answers that count as right, by question id.
+
+    Attributes:
+        questions: the questions' records by id.
+        name: the questions' file.
+        names: the answers' files.
+
+    Raises:
+        RecordError: a file cannot be read. A line that is no record is a mismatch.
+    """
+
+    def __init__(
+        self,
+        questions: Path | str,
+        answers: Sequence[Path | str | Source],
+        *,
+        contexts: Path | None = None,
+        references: Path | None = None,
+    ) -> None:
+        self._mismatches = mismatches = Mismatches()
+        self._not_questions: dict[int, str] = {}
+        self.name = legible(str(questions))
+        self.questions = records_by_id(questions, mismatches, self._not_questions)
+        self.names: list[str] = []
+        self._sides: list[dict[str, Record] | Source] = []
+        for side in answers:
+            if isinstance(side, Path | str):
+                self.names.append(legible(str(side)))
+                self._sides.append(records_by_id(side, mismatches))
+            else:
+                self.names.append("stdin")
+                self._sides.append(side)
+        self._contexts_name = str(contexts)
+        self._contexts = None if contexts is None else _read_contexts(contexts, mismatches)
+        self._references = None if references is None else records_by_id(references, mismatches)
+        self._files = distinct_names(self.names)
+        self._said: dict[str, str] = {}
+
+    @property
+    def remarks(self) -> list[str]:
+        """What did not fit together, in a line a file and kind; all of it after `cases`.
+
+        A run that has any does not end with exit code 0.
+        """
+        return self._mismatches.lines()
+
+    def has_references(self) -> bool:
+        """Whether there is anything at all to compare answers with."""
+        files = [self.questions, *(side for side in self._sides if isinstance(side, dict))]
+        carried = (references_of(record) for file in files for record in file.values())
+        return self._references is not None or any(carried)
+
+    def cases(self) -> Iterator[Case]:
+        """The cases in the order of the questions, or in that of the answers that stream in.
+
+        A question has as many cases as there are sides beside the first.
+        """
+        sides = list(zip(self._sides, self.names, strict=True))
+        for side, name in sides:
+            if isinstance(side, dict):
+                self._said[name] = _answerer(next(iter(side.values()), {}))
+        seen: set[str] = set()
+        for side, name in sides:
+            if not isinstance(side, dict):
+                for key, record in self._stream(side, name, seen):
+                    yield from self._cases(key, record)
+        for key in self.questions:
+            if key not in seen:
+                yield from self._cases(key, None)
+        for side, name in sides:
+            for key in side if isinstance(side, dict) else ():
+                if key not in self.questions:
+                    self._mismatches.add(name, "unasked", key)
+        for line, problem in self._not_questions.items():
+            yield Case(question={}, problem=problem, line=line)
+
+    def _stream(self, stream: Source, name: str, seen: set[str]) -> Iterator[tuple[str, Record]]:
+        for key, record in keyed(stream, name, self._mismatches):
+            self._said.setdefault(name, _answerer(record))
+            if key in seen:
+                self._mismatches.add(name, "doubled", key)
+            elif key not in self.questions:
+                self._mismatches.add(name, "unasked", key)
+            else:
+                yield key, record
+            seen.add(key)
+
+    def _cases(self, key: str, streamed: Record | None) -> Iterator[Case]:
+        given = [side.get(key) if isinstance(side, dict) else streamed for side in self._sides]
+        models = self._models(given)
+        for other in range(1, len(given)):
+            case = Case(
+                question=self.questions[key],
+                models=(models[0], models[other]),
+                pair=(1, other + 1) if len(given) > 2 else None,
+            )
+            names = (self.names[0], self.names[other])
+            yield self._filled(key, case, [given[0], given[other]], names)
+
+    def _filled(
+        self, key: str, case: Case, given: Sequence[Record | None], names: Sequence[str]
+    ) -> Case:
+        """The case with its answers and context, or with the reason why it has none."""
+        answers: list[Record] = []
+        problems: list[str] = []
+        for answer, name in zip(given, names, strict=True):
+            if answer is None:
+                self._mismatches.add(name, "missing", key)
+                problems.append(f"no answer in {name}")
+            elif "error" in answer:
+                self._mismatches.add(name, "failed", key)
+                problems.append(f"the answer in {name} failed ({answer['error']})")
+            elif not isinstance(answer.get("text"), str):
+                self._mismatches.add(name, "wordless", key)
+                problems.append(f"the answer in {name} has no text")
+            else:
+                answers.append(answer)
+        if problems:
+            return replace(case, problem="; ".join(problems))
+        context = None
+        if self._contexts is not None and case.modality is not None:
+            context = _find_context(case.question, case.modality, self._contexts)
+            if context is None:
+                self._mismatches.add(self._contexts_name, "no context", key)
+                problem = f"no context for {case.modality} {case.question[case.modality]}"
+                return replace(case, answers=tuple(answers), problem=problem)
+        references = self._references_of(key, case.question, answers)
+        return replace(case, answers=tuple(answers), context=context, references=references)
+
+    def _models(self, given: Sequence[Record | None]) -> list[str]:
+        """The sides' names; those of one name are told apart by their files."""
+        models = []
+        for name, answer, file in zip(self.names, given, self._files, strict=True):
+            # Who did not answer one question is called as in the others that it did answer.
+            model = (answer or {}).get("model_id") or self._said.get(name) or file
+            models.append(str(model))
+        return [
+            f"{model} ({file})" if models.count(model) > 1 and model != file else model
+            for model, file in zip(models, self._files, strict=True)
+        ]
+
+    def _references_of(
+        self, key: str, question: Record, answers: Sequence[Record]
+    ) -> tuple[str, ...]:
+        """The right answers: the reference file's, else the question's, else those carried along.
+
+        An answer record carries the keys of the question that it answers.
+        """
+        if self._references is not None:
+            return references_of(self._references.get(key, {}), ("text", *_REFERENCE_KEYS))
+        found = map(references_of, (question, *answers))
+        return next(filter(None, found), ())
+
+
+def references_of(record: Record, keys: Sequence[str] = _REFERENCE_KEYS) -> tuple[str, ...]:
+    """The right answers that a record carries: words, a number, or a list, as VQA's annotations."""
+    given = next((record[key] for key in keys if record.get(key) is not None), None)
+    found = []
+    for item in given if isinstance(given, list) else [given]:
+        value = item.get("answer") if isinstance(item, dict) else item
+        if isinstance(value, bool):
+            value = "yes" if value else "no"
+        if isinstance(value, str | int | float) and str(value).strip():
+            found.append(str(value))
+    return tuple(dict.fromkeys(found))
+
+
+def digest(*parts: object) -> str:
+    """A short hash of JSON values, the same in every run."""
+    return sha256_text(json.dumps(parts, ensure_ascii=False, sort_keys=True, default=str))[:22]
+
+
+def _answerer(answer: Record) -> str:
+    return str(answer.get("model_id") or "")
+
+
+def _read_contexts(path: Path, mismatches: Mismatches) -> dict[ContextKey, Record]:
+    """Contexts by each name that a question may use for the media, or by the question's id."""
+    found: dict[ContextKey, Record] = {}
+    for record, _, number, problem in read_lines(path):
+        keys = [(key, _media_key(record[key])) for key in MODALITIES if key in record]
+        if not keys and "id" in record:
+            keys = [(_ANY, _media_key(record["id"]))]
+        if "question_id" in record:
+            keys.append((_QUESTION, str(record["question_id"])))
+        if problem is not None or not keys:
+            what = "a context names no media" if problem is None else problem.what
+            mismatches.add(str(path), "unusable", f"{number}: {what}")
+            continue
+        for key in keys:
+            if found.setdefault(key, record) != record:
+                mismatches.add(str(path), "doubled", key[1])
+    return found
+
+
+def _find_context(
+    question: Record, modality: str, contexts: Mapping[ContextKey, Record]
+) -> Record | None:
+    named = question[modality]
+    name = _media_key(named[0] if isinstance(named, list) and named else named)
+    for key in ((modality, name), (_ANY, name), (_QUESTION, str(record_id(question)))):
+        if key in contexts:
+            return contexts[key]
+    return None
+
+
+def _media_key(name: object) -> str:
+    """One spelling for `000000296284`, `000000296284.jpg` and `COCO_val2014_000000296284.jpg`."""
+    text = str(name)
+    for prefix in _COCO_PREFIXES:
+        text = text.removeprefix(prefix)
+    path = PurePosixPath(text)
+    return str(path.with_suffix("")) if path.suffix.lower() in _MEDIA_SUFFIXES else text

@@ -1,0 +1,117 @@
+"""What every judge has in common: settings in, a verdict for each case out."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from chatbind_cli.evaluation.cases import Case
+from chatbind_cli.evaluation.judges.cost import FREE, Price
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeSettings:
+    """Who judges and how.
+
+    Attributes:
+        kind: `auto` is `openai` where a key, a model or an address is given, else `rule`.
+        url: the endpoint's address, ending in `/v1`; None for OpenAI's own (`OPENAI_BASE_URL`).
+        model: the model's name there.
+        rules: a rule file, None for our own rules.
+        temperature: 0 for the most likely words.
+        max_tokens: most tokens of one review.
+        structured: ask for a JSON object of the scores: where the endpoint takes it, or never.
+        timeout_s: longest wait for one reply.
+        retries: further attempts a request.
+        concurrency: most judgements at a time.
+        requests_per_minute: the endpoint's limit, None if there is none.
+        tokens_per_minute: the same in tokens, sent and received.
+        max_cost_usd: the line that is not crossed, None for no line.
+        prices: a file of prices, over our own table.
+        tokenizer: counts tokens, None to estimate.
+    """
+
+    kind: Literal["auto", "openai", "rule"] = "auto"
+    url: str | None = None
+    model: str | None = None
+    rules: Path | None = None
+    temperature: float = 0.0
+    max_tokens: int = 1024
+    structured: Literal["auto", "off"] = "auto"
+    timeout_s: float = 120.0
+    retries: int = 5
+    concurrency: int = 8
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    max_cost_usd: float | None = None
+    prices: Path | None = None
+    tokenizer: str | None = None
+
+    @property
+    def is_rule(self) -> bool:
+        """Whether the judge only compares words with right answers."""
+        chat = self.url or self.model or os.environ.get(KEY_VARIABLE)
+        return self.kind == "rule" or (self.kind == "auto" and not chat)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What a judge said about one case; without scores it is a failure with a reason.
+
+    Attributes:
+        scores: the score of each answer in the order of the answer files, None for a failure.
+        content: what the judge wrote.
+        error: why there are no scores.
+        metadata: what else is known of this judgement.
+    """
+
+    scores: tuple[float, float] | None = None
+    content: str = ""
+    error: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+class Judge(ABC):
+    """Whoever scores answers.
+
+    Attributes:
+        name: the `reviewer_id` of its reviews.
+        price: what its tokens cost, None if nobody knows.
+        counted_by: what counts its tokens, empty if none are counted.
+        sending: the tasks whose request is out; the others can be cancelled and cost nothing.
+    """
+
+    name: str
+    price: Price | None = FREE
+    counted_by = ""
+    sending: AbstractSet[asyncio.Task[Any] | None] = frozenset()
+
+    @abstractmethod
+    def judge_hash(self, case: Case) -> str:
+        """Hash of everything beside the question and the answers that the scores depend on.
+
+        Raises:
+            RecordError: the judge has no rule for this case.
+        """
+
+    @abstractmethod
+    async def judge(self, case: Case, *, swapped: bool) -> Verdict:
+        """Scores both answers, the second one shown first where `swapped`.
+
+        Raises:
+            JudgeError: no case at all can be judged (a wrong key, a server that is not there).
+        """
+
+    def expected_tokens(self, case: Case) -> tuple[int, int] | None:
+        """Tokens of the prompt and the most of a reply; None where nothing is sent."""
+        return None
+
+    async def close(self) -> None:  # noqa: B027  most have none
+        """Lets go of connections."""

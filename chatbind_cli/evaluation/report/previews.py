@@ -1,0 +1,300 @@
+"""Media files as a browser can show them: pictures, sounds, films and curves, all of them small.
+
+A person is to see what the model was asked about, so depth and heat get false colours and motion
+becomes curves. Files are read as `chatbind_cli.media` reads them, with its limits; every medium is
+kept once, however many questions ask about it.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+from chatbind_cli.encoders.imagebind.config import IMU_SECONDS
+from chatbind_cli.encoders.imagebind.imu import load_imu
+from chatbind_cli.errors import ChatBindError, MediaError
+from chatbind_cli.media.audio import read_stretches
+from chatbind_cli.media.maps import open_map
+from chatbind_cli.media.options import MediaOptions
+from chatbind_cli.media.pictures import open_rgb
+from chatbind_cli.media.root import MediaRoot
+from chatbind_cli.media.source import MediaSource, open_source
+from chatbind_cli.media.video import open_film
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_LONGEST_SIDE = 640
+_FILM_SIDE = 320
+_FILM_SECONDS = 20
+_FILM_RATE = 25
+_SOUND_SECONDS = 60
+_SOUND_RATE_HZ = 16_000
+_SOUND_BITS_PER_SECOND = 64_000
+_PLOT_WIDTH, _PLOT_HEIGHT = 500, 90
+"""Size of one panel of curves, in SVG units."""
+
+_OPTIONS = MediaOptions()
+
+
+class Scale(NamedTuple):
+    """What false colours mean: the palette's name, and what its two ends stand for."""
+
+    colours: str
+    low: str
+    high: str
+
+
+class Panel(NamedTuple):
+    """Curves over the same five seconds."""
+
+    title: str
+    """What is measured, with its unit."""
+    curves: list[tuple[str, str]]
+    """x, y and z, each with its points as SVG writes them."""
+    low: float
+    high: float
+    """The values at the lower and the upper edge."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Preview:
+    """One medium as the page shows it.
+
+    Attributes:
+        tag: `img`, `audio`, `video`, `curves`, or nothing where only the name is shown.
+        uri: its data, as an address that holds them.
+        key: the id of the page's block with the `uri`.
+        note: what the curves are, or why it is not shown.
+        panels: the plots of `curves`.
+        scale: the legend of false colours.
+    """
+
+    tag: str = ""
+    uri: str = ""
+    key: str = ""
+    note: str = ""
+    panels: tuple[Panel, ...] = ()
+    scale: Scale | None = None
+
+
+class Previews:
+    """Finds media, turns them into previews, and keeps within a limit.
+
+    Args:
+        root: where the media lie.
+        limit_bytes: most bytes of media in one page.
+
+    Attributes:
+        kept: the previews with data, for the page's end.
+    """
+
+    def __init__(self, root: MediaRoot, *, limit_bytes: int = 64_000_000) -> None:
+        self.kept: list[Preview] = []
+        self._root = root
+        self._left = limit_bytes
+        self._known: dict[tuple[str, str], Preview] = {}
+        self._failed: list[str] = []
+        self._left_out = 0
+
+    @property
+    def problems(self) -> list[str]:
+        """What is not shown and why, in a line each."""
+        lines = []
+        if self._failed:
+            lines.append(f"{len(self._failed)} media cannot be shown; {self._failed[0]}")
+        if self._left_out:
+            lines.append(f"{self._left_out} media go beyond --media-limit and are only named")
+        return lines
+
+    def show(self, modality: str, name: str) -> Preview:
+        """The preview of a file, always the same one."""
+        if (modality, name) not in self._known:
+            self._known[modality, name] = self._made(modality, name)
+        return self._known[modality, name]
+
+    def _made(self, modality: str, name: str) -> Preview:
+        preview = None
+        if self._left > 0:
+            try:
+                preview = self._read(modality, name)
+            except ChatBindError as error:
+                self._failed.append(str(error))
+                return Preview(note=f"cannot be shown: {error.what}")
+        if preview is None or len(preview.uri) > self._left:
+            self._left_out += 1
+            return Preview(note="beyond the report's media limit")
+        if preview.uri:
+            self._left -= len(preview.uri)
+            self.kept.append(preview)
+            preview.key = f"media-{len(self.kept)}"
+        return preview
+
+    def _read(self, modality: str, name: str) -> Preview:
+        path = self._root.find(name)
+        try:
+            return preview_of(open_source(path), modality)
+        except OSError as error:
+            raise MediaError(error.strerror or "cannot be read", where=str(path)) from error
+
+
+def preview_of(source: MediaSource, modality: str) -> Preview:
+    """Makes one medium ready to be seen or heard.
+
+    Raises:
+        MediaError: it cannot be read as what it is said to be.
+    """
+    makers: dict[str, Callable[[MediaSource], Preview]] = {
+        "image": _picture,
+        "depth": _depth,
+        "thermal": _heat,
+        "audio": _sound,
+        "video": _film,
+        "imu": _motion,
+    }
+    return makers[modality](source)
+
+
+def _shown(tag: str, kind: str, data: bytes, scale: Scale | None = None) -> Preview:
+    uri = f"data:{kind};base64,{base64.b64encode(data).decode()}"
+    return Preview(tag=tag, uri=uri, scale=scale)
+
+
+def _saved(picture: Image.Image, form: str, **options: Any) -> bytes:
+    picture.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
+    stream = io.BytesIO()
+    picture.save(stream, form, **options)
+    return stream.getvalue()
+
+
+def _picture(source: MediaSource) -> Preview:
+    with open_rgb(source, _OPTIONS.max_pixels) as picture:
+        return _shown("img", "image/jpeg", _saved(picture, "JPEG", quality=82))
+
+
+def _depth(source: MediaSource) -> Preview:
+    with open_map(source, _OPTIONS) as stored:
+        values = stored.astype(np.float64)
+    if stored.dtype.itemsize == 1:
+        # Eight bits have no unit; estimators that write them make near bright.
+        return _coloured(values, Scale("turbo", "dark", "bright (no unit)"))
+    metres = values if stored.dtype.kind == "f" else values / 1000
+    measured = np.isfinite(metres) & (metres > 0)
+    if not measured.any():
+        raise MediaError("holds no measured depth", where=source.name)
+    near, far = np.percentile(metres[measured], [2, 98])
+    scale = Scale("turbo", f"far, {far:.2f} m", f"near, {near:.2f} m")
+    return _coloured(np.where(measured, -metres, np.nan), scale)
+
+
+def _heat(source: MediaSource) -> Preview:
+    with open_map(source, _OPTIONS) as stored:
+        return _coloured(stored.astype(np.float64), Scale("inferno", "cold", "warm"))
+
+
+def _coloured(values: npt.NDArray[np.float64], scale: Scale) -> Preview:
+    """Values in false colour; what is no number is transparent."""
+    from matplotlib import colormaps
+    from PIL import Image
+
+    known = np.isfinite(values)
+    low, high = np.percentile(values[known], [2, 98]) if known.any() else (0.0, 1.0)
+    scaled = np.clip((values - low) / (high - low if high > low else 1.0), 0, 1)
+    painted = colormaps[scale.colours](np.where(known, scaled, 0.0), bytes=True)  # [h, w, 4]
+    painted[..., 3] = np.where(known, 255, 0)
+    data = _saved(Image.fromarray(painted), "PNG", optimize=True)
+    return _shown("img", "image/png", data, scale)
+
+
+def _sound(source: MediaSource) -> Preview:
+    """The first channel, as the model hears it."""
+    most = _SOUND_SECONDS * _SOUND_RATE_HZ
+    (waveform,) = read_stretches(
+        source, _SOUND_RATE_HZ, lambda n: [(0, min(n, most))], longest_s=_SOUND_SECONDS
+    )
+    samples = (waveform.clamp(-1, 1).numpy() * np.iinfo(np.int16).max).astype(np.int16)
+    frame = av.AudioFrame.from_ndarray(samples[None], format="s16p", layout="mono")
+    frame.sample_rate = _SOUND_RATE_HZ
+    target = io.BytesIO()
+    with av.open(target, "w", format="mp3") as out:
+        coded = out.add_stream("libmp3lame", rate=_SOUND_RATE_HZ, layout="mono")
+        coded.bit_rate = _SOUND_BITS_PER_SECOND
+        out.mux(coded.encode(frame))
+        out.mux(coded.encode(None))
+    return _shown("audio", "audio/mpeg", target.getvalue())
+
+
+def _film(source: MediaSource) -> Preview:
+    target = io.BytesIO()
+    with (
+        open_film(source, _OPTIONS.max_pixels) as film,
+        av.open(target, "w", format="mp4") as out,
+    ):
+        rate = film.stream.average_rate or Fraction(_FILM_RATE)
+        rate = min(max(rate, Fraction(1)), Fraction(_FILM_RATE))
+        coded = out.add_stream("libx264", rate=rate)
+        coded.width, coded.height = _film_size(film.stream.width, film.stream.height)
+        coded.pix_fmt = "yuv420p"
+        coded.options = {"crf": "26", "preset": "veryfast"}
+        coded.codec_context.thread_count = 1
+        frames = 0
+        for frame in _first(film.frames(), _FILM_SECONDS, rate):
+            small = frame.reformat(width=coded.width, height=coded.height, format="yuv420p")
+            small.pts, small.time_base = frames, 1 / rate
+            frames += 1
+            out.mux(coded.encode(small))
+        if frames == 0:
+            raise MediaError("holds no moving pictures", where=source.name)
+        out.mux(coded.encode(None))
+    return _shown("video", "video/mp4", target.getvalue())
+
+
+def _film_size(width: int, height: int) -> tuple[int, int]:
+    """Even numbers, as the codec wants; small films keep their size."""
+    scale = min(1.0, _FILM_SIDE / max(width, height, 1))
+    return max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2)
+
+
+def _first(
+    frames: Iterator[tuple[av.VideoFrame, Fraction]], seconds: float, rate: Fraction
+) -> Iterator[av.VideoFrame]:
+    """Frames of the first seconds, at most `rate` a second."""
+    wanted = 0
+    for frame, time in frames:
+        if time >= seconds:
+            return
+        if time >= wanted / rate - Fraction(1, 1000):
+            wanted += 1
+            yield frame
+
+
+def _motion(source: MediaSource) -> Preview:
+    window = load_imu(source, _OPTIONS).double().numpy()  # [6, 2000]
+    panels = (_panel("acceleration, m/s²", window[:3]), _panel("turning, rad/s", window[3:]))
+    note = f"{IMU_SECONDS:g} s; solid x, dashed y, dotted z"
+    return Preview(tag="curves", panels=panels, note=note)
+
+
+def _panel(title: str, rows: npt.NDArray[np.float64]) -> Panel:
+    low, high = float(rows.min()), float(rows.max())
+    span = high - low if high > low else 1.0
+    curves = []
+    for name, row in zip("xyz", rows, strict=True):
+        # The lowest and the highest of each stretch, so that no tap is lost in the drawing.
+        pieces = np.array_split(row, _PLOT_WIDTH // 4)
+        values = [value for piece in pieces for value in (piece.min(), piece.max())]
+        step = _PLOT_WIDTH / (len(values) - 1)
+        points = " ".join(
+            f"{x * step:.0f},{_PLOT_HEIGHT * (high - value) / span:.1f}"
+            for x, value in enumerate(values)
+        )
+        curves.append((name, points))
+    return Panel(title, curves, round(low, 2), round(high, 2))

@@ -1,0 +1,232 @@
+"""Questions about media, answered: the library's front door.
+
+answerer = Answerer.from_pretrained("model", encoder="imagebind")
+print(answerer.answer("What is this?", ["photo.jpg"]))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from chatbind_cli.data.tokens import PromptEncoder, TokenizedSample
+from chatbind_cli.errors import ChatBindError, contained
+from chatbind_cli.inference.decoding import Generated
+from chatbind_cli.inference.generation import Generator, Stream
+from chatbind_cli.inference.generation_settings import GenerationSettings
+from chatbind_cli.inference.loading import LoadedModel, load_model
+from chatbind_cli.inference.media_encoder import MediaEncoder, StoredEmbeddings
+from chatbind_cli.inference.questions import Question
+from chatbind_cli.media.medium import Medium
+from chatbind_cli.model.turns import Turn
+from chatbind_cli.model.turns import question as question_turn
+
+MediaLike = str | Path | bytes | Medium
+
+
+class Answerer:
+    """A ChatBind model that answers questions.
+
+    Args:
+        loaded: the model.
+        media_encoder: knows the embeddings of media; None: the model's own encoder.
+        style: prompt style; None for the model's own.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        media_encoder: MediaEncoder | StoredEmbeddings | None = None,
+        *,
+        style: str | None = None,
+    ) -> None:
+        self.model: Any = loaded.bundle.model
+        self.media_encoder = media_encoder or MediaEncoder(loaded)
+        self.prompts = PromptEncoder(loaded.bundle.tokenizer, loaded.bundle.config, style)
+        self.generator = Generator(
+            self.model,
+            loaded.bundle.tokenizer,
+            stop_ids=self.prompts.stop_token_ids,
+            stops=self.prompts.stop_strings,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        projector: str | Path | None = None,
+        encoder: str | Path | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        attn_implementation: str = "auto",
+    ) -> Answerer:
+        """Loads a model.
+
+        Args:
+            path: a ChatBind folder, or a language model that `projector` goes with.
+            projector: a projector file.
+            encoder: ImageBind's weights; None: where the model says that they are.
+            device: `auto`, `cpu`, `cuda`, ...
+            dtype: `auto` (bfloat16 on a GPU, float32 on a CPU), `float32`, ...
+            attn_implementation: `auto` (the fastest that works here), `sdpa`, ...
+
+        Raises:
+            ChatBindError: something is not there, or does not fit.
+        """
+        return cls(
+            load_model(
+                Path(path),
+                projector=None if projector is None else Path(projector),
+                encoder=None if encoder is None else Path(encoder),
+                device=device,
+                dtype=dtype,
+                attn_implementation=attn_implementation,
+            )
+        )
+
+    def answer(
+        self,
+        question: str,
+        media: Sequence[MediaLike] = (),
+        *,
+        history: Sequence[Turn] = (),
+        settings: GenerationSettings = GenerationSettings(),  # noqa: B008 (frozen)
+    ) -> str:
+        """The answer to one question.
+
+        Args:
+            question: its words.
+            media: paths, URLs, bytes, or media with a modality and weight.
+            history: earlier questions (the `turn` of what `prepare` gave) and answers, in turn.
+            settings: how to generate.
+
+        Raises:
+            ChatBindError: a medium cannot be read, or the question does not fit the model.
+        """
+        [prepared] = self.prepare([_question(question, media)], history=history)
+        [generated] = self.generate([prepared], settings)
+        return generated.text
+
+    def stream(
+        self,
+        question: str,
+        media: Sequence[MediaLike] = (),
+        *,
+        history: Sequence[Turn] = (),
+        settings: GenerationSettings = GenerationSettings(),  # noqa: B008 (frozen)
+    ) -> Iterator[str]:
+        """The answer to one question, piece by piece as it is generated. See `answer`."""
+        [prepared] = self.prepare([_question(question, media)], history=history)
+        return iter(self.stream_prepared(prepared, settings))
+
+    def answer_batch(
+        self,
+        questions: Sequence[tuple[str, Sequence[MediaLike]]],
+        *,
+        settings: GenerationSettings = GenerationSettings(),  # noqa: B008 (frozen)
+    ) -> list[str]:
+        """The answers to several questions, generated together. See `answer`.
+
+        Args:
+            questions: words and media of each.
+            settings: how to generate.
+        """
+        prepared = self.prepare([_question(text, media) for text, media in questions])
+        return [generated.text for generated in self.generate(prepared, settings)]
+
+    def prepare(
+        self, questions: Sequence[Question], *, history: Sequence[Turn] = ()
+    ) -> list[Question]:
+        """Embeds the media of questions and puts their prompts together.
+
+        Args:
+            questions: the questions.
+            history: what was said before each of them: questions and answers in turn.
+
+        Returns:
+            Each with a `prompt`, or with a `problem` that says why it cannot be asked.
+
+        Raises:
+            ChatBindError: no question with media can be asked, since the encoder is not there.
+        """
+        asked = [question for question in questions if question.problem is None]
+        media = [medium for question in asked for medium in question.media]
+        embedded = iter(self.media_encoder.embed(media))
+        return [
+            question
+            if question.problem is not None
+            else self._prepared(question, list(islice(embedded, len(question.media))), history)
+            for question in questions
+        ]
+
+    def generate(
+        self,
+        questions: Sequence[Question],
+        settings: GenerationSettings,
+        *,
+        salt: str = "",
+    ) -> list[Generated]:
+        """Answers prepared questions together; see `Generator.answers`.
+
+        Raises:
+            ChatBindError: the `problem` of one of them.
+        """
+        return self.generator.answers([_prompt(q) for q in questions], settings, salt=salt)
+
+    def stream_prepared(self, question: Question, settings: GenerationSettings) -> Stream:
+        """Answers a prepared question piece by piece.
+
+        Raises:
+            ChatBindError: its `problem`.
+        """
+        return self.generator.stream(_prompt(question), settings)
+
+    def _prepared(
+        self, question: Question, found: list[Medium | ChatBindError], history: Sequence[Turn]
+    ) -> Question:
+        try:
+            media: list[Medium] = []
+            for medium in found:
+                if isinstance(medium, ChatBindError):
+                    raise medium
+                media.append(medium)
+            self.generator.check_text(question.text)
+            read = [_mixed(media)] if question.mix and media else media
+            turn = question_turn(question.text, read, where=question.place)
+            prompt = self.prompts.prompt([*history, turn])
+            self.generator.check_length(prompt)
+        except Exception as error:
+            problem = contained(error, where=question.place or "the question")
+            return replace(question, problem=problem)
+        told = question.media if question.mix else tuple(media)
+        return replace(question, media=told, turn=turn, prompt=prompt)
+
+
+def _question(text: str, media: Sequence[MediaLike]) -> Question:
+    return Question(text, tuple(m if isinstance(m, Medium) else Medium(None, m) for m in media))
+
+
+def _prompt(question: Question) -> TokenizedSample:
+    if question.problem is not None:
+        raise question.problem
+    assert question.prompt is not None, "the question was not prepared"
+    return question.prompt
+
+
+def _mixed(media: Sequence[Medium]) -> Medium:
+    """The weighted sum of embeddings of norm 1, brought to norm 1.
+
+    Source: ImageBind (Girdhar et al., CVPR 2023), section 5: embeddings of different modalities
+    can be added up.
+    """
+    rows = torch.stack([m.embedding for m in media if m.embedding is not None])
+    weights = torch.tensor([medium.weight for medium in media])
+    total = (functional.normalize(rows, dim=-1) * weights.unsqueeze(-1)).sum(dim=0)
+    return replace(media[0], weight=1.0, embedding=functional.normalize(total, dim=-1))

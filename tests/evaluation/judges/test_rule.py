@@ -1,0 +1,29 @@
+"""The judge that needs no network."""
+
+from __future__ import annotations
+
+import asyncio
+
+from chatbind_cli.evaluation.cases import Case
+from chatbind_cli.evaluation.judges.rule import RuleJudge
+
+
+def test_the_rule_judge_needs_no_network_and_says_what_is_exact() -> None:
+    case = Case(
+        question={"question_id": 1, "text": "q"},
+        answers=({"text": "It is a 7!"}, {"text": "It is the digit nine."}),
+        references=("It is seven.",),
+    )
+    verdict = asyncio.run(RuleJudge().judge(case, swapped=False))
+    assert verdict.scores == (10.0, 1.0)
+    assert verdict.metadata["correct"] == verdict.metadata["exact"] == [True, False]
+    # F1 of {it, is, digit, 9} against {it, is, 7}: 2 * 2 / (4 + 3)
+    assert verdict.metadata["f1"] == [1.0, round(4 / 7, 4)]
+    assert verdict.content.splitlines()[0] == "10 1"
+
+
+def test_the_rule_judge_fails_without_a_reference() -> None:
+    case = Case(question={"question_id": 1}, answers=({"text": "a"}, {"text": "b"}))
+    verdict = asyncio.run(RuleJudge().judge(case, swapped=False))
+    assert verdict.scores is None
+    assert verdict.error == "no reference answer to compare with"

@@ -1,0 +1,111 @@
+"""Media to embeddings: once each, side by side, errors in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from chatbind_cli.data.store import EmbeddingStore
+from chatbind_cli.encoders.imagebind.encoder import load_encoder
+from chatbind_cli.encoders.imagebind.preprocess import Media, load_media
+from chatbind_cli.errors import ChatBindError, MediaError
+from chatbind_cli.inference.loading import LoadedModel, load_model
+from chatbind_cli.inference.media_encoder import MediaEncoder, StoredEmbeddings
+from chatbind_cli.media.medium import Medium
+from chatbind_cli.media.options import MediaOptions
+from tests.inference.world import DIM, World
+
+
+@pytest.fixture(scope="module")
+def loaded(world: World) -> LoadedModel:
+    return load_model(world.model, device="cpu")
+
+
+def embeddings(found: Sequence[Medium | ChatBindError]) -> torch.Tensor:
+    rows = [item.embedding for item in found if isinstance(item, Medium)]
+    return torch.stack([row for row in rows if row is not None])
+
+
+def test_every_medium_gets_its_own_embedding(loaded: LoadedModel, world: World) -> None:
+    files = [world.media / name for name in ("tone.wav", "3.png", "depth.png")]
+    found = MediaEncoder(loaded, workers=3).embed([Medium(None, file) for file in files])
+    wanted = load_encoder(world.encoder).embed([load_media(f) for f in files], normalize=False)
+    assert [getattr(item, "modality", item) for item in found] == ["audio", "image", "depth"]
+    assert torch.equal(embeddings(found), wanted)
+    # the published scale is still on
+    assert embeddings(found)[0].norm() > 10
+
+
+def test_a_modality_that_is_said_wins_over_what_the_content_looks_like(
+    loaded: LoadedModel, world: World
+) -> None:
+    [item] = MediaEncoder(loaded).embed([Medium("thermal", world.media / "depth.png")])
+    assert isinstance(item, Medium)
+    assert item.modality == "thermal"
+
+
+def test_the_same_content_is_decoded_and_embedded_once(
+    loaded: LoadedModel, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = MediaEncoder(loaded)
+    encoder.embed([Medium(None, world.media / "3.png")])
+
+    def fail(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(encoder.encoder, "embed", fail)
+    again = encoder.embed([Medium(None, (world.media / "3.png").read_bytes())])
+    assert embeddings(again).any()
+
+
+def test_an_error_takes_the_place_of_its_medium(
+    loaded: LoadedModel, world: World, tmp_path: Path
+) -> None:
+    seen = MediaEncoder(loaded).embed(
+        [Medium(None, tmp_path / "none.png"), Medium(None, world.media / "1.png")]
+    )
+    assert isinstance(seen[0], MediaError)
+    assert "none.png: no such file" in str(seen[0])
+    assert isinstance(seen[1], Medium)
+
+
+def test_what_means_nothing_to_the_encoder_is_an_error_of_its_medium(
+    loaded: LoadedModel, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(source: Any, found: str, options: MediaOptions) -> Media:
+        media = load_media(source, found, options)
+        if source.name.endswith("tone.wav"):
+            return replace(media, tensor=media.tensor * float("nan"))
+        if source.name.endswith("depth.png"):
+            raise KeyError("mode")
+        return media
+
+    monkeypatch.setattr("chatbind_cli.data.encoding.load_media", load)
+    files = [world.media / name for name in ("tone.wav", "3.png", "depth.png")]
+    broken, fine, odd = MediaEncoder(loaded).embed([Medium(None, file) for file in files])
+    assert "not finite" in str(broken)
+    assert isinstance(fine, Medium)
+    assert str(odd) == f"{files[2]}: cannot be used (KeyError: 'mode')"
+
+
+def test_a_modality_that_the_encoder_lacks_is_named(loaded: LoadedModel, world: World) -> None:
+    encoder = MediaEncoder(loaded)
+    encoder.encoder.towers = ("vision",)
+    [item] = encoder.embed([Medium(None, world.media / "tone.wav")])
+    assert "the encoder has no tower for audio" in str(item)
+
+
+def test_a_store_is_asked_by_name(loaded: LoadedModel, tmp_path: Path) -> None:
+    vector = torch.arange(DIM, dtype=torch.float32)
+    sha256 = loaded.encoder_sha256
+    with EmbeddingStore.open(tmp_path, "a", encoder_sha256=sha256, dim=DIM) as store:
+        store.add("a/x.png", "image", "1" * 64, "image/v1", vector)
+    encoder = StoredEmbeddings(tmp_path, loaded, MediaOptions())
+    found, missing = encoder.embed([Medium("image", "a/x.png"), Medium("image", "y.png")])
+    assert torch.equal(embeddings([found]), vector.unsqueeze(0))
+    assert "y.png: is not in the store" in str(missing)
