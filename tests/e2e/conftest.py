@@ -9,13 +9,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-PROGRAM = [sys.executable, "-m", "chatbind_cli"]
+from tests.e2e.warm import CLIENT
+
 Shell = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -49,6 +50,30 @@ def made(
     return quick_world[0], environment(tmp_path_factory.mktemp("home"))
 
 
+@pytest.fixture(scope="session")
+def warm(
+    made: tuple[Path, dict[str, str]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, str]]:
+    """The environment, with a `chatbind` on the path that need not load its libraries."""
+    _, env = made
+    folder = tmp_path_factory.mktemp("warm")
+    path = str(folder / "socket")
+    program = folder / "chatbind"
+    program.write_text(CLIENT.format(python=sys.executable, path=path))
+    program.chmod(0o755)
+    root = Path(__file__).parents[2]
+    server = subprocess.Popen(
+        [sys.executable, root / "tests/e2e/warm.py", path],
+        env={**env, "PYTHONPATH": str(root)},
+        stdout=subprocess.PIPE,
+    )
+    assert server.stdout is not None
+    assert server.stdout.readline() == b"ready\n"
+    yield {**env, "PATH": f"{folder}:{env['PATH']}"}
+    server.kill()
+    server.communicate()
+
+
 @pytest.fixture
 def shell(made: tuple[Path, dict[str, str]], tmp_path: Path) -> Shell:
     """Runs a line of bash in a copy of the folder; `check=False` where it may fail."""
@@ -56,7 +81,9 @@ def shell(made: tuple[Path, dict[str, str]], tmp_path: Path) -> Shell:
     folder = tmp_path / "work"
     shutil.copytree(source, folder, symlinks=True)
 
-    def run(line: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def run(
+        line: str, *, check: bool = True, env: dict[str, str] = env
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             ["bash", "-o", "pipefail", "-c", line],
             cwd=folder,

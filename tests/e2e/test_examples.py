@@ -16,7 +16,6 @@ import click
 import pytest
 
 from chatbind_cli import cli
-from tests.e2e.warm import CLIENT
 from tests.evaluation.conftest import JudgeServer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -65,26 +64,6 @@ def parse(line):
     command: click.Command = module.command
     with command.make_context(name, rest, resilient_parsing=False):
         pass
-
-
-@pytest.fixture(scope="module")
-def warm(made, tmp_path_factory):
-    """The environment, with a `chatbind` on the path that need not load its libraries."""
-    _, env = made
-    folder = tmp_path_factory.mktemp("warm")
-    path = str(folder / "socket")
-    program = folder / "chatbind"
-    program.write_text(CLIENT.format(python=sys.executable, path=path))
-    program.chmod(0o755)
-    server = subprocess.Popen(
-        [sys.executable, ROOT / "tests/e2e/warm.py", path],
-        env={**env, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-    )
-    assert server.stdout.readline() == b"ready\n"
-    yield {**env, "PATH": f"{folder}:{env['PATH']}"}
-    server.kill()
-    server.communicate()
 
 
 @pytest.fixture(scope="module")

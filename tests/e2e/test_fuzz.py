@@ -1,4 +1,4 @@
-"""A small part of `benchmarks/fuzz.py`: 200 mutants through the real commands."""
+"""A small part of `benchmarks/fuzz.py`: 140 mutants through the real commands."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 CAMPAIGN = Path(__file__).resolve().parents[2] / "benchmarks" / "fuzz.py"
-SAMPLE = ["--media", "132", "--records", "40", "--weights", "30", "--patience", "4"]
+SAMPLE = ["--media", "68", "--records", "40", "--weights", "30", "--patience", "4"]
 
 
 @pytest.mark.slow
@@ -27,4 +27,4 @@ def test_no_mutant_ends_a_command_badly() -> None:
     assert not findings, "\n".join(told)
     assert done.returncode == 0, done.stderr
     runs = {line["format"]: line["runs"] for line in lines if line.get("runs")}
-    assert len(runs) >= 57 and sum(runs.values()) >= 200
+    assert len(runs) >= 57 and sum(runs.values()) >= 135
