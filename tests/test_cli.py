@@ -290,6 +290,14 @@ def test_help_lists_what_people_set_and_help_all_everything():
     assert "--machine-rank" in whole and "more options" not in whole
 
 
+@pytest.mark.parametrize(("device", "launched"), [("cuda", True), ("cpu", False)])
+def test_the_device_decides_how_a_command_runs(device, launched):
+    words = ["vqa", "-m", "m", "-q", "q.jsonl", "--device", device, "--dry-run"]
+    output = CliRunner().invoke(cli.app, words, obj=words).output
+    assert ("accelerate.commands.launch" in output) == launched
+    assert "ACCELERATE_USE_CPU" not in output
+
+
 def test_completion_offers_commands_without_loading_them():
     code = "from chatbind_cli.cli import main; main()"
     done = subprocess.run(

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from chatbind_cli.encoders.imagebind.config import HUGE, TOWER_OF, ImageBindConfig
+from chatbind_cli.encoders.imagebind.layers import Block
 from chatbind_cli.encoders.imagebind.model import ImageBind
 
 # The reference's own float32 result differs from its float64 one by up to 3e-6 of the row's
@@ -240,3 +241,11 @@ def test_whole_samples_skip_branches_in_training_alone() -> None:
     assert 1 < len(rows) <= 64
     same = trunk.eval()(x)
     torch.testing.assert_close(same, same[:1].expand_as(same))
+
+
+def test_query_key_and_value_are_drawn_as_matrices_of_their_own() -> None:
+    width = 32
+    block = Block(width, 4, bias_kv=False, drop_path=0.0)
+    for projection in block.attn.in_proj_weight.chunk(3):
+        largest = projection.detach().abs().max().item()  # of 1024 draws from a Xavier-uniform range
+        assert 0.98 * (3 / width) ** 0.5 < largest <= (3 / width) ** 0.5
