@@ -247,5 +247,5 @@ def test_query_key_and_value_are_drawn_as_matrices_of_their_own() -> None:
     width = 32
     block = Block(width, 4, bias_kv=False, drop_path=0.0)
     for projection in block.attn.in_proj_weight.chunk(3):
-        largest = projection.detach().abs().max().item()  # of 1024 draws from a Xavier-uniform range
+        largest = projection.detach().abs().max().item()  # of 1024 draws, uniform in Xavier's range
         assert 0.98 * (3 / width) ** 0.5 < largest <= (3 / width) ** 0.5
