@@ -27,9 +27,6 @@ TOO_LONG = f"is longer than {MOST_BYTES >> 20} MiB"
 _TOO_DEEP = "is nested too deeply"
 
 _SPACE = re.compile(r"[ \t\n\r]*")
-_LARGE = re.compile(r"[eE]\+?[0-9]{3}")
-_DOUBTFUL = ("NaN", "Infinity", "\\ud", "\\uD")
-_DIGITS = 150  # where so many stand side by side, a number may be too large
 
 
 class Line(NamedTuple):
@@ -91,7 +88,7 @@ def parse_line(line: bytes, where: str, number: int = 1) -> Line:
         return _bad(TOO_LONG, where, number)
     try:
         text = line.decode("utf-8")
-        return _line(_DECODER.decode(text), text, where, number)
+        return _line(_DECODER.decode(text), where, number)
     except UnicodeDecodeError:
         return _bad("is not UTF-8 text", where, number)
     except json.JSONDecodeError as error:
@@ -100,15 +97,11 @@ def parse_line(line: bytes, where: str, number: int = 1) -> Line:
         return _bad(_TOO_DEEP, where, number)
 
 
-def _line(value: Any, text: str, where: str, number: int) -> Line:
+def _line(value: Any, where: str, number: int) -> Line:
     """The value that JSON text means; no problem if it is a record that can be written again."""
     if not isinstance(value, dict):
         return _bad(f"must be a JSON object, not {type(value).__name__}", where, number)
-    problem = None
-    if text.count("[") + text.count("{") > _MOST_DEPTH and _is_deep(value):
-        problem = _TOO_DEEP
-    elif _is_doubtful(text):
-        problem = _unwritable(value)
+    problem = _TOO_DEEP if _is_deeper(value, _MOST_DEPTH) else _unwritable(value)
     if problem is None:
         return Line(value, where, number)
     plain = {k: v for k, v in value.items() if isinstance(v, str | int) and not _unwritable({k: v})}
@@ -117,19 +110,6 @@ def _line(value: Any, text: str, where: str, number: int) -> Line:
 
 def _bad(problem: str, where: str, number: int, record: Record | None = None) -> Line:
     return Line(record or {}, where, number, RecordError(problem, where=where))
-
-
-def _is_doubtful(text: str) -> bool:
-    """Whether text may hold what Python reads and JSON has not; one expression would be slow."""
-    try:
-        text.encode()  # halves of surrogate pairs: bytes that are not UTF-8
-    except UnicodeEncodeError:
-        return True
-    return (
-        any(word in text for word in _DOUBTFUL)
-        or _LARGE.search(text) is not None
-        or any(text[at : at + _DIGITS].isdigit() for at in range(0, len(text), _DIGITS))
-    )
 
 
 def _unwritable(value: Record) -> str | None:
@@ -153,16 +133,12 @@ def _whole(text: str) -> int | float:
 _DECODER = json.JSONDecoder(parse_int=_whole)
 
 
-def _is_deep(value: Any) -> bool:
-    level = [value]
-    for _ in range(_MOST_DEPTH):
-        level = [
-            child
-            for parent in level
-            if isinstance(parent, dict | list)
-            for child in (parent.values() if isinstance(parent, dict) else parent)
-        ]
-    return bool(level)
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether more lists and objects than so many lie in one another."""
+    if not isinstance(value, dict | list):
+        return False
+    children = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deeper(child, levels - 1) for child in children)
 
 
 class _Array:
@@ -215,9 +191,8 @@ class _Array:
             except RecursionError as error:
                 raise RecordError(_TOO_DEEP, where=where) from error
             if 0 < end < len(self._text):
-                text = self._text[self._at : end]
                 self._at = end
-                return _line(value, text, where, number)
+                return _line(value, where, number)
             # a number that ends where the text does may go on
             if len(self._text) - self._at > MOST_BYTES:
                 raise RecordError(TOO_LONG, where=where)

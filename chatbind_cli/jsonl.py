@@ -8,7 +8,6 @@ what the records mean.
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -279,10 +278,6 @@ class RecordWriter:
                     keep.append((start, end))
                 start = end
         if sum(end - start for start, end in keep) == size:
-            return False
-        if keep and keep[-1][1] == sum(end - start for start, end in keep):
-            # Only the tail goes: cutting it off is cheaper than a copy of a large file.
-            os.truncate(path, keep[-1][1])
             return False
         with replace_file(path) as temporary, path.open("rb") as old, temporary.open("wb") as new:
             for start, end in keep:
