@@ -9,6 +9,7 @@ import stat
 import pytest
 
 from chatbind_cli import files
+from chatbind_cli.errors import UsageError
 
 
 def test_a_failure_leaves_the_old_file_and_no_litter(tmp_path):
@@ -40,3 +41,22 @@ def test_the_hash_of_a_large_file_is_remembered_until_the_file_changes(tmp_path,
     assert files.sha256_file(path) == hashlib.sha256(b"one").hexdigest()
     path.write_bytes(b"other")
     assert files.sha256_file(path) == "hashed again"
+
+
+def test_an_output_that_is_an_input_or_holds_one_is_refused(tmp_path):
+    inner = tmp_path / "data" / "in.jsonl"
+    inner.parent.mkdir()
+    inner.write_text("")
+    link = tmp_path / "link"
+    link.symlink_to(inner)
+    for output, given, how in (
+        (link, inner, "is"),
+        (inner, link, "is"),
+        (inner.parent, inner.parent, "is"),
+        (inner.parent, link, "holds"),
+    ):
+        with pytest.raises(UsageError, match=f"the output {how} the input"):
+            files.refuse_overlap(output, [given])
+    harmless = ["-", None, "https://host/x", tmp_path / "absent", "/dev/null"]
+    files.refuse_overlap(tmp_path / "out.jsonl", [inner, *harmless])
+    files.refuse_overlap("/dev/null", [os.devnull])

@@ -211,7 +211,15 @@ def test_a_second_run_goes_by_id_and_drops_the_half_written_line(tmp_path):
     with RecordWriter(path) as writer:
         assert writer.done == {1, 2}
         writer.write({"question_id": 3})
-    assert path.read_text() == LINES + '{"question_id": 3}\n'
+        writer.write({"question_id": 4, "error": "x"})
+        assert writer.done == {1, 2, 3}
+    assert path.read_text().startswith(LINES + '{"question_id": 3}\n{"question_id": 4, ')
+
+
+def test_a_file_in_a_folder_that_is_not_there_yet(tmp_path):
+    with RecordWriter(tmp_path / "new" / "out.jsonl") as writer:
+        writer.write({"question_id": 1})
+    assert (tmp_path / "new" / "out.jsonl").read_text() == '{"question_id": 1}\n'
 
 
 def test_a_half_written_line_that_is_whole_json_is_dropped_too(tmp_path):
