@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 
-from chatbind_cli.console import printable
+from chatbind_cli.console import Progress, note, printable
 from tests.terminal import on_a_terminal
 
 WORK = """
@@ -69,3 +69,28 @@ def test_without_a_terminal_there_is_no_bar():
     done = subprocess.run([sys.executable, "-c", WORK], capture_output=True, text=True, check=True)
     assert [json.loads(line) for line in done.stdout.splitlines()] == RECORDS
     assert done.stderr.splitlines() == [f"chatbind: saw {n}" for n in range(3)]
+
+
+def test_without_a_terminal_a_line_comes_every_ten_seconds(monkeypatch, capsys):
+    clock = iter(range(0, 1000, 4))
+    monkeypatch.setattr("chatbind_cli.console.time.monotonic", lambda: next(clock))
+    with Progress(40, "counting", "MiB") as progress:
+        for _ in range(5):
+            progress.advance_bytes(3 << 19)
+    with Progress(None, "counting") as progress:
+        for _ in range(5):
+            progress.advance(2)
+    assert capsys.readouterr().err.splitlines() == [
+        "chatbind: counting: 4/40 MiB",
+        "chatbind: counting: 6 items",
+    ]
+
+
+def test_quiet_and_workers_other_than_the_first_say_nothing(monkeypatch, capsys):
+    for name, value in (("CHATBIND_QUIET", "1"), ("RANK", "1")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            note("hello")
+    assert capsys.readouterr().err == ""
+    note("hello")
+    assert capsys.readouterr().err == "chatbind: hello\n"
