@@ -35,7 +35,9 @@ from ._options import (
 )
 
 if TYPE_CHECKING:
-    from chatbind_cli.data.encode import Outcome, RecordSink, StoreSink
+    from collections import Counter
+
+    from chatbind_cli.data.encode import RecordSink, StoreSink
     from chatbind_cli.data.media_items import MediaItem
     from chatbind_cli.encoders.imagebind.encoder import Encoder
 
@@ -168,15 +170,15 @@ def command(
         if dispatched(plan, words):
             return
     paths = [name for name in files if name != "-"]
-    outcome = _encode(paths, listed, media, asked)
-    if outcome is not None and outcome.failed and asked["on_error"] != "skip":
-        n = outcome.failed + outcome.encoded
-        raise SomeRecordsFailed(f"{outcome.failed} of {n} files could not be encoded")
+    done = _encode(paths, listed, media, asked)
+    if done is not None and done["failed"] and asked["on_error"] != "skip":
+        n = done["failed"] + done["encoded"]
+        raise SomeRecordsFailed(f"{done['failed']} of {n} files could not be encoded")
 
 
 def _encode(
     paths: list[str], listed: str | None, media: MediaOptions, asked: dict[str, Any]
-) -> Outcome | None:
+) -> Counter[str] | None:
     """Does the work, or this process's share of it; the first process tells what was done."""
     # imported here: they bring torch
     from chatbind_cli.data.encode import encode, help_encode  # noqa: PLC0415

@@ -6,9 +6,10 @@ an earlier run has dealt with, and takes what is new.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -33,15 +34,6 @@ _SHOWN_NUMBERS = 4
 _SHOWN_DIGITS = 12
 
 
-@dataclass
-class Outcome:
-    """How many media were encoded, were there already, and failed."""
-
-    encoded: int = 0
-    reused: int = 0
-    failed: int = 0
-
-
 def encode(
     items: Iterable[MediaItem],
     encoder: Encoder,
@@ -50,7 +42,7 @@ def encode(
     *,
     on_error: str,
     total: int | None = None,
-) -> Outcome:
+) -> Counter[str]:
     """Encodes what a sink has not; called on the first process, see `help_encode`.
 
     Args:
@@ -61,12 +53,15 @@ def encode(
         on_error: what becomes of a medium that cannot be encoded: "record", "skip" or "fail".
         total: how many items there are, where that is known.
 
+    Returns:
+        How many media were `encoded`, were there already (`reused`), and `failed`.
+
     Raises:
         ChatBindError: the encoder, the list or the output cannot be used, or a medium fails and
             `on_error` is "fail".
     """
-    outcome = Outcome()
-    missing = _missing(items, sink, outcome)
+    n: Counter[str] = Counter()
+    missing = _missing(items, sink, n)
     if worker.world_size() > 1:
         results = encode_share(list(missing), encoder, options, sink.recall)
     else:
@@ -75,15 +70,19 @@ def encode(
         for result in results:
             if result.error is None:
                 sink.write(result)
-                outcome.encoded += 1
+            elif on_error == "fail":
+                raise result.error
+            elif on_error == "skip":
+                note(f"left out: {result.error}")
             else:
-                outcome.failed += 1
-                _take_failure(result, sink, on_error)
+                asked = result.item.output(result.medium.modality)
+                sink.write_error({**asked, "error": str(result.error)})
+            n["encoded" if result.error is None else "failed"] += 1
             progress.advance()
-    reused = f", {outcome.reused} were there already" if outcome.reused else ""
-    failed = f", {outcome.failed} failed" if outcome.failed else ""
-    note(f"{outcome.encoded} files encoded{reused}{failed}")
-    return outcome
+    reused = f", {n['reused']} were there already" if n["reused"] else ""
+    failed = f", {n['failed']} failed" if n["failed"] else ""
+    note(f"{n['encoded']} files encoded{reused}{failed}")
+    return n
 
 
 def help_encode(encoder: Encoder, options: EncodingOptions) -> None:
@@ -93,7 +92,7 @@ def help_encode(encoder: Encoder, options: EncodingOptions) -> None:
 
 
 def _missing(
-    items: Iterable[MediaItem], sink: RecordSink | StoreSink, outcome: Outcome
+    items: Iterable[MediaItem], sink: RecordSink | StoreSink, n: Counter[str]
 ) -> Iterator[MediaItem]:
     """Yields each item that the sink has not, and that has not come before."""
     if not sink.resumes:
@@ -102,24 +101,14 @@ def _missing(
     seen: set[tuple[str, str | None]] = set()
     for item in items:
         key = (item.path, item.modality)
-        if item.problem is None and key in seen:
-            continue
-        seen.add(key)
-        if item.problem is None and sink.has(item):
-            outcome.reused += 1
-        else:
+        if item.problem is not None:
             yield item
-
-
-def _take_failure(result: Encoded, sink: RecordSink | StoreSink, on_error: str) -> None:
-    assert result.error is not None
-    if on_error == "fail":
-        raise result.error
-    if on_error == "skip":
-        note(f"left out: {result.error}")
-    else:
-        record = {**result.item.output(result.medium.modality), "error": str(result.error)}
-        sink.write_error(record)
+        elif key not in seen:
+            seen.add(key)
+            if sink.has(item):
+                n["reused"] += 1
+            else:
+                yield item
 
 
 class RecordSink:
@@ -150,6 +139,7 @@ class RecordSink:
             in_words=_in_words,
         )
         self.resumes = target != "-"
+        self.write_error = self._writer.write
         self.close = self._writer.close
         self._paths = {identity[0] for identity in self._writer.done if isinstance(identity, tuple)}
 
@@ -171,10 +161,6 @@ class RecordSink:
         self._writer.write({**asked, **found, **self._made_with})
         self._paths.add(result.item.path)
 
-    def write_error(self, record: Record) -> None:
-        """Writes it among the others."""
-        self._writer.write(record)
-
 
 class StoreSink:
     """An embedding store; errors go to standard output.
@@ -186,6 +172,7 @@ class StoreSink:
     """
 
     resumes = True
+    write_error = staticmethod(emit_record)
 
     def __init__(self, store: EmbeddingStore, options: MediaOptions, *, log_every: int = 0) -> None:
         self._store = store
@@ -207,19 +194,15 @@ class StoreSink:
 
     def write(self, result: Encoded) -> None:
         """Adds a row, and a line to the log now and then."""
-        medium, name = result.medium, result.item.name
+        medium = result.medium
         assert medium.modality is not None
         assert medium.sha256 is not None
         assert medium.embedding is not None
         made = self._options.fingerprint(medium.modality)
-        self._store.add(name, medium.modality, medium.sha256, made, medium.embedding)
+        self._store.add(result.item.name, medium.modality, medium.sha256, made, medium.embedding)
         self._n += 1
         if self._log_every and self._n % self._log_every == 0:
             emit_record({"step": self._n, "rows": len(self._store)})
-
-    def write_error(self, record: Record) -> None:
-        """Writes it to standard output."""
-        emit_record(record)
 
 
 @contextmanager
@@ -287,7 +270,11 @@ def label_sink(
 
     They say how they were made by the encoder and a hash of the labels and the prompt.
     """
-    texts = _lines(labels)
+    try:
+        lines = labels.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot be read as labels: {error}", where=str(labels)) from error
+    texts = [line.strip() for line in lines if line.strip()]
     scorer = LabelScorer(encoder, texts, prompt)
 
     def describe(embedding: torch.Tensor) -> Record:
@@ -313,11 +300,3 @@ def _in_words(record: Record) -> str:
 
 def _identity(encoder: Encoder) -> str:
     return f"{encoder.name}@{encoder.sha256[:_SHOWN_DIGITS]}"
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot be read as labels: {error}", where=str(path)) from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
