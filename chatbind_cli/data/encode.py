@@ -10,16 +10,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from chatbind_cli import worker
 from chatbind_cli.artifacts import artifact_record, emit_artifact, emit_record
 from chatbind_cli.console import Progress, note
-from chatbind_cli.data.encoding import Encoded, EncodingOptions, encode_items, encode_share
+from chatbind_cli.data.encoding import Encoded, EncodingOptions, encode_share, encode_together
 from chatbind_cli.data.media_items import MediaItem
+from chatbind_cli.data.process_group import ProcessGroup
 from chatbind_cli.data.store import EmbeddingStore, clear_store
 from chatbind_cli.encoders.imagebind.encoder import Encoder
 from chatbind_cli.encoders.imagebind.zero_shot import LabelScorer
@@ -62,11 +63,11 @@ def encode(
     """
     n: Counter[str] = Counter()
     missing = _missing(items, sink, n)
-    if worker.world_size() > 1:
-        results = encode_share(list(missing), encoder, options, sink.recall)
-    else:
-        results = encode_items(missing, encoder, options, sink.recall)
-    with Progress(total, "encoding", "files") as progress, closing(results):
+    with (
+        ProcessGroup() as group,
+        closing(encode_together(group, missing, encoder, options, sink.recall)) as results,
+        Progress(total, "encoding", "files") as progress,
+    ):
         for result in results:
             if result.error is None:
                 sink.write(result)
@@ -87,8 +88,8 @@ def encode(
 
 def help_encode(encoder: Encoder, options: EncodingOptions) -> None:
     """What every process but the first does while that is in `encode`."""
-    for _ in encode_share(None, encoder, options):
-        raise AssertionError("only the first process gets results")
+    with ProcessGroup() as group:
+        group.follow(partial(encode_share, encoder, options, None))
 
 
 def _missing(

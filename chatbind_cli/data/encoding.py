@@ -1,7 +1,6 @@
 """Media items -> embeddings, in order: decoding ahead in threads, encoding in batches.
 
-With several processes, each encodes its share and the first one gets all results. What becomes
-of them (records, a store, label probabilities) is not known here.
+What becomes of them (records, a store, label probabilities) is not known here.
 """
 
 from __future__ import annotations
@@ -12,13 +11,14 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
+from typing import TypeVar
 
 import torch
-import torch.distributed as dist
 
-from chatbind_cli import worker
 from chatbind_cli.data.media_items import MediaItem
+from chatbind_cli.data.process_group import ProcessGroup
 from chatbind_cli.encoders.imagebind.encoder import Encoder
 from chatbind_cli.encoders.imagebind.preprocess import Media, load_media
 from chatbind_cli.errors import ChatBindError, MediaError, contained
@@ -28,8 +28,13 @@ from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.sniff import sniff
 from chatbind_cli.media.source import MediaSource, shown
 
+T = TypeVar("T")
+
 GPU_FAILED = (torch.OutOfMemoryError, torch.AcceleratorError)
 """What no single medium or question is to blame for, and no other would survive."""
+
+_SHARE = 128
+"""Media that one of several processes gets at a time."""
 
 NO_EMBEDDING = "the encoder made numbers of it that are not finite, or all zero"
 
@@ -102,6 +107,29 @@ def encode_items(
                     yield Encoded(item, replace(found, embedding=row))
 
 
+def encode_together(
+    group: ProcessGroup,
+    items: Iterable[MediaItem],
+    encoder: Encoder,
+    options: EncodingOptions,
+    recall: Recall,
+) -> Generator[Encoded, None, None]:
+    """The same, each process of a group (see `encode_share`) taking its share of the items."""
+    if group.size == 1:
+        yield from encode_items(items, encoder, options, recall)
+        return
+    rounds = _lists(_lists(items, _SHARE), group.size)
+    for _, done in group.results(rounds, partial(encode_share, encoder, options, recall)):
+        yield from done
+
+
+def encode_share(
+    encoder: Encoder, options: EncodingOptions, recall: Recall | None, items: list[MediaItem]
+) -> list[Encoded]:
+    """What became of each item, see `encode_items`."""
+    return list(encode_items(items, encoder, options, recall))
+
+
 def decode(
     medium: Medium,
     open_medium: Callable[[], MediaSource],
@@ -160,41 +188,6 @@ def is_embedding(row: torch.Tensor) -> bool:
     return bool(row.isfinite().all() and row.any())
 
 
-def encode_share(
-    items: Sequence[MediaItem] | None,
-    encoder: Encoder,
-    options: EncodingOptions,
-    recall: Recall | None = None,
-) -> Generator[Encoded, None, None]:
-    """Encodes this process's share of the items; the first process yields everybody's, in order.
-
-    Args:
-        items: what is to be done, on the first process; None on the others.
-        encoder: on this process's device.
-        options: how the work is done.
-        recall: what this process knows already.
-    """
-    dist.init_process_group("gloo")
-    try:
-        sent: list[Sequence[MediaItem] | None] = [items]
-        dist.broadcast_object_list(sent, src=0)
-        todo = sent[0] or ()
-        rank, n = worker.rank(), worker.world_size()
-        size = options.batch_size
-        blocks = [todo[start : start + size] for start in range(0, len(todo), size)]
-        blocks += [()] * (-len(blocks) % n)  # all take part in every round
-        own = blocks[rank::n]
-        results = encode_items((item for block in own for item in block), encoder, options, recall)
-        for block in own:
-            done = list(islice(results, len(block)))
-            gathered: list[list[Encoded]] | None = [[] for _ in range(n)] if rank == 0 else None
-            dist.gather_object(done, gathered, dst=0)
-            for part in gathered or ():
-                yield from part
-    finally:
-        dist.destroy_process_group()
-
-
 def _batches(
     items: Iterable[MediaItem], load: Callable[[MediaItem], _Loaded], options: EncodingOptions
 ) -> Iterator[list[tuple[MediaItem, _Loaded]]]:
@@ -204,8 +197,7 @@ def _batches(
     decoded goes on without waiting for the next line.
     """
     if not options.workers:
-        remaining = iter(items)
-        while batch := list(islice(remaining, options.batch_size)):
+        for batch in _lists(items, options.batch_size):
             yield [(item, load(item)) for item in batch]
         return
     pool = ThreadPoolExecutor(options.workers, thread_name_prefix="decode")
@@ -246,3 +238,10 @@ def _batches(
         with suppress(queue.Empty):
             while True:  # makes room, so that the list's thread comes to its end
                 decoding.get_nowait()
+
+
+def _lists(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """The items in lists of a size; the last may be shorter."""
+    remaining = iter(items)
+    while some := list(islice(remaining, size)):
+        yield some
