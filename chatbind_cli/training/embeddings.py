@@ -66,7 +66,7 @@ def stored_embeddings(
     stores = open_stores(settings.store)
     used = {medium.modality for medium in media if medium.modality is not None}
     _, trained = trained_on(settings)
-    options = options_in(stores, used, trained, where=str(settings.store))
+    options = options_in(stores, used, trained)
     return Embeddings(stores, options), options, stores[0].meta
 
 
