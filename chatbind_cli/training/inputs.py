@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from chatbind_cli.data.conversations import Conversations, parse_conversation
+from chatbind_cli.data.conversations import Conversations
 from chatbind_cli.encoders.imagebind.config import ENCODER_PLACES, usual_encoder
 from chatbind_cli.errors import (
     CheckpointError,
@@ -71,13 +71,13 @@ class Inputs:
             for medium, reason in bad.items()
             if medium in fresh
         ]
-        kept = _without(self.conversations, bad)
+        kept = self.conversations.without(bad)
         if not len(kept):
             refuse_rejected(rejected)
         return replace(
             self,
             conversations=kept,
-            held_out=_without(self.held_out, bad),
+            held_out=self.held_out.without(bad),
             media=[medium for medium in self.media if medium not in bad],
             rejected=rejected,
         )
@@ -253,17 +253,10 @@ def _read(path: Path) -> tuple[Conversations, list[Record]]:
         try:
             if problem is not None:
                 raise problem
-            conversations.append(parse_conversation(record, where))
+            conversations.append(record, where)
         except Exception as error:
             rejected.append({"record": where, "error": str(contained(error, where=where))})
     if not len(conversations):
         refuse_rejected(rejected)
         raise RecordError("has no conversations", where=str(path))
     return conversations, rejected
-
-
-def _without(conversations: Conversations, bad: Mapping[Medium, str]) -> Conversations:
-    """The conversations that name none of these media."""
-    if not bad:
-        return conversations
-    return Conversations([c for c in conversations if not any(m in bad for m in c.media)])
