@@ -166,9 +166,9 @@ def refuse_rejected(rejected: Sequence[Record], path: Path | None = None) -> Non
     )
 
 
-def read_rejected(path: Path) -> list[Record]:
-    """What an earlier run of the same command left out."""
-    return [record for record, _ in read_records(path)] if path.exists() else []
+def read_rejected(path: Path) -> dict[Medium, str]:
+    """The media that an earlier run of the same command left out, each with the reason."""
+    return rejected_media(record for record, _ in read_records(path)) if path.exists() else {}
 
 
 def save_rejected(rejected: Sequence[Record], path: Path) -> None:
@@ -233,7 +233,7 @@ def _missing_rows(settings: TrainingSettings, media: Sequence[Medium]) -> dict[M
     """The media of which the store has no embedding, each with the reason."""
     from chatbind_cli.training.embeddings import stored_embeddings  # noqa: PLC0415  heavy
 
-    embeddings, _, _ = stored_embeddings(settings, media)
+    embeddings = stored_embeddings(settings, media)[0]
     return {
         medium: f"{medium.name}: the store has no embedding of this {medium.modality}"
         for medium in media
