@@ -11,12 +11,11 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from chatbind_cli.data.conversations import Conversations
 from chatbind_cli.encoders.imagebind.config import ENCODER_PLACES, usual_encoder
@@ -47,17 +46,24 @@ class Inputs:
         media: their media, each once.
         held_out: conversations to measure the loss on.
         encoder: the encoder's weights; None where a store or the lack of media makes it needless.
-        rejected: what was left out and why: `{"record": place, "error": ...}`, or a medium under
-            its modality, as in `{"image": name, "error": ...}`.
         hashes: SHA-256 of the files that decide the result.
+        bad_records: what was left out, as in `{"record": place, "error": ...}`.
+        bad_media: likewise, each with the reason.
     """
 
     conversations: Conversations
     media: list[Medium]
     held_out: Conversations
     encoder: Path | None
-    rejected: list[Record]
     hashes: dict[str, str]
+    bad_records: list[Record]
+    bad_media: dict[Medium, str] = field(default_factory=dict)
+
+    @property
+    def rejected(self) -> list[Record]:
+        """All that was left out; a medium is named as records do, `{"image": name, ...}`."""
+        media = [{str(m.modality): m.name, "error": why} for m, why in self.bad_media.items()]
+        return self.bad_records + media
 
     def leave_out(self, bad: Mapping[Medium, str]) -> Inputs:
         """The inputs without the conversations that name bad media, each with its reason.
@@ -65,22 +71,18 @@ class Inputs:
         Raises:
             RecordError: nothing is left.
         """
-        fresh = bad.keys() - rejected_media(self.rejected)
-        rejected = self.rejected + [
-            {str(medium.modality): medium.name, "error": reason}
-            for medium, reason in bad.items()
-            if medium in fresh
-        ]
-        kept = self.conversations.without(bad)
-        if not len(kept):
-            refuse_rejected(rejected)
-        return replace(
+        if not bad:
+            return self
+        left = replace(
             self,
-            conversations=kept,
+            conversations=self.conversations.without(bad),
             held_out=self.held_out.without(bad),
             media=[medium for medium in self.media if medium not in bad],
-            rejected=rejected,
+            bad_media={**self.bad_media, **bad},
         )
+        if not len(left.conversations):
+            refuse_rejected(left.rejected)
+        return left
 
 
 def check_inputs(settings: TrainingSettings) -> Inputs:
@@ -103,17 +105,17 @@ def check_inputs(settings: TrainingSettings) -> Inputs:
     if told is None:
         hashed = {"data": settings.data, "projector": settings.projector}
         hashes = {name: sha256_file(path) for name, path in hashed.items() if path}
-        found: dict[str, Any] = {"rejected": rejected + more, "hashes": hashes}
         bad = (_missing if settings.store is None else _missing_rows)(settings, media)
     else:
-        found = json.loads(Path(told).read_text(encoding="utf-8"))
-        bad = rejected_media(found["rejected"])
+        hashes, records = json.loads(Path(told).read_text(encoding="utf-8"))
+        bad = _media_in(records)
     inputs = Inputs(
         conversations=conversations,
         media=media,
         held_out=held_out,
         encoder=_find_encoder(settings, media),
-        **found,
+        hashes=hashes,
+        bad_records=rejected + more,
     ).leave_out(bad)
     if settings.on_error == "fail":
         refuse_rejected(inputs.rejected)
@@ -125,23 +127,12 @@ def told_to_workers(inputs: Inputs) -> Iterator[None]:
     """Leaves what was found for the workers that are started meanwhile."""
     with TemporaryDirectory(prefix="chatbind-") as folder:
         path = Path(folder) / "inputs.json"
-        found = {"rejected": inputs.rejected, "hashes": inputs.hashes}
-        path.write_text(json.dumps(found), encoding="utf-8")
+        path.write_text(json.dumps([inputs.hashes, inputs.rejected]), encoding="utf-8")
         os.environ[_FOUND] = str(path)
         try:
             yield
         finally:
             del os.environ[_FOUND]
-
-
-def rejected_media(rejected: Iterable[Record]) -> dict[Medium, str]:
-    """The media among what was left out, each with the reason."""
-    return {
-        Medium(modality, record[modality]): record["error"]
-        for record in rejected
-        for modality in MODALITIES
-        if modality in record
-    }
 
 
 def refuse_rejected(rejected: Sequence[Record], path: Path | None = None) -> None:
@@ -168,7 +159,16 @@ def refuse_rejected(rejected: Sequence[Record], path: Path | None = None) -> Non
 
 def read_rejected(path: Path) -> dict[Medium, str]:
     """The media that an earlier run of the same command left out, each with the reason."""
-    return rejected_media(record for record, _ in read_records(path)) if path.exists() else {}
+    return _media_in(record for record, _ in read_records(path)) if path.exists() else {}
+
+
+def _media_in(rejected: Iterable[Record]) -> dict[Medium, str]:
+    return {
+        Medium(modality, record[modality]): record["error"]
+        for record in rejected
+        for modality in MODALITIES
+        if modality in record
+    }
 
 
 def save_rejected(rejected: Sequence[Record], path: Path) -> None:
