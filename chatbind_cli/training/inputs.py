@@ -7,9 +7,8 @@ again. Imports nothing heavy, except to look into an embedding store.
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,7 +25,7 @@ from chatbind_cli.errors import (
     WeightsError,
     contained,
 )
-from chatbind_cli.files import bears, refuse_foreign_file, refuse_overlap, replace_file, sha256_file
+from chatbind_cli.files import bears, refuse_foreign_file, refuse_overlap, replace_file
 from chatbind_cli.jsonl import Record, dumps, read_lines, read_records
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.modality import MODALITIES
@@ -34,7 +33,7 @@ from chatbind_cli.training.rundir import PICTURE_MARK
 from chatbind_cli.training.settings import TrainingSettings
 
 _SHOWN = 3
-_FOUND = "CHATBIND_TRAINING_INPUTS"  # in a worker's environment: the file of what was found
+_LEFT_OUT = "CHATBIND_TRAINING_REJECTED"  # in a worker's environment: a file of `save_rejected`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +45,6 @@ class Inputs:
         media: their media, each once.
         held_out: conversations to measure the loss on.
         encoder: the encoder's weights; None where a store or the lack of media makes it needless.
-        hashes: SHA-256 of the files that decide the result.
         bad_records: what was left out, as in `{"record": place, "error": ...}`.
         bad_media: likewise, each with the reason.
     """
@@ -55,7 +53,6 @@ class Inputs:
     media: list[Medium]
     held_out: Conversations
     encoder: Path | None
-    hashes: dict[str, str]
     bad_records: list[Record]
     bad_media: dict[Medium, str] = field(default_factory=dict)
 
@@ -96,25 +93,23 @@ def check_inputs(settings: TrainingSettings) -> Inputs:
         RecordError: the data cannot be read, or (unless they are to be skipped) records or media
             cannot be used.
     """
-    told = os.environ.get(_FOUND)
+    told = os.environ.get(_LEFT_OUT)
     if told is None:
         _check_files(settings)
     conversations, rejected = _read(settings.data)
     held_out, more = _read(settings.eval_data) if settings.eval_data else (Conversations(), [])
     media = list(dict.fromkeys(m for c in chain(conversations, held_out) for m in c.media))
-    if told is None:
-        hashed = {"data": settings.data, "projector": settings.projector}
-        hashes = {name: sha256_file(path) for name, path in hashed.items() if path}
-        bad = (_missing if settings.store is None else _missing_rows)(settings, media)
+    if told is not None:
+        bad = read_rejected(Path(told))
+    elif settings.store is not None:
+        bad = _missing_rows(settings, media)
     else:
-        hashes, records = json.loads(Path(told).read_text(encoding="utf-8"))
-        bad = _media_in(records)
+        bad = _missing(settings, media)
     inputs = Inputs(
         conversations=conversations,
         media=media,
         held_out=held_out,
         encoder=_find_encoder(settings, media),
-        hashes=hashes,
         bad_records=rejected + more,
     ).leave_out(bad)
     if settings.on_error == "fail":
@@ -124,15 +119,15 @@ def check_inputs(settings: TrainingSettings) -> Inputs:
 
 @contextmanager
 def told_to_workers(inputs: Inputs) -> Iterator[None]:
-    """Leaves what was found for the workers that are started meanwhile."""
+    """Leaves word of what was left out for the workers that are started meanwhile."""
     with TemporaryDirectory(prefix="chatbind-") as folder:
-        path = Path(folder) / "inputs.json"
-        path.write_text(json.dumps([inputs.hashes, inputs.rejected]), encoding="utf-8")
-        os.environ[_FOUND] = str(path)
+        path = Path(folder) / "rejected.jsonl"
+        save_rejected(inputs.rejected, path)
+        os.environ[_LEFT_OUT] = str(path)
         try:
             yield
         finally:
-            del os.environ[_FOUND]
+            del os.environ[_LEFT_OUT]
 
 
 def refuse_rejected(rejected: Sequence[Record], path: Path | None = None) -> None:
@@ -158,14 +153,11 @@ def refuse_rejected(rejected: Sequence[Record], path: Path | None = None) -> Non
 
 
 def read_rejected(path: Path) -> dict[Medium, str]:
-    """The media that an earlier run of the same command left out, each with the reason."""
-    return _media_in(record for record, _ in read_records(path)) if path.exists() else {}
-
-
-def _media_in(rejected: Iterable[Record]) -> dict[Medium, str]:
+    """The media that were left out when a file was written, each with the reason."""
+    records = [record for record, _ in read_records(path)] if path.exists() else []
     return {
         Medium(modality, record[modality]): record["error"]
-        for record in rejected
+        for record in records
         for modality in MODALITIES
         if modality in record
     }

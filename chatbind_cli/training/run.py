@@ -24,6 +24,7 @@ from chatbind_cli.console import note
 from chatbind_cli.data.lookup import Embeddings, open_parts
 from chatbind_cli.data.tokens import PromptEncoder
 from chatbind_cli.encoders.imagebind.encoder import load_encoder
+from chatbind_cli.files import sha256_file
 from chatbind_cli.folders import RECORD
 from chatbind_cli.jsonl import Record
 from chatbind_cli.media.options import MediaOptions
@@ -72,15 +73,7 @@ _EMBEDDINGS = "embeddings"  # in the run's folder: what `--store` takes, too
 
 
 def train(settings: TrainingSettings, inputs: Inputs) -> None:
-    """Runs a stage, or what is left of it, and tells what it made.
-
-    Args:
-        settings: what to do.
-        inputs: what `check_inputs` found.
-
-    Raises:
-        ChatBindError: see the steps.
-    """
+    """Runs a stage, or what is left of it, and tells what it made."""
     # bars that know nothing of --quiet and of pipes
     transformers.utils.logging.disable_progress_bar()
     arguments = training_arguments(settings, world_size=worker.world_size())
@@ -90,7 +83,9 @@ def train(settings: TrainingSettings, inputs: Inputs) -> None:
         if worker.rank() == 0:
             identity = settings.identity(worker.world_size())
             identity["encoder"] = str(inputs.encoder.resolve()) if inputs.encoder else None
-            identity |= {f"{name}_sha256": value for name, value in inputs.hashes.items()}
+            identity["data_sha256"] = sha256_file(settings.data)
+            if settings.projector is not None:
+                identity["projector_sha256"] = sha256_file(settings.projector)
             also = _written_by_others(settings)
             held.enter_context(folder.claimed(identity, also, overwrite=settings.overwrite))
         PartialState().wait_for_everyone()

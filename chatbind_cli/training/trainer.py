@@ -82,7 +82,7 @@ class ChatBindTrainer(Trainer):
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        model = model or self.trained
+        model = self.trained if model is None else model
         saved = load_file(Path(resume_from_checkpoint) / WEIGHTS)
         wanted = {name: p.shape for name, p in model.named_parameters() if p.requires_grad}
         for name in sorted(saved.keys() | wanted.keys()):
