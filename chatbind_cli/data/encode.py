@@ -122,6 +122,8 @@ class RecordSink:
         overwrite: start the file anew.
     """
 
+    recall = None  # records say no hash of the content
+
     def __init__(
         self,
         target: str,
@@ -149,10 +151,6 @@ class RecordSink:
         if item.modality is None:
             return item.path in self._paths
         return (item.path, item.modality) in self._writer.done
-
-    def recall(self, modality: str, sha256: str) -> torch.Tensor | None:
-        """Nothing: records say no hash of the content."""
-        return None
 
     def write(self, result: Encoded) -> None:
         """Writes the item's record with what was found."""

@@ -112,7 +112,7 @@ def encode_together(
     items: Iterable[MediaItem],
     encoder: Encoder,
     options: EncodingOptions,
-    recall: Recall,
+    recall: Recall | None,
 ) -> Generator[Encoded, None, None]:
     """The same, each process of a group (see `encode_share`) taking its share of the items."""
     if group.size == 1:

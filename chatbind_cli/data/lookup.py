@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from chatbind_cli.data.database import FILE_NAME
-from chatbind_cli.data.old_store import is_old
 from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.errors import ChatBindError, StoreError
 from chatbind_cli.media.medium import Medium
@@ -59,21 +58,20 @@ class Embeddings:
         Raises:
             StoreError: a medium is not there.
         """
-        found = [self._row(medium) for medium in media]
+        found = []
+        for medium in media:
+            row = self.find(medium)
+            if row is None:
+                raise StoreError(f"has no embedding of the {medium.modality} {medium.name}")
+            found.append(row)
         return torch.stack(found) if found else None
 
-    def _row(self, medium: Medium) -> torch.Tensor:
-        row = self.find(medium)
-        if row is None:
-            raise StoreError(f"has no embedding of the {medium.modality} {medium.name}")
-        return row
 
-
-def open_parts(folder: Path) -> list[EmbeddingStore]:
+def open_parts(folder: Path, **expected: Any) -> list[EmbeddingStore]:
     """The stores that the processes of a run, and of killed ones before it, have filled."""
     # a process that was killed early has left a folder that is no store yet
     made = sorted(path.parent for path in folder.glob(f"part-*/{FILE_NAME}"))
-    return [EmbeddingStore.open(part) for part in made]
+    return [EmbeddingStore.open(part, **expected) for part in made]
 
 
 def open_stores(folder: Path, **expected: Any) -> list[EmbeddingStore]:
@@ -86,8 +84,7 @@ def open_stores(folder: Path, **expected: Any) -> list[EmbeddingStore]:
     Raises:
         StoreError: there is none, or they were made by different encoders.
     """
-    parts = [p for p in sorted(folder.glob("part-*")) if is_old(p) or (p / FILE_NAME).exists()]
-    stores = [EmbeddingStore.open(part, **expected) for part in parts or [folder]]
+    stores = open_parts(folder, **expected) or [EmbeddingStore.open(folder, **expected)]
     if len({(store.meta.encoder_sha256, store.meta.encoder_dtype) for store in stores}) > 1:
         raise StoreError("holds embeddings of different encoders", where=str(folder))
     return stores

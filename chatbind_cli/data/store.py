@@ -271,8 +271,6 @@ def _refuse_absent(folder: Path) -> None:
 
 def _refuse_other(folder: Path) -> None:
     """Lets pass a store, and an empty folder that becomes one, before anything is written there."""
-    if folder.exists() and not folder.is_dir():
-        raise StoreError("is a file", where=str(folder), hint="name a folder")
     if (folder / FILE_NAME).exists():
         connect(folder / FILE_NAME)[0].close()
     elif not is_old(folder):
@@ -291,11 +289,9 @@ def _make_ready(folder: Path, made: Mapping[str, Any]) -> None:
     if is_old(folder):
         convert(folder, path)
         return
-    if None in (made.get("encoder_sha256"), made.get("dim")):
-        raise StoreError("is no store yet, and a new one needs an encoder", where=str(folder))
     try:
         create(path, StoreMeta.of(made))
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # of a program: the commands say all there is to say
         raise StoreError(f"cannot be made: {error}", where=str(folder)) from error
 
 
