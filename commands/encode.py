@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from chatbind_cli import launch, worker
 from chatbind_cli.errors import SomeRecordsFailed, UsageError
-from chatbind_cli.files import refuse_overlap
+from chatbind_cli.files import own_stream, refuse_overlap
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.options import MediaOptions
 
@@ -223,7 +223,7 @@ def _items(paths: list[str], listed: str | None, asked: dict[str, Any]) -> Itera
     root, modality = asked["media_root"], asked["modality"]
     yield from media_items.items_of_paths(paths, root, modality)
     if listed is not None:
-        stdin = _stdin() if listed == "-" else None
+        stdin = own_stream(sys.stdin.buffer) if listed == "-" else None
         yield from media_items.items_of_list(listed, root, modality, stdin=stdin)
     if asked["data"] is not None:
         yield from media_items.items_of_training_file(asked["data"], root, modality)
@@ -275,16 +275,6 @@ def _list_source(files: tuple[str, ...], asked: dict[str, Any]) -> str | None:
     if sys.stdin.isatty():
         raise UsageError("there is nothing to encode", hint="name files, or pipe a list of them in")
     return "-"
-
-
-def _stdin() -> IO[bytes]:
-    """Standard input under a descriptor of its own: a thread that still waits for it when the
-    program ends must not hold the interpreter's.
-    """
-    try:
-        return os.fdopen(os.dup(sys.stdin.fileno()), "rb")
-    except (OSError, ValueError):  # not a file: a test's, or another program's
-        return sys.stdin.buffer
 
 
 @contextmanager
