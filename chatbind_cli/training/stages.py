@@ -60,16 +60,6 @@ class RowEmbedding(nn.Module):
         self.scale = getattr(base, "embed_scale", 1.0)
 
     @property
-    def embedding_dim(self) -> int:
-        """Width of an embedding."""
-        return self.base.embedding_dim
-
-    @property
-    def num_embeddings(self) -> int:
-        """Number of tokens."""
-        return self.base.num_embeddings
-
-    @property
     def weight(self) -> torch.Tensor:
         """The frozen matrix, as libraries ask for it."""
         return self.base.weight
