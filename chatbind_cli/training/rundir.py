@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.files import lock_file, replace_file, sync, user_mode
 from chatbind_cli.folders import (
@@ -49,7 +50,7 @@ class RunFolder:
     def finished_artifact(self) -> Record | None:
         """The artefact record of a finished run, or None."""
         run = self._read()
-        return run["artifact"] if run and run.get("status") == "finished" else None
+        return run["artifact"] if run.get("status") == "finished" else None
 
     @contextmanager
     def claimed(
@@ -75,16 +76,16 @@ class RunFolder:
                 remove_made(self.path)
             names = (RUN_FILE, LOG_FILE, REJECTED_FILE, PICTURE, _LOCK, f"{STAGING}/", *also)
             note_made(self.path, names, made_by=self.made_by)
-            if self._read() is None:
+            if not self._read():
                 self._write({"status": "running", "identity": dict(identity)})
             yield
 
     def _check(self, identity: Mapping[str, Any], *, overwrite: bool) -> None:
-        run = None if overwrite else self._read()
-        if run is None:
-            refuse_foreign(self.path, made_by=self.made_by)
-        else:
+        run = {} if overwrite else self._read()
+        if run:
             self._compare(run.get("identity", {}), identity)
+        else:
+            refuse_foreign(self.path, made_by=self.made_by)
 
     def confirm(self, found: Mapping[str, Any]) -> None:
         """Compares hashes of what the arguments only name with those of the run before.
@@ -92,7 +93,7 @@ class RunFolder:
         Raises:
             CheckpointError: a file that the arguments name has changed since.
         """
-        run = self._read() or {}
+        run = self._read()
         if "found" in run:
             self._compare(run["found"], found)
         else:
@@ -111,9 +112,8 @@ class RunFolder:
 
     def finish(self, artifact: Record, command: Sequence[str]) -> None:
         """Notes that the run is done, what it made, and the words that made it."""
-        run = self._read() or {}
         made = {"command": list(command), "status": "finished", "artifact": artifact}
-        self._write({**run, **made})
+        self._write({**self._read(), **made})
 
     def last_checkpoint(self) -> Path | None:
         """The newest complete checkpoint."""
@@ -167,15 +167,11 @@ class RunFolder:
         with replace_file(path) as temporary:
             temporary.write_text("".join(dumps(r) + "\n" for r in kept), encoding="utf-8")
 
-    def _read(self) -> dict[str, Any] | None:
+    def _read(self) -> dict[str, Any]:
+        """What the folder says of its run; empty where there is none."""
         path = self.path / RUN_FILE
-        if not path.exists():
-            return None
-        try:
-            run = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CheckpointError("is not JSON", where=str(path), hint="--overwrite") from error
-        if not isinstance(run, dict) or run.get("format") != _FORMAT:
+        run = read_json(path, missing_ok=True)
+        if run and run.get("format") != _FORMAT:
             raise CheckpointError(
                 "is not of a training run", where=str(path), hint="choose another --output-dir"
             )

@@ -170,5 +170,5 @@ def test_a_second_run_waits_outside(folder: RunFolder) -> None:
 
 def test_a_broken_run_file_is_an_error_of_one_line(folder: RunFolder) -> None:
     (folder.path / "run.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"run\.json: is not JSON"):
+    with pytest.raises(CheckpointError, match=r"run\.json: cannot be read as JSON"):
         folder.finished_artifact()
