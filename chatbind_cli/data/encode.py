@@ -46,13 +46,8 @@ def encode(
 ) -> Counter[str]:
     """Encodes what a sink has not; called on the first process, see `help_encode`.
 
-    Args:
-        items: what is wanted.
-        encoder: on this process's device.
-        options: how the work is done.
-        sink: where it goes.
-        on_error: what becomes of a medium that cannot be encoded: "record", "skip" or "fail".
-        total: how many items there are, where that is known.
+    A medium that cannot be encoded becomes a record, a note, or the end, as `on_error` has it:
+    "record", "skip" or "fail". `total` is the number of items, where that is known.
 
     Returns:
         How many media were `encoded`, were there already (`reused`), and `failed`.
@@ -213,15 +208,7 @@ def filled_store(
     dtype: str | None = None,
     overwrite: bool = False,
 ) -> Iterator[StoreSink]:
-    """Opens a store to fill, and tells of it when it is.
-
-    Args:
-        folder: the store.
-        encoder: makes its embeddings.
-        options: how media become tensors.
-        dtype: of a new store.
-        overwrite: start it anew.
-    """
+    """Opens a store to fill, and tells of it when it is; see `writable_store`."""
     if overwrite:
         clear_store(folder)
     with writable_store(folder, encoder, options, dtype=dtype) as store:
@@ -234,7 +221,10 @@ def filled_store(
 def writable_store(
     folder: Path, encoder: Encoder, options: MediaOptions, *, dtype: str | None = None
 ) -> EmbeddingStore:
-    """The store of an encoder's embeddings, open for writing; a new one if there is none."""
+    """The store of an encoder's embeddings, open for writing.
+
+    If there is none, a new one, whose numbers are of that dtype (a key of `DTYPES`).
+    """
     return EmbeddingStore.open(
         folder,
         "a",

@@ -33,8 +33,8 @@ T = TypeVar("T")
 GPU_FAILED = (torch.OutOfMemoryError, torch.AcceleratorError)
 """What no single medium or question is to blame for, and no other would survive."""
 
-_SHARE = 128
-"""Media that one of several processes gets at a time."""
+_SHARE = 8
+"""Batches that one of several processes gets at a time: decoding stays ahead within them."""
 
 NO_EMBEDDING = "the encoder made numbers of it that are not finite, or all zero"
 
@@ -118,7 +118,7 @@ def encode_together(
     if group.size == 1:
         yield from encode_items(items, encoder, options, recall)
         return
-    rounds = _lists(_lists(items, _SHARE), group.size)
+    rounds = _lists(_lists(items, _SHARE * options.batch_size), group.size)
     for _, done in group.results(rounds, partial(encode_share, encoder, options, recall)):
         yield from done
 
@@ -144,7 +144,7 @@ def decode(
         open_medium: finds its bytes.
         known: the modalities that the encoder has towers for.
         options: how it becomes a tensor.
-        recall: asked before the medium is decoded, from several threads at once.
+        recall: asked before it is decoded, from several threads at once.
     """
     try:
         source = open_medium()

@@ -25,10 +25,8 @@ _ANEW = "encode the media into a store of their own, all with the same options"
 class Embeddings:
     """Embeddings by the names that records use, from one store or several.
 
-    Args:
-        stores: open for reading.
-        options: how the media became tensors; rows that were made otherwise do not count. None:
-            the newest row counts, whatever made it.
+    The options say how the media became tensors: rows that were made otherwise do not count.
+    Without them the newest row counts, whatever made it.
     """
 
     def __init__(
@@ -77,9 +75,7 @@ def open_parts(folder: Path, **expected: Any) -> list[EmbeddingStore]:
 def open_stores(folder: Path, **expected: Any) -> list[EmbeddingStore]:
     """A store, or the several that a training run keeps in its `embeddings` folder.
 
-    Args:
-        folder: either.
-        expected: what each must be, see `EmbeddingStore.open`.
+    What is expected of each is what `EmbeddingStore.open` takes.
 
     Raises:
         StoreError: there is none, or they were made by different encoders.

@@ -110,10 +110,8 @@ class EmbeddingStore:
     ) -> torch.Tensor | None:
         """Returns an embedding as published (not normalised), float32 [dim], or None.
 
-        Args:
-            modality: of the medium.
-            name: the path as a training record gives it.
-            fingerprint: of the preprocessing (`MediaOptions.fingerprint`); None takes the newest.
+        The name is the path as a training record gives it; without the fingerprint of a
+        preprocessing (`MediaOptions.fingerprint`) the newest row counts.
 
         Raises:
             StoreError: the store is broken.
@@ -136,14 +134,7 @@ class EmbeddingStore:
         """Adds a row, in place of one of the same name, modality and preprocessing.
 
         It is committed with others, at the latest when a row is added a second later, or on
-        closing.
-
-        Args:
-            name: the path as training records give it.
-            modality: of the medium.
-            content_sha256: of the medium's bytes, hexadecimal.
-            fingerprint: of the preprocessing.
-            embedding: as published, not normalised, [dim].
+        closing. The embedding, [dim], is as published, not normalised.
 
         Raises:
             StoreError: the store is open for reading only or cannot be written, or the embedding
@@ -261,8 +252,8 @@ def _refuse_absent(folder: Path) -> None:
         raise StoreError(
             "is a store of an older version",
             where=str(folder),
-            hint="convert it with the `chatbind encode` that made it, or "
-            f"`chatbind encode --encoder ENCODER --store {folder} --inputs /dev/null`",
+            hint="convert it with `chatbind encode --encoder ENCODER "
+            f"--store {folder} --inputs /dev/null`",
         )
     raise StoreError(
         "holds no embedding store", where=str(folder), hint="make one: chatbind encode --store"

@@ -115,14 +115,7 @@ def part_name(rank: int) -> str:
 def encode_media(
     media: Sequence[Medium], encoder: Encoder, root: MediaRoot, part: Path, options: MediaOptions
 ) -> list[tuple[Medium, str]]:
-    """Encodes one process's share of media.
-
-    Args:
-        media: what no store has yet, without repeats.
-        encoder: the frozen encoder.
-        root: where they lie.
-        part: the process's own store.
-        options: how media become tensors.
+    """Encodes one process's share of media, without repeats, into its own store.
 
     Returns:
         The media that cannot be read, each with the reason.

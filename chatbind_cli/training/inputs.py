@@ -131,11 +131,7 @@ def told_to_workers(inputs: Inputs) -> Iterator[None]:
 
 
 def refuse_rejected(rejected: Sequence[Record], path: Path | None = None) -> None:
-    """Ends the run if anything cannot be used.
-
-    Args:
-        rejected: what cannot be used.
-        path: where the whole list is, if it is anywhere.
+    """Ends the run if anything cannot be used; the path is where the whole list is.
 
     Raises:
         RecordError: it names the first few.

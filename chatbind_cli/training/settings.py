@@ -108,9 +108,6 @@ class TrainingSettings:
         """The values that decide the result, in JSON's types.
 
         How a global batch is split over processes is left out: it changes sums only by rounding.
-
-        Args:
-            world_size: the number of processes.
         """
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.compare}
         root = self.media_root
