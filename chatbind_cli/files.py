@@ -174,6 +174,18 @@ def lock_file(handle: int, path: Path) -> None:
             )
 
 
+def own_stream(stream: IO[bytes]) -> IO[bytes]:
+    """The stream over a descriptor of its own, where it has one.
+
+    A thread that still waits in `sys.stdin` when the program ends would keep the interpreter from
+    closing it, which ends in a crash.
+    """
+    try:
+        return os.fdopen(os.dup(stream.fileno()), "rb")
+    except (OSError, ValueError):  # not a file: a test's, or another program's
+        return stream
+
+
 def sha256_text(text: str) -> str:
     """The SHA-256 of a text's UTF-8 as hex digits."""
     return hashlib.sha256(text.encode()).hexdigest()

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from chatbind_cli import launch, worker
 from chatbind_cli.errors import SomeRecordsFailed, UsageError
-from chatbind_cli.files import refuse_overlap
+from chatbind_cli.files import own_stream, refuse_overlap
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.options import MediaOptions
 
@@ -35,7 +35,9 @@ from ._options import (
 )
 
 if TYPE_CHECKING:
-    from chatbind_cli.data.encode import Outcome, RecordSink, StoreSink
+    from collections import Counter
+
+    from chatbind_cli.data.encode import RecordSink, StoreSink
     from chatbind_cli.data.media_items import MediaItem
     from chatbind_cli.encoders.imagebind.encoder import Encoder
 
@@ -168,15 +170,15 @@ def command(
         if dispatched(plan, words):
             return
     paths = [name for name in files if name != "-"]
-    outcome = _encode(paths, listed, media, asked)
-    if outcome is not None and outcome.failed and asked["on_error"] != "skip":
-        n = outcome.failed + outcome.encoded
-        raise SomeRecordsFailed(f"{outcome.failed} of {n} files could not be encoded")
+    done = _encode(paths, listed, media, asked)
+    if done is not None and done["failed"] and asked["on_error"] != "skip":
+        n = done["failed"] + done["encoded"]
+        raise SomeRecordsFailed(f"{done['failed']} of {n} files could not be encoded")
 
 
 def _encode(
     paths: list[str], listed: str | None, media: MediaOptions, asked: dict[str, Any]
-) -> Outcome | None:
+) -> Counter[str] | None:
     """Does the work, or this process's share of it; the first process tells what was done."""
     # imported here: they bring torch
     from chatbind_cli.data.encode import encode, help_encode  # noqa: PLC0415
@@ -221,7 +223,7 @@ def _items(paths: list[str], listed: str | None, asked: dict[str, Any]) -> Itera
     root, modality = asked["media_root"], asked["modality"]
     yield from media_items.items_of_paths(paths, root, modality)
     if listed is not None:
-        stdin = _stdin() if listed == "-" else None
+        stdin = own_stream(sys.stdin.buffer) if listed == "-" else None
         yield from media_items.items_of_list(listed, root, modality, stdin=stdin)
     if asked["data"] is not None:
         yield from media_items.items_of_training_file(asked["data"], root, modality)
@@ -273,16 +275,6 @@ def _list_source(files: tuple[str, ...], asked: dict[str, Any]) -> str | None:
     if sys.stdin.isatty():
         raise UsageError("there is nothing to encode", hint="name files, or pipe a list of them in")
     return "-"
-
-
-def _stdin() -> IO[bytes]:
-    """Standard input under a descriptor of its own: a thread that still waits for it when the
-    program ends must not hold the interpreter's.
-    """
-    try:
-        return os.fdopen(os.dup(sys.stdin.fileno()), "rb")
-    except (OSError, ValueError):  # not a file: a test's, or another program's
-        return sys.stdin.buffer
 
 
 @contextmanager

@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, overload
+from typing import Any
 
 from chatbind_cli.errors import RecordError
 from chatbind_cli.media.medium import Medium, media_of_record
@@ -33,7 +33,7 @@ class Conversation:
     """One training record.
 
     Args:
-        id: the record's own id, or its place in the file.
+        id: the record's own, or its place in the file.
         turns: questions and answers in turn.
         where: file and line (or index), for error messages.
     """
@@ -48,27 +48,28 @@ class Conversation:
         return tuple(medium for turn in self.turns for medium in turn.media)
 
 
-class Conversations(Sequence[Conversation]):
+class Conversations:
     """Many conversations in little memory.
 
-    They are held as one block of bytes and unpacked one at a time: half a million Python objects
-    would cost several times as much, and a copy of it in every worker process of a data loader,
-    because counting references writes to them.
+    They are held as records in one block of bytes and parsed one at a time: half a million Python
+    objects would cost several times as much, and a copy of it in every worker process of a data
+    loader, because counting references writes to them.
     """
 
-    def __init__(self, conversations: Iterator[Conversation] | Sequence[Conversation] = ()) -> None:
+    def __init__(self, records: Iterable[tuple[Mapping[str, Any], str]] = ()) -> None:
         self._bytes = bytearray()
         self._ends = array("Q")
-        for conversation in conversations:
-            self.append(conversation)
+        for record, where in records:
+            self.append(record, where)
 
-    def append(self, conversation: Conversation) -> None:
-        """Adds one at the end."""
-        turns = [
-            [t.role, [[p.modality, p.ref] if isinstance(p, Medium) else p for p in t.content]]
-            for t in conversation.turns
-        ]
-        packed = json.dumps([conversation.id, conversation.where, turns], ensure_ascii=False)
+    def append(self, record: Mapping[str, Any], where: str) -> None:
+        """Adds one at the end.
+
+        Raises:
+            RecordError: see `parse_conversation`.
+        """
+        parse_conversation(record, where)
+        packed = json.dumps([record, where], ensure_ascii=False, separators=(",", ":"))
         # surrogatepass: JSON files in the wild hold halves of emoji
         self._bytes += packed.encode("utf-8", "surrogatepass")
         self._ends.append(len(self._bytes))
@@ -76,30 +77,23 @@ class Conversations(Sequence[Conversation]):
     def __len__(self) -> int:
         return len(self._ends)
 
-    @overload
-    def __getitem__(self, index: int) -> Conversation: ...
+    def __getitem__(self, index: int) -> Conversation:
+        return parse_conversation(*self._record(index))
 
-    @overload
-    def __getitem__(self, index: slice) -> Conversations: ...
+    def __iter__(self) -> Iterator[Conversation]:
+        return map(self.__getitem__, range(len(self)))
 
-    def __getitem__(self, index: int | slice) -> Conversation | Conversations:
-        if isinstance(index, slice):
-            return Conversations([self[i] for i in range(*index.indices(len(self)))])
-        if index < 0:
-            index += len(self)
-        if not 0 <= index < len(self):
-            raise IndexError(f"conversation {index} of {len(self)}")
+    def without(self, media: Container[Medium]) -> Conversations:
+        """The conversations that name none of these media."""
+        kept = [i for i, one in enumerate(self) if not any(m in media for m in one.media)]
+        return Conversations(map(self._record, kept))
+
+    def _record(self, index: int) -> tuple[dict[str, Any], str]:
         start = self._ends[index - 1] if index else 0
-        packed = self._bytes[start : self._ends[index]].decode("utf-8", "surrogatepass")
-        identity, where, turns = json.loads(packed)
-        return Conversation(
-            identity,
-            tuple(
-                Turn(role, tuple(Medium(*p) if isinstance(p, list) else p for p in content))
-                for role, content in turns
-            ),
-            where,
+        record, where = json.loads(
+            self._bytes[start : self._ends[index]].decode("utf-8", "surrogatepass")
         )
+        return record, where
 
 
 def parse_conversation(record: Mapping[str, Any], where: str) -> Conversation:

@@ -57,10 +57,12 @@ class StoreMeta:
     Attributes:
         encoder_sha256: of the encoder's weights.
         dim: length of the embeddings.
-        encoder_name: what it is called.
         dtype: of the embeddings' numbers, a key of `DTYPES`.
         encoder_dtype: in which the encoder worked; None where nobody has said it.
         media_options: fields of `MediaOptions` that all rows share; None likewise.
+
+    Raises:
+        ValueError: a value that no writer of ours says.
     """
 
     encoder_sha256: str
@@ -71,20 +73,14 @@ class StoreMeta:
     media_options: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        """Refuses what no writer of ours says.
-
-        Raises:
-            ValueError: it names the field.
-        """
-        fits = {
-            "encoder_sha256": isinstance(self.encoder_sha256, str),
-            "dim": type(self.dim) is int and 0 < self.dim <= _WIDEST,
-            "encoder_name": isinstance(self.encoder_name, str),
-            "dtype": isinstance(self.dtype, str) and self.dtype in DTYPES,
-            "encoder_dtype": isinstance(self.encoder_dtype, str | None),
-            "media_options": isinstance(self.media_options, dict | None),
-        }
-        for name, right in fits.items():
+        for name, right in (
+            ("encoder_sha256", isinstance(self.encoder_sha256, str)),
+            ("dim", type(self.dim) is int and 0 < self.dim <= _WIDEST),
+            ("encoder_name", isinstance(self.encoder_name, str)),
+            ("dtype", isinstance(self.dtype, str) and self.dtype in DTYPES),
+            ("encoder_dtype", isinstance(self.encoder_dtype, str | None)),
+            ("media_options", isinstance(self.media_options, dict | None)),
+        ):
             if not right:
                 raise ValueError(f"its {name} is {str(getattr(self, name))[:80]!r}")
 
@@ -118,11 +114,11 @@ def create(path: Path, meta: StoreMeta, rows: Iterable[Row] = ()) -> None:
                 connection.executemany(INSERT, rows)
                 connection.execute("COMMIT")
         except sqlite3.Error as error:
-            raise StoreError(f"cannot be written: {reason(error)}", where=str(path)) from error
+            raise unusable(path, error) from error
 
 
-def connect(path: Path, *, write: bool = False) -> sqlite3.Connection:
-    """Opens the file of a store, which may come from anybody.
+def connect(path: Path, *, write: bool = False) -> tuple[sqlite3.Connection, StoreMeta]:
+    """Opens the file of a store, which may come from anybody, and reads what it says of itself.
 
     A reader, too, rolls back what a killed writer has left half done, where it may. Locks are done
     without where the file system has none.
@@ -135,11 +131,9 @@ def connect(path: Path, *, write: bool = False) -> sqlite3.Connection:
     while True:
         try:
             return _connected(f"{path.absolute().as_uri()}?{ways.pop(0)}")
-        except sqlite3.OperationalError as error:
-            if not ways:
+        except (sqlite3.Error, ValueError, TypeError, RecursionError) as error:
+            if not ways or not isinstance(error, sqlite3.OperationalError):
                 raise unusable(path, error) from error
-        except (sqlite3.Error, ValueError) as error:
-            raise unusable(path, error) from error
 
 
 def _refuse_foreign_journal(journal: Path) -> None:
@@ -151,7 +145,7 @@ def _refuse_foreign_journal(journal: Path) -> None:
                 raise StoreError("is no journal of ours", where=str(journal), hint="remove it")
 
 
-def _connected(address: str) -> sqlite3.Connection:
+def _connected(address: str) -> tuple[sqlite3.Connection, StoreMeta]:
     connection = sqlite3.connect(
         address, uri=True, timeout=_PATIENCE_S, isolation_level=None, check_same_thread=False
     )
@@ -162,10 +156,11 @@ def _connected(address: str) -> sqlite3.Connection:
         found = connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL LIMIT 9")
         if {sql for (sql,) in found} != set(_SCHEMA):  # a view or trigger would be code of others
             raise ValueError("its tables are not those of an embedding store of this version")
+        said = connection.execute("SELECT key, value FROM store LIMIT 99").fetchall()
+        return connection, StoreMeta.of({key: json.loads(value) for key, value in said})
     except BaseException:
         connection.close()
         raise
-    return connection
 
 
 def unusable(path: Path, error: Exception) -> StoreError:
@@ -175,19 +170,6 @@ def unusable(path: Path, error: Exception) -> StoreError:
         hint = "another process may be writing it, or have been killed while it did: wait for it, "
         hint += "or go on with its command"
     return StoreError(f"cannot be used: {reason(error)}", where=str(path), hint=hint)
-
-
-def read_meta(connection: sqlite3.Connection, path: Path) -> StoreMeta:
-    """What a store says about itself.
-
-    Raises:
-        StoreError: it says what none of ours does.
-    """
-    try:
-        said = connection.execute("SELECT key, value FROM store LIMIT 99").fetchall()
-        return StoreMeta.of({key: json.loads(value) for key, value in said})
-    except (sqlite3.Error, ValueError, TypeError, RecursionError) as error:
-        raise unusable(path, error) from error
 
 
 def write_meta(connection: sqlite3.Connection, meta: StoreMeta) -> None:

@@ -6,19 +6,21 @@ an earlier run has dealt with, and takes what is new.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from chatbind_cli import worker
 from chatbind_cli.artifacts import artifact_record, emit_artifact, emit_record
 from chatbind_cli.console import Progress, note
-from chatbind_cli.data.encoding import Encoded, EncodingOptions, encode_items, encode_share
+from chatbind_cli.data.encoding import Encoded, EncodingOptions, encode_share, encode_together
 from chatbind_cli.data.media_items import MediaItem
+from chatbind_cli.data.process_group import ProcessGroup
 from chatbind_cli.data.store import EmbeddingStore, clear_store
 from chatbind_cli.encoders.imagebind.encoder import Encoder
 from chatbind_cli.encoders.imagebind.zero_shot import LabelScorer
@@ -33,15 +35,6 @@ _SHOWN_NUMBERS = 4
 _SHOWN_DIGITS = 12
 
 
-@dataclass
-class Outcome:
-    """How many media were encoded, were there already, and failed."""
-
-    encoded: int = 0
-    reused: int = 0
-    failed: int = 0
-
-
 def encode(
     items: Iterable[MediaItem],
     encoder: Encoder,
@@ -50,50 +43,52 @@ def encode(
     *,
     on_error: str,
     total: int | None = None,
-) -> Outcome:
+) -> Counter[str]:
     """Encodes what a sink has not; called on the first process, see `help_encode`.
 
-    Args:
-        items: what is wanted.
-        encoder: on this process's device.
-        options: how the work is done.
-        sink: where it goes.
-        on_error: what becomes of a medium that cannot be encoded: "record", "skip" or "fail".
-        total: how many items there are, where that is known.
+    A medium that cannot be encoded becomes a record, a note, or the end, as `on_error` has it:
+    "record", "skip" or "fail". `total` is the number of items, where that is known.
+
+    Returns:
+        How many media were `encoded`, were there already (`reused`), and `failed`.
 
     Raises:
         ChatBindError: the encoder, the list or the output cannot be used, or a medium fails and
             `on_error` is "fail".
     """
-    outcome = Outcome()
-    missing = _missing(items, sink, outcome)
-    if worker.world_size() > 1:
-        results = encode_share(list(missing), encoder, options, sink.recall)
-    else:
-        results = encode_items(missing, encoder, options, sink.recall)
-    with Progress(total, "encoding", "files") as progress, closing(results):
+    n: Counter[str] = Counter()
+    missing = _missing(items, sink, n)
+    with (
+        ProcessGroup() as group,
+        closing(encode_together(group, missing, encoder, options, sink.recall)) as results,
+        Progress(total, "encoding", "files") as progress,
+    ):
         for result in results:
             if result.error is None:
                 sink.write(result)
-                outcome.encoded += 1
+            elif on_error == "fail":
+                raise result.error
+            elif on_error == "skip":
+                note(f"left out: {result.error}")
             else:
-                outcome.failed += 1
-                _take_failure(result, sink, on_error)
+                asked = result.item.output(result.medium.modality)
+                sink.write_error({**asked, "error": str(result.error)})
+            n["encoded" if result.error is None else "failed"] += 1
             progress.advance()
-    reused = f", {outcome.reused} were there already" if outcome.reused else ""
-    failed = f", {outcome.failed} failed" if outcome.failed else ""
-    note(f"{outcome.encoded} files encoded{reused}{failed}")
-    return outcome
+    reused = f", {n['reused']} were there already" if n["reused"] else ""
+    failed = f", {n['failed']} failed" if n["failed"] else ""
+    note(f"{n['encoded']} files encoded{reused}{failed}")
+    return n
 
 
 def help_encode(encoder: Encoder, options: EncodingOptions) -> None:
     """What every process but the first does while that is in `encode`."""
-    for _ in encode_share(None, encoder, options):
-        raise AssertionError("only the first process gets results")
+    with ProcessGroup() as group:
+        group.follow(partial(encode_share, encoder, options, None))
 
 
 def _missing(
-    items: Iterable[MediaItem], sink: RecordSink | StoreSink, outcome: Outcome
+    items: Iterable[MediaItem], sink: RecordSink | StoreSink, n: Counter[str]
 ) -> Iterator[MediaItem]:
     """Yields each item that the sink has not, and that has not come before."""
     if not sink.resumes:
@@ -102,24 +97,14 @@ def _missing(
     seen: set[tuple[str, str | None]] = set()
     for item in items:
         key = (item.path, item.modality)
-        if item.problem is None and key in seen:
-            continue
-        seen.add(key)
-        if item.problem is None and sink.has(item):
-            outcome.reused += 1
-        else:
+        if item.problem is not None:
             yield item
-
-
-def _take_failure(result: Encoded, sink: RecordSink | StoreSink, on_error: str) -> None:
-    assert result.error is not None
-    if on_error == "fail":
-        raise result.error
-    if on_error == "skip":
-        note(f"left out: {result.error}")
-    else:
-        record = {**result.item.output(result.medium.modality), "error": str(result.error)}
-        sink.write_error(record)
+        elif key not in seen:
+            seen.add(key)
+            if sink.has(item):
+                n["reused"] += 1
+            else:
+                yield item
 
 
 class RecordSink:
@@ -131,6 +116,8 @@ class RecordSink:
         made_with: the keys that say how it was made, the same in every record.
         overwrite: start the file anew.
     """
+
+    recall = None  # records say no hash of the content
 
     def __init__(
         self,
@@ -150,6 +137,7 @@ class RecordSink:
             in_words=_in_words,
         )
         self.resumes = target != "-"
+        self.write_error = self._writer.write
         self.close = self._writer.close
         self._paths = {identity[0] for identity in self._writer.done if isinstance(identity, tuple)}
 
@@ -159,10 +147,6 @@ class RecordSink:
             return item.path in self._paths
         return (item.path, item.modality) in self._writer.done
 
-    def recall(self, modality: str, sha256: str) -> torch.Tensor | None:
-        """Nothing: records say no hash of the content."""
-        return None
-
     def write(self, result: Encoded) -> None:
         """Writes the item's record with what was found."""
         assert result.medium.embedding is not None
@@ -170,10 +154,6 @@ class RecordSink:
         found = self._describe(result.medium.embedding)
         self._writer.write({**asked, **found, **self._made_with})
         self._paths.add(result.item.path)
-
-    def write_error(self, record: Record) -> None:
-        """Writes it among the others."""
-        self._writer.write(record)
 
 
 class StoreSink:
@@ -186,6 +166,7 @@ class StoreSink:
     """
 
     resumes = True
+    write_error = staticmethod(emit_record)
 
     def __init__(self, store: EmbeddingStore, options: MediaOptions, *, log_every: int = 0) -> None:
         self._store = store
@@ -207,19 +188,15 @@ class StoreSink:
 
     def write(self, result: Encoded) -> None:
         """Adds a row, and a line to the log now and then."""
-        medium, name = result.medium, result.item.name
+        medium = result.medium
         assert medium.modality is not None
         assert medium.sha256 is not None
         assert medium.embedding is not None
         made = self._options.fingerprint(medium.modality)
-        self._store.add(name, medium.modality, medium.sha256, made, medium.embedding)
+        self._store.add(result.item.name, medium.modality, medium.sha256, made, medium.embedding)
         self._n += 1
         if self._log_every and self._n % self._log_every == 0:
             emit_record({"step": self._n, "rows": len(self._store)})
-
-    def write_error(self, record: Record) -> None:
-        """Writes it to standard output."""
-        emit_record(record)
 
 
 @contextmanager
@@ -231,15 +208,7 @@ def filled_store(
     dtype: str | None = None,
     overwrite: bool = False,
 ) -> Iterator[StoreSink]:
-    """Opens a store to fill, and tells of it when it is.
-
-    Args:
-        folder: the store.
-        encoder: makes its embeddings.
-        options: how media become tensors.
-        dtype: of a new store.
-        overwrite: start it anew.
-    """
+    """Opens a store to fill, and tells of it when it is; see `writable_store`."""
     if overwrite:
         clear_store(folder)
     with writable_store(folder, encoder, options, dtype=dtype) as store:
@@ -252,7 +221,10 @@ def filled_store(
 def writable_store(
     folder: Path, encoder: Encoder, options: MediaOptions, *, dtype: str | None = None
 ) -> EmbeddingStore:
-    """The store of an encoder's embeddings, open for writing; a new one if there is none."""
+    """The store of an encoder's embeddings, open for writing.
+
+    If there is none, a new one, whose numbers are of that dtype (a key of `DTYPES`).
+    """
     return EmbeddingStore.open(
         folder,
         "a",
@@ -287,7 +259,11 @@ def label_sink(
 
     They say how they were made by the encoder and a hash of the labels and the prompt.
     """
-    texts = _lines(labels)
+    try:
+        lines = labels.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot be read as labels: {error}", where=str(labels)) from error
+    texts = [line.strip() for line in lines if line.strip()]
     scorer = LabelScorer(encoder, texts, prompt)
 
     def describe(embedding: torch.Tensor) -> Record:
@@ -313,11 +289,3 @@ def _in_words(record: Record) -> str:
 
 def _identity(encoder: Encoder) -> str:
     return f"{encoder.name}@{encoder.sha256[:_SHOWN_DIGITS]}"
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot be read as labels: {error}", where=str(path)) from error
-    return [line.strip() for line in text.splitlines() if line.strip()]

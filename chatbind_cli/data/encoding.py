@@ -1,25 +1,24 @@
 """Media items -> embeddings, in order: decoding ahead in threads, encoding in batches.
 
-With several processes, each encodes its share and the first one gets all results. What becomes
-of them (records, a store, label probabilities) is not known here.
+What becomes of them (records, a store, label probabilities) is not known here.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
+from typing import TypeVar
 
 import torch
-import torch.distributed as dist
 
-from chatbind_cli import worker
 from chatbind_cli.data.media_items import MediaItem
+from chatbind_cli.data.process_group import ProcessGroup
 from chatbind_cli.encoders.imagebind.encoder import Encoder
 from chatbind_cli.encoders.imagebind.preprocess import Media, load_media
 from chatbind_cli.errors import ChatBindError, MediaError, contained
@@ -29,15 +28,18 @@ from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.sniff import sniff
 from chatbind_cli.media.source import MediaSource, shown
 
+T = TypeVar("T")
+
 GPU_FAILED = (torch.OutOfMemoryError, torch.AcceleratorError)
 """What no single medium or question is to blame for, and no other would survive."""
+
+_SHARE = 8
+"""Batches that one of several processes gets at a time: decoding stays ahead within them."""
 
 NO_EMBEDDING = "the encoder made numbers of it that are not finite, or all zero"
 
 Recall = Callable[[str, str], torch.Tensor | None]
-"""From a modality and the SHA-256 of a content to its embedding, if there is one already. Asked
-before a medium is decoded, from several threads at once."""
-
+"""From a modality and the SHA-256 of a content to its embedding, if there is one already."""
 
 _Loaded = Media | Medium | ChatBindError
 """What the encoder takes, a medium with its embedding, or why there is none."""
@@ -49,8 +51,8 @@ class Encoded:
 
     Args:
         item: what was asked for.
-        medium: with what was found of it: its modality, hash and embedding (not normalised).
-        error: the reason why it has no embedding.
+        medium: with what was found of it: modality, hash, embedding (not normalised).
+        error: why it has no embedding.
     """
 
     item: MediaItem
@@ -92,19 +94,40 @@ def encode_items(
     for batch in _batches(items, load, options):
         rows = iter(embed_each(encoder, [it for _, it in batch if isinstance(it, Media)]))
         for item, loaded in batch:
-            if isinstance(loaded, Media):
-                yield _encoded(item, loaded, next(rows))
+            if isinstance(loaded, ChatBindError):
+                yield Encoded(item, item.medium, loaded)
             elif isinstance(loaded, Medium):
                 yield Encoded(item, loaded)
             else:
-                yield Encoded(item, item.medium, loaded)
+                row = next(rows)
+                found = replace(item.medium, modality=loaded.modality, sha256=loaded.source.sha256)
+                if isinstance(row, ChatBindError):
+                    yield Encoded(item, found, row)
+                else:
+                    yield Encoded(item, replace(found, embedding=row))
 
 
-def _encoded(item: MediaItem, media: Media, row: torch.Tensor | ChatBindError) -> Encoded:
-    medium = replace(item.medium, modality=media.modality, sha256=media.source.sha256)
-    if isinstance(row, ChatBindError):
-        return Encoded(item, medium, row)
-    return Encoded(item, replace(medium, embedding=row))
+def encode_together(
+    group: ProcessGroup,
+    items: Iterable[MediaItem],
+    encoder: Encoder,
+    options: EncodingOptions,
+    recall: Recall | None,
+) -> Generator[Encoded, None, None]:
+    """The same, each process of a group (see `encode_share`) taking its share of the items."""
+    if group.size == 1:
+        yield from encode_items(items, encoder, options, recall)
+        return
+    rounds = _lists(_lists(items, _SHARE * options.batch_size), group.size)
+    for _, done in group.results(rounds, partial(encode_share, encoder, options, recall)):
+        yield from done
+
+
+def encode_share(
+    encoder: Encoder, options: EncodingOptions, recall: Recall | None, items: list[MediaItem]
+) -> list[Encoded]:
+    """What became of each item, see `encode_items`."""
+    return list(encode_items(items, encoder, options, recall))
 
 
 def decode(
@@ -121,7 +144,7 @@ def decode(
         open_medium: finds its bytes.
         known: the modalities that the encoder has towers for.
         options: how it becomes a tensor.
-        recall: see `Recall`.
+        recall: asked before it is decoded, from several threads at once.
     """
     try:
         source = open_medium()
@@ -165,45 +188,8 @@ def is_embedding(row: torch.Tensor) -> bool:
     return bool(row.isfinite().all() and row.any())
 
 
-def encode_share(
-    items: Sequence[MediaItem] | None,
-    encoder: Encoder,
-    options: EncodingOptions,
-    recall: Recall | None = None,
-) -> Generator[Encoded, None, None]:
-    """Encodes this process's share of the items; the first process yields everybody's, in order.
-
-    Args:
-        items: what is to be done, on the first process; None on the others.
-        encoder: on this process's device.
-        options: how the work is done.
-        recall: what this process knows already.
-    """
-    dist.init_process_group("gloo")
-    try:
-        sent: list[Sequence[MediaItem] | None] = [items]
-        dist.broadcast_object_list(sent, src=0)
-        todo = sent[0] or ()
-        rank, n = worker.rank(), worker.world_size()
-        size = options.batch_size
-        blocks = [todo[start : start + size] for start in range(0, len(todo), size)]
-        blocks += [()] * (-len(blocks) % n)  # all take part in every round
-        own = blocks[rank::n]
-        results = encode_items((item for block in own for item in block), encoder, options, recall)
-        for block in own:
-            done = list(islice(results, len(block)))
-            gathered: list[list[Encoded]] | None = [[] for _ in range(n)] if rank == 0 else None
-            dist.gather_object(done, gathered, dst=0)
-            for part in gathered or ():
-                yield from part
-    finally:
-        dist.destroy_process_group()
-
-
 def _batches(
-    items: Iterable[MediaItem],
-    load: Callable[[MediaItem], _Loaded],
-    options: EncodingOptions,
+    items: Iterable[MediaItem], load: Callable[[MediaItem], _Loaded], options: EncodingOptions
 ) -> Iterator[list[tuple[MediaItem, _Loaded]]]:
     """Yields what is ready, in order, up to the size of a batch at a time.
 
@@ -211,54 +197,51 @@ def _batches(
     decoded goes on without waiting for the next line.
     """
     if not options.workers:
-        remaining = iter(items)
-        while batch := list(islice(remaining, options.batch_size)):
+        for batch in _lists(items, options.batch_size):
             yield [(item, load(item)) for item in batch]
         return
-    ahead = options.workers + options.batch_size  # a bounded number of media
-    arrived: queue.Queue[MediaItem | ChatBindError | None] = queue.Queue(ahead)
-    given_up = threading.Event()
-    # a daemon: it may sit in a read of a pipe that never says more when the work is given up
-    reading = threading.Thread(target=_read, args=(items, arrived, given_up), daemon=True)
-    reading.start()
     pool = ThreadPoolExecutor(options.workers, thread_name_prefix="decode")
-    waiting: deque[tuple[MediaItem, Future[_Loaded]]] = deque()
-    more, failure = True, None
+    # bounds the media that are decoded ahead; None: there are no more
+    decoding: queue.Queue[tuple[MediaItem, Future[_Loaded]] | None]
+    decoding = queue.Queue(options.workers + options.batch_size)
+    given_up = threading.Event()
+    failures: list[Exception] = []
+
+    def read() -> None:
+        try:
+            for item in items:
+                decoding.put((item, pool.submit(load, item)))
+                if given_up.is_set():
+                    return
+        except Exception as error:
+            failures.append(error)
+        decoding.put(None)
+
+    # a daemon: it may sit in a read of a pipe that never says more when the work is given up
+    threading.Thread(target=read, daemon=True).start()
+    more = True
     try:
-        while waiting or more:
-            while more and (not waiting or (len(waiting) < ahead and not arrived.empty())):
-                item = arrived.get()
-                if isinstance(item, MediaItem):
-                    waiting.append((item, pool.submit(load, item)))
-                else:
-                    more, failure = False, item
-            ready = [waiting.popleft() for _ in range(min(len(waiting), options.batch_size))]
-            yield [(item, decoded.result()) for item, decoded in ready]
-        if failure is not None:
-            raise failure
+        while more:
+            ready = [decoding.get()]
+            with suppress(queue.Empty):
+                while len(ready) < options.batch_size:
+                    ready.append(decoding.get_nowait())
+            more = ready[-1] is not None
+            if decoded := [(one[0], one[1].result()) for one in ready if one is not None]:
+                yield decoded
+        if failures:
+            raise failures[0]
     finally:
         given_up.set()
         # Python may end this generator in any thread, one of the pool's too: nobody is waited for
         pool.shutdown(wait=False, cancel_futures=True)
         with suppress(queue.Empty):
             while True:  # makes room, so that the list's thread comes to its end
-                arrived.get_nowait()
+                decoding.get_nowait()
 
 
-def _read(
-    items: Iterable[MediaItem],
-    arrived: queue.Queue[MediaItem | ChatBindError | None],
-    given_up: threading.Event,
-) -> None:
-    """Puts the items into a queue; at the end None, or why the list cannot be read on."""
-    failure: ChatBindError | None = None
-    try:
-        for item in items:
-            arrived.put(item)
-            if given_up.is_set():
-                return
-    except OSError as error:
-        failure = ChatBindError(f"the list cannot be read: {error.strerror or error}")
-    except Exception as error:
-        failure = contained(error, where="the list")
-    arrived.put(failure)
+def _lists(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """The items in lists of a size; the last may be shorter."""
+    remaining = iter(items)
+    while some := list(islice(remaining, size)):
+        yield some

@@ -12,23 +12,21 @@ from typing import Any
 import torch
 
 from chatbind_cli.data.database import FILE_NAME
-from chatbind_cli.data.old_store import is_old
 from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.errors import ChatBindError, StoreError
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.modality import MODALITIES
-from chatbind_cli.media.options import MediaOptions, options_of
+from chatbind_cli.media.options import MediaOptions
 
+_ALIKE = ("chatbind", "pytorchvideo")  # clip samplers
 _ANEW = "encode the media into a store of their own, all with the same options"
 
 
 class Embeddings:
     """Embeddings by the names that records use, from one store or several.
 
-    Args:
-        stores: open for reading.
-        options: how the media became tensors; rows that were made otherwise do not count. None:
-            the newest row counts, whatever made it.
+    The options say how the media became tensors: rows that were made otherwise do not count.
+    Without them the newest row counts, whatever made it.
     """
 
     def __init__(
@@ -58,109 +56,78 @@ class Embeddings:
         Raises:
             StoreError: a medium is not there.
         """
-        found = [self._row(medium) for medium in media]
+        found = []
+        for medium in media:
+            row = self.find(medium)
+            if row is None:
+                raise StoreError(f"has no embedding of the {medium.modality} {medium.name}")
+            found.append(row)
         return torch.stack(found) if found else None
 
-    def _row(self, medium: Medium) -> torch.Tensor:
-        row = self.find(medium)
-        if row is None:
-            raise StoreError(f"has no embedding of the {medium.modality} {medium.name}")
-        return row
 
-
-def open_parts(folder: Path) -> list[EmbeddingStore]:
+def open_parts(folder: Path, **expected: Any) -> list[EmbeddingStore]:
     """The stores that the processes of a run, and of killed ones before it, have filled."""
     # a process that was killed early has left a folder that is no store yet
     made = sorted(path.parent for path in folder.glob(f"part-*/{FILE_NAME}"))
-    return [EmbeddingStore.open(part) for part in made]
+    return [EmbeddingStore.open(part, **expected) for part in made]
 
 
 def open_stores(folder: Path, **expected: Any) -> list[EmbeddingStore]:
     """A store, or the several that a training run keeps in its `embeddings` folder.
 
-    Args:
-        folder: either.
-        expected: what each must be, see `EmbeddingStore.open`.
+    What is expected of each is what `EmbeddingStore.open` takes.
 
     Raises:
         StoreError: there is none, or they were made by different encoders.
     """
-    parts = [p for p in sorted(folder.glob("part-*")) if is_old(p) or (p / FILE_NAME).exists()]
-    stores = [EmbeddingStore.open(part, **expected) for part in parts or [folder]]
+    stores = open_parts(folder, **expected) or [EmbeddingStore.open(folder, **expected)]
     if len({(store.meta.encoder_sha256, store.meta.encoder_dtype) for store in stores}) > 1:
         raise StoreError("holds embeddings of different encoders", where=str(folder))
     return stores
 
 
 def options_in(
-    stores: Sequence[EmbeddingStore],
-    used: Collection[str],
-    trained: Mapping[str, Any],
-    *,
-    where: str,
+    stores: Sequence[EmbeddingStore], used: Collection[str], trained: Mapping[str, Any]
 ) -> MediaOptions:
     """How the media of stores became tensors, as far as training is concerned.
+
+    What training goes on from says it, else the stores do; what neither says is as ImageBind has
+    it.
 
     Args:
         stores: what `open_stores` gave.
         used: the modalities that are trained on.
         trained: the media options of what training goes on from; empty where nothing is known.
-        where: the stores' folder.
 
     Raises:
-        StoreError: they differ from those of training, or from one another.
+        StoreError: a store says otherwise, or its rows of a modality that is used were made in
+            another way, or in several ways of which nothing says which is meant.
     """
-    told = _Told(where)
-    told.add(trained, "what training goes on from")
+    where = str(stores[0].folder)
+    told = dict(trained)
     for store in stores:
-        told.add(store.meta.media_options or {}, "the store")
-    made: dict[str, set[str]] = {}
-    for modality, fingerprint in {kind for store in stores for kind in store.kinds()}:
-        made.setdefault(modality, set()).add(fingerprint)
-    for modality in sorted(made, key=lambda name: (name not in used, name)):
-        found = made[modality]
-        if len(found) > 1 and trained:
-            found = found & {told.options().fingerprint(modality)} or found
-        try:
-            if len(found) > 1:
+        for name, value in (store.meta.media_options or {}).items():
+            other = told.setdefault(name, value)
+            if other != value and not (other in _ALIKE and value in _ALIKE):
                 raise StoreError(
-                    f"holds {modality} embeddings that were made in {len(found)} ways "
-                    f"({', '.join(sorted(found))})",
+                    f"the store has {name} {value}, what training goes on from has {other}",
                     where=where,
                     hint=_ANEW,
                 )
-            told.add(_options_of(min(found), where), f"its {modality} embeddings")
-        except StoreError:
-            if modality in used:
-                raise
-    return told.options()
-
-
-class _Told:
-    """Media options from several sources that have to agree."""
-
-    def __init__(self, where: str) -> None:
-        self._where = where
-        self._values: dict[str, tuple[Any, str]] = {}
-
-    def add(self, values: Mapping[str, Any], who: str) -> None:
-        for name, value in values.items():
-            other, by = self._values.get(name, (value, who))
-            if other != value and {other, value} != {"chatbind", "pytorchvideo"}:
-                raise StoreError(
-                    f"{who} has {name} {value}, {by} has {other}", where=self._where, hint=_ANEW
-                )
-        self._values = {**{name: (value, who) for name, value in values.items()}, **self._values}
-
-    def options(self) -> MediaOptions:
-        try:
-            return MediaOptions.known({name: value for name, (value, _) in self._values.items()})
-        except ChatBindError as error:
-            raise StoreError(error.what, where=self._where, hint=error.hint) from error
-
-
-def _options_of(fingerprint: str, where: str) -> dict[str, Any]:
     try:
-        return options_of(fingerprint)
-    except ValueError as error:
-        raise StoreError(f"cannot be trained on: {error}", where=where) from error
+        options = MediaOptions.known(told)
+    except ChatBindError as error:
+        raise StoreError(error.what, where=where, hint=error.hint) from error
+    made = {kind for store in stores for kind in store.kinds()}
+    for modality in used:
+        ours = options.fingerprint(modality)
+        found = {fingerprint for kind, fingerprint in made if kind == modality}
+        others = found - {ours}
+        if others and not (trained and ours in found):
+            raise StoreError(
+                f"holds {modality} embeddings that were made otherwise than {ours}: "
+                f"{min(others)!r:.80}",
+                where=where,
+                hint=_ANEW,
+            )
+    return options

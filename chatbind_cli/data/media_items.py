@@ -102,16 +102,14 @@ def items_of_list(
         stdin: the byte stream that `-` stands for.
 
     Raises:
-        RecordError: the list cannot be read.
+        RecordError: the list is no list.
+        OSError: it cannot be read.
     """
     if source == "-":
         yield from _items_of_stream(stdin or sys.stdin.buffer, "<stdin>", root, modality)
-        return
-    try:
+    else:
         with Path(source).open("rb") as file:
             yield from _items_of_stream(file, source, root, modality)
-    except OSError as error:
-        raise RecordError(error.strerror or "cannot be read", where=source) from error
 
 
 def items_of_training_file(
@@ -164,9 +162,9 @@ def _items_of_record(line: Line, root: MediaRoot, modality: str | None) -> Itera
 
 def _media(line: Line, modality: str | None) -> Sequence[Medium]:
     """What a record names under `image`, `audio`, ..., or else under `path`."""
-    record, where, _, problem = line
-    if problem is not None:
-        raise problem
+    if line.problem is not None:
+        raise line.problem
+    record, where = line.record, line.where
     media = media_of_record(record, where=where)
     if media or "path" not in record:
         return media

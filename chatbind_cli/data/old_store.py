@@ -23,9 +23,8 @@ _LARGEST_META = 1 << 20
 def is_old(folder: Path) -> bool:
     """Whether a folder holds a store of the old form."""
     try:
-        if (folder / _META).stat().st_size > _LARGEST_META:
-            return False
-        return bool(json.loads((folder / _META).read_bytes())["format"] == _FORMAT)
+        with (folder / _META).open("rb") as file:
+            return bool(json.loads(file.read(_LARGEST_META))["format"] == _FORMAT)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 

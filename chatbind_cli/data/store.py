@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -27,7 +27,6 @@ from chatbind_cli.data.database import (
     StoreMeta,
     connect,
     create,
-    read_meta,
     unusable,
     write_meta,
 )
@@ -52,12 +51,7 @@ _BY_CONTENT = (
 
 
 class EmbeddingStore:
-    """Embeddings on disk. Made by `EmbeddingStore.open`, let go by `close` or a `with` block.
-
-    Attributes:
-        folder: where it lies.
-        meta: what made it.
-    """
+    """Embeddings on disk. Made by `EmbeddingStore.open`, let go by `close` or a `with` block."""
 
     def __init__(self, folder: Path, lock: IO[bytes] | None, made: Mapping[str, Any]) -> None:
         self.folder = folder
@@ -66,7 +60,6 @@ class EmbeddingStore:
         self._begun = 0.0
         self._connect()
         try:
-            self.meta = read_meta(self._connection, self._path)
             self._check(made)
             if lock is not None and made.get("media_options") is not None:
                 self._share_options(made["media_options"])
@@ -94,13 +87,14 @@ class EmbeddingStore:
             _refuse_absent(folder)
             return cls(folder, None, made)
         _refuse_other(folder)
-        lock = _take_lock(folder)
-        try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as unless_open:
+            lock = unless_open.enter_context((folder / _LOCK_NAME).open("ab"))
+            lock_file(lock.fileno(), folder)
             _make_ready(folder, made)
-            return cls(folder, lock, made)
-        except BaseException:
-            lock.close()
-            raise
+            store = cls(folder, lock, made)
+            unless_open.pop_all()
+        return store
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -116,10 +110,8 @@ class EmbeddingStore:
     ) -> torch.Tensor | None:
         """Returns an embedding as published (not normalised), float32 [dim], or None.
 
-        Args:
-            modality: of the medium.
-            name: the path as a training record gives it.
-            fingerprint: of the preprocessing (`MediaOptions.fingerprint`); None takes the newest.
+        The name is the path as a training record gives it; without the fingerprint of a
+        preprocessing (`MediaOptions.fingerprint`) the newest row counts.
 
         Raises:
             StoreError: the store is broken.
@@ -142,14 +134,7 @@ class EmbeddingStore:
         """Adds a row, in place of one of the same name, modality and preprocessing.
 
         It is committed with others, at the latest when a row is added a second later, or on
-        closing.
-
-        Args:
-            name: the path as training records give it.
-            modality: of the medium.
-            content_sha256: hash of the medium's bytes, hexadecimal.
-            fingerprint: of the preprocessing.
-            embedding: as published, not normalised, [dim].
+        closing. The embedding, [dim], is as published, not normalised.
 
         Raises:
             StoreError: the store is open for reading only or cannot be written, or the embedding
@@ -158,21 +143,18 @@ class EmbeddingStore:
         if self._lock is None:
             raise StoreError("is open for reading only", where=str(self.folder))
         vector = embedding.detach().to("cpu", DTYPES[self.meta.dtype])
+        problem = None
         if vector.shape != (self.meta.dim,):
-            raise StoreError(
-                f"has an embedding of {list(vector.shape)}; the store's are [{self.meta.dim}]",
-                where=name,
-            )
-        if not torch.isfinite(vector).all():
-            raise StoreError(
-                f"has an embedding that is not finite in {self.meta.dtype}", where=name
-            )
-        numbers = vector.contiguous().numpy().tobytes()
+            problem = f"of {list(vector.shape)}; the store's are [{self.meta.dim}]"
+        elif not torch.isfinite(vector).all():
+            problem = f"that is not finite in {self.meta.dtype}"
+        if problem is not None:
+            raise StoreError(f"has an embedding {problem}", where=name)
+        content, numbers = bytes.fromhex(content_sha256), vector.contiguous().numpy().tobytes()
         with self._threads:
             if not self._connection.in_transaction:
                 self._run("BEGIN IMMEDIATE")
                 self._begun = time.monotonic()
-            content = bytes.fromhex(content_sha256)
             self._run(INSERT, (_as_text(name), modality, fingerprint, content, numbers))
             if time.monotonic() - self._begun > _SECONDS_PER_COMMIT:
                 self._run("COMMIT")
@@ -200,7 +182,7 @@ class EmbeddingStore:
         return EmbeddingStore.open, (self.folder,)
 
     def _connect(self) -> None:
-        self._connection = connect(self._path, write=self._lock is not None)
+        self._connection, self.meta = connect(self._path, write=self._lock is not None)
         self._process = os.getpid()
         self._threads = threading.RLock()  # decoding threads look rows up while one adds
 
@@ -258,30 +240,9 @@ def clear_store(folder: Path) -> None:
     """
     refuse_foreign(folder, made_by=_MADE_BY)
     if folder.is_dir() and any(folder.iterdir()):
-        with _take_lock(folder):
+        with (folder / _LOCK_NAME).open("ab") as lock:
+            lock_file(lock.fileno(), folder)
             remove_made(folder)
-
-
-def _refuse_other(folder: Path) -> None:
-    """Lets pass a store, and an empty folder that becomes one, before anything is written there."""
-    if folder.exists() and not folder.is_dir():
-        raise StoreError("is a file", where=str(folder), hint="name a folder")
-    if (folder / FILE_NAME).exists():
-        connect(folder / FILE_NAME).close()
-    elif not is_old(folder):
-        refuse_foreign(folder, made_by=_MADE_BY)
-
-
-def _take_lock(folder: Path) -> IO[bytes]:
-    """The open lock file of a store."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / _LOCK_NAME).open("ab")
-    try:
-        lock_file(file.fileno(), folder)
-    except BaseException:
-        file.close()
-        raise
-    return file
 
 
 def _refuse_absent(folder: Path) -> None:
@@ -291,12 +252,20 @@ def _refuse_absent(folder: Path) -> None:
         raise StoreError(
             "is a store of an older version",
             where=str(folder),
-            hint="convert it with the `chatbind encode` that made it, or "
-            f"`chatbind encode --encoder ENCODER --store {folder} --inputs /dev/null`",
+            hint="convert it with `chatbind encode --encoder ENCODER "
+            f"--store {folder} --inputs /dev/null`",
         )
     raise StoreError(
         "holds no embedding store", where=str(folder), hint="make one: chatbind encode --store"
     )
+
+
+def _refuse_other(folder: Path) -> None:
+    """Lets pass a store, and an empty folder that becomes one, before anything is written there."""
+    if (folder / FILE_NAME).exists():
+        connect(folder / FILE_NAME)[0].close()
+    elif not is_old(folder):
+        refuse_foreign(folder, made_by=_MADE_BY)
 
 
 def _make_ready(folder: Path, made: Mapping[str, Any]) -> None:
@@ -311,11 +280,9 @@ def _make_ready(folder: Path, made: Mapping[str, Any]) -> None:
     if is_old(folder):
         convert(folder, path)
         return
-    if None in (made.get("encoder_sha256"), made.get("dim")):
-        raise StoreError("is no store yet, and a new one needs an encoder", where=str(folder))
     try:
         create(path, StoreMeta.of(made))
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # of a program: the commands say all there is to say
         raise StoreError(f"cannot be made: {error}", where=str(folder)) from error
 
 

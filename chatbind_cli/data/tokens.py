@@ -38,11 +38,6 @@ class TokenizedSample:
     labels: list[int] = field(default_factory=list)
     media: tuple[Medium, ...] = ()
 
-    @property
-    def target_count(self) -> int:
-        """How many tokens are learned. 0: training on this sample alone gives no loss."""
-        return sum(label != IGNORE_INDEX for label in self.labels)
-
 
 class PromptEncoder:
     """Writes conversations down as token ids in one prompt style.

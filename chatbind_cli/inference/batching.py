@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from chatbind_cli.errors import ChatBindError
+from chatbind_cli.files import own_stream
 from chatbind_cli.jsonl import Line, read_lines
 
 IDLE_SECONDS = 0.5
@@ -75,7 +76,7 @@ def open_questions(source: str) -> tuple[Iterator[Line], float | None]:
         stream = sys.stdin.buffer
         if not _may_pause(stream):
             return read_lines("-", stdin=stream), None
-        return read_lines("-", stdin=_own_stream(stream)), IDLE_SECONDS
+        return read_lines("-", stdin=own_stream(stream)), IDLE_SECONDS
     if path.is_fifo():
         return read_lines("-", stdin=path.open("rb")), IDLE_SECONDS
     return read_lines(path), None
@@ -101,7 +102,7 @@ def piped_stdin(wanted: bool) -> Iterator[Path | None]:
     with tempfile.TemporaryDirectory(prefix="chatbind-") as folder:
         path = Path(folder) / "questions.jsonl"
         os.mkfifo(path)
-        stdin = _own_stream(sys.stdin.buffer)
+        stdin = own_stream(sys.stdin.buffer)
         # a daemon: if no worker ever opens the pipe, it waits for one for ever
         threading.Thread(target=_pump, args=(stdin, path), daemon=True).start()
         yield path
@@ -115,18 +116,6 @@ def _pump(stdin: IO[bytes], path: Path) -> None:
             view = memoryview(chunk)
             while view:
                 view = view[pipe.write(view) :]
-
-
-def _own_stream(stream: IO[bytes]) -> IO[bytes]:
-    """The stream over a descriptor of its own, where it has one.
-
-    A thread that still waits in `sys.stdin` when the program ends would keep the interpreter from
-    closing it, which ends in a crash.
-    """
-    try:
-        return os.fdopen(os.dup(stream.fileno()), "rb")
-    except (OSError, io.UnsupportedOperation):
-        return stream
 
 
 def _may_pause(stream: IO[bytes]) -> bool:

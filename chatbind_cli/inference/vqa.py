@@ -17,6 +17,7 @@ from typing import Any
 
 from chatbind_cli.console import Progress, note
 from chatbind_cli.data.encoding import GPU_FAILED
+from chatbind_cli.data.process_group import ProcessGroup
 from chatbind_cli.errors import ChatBindError, SomeRecordsFailed, contained
 from chatbind_cli.inference.answer_file import AnswerFile, DoubledQuestionError
 from chatbind_cli.inference.answerer import Answerer
@@ -25,7 +26,6 @@ from chatbind_cli.inference.decoding import Generated
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.loading import LoadedModel
 from chatbind_cli.inference.media_encoder import MediaEncoder, StoredEmbeddings
-from chatbind_cli.inference.process_group import ProcessGroup
 from chatbind_cli.inference.questions import Question, read_question
 from chatbind_cli.jsonl import Line
 from chatbind_cli.media.root import MediaRoot

@@ -7,9 +7,7 @@ modality's tensor, so that stored embeddings are never mixed with others. Where 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
@@ -129,36 +127,9 @@ class MediaOptions:
         return "/".join([modality, f"v{PREPROCESSING_VERSION}", *parts])
 
 
-def options_of(fingerprint: str) -> dict[str, Any]:
-    """The values that a fingerprint tells: what `MediaOptions.fingerprint` was made of.
-
-    Raises:
-        ValueError: no options of this version have this fingerprint.
-    """
-    modality, _, rest = fingerprint.partition("/")
-    _, _, rest = rest.partition("/")
-    names = _DECIDING.get(modality, ())
-    # units have slashes of their own
-    texts = re.findall(r"m/s2|(?:rad|deg)/s|[^/]+", rest)
-    if len(texts) == len(names) and modality in _DECIDING:
-        with suppress(UsageError, ValueError):
-            values = {name: _value(name, text) for name, text in zip(names, texts, strict=True)}
-            if MediaOptions.known(values).fingerprint(modality) == fingerprint:
-                return values
-    raise ValueError(f"{fingerprint!r} is no preprocessing that this version knows")
-
-
 def _text(name: str, value: Any) -> str:
     if name == "clip_sampler":
         # the library's sampler and our own spacing of the same kind give the same clips
         return "imagebind" if value == "imagebind" else "chatbind"
     as_float = name in ("clip_seconds", "depth_baseline_m", "depth_focal_px", "imu_rate_hz")
     return str(float(value) if as_float and value is not None else value)
-
-
-def _value(name: str, text: str) -> Any:
-    if name in ("video_clips", "audio_clips"):
-        return int(text) if re.fullmatch(r"[0-9]{1,4}", text) else text
-    if name in ("clip_sampler", "depth_unit", "imu_accel_unit", "imu_gyro_unit"):
-        return text
-    return None if text == "None" else float(text)

@@ -31,18 +31,13 @@ _FSDP_WORDS = ("full_shard", "shard_grad_op", "offload", "auto_wrap")
 def training_arguments(settings: TrainingSettings, *, world_size: int) -> TrainingArguments:
     """The Trainer's arguments; of what has no effect on this machine a note is made.
 
-    Args:
-        settings: what the user asked for.
-        world_size: number of processes.
-
     Raises:
         UsageError: a value that the Trainer does not know.
     """
     _choose_gpu(settings.device)
     gpu = on_gpu(settings)
     shared = _KNOWN.intersection(f.name for f in fields(settings)) - _TRANSLATED
-    said = {name: getattr(settings, name) for name in shared}
-    values = {name: value for name, value in said.items() if value is not None}
+    values = {n: getattr(settings, n) for n in shared if getattr(settings, n) is not None}
     if settings.warmup_steps is None:
         # a fraction of a step means a fraction of all steps; 1 means one step, so that a ratio of
         # 1 has to stay just below it

@@ -14,13 +14,13 @@ from typing import Any
 from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.checkpoints.projector_file import read_projector
 from chatbind_cli.checkpoints.published import is_published
-from chatbind_cli.console import Progress
-from chatbind_cli.data.database import StoreMeta
+from chatbind_cli.console import Progress, note
 from chatbind_cli.data.encode import StoreSink, writable_store
 from chatbind_cli.data.encoding import EncodingOptions, encode_items
 from chatbind_cli.data.lookup import Embeddings, open_stores, options_in
 from chatbind_cli.data.media_items import MediaItem
-from chatbind_cli.encoders.imagebind.encoder import Encoder
+from chatbind_cli.encoders.imagebind.encoder import Encoder, load_encoder
+from chatbind_cli.errors import StoreError
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.root import MediaRoot
@@ -29,6 +29,7 @@ from chatbind_cli.model.loading import read_published
 from chatbind_cli.training.settings import TrainingSettings
 
 _READERS = 4  # threads that decode ahead while a GPU encodes
+_IMAGEBIND_WIDTH = 1024
 
 
 def trained_on(settings: TrainingSettings) -> tuple[EncoderInfo | None, dict[str, Any]]:
@@ -56,46 +57,73 @@ def trained_on(settings: TrainingSettings) -> tuple[EncoderInfo | None, dict[str
 
 def stored_embeddings(
     settings: TrainingSettings, media: Iterable[Medium]
-) -> tuple[Embeddings, MediaOptions, StoreMeta]:
-    """The embeddings in the store of the settings, and how they were made.
+) -> tuple[Embeddings, EncoderInfo, MediaOptions]:
+    """The embeddings in the store of the settings, and what made them.
 
     Raises:
-        StoreError: they were made in other ways than the training before, or in several.
+        StoreError: they were made by another encoder than the settings name, in other ways than
+            the training before, or in several.
     """
     assert settings.store is not None
     stores = open_stores(settings.store)
     used = {medium.modality for medium in media if medium.modality is not None}
-    _, trained = trained_on(settings)
-    options = options_in(stores, used, trained, where=str(settings.store))
-    return Embeddings(stores, options), options, stores[0].meta
+    options = options_in(stores, used, trained_on(settings)[1])
+    meta, path = stores[0].meta, None
+    if settings.encoder is not None:
+        encoder = load_encoder(settings.encoder)
+        if encoder.sha256 != meta.encoder_sha256:
+            raise StoreError(
+                f"was made by another encoder ({meta.encoder_name}) than --encoder names",
+                where=str(settings.store),
+            )
+        path = str(encoder.path.resolve())
+    info = EncoderInfo(
+        name=meta.encoder_name,
+        sha256=meta.encoder_sha256,
+        embedding_dim=meta.dim,
+        path=path,
+        dtype=meta.encoder_dtype,
+    )
+    return Embeddings(stores, options), info, options
+
+
+def identity_of(encoder: Encoder) -> EncoderInfo:
+    """What a model says of the encoder whose embeddings it is trained on."""
+    return EncoderInfo(
+        name=encoder.name,
+        sha256=encoder.sha256,
+        embedding_dim=encoder.embedding_dim,
+        path=str(encoder.path.resolve()),
+        dtype=encoder.dtype_name,
+    )
+
+
+def assumed_encoder() -> EncoderInfo:
+    """The encoder of a training that sees no media, where none is named."""
+    note(
+        f"the data name no media, and there is no --encoder: assuming embeddings of width "
+        f"{_IMAGEBIND_WIDTH}, as ImageBind-Huge makes them"
+    )
+    return EncoderInfo(name="none", sha256=None, embedding_dim=_IMAGEBIND_WIDTH)
+
+
+def part_name(rank: int) -> str:
+    """The folder, below a run's embeddings, of those that one process makes."""
+    return f"part-{rank:05}"
 
 
 def encode_media(
-    media: Sequence[Medium],
-    encoder: Encoder,
-    root: MediaRoot,
-    part: Path,
-    options: MediaOptions,
+    media: Sequence[Medium], encoder: Encoder, root: MediaRoot, part: Path, options: MediaOptions
 ) -> list[tuple[Medium, str]]:
-    """Encodes one process's share of media.
-
-    Args:
-        media: what no store has yet, without repeats.
-        encoder: the frozen encoder.
-        root: where they lie.
-        part: the process's own store.
-        options: how media become tensors.
+    """Encodes one process's share of media, without repeats, into its own store.
 
     Returns:
         The media that cannot be read, each with the reason.
     """
     items = [MediaItem(medium, root, medium.name) for medium in media]
     failed: list[tuple[Medium, str]] = []
-    how = EncodingOptions(
-        media=options,
-        workers=_READERS,
-        batch_size=1 if encoder.device.type == "cpu" else encoder.batch_size,
-    )
+    batch_size = 1 if encoder.device.type == "cpu" else encoder.batch_size
+    how = EncodingOptions(media=options, workers=_READERS, batch_size=batch_size)
     store = writable_store(part, encoder, options)
     with store, Progress(len(items), "encoding media", "files") as progress:
         sink = StoreSink(store, options)

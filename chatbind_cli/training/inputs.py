@@ -7,18 +7,16 @@ again. Imports nothing heavy, except to look into an embedding store.
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
-from chatbind_cli.data.conversations import Conversations, parse_conversation
+from chatbind_cli.data.conversations import Conversations
 from chatbind_cli.encoders.imagebind.config import ENCODER_PLACES, usual_encoder
 from chatbind_cli.errors import (
     CheckpointError,
@@ -27,7 +25,7 @@ from chatbind_cli.errors import (
     WeightsError,
     contained,
 )
-from chatbind_cli.files import bears, refuse_foreign_file, refuse_overlap, replace_file, sha256_file
+from chatbind_cli.files import bears, refuse_foreign_file, refuse_overlap, replace_file
 from chatbind_cli.jsonl import Record, dumps, read_lines, read_records
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.modality import MODALITIES
@@ -35,7 +33,7 @@ from chatbind_cli.training.rundir import PICTURE_MARK
 from chatbind_cli.training.settings import TrainingSettings
 
 _SHOWN = 3
-_FOUND = "CHATBIND_TRAINING_INPUTS"  # in a worker's environment: the file of what was found
+_LEFT_OUT = "CHATBIND_TRAINING_REJECTED"  # in a worker's environment: a file of `save_rejected`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,17 +45,22 @@ class Inputs:
         media: their media, each once.
         held_out: conversations to measure the loss on.
         encoder: the encoder's weights; None where a store or the lack of media makes it needless.
-        rejected: what was left out and why: `{"record": place, "error": ...}`, or a medium under
-            its modality, as in `{"image": name, "error": ...}`.
-        hashes: SHA-256 of the files that decide the result.
+        bad_records: what was left out, as in `{"record": place, "error": ...}`.
+        bad_media: likewise, each with the reason.
     """
 
     conversations: Conversations
     media: list[Medium]
     held_out: Conversations
     encoder: Path | None
-    rejected: list[Record]
-    hashes: dict[str, str]
+    bad_records: list[Record]
+    bad_media: dict[Medium, str] = field(default_factory=dict)
+
+    @property
+    def rejected(self) -> list[Record]:
+        """All that was left out; a medium is named as records do, `{"image": name, ...}`."""
+        media = [{str(m.modality): m.name, "error": why} for m, why in self.bad_media.items()]
+        return self.bad_records + media
 
     def leave_out(self, bad: Mapping[Medium, str]) -> Inputs:
         """The inputs without the conversations that name bad media, each with its reason.
@@ -65,22 +68,18 @@ class Inputs:
         Raises:
             RecordError: nothing is left.
         """
-        fresh = bad.keys() - rejected_media(self.rejected)
-        rejected = self.rejected + [
-            {str(medium.modality): medium.name, "error": reason}
-            for medium, reason in bad.items()
-            if medium in fresh
-        ]
-        kept = _without(self.conversations, bad)
-        if not len(kept):
-            refuse_rejected(rejected)
-        return replace(
+        if not bad:
+            return self
+        left = replace(
             self,
-            conversations=kept,
-            held_out=_without(self.held_out, bad),
+            conversations=self.conversations.without(bad),
+            held_out=self.held_out.without(bad),
             media=[medium for medium in self.media if medium not in bad],
-            rejected=rejected,
+            bad_media={**self.bad_media, **bad},
         )
+        if not len(left.conversations):
+            refuse_rejected(left.rejected)
+        return left
 
 
 def check_inputs(settings: TrainingSettings) -> Inputs:
@@ -94,26 +93,24 @@ def check_inputs(settings: TrainingSettings) -> Inputs:
         RecordError: the data cannot be read, or (unless they are to be skipped) records or media
             cannot be used.
     """
-    told = os.environ.get(_FOUND)
+    told = os.environ.get(_LEFT_OUT)
     if told is None:
         _check_files(settings)
     conversations, rejected = _read(settings.data)
     held_out, more = _read(settings.eval_data) if settings.eval_data else (Conversations(), [])
     media = list(dict.fromkeys(m for c in chain(conversations, held_out) for m in c.media))
-    if told is None:
-        hashed = {"data": settings.data, "projector": settings.projector}
-        hashes = {name: sha256_file(path) for name, path in hashed.items() if path}
-        found: dict[str, Any] = {"rejected": rejected + more, "hashes": hashes}
-        bad = (_missing if settings.store is None else _missing_rows)(settings, media)
+    if told is not None:
+        bad = read_rejected(Path(told))
+    elif settings.store is not None:
+        bad = _missing_rows(settings, media)
     else:
-        found = json.loads(Path(told).read_text(encoding="utf-8"))
-        bad = rejected_media(found["rejected"])
+        bad = _missing(settings, media)
     inputs = Inputs(
         conversations=conversations,
         media=media,
         held_out=held_out,
         encoder=_find_encoder(settings, media),
-        **found,
+        bad_records=rejected + more,
     ).leave_out(bad)
     if settings.on_error == "fail":
         refuse_rejected(inputs.rejected)
@@ -122,34 +119,19 @@ def check_inputs(settings: TrainingSettings) -> Inputs:
 
 @contextmanager
 def told_to_workers(inputs: Inputs) -> Iterator[None]:
-    """Leaves what was found for the workers that are started meanwhile."""
+    """Leaves word of what was left out for the workers that are started meanwhile."""
     with TemporaryDirectory(prefix="chatbind-") as folder:
-        path = Path(folder) / "inputs.json"
-        found = {"rejected": inputs.rejected, "hashes": inputs.hashes}
-        path.write_text(json.dumps(found), encoding="utf-8")
-        os.environ[_FOUND] = str(path)
+        path = Path(folder) / "rejected.jsonl"
+        save_rejected(inputs.rejected, path)
+        os.environ[_LEFT_OUT] = str(path)
         try:
             yield
         finally:
-            del os.environ[_FOUND]
-
-
-def rejected_media(rejected: Iterable[Record]) -> dict[Medium, str]:
-    """The media among what was left out, each with the reason."""
-    return {
-        Medium(modality, record[modality]): record["error"]
-        for record in rejected
-        for modality in MODALITIES
-        if modality in record
-    }
+            del os.environ[_LEFT_OUT]
 
 
 def refuse_rejected(rejected: Sequence[Record], path: Path | None = None) -> None:
-    """Ends the run if anything cannot be used.
-
-    Args:
-        rejected: what cannot be used.
-        path: where the whole list is, if it is anywhere.
+    """Ends the run if anything cannot be used; the path is where the whole list is.
 
     Raises:
         RecordError: it names the first few.
@@ -166,9 +148,15 @@ def refuse_rejected(rejected: Sequence[Record], path: Path | None = None) -> Non
     )
 
 
-def read_rejected(path: Path) -> list[Record]:
-    """What an earlier run of the same command left out."""
-    return [record for record, _ in read_records(path)] if path.exists() else []
+def read_rejected(path: Path) -> dict[Medium, str]:
+    """The media that were left out when a file was written, each with the reason."""
+    records = [record for record, _ in read_records(path)] if path.exists() else []
+    return {
+        Medium(modality, record[modality]): record["error"]
+        for record in records
+        for modality in MODALITIES
+        if modality in record
+    }
 
 
 def save_rejected(rejected: Sequence[Record], path: Path) -> None:
@@ -233,7 +221,7 @@ def _missing_rows(settings: TrainingSettings, media: Sequence[Medium]) -> dict[M
     """The media of which the store has no embedding, each with the reason."""
     from chatbind_cli.training.embeddings import stored_embeddings  # noqa: PLC0415  heavy
 
-    embeddings, _, _ = stored_embeddings(settings, media)
+    embeddings = stored_embeddings(settings, media)[0]
     return {
         medium: f"{medium.name}: the store has no embedding of this {medium.modality}"
         for medium in media
@@ -253,17 +241,10 @@ def _read(path: Path) -> tuple[Conversations, list[Record]]:
         try:
             if problem is not None:
                 raise problem
-            conversations.append(parse_conversation(record, where))
+            conversations.append(record, where)
         except Exception as error:
             rejected.append({"record": where, "error": str(contained(error, where=where))})
     if not len(conversations):
         refuse_rejected(rejected)
         raise RecordError("has no conversations", where=str(path))
     return conversations, rejected
-
-
-def _without(conversations: Conversations, bad: Mapping[Medium, str]) -> Conversations:
-    """The conversations that name none of these media."""
-    if not bad:
-        return conversations
-    return Conversations([c for c in conversations if not any(m in bad for m in c.media)])

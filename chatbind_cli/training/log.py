@@ -10,6 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +43,11 @@ class TrainingLog(TrainerCallback):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._for_a_person = sys.stdout.isatty()
         self._since: tuple[int, float] = (0, time.monotonic())
         self._start = self._since
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Starts the clock."""
         self._since = self._start = (state.global_step, time.monotonic())
@@ -72,8 +68,7 @@ class TrainingLog(TrainerCallback):
         logs = logs or {}
         if _SUMMARY in logs:
             return
-        loss = logs.get("loss")
-        if loss is not None and not math.isfinite(loss):
+        if not math.isfinite(logs.get("loss", 0)):
             raise ChatBindError(
                 f"the loss is not a number any more at step {state.global_step}",
                 hint="try a smaller --learning-rate, a longer --warmup-ratio, or --bf16 instead "
@@ -104,7 +99,7 @@ class TrainingLog(TrainerCallback):
     def _write(self, record: Record) -> None:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(dumps(record) + "\n")
-        if self._for_a_person:
+        if sys.stdout.isatty():
             sys.stdout.write(self._line(record) + "\n")
             sys.stdout.flush()
         else:
@@ -117,19 +112,15 @@ class TrainingLog(TrainerCallback):
         step, then = self._start
         done = record["step"] - step
         left = (record["steps"] - record["step"]) * (time.monotonic() - then) / max(done, 1)
-        minutes, seconds = divmod(round(left), 60)
-        hours, minutes = divmod(minutes, 60)
         return (
             f"step {record['step']:>{len(str(record['steps']))}}/{record['steps']}"
             f"  loss {record['loss']:.4f}  rate {record.get('learning_rate', 0.0):.2e}"
-            f"  {record['samples_per_s']:.4g} samples/s  {hours}:{minutes:02}:{seconds:02} left"
+            f"  {record['samples_per_s']:.4g} samples/s  {timedelta(seconds=round(left))} left"
         )
 
 
 def plot_loss(records: Sequence[Record], path: Path, *, title: str) -> None:
-    """Draws loss and learning rate over steps.
-
-    The same records give the same file, byte for byte, so that a rerun does not change it.
+    """Draws loss and learning rate over steps; the same records give the same file.
 
     Args:
         records: log records with `step` and `loss` (and `learning_rate`, `eval_loss`).

@@ -24,30 +24,35 @@ from chatbind_cli.console import note
 from chatbind_cli.data.lookup import Embeddings, open_parts
 from chatbind_cli.data.tokens import PromptEncoder
 from chatbind_cli.encoders.imagebind.encoder import load_encoder
-from chatbind_cli.errors import StoreError
+from chatbind_cli.files import sha256_file
+from chatbind_cli.folders import RECORD
 from chatbind_cli.jsonl import Record
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.model.assemble import build_chatbind
 from chatbind_cli.model.config import EncoderInfo
 from chatbind_cli.model.loading import ChatBind
 from chatbind_cli.training.arguments import attention, on_gpu, training_arguments, weights_dtype
-from chatbind_cli.training.embeddings import encode_media, stored_embeddings, trained_on
+from chatbind_cli.training.embeddings import (
+    assumed_encoder,
+    encode_media,
+    identity_of,
+    part_name,
+    stored_embeddings,
+    trained_on,
+)
 from chatbind_cli.training.inputs import (
     Inputs,
     read_rejected,
     refuse_rejected,
-    rejected_media,
     save_rejected,
 )
 from chatbind_cli.training.log import TrainingLog, plot_loss
 from chatbind_cli.training.rundir import (
-    EMBEDDINGS,
     LOG_FILE,
     PICTURE,
     REJECTED_FILE,
     STAGING,
     RunFolder,
-    part_name,
     read_log,
 )
 from chatbind_cli.training.samples import Collator, TrainingSamples
@@ -64,36 +69,25 @@ from chatbind_cli.training.stages import (
 from chatbind_cli.training.trainer import ChatBindTrainer
 
 _MULTIPLE_ON_GPU = 8  # lengths that tensor cores like
-_IMAGEBIND_WIDTH = 1024
+_EMBEDDINGS = "embeddings"  # in the run's folder: what `--store` takes, too
 
 
 def train(settings: TrainingSettings, inputs: Inputs) -> None:
-    """Runs a stage, or what is left of it, and tells what it made.
-
-    Args:
-        settings: what to do.
-        inputs: what `check_inputs` found.
-
-    Raises:
-        ChatBindError: see the steps.
-    """
+    """Runs a stage, or what is left of it, and tells what it made."""
     # bars that know nothing of --quiet and of pipes
     transformers.utils.logging.disable_progress_bar()
     arguments = training_arguments(settings, world_size=worker.world_size())
     kernels = attention(settings, arguments)
-    folder = RunFolder(settings.output)
+    folder = RunFolder(settings.output, settings.stage)
     with ExitStack() as held:
         if worker.rank() == 0:
             identity = settings.identity(worker.world_size())
             identity["encoder"] = str(inputs.encoder.resolve()) if inputs.encoder else None
-            identity |= {f"{name}_sha256": value for name, value in inputs.hashes.items()}
-            claim = folder.claimed(
-                identity,
-                overwrite=settings.overwrite,
-                processes=worker.world_size(),
-                also=_written_by_others(settings),
-            )
-            held.enter_context(claim)
+            identity["data_sha256"] = sha256_file(settings.data)
+            if settings.projector is not None:
+                identity["projector_sha256"] = sha256_file(settings.projector)
+            also = _written_by_others(settings)
+            held.enter_context(folder.claimed(identity, also, overwrite=settings.overwrite))
         PartialState().wait_for_everyone()
         artifact = folder.finished_artifact()
         if artifact is None:
@@ -108,6 +102,8 @@ def train(settings: TrainingSettings, inputs: Inputs) -> None:
 
 def _written_by_others(settings: TrainingSettings) -> Iterator[str]:
     """What lands in the run's folder by other hands than `RunFolder`'s."""
+    for rank in range(worker.world_size()):
+        yield f"{_EMBEDDINGS}/{part_name(rank)}/{RECORD}"
     if {"tensorboard", "all"} & set(settings.report_to):
         yield "runs/"  # the Trainer's place for it
     if settings.plot is not None:
@@ -124,9 +120,9 @@ def _train(
     kernels: str,
 ) -> Record:
     if settings.store is not None:
-        embeddings, encoder, options = _from_store(settings, inputs)
+        embeddings, encoder, options = stored_embeddings(settings, inputs.media)
     else:
-        inputs, embeddings, encoder, options = _from_media(settings, inputs, folder)
+        inputs, embeddings, encoder, options = _embedded(settings, inputs, folder)
     left_out = f", {len(inputs.rejected)} input(s) left out" if inputs.rejected else ""
     note(
         f"{len(inputs.conversations):,} conversations with {len(inputs.media):,} "
@@ -164,77 +160,35 @@ def _train(
     return record
 
 
-def _from_store(
-    settings: TrainingSettings, inputs: Inputs
-) -> tuple[Embeddings, EncoderInfo, MediaOptions]:
-    embeddings, options, meta = stored_embeddings(settings, inputs.media)
-    path = None
-    if settings.encoder is not None:
-        encoder = load_encoder(settings.encoder)
-        if encoder.sha256 != meta.encoder_sha256:
-            raise StoreError(
-                f"was made by another encoder ({meta.encoder_name}) than --encoder names",
-                where=str(settings.store),
-            )
-        path = str(encoder.path.resolve())
-    info = EncoderInfo(
-        name=meta.encoder_name,
-        sha256=meta.encoder_sha256,
-        embedding_dim=meta.dim,
-        path=path,
-        dtype=meta.encoder_dtype,
-    )
-    return embeddings, info, options
-
-
-def _from_media(
+def _embedded(
     settings: TrainingSettings, inputs: Inputs, folder: RunFolder
 ) -> tuple[Inputs, Embeddings, EncoderInfo, MediaOptions]:
     """Encodes what no process of this or an earlier run has; leaves out what cannot be read."""
     trained, media_options = trained_on(settings)
     options = MediaOptions.known(media_options)
     if inputs.encoder is None:
-        return inputs, Embeddings([]), trained or _assumed_encoder(), options
-    dtype = (trained and trained.dtype) or "float32"
+        return inputs, Embeddings([]), trained or assumed_encoder(), options
     encoder = load_encoder(
         inputs.encoder,
         device="cuda" if on_gpu(settings) else "cpu",
-        dtype=getattr(torch, dtype),
+        dtype=getattr(torch, (trained and trained.dtype) or "float32"),
     )
-    info = EncoderInfo(
-        name=encoder.name,
-        sha256=encoder.sha256,
-        embedding_dim=encoder.embedding_dim,
-        path=str(encoder.path.resolve()),
-        dtype=encoder.dtype_name,
-    )
-    parts, listed = folder.path / EMBEDDINGS, folder.path / REJECTED_FILE
+    parts, listed = folder.path / _EMBEDDINGS, folder.path / REJECTED_FILE
     # once training has begun, the set of its samples stays as it is
-    fixed = folder.last_checkpoint() is not None
-    bad = rejected_media(read_rejected(listed)) if fixed else {}
+    bad = read_rejected(listed) if folder.last_checkpoint() is not None else {}
     had = Embeddings(open_parts(parts), options)
     missing = [medium for medium in inputs.media if medium not in bad and medium not in had]
     # every process must have looked before the first one adds to what there is
     PartialState().wait_for_everyone()
     mine, part = missing[worker.rank() :: worker.world_size()], parts / part_name(worker.rank())
     failed = encode_media(mine, encoder, settings.media_root, part, options)
-    bad |= dict(gather_object(failed))
-    inputs = inputs.leave_out(bad)
+    inputs = inputs.leave_out(bad | dict(gather_object(failed)))
     if worker.rank() == 0:
         save_rejected(inputs.rejected, listed)
     if settings.on_error == "fail":
         refuse_rejected(inputs.rejected, listed)
     PartialState().wait_for_everyone()
-    return inputs, Embeddings(open_parts(parts), options), info, options
-
-
-def _assumed_encoder() -> EncoderInfo:
-    """The encoder of a training that sees no media, where none is named."""
-    note(
-        f"the data name no media, and there is no --encoder: assuming embeddings of width "
-        f"{_IMAGEBIND_WIDTH}, as ImageBind-Huge makes them"
-    )
-    return EncoderInfo(name="none", sha256=None, embedding_dim=_IMAGEBIND_WIDTH)
+    return inputs, Embeddings(open_parts(parts), options), identity_of(encoder), options
 
 
 def _trainer(
@@ -331,5 +285,5 @@ def _finish(settings: TrainingSettings, inputs: Inputs, folder: RunFolder) -> Re
         sha256=weights_sha256(folder.path),
         **extra,
     )
-    folder.finish(artifact, {"command": list(settings.command)})
+    folder.finish(artifact, settings.command)
     return artifact

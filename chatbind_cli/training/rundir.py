@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.files import lock_file, replace_file, sync, user_mode
 from chatbind_cli.folders import (
-    RECORD,
     clear_temporaries,
     is_noted,
     note_made,
@@ -30,7 +30,6 @@ from chatbind_cli.numerals import whole_number
 
 RUN_FILE: Final = "run.json"
 LOG_FILE: Final = "log.jsonl"
-EMBEDDINGS: Final = "embeddings"
 STAGING: Final = ".saving"  # checkpoints grow here, under no name that a resuming run looks at
 REJECTED_FILE: Final = "rejected.jsonl"
 PICTURE: Final = "loss.svg"
@@ -43,31 +42,26 @@ _FORMAT: Final = 1
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of one training run."""
+    """The folder of one training run, and the command that makes it."""
 
     path: Path
+    made_by: str = "pretrain"
 
     def finished_artifact(self) -> Record | None:
         """The artefact record of a finished run, or None."""
         run = self._read()
-        return run["artifact"] if run and run.get("status") == "finished" else None
+        return run["artifact"] if run.get("status") == "finished" else None
 
     @contextmanager
     def claimed(
-        self,
-        identity: Mapping[str, Any],
-        *,
-        overwrite: bool = False,
-        processes: int = 1,
-        also: Iterable[str] = (),
+        self, identity: Mapping[str, Any], also: Iterable[str] = (), *, overwrite: bool = False
     ) -> Iterator[None]:
         """Makes the folder this run's own, or finds that it is already, and keeps others out.
 
         Args:
             identity: the arguments that decide the result.
+            also: names of what will be written in it by other hands.
             overwrite: start anew.
-            processes: how many will keep embeddings in it.
-            also: names of what else will be written in it.
 
         Raises:
             ChatBindError: the folder holds something else, or a run with other arguments, or
@@ -80,43 +74,33 @@ class RunFolder:
             self._check(identity, overwrite=overwrite)
             if overwrite:
                 remove_made(self.path)
-            names = [*also, RUN_FILE, LOG_FILE, REJECTED_FILE, PICTURE, _LOCK, f"{STAGING}/"]
-            names += [f"{EMBEDDINGS}/{part_name(rank)}/{RECORD}" for rank in range(processes)]
-            note_made(self.path, names, made_by=_maker(identity))
-            if self._read() is None:
+            names = (RUN_FILE, LOG_FILE, REJECTED_FILE, PICTURE, _LOCK, f"{STAGING}/", *also)
+            note_made(self.path, names, made_by=self.made_by)
+            if not self._read():
                 self._write({"status": "running", "identity": dict(identity)})
             yield
 
     def _check(self, identity: Mapping[str, Any], *, overwrite: bool) -> None:
-        run = None if overwrite else self._read()
-        if run is None:
-            refuse_foreign(self.path, made_by=_maker(identity))
-        else:
+        run = {} if overwrite else self._read()
+        if run:
             self._compare(run.get("identity", {}), identity)
+        else:
+            refuse_foreign(self.path, made_by=self.made_by)
 
     def confirm(self, found: Mapping[str, Any]) -> None:
-        """Compares what this run has found in its inputs with what the folder's run had found.
-
-        Args:
-            found: hashes of what the arguments only name.
+        """Compares hashes of what the arguments only name with those of the run before.
 
         Raises:
             CheckpointError: a file that the arguments name has changed since.
         """
-        run = self._read() or {}
-        had = run.get("found")
-        if had is not None:
-            self._compare(had, found)
+        run = self._read()
+        if "found" in run:
+            self._compare(run["found"], found)
         else:
             self._write({**run, "found": dict(found)})
 
     def publish_files(self, staged: Path, last: str) -> None:
-        """Moves finished files into the folder, the one that makes them count at the end.
-
-        Args:
-            staged: where they were written, on the same file system.
-            last: the name of that one.
-        """
+        """Moves staged files into the folder; at the end the one that makes them count."""
         files = sorted(staged.iterdir(), key=lambda file: (file.name == last, file.name))
         self._note([file.name for file in files])
         for file in files:
@@ -126,10 +110,10 @@ class RunFolder:
             file.replace(self.path / file.name)
         sync(self.path)
 
-    def finish(self, artifact: Record, more: Mapping[str, Any]) -> None:
-        """Notes that the run is done, and what it made."""
-        run = self._read() or {}
-        self._write({**run, **more, "status": "finished", "artifact": artifact})
+    def finish(self, artifact: Record, command: Sequence[str]) -> None:
+        """Notes that the run is done, what it made, and the words that made it."""
+        made = {"command": list(command), "status": "finished", "artifact": artifact}
+        self._write({**self._read(), **made})
 
     def last_checkpoint(self) -> Path | None:
         """The newest complete checkpoint."""
@@ -150,18 +134,17 @@ class RunFolder:
         Args:
             staged: the folder under `STAGING`.
             keep: how many checkpoints stay; None for all.
+
+        Raises:
+            OSError: somebody else's folder has its name.
         """
         _seal(staged)
         final = self.path / staged.name
         if final.exists():
             # left by a run that was killed, and found incomplete by this one
             remove_made(self.path, below=final.name)
-        self._refuse_in_the_way([final.name])
-        self._note(
-            path.relative_to(staged.parent).as_posix()
-            for path in staged.rglob("*")
-            if path.is_file()
-        )
+        files = (path for path in staged.rglob("*") if path.is_file())
+        self._note(path.relative_to(staged.parent).as_posix() for path in files)
         staged.replace(final)
         sync(self.path)
         if keep is not None:
@@ -184,15 +167,11 @@ class RunFolder:
         with replace_file(path) as temporary:
             temporary.write_text("".join(dumps(r) + "\n" for r in kept), encoding="utf-8")
 
-    def _read(self) -> dict[str, Any] | None:
+    def _read(self) -> dict[str, Any]:
+        """What the folder says of its run; empty where there is none."""
         path = self.path / RUN_FILE
-        if not path.exists():
-            return None
-        try:
-            run = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CheckpointError("is not JSON", where=str(path), hint="--overwrite") from error
-        if not isinstance(run, dict) or run.get("format") != _FORMAT:
+        run = read_json(path, missing_ok=True)
+        if run and run.get("format") != _FORMAT:
             raise CheckpointError(
                 "is not of a training run", where=str(path), hint="choose another --output-dir"
             )
@@ -205,10 +184,6 @@ class RunFolder:
             CheckpointError: somebody else's file has one of the names.
         """
         names = list(names)
-        self._refuse_in_the_way(names)
-        note_made(self.path, names, made_by=_maker((self._read() or {}).get("identity", {})))
-
-    def _refuse_in_the_way(self, names: Iterable[str]) -> None:
         for name in names:
             if (self.path / name).exists() and not is_noted(self.path, name):
                 raise CheckpointError(
@@ -216,6 +191,7 @@ class RunFolder:
                     where=str(self.path / name),
                     hint="move it away, and run the same command again",
                 )
+        note_made(self.path, names, made_by=self.made_by)
 
     def _write(self, run: Mapping[str, Any]) -> None:
         with replace_file(self.path / RUN_FILE) as temporary:
@@ -235,11 +211,6 @@ class RunFolder:
                     where=str(self.path),
                     hint="choose another --output-dir, or say --overwrite",
                 )
-
-
-def part_name(rank: int) -> str:
-    """The folder, below `EMBEDDINGS`, of one process's embeddings."""
-    return f"part-{rank:05}"
 
 
 def _seal(folder: Path) -> None:
@@ -266,10 +237,6 @@ def read_log(path: Path) -> list[Record]:
     """The records of a training log; a half-written last line is left out."""
     lines = path.read_bytes().splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith(b"\n")]
-
-
-def _maker(identity: Mapping[str, Any]) -> str:
-    return str(identity.get("stage", "pretrain"))
 
 
 def _shown(value: object) -> str:

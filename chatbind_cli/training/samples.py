@@ -15,9 +15,9 @@ from torch.utils.data import Dataset
 from chatbind_cli.data.conversations import Conversations
 from chatbind_cli.data.lookup import Embeddings
 from chatbind_cli.data.tokens import IGNORE_INDEX, PromptEncoder
-from chatbind_cli.errors import RecordError
 
 
+@dataclass(eq=False)
 class TrainingSamples(Dataset[dict[str, Any]]):
     """Tokens, labels and embeddings of conversations.
 
@@ -28,29 +28,21 @@ class TrainingSamples(Dataset[dict[str, Any]]):
         max_length: longer samples are cut there.
     """
 
-    def __init__(
-        self,
-        conversations: Conversations,
-        encoder: PromptEncoder,
-        embeddings: Embeddings,
-        max_length: int,
-    ) -> None:
-        self._conversations = conversations
-        self._encoder = encoder
-        self._embeddings = embeddings
-        self._max_length = max_length
+    conversations: Conversations
+    encoder: PromptEncoder
+    embeddings: Embeddings
+    max_length: int
 
     def __len__(self) -> int:
-        """The number of samples."""
-        return len(self._conversations)
+        return len(self.conversations)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """A sample as `Collator` takes it."""
-        sample = self._encoder.conversation(self._conversations[index], self._max_length)
+        sample = self.encoder.conversation(self.conversations[index], self.max_length)
         return {
             "input_ids": sample.input_ids,
             "labels": sample.labels,
-            "media_embeddings": self._embeddings.rows(sample.media),
+            "media_embeddings": self.embeddings.rows(sample.media),
         }
 
 
@@ -61,9 +53,6 @@ class Collator:
     Args:
         pad_token_id: what fills `input_ids`.
         pad_to_multiple_of: lengths are rounded up to a multiple of this.
-
-    Example:
-        `Collator(0)([{"input_ids": [5, 6], "labels": [-100, 6], "media_embeddings": e}, ...])`
     """
 
     pad_token_id: int
@@ -74,26 +63,20 @@ class Collator:
 
         Args:
             samples: each with `input_ids` and `labels` (lists of the same length), and
-                `media_embeddings` [media, embedding_dim] (None or absent for text only).
+                `media_embeddings`, float32 [media, embedding_dim]; None or absent for text only.
 
         Returns:
             `input_ids`, `attention_mask`, `labels` [batch, longest], and, where a sample has
             media, `media_embeddings` [media in the batch, embedding_dim], float32, in order.
-
-        Raises:
-            RecordError: there is no sample.
         """
-        if not samples:
-            raise RecordError("a batch needs at least one sample")
         batch = {
             "input_ids": self._padded([s["input_ids"] for s in samples], self.pad_token_id),
             "attention_mask": self._padded([[1] * len(s["input_ids"]) for s in samples], 0),
             "labels": self._padded([s["labels"] for s in samples], IGNORE_INDEX),
         }
         media = [s["media_embeddings"] for s in samples if s.get("media_embeddings") is not None]
-        media = [m for m in media if len(m)]
         if media:
-            batch["media_embeddings"] = torch.cat([m.float() for m in media])
+            batch["media_embeddings"] = torch.cat(media)
         return batch
 
     def _padded(self, rows: Sequence[list[int]], value: int) -> torch.Tensor:

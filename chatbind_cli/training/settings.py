@@ -1,13 +1,9 @@
-"""What a training run was told: one frozen object from the command line to the workers.
-
-Knows which of the values decide the result and which only say how the work is done; a run may be
-continued with other values of the second kind.
-"""
+"""What a training run was told: one frozen object from the command line to the workers."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -23,6 +19,8 @@ PICTURES: Final = (".svg", ".png", ".pdf")
 class TrainingSettings:
     """A training run. Sizes are counts; rates are those of the optimizer.
 
+    What is not compared says how the work is done: a run may be continued with another value.
+
     Raises:
         UsageError: a number is out of its range, or two values exclude each other.
     """
@@ -30,7 +28,7 @@ class TrainingSettings:
     stage: Stage
     model: Path
     data: Path
-    output: Path
+    output: Path = field(compare=False)
 
     # media and their embeddings
     media_root: MediaRoot = field(default_factory=MediaRoot)
@@ -49,9 +47,9 @@ class TrainingSettings:
     # optimization
     num_train_epochs: float = 1.0
     max_steps: int = -1
-    per_device_train_batch_size: int = 16
-    per_device_eval_batch_size: int = 4
-    gradient_accumulation_steps: int = 1
+    per_device_train_batch_size: int = field(default=16, compare=False)
+    per_device_eval_batch_size: int = field(default=4, compare=False)
+    gradient_accumulation_steps: int = field(default=1, compare=False)
     learning_rate: float = 2e-3
     weight_decay: float = 0.0
     warmup_ratio: float = 0.03
@@ -60,31 +58,33 @@ class TrainingSettings:
     optim: str | None = None
     max_grad_norm: float = 1.0
     seed: int = 0
-    eval_data: Path | None = None
-    eval_strategy: str = "no"
-    eval_steps: float | None = None
+    eval_data: Path | None = field(default=None, compare=False)
+    eval_strategy: str = field(default="no", compare=False)
+    eval_steps: float | None = field(default=None, compare=False)
 
     # numbers and machines
-    device: str = "auto"
+    device: str = field(default="auto", compare=False)
     dtype: str = "auto"
-    attn_implementation: str = "auto"
+    attn_implementation: str = field(default="auto", compare=False)
     bf16: bool | None = None
     fp16: bool | None = None
     tf32: bool | None = None
-    gradient_checkpointing: bool | None = None
-    fsdp: str = ""
-    fsdp_layers: tuple[str, ...] = ()
-    dataloader_num_workers: int = 0
+    gradient_checkpointing: bool | None = field(default=None, compare=False)
+    fsdp: str = field(default="", compare=False)
+    fsdp_layers: tuple[str, ...] = field(default=(), compare=False)
+    dataloader_num_workers: int = field(default=0, compare=False)
 
     # what is kept and shown
-    save_strategy: str = "steps"
-    save_steps: float = 500
-    save_total_limit: int | None = None
-    logging_steps: float = 1
-    report_to: tuple[str, ...] = ()
-    plot: Path | None = None
-    on_error: str = "fail"
-    overwrite: bool = False
+    save_strategy: str = field(default="steps", compare=False)
+    save_steps: float = field(default=500, compare=False)
+    save_total_limit: int | None = field(default=None, compare=False)
+    logging_steps: float = field(default=1, compare=False)
+    report_to: tuple[str, ...] = field(default=(), compare=False)
+    plot: Path | None = field(default=None, compare=False)
+    on_error: str = field(
+        default="fail", compare=False
+    )  # what a run left out is kept in its folder
+    overwrite: bool = field(default=False, compare=False)
     command: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
@@ -108,11 +108,8 @@ class TrainingSettings:
         """The values that decide the result, in JSON's types.
 
         How a global batch is split over processes is left out: it changes sums only by rounding.
-
-        Args:
-            world_size: the number of processes.
         """
-        values = {k: v for k, v in asdict(self).items() if k not in _NOT_IDENTITY}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.compare}
         root = self.media_root
         values["media_root"], values["media_prefix"] = root.folder, root.prefix
         values["allow_outside"] = root.allow_outside
@@ -123,29 +120,3 @@ class TrainingSettings:
             key: str(value.resolve()) if isinstance(value, Path) else value
             for key, value in values.items()
         }
-
-
-_NOT_IDENTITY = {
-    "output",
-    "device",
-    "attn_implementation",
-    "gradient_checkpointing",
-    "fsdp",
-    "fsdp_layers",
-    "dataloader_num_workers",
-    "per_device_train_batch_size",
-    "per_device_eval_batch_size",
-    "gradient_accumulation_steps",
-    "eval_data",
-    "eval_strategy",
-    "eval_steps",
-    "save_strategy",
-    "save_steps",
-    "save_total_limit",
-    "logging_steps",
-    "report_to",
-    "plot",
-    "on_error",  # what a run left out is kept in its folder
-    "overwrite",
-    "command",
-}

@@ -60,16 +60,6 @@ class RowEmbedding(nn.Module):
         self.scale = getattr(base, "embed_scale", 1.0)
 
     @property
-    def embedding_dim(self) -> int:
-        """Width of an embedding."""
-        return self.base.embedding_dim
-
-    @property
-    def num_embeddings(self) -> int:
-        """Number of tokens."""
-        return self.base.num_embeddings
-
-    @property
     def weight(self) -> torch.Tensor:
         """The frozen matrix, as libraries ask for it."""
         return self.base.weight
@@ -91,16 +81,13 @@ class RowEmbedding(nn.Module):
 def select_trainable(
     model: ChatBindForConditionalGeneration, stage: Stage, *, freeze_backbone: bool = False
 ) -> str:
-    """Freezes what the stage leaves alone, and frees what it trains.
+    """Freezes what the stage leaves alone, frees what it trains, and says what that is.
 
     Args:
-        model: changed in place: in stage `pretrain` its word embeddings are wrapped in
-            `RowEmbedding` (undone by `fold_rows`).
-        stage: the stage.
+        model: changed in place: where the language model stays as it is, its word embeddings are
+            wrapped in `RowEmbedding` (undone by `fold_rows`).
+        stage: decides it.
         freeze_backbone: in stage `finetune`, train the projector and leave the language model.
-
-    Returns:
-        What trains, in words.
     """
     model.requires_grad_(False)
     model.projector.requires_grad_(True)
@@ -136,8 +123,8 @@ def fold_rows(model: ChatBindForConditionalGeneration) -> None:
 def _trained_projector(bundle: ChatBind) -> ProjectorFile:
     """The projector of a model in training, with the trained embeddings of the media tokens.
 
-    The command line stays out of it, so that the same training gives the same file wherever its
-    output goes; the folder's config.json has it.
+    The command line stays out of it (config.json has it), so that the same training gives the same
+    file wherever its output goes.
     """
     projector = projector_of(bundle.model)
     provenance = {k: v for k, v in projector.info.provenance.items() if k != "command"}
@@ -152,12 +139,7 @@ def _trained_projector(bundle: ChatBind) -> ProjectorFile:
 
 
 def write_stage_1(bundle: ChatBind, folder: Path) -> None:
-    """Writes what stage 1 makes: projector, configuration and tokenizer, not the frozen weights.
-
-    Args:
-        bundle: the model in training.
-        folder: an existing folder.
-    """
+    """Writes what stage 1 makes: projector, configuration and tokenizer, no frozen weights."""
     write_projector(folder / PROJECTOR_NAME, _trained_projector(bundle))
     bundle.config.save_pretrained(folder)
     bundle.tokenizer.save_pretrained(folder)
@@ -166,11 +148,11 @@ def write_stage_1(bundle: ChatBind, folder: Path) -> None:
 def write_model(
     bundle: ChatBind, folder: Path, state: dict[str, torch.Tensor], dtype: torch.dtype
 ) -> None:
-    """Writes a model folder for `from_pretrained`.
+    """Writes a model into an existing folder, for `from_pretrained`.
 
     Args:
         bundle: the trained model.
-        folder: an existing folder.
+        folder: where to.
         state: its weights, gathered from wherever they were sharded.
         dtype: in which they are saved.
     """

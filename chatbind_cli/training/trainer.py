@@ -20,9 +20,6 @@ from chatbind_cli.training.rundir import STAGING, RunFolder
 
 WEIGHTS: Final = "trained.safetensors"
 
-WriteMore = Callable[[Path], None]
-"""Writes into a checkpoint what others read from it, on the first process."""
-
 
 class ChatBindTrainer(Trainer):
     """A Trainer that saves what trains.
@@ -30,7 +27,7 @@ class ChatBindTrainer(Trainer):
     Args:
         folder: the run's folder.
         keep: how many checkpoints stay; None for all.
-        write_more: called with each checkpoint's folder before it gets its name.
+        write_more: writes into a checkpoint what others read from it, on the first process.
         **kwargs: see `transformers.Trainer`.
     """
 
@@ -39,14 +36,13 @@ class ChatBindTrainer(Trainer):
         *,
         folder: RunFolder,
         keep: int | None,
-        write_more: WriteMore | None = None,
+        write_more: Callable[[Path], None] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self._folder = folder
         self._keep = keep
         self._write_more = write_more
-        self._saving = False
 
     @property
     def trained(self) -> nn.Module:
@@ -55,15 +51,10 @@ class ChatBindTrainer(Trainer):
         return self.model
 
     def _get_output_dir(self, trial: Any) -> str:
-        output = super()._get_output_dir(trial)
-        return str(Path(output) / STAGING) if self._saving else output
+        return str(Path(super()._get_output_dir(trial)) / STAGING)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self._saving = True
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._saving = False
+        super()._save_checkpoint(model, trial)
         # every process has written its random state before the folder may count as complete
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
@@ -91,7 +82,16 @@ class ChatBindTrainer(Trainer):
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        _load_trained(self.trained if model is None else model, Path(resume_from_checkpoint))
+        model = self.trained if model is None else model
+        saved = load_file(Path(resume_from_checkpoint) / WEIGHTS)
+        wanted = {name: p.shape for name, p in model.named_parameters() if p.requires_grad}
+        for name in sorted(saved.keys() | wanted.keys()):
+            if name not in saved or saved[name].shape != wanted.get(name):
+                raise CheckpointError(
+                    f"does not fit: {name} is not the same in the checkpoint and the model",
+                    where=resume_from_checkpoint,
+                )
+        model.load_state_dict(saved, strict=False)
 
     def load_finished(self, checkpoint: Path) -> None:
         """Loads the checkpoint of the last step, after which there is nothing left to train."""
@@ -107,20 +107,3 @@ class ChatBindTrainer(Trainer):
             state: dict[str, torch.Tensor] = self.accelerator.get_state_dict(self.model_wrapped)
             return state if self.args.should_save else {}
         return dict(self.trained.state_dict()) if self.args.should_save else {}
-
-
-def _load_trained(model: nn.Module, checkpoint: Path) -> None:
-    """Puts a checkpoint's parameters into a model that trains the same ones.
-
-    Raises:
-        CheckpointError: the checkpoint is of a run that trained other parameters.
-    """
-    saved = load_file(checkpoint / WEIGHTS)
-    wanted = {name: p.shape for name, p in model.named_parameters() if p.requires_grad}
-    for name in sorted(saved.keys() | wanted.keys()):
-        if name not in saved or saved[name].shape != wanted.get(name):
-            raise CheckpointError(
-                f"does not fit: {name} is not the same in the checkpoint and the model",
-                where=str(checkpoint),
-            )
-    model.load_state_dict(saved, strict=False)

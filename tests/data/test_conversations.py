@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from chatbind_cli.data.conversations import (
-    Conversation,
     Conversations,
     media_of_record,
     parse_conversation,
@@ -34,7 +33,7 @@ def read(*records: dict[str, Any]) -> Conversations:
 
 
 def read_file(source: str | Path, **options: Any) -> Conversations:
-    return Conversations(parse_conversation(*one) for one in read_records(source, **options))
+    return Conversations(read_records(source, **options))
 
 
 def test_a_llava_array_is_read(tmp_path: Path) -> None:
@@ -122,29 +121,31 @@ def test_the_media_of_a_question_record_are_its_modality_keys() -> None:
 def test_many_are_held_like_a_list() -> None:
     rows = read(*(record(f"question {i}", f"answer {i}") for i in range(5)))
     assert len(rows) == 5
-    assert rows[-1].turns[0].text == "question 4"
-    assert [c.turns[1].text for c in rows[1:3]] == ["answer 1", "answer 2"]
+    assert rows[4].turns[0].text == "question 4"
+    assert [c.turns[1].text for c in rows][1:3] == ["answer 1", "answer 2"]
     assert list(pickle.loads(pickle.dumps(rows))) == list(rows)
     with pytest.raises(IndexError):
         rows[5]
 
 
 def test_half_an_emoji_survives() -> None:
-    one = parse_conversation(record("\ud83d", "ok"), "f:1")
-    assert Conversations([one])[0] == one
+    one = record("\ud83d", "ok")
+    assert Conversations([(one, "f:1")])[0] == parse_conversation(one, "f:1")
 
 
 def test_what_goes_in_comes_out_whole() -> None:
-    one = parse_conversation(
-        record("a <video> b\n<imu>", "“naïve”\u2028", video="v", imu="i"), "f:1"
-    )
-    assert Conversations([one])[0] == one
-    assert isinstance(one, Conversation)
+    one = record("a <video> b\n<imu>", "“naïve”\u2028", video="v", imu="i")
+    assert Conversations([(one, "f:1")])[0] == parse_conversation(one, "f:1")
+
+
+def test_those_that_name_a_medium_can_be_left_out() -> None:
+    rows = read(record("a", "b"), record("<image>", "c", image="x"), record("d", "e"))
+    assert [c.turns[1].text for c in rows.without({Medium("image", "x")})] == ["b", "e"]
 
 
 def test_a_record_costs_little_more_than_its_text() -> None:
     rows = Conversations(
-        parse_conversation(
+        (
             record("<image>\nRender a clear and concise summary of the photo.", "a dog", image="x"),
             f"file.json:{i}",
         )

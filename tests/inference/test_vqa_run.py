@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from chatbind_cli.data.process_group import ProcessGroup
 from chatbind_cli.errors import MediaError, RecordError, SomeRecordsFailed
 from chatbind_cli.inference.answer_file import AnswerFile
 from chatbind_cli.inference.decoding import Generated
 from chatbind_cli.inference.generation_settings import GenerationSettings
-from chatbind_cli.inference.process_group import ProcessGroup
 from chatbind_cli.inference.questions import Question, read_question
 from chatbind_cli.inference.vqa import Outcome, Run, answer_batch
 from chatbind_cli.jsonl import Line, dumps, read_lines

@@ -6,7 +6,7 @@ import pytest
 
 from chatbind_cli.errors import UsageError
 from chatbind_cli.media.modality import MODALITIES
-from chatbind_cli.media.options import MediaOptions, options_of
+from chatbind_cli.media.options import MediaOptions
 
 
 def test_each_option_changes_the_fingerprints_of_exactly_the_modalities_it_touches() -> None:
@@ -64,37 +64,3 @@ def test_a_wrong_option_is_a_usage_error_that_names_it(bad: dict[str, object]) -
 def test_an_unknown_modality_has_no_fingerprint() -> None:
     with pytest.raises(ValueError, match="smell"):
         MediaOptions().fingerprint("smell")
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        MediaOptions(),
-        MediaOptions(
-            audio_clips=2,
-            video_clips=1,
-            clip_seconds=1,
-            clip_sampler="chatbind",
-            depth_unit="mm",
-            depth_baseline_m=0.1,
-            imu_rate_hz=50,
-            imu_start_seconds=2.5,
-            imu_accel_unit="g",
-            imu_gyro_unit="deg/s",
-        ),
-    ],
-)
-def test_a_fingerprint_tells_the_options_that_made_it(options: MediaOptions) -> None:
-    told: dict[str, object] = {}
-    for modality in MODALITIES:
-        told |= options_of(options.fingerprint(modality))
-    assert MediaOptions.known(told) == options
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "f", "image/v2", "text/v1", "video/v1/²/2.0/imagebind", "audio/v1/3/nan/x", "imu/v1/x"],
-)
-def test_a_fingerprint_of_no_options_of_ours_is_a_value_error(text: str) -> None:
-    with pytest.raises(ValueError, match="no preprocessing that this version knows"):
-        options_of(text)
