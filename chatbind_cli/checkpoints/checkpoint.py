@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from chatbind_cli.checkpoints.json_file import read_json
-from chatbind_cli.checkpoints.tensor_file import TensorFile, TensorInfo, open_tensor_file
+from chatbind_cli.checkpoints.tensor_file import TensorFile, TensorInfo, open_safetensors
+from chatbind_cli.checkpoints.torch_file import open_torch
 from chatbind_cli.errors import CheckpointError, WeightsError
 
 # The form that cannot carry code comes first.
@@ -46,18 +47,18 @@ class Checkpoint:
         self.folder = folder
         self.files = files
         self.tensors: dict[str, TensorInfo] = {}
-        self._file_of: dict[str, TensorFile] = {}
+        self._path_of: dict[str, Path] = {}
         self._handles: dict[Path, int] = {}
         self._turned: tuple[str, torch.Tensor] | None = None
         for file in files:
             for name, info in file.tensors.items():
                 if name in self.tensors:
                     raise WeightsError(
-                        f"tensor {name} is in {self._file_of[name].path.name} too",
+                        f"tensor {name} is in {self._path_of[name].name} too",
                         where=str(file.path),
                     )
                 self.tensors[name] = info
-                self._file_of[name] = file
+                self._path_of[name] = file.path
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -113,24 +114,23 @@ class Checkpoint:
             WeightsError: there is no such tensor, or its data cannot be read.
         """
         info = self.info(name)
-        file = self._file_of[name]
-        if name in file.strides:
-            out.copy_(self._in_row_major_order(name)[start : start + out.numel()])
+        if info.strides is not None:
+            out.copy_(self._in_row_major_order(name, info.strides)[start : start + out.numel()])
         elif out.numel():
-            self._fill(file.path, name, file.begin[name] + start * info.dtype.itemsize, out)
+            self._fill(name, info.begin + start * info.dtype.itemsize, out)
 
-    def _in_row_major_order(self, name: str) -> torch.Tensor:
+    def _in_row_major_order(self, name: str, strides: tuple[int, ...]) -> torch.Tensor:
         """A tensor that was saved turned or with gaps: read whole, and kept for its next piece."""
         if self._turned is None or self._turned[0] != name:
-            file, info = self._file_of[name], self.tensors[name]
-            strides = file.strides[name]
+            info = self.tensors[name]
             steps = ((size - 1) * stride for size, stride in zip(info.shape, strides, strict=True))
             span = torch.empty(1 + sum(steps), dtype=info.dtype)
-            self._fill(file.path, name, file.begin[name], span)
+            self._fill(name, info.begin, span)
             self._turned = (name, span.as_strided(info.shape, strides).reshape(-1))
         return self._turned[1]
 
-    def _fill(self, path: Path, name: str, position: int, out: torch.Tensor) -> None:
+    def _fill(self, name: str, position: int, out: torch.Tensor) -> None:
+        path = self._path_of[name]
         view = out.view(torch.uint8).numpy().data
         try:
             if path not in self._handles:
@@ -241,3 +241,28 @@ def _open_index(path: Path) -> list[TensorFile]:
             )
         files.append(file)
     return files
+
+
+def open_tensor_file(path: Path) -> TensorFile:
+    """Looks into a weights file, by its content, whatever its name ends in.
+
+    Raises:
+        WeightsError: it is neither safetensors nor a torch file, is cut short, or holds anything
+            but named tensors.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise WeightsError(error.strerror or "cannot be read", where=str(path)) from error
+    if len(head) == 9 and head[8:9] == b"{":
+        return open_safetensors(path)
+    if head[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        return open_torch(path)
+    if head.startswith(b"version h"):
+        raise WeightsError(
+            "is a Git LFS pointer, not the weights",
+            where=str(path),
+            hint="fetch the file itself, for instance with `chatbind download`",
+        )
+    raise WeightsError("is neither a safetensors nor a torch file", where=str(path))

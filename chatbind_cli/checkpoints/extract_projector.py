@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from chatbind_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from chatbind_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint, open_tensor_file
 from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.checkpoints.manifest import read_manifest
 from chatbind_cli.checkpoints.projector_file import (
@@ -27,7 +27,6 @@ from chatbind_cli.checkpoints.projector_file import (
     write_projector,
 )
 from chatbind_cli.checkpoints.published import is_published_config, projector_facts
-from chatbind_cli.checkpoints.tensor_file import open_tensor_file
 from chatbind_cli.errors import CheckpointError, WeightsError
 from chatbind_cli.files import bears, refuse_foreign_file
 

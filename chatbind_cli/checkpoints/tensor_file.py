@@ -1,7 +1,6 @@
-"""What one weights file holds, safetensors or torch's, behind one door.
+"""What one weights file holds: names, shapes, dtypes and places, without the data.
 
-Names, shapes, dtypes and places come without the data, which `checkpoint` reads. Nothing in a file
-is ever executed.
+Here for safetensors; files of torch's are in `torch_file`.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from chatbind_cli.checkpoints.torch_file import read_torch
 from chatbind_cli.errors import WeightsError
 
 SAFETENSORS_DTYPES: Mapping[str, torch.dtype] = {
@@ -39,10 +37,19 @@ _LONGEST_HEADER = 8 << 20  # bytes; 10,000 tensors take one MiB
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """What is known of a tensor before its data are read."""
+    """What is known of a tensor before its data are read.
+
+    Attributes:
+        shape: its sizes.
+        dtype: its numbers.
+        begin: where in its file its first element lies, in bytes.
+        strides: in elements; None where they lie in row-major order.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    begin: int = field(default=0, compare=False)
+    strides: tuple[int, ...] | None = field(default=None, compare=False)
 
     @property
     def numel(self) -> int:
@@ -57,13 +64,11 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class TensorFile:
-    """What a file of named tensors holds, and where in it.
+    """What a file of named tensors holds.
 
     Attributes:
         path: where it lies.
-        tensors: name -> shape and dtype, in the file's own order.
-        begin: name -> position of the tensor's first element in the file, in bytes.
-        strides: name -> strides in elements, of the tensors that do not lie in row-major order.
+        tensors: name -> tensor, in the file's own order.
         metadata: what a safetensors file says beside its tensors.
 
     Raises:
@@ -72,8 +77,6 @@ class TensorFile:
 
     path: Path
     tensors: Mapping[str, TensorInfo]
-    begin: Mapping[str, int]
-    strides: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -83,32 +86,12 @@ class TensorFile:
                 raise WeightsError("has a tensor whose name is none", where=str(self.path))
 
 
-def open_tensor_file(path: Path) -> TensorFile:
-    """Looks into a weights file, by its content, whatever its name ends in.
+def open_safetensors(path: Path) -> TensorFile:
+    """Looks into a safetensors file.
 
     Raises:
-        WeightsError: it is neither safetensors nor a torch file, is cut short, or holds anything
-            but named tensors.
+        WeightsError: the file is broken or cut short.
     """
-    try:
-        with path.open("rb") as file:
-            head = file.read(9)
-    except OSError as error:
-        raise WeightsError(error.strerror or "cannot be read", where=str(path)) from error
-    if len(head) == 9 and head[8:9] == b"{":
-        return _open_safetensors(path)
-    if head[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-        return _open_torch(path)
-    if head.startswith(b"version h"):
-        raise WeightsError(
-            "is a Git LFS pointer, not the weights",
-            where=str(path),
-            hint="fetch the file itself, for instance with `chatbind download`",
-        )
-    raise WeightsError("is neither a safetensors nor a torch file", where=str(path))
-
-
-def _open_safetensors(path: Path) -> TensorFile:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -122,27 +105,12 @@ def _open_safetensors(path: Path) -> TensorFile:
         raise WeightsError(f"not a valid safetensors file ({error})", where=str(path)) from error
     metadata = header.pop("__metadata__", None) or {}
     tensors: dict[str, TensorInfo] = {}
-    begin: dict[str, int] = {}
     for name, entry in header.items():
         dtype = SAFETENSORS_DTYPES.get(entry["dtype"])
         if dtype is None:
             raise WeightsError(
                 f"tensor {name} has the unknown dtype {entry['dtype']}", where=str(path)
             )
-        tensors[name] = TensorInfo(tuple(entry["shape"]), dtype)
-        begin[name] = 8 + length + int(entry["data_offsets"][0])
-    return TensorFile(path, tensors, begin, metadata=metadata)
-
-
-def _open_torch(path: Path) -> TensorFile:
-    found = read_torch(path)
-    return TensorFile(
-        path,
-        {name: TensorInfo(view.shape, view.dtype) for name, (view, _) in found.items()},
-        {name: begin for name, (_, begin) in found.items()},
-        strides={
-            name: view.strides
-            for name, (view, _) in found.items()
-            if view.nbytes and not view.is_row_major
-        },
-    )
+        begin = 8 + length + int(entry["data_offsets"][0])
+        tensors[name] = TensorInfo(tuple(entry["shape"]), dtype, begin)
+    return TensorFile(path, tensors, metadata)
