@@ -60,7 +60,7 @@ def make_delta(
             copy_side_files(target, folder)
             return maker.manifest(folder, done) | {"side_files": side_files}
 
-        result = make_folder(
+        return make_folder(
             delta,
             {name: step.info for name, step in maker.steps.items()},
             maker.write_file,
@@ -75,8 +75,8 @@ def make_delta(
             },
             shard_bytes=shard_bytes,
             overwrite=overwrite,
+            notes=maker.notes,
         )
-        return Result(result.path, result.sha256, (*result.notes, *maker.notes))
 
 
 class _Maker:
@@ -88,17 +88,6 @@ class _Maker:
         self.exact = exact
         self.steps, self.notes = fit(base, target)
         self.samples = {"base": sample(base), "target": sample(target)}  # as in `apply_delta`
-        for step in self.steps.values():
-            if step.rotary and not self._is_bases(step):
-                self.notes.append(
-                    f"{step.name} is not the base's; apply-delta takes the base's, so this buffer "
-                    "alone will not come back bit for bit"
-                )
-                break
-
-    def _is_bases(self, step: Step) -> bool:
-        own = self.target.read(step.name)
-        return torch.equal(self.base.read(step.base or step.name).to(own.dtype), own)
 
     def write_file(self, path: Path, names: list[str], progress: Progress) -> Facts:
         """Writes a file of the delta, and what rounding loses in it."""

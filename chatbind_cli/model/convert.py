@@ -97,7 +97,7 @@ def convert(
             hashes = {name: digest for facts in done for name, digest in facts["hashes"].items()}
             return _manifest(combine_hashes(infos, hashes), source, checkpoint, side_files)
 
-        result = make_folder(
+        return make_folder(
             output,
             infos,
             write_file,
@@ -111,11 +111,10 @@ def convert(
             },
             shard_bytes=shard_bytes,
             overwrite=overwrite,
+            notes=[f"{len(left_out)} tensors have no place in it, the first is {left_out[0]}"]
+            if left_out
+            else [],
         )
-    if not left_out:
-        return result
-    note = f"{len(left_out)} tensors have no place in it, the first is {left_out[0]}"
-    return Result(result.path, result.sha256, (*result.notes, note))
 
 
 def join(
