@@ -8,6 +8,7 @@ megabytes to look at; what cannot be told from them is not said.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -25,47 +26,25 @@ _MIXED = 0.7  # share of positive elements: a delta's are about a half
 _POSITIVE = 0.95
 
 
-def looks_like_delta(checkpoint: Checkpoint) -> bool:
-    """Whether the norm weights of a checkpoint are around zero; False where there are none."""
-    values = _norm_weights(checkpoint)
-    if values is None:
-        return False
-    size = float(values.square().mean().sqrt())
-    centred = abs(float(values.mean())) < 0.25 * size
-    return size < _SMALL or (centred and _share_positive(values) < _MIXED)
-
-
-def looks_finished(checkpoint: Checkpoint) -> bool:
-    """Whether the norm weights of a checkpoint are large and positive; False where there are none.
-
-    Between this and `looks_like_delta` lies much that is neither.
-    """
-    values = _norm_weights(checkpoint)
-    return values is not None and bool(
-        float(values.mean()) > _LARGE and _share_positive(values) > _POSITIVE
-    )
-
-
 def refuse_unapplied(folder: Path) -> None:
     """Refuses a model folder whose weights are a delta that was never added to its base.
 
     Raises:
         CheckpointError: it is one.
     """
-    hint = "add it to its base with `chatbind apply-delta` first"
     try:
         with open_checkpoint(folder) as checkpoint:
             named = read_manifest(folder).get("kind") == "delta"
-            unapplied = looks_like_delta(checkpoint)
+            unapplied = named or _seems(checkpoint) == "a delta"
     except (CheckpointError, WeightsError):
         return  # what is missing or broken is for the loader to tell
-    if named:
-        raise CheckpointError("is a delta, not a model", where=str(folder), hint=hint)
     if unapplied:
         raise CheckpointError(
-            "looks like a delta that was never applied (its norm weights are around zero)",
+            "is a delta, not a model"
+            if named
+            else "looks like a delta that was never applied (its norm weights are around zero)",
             where=str(folder),
-            hint=hint,
+            hint="add it to its base with `chatbind apply-delta` first",
         )
 
 
@@ -75,13 +54,13 @@ def refuse_mistaken(base: Checkpoint, delta: Checkpoint) -> None:
     Raises:
         WeightsError: one of them does.
     """
-    if looks_like_delta(base):
+    if _seems(base) == "a delta":
         raise WeightsError(
             "looks like a delta (its norm weights are around zero), and a base is wanted",
             where=str(base.path),
             hint="are the two swapped?",
         )
-    if looks_finished(delta):
+    if _seems(delta) == "finished":
         raise WeightsError(
             "looks like finished weights, not like a delta (its norm weights are not around zero)",
             where=str(delta.path),
@@ -89,19 +68,21 @@ def refuse_mistaken(base: Checkpoint, delta: Checkpoint) -> None:
         )
 
 
-def _norm_weights(checkpoint: Checkpoint) -> torch.Tensor | None:
-    """All of them in one row; None where there are too few, or where they are zero by design."""
+def _seems(checkpoint: Checkpoint) -> Literal["a delta", "finished"] | None:
+    """What the norm weights say; None where they say neither, or are zero by design."""
     kind = str((checkpoint.config.get("text_config") or checkpoint.config).get("model_type", ""))
-    if kind.startswith(_CENTRED_KINDS):
-        return None
-    found = [
+    norms = [
         checkpoint.read(name).float()
         for name, info in checkpoint.tensors.items()
         if name.endswith(_NORMS) and len(info.shape) == 1 and info.dtype.is_floating_point
     ]
-    values = torch.cat(found) if found else torch.empty(0)
-    return values if values.numel() >= _FEWEST_ELEMENTS else None
-
-
-def _share_positive(values: torch.Tensor) -> float:
-    return float((values > 0).float().mean())
+    values = torch.cat([torch.empty(0), *norms])
+    if values.numel() < _FEWEST_ELEMENTS or kind.startswith(_CENTRED_KINDS):
+        return None
+    mean, size = float(values.mean()), float(values.square().mean().sqrt())
+    positive = float((values > 0).float().mean())
+    if size < _SMALL or (abs(mean) < 0.25 * size and positive < _MIXED):
+        return "a delta"
+    if mean > _LARGE and positive > _POSITIVE:
+        return "finished"
+    return None
