@@ -19,10 +19,15 @@ from chatbind_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from chatbind_cli.checkpoints.delta import Step, fit
 from chatbind_cli.checkpoints.delta_detection import refuse_mistaken
 from chatbind_cli.checkpoints.manifest import combine_hashes, read_manifest, sample
-from chatbind_cli.checkpoints.output_folder import Facts, Result, make_folder, source_facts
+from chatbind_cli.checkpoints.output_folder import (
+    DEFAULT_SHARD_BYTES,
+    Facts,
+    Result,
+    make_folder,
+    source_facts,
+)
 from chatbind_cli.checkpoints.side_files import copy_side_files, side_files_sha256
 from chatbind_cli.checkpoints.stream import STREAMS, hash_the_rest, merged, stream_file
-from chatbind_cli.checkpoints.writer import DEFAULT_SHARD_BYTES
 from chatbind_cli.console import Progress
 from chatbind_cli.errors import WeightsError
 from chatbind_cli.files import sha256_file

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from chatbind_cli.checkpoints.json_file import read_json
-from chatbind_cli.checkpoints.tensor_file import TensorFile, TensorInfo, open_safetensors
+from chatbind_cli.checkpoints.safetensors_file import TensorFile, TensorInfo, open_safetensors
 from chatbind_cli.checkpoints.torch_file import open_torch
 from chatbind_cli.errors import CheckpointError, WeightsError
 

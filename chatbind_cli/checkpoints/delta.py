@@ -14,7 +14,7 @@ import torch
 
 from chatbind_cli.checkpoints.checkpoint import Checkpoint
 from chatbind_cli.checkpoints.manifest import is_rotary, read_manifest
-from chatbind_cli.checkpoints.tensor_file import TensorInfo
+from chatbind_cli.checkpoints.safetensors_file import TensorInfo
 from chatbind_cli.errors import WeightsError
 
 # A model folder of our own holds the language model's tensors under this prefix.

@@ -13,16 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from chatbind_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from chatbind_cli.checkpoints.delta import Step, fit
 from chatbind_cli.checkpoints.manifest import combine_hashes, sample
-from chatbind_cli.checkpoints.output_folder import Facts, Result, make_folder, source_facts
+from chatbind_cli.checkpoints.output_folder import (
+    DEFAULT_SHARD_BYTES,
+    Facts,
+    Result,
+    make_folder,
+    source_facts,
+)
 from chatbind_cli.checkpoints.side_files import copy_side_files, side_files_sha256
 from chatbind_cli.checkpoints.stream import hash_the_rest, merged, stream_file
-from chatbind_cli.checkpoints.writer import DEFAULT_SHARD_BYTES, write_tensors
 from chatbind_cli.console import Progress
-from chatbind_cli.files import sha256_file
+from chatbind_cli.files import sha256_file, sync
 
 _EXACT_PREFIX = "chatbind_exact-"
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -116,7 +122,9 @@ class _Maker:
         files = []
         if lost:
             beside = path.with_name(_EXACT_PREFIX + path.name)
-            write_tensors(beside, {name: torch.cat(parts) for name, parts in lost.items()})
+            tensors = {name: torch.cat(parts) for name, parts in lost.items()}
+            save_file(tensors, beside, metadata={"format": "pt"})
+            sync(beside)
             files.append(beside.name)
         return {"hashes": hashes, "rounded": rounded, "files": files}
 

@@ -20,8 +20,7 @@ from typing import Any
 import chatbind_cli
 from chatbind_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from chatbind_cli.checkpoints.json_file import read_json
-from chatbind_cli.checkpoints.tensor_file import TensorInfo
-from chatbind_cli.checkpoints.writer import bytes_of
+from chatbind_cli.checkpoints.safetensors_file import TensorInfo, bytes_of
 from chatbind_cli.console import Progress
 from chatbind_cli.errors import WeightsError
 

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import StateDictSplit, split_state_dict_into_shards_factory
+
 import chatbind_cli
 from chatbind_cli.checkpoints.checkpoint import INDEX_NAMES, Checkpoint, open_checkpoint
 from chatbind_cli.checkpoints.manifest import read_manifest, write_manifest
-from chatbind_cli.checkpoints.tensor_file import TensorInfo
-from chatbind_cli.checkpoints.writer import index_of, plan_shards
+from chatbind_cli.checkpoints.safetensors_file import TensorInfo
 from chatbind_cli.console import Progress
 from chatbind_cli.errors import ChatBindError, WeightsError
 from chatbind_cli.files import lock_file, replace_file, sha256_text
@@ -36,6 +37,7 @@ from chatbind_cli.folders import (
     remove_folder,
 )
 
+DEFAULT_SHARD_BYTES = 4 << 30
 _PROGRESS = "progress.json"
 _LOCK = "lock"
 
@@ -140,6 +142,24 @@ def made_already(
         return None
     _clear_replaced(target.resolve())
     return Result(target, manifest["sha256"], ("it is here already",))
+
+
+def plan_shards(
+    tensors: Mapping[str, TensorInfo], max_bytes: int = DEFAULT_SHARD_BYTES
+) -> StateDictSplit:
+    """Cuts tensors, in their order, into files of at most `max_bytes` (or one larger tensor)."""
+    return split_state_dict_into_shards_factory(
+        dict(tensors),
+        get_storage_size=lambda info: info.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_bytes,
+    )
+
+
+def index_of(shards: StateDictSplit) -> str:
+    """The content of `model.safetensors.index.json` for these shards."""
+    index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
+    return json.dumps(index, indent=2) + "\n"
 
 
 def source_facts(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import torch
 from chatbind_cli.checkpoints.checkpoint import Checkpoint
 from chatbind_cli.checkpoints.delta import Step
 from chatbind_cli.checkpoints.manifest import hash_tensor, is_rotary
-from chatbind_cli.checkpoints.writer import SafetensorsWriter, bytes_of
+from chatbind_cli.checkpoints.safetensors_file import SafetensorsWriter, bytes_of
 from chatbind_cli.console import Progress
 
 STREAMS = ("base", "other", "result")

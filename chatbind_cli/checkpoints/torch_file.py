@@ -17,7 +17,7 @@ from typing import IO, Any, ClassVar
 
 import torch
 
-from chatbind_cli.checkpoints.tensor_file import TensorFile, TensorInfo
+from chatbind_cli.checkpoints.safetensors_file import TensorFile, TensorInfo
 from chatbind_cli.errors import WeightsError, reason
 
 _OLD_MAGIC = 0x1950A86A20F9469CFC6C

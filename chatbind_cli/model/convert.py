@@ -27,6 +27,7 @@ from chatbind_cli.checkpoints.manifest import (
     write_manifest,
 )
 from chatbind_cli.checkpoints.output_folder import (
+    DEFAULT_SHARD_BYTES,
     Facts,
     Result,
     made_already,
@@ -35,14 +36,13 @@ from chatbind_cli.checkpoints.output_folder import (
 )
 from chatbind_cli.checkpoints.projector_file import projector_key, read_projector
 from chatbind_cli.checkpoints.published import is_published
+from chatbind_cli.checkpoints.safetensors_file import SafetensorsWriter, TensorInfo
 from chatbind_cli.checkpoints.side_files import (
     GENERATION,
     copy_side_files,
     is_side_file,
     side_files_sha256,
 )
-from chatbind_cli.checkpoints.tensor_file import TensorInfo
-from chatbind_cli.checkpoints.writer import DEFAULT_SHARD_BYTES, SafetensorsWriter
 from chatbind_cli.console import Progress
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.files import sha256_file, sha256_text

@@ -6,8 +6,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from chatbind_cli.checkpoints.tensor_file import TensorInfo
-from chatbind_cli.checkpoints.writer import SafetensorsWriter, index_of, plan_shards, write_tensors
+from chatbind_cli.checkpoints.output_folder import index_of, plan_shards
+from chatbind_cli.checkpoints.safetensors_file import SafetensorsWriter, TensorInfo
 from chatbind_cli.errors import WeightsError
 
 TENSORS = {
@@ -21,7 +21,10 @@ TENSORS = {
 
 
 def test_the_library_reads_what_we_write(tmp_path):
-    write_tensors(tmp_path / "x", TENSORS)
+    infos = {name: TensorInfo(tuple(t.shape), t.dtype) for name, t in TENSORS.items()}
+    with SafetensorsWriter(tmp_path / "x", infos) as writer:
+        for name in writer.order:
+            writer.append(TENSORS[name])
     read = load_file(tmp_path / "x")
     assert set(read) == set(TENSORS)
     for name, tensor in TENSORS.items():
