@@ -16,8 +16,7 @@ from typing import Any
 import torch
 
 from chatbind_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from chatbind_cli.checkpoints.delta import Step, fit
-from chatbind_cli.checkpoints.delta_detection import refuse_mistaken
+from chatbind_cli.checkpoints.delta import Step, fit, refuse_mistaken
 from chatbind_cli.checkpoints.manifest import combine_hashes, read_manifest, sample
 from chatbind_cli.checkpoints.output_folder import (
     DEFAULT_SHARD_BYTES,

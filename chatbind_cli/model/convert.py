@@ -16,8 +16,7 @@ import torch
 
 import chatbind_cli
 from chatbind_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from chatbind_cli.checkpoints.delta import OWN_PREFIX
-from chatbind_cli.checkpoints.delta_detection import refuse_unapplied
+from chatbind_cli.checkpoints.delta import OWN_PREFIX, refuse_unapplied
 from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.checkpoints.manifest import (
     combine_hashes,

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from chatbind_cli.checkpoints.delta_detection import refuse_unapplied
+from chatbind_cli.checkpoints.delta import refuse_unapplied
 from chatbind_cli.checkpoints.extract_projector import find_projector
 from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.checkpoints.projector_file import (
