@@ -17,7 +17,7 @@ import torch
 
 from chatbind_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from chatbind_cli.checkpoints.delta import Step, fit, refuse_mistaken
-from chatbind_cli.checkpoints.manifest import combine_hashes, read_manifest, sample
+from chatbind_cli.checkpoints.manifest import combine_hashes, fingerprint, read_manifest, sample
 from chatbind_cli.checkpoints.output_folder import (
     DEFAULT_SHARD_BYTES,
     Facts,
@@ -26,7 +26,7 @@ from chatbind_cli.checkpoints.output_folder import (
     source_facts,
 )
 from chatbind_cli.checkpoints.side_files import copy_side_files, side_files_sha256
-from chatbind_cli.checkpoints.stream import STREAMS, hash_the_rest, merged, stream_file
+from chatbind_cli.checkpoints.stream import STREAMS, merged, stream_file
 from chatbind_cli.console import Progress
 from chatbind_cli.errors import WeightsError
 from chatbind_cli.files import sha256_file
@@ -177,8 +177,7 @@ class _Adder:
             base["sha256"] = self.made.get("base", {}).get("sha256")
             delta["sha256"] = self.made.get("sha256")
         elif "base" in self.hashed:
-            hash_the_rest(self.base, hashes["base"])
-            base["sha256"] = combine_hashes(self.base.tensors, hashes["base"])
+            base["sha256"] = fingerprint(self.base, hashes["base"])
             delta["sha256"] = combine_hashes(self.delta.tensors, hashes["other"])
         infos = {name: step.info for name, step in self.steps.items()}
         return {
@@ -231,7 +230,7 @@ class _Corrections:
 
     def _read(self, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
         file = self._file_of[step.name]
-        if f"{step.name}.index" not in file:
+        if f"{step.name}.index" not in file.tensors:
             raise _damaged(file.path)
         index, value = (file.read(f"{step.name}.{part}") for part in ("index", "value"))
         index = index.view(-1).to(torch.int64)

@@ -42,9 +42,9 @@ class Checkpoint:
         tensors: name -> shape and dtype, file by file.
     """
 
-    def __init__(self, path: Path, folder: Path, files: Sequence[TensorFile]) -> None:
+    def __init__(self, path: Path, files: Sequence[TensorFile]) -> None:
         self.path = path
-        self.folder = folder
+        self.folder = path if path.is_dir() else path.parent
         self.files = files
         self.tensors: dict[str, TensorInfo] = {}
         self._path_of: dict[str, Path] = {}
@@ -87,10 +87,6 @@ class Checkpoint:
             os.close(handle)
         self._handles = {}
         self._turned = None
-
-    def __contains__(self, name: object) -> bool:
-        """Whether a tensor of that name is there."""
-        return name in self.tensors
 
     def info(self, name: str) -> TensorInfo:
         """Shape and dtype of a tensor.
@@ -181,12 +177,12 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     if path.is_dir():
-        return Checkpoint(path, path, _open_folder(path))
+        return Checkpoint(path, _open_folder(path))
     if not path.is_file():
         raise CheckpointError("no such file or folder", where=str(path), hint="check the path")
     if path.name.endswith(".index.json"):
-        return Checkpoint(path, path.parent, _open_index(path))
-    return Checkpoint(path, path.parent, [open_tensor_file(path)])
+        return Checkpoint(path, _open_index(path))
+    return Checkpoint(path, [open_tensor_file(path)])
 
 
 def _open_folder(folder: Path) -> list[TensorFile]:

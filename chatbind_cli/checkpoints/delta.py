@@ -166,7 +166,7 @@ def _counterpart(name: str, base: Checkpoint) -> str | None:
     """The base's tensor that `name` belongs to."""
     bare = name.removeprefix(OWN_PREFIX)
     for candidate in (name, bare):
-        if candidate in base:
+        if candidate in base.tensors:
             return candidate
     # A base that ties its output matrix to its input matrix stores only the latter.
     if bare.endswith("lm_head.weight") and base.config.get("tie_word_embeddings"):

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from chatbind_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from chatbind_cli.checkpoints.delta import Step, fit
-from chatbind_cli.checkpoints.manifest import combine_hashes, sample
+from chatbind_cli.checkpoints.manifest import combine_hashes, fingerprint, sample
 from chatbind_cli.checkpoints.output_folder import (
     DEFAULT_SHARD_BYTES,
     Facts,
@@ -26,7 +26,7 @@ from chatbind_cli.checkpoints.output_folder import (
     source_facts,
 )
 from chatbind_cli.checkpoints.side_files import copy_side_files, side_files_sha256
-from chatbind_cli.checkpoints.stream import hash_the_rest, merged, stream_file
+from chatbind_cli.checkpoints.stream import merged, stream_file
 from chatbind_cli.console import Progress
 from chatbind_cli.files import sha256_file, sync
 
@@ -131,7 +131,6 @@ class _Maker:
     def manifest(self, folder: Path, done: list[Facts]) -> dict[str, Any]:
         """What is written about the finished delta."""
         hashes = merged(facts["hashes"] for facts in done)
-        hash_the_rest(self.base, hashes["base"])
         rounded = sum(facts["rounded"] for facts in done)
         if rounded:
             total = sum(step.overlap for step in self.steps.values())
@@ -146,7 +145,7 @@ class _Maker:
             "sha256": combine_hashes(infos, hashes["result"]),
             "base": {
                 "name": self.base.path.name,
-                "sha256": combine_hashes(self.base.tensors, hashes["base"]),
+                "sha256": fingerprint(self.base, hashes["base"]),
                 "sample_sha256": self.samples["base"],
                 "tensors": hashes["base"],
             },

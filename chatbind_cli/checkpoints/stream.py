@@ -21,7 +21,6 @@ import torch
 
 from chatbind_cli.checkpoints.checkpoint import Checkpoint
 from chatbind_cli.checkpoints.delta import Step
-from chatbind_cli.checkpoints.manifest import hash_tensor, is_rotary
 from chatbind_cli.checkpoints.safetensors_file import SafetensorsWriter, bytes_of
 from chatbind_cli.console import Progress
 
@@ -155,13 +154,6 @@ def merged(tables: Iterable[Hashes]) -> Hashes:
         for stream, table in hashes.items():
             every[stream].update(table)
     return every
-
-
-def hash_the_rest(checkpoint: Checkpoint, hashes: dict[str, str]) -> None:
-    """Adds the hashes of what a base has in vain: it counts as part of it all the same."""
-    for name in checkpoint.tensors:
-        if name not in hashes and not is_rotary(name):
-            hashes[name] = hash_tensor(checkpoint, name)
 
 
 @contextmanager
