@@ -30,8 +30,8 @@ from pathlib import Path
 
 import torch
 
-from chatbind_cli.checkpoints.tensor_file import TensorInfo
-from chatbind_cli.checkpoints.writer import SafetensorsWriter, index_of, plan_shards
+from chatbind_cli.checkpoints.output_folder import index_of, plan_shards
+from chatbind_cli.checkpoints.safetensors_file import SafetensorsWriter, TensorInfo
 
 FULL_RUN_WANTS_BYTES = 60e9
 BASE_WORDS, DELTA_WORDS = 32_000, 32_004

@@ -8,6 +8,7 @@ only a sample of them is recorded (see `manifest`), which tells which ones they 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,20 @@ from typing import Any
 import torch
 
 from chatbind_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from chatbind_cli.checkpoints.delta import Step, fit
-from chatbind_cli.checkpoints.delta_detection import refuse_mistaken
-from chatbind_cli.checkpoints.manifest import combine_hashes, hash_tensor, read_manifest, sample
-from chatbind_cli.checkpoints.output_folder import Facts, Result, make_folder, source_facts
+from chatbind_cli.checkpoints.delta import Step, fit, refuse_mistaken
+from chatbind_cli.checkpoints.manifest import combine_hashes, fingerprint, read_manifest, sample
+from chatbind_cli.checkpoints.output_folder import (
+    DEFAULT_SHARD_BYTES,
+    Facts,
+    Result,
+    make_folder,
+    source_facts,
+)
 from chatbind_cli.checkpoints.side_files import copy_side_files, side_files_sha256
-from chatbind_cli.checkpoints.stream import STREAMS, hash_the_rest, merged, stream_file
-from chatbind_cli.checkpoints.writer import DEFAULT_SHARD_BYTES
+from chatbind_cli.checkpoints.stream import STREAMS, merged, stream_file
 from chatbind_cli.console import Progress
 from chatbind_cli.errors import WeightsError
 from chatbind_cli.files import sha256_file
-
-# Tensors up to this size are compared with the manifest before anything is written.
-_QUICK_CHECK_BYTES = 1 << 20
 
 
 def apply_delta(
@@ -71,7 +73,7 @@ def apply_delta(
             copy_side_files(delta, folder)
             return adder.manifest(done, names) | {"side_files": side_files}
 
-        result = make_folder(
+        return make_folder(
             target,
             {name: step.info for name, step in adder.steps.items()},
             adder.write_file,
@@ -86,9 +88,8 @@ def apply_delta(
             },
             shard_bytes=shard_bytes,
             overwrite=overwrite,
-            check=adder.check,
+            notes=adder.notes,
         )
-        return Result(result.path, result.sha256, (*result.notes, *adder.notes))
 
 
 class _Adder:
@@ -111,29 +112,49 @@ class _Adder:
                 hint="are --delta and --target swapped?",
             )
         self.steps, self.notes = fit(base, delta)
-        self.base_hashes: Mapping[str, str] = self.made.get("base", {}).get("tensors", {})
-        self.target_hashes: Mapping[str, str] = self.made.get("target", {}).get("tensors", {})
-        # A wrong base is found before anything is written, by its norm weights as a rule.
-        for name, info in base.tensors.items():
-            if info.nbytes <= _QUICK_CHECK_BYTES and name in self.base_hashes:
-                self._check_base(name, hash_tensor(base, name))
-        self.proven = all(
-            step.rotary or name in self.target_hashes for name, step in self.steps.items()
-        )
-        if not self.proven:
-            refuse_mistaken(base, delta)
-        self.hashed = STREAMS if hash_inputs and not self.proven else ("result",)
         # Before the stream and not after it: a file that was touched all over is then read with a
         # third of the system's time.
         self.samples = {"base": sample(base), "delta": sample(delta)}
-        self.corrections = _Corrections(delta.folder, self.made.get("exact", {}))
+        made_over = self.made.get("base", {})
+        if self.samples["base"] != made_over.get("sample_sha256", self.samples["base"]):
+            raise WeightsError(
+                "is not the base that the delta was made over",
+                where=str(base.path),
+                hint=f"the delta belongs to {made_over.get('name', 'another model')}",
+            )
+        # What the delta's maker had, tensor by tensor.
+        self._known: dict[str, Mapping[str, str]] = {
+            "base": made_over.get("tensors", {}),
+            "result": self.made.get("target", {}).get("tensors", {}),
+        }
+        self._proven = all(
+            step.rotary or name in self._known["result"] for name, step in self.steps.items()
+        )
+        if not self._proven:
+            refuse_mistaken(base, delta)
+        self.hashed = STREAMS if hash_inputs and not self._proven else ("result",)
+        self._corrections = _Corrections(delta.folder, self.made.get("exact", {}))
 
     def write_file(self, path: Path, names: list[str], progress: Progress) -> Facts:
-        """Writes a file of the target."""
+        """Writes a file of the target.
+
+        Raises:
+            WeightsError: base or delta are others than the delta's maker had; what was made of them
+                is thrown away.
+        """
         steps = [self.steps[name] for name in names]
         hashes = stream_file(
             path, steps, self.base, self.delta, self._add, hashed=self.hashed, progress=progress
         )
+        for stream, known in self._known.items():
+            for name, found in hashes.get(stream, {}).items():
+                if found != known.get(name, found):
+                    shutil.rmtree(path.parent, ignore_errors=True)
+                    raise WeightsError(
+                        f"tensor {name} is not what the delta's maker had",
+                        where=str((self.base if stream == "base" else self.delta).path),
+                        hint="base or delta is damaged: fetch them again",
+                    )
         return {"hashes": hashes}
 
     def _add(
@@ -145,45 +166,18 @@ class _Adder:
             torch.add(theirs, ours, out=out)
         else:
             out.copy_(theirs).add_(ours)
-        self.corrections.put(step, start, out)
-
-    def check(self, facts: Facts) -> None:
-        """Refuses inputs that turn out to be others than the delta's maker had."""
-        hashes = facts["hashes"]
-        for name, found in hashes.get("base", {}).items():
-            self._check_base(name, found)
-        for name, found in hashes["result"].items():
-            if found == self.target_hashes.get(name, found):
-                continue
-            partner = self.steps[name].base
-            if partner is not None:
-                self._check_base(partner, hash_tensor(self.base, partner))
-            raise WeightsError(
-                f"tensor {name} does not come out as the delta's maker had it",
-                where=str(self.delta.path),
-                hint="the delta is damaged: fetch it again",
-            )
-
-    def _check_base(self, name: str, found: str) -> None:
-        if found != self.base_hashes.get(name, found):
-            made_over = self.made["base"].get("name", "another model")
-            raise WeightsError(
-                f"is not the base that the delta was made over: {name} differs",
-                where=str(self.base.path),
-                hint=f"the delta belongs to {made_over}",
-            )
+        self._corrections.put(step, start, out)
 
     def manifest(self, done: list[Facts], names: Mapping[str, str]) -> dict[str, Any]:
         """What is written about the finished target."""
         hashes = merged(facts["hashes"] for facts in done)
         base: dict[str, Any] = {"name": names["base"], "sample_sha256": self.samples["base"]}
         delta: dict[str, Any] = {"name": names["delta"], "sample_sha256": self.samples["delta"]}
-        if self.proven:
+        if self._proven:
             base["sha256"] = self.made.get("base", {}).get("sha256")
             delta["sha256"] = self.made.get("sha256")
         elif "base" in self.hashed:
-            hash_the_rest(self.base, hashes["base"])
-            base["sha256"] = combine_hashes(self.base.tensors, hashes["base"])
+            base["sha256"] = fingerprint(self.base, hashes["base"])
             delta["sha256"] = combine_hashes(self.delta.tensors, hashes["other"])
         infos = {name: step.info for name, step in self.steps.items()}
         return {
@@ -236,7 +230,7 @@ class _Corrections:
 
     def _read(self, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
         file = self._file_of[step.name]
-        if f"{step.name}.index" not in file:
+        if f"{step.name}.index" not in file.tensors:
             raise _damaged(file.path)
         index, value = (file.read(f"{step.name}.{part}") for part in ("index", "value"))
         index = index.view(-1).to(torch.int64)

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from chatbind_cli.checkpoints.json_file import read_json
-from chatbind_cli.checkpoints.tensor_file import TensorFile, TensorInfo, open_tensor_file
+from chatbind_cli.checkpoints.safetensors_file import TensorFile, TensorInfo, open_safetensors
+from chatbind_cli.checkpoints.torch_file import open_torch
 from chatbind_cli.errors import CheckpointError, WeightsError
 
 # The form that cannot carry code comes first.
@@ -41,23 +42,23 @@ class Checkpoint:
         tensors: name -> shape and dtype, file by file.
     """
 
-    def __init__(self, path: Path, folder: Path, files: Sequence[TensorFile]) -> None:
+    def __init__(self, path: Path, files: Sequence[TensorFile]) -> None:
         self.path = path
-        self.folder = folder
+        self.folder = path if path.is_dir() else path.parent
         self.files = files
         self.tensors: dict[str, TensorInfo] = {}
-        self._file_of: dict[str, TensorFile] = {}
+        self._path_of: dict[str, Path] = {}
         self._handles: dict[Path, int] = {}
         self._turned: tuple[str, torch.Tensor] | None = None
         for file in files:
             for name, info in file.tensors.items():
                 if name in self.tensors:
                     raise WeightsError(
-                        f"tensor {name} is in {self._file_of[name].path.name} too",
+                        f"tensor {name} is in {self._path_of[name].name} too",
                         where=str(file.path),
                     )
                 self.tensors[name] = info
-                self._file_of[name] = file
+                self._path_of[name] = file.path
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -87,10 +88,6 @@ class Checkpoint:
         self._handles = {}
         self._turned = None
 
-    def __contains__(self, name: object) -> bool:
-        """Whether a tensor of that name is there."""
-        return name in self.tensors
-
     def info(self, name: str) -> TensorInfo:
         """Shape and dtype of a tensor.
 
@@ -113,24 +110,23 @@ class Checkpoint:
             WeightsError: there is no such tensor, or its data cannot be read.
         """
         info = self.info(name)
-        file = self._file_of[name]
-        if name in file.strides:
-            out.copy_(self._in_row_major_order(name)[start : start + out.numel()])
+        if info.strides is not None:
+            out.copy_(self._in_row_major_order(name, info.strides)[start : start + out.numel()])
         elif out.numel():
-            self._fill(file.path, name, file.begin[name] + start * info.dtype.itemsize, out)
+            self._fill(name, info.begin + start * info.dtype.itemsize, out)
 
-    def _in_row_major_order(self, name: str) -> torch.Tensor:
+    def _in_row_major_order(self, name: str, strides: tuple[int, ...]) -> torch.Tensor:
         """A tensor that was saved turned or with gaps: read whole, and kept for its next piece."""
         if self._turned is None or self._turned[0] != name:
-            file, info = self._file_of[name], self.tensors[name]
-            strides = file.strides[name]
+            info = self.tensors[name]
             steps = ((size - 1) * stride for size, stride in zip(info.shape, strides, strict=True))
             span = torch.empty(1 + sum(steps), dtype=info.dtype)
-            self._fill(file.path, name, file.begin[name], span)
+            self._fill(name, info.begin, span)
             self._turned = (name, span.as_strided(info.shape, strides).reshape(-1))
         return self._turned[1]
 
-    def _fill(self, path: Path, name: str, position: int, out: torch.Tensor) -> None:
+    def _fill(self, name: str, position: int, out: torch.Tensor) -> None:
+        path = self._path_of[name]
         view = out.view(torch.uint8).numpy().data
         try:
             if path not in self._handles:
@@ -181,12 +177,12 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     if path.is_dir():
-        return Checkpoint(path, path, _open_folder(path))
+        return Checkpoint(path, _open_folder(path))
     if not path.is_file():
         raise CheckpointError("no such file or folder", where=str(path), hint="check the path")
     if path.name.endswith(".index.json"):
-        return Checkpoint(path, path.parent, _open_index(path))
-    return Checkpoint(path, path.parent, [open_tensor_file(path)])
+        return Checkpoint(path, _open_index(path))
+    return Checkpoint(path, [open_tensor_file(path)])
 
 
 def _open_folder(folder: Path) -> list[TensorFile]:
@@ -241,3 +237,28 @@ def _open_index(path: Path) -> list[TensorFile]:
             )
         files.append(file)
     return files
+
+
+def open_tensor_file(path: Path) -> TensorFile:
+    """Looks into a weights file, by its content, whatever its name ends in.
+
+    Raises:
+        WeightsError: it is neither safetensors nor a torch file, is cut short, or holds anything
+            but named tensors.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise WeightsError(error.strerror or "cannot be read", where=str(path)) from error
+    if len(head) == 9 and head[8:9] == b"{":
+        return open_safetensors(path)
+    if head[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        return open_torch(path)
+    if head.startswith(b"version h"):
+        raise WeightsError(
+            "is a Git LFS pointer, not the weights",
+            where=str(path),
+            hint="fetch the file itself, for instance with `chatbind download`",
+        )
+    raise WeightsError("is neither a safetensors nor a torch file", where=str(path))

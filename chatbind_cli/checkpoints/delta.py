@@ -1,21 +1,26 @@
-"""How a delta, its base and its target fit together, tensor by tensor; all of it before any data.
+"""How a delta, its base and its target fit together, and how they are told apart.
 
 `fit` looks at names, shapes and dtypes only and refuses what it does not understand by name.
 The arithmetic is the published one: the sum in the delta's dtype, rows beyond the base's
 vocabulary and the projector from the delta alone.
+
+Published deltas carry no word of what they are, so deltas and finished weights are told apart by
+their norm weights: a few megabytes to look at.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import torch
 
-from chatbind_cli.checkpoints.checkpoint import Checkpoint
+from chatbind_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from chatbind_cli.checkpoints.manifest import is_rotary, read_manifest
-from chatbind_cli.checkpoints.tensor_file import TensorInfo
-from chatbind_cli.errors import WeightsError
+from chatbind_cli.checkpoints.safetensors_file import TensorInfo
+from chatbind_cli.errors import CheckpointError, WeightsError
 
 # A model folder of our own holds the language model's tensors under this prefix.
 OWN_PREFIX = "language_model."
@@ -40,9 +45,17 @@ _SUMMABLE = (
     torch.int8,
     torch.uint8,
 )
-_ROTARY_DROPPED = (
-    "rotary_emb.inv_freq buffers are not in the result: loaders compute them from the config"
-)
+
+# Of finished weights the norm weights are positive nearly all, most of them near one; those of a
+# delta lie around zero. What is between the two is not told.
+_NORMS = ("norm.weight", "norm1.weight", "norm2.weight", "ln_f.weight", "ln_1.weight")
+# Their norms multiply by one plus the weight, so finished weights are around zero, too.
+_CENTRED_KINDS = ("gemma", "qwen3_next")
+_FEWEST_ELEMENTS = 16
+_SMALL = 0.02  # root mean square; LLaMA's smallest layer is above, any delta's norms below
+_LARGE = 0.25  # mean; no training moves norm weights so far
+_MIXED = 0.7  # share of positive elements: a delta's are about a half
+_POSITIVE = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +103,9 @@ def fit(base: Checkpoint, other: Checkpoint) -> tuple[dict[str, Step], list[str]
         for name in base.tensors
         if name not in used and not is_rotary(name)
     ]
-    if any(is_rotary(name) for name in base.tensors if name not in used):
-        notes.append(f"the base's {_ROTARY_DROPPED}")
-    if any(name not in steps for name in other.tensors):
-        notes.append(_ROTARY_DROPPED)
+    dropped = (base.tensors.keys() - used) | (other.tensors.keys() - steps.keys())
+    if any(map(is_rotary, dropped)):
+        notes.append("rotary_emb.inv_freq is not in the result: loaders compute it from the config")
     return steps, notes
 
 
@@ -154,7 +166,7 @@ def _counterpart(name: str, base: Checkpoint) -> str | None:
     """The base's tensor that `name` belongs to."""
     bare = name.removeprefix(OWN_PREFIX)
     for candidate in (name, bare):
-        if candidate in base:
+        if candidate in base.tensors:
             return candidate
     # A base that ties its output matrix to its input matrix stores only the latter.
     if bare.endswith("lm_head.weight") and base.config.get("tie_word_embeddings"):
@@ -180,3 +192,65 @@ def _reason_to_drop(name: str, base: Checkpoint, other: Checkpoint) -> str:
         where=str(base.path),
         hint="do the two belong together?",
     )
+
+
+def refuse_unapplied(folder: Path) -> None:
+    """Refuses a model folder whose weights are a delta that was never added to its base.
+
+    Raises:
+        CheckpointError: it is one.
+    """
+    try:
+        with open_checkpoint(folder) as checkpoint:
+            named = read_manifest(folder).get("kind") == "delta"
+            unapplied = named or _seems(checkpoint) == "a delta"
+    except (CheckpointError, WeightsError):
+        return  # what is missing or broken is for the loader to tell
+    if unapplied:
+        raise CheckpointError(
+            "is a delta, not a model"
+            if named
+            else "looks like a delta that was never applied (its norm weights are around zero)",
+            where=str(folder),
+            hint="add it to its base with `chatbind apply-delta` first",
+        )
+
+
+def refuse_mistaken(base: Checkpoint, delta: Checkpoint) -> None:
+    """Refuses a base that looks like a delta, and a delta that looks like finished weights.
+
+    Raises:
+        WeightsError: one of them does.
+    """
+    if _seems(base) == "a delta":
+        raise WeightsError(
+            "looks like a delta (its norm weights are around zero), and a base is wanted",
+            where=str(base.path),
+            hint="are the two swapped?",
+        )
+    if _seems(delta) == "finished":
+        raise WeightsError(
+            "looks like finished weights, not like a delta (its norm weights are not around zero)",
+            where=str(delta.path),
+            hint="was it applied already?",
+        )
+
+
+def _seems(checkpoint: Checkpoint) -> Literal["a delta", "finished"] | None:
+    """What the norm weights say; None where they say neither, or are zero by design."""
+    kind = str((checkpoint.config.get("text_config") or checkpoint.config).get("model_type", ""))
+    norms = [
+        checkpoint.read(name).float()
+        for name, info in checkpoint.tensors.items()
+        if name.endswith(_NORMS) and len(info.shape) == 1 and info.dtype.is_floating_point
+    ]
+    values = torch.cat([torch.empty(0), *norms])
+    if values.numel() < _FEWEST_ELEMENTS or kind.startswith(_CENTRED_KINDS):
+        return None
+    mean, size = float(values.mean()), float(values.square().mean().sqrt())
+    positive = float((values > 0).float().mean())
+    if size < _SMALL or (abs(mean) < 0.25 * size and positive < _MIXED):
+        return "a delta"
+    if mean > _LARGE and positive > _POSITIVE:
+        return "finished"
+    return None

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from chatbind_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from chatbind_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint, open_tensor_file
 from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.checkpoints.manifest import read_manifest
 from chatbind_cli.checkpoints.projector_file import (
@@ -27,7 +27,6 @@ from chatbind_cli.checkpoints.projector_file import (
     write_projector,
 )
 from chatbind_cli.checkpoints.published import is_published_config, projector_facts
-from chatbind_cli.checkpoints.tensor_file import open_tensor_file
 from chatbind_cli.errors import CheckpointError, WeightsError
 from chatbind_cli.files import bears, refuse_foreign_file
 
@@ -54,10 +53,22 @@ def extract_projector(checkpoint: Path, output: Path) -> tuple[ProjectorFile, li
     Raises:
         CheckpointError: there is no projector in it, or the output's name ends in something else.
         ChatBindError: the output is there, and is no projector file.
-        WeightsError: a weights file is broken, or the checkpoint is a delta not yet applied.
+        WeightsError: a weights file is broken.
     """
     check_projector_name(output)
     refuse_foreign_file(output, _is_projector_file, what="a projector")
+    projector, names = find_projector(checkpoint)
+    write_projector(output, projector)
+    return projector, names
+
+
+def find_projector(checkpoint: Path) -> tuple[ProjectorFile, list[str]]:
+    """The projector of a checkpoint, and the names of its tensors as the checkpoint spells them.
+
+    Raises:
+        CheckpointError: there is none, or the checkpoint is a delta not yet applied.
+        WeightsError: a weights file is broken.
+    """
     with open_checkpoint(checkpoint) as source:
         if read_manifest(source.folder).get("kind") == "delta":
             raise CheckpointError(
@@ -74,16 +85,11 @@ def extract_projector(checkpoint: Path, output: Path) -> tuple[ProjectorFile, li
             )
         if any(name.startswith("token_embeddings.") for name in source.tensors):
             # What stage 1 leaves is a projector file already, and knows more than its tensors.
-            projector = read_projector(source.files[0].path)
-        else:
-            rows = {f"token_embeddings.{name}": row for name, row in _token_rows(source)}
-            projector = projector_from_tensors(
-                {name: source.read(name) for name in names} | rows,
-                where=str(checkpoint),
-                info=_info(source),
-            )
-    write_projector(output, projector)
-    return projector, names
+            return read_projector(source.files[0].path), names
+        tensors = {name: source.read(name) for name in names}
+        tensors |= {f"token_embeddings.{name}": row for name, row in _token_rows(source)}
+        info = _info(source)
+    return projector_from_tensors(tensors, where=str(checkpoint), info=info), names
 
 
 def _is_projector_file(path: Path) -> bool:

@@ -13,16 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from chatbind_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from chatbind_cli.checkpoints.delta import Step, fit
-from chatbind_cli.checkpoints.manifest import combine_hashes, sample
-from chatbind_cli.checkpoints.output_folder import Facts, Result, make_folder, source_facts
+from chatbind_cli.checkpoints.manifest import combine_hashes, fingerprint, sample
+from chatbind_cli.checkpoints.output_folder import (
+    DEFAULT_SHARD_BYTES,
+    Facts,
+    Result,
+    make_folder,
+    source_facts,
+)
 from chatbind_cli.checkpoints.side_files import copy_side_files, side_files_sha256
-from chatbind_cli.checkpoints.stream import hash_the_rest, merged, stream_file
-from chatbind_cli.checkpoints.writer import DEFAULT_SHARD_BYTES, write_tensors
+from chatbind_cli.checkpoints.stream import merged, stream_file
 from chatbind_cli.console import Progress
-from chatbind_cli.files import sha256_file
+from chatbind_cli.files import sha256_file, sync
 
 _EXACT_PREFIX = "chatbind_exact-"
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -60,7 +66,7 @@ def make_delta(
             copy_side_files(target, folder)
             return maker.manifest(folder, done) | {"side_files": side_files}
 
-        result = make_folder(
+        return make_folder(
             delta,
             {name: step.info for name, step in maker.steps.items()},
             maker.write_file,
@@ -75,8 +81,8 @@ def make_delta(
             },
             shard_bytes=shard_bytes,
             overwrite=overwrite,
+            notes=maker.notes,
         )
-        return Result(result.path, result.sha256, (*result.notes, *maker.notes))
 
 
 class _Maker:
@@ -88,17 +94,6 @@ class _Maker:
         self.exact = exact
         self.steps, self.notes = fit(base, target)
         self.samples = {"base": sample(base), "target": sample(target)}  # as in `apply_delta`
-        for step in self.steps.values():
-            if step.rotary and not self._is_bases(step):
-                self.notes.append(
-                    f"{step.name} is not the base's; apply-delta takes the base's, so this buffer "
-                    "alone will not come back bit for bit"
-                )
-                break
-
-    def _is_bases(self, step: Step) -> bool:
-        own = self.target.read(step.name)
-        return torch.equal(self.base.read(step.base or step.name).to(own.dtype), own)
 
     def write_file(self, path: Path, names: list[str], progress: Progress) -> Facts:
         """Writes a file of the delta, and what rounding loses in it."""
@@ -127,14 +122,15 @@ class _Maker:
         files = []
         if lost:
             beside = path.with_name(_EXACT_PREFIX + path.name)
-            write_tensors(beside, {name: torch.cat(parts) for name, parts in lost.items()})
+            tensors = {name: torch.cat(parts) for name, parts in lost.items()}
+            save_file(tensors, beside, metadata={"format": "pt"})
+            sync(beside)
             files.append(beside.name)
         return {"hashes": hashes, "rounded": rounded, "files": files}
 
     def manifest(self, folder: Path, done: list[Facts]) -> dict[str, Any]:
         """What is written about the finished delta."""
         hashes = merged(facts["hashes"] for facts in done)
-        hash_the_rest(self.base, hashes["base"])
         rounded = sum(facts["rounded"] for facts in done)
         if rounded:
             total = sum(step.overlap for step in self.steps.values())
@@ -149,7 +145,7 @@ class _Maker:
             "sha256": combine_hashes(infos, hashes["result"]),
             "base": {
                 "name": self.base.path.name,
-                "sha256": combine_hashes(self.base.tensors, hashes["base"]),
+                "sha256": fingerprint(self.base, hashes["base"]),
                 "sample_sha256": self.samples["base"],
                 "tensors": hashes["base"],
             },

@@ -20,8 +20,7 @@ from typing import Any
 import chatbind_cli
 from chatbind_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from chatbind_cli.checkpoints.json_file import read_json
-from chatbind_cli.checkpoints.tensor_file import TensorInfo
-from chatbind_cli.checkpoints.writer import bytes_of
+from chatbind_cli.checkpoints.safetensors_file import TensorInfo, bytes_of
 from chatbind_cli.console import Progress
 from chatbind_cli.errors import WeightsError
 
@@ -35,14 +34,6 @@ _SAMPLE_EVERY_BYTES = 16 << 20
 def is_rotary(name: str) -> bool:
     """Whether a tensor is a buffer of rotary frequencies, which is recomputed and not carried."""
     return name.endswith("rotary_emb.inv_freq")
-
-
-def hash_tensor(checkpoint: Checkpoint, name: str) -> str:
-    """SHA-256 of a tensor's data as hex digits; reads it piece by piece."""
-    digest = hashlib.sha256()
-    for piece in checkpoint.chunks(name):
-        digest.update(bytes_of(piece))
-    return digest.hexdigest()
 
 
 def combine_hashes(tensors: Mapping[str, TensorInfo], hashes: Mapping[str, str]) -> str:
@@ -62,20 +53,29 @@ def combine_hashes(tensors: Mapping[str, TensorInfo], hashes: Mapping[str, str])
     return digest.hexdigest()
 
 
-def fingerprint(checkpoint: Checkpoint, advance: Callable[[int], None] = lambda n: None) -> str:
-    """The fingerprint of a checkpoint; reads all of it once.
+def fingerprint(
+    checkpoint: Checkpoint,
+    hashes: dict[str, str] | None = None,
+    advance: Callable[[int], None] = lambda n: None,
+) -> str:
+    """The fingerprint of a checkpoint.
 
     Args:
         checkpoint: the checkpoint.
+        hashes: name -> SHA-256 of the data, of the tensors that need not be read again; those of
+            all others are added.
         advance: called with the number of bytes of each tensor that is through.
 
     Raises:
         WeightsError: a file is broken.
     """
-    hashes = {}
+    hashes = {} if hashes is None else hashes
     for name, info in checkpoint.tensors.items():
-        if not is_rotary(name):
-            hashes[name] = hash_tensor(checkpoint, name)
+        if name not in hashes and not is_rotary(name):
+            digest = hashlib.sha256()
+            for piece in checkpoint.chunks(name):
+                digest.update(bytes_of(piece))
+            hashes[name] = digest.hexdigest()
         advance(info.nbytes)
     return combine_hashes(checkpoint.tensors, hashes)
 
@@ -141,7 +141,7 @@ def verify(folder: Path) -> dict[str, Any]:
     with open_checkpoint(folder) as checkpoint:
         total = sum(info.nbytes for info in checkpoint.tensors.values())
         with Progress(total >> 20, "verifying", "MiB") as progress:
-            found = fingerprint(checkpoint, progress.advance_bytes)
+            found = fingerprint(checkpoint, advance=progress.advance_bytes)
     if found != manifest.get("sha256"):
         raise WeightsError(
             f"weights have the hash {found[:12]}..., its manifest says "

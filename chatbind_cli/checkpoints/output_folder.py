@@ -11,16 +11,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import StateDictSplit, split_state_dict_into_shards_factory
+
 import chatbind_cli
 from chatbind_cli.checkpoints.checkpoint import INDEX_NAMES, Checkpoint, open_checkpoint
 from chatbind_cli.checkpoints.manifest import read_manifest, write_manifest
-from chatbind_cli.checkpoints.tensor_file import TensorInfo
-from chatbind_cli.checkpoints.writer import index_of, plan_shards
+from chatbind_cli.checkpoints.safetensors_file import TensorInfo
 from chatbind_cli.console import Progress
 from chatbind_cli.errors import ChatBindError, WeightsError
 from chatbind_cli.files import lock_file, replace_file, sha256_text
@@ -35,6 +37,7 @@ from chatbind_cli.folders import (
     remove_folder,
 )
 
+DEFAULT_SHARD_BYTES = 4 << 30
 _PROGRESS = "progress.json"
 _LOCK = "lock"
 
@@ -68,7 +71,7 @@ def make_folder(
     inputs: Mapping[str, Any],
     shard_bytes: int,
     overwrite: bool,
-    check: Callable[[Facts], None] = lambda facts: None,
+    notes: Sequence[str] = (),
 ) -> Result:
     """Makes a folder of weights, or goes on where an earlier run of the same work was stopped.
 
@@ -83,7 +86,7 @@ def make_folder(
         inputs: everything that the content follows from, as JSON; other inputs start anew.
         shard_bytes: largest size of an output file.
         overwrite: whether a folder that this command made may be replaced.
-        check: refuses what a file has shown of the inputs; what was made of them is thrown away.
+        notes: those of the result; both functions may add to them.
 
     Raises:
         ChatBindError: the folder is there already, or another process works on it.
@@ -95,26 +98,27 @@ def make_folder(
     task = sha256_text(json.dumps(facts, sort_keys=True))
     made = None if overwrite else made_already(target, task, tensors)
     if made is not None:
-        return made
-    with _Beginning(target, task, made_by=made_by, overwrite=overwrite) as beginning:
-        left = {file: names for file, names in files.items() if file not in beginning.done}
+        return Result(target, made.sha256, (*made.notes, *notes))
+    place = target.resolve()  # "." has no name
+    refuse_taken(place, made_by=made_by, overwrite=overwrite)
+    with _beginning(place, task, made_by=made_by) as (folder, done):
+        left = {file: names for file, names in files.items() if file not in done}
         needed = sum(tensors[name].nbytes for names in left.values() for name in names)
-        _refuse_full_disk(beginning.folder, needed)
+        _refuse_full_disk(folder, needed)
         with Progress(needed >> 20, label, "MiB") as progress:
             for file, names in left.items():
-                done = write_file(beginning.folder / file, names, progress)
-                try:
-                    check(done)
-                except WeightsError:
-                    shutil.rmtree(beginning.folder, ignore_errors=True)
-                    raise
-                beginning.record(file, done)
+                done[file] = write_file(folder / file, names, progress)
+                with replace_file(folder / _PROGRESS) as temporary:
+                    temporary.write_text(json.dumps({"task": task, "done": done}), encoding="utf-8")
         if shards.is_sharded:
-            (beginning.folder / INDEX_NAMES[0]).write_text(index_of(shards), encoding="utf-8")
-        manifest = finish(beginning.folder, list(beginning.done.values()))
-        write_manifest(beginning.folder, {**manifest, "task": task}, made_by=made_by)
-        beginning.commit()
-    return Result(target, manifest["sha256"])
+            (folder / INDEX_NAMES[0]).write_text(index_of(shards), encoding="utf-8")
+        manifest = finish(folder, list(done.values()))
+        write_manifest(folder, {**manifest, "task": task}, made_by=made_by)
+        refuse_foreign(place, made_by=made_by)
+        (folder / _PROGRESS).unlink(missing_ok=True)
+        put_folder(folder, place, made_by=made_by)
+        (place / _LOCK).unlink()
+    return Result(target, manifest["sha256"], tuple(notes))
 
 
 def made_already(
@@ -140,6 +144,24 @@ def made_already(
     return Result(target, manifest["sha256"], ("it is here already",))
 
 
+def plan_shards(
+    tensors: Mapping[str, TensorInfo], max_bytes: int = DEFAULT_SHARD_BYTES
+) -> StateDictSplit:
+    """Cuts tensors, in their order, into files of at most `max_bytes` (or one larger tensor)."""
+    return split_state_dict_into_shards_factory(
+        dict(tensors),
+        get_storage_size=lambda info: info.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_bytes,
+    )
+
+
+def index_of(shards: StateDictSplit) -> str:
+    """The content of `model.safetensors.index.json` for these shards."""
+    index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
+    return json.dumps(index, indent=2) + "\n"
+
+
 def source_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     """What tells one state of a checkpoint's files from another without reading them."""
     files = {}
@@ -149,72 +171,39 @@ def source_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"path": str(checkpoint.path.resolve()), "files": files}
 
 
-class _Beginning:
-    """The folder under its own name. A context manager: an error keeps what is done.
+@contextmanager
+def _beginning(target: Path, task: str, *, made_by: str) -> Iterator[tuple[Path, dict[str, Facts]]]:
+    """The folder in the making, for this process alone, and what is recorded of its whole files.
 
-    Attributes:
-        folder: where files are written.
-        done: what was recorded of each finished file.
+    Those of an earlier run of the same work are kept, and nothing else. An error keeps what is
+    done.
     """
-
-    def __init__(self, target: Path, task: str, *, made_by: str, overwrite: bool) -> None:
-        self.target = target.resolve()  # "." has no name
-        self.made_by = made_by
-        self.overwrite = overwrite
-        self.folder = _beginning_of(self.target)
-        self.done: dict[str, Facts] = {}
-        self._task = task
-
-    def __enter__(self) -> _Beginning:
-        refuse_taken(self.target, made_by=self.made_by, overwrite=self.overwrite)
-        if self.folder.is_symlink():
-            raise WeightsError("is a link", where=str(self.folder), hint="remove it")
-        if not is_noted(self.folder, RECORD):
-            refuse_foreign(self.folder, made_by=self.made_by)
-        clear_leftovers(self.target)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o644)
+    folder = _beginning_of(target)
+    if folder.is_symlink():
+        raise WeightsError("is a link", where=str(folder), hint="remove it")
+    if not is_noted(folder, RECORD):
+        refuse_foreign(folder, made_by=made_by)
+    clear_leftovers(target)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o644)
+    try:
+        lock_file(lock, target)
         try:
-            lock_file(self._lock, self.target)
-            self._take_up()
-        except BaseException:
-            os.close(self._lock)
-            raise
-        return self
-
-    def _take_up(self) -> None:
-        """Keeps the finished files of an earlier run of the same work, and nothing else."""
-        try:
-            progress = json.loads((self.folder / _PROGRESS).read_text(encoding="utf-8"))
+            progress = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             progress = {}
-        if progress.get("task") == self._task:
-            self.done = progress["done"]
-        more = (name for facts in self.done.values() for name in facts.get("files", ()))
-        kept = {_LOCK, _PROGRESS, RECORD, *self.done, *more}
-        for child in self.folder.iterdir():
+        done = progress["done"] if progress.get("task") == task else {}
+        more = (name for facts in done.values() for name in facts.get("files", ()))
+        kept = {_LOCK, _PROGRESS, RECORD, *done, *more}
+        for child in folder.iterdir():
             if child.is_dir() and not child.is_symlink():
                 shutil.rmtree(child)
             elif child.name not in kept:
                 child.unlink()
-        note_made(self.folder, (), made_by=self.made_by)
-
-    def record(self, file: str, facts: Facts) -> None:
-        """Remembers that a file of the folder is whole."""
-        self.done[file] = facts
-        text = json.dumps({"task": self._task, "done": self.done})
-        with replace_file(self.folder / _PROGRESS) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-
-    def commit(self) -> None:
-        """Gives the folder its name."""
-        refuse_foreign(self.target, made_by=self.made_by)
-        (self.folder / _PROGRESS).unlink(missing_ok=True)
-        put_folder(self.folder, self.target, made_by=self.made_by)
-        (self.target / _LOCK).unlink()
-
-    def __exit__(self, *error: object) -> None:
-        os.close(self._lock)
+        note_made(folder, (), made_by=made_by)
+        yield folder, done
+    finally:
+        os.close(lock)
 
 
 def _clear_replaced(target: Path) -> None:

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from chatbind_cli.checkpoints.checkpoint import open_checkpoint
-from chatbind_cli.checkpoints.tensor_file import TensorFile
+from chatbind_cli.checkpoints.safetensors_file import TensorFile
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.files import replace_file
 

@@ -10,13 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from chatbind_cli.checkpoints.checkpoint import open_checkpoint
 from chatbind_cli.checkpoints.json_file import read_json
-from chatbind_cli.checkpoints.projector_file import (
-    ProjectorFile,
-    projector_from_tensors,
-    projector_key,
-)
 from chatbind_cli.errors import CheckpointError
 
 _KINDS = ("llava_image_bind_select", "llava_image_bind_select_all", "llava")
@@ -65,19 +59,3 @@ def language_model_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
         if not key.startswith(("mm_", "tune_", "freeze_")) and key not in others
     }
     return {**kept, "model_type": "llama"}
-
-
-def read_published_projector(folder: Path) -> ProjectorFile:
-    """The projector of a published folder; no other tensor is read.
-
-    Raises:
-        CheckpointError: there is none.
-        WeightsError: a weights file is broken.
-    """
-    with open_checkpoint(folder) as source:
-        found = {
-            name: source.read(name)
-            for name in source.tensors
-            if "mm_projector" in name and projector_key(name) is not None
-        }
-    return projector_from_tensors(found, where=str(folder))

@@ -16,8 +16,7 @@ import torch
 
 import chatbind_cli
 from chatbind_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from chatbind_cli.checkpoints.delta import OWN_PREFIX
-from chatbind_cli.checkpoints.delta_detection import refuse_unapplied
+from chatbind_cli.checkpoints.delta import OWN_PREFIX, refuse_unapplied
 from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.checkpoints.manifest import (
     combine_hashes,
@@ -27,6 +26,7 @@ from chatbind_cli.checkpoints.manifest import (
     write_manifest,
 )
 from chatbind_cli.checkpoints.output_folder import (
+    DEFAULT_SHARD_BYTES,
     Facts,
     Result,
     made_already,
@@ -35,14 +35,13 @@ from chatbind_cli.checkpoints.output_folder import (
 )
 from chatbind_cli.checkpoints.projector_file import projector_key, read_projector
 from chatbind_cli.checkpoints.published import is_published
+from chatbind_cli.checkpoints.safetensors_file import SafetensorsWriter, TensorInfo
 from chatbind_cli.checkpoints.side_files import (
     GENERATION,
     copy_side_files,
     is_side_file,
     side_files_sha256,
 )
-from chatbind_cli.checkpoints.tensor_file import TensorInfo
-from chatbind_cli.checkpoints.writer import DEFAULT_SHARD_BYTES, SafetensorsWriter
 from chatbind_cli.console import Progress
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.files import sha256_file, sha256_text
@@ -97,7 +96,7 @@ def convert(
             hashes = {name: digest for facts in done for name, digest in facts["hashes"].items()}
             return _manifest(combine_hashes(infos, hashes), source, checkpoint, side_files)
 
-        result = make_folder(
+        return make_folder(
             output,
             infos,
             write_file,
@@ -111,11 +110,10 @@ def convert(
             },
             shard_bytes=shard_bytes,
             overwrite=overwrite,
+            notes=[f"{len(left_out)} tensors have no place in it, the first is {left_out[0]}"]
+            if left_out
+            else [],
         )
-    if not left_out:
-        return result
-    note = f"{len(left_out)} tensors have no place in it, the first is {left_out[0]}"
-    return Result(result.path, result.sha256, (*result.notes, note))
 
 
 def join(

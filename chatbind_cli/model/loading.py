@@ -12,7 +12,8 @@ from typing import Any, cast
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from chatbind_cli.checkpoints.delta_detection import refuse_unapplied
+from chatbind_cli.checkpoints.delta import refuse_unapplied
+from chatbind_cli.checkpoints.extract_projector import find_projector
 from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.checkpoints.projector_file import (
     ProjectorFile,
@@ -23,7 +24,6 @@ from chatbind_cli.checkpoints.published import (
     is_published,
     language_model_fields,
     projector_facts,
-    read_published_projector,
 )
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration, word_embeddings
@@ -168,7 +168,7 @@ def read_published(
         WeightsError: a weights file is broken.
     """
     said = read_json(folder / "config.json", missing_ok=True)
-    projector = read_published_projector(folder)
+    projector, _ = find_projector(folder)
     facts = projector_facts(said, folder / "config.json")
     tokenizer = load_tokenizer(folder)
     prepare_tokenizer(tokenizer, use_start_end=facts["use_start_end"])

@@ -156,16 +156,16 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from chatbind_cli.model import convert
-from chatbind_cli.checkpoints import writer
+from chatbind_cli.checkpoints import safetensors_file
 left = int(sys.argv[3])
-plain = writer.bytes_of
+plain = safetensors_file.bytes_of
 def bytes_of(piece):
     global left
     left -= 1
     if left < 0:
         os.kill(os.getpid(), signal.SIGKILL)
     return plain(piece)
-writer.bytes_of = bytes_of
+safetensors_file.bytes_of = bytes_of
 convert.convert(Path(sys.argv[1]), Path(sys.argv[2]), shard_bytes=1000)
 """
 

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from chatbind_cli.checkpoints.tensor_file import open_tensor_file
+from chatbind_cli.checkpoints.checkpoint import open_tensor_file
 from chatbind_cli.encoders.imagebind.config import (
     HUGE,
     TOWER_OF,

@@ -1,15 +1,13 @@
-import errno
 import json
-import os
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from chatbind_cli.checkpoints import writer
-from chatbind_cli.checkpoints.tensor_file import TensorInfo
-from chatbind_cli.checkpoints.writer import SafetensorsWriter, index_of, plan_shards, write_tensors
+from chatbind_cli.checkpoints.output_folder import index_of, plan_shards
+from chatbind_cli.checkpoints.safetensors_file import SafetensorsWriter, TensorInfo
 from chatbind_cli.errors import WeightsError
 
 TENSORS = {
@@ -23,7 +21,10 @@ TENSORS = {
 
 
 def test_the_library_reads_what_we_write(tmp_path):
-    write_tensors(tmp_path / "x", TENSORS)
+    infos = {name: TensorInfo(tuple(t.shape), t.dtype) for name, t in TENSORS.items()}
+    with SafetensorsWriter(tmp_path / "x", infos) as writer:
+        for name in writer.order:
+            writer.append(TENSORS[name])
     read = load_file(tmp_path / "x")
     assert set(read) == set(TENSORS)
     for name, tensor in TENSORS.items():
@@ -66,49 +67,12 @@ def test_shards_keep_the_order_and_their_size():
     assert list(plan_shards(infos, 100).filename_to_tensors) == ["model.safetensors"]
 
 
-# --- files that go around the page cache ---------------------------------------------------------
-
-BYTES = bytes(range(256)) * 1200
-
-
-def write_bytes(path, sizes):
-    file = writer._OutputFile(path, len(BYTES))
-    left = memoryview(BYTES)
-    for size in sizes:
-        file.write(left[:size])
-        left = left[size:]
-    file.write(bytes(left))
-    file.close(sync=True)
-
-
-@pytest.mark.parametrize("large", [False, True])
-@pytest.mark.parametrize("sizes", [(), (1,), (16_384,), (5, 70_000, 3)])
-def test_what_goes_in_is_in_the_file_however_it_is_cut(tmp_path, monkeypatch, large, sizes):
-    monkeypatch.setattr(writer, "_LARGE_BYTES", 0 if large else 1 << 40)
-    monkeypatch.setattr(writer, "_BLOCK_BYTES", 16_384)
-    write_bytes(tmp_path / "f", sizes)
-    assert (tmp_path / "f").read_bytes() == BYTES
-
-
-def test_a_file_system_that_knows_no_direct_writes_gets_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "_LARGE_BYTES", 0)
-    plain = os.open
-
-    def refuse(path, flags, *mode):
-        if flags & os.O_DIRECT:
-            raise OSError(errno.EINVAL, "Invalid argument")
-        return plain(path, flags, *mode)
-
-    monkeypatch.setattr("os.open", refuse)
-    write_bytes(tmp_path / "f", ())
-    assert (tmp_path / "f").read_bytes() == BYTES
-
-
-def test_a_full_disk_is_noticed_before_the_first_byte(tmp_path, monkeypatch):
-    def full(handle, begin, size):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("os.posix_fallocate", full)
-    with pytest.raises(OSError, match="No space"):
-        writer._OutputFile(tmp_path / "f", 10)
-    assert (tmp_path / "f").stat().st_size == 0
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_a_full_disk_is_one_line(pieces):
+    info = {"a": TensorInfo((pieces << 20,), torch.uint8)}
+    with (
+        pytest.raises(WeightsError, match=r"No space left on device.*goes on where it stopped"),
+        SafetensorsWriter(Path("/dev/full"), info) as writer,
+    ):
+        for _ in range(pieces):
+            writer.append(torch.zeros(1 << 20, dtype=torch.uint8))
