@@ -39,18 +39,14 @@ class ChatJudge(Judge):
     Args:
         settings: which model, and how it is asked.
         spent_usd: what earlier runs paid, for the cost limit.
-        will_ask: whether requests will go out; a plan needs no key.
 
     Raises:
         UsageError: a limit on the cost without a price.
-        JudgeError: OpenAI's own endpoint without a key.
         RecordError: a rule or price file that cannot be used.
         CheckpointError: there is no such tokenizer.
     """
 
-    def __init__(
-        self, settings: JudgeSettings, *, spent_usd: float = 0.0, will_ask: bool = True
-    ) -> None:
+    def __init__(self, settings: JudgeSettings, *, spent_usd: float = 0.0) -> None:
         self.name = settings.model or DEFAULT_MODEL
         self.price = find_price(self.name, settings.prices)
         if self.price is None and settings.max_cost_usd is not None:
@@ -62,7 +58,7 @@ class ChatJudge(Judge):
         self._count, self.counted_by = counter_for(settings.tokenizer)
         self._rules = Rules(settings.rules)
         self._settings = settings
-        self._endpoint = Endpoint(settings, self.name, will_ask=will_ask)
+        self._endpoint = Endpoint(settings, self.name)
         self.sending = self._endpoint.sending
         self._failures_in_row = 0
 

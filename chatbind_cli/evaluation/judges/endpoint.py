@@ -48,25 +48,15 @@ class Endpoint:
     Args:
         settings: where it is and how it is asked.
         model: the model's name there.
-        will_ask: whether requests will go out; a plan needs no key.
 
     Attributes:
         parameters: what goes out beside a chat. Some models refuse some of these; what is refused
             is renamed or left out.
         sending: the tasks whose request is out, and not waiting for its turn or for another try.
-
-    Raises:
-        JudgeError: OpenAI's own endpoint is meant, and there is no key.
     """
 
-    def __init__(self, settings: JudgeSettings, model: str, *, will_ask: bool = True) -> None:
+    def __init__(self, settings: JudgeSettings, model: str) -> None:
         self._secret = os.environ.get(KEY_VARIABLE, "").strip()
-        elsewhere = settings.url or os.environ.get("OPENAI_BASE_URL")
-        if will_ask and not self._secret and not elsewhere:
-            raise JudgeError(
-                f"no API key in {KEY_VARIABLE}",
-                hint=f"set {KEY_VARIABLE}, give --judge-url of a local server, or --judge rule",
-            )
         self._model = model
         self._timeout_s = settings.timeout_s
         http_client = _Client(settings.timeout_s, _limiter(settings.requests_per_minute))
@@ -203,21 +193,22 @@ class _Client(httpx.AsyncClient):
             event_hooks={"response": [_read_bounded]},
             limits=httpx.Limits(max_connections=None),  # the number of judgements says how many
         )
-        self.sending: set[asyncio.Task[Any] | None] = set()
+        self.sending: set[asyncio.Task[Any]] = set()
         self._timeout_s = timeout_s
         self._limiter = limiter
 
     async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
         """Sends one request; the client's own limit is on each wait for a piece of the reply."""
+        task = cast(asyncio.Task[Any], asyncio.current_task())
         await _acquire(self._limiter, 1)
-        self.sending.add(asyncio.current_task())
+        self.sending.add(task)
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await super().send(request, **options)
         except TimeoutError as error:
             raise httpx.ReadTimeout("the reply took too long", request=request) from error
         finally:
-            self.sending.discard(asyncio.current_task())
+            self.sending.discard(task)
 
 
 async def _read_bounded(response: httpx.Response) -> None:
