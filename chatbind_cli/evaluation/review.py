@@ -124,7 +124,7 @@ class Review:
         self._inputs, self._settings, self._options = inputs, settings, options
         self._output, self._overwrite = output, overwrite
         self._earlier = Earlier() if overwrite else read_earlier(Path(output))
-        self._judge = _open_judge(settings, self._earlier.spent_usd)
+        self._judge = _open_judge(settings, sum(self._earlier.usd_by_key.values()))
 
     def plan(self) -> Plan:
         """What `make` would do and cost."""
