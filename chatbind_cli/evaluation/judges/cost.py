@@ -1,4 +1,4 @@
-"""What judging costs: tokens, their price, the plan of a run, and the line it may not cross."""
+"""What judging costs: tokens, their price, and the line that the money spent may not cross."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ ESTIMATE = "estimate"
 USUAL_REVIEW_TOKENS = 200
 """Two scores and a paragraph; GPT-4's published reviews of Vicuna have about 150."""
 
-# Letters in runs, digits in groups of three, everything else one by one, as BPE tokenizers cut.
-_PIECE = re.compile(r"[^\W\d_]+|\d{1,3}|[^\w\s]|_|\n+")
-_LETTERS_A_TOKEN = 6
+# Letters by six, digits by three, everything else one by one, about as BPE tokenizers cut.
+_PIECE = re.compile(r"[^\W\d_]{1,6}|\d{1,3}|[^\w\s]|_|\n+")
 _MESSAGE_TOKENS = 4
 """What a chat's form adds to each message (role and marks)."""
 
@@ -34,17 +33,11 @@ _MILLION = 1_000_000
 def estimate(text: str) -> int:
     """A text's tokens, a little more than today's tokenizers make of English.
 
-    Tokenizers of hosted models are not on this machine unless the user has them.
+    Tokenizers of hosted models are not on this machine unless the user has them. Other scripts
+    are cut finer: about two bytes a token at worst.
     """
-    total = 0
-    for match in _PIECE.finditer(text):
-        piece = match[0]
-        if piece.isascii():
-            total += -(-len(piece) // _LETTERS_A_TOKEN)
-        else:
-            # Other scripts are cut finer: about two bytes a token at worst.
-            total += -(-len(piece.encode()) // 2)
-    return total
+    pieces = _PIECE.findall(text)
+    return sum(1 if piece.isascii() else -(-len(piece.encode()) // 2) for piece in pieces)
 
 
 def counter_for(name: str | None) -> tuple[Counter, str]:
@@ -124,7 +117,7 @@ def find_price(model: str, path: Path | None = None) -> Price | None:
 
     Args:
         model: the name.
-        path: the user's table, which wins over our own.
+        path: the user's table, which wins over our own (`prices.toml`).
 
     Raises:
         RecordError: the user's table is not TOML of the form of ours.
@@ -141,20 +134,21 @@ def find_price(model: str, path: Path | None = None) -> Price | None:
     return prices.get(model) or prices.get(undated)
 
 
-def _table(document: dict[str, object], source: str) -> dict[str, Price]:
+def _table(document: dict[str, Any], source: str) -> dict[str, Price]:
     as_of = document.pop("as_of", None)
-    if isinstance(as_of, datetime.datetime):
-        as_of = as_of.date()
-    if as_of is not None and not isinstance(as_of, datetime.date):
+    if as_of is not None and type(as_of) is not datetime.date:
         raise RecordError("as_of is no date", where=source, hint="as in as_of = 2026-01-31")
     found = {}
     for model, entry in document.items():
-        values = [entry.get(key) for key in ("input", "output")] if isinstance(entry, dict) else []
-        good = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
-        if len(good) != 2 or not all(0 <= value < float("inf") for value in good):
+        try:
+            price = Price(float(entry["input"]), float(entry["output"]), as_of, source)
+            good = 0 <= price.input < float("inf") and 0 <= price.output < float("inf")
+        except (TypeError, ValueError, LookupError):
+            good = False
+        if not good:
             hint = 'as in ["my-judge"] with input = 2.5 and output = 10.0, in USD a million tokens'
             raise RecordError(f"{model!r} has no two prices", where=source, hint=hint)
-        found[model] = Price(float(good[0]), float(good[1]), as_of, source)
+        found[model] = price
     return found
 
 
