@@ -40,7 +40,7 @@ class Mismatches:
         Args:
             name: the file.
             what: what is the matter, in words that `which` is put behind.
-            which: the question or line.
+            which: one question's id, or a line.
         """
         self._found.setdefault((name, what), {})[which] = None
 

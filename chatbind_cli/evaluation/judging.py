@@ -52,10 +52,8 @@ class Outcome:
     """What a run did.
 
     Attributes:
-        judged: reviews made now.
         reused: reviews that were already in the output.
-        failed: reviews without scores.
-        judgements: `(review_id, review_key)` of all of them, in the order of the cases.
+        judgements: `(review_id, review_key)` of all reviews, in the order of the cases.
         tokens: prompt and completion tokens that the judge says it used now.
         cost_usd: what they cost, as far as prices are known.
     """
@@ -98,9 +96,9 @@ def make_missing(
     """Judges all cases, and writes a record for each judgement as soon as it is made.
 
     Args:
-        cases: what is to be judged; read as fast as the judge can follow.
-        judge: the judge.
-        writer: where the records go; what it has `done` is not judged again.
+        cases: read as fast as the judge can follow.
+        judge: asked, and closed at the end.
+        writer: what it has `done` is not judged again.
         options: how often and in which order.
         earlier_usd: what earlier reviews cost, by review key; those that replace them say it.
         on_done: called after each judgement.

@@ -71,13 +71,7 @@ def find_rule(case: Case, rules: Mapping[str, Rule] | None = None) -> Rule:
 
 
 def own_rule(category: str, modality: str | None, *, with_context: bool) -> Rule:
-    """Our own rule for a question.
-
-    Args:
-        category: `conv`, `detail`, `complex`, or any other word.
-        modality: what the question is about, None for plain text.
-        with_context: whether the prompt carries captions or boxes.
-    """
+    """Our own rule for a question of any category about a medium, None for plain text."""
     words = _own_words()
     parts = [words["task"]]
     if modality is not None:

@@ -58,10 +58,7 @@ class Judgement:
 def review_record(judgement: Judgement, verdict: Verdict, *, earlier_usd: float = 0.0) -> Record:
     """The record of one judgement; with an `error` and without scores if it failed.
 
-    Args:
-        judgement: what was judged.
-        verdict: what the judge said.
-        earlier_usd: what earlier reviews with its key cost.
+    What earlier reviews with its key cost stays in it.
     """
     case = judgement.case
     answer_ids = [answer.get("answer_id") for answer in case.answers] or [None, None]

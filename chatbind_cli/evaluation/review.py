@@ -38,10 +38,9 @@ class Plan:
         prompt_tokens: what would be sent.
         completion_tokens: what would come back, if reviews are of the usual length.
         completion_tokens_at_most: the same if every review is as long as allowed.
-        cost_usd: the cost of `completion_tokens`; None without a price.
-        cost_usd_at_most: the cost of `completion_tokens_at_most`.
+        cost_usd: None without a price.
         counted_by: the tokenizer, or `ESTIMATE`.
-        price: the price that the costs are reckoned with, its source and its age.
+        price: in words, with its source and its age.
     """
 
     judge: str
@@ -93,13 +92,6 @@ class Plan:
 
 class Review:
     """A review that is ready to be planned or made.
-
-    Args:
-        inputs: questions and answers.
-        settings: who judges.
-        options: how often.
-        output: the review file, `-` for standard output.
-        overwrite: start it anew.
 
     Raises:
         UsageError: the rule judge has nothing to compare with.
@@ -183,10 +175,7 @@ class Review:
         return outcome
 
     def conclude(self, outcome: Outcome | None = None) -> None:
-        """Says what did not fit together and what was done, and decides the exit code.
-
-        Args:
-            outcome: what `make` did, None after a plan.
+        """Says what did not fit together and what `make` has done, and decides the exit code.
 
         Raises:
             SomeRecordsFailed: a review failed, or the files do not fit together.

@@ -115,9 +115,7 @@ FREE = Price(0.0, 0.0)
 def find_price(model: str, path: Path | None = None) -> Price | None:
     """The price of a model by its name, or by its name without a date (`gpt-4o-2024-08-06`).
 
-    Args:
-        model: the name.
-        path: the user's table, which wins over our own (`prices.toml`).
+    The user's table, at `path`, wins over our own (`prices.toml`).
 
     Raises:
         RecordError: the user's table is not TOML of the form of ours.
@@ -153,13 +151,7 @@ def _table(document: dict[str, Any], source: str) -> dict[str, Price]:
 
 
 class Budget:
-    """A limit on what is spent: a request starts only where the most it can cost is left.
-
-    Args:
-        price: what tokens cost.
-        limit_usd: the line that is not crossed, None for no line.
-        spent_usd: what was spent before.
-    """
+    """A limit on what is spent: a request starts only where the most it can cost is left."""
 
     def __init__(self, price: Price, limit_usd: float | None, spent_usd: float) -> None:
         self.price = price
@@ -170,13 +162,9 @@ class Budget:
 
     @asynccontextmanager
     async def request(self, prompt_tokens: int, completion_tokens: int) -> AsyncIterator[None]:
-        """Holds the most that a request can cost while it is under way.
+        """Holds what a request of at most so many tokens can cost while it is under way.
 
         Where only what others hold stands in the way, waits for what they really cost.
-
-        Args:
-            prompt_tokens: the most that the prompt can have.
-            completion_tokens: the most that the reply may have.
 
         Raises:
             JudgeError: the request could cross the line.

@@ -27,18 +27,15 @@ class JudgeSettings:
     Attributes:
         kind: `auto` is `openai` where a key, a model or an address is given, else `rule`.
         url: the endpoint's address, ending in `/v1`; None for OpenAI's own (`OPENAI_BASE_URL`).
-        model: the model's name there.
         rules: a rule file, None for our own rules.
-        temperature: 0 for the most likely words.
-        max_tokens: most tokens of one review.
+        max_tokens: of one review.
         structured: ask for a JSON object of the scores: where the endpoint takes it, or never.
         timeout_s: longest wait for one reply.
         retries: further attempts a request.
-        requests_per_minute: the endpoint's limit, None if there is none.
-        tokens_per_minute: the same in tokens, sent and received.
+        tokens_per_minute: sent and received.
         max_cost_usd: the line that is not crossed, None for no line.
         prices: a file of prices, over our own table.
-        tokenizer: counts tokens, None to estimate.
+        tokenizer: see `counter_for`.
     """
 
     kind: Literal["auto", "openai", "rule"] = "auto"
@@ -63,11 +60,7 @@ class JudgeSettings:
         return self.kind == "rule" or (self.kind == "auto" and not chat)
 
     def refuse_without_key(self) -> None:
-        """Ends what would ask OpenAI's own endpoint without a key; a plan needs none.
-
-        Raises:
-            JudgeError: it would.
-        """
+        """Raises a JudgeError where OpenAI's own endpoint would be asked; a plan needs no key."""
         elsewhere = self.url or os.environ.get("OPENAI_BASE_URL")
         if not (self.is_rule or elsewhere or os.environ.get(KEY_VARIABLE, "").strip()):
             raise JudgeError(
@@ -98,7 +91,7 @@ class Judge(ABC):
 
     Attributes:
         name: the `reviewer_id` of its reviews.
-        price: what its tokens cost, None if nobody knows.
+        price: None if nobody knows.
         counted_by: what counts its tokens, empty if none are counted.
         sending: the tasks whose request is out; the others can be cancelled and cost nothing.
     """
