@@ -230,10 +230,13 @@ def command(
 
 
 def _show(plan: Plan) -> None:
-    if sys.stdout.isatty():
-        click.echo("\n".join(plan.lines()))
-    else:
+    if not sys.stdout.isatty():
         emit_record(asdict(plan))
+        return
+    for name, value in asdict(plan).items():
+        if value != "":
+            shown = "unknown, see --prices" if value is None else value
+            click.echo(f"{name.replace('_', ' ')}: {shown}")
 
 
 def _sides(answers: Sequence[str]) -> list[Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from chatbind_cli.console import Progress, note
 from chatbind_cli.errors import SomeRecordsFailed, UsageError
 from chatbind_cli.evaluation.cases import Inputs
-from chatbind_cli.evaluation.judges.cost import ESTIMATE, FREE, USUAL_REVIEW_TOKENS, Price
+from chatbind_cli.evaluation.judges.cost import FREE, USUAL_REVIEW_TOKENS
 from chatbind_cli.evaluation.judges.judge import Judge, JudgeSettings, RuleJudge
 from chatbind_cli.evaluation.judging import (
     Outcome,
@@ -39,7 +39,7 @@ class Plan:
         completion_tokens: what would come back, if reviews are of the usual length.
         completion_tokens_at_most: the same if every review is as long as allowed.
         cost_usd: None without a price.
-        counted_by: the tokenizer, or `ESTIMATE`.
+        counted_by: the tokenizer, or `estimate`.
         price: in words, with its source and its age.
     """
 
@@ -55,39 +55,6 @@ class Plan:
     cost_usd_at_most: float | None = None
     counted_by: str = ""
     price: str = ""
-
-    def reckon(self, price: Price) -> None:
-        """Fills in the costs."""
-        most = self.completion_tokens_at_most
-        self.cost_usd = round(price.cost_usd(self.prompt_tokens, self.completion_tokens), 6)
-        self.cost_usd_at_most = round(price.cost_usd(self.prompt_tokens, most), 6)
-        self.price = price.text() if price is not FREE else ""
-
-    def lines(self) -> list[str]:
-        """The plan in words."""
-        lines = [
-            f"judge: {self.judge}",
-            f"judgements: {self.judgements:,} ({self.done:,} are there already, "
-            f"{self.failing:,} cannot be made)",
-            f"requests: {self.requests:,}",
-        ]
-        if self.counted_by:
-            counted = f"counted: {self.counted_by}"
-            if self.counted_by == ESTIMATE:
-                counted = "an estimate; --tokenizer counts"
-            lines.append(
-                f"tokens: {self.prompt_tokens:,} to send, about {self.completion_tokens:,} and at "
-                f"most {self.completion_tokens_at_most:,} to receive ({counted})"
-            )
-        if self.cost_usd is not None:
-            lines.append(
-                f"cost: about {self.cost_usd:.2f} USD, at most {self.cost_usd_at_most:.2f} USD"
-            )
-            if self.price:
-                lines.append(f"price: {self.price}")
-        elif self.requests:
-            lines.append("cost: unknown, the judge has no price (see --prices)")
-        return lines
 
 
 class Review:
@@ -139,8 +106,12 @@ class Review:
                     plan.prompt_tokens += prompt
                     plan.completion_tokens += min(USUAL_REVIEW_TOKENS, most)
                     plan.completion_tokens_at_most += most
-        if judge.price is not None:
-            plan.reckon(judge.price)
+        price, sent = judge.price, plan.prompt_tokens
+        if price is not None:
+            plan.cost_usd = round(price.cost_usd(sent, plan.completion_tokens), 6)
+            most = plan.completion_tokens_at_most
+            plan.cost_usd_at_most = round(price.cost_usd(sent, most), 6)
+            plan.price = "" if price is FREE else price.text()
         return plan
 
     def make(self) -> Outcome:

@@ -13,12 +13,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from chatbind_cli.errors import JudgeError, RecordError, UsageError
+from chatbind_cli.errors import JudgeError, RecordError, UsageError, reason
 
 Counter = Callable[[str], int]
-ESTIMATE = "estimate"
-"""The name of what counts tokens without a tokenizer."""
-
 USUAL_REVIEW_TOKENS = 200
 """Two scores and a paragraph; GPT-4's published reviews of Vicuna have about 150."""
 
@@ -48,28 +45,24 @@ def counter_for(name: str | None) -> tuple[Counter, str]:
 
     Raises:
         CheckpointError: there is no such tokenizer.
-        UsageError: tiktoken is asked for and not installed.
+        UsageError: tiktoken is asked for and not installed, or knows no such encoding.
     """
     if name is None:
-        return estimate, ESTIMATE
-    if name.startswith("tiktoken:"):
-        return _tiktoken(name.removeprefix("tiktoken:")), name
+        return estimate, "estimate"
+    kind, _, encoding = name.partition(":")
+    if kind == "tiktoken":
+        try:
+            import tiktoken  # noqa: PLC0415  not everybody has it
+
+            coder = tiktoken.get_encoding(encoding)
+        except (ImportError, ValueError) as error:
+            what = f"{name} cannot be used ({reason(error)})"
+            raise UsageError(what, hint="pip install tiktoken") from error
+        return lambda text: len(coder.encode(text, disallowed_special=())), name
     from chatbind_cli.model.pretrained import open_tokenizer  # noqa: PLC0415  brings transformers
 
     tokenizer: Any = open_tokenizer(name)
     return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]), name
-
-
-def _tiktoken(encoding: str) -> Counter:
-    try:
-        import tiktoken  # noqa: PLC0415  not everybody has it
-    except ImportError as error:
-        raise UsageError("tiktoken is not installed", hint="pip install tiktoken") from error
-    try:
-        coder = tiktoken.get_encoding(encoding)
-    except ValueError as error:
-        raise UsageError(f"tiktoken knows no encoding {encoding!r}") from error
-    return lambda text: len(coder.encode(text, disallowed_special=()))
 
 
 def message_tokens(messages: list[Any], count: Counter) -> int:
