@@ -8,7 +8,7 @@ for it becomes a `Case` with a `problem`, never a silent gap.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -33,9 +33,7 @@ _MEDIA_SUFFIXES = frozenset(
     )
 )
 _REFERENCE_KEYS = ("reference", "answers", "answer", "label")
-_ContextKey = tuple[str, str]
-"""What a context is found by: a modality and a medium's name, or one of the two below and an id."""
-_ANY, _QUESTION = "any", "question"
+_ANY = "any"
 _STDIN = "stdin"
 
 
@@ -199,11 +197,13 @@ class Inputs:
             return replace(case, problem="; ".join(problems))
         case = replace(case, answers=tuple(answers))
         if self._contexts is not None and case.modality is not None:
-            context = _find_context(case.question, case.modality, self._contexts)
+            named = case.question[case.modality]
+            medium = _media_key(named[0] if isinstance(named, list) else named)
+            keys = ((case.modality, medium), (_ANY, medium))
+            context = next((self._contexts[k] for k in keys if k in self._contexts), None)
             if context is None:
                 self._mismatches.add(self._contexts_name, "no context for question", key)
-                problem = f"no context for {case.modality} {case.question[case.modality]}"
-                return replace(case, problem=problem)
+                return replace(case, problem=f"no context for {case.modality} {named}")
             case = replace(case, context=context)
         return replace(case, references=self._references_of(key, case))
 
@@ -249,15 +249,13 @@ def digest(*parts: object) -> str:
     return sha256_text(json.dumps(parts, ensure_ascii=False, sort_keys=True, default=str))[:22]
 
 
-def _read_contexts(path: Path, mismatches: Mismatches) -> dict[_ContextKey, Record]:
-    """Contexts by each name that a question may use for the media, or by the question's id."""
-    found: dict[_ContextKey, Record] = {}
+def _read_contexts(path: Path, mismatches: Mismatches) -> dict[tuple[str, str], Record]:
+    """Contexts by modality and medium; those that name no medium by `_ANY` and their own id."""
+    found: dict[tuple[str, str], Record] = {}
     for record, _, number, problem in read_lines(path):
         keys = [(key, _media_key(record[key])) for key in MODALITIES if key in record]
         if not keys and "id" in record:
             keys = [(_ANY, _media_key(record["id"]))]
-        if "question_id" in record:
-            keys.append((_QUESTION, str(record["question_id"])))
         if problem is not None or not keys:
             what = "a context names no media" if problem is None else problem.what
             mismatches.add(str(path), UNUSABLE, f"{number}: {what}")
@@ -266,17 +264,6 @@ def _read_contexts(path: Path, mismatches: Mismatches) -> dict[_ContextKey, Reco
             if found.setdefault(key, record) != record:
                 mismatches.add(str(path), DOUBLED, key[1])
     return found
-
-
-def _find_context(
-    question: Record, modality: str, contexts: Mapping[_ContextKey, Record]
-) -> Record | None:
-    named = question[modality]
-    name = _media_key(named[0] if isinstance(named, list) and named else named)
-    for key in ((modality, name), (_ANY, name), (_QUESTION, str(record_id(question)))):
-        if key in contexts:
-            return contexts[key]
-    return None
 
 
 def _media_key(name: object) -> str:
