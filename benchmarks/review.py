@@ -29,8 +29,8 @@ from typing import Any
 from chatbind_cli.evaluation.cases import Case
 from chatbind_cli.evaluation.judges.chat import ChatJudge
 from chatbind_cli.evaluation.judges.judge import JudgeSettings
+from chatbind_cli.evaluation.judging import ReviewOptions, make_missing
 from chatbind_cli.evaluation.report.page import render_report
-from chatbind_cli.evaluation.review import ReviewOptions, make_missing
 from chatbind_cli.evaluation.summary import summarize
 from chatbind_cli.jsonl import RecordWriter
 
@@ -109,10 +109,8 @@ def review(path: Path, port: int, n: int, concurrency: int) -> tuple[float, list
     judge = ChatJudge(JudgeSettings(model="judge", url=f"http://127.0.0.1:{port}/v1"))
     start = time.perf_counter()
     with RecordWriter(path, key="review_id") as writer:
-        options = ReviewOptions(orders="as-given")
-        outcome = make_missing(
-            cases(n), judge, writer, options, concurrency=concurrency, on_done=count
-        )
+        options = ReviewOptions(orders="as-given", concurrency=concurrency)
+        outcome = make_missing(cases(n), judge, writer, options, on_done=count)
     seconds = time.perf_counter() - start
     assert outcome.judged == n
     return seconds, memory

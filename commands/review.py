@@ -22,7 +22,7 @@ from ._base import GroupedOption, ListOption
 from ._options import on_error_option, output_option, overwrite_option
 
 if TYPE_CHECKING:
-    from chatbind_cli.evaluation.judges.cost import Plan
+    from chatbind_cli.evaluation.review import Plan
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _input = partial(click.option, cls=GroupedOption, group="Input")
@@ -184,6 +184,7 @@ def command(
     references: Path | None,
     orders: Any,
     samples: int,
+    concurrency: int,
     grace: float,
     dry_run: bool,
     output: str,
@@ -200,33 +201,42 @@ def command(
     refuse_overlap(output, given)
     from chatbind_cli.evaluation.cases import Inputs  # noqa: PLC0415  they bring asyncio
     from chatbind_cli.evaluation.judges.judge import JudgeSettings  # noqa: PLC0415
-    from chatbind_cli.evaluation.review import Review, ReviewOptions  # noqa: PLC0415
+    from chatbind_cli.evaluation.judging import ReviewOptions  # noqa: PLC0415
+    from chatbind_cli.evaluation.review import Review  # noqa: PLC0415
 
     settings = JudgeSettings(**judge)
     if settings.is_rule:
-        contexts = None  # it compares words
-    inputs = Inputs(questions, _sides(answers), contexts=contexts, references=references)
-    options = ReviewOptions(orders=orders, samples=samples, on_error=on_error, grace_s=grace)
-    review = Review(
-        inputs, settings, options, output=output, overwrite=overwrite, will_ask=not dry_run
+        contexts, concurrency = None, 1  # it compares words
+    options = ReviewOptions(
+        orders=orders or ("as-given" if settings.is_rule else "both"),
+        samples=samples,
+        concurrency=concurrency,
+        on_error=on_error,
+        grace_s=grace,
     )
+    inputs = Inputs(questions, _sides(answers), contexts=contexts, references=references)
+    review = Review(inputs, settings, options, output=output, overwrite=overwrite)
     if dry_run:
         _show(review.plan())
-        review.refuse_misfit()
+        review.conclude()
         return
     # A batch system's first word ends the run as Ctrl-C does.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        review.make()
+        outcome = review.make()
     finally:
         signal.signal(signal.SIGTERM, before)
+    review.conclude(outcome)
 
 
 def _show(plan: Plan) -> None:
-    if sys.stdout.isatty():
-        click.echo("\n".join(plan.lines()))
-    else:
+    if not sys.stdout.isatty():
         emit_record(asdict(plan))
+        return
+    for name, value in asdict(plan).items():
+        if value != "":
+            shown = "unknown, see --prices" if value is None else value
+            click.echo(f"{name.replace('_', ' ')}: {shown}")
 
 
 def _sides(answers: Sequence[str]) -> list[Any]:

@@ -13,8 +13,14 @@ import click
 from chatbind_cli.console import note
 from chatbind_cli.errors import RecordError, SomeRecordsFailed
 from chatbind_cli.evaluation import tables
-from chatbind_cli.evaluation.files import UNREADABLE, find_reviews, read_reviews, run_names
-from chatbind_cli.evaluation.matching import Mismatches, records_by_id
+from chatbind_cli.evaluation.files import (
+    UNREADABLE,
+    Mismatches,
+    find_reviews,
+    read_reviews,
+    records_by_id,
+    run_names,
+)
 from chatbind_cli.evaluation.summary import Summary, compared, renamed, summarize
 from chatbind_cli.files import bears, refuse_foreign_file, refuse_overlap, replace_file
 

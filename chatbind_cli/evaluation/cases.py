@@ -8,11 +8,18 @@ for it becomes a `Case` with a `problem`, never a silent gap.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from chatbind_cli.evaluation.matching import Mismatches, distinct_names, keyed, records_by_id
+from chatbind_cli.evaluation.files import (
+    DOUBLED,
+    UNUSABLE,
+    Mismatches,
+    distinct_names,
+    keyed,
+    records_by_id,
+)
 from chatbind_cli.files import sha256_text
 from chatbind_cli.jsonl import Line, Record, legible, read_lines, record_id
 from chatbind_cli.media.modality import MODALITIES
@@ -26,11 +33,8 @@ _MEDIA_SUFFIXES = frozenset(
     )
 )
 _REFERENCE_KEYS = ("reference", "answers", "answer", "label")
-ContextKey = tuple[str, str]
-"""What a context is found by: a modality and a medium's name, or one of the two below and an id."""
-_ANY, _QUESTION = "any", "question"
-
-Source = Iterable[Line]
+_ANY = "any"
+_STDIN = "stdin"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,8 +104,8 @@ class Inputs:
 
     def __init__(
         self,
-        questions: Path | str,
-        answers: Sequence[Path | str | Source],
+        questions: Path,
+        answers: Sequence[Path | Iterable[Line]],
         *,
         contexts: Path | None = None,
         references: Path | None = None,
@@ -111,19 +115,21 @@ class Inputs:
         self.name = legible(str(questions))
         self.questions = records_by_id(questions, mismatches, self._not_questions)
         self.names: list[str] = []
-        self._sides: list[dict[str, Record] | Source] = []
+        self._sides: list[dict[str, Record]] = []
+        self._stream: Iterable[Line] = ()
+        self._streamed: dict[str, Record] = {}
         for side in answers:
-            if isinstance(side, Path | str):
+            if isinstance(side, Path):
                 self.names.append(legible(str(side)))
                 self._sides.append(records_by_id(side, mismatches))
             else:
-                self.names.append("stdin")
-                self._sides.append(side)
+                self.names.append(_STDIN)
+                self._sides.append(self._streamed)
+                self._stream = side
         self._contexts_name = str(contexts)
         self._contexts = None if contexts is None else _read_contexts(contexts, mismatches)
         self._references = None if references is None else records_by_id(references, mismatches)
         self._files = distinct_names(self.names)
-        self._said: dict[str, str] = {}
 
     @property
     def remarks(self) -> list[str]:
@@ -135,109 +141,93 @@ class Inputs:
 
     def has_references(self) -> bool:
         """Whether there is anything at all to compare answers with."""
-        files = [self.questions, *(side for side in self._sides if isinstance(side, dict))]
-        carried = (references_of(record) for file in files for record in file.values())
-        return self._references is not None or any(carried)
+        records = (record for file in (self.questions, *self._sides) for record in file.values())
+        return self._references is not None or any(map(references_of, records))
 
     def cases(self) -> Iterator[Case]:
         """The cases in the order of the questions, or in that of the answers that stream in.
 
         A question has as many cases as there are sides beside the first.
         """
-        sides = list(zip(self._sides, self.names, strict=True))
-        for side, name in sides:
-            if isinstance(side, dict):
-                self._said[name] = _answerer(next(iter(side.values()), {}))
-        seen: set[str] = set()
-        for side, name in sides:
-            if not isinstance(side, dict):
-                for key, record in self._stream(side, name, seen):
-                    yield from self._cases(key, record)
+        for key, record in keyed(self._stream, _STDIN, self._mismatches):
+            if key in self._streamed:
+                self._mismatches.add(_STDIN, DOUBLED, key)
+                continue
+            self._streamed[key] = record
+            if key in self.questions:
+                yield from self._cases(key)
+        early = set(self._streamed)
         for key in self.questions:
-            if key not in seen:
-                yield from self._cases(key, None)
-        for side, name in sides:
-            for key in side if isinstance(side, dict) else ():
+            if key not in early:
+                yield from self._cases(key)
+        for name, side in zip(self.names, self._sides, strict=True):
+            for key in side:
                 if key not in self.questions:
-                    self._mismatches.add(name, "unasked", key)
+                    self._mismatches.add(name, "answers what was not asked: question", key)
         for line, problem in self._not_questions.items():
             yield Case(question={}, problem=problem, line=line)
 
-    def _stream(self, stream: Source, name: str, seen: set[str]) -> Iterator[tuple[str, Record]]:
-        for key, record in keyed(stream, name, self._mismatches):
-            self._said.setdefault(name, _answerer(record))
-            if key in seen:
-                self._mismatches.add(name, "doubled", key)
-            elif key not in self.questions:
-                self._mismatches.add(name, "unasked", key)
-            else:
-                yield key, record
-            seen.add(key)
-
-    def _cases(self, key: str, streamed: Record | None) -> Iterator[Case]:
-        given = [side.get(key) if isinstance(side, dict) else streamed for side in self._sides]
-        models = self._models(given)
-        for other in range(1, len(given)):
+    def _cases(self, key: str) -> Iterator[Case]:
+        models = self._models(key)
+        for other in range(1, len(self._sides)):
             case = Case(
                 question=self.questions[key],
                 models=(models[0], models[other]),
-                pair=(1, other + 1) if len(given) > 2 else None,
+                pair=(1, other + 1) if len(self._sides) > 2 else None,
             )
-            names = (self.names[0], self.names[other])
-            yield self._filled(key, case, [given[0], given[other]], names)
+            yield self._filled(key, case, (0, other))
 
-    def _filled(
-        self, key: str, case: Case, given: Sequence[Record | None], names: Sequence[str]
-    ) -> Case:
+    def _filled(self, key: str, case: Case, sides: Sequence[int]) -> Case:
         """The case with its answers and context, or with the reason why it has none."""
         answers: list[Record] = []
         problems: list[str] = []
-        for answer, name in zip(given, names, strict=True):
+        for name, answer in ((self.names[side], self._sides[side].get(key)) for side in sides):
             if answer is None:
-                self._mismatches.add(name, "missing", key)
+                self._mismatches.add(name, "no answer to question", key)
                 problems.append(f"no answer in {name}")
             elif "error" in answer:
-                self._mismatches.add(name, "failed", key)
+                self._mismatches.add(name, "a failed answer to question", key)
                 problems.append(f"the answer in {name} failed ({answer['error']})")
             elif not isinstance(answer.get("text"), str):
-                self._mismatches.add(name, "wordless", key)
+                self._mismatches.add(name, "no text in the answer to question", key)
                 problems.append(f"the answer in {name} has no text")
             else:
                 answers.append(answer)
         if problems:
             return replace(case, problem="; ".join(problems))
-        context = None
+        case = replace(case, answers=tuple(answers))
         if self._contexts is not None and case.modality is not None:
-            context = _find_context(case.question, case.modality, self._contexts)
+            named = case.question[case.modality]
+            medium = _media_key(named[0] if isinstance(named, list) else named)
+            keys = ((case.modality, medium), (_ANY, medium))
+            context = next((self._contexts[k] for k in keys if k in self._contexts), None)
             if context is None:
-                self._mismatches.add(self._contexts_name, "no context", key)
-                problem = f"no context for {case.modality} {case.question[case.modality]}"
-                return replace(case, answers=tuple(answers), problem=problem)
-        references = self._references_of(key, case.question, answers)
-        return replace(case, answers=tuple(answers), context=context, references=references)
+                self._mismatches.add(self._contexts_name, "no context for question", key)
+                return replace(case, problem=f"no context for {case.modality} {named}")
+            case = replace(case, context=context)
+        return replace(case, references=self._references_of(key, case))
 
-    def _models(self, given: Sequence[Record | None]) -> list[str]:
+    def _models(self, key: str) -> list[str]:
         """The sides' names; those of one name are told apart by their files."""
         models = []
-        for name, answer, file in zip(self.names, given, self._files, strict=True):
+        for side, file in zip(self._sides, self._files, strict=True):
             # Who did not answer one question is called as in the others that it did answer.
-            model = (answer or {}).get("model_id") or self._said.get(name) or file
-            models.append(str(model))
+            records = (side.get(key, {}), next(iter(side.values()), {}))
+            named = (record["model_id"] for record in records if record.get("model_id"))
+            models.append(str(next(named, file)))
         return [
             f"{model} ({file})" if models.count(model) > 1 and model != file else model
             for model, file in zip(models, self._files, strict=True)
         ]
 
-    def _references_of(
-        self, key: str, question: Record, answers: Sequence[Record]
-    ) -> tuple[str, ...]:
+    def _references_of(self, key: str, case: Case) -> tuple[str, ...]:
         """The right answers: the reference file's, else the question's, else those carried along.
 
         An answer record carries the keys of the question that it answers.
         """
         if self._references is not None:
             return references_of(self._references.get(key, {}), ("text", *_REFERENCE_KEYS))
-        found = map(references_of, (question, *answers))
+        found = map(references_of, (case.question, *case.answers))
         return next(filter(None, found), ())
 
 
@@ -259,38 +249,21 @@ def digest(*parts: object) -> str:
     return sha256_text(json.dumps(parts, ensure_ascii=False, sort_keys=True, default=str))[:22]
 
 
-def _answerer(answer: Record) -> str:
-    return str(answer.get("model_id") or "")
-
-
-def _read_contexts(path: Path, mismatches: Mismatches) -> dict[ContextKey, Record]:
-    """Contexts by each name that a question may use for the media, or by the question's id."""
-    found: dict[ContextKey, Record] = {}
+def _read_contexts(path: Path, mismatches: Mismatches) -> dict[tuple[str, str], Record]:
+    """Contexts by modality and medium; those that name no medium by `_ANY` and their own id."""
+    found: dict[tuple[str, str], Record] = {}
     for record, _, number, problem in read_lines(path):
         keys = [(key, _media_key(record[key])) for key in MODALITIES if key in record]
         if not keys and "id" in record:
             keys = [(_ANY, _media_key(record["id"]))]
-        if "question_id" in record:
-            keys.append((_QUESTION, str(record["question_id"])))
         if problem is not None or not keys:
             what = "a context names no media" if problem is None else problem.what
-            mismatches.add(str(path), "unusable", f"{number}: {what}")
+            mismatches.add(str(path), UNUSABLE, f"{number}: {what}")
             continue
         for key in keys:
             if found.setdefault(key, record) != record:
-                mismatches.add(str(path), "doubled", key[1])
+                mismatches.add(str(path), DOUBLED, key[1])
     return found
-
-
-def _find_context(
-    question: Record, modality: str, contexts: Mapping[ContextKey, Record]
-) -> Record | None:
-    named = question[modality]
-    name = _media_key(named[0] if isinstance(named, list) and named else named)
-    for key in ((modality, name), (_ANY, name), (_QUESTION, str(record_id(question)))):
-        if key in contexts:
-            return contexts[key]
-    return None
 
 
 def _media_key(name: object) -> str:

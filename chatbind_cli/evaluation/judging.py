@@ -1,156 +1,252 @@
-"""Many judgements at a time.
+"""Making the reviews that are missing, many at a time.
 
 The caller's thread reads what is to be judged (it may wait for a pipe, and Ctrl-C must reach it
-there); an event loop in a second thread talks to the judge and hands over what comes back. However
-it ends, judgements under way get a moment to finish, because they are paid for.
+there); an event loop in a second thread talks to the judge and writes what comes back. However it
+ends, judgements under way get a moment to finish, because they are paid for.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Iterable
-from concurrent.futures import Future, wait
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal, cast
 
 from chatbind_cli.console import note
-from chatbind_cli.errors import ChatBindError, contained
+from chatbind_cli.errors import ChatBindError, JudgeError, contained
+from chatbind_cli.evaluation.cases import Case, digest
 from chatbind_cli.evaluation.judges.judge import Judge, Verdict
-from chatbind_cli.evaluation.records import Judgement
+from chatbind_cli.evaluation.records import Judgement, review_record
+from chatbind_cli.evaluation.scores import paid_usd
+from chatbind_cli.jsonl import RecordWriter
 
-T = TypeVar("T")
+Orders = Literal["as-given", "both", "random"]
 
 
-def judge_all(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReviewOptions:
+    """How often and in which order each case is judged.
+
+    Attributes:
+        orders: show the answers as given, in both orders (two reviews), or in an order drawn
+            from the question's hash.
+        samples: reviews a case and order.
+        concurrency: most judgements at a time.
+        on_error: write failed reviews, leave them out, or stop at the first.
+        grace_s: longest wait for judgements under way when the run ends early.
+    """
+
+    orders: Orders = "both"
+    samples: int = 1
+    concurrency: int = 8
+    on_error: Literal["record", "skip", "fail"] = "record"
+    grace_s: float = 15.0
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run did.
+
+    Attributes:
+        reused: reviews that were already in the output.
+        judgements: `(review_id, review_key)` of all reviews, in the order of the cases.
+        tokens: prompt and completion tokens that the judge says it used now.
+        cost_usd: what they cost, as far as prices are known.
+    """
+
+    judged: int = 0
+    reused: int = 0
+    failed: int = 0
+    judgements: list[tuple[str, str]] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=lambda: [0, 0])
+    cost_usd: float = 0.0
+
+    def text(self) -> str:
+        """What was done, in one line."""
+        parts = [f"{count_of(self.judged)} made"]
+        if self.reused:
+            parts.append(f"{self.reused:,} were there already")
+        if self.tokens[0]:
+            parts.append(f"{self.tokens[0]:,} tokens sent, {self.tokens[1]:,} received")
+        if self.cost_usd:
+            parts.append(f"{self.cost_usd:.4f} USD")
+        if self.failed:
+            parts.append(f"{self.failed:,} failed")
+        return ", ".join(parts)
+
+
+def count_of(reviews: int) -> str:
+    """So many reviews, in words."""
+    return f"{reviews:,} {'review' if reviews == 1 else 'reviews'}"
+
+
+def make_missing(
+    cases: Iterable[Case],
+    judge: Judge,
+    writer: RecordWriter,
+    options: ReviewOptions,
+    *,
+    earlier_usd: Mapping[str, float] | None = None,
+    on_done: Callable[[], None] = lambda: None,
+) -> Outcome:
+    """Judges all cases, and writes a record for each judgement as soon as it is made.
+
+    Args:
+        cases: read as fast as the judge can follow.
+        judge: asked, and closed at the end.
+        writer: what it has `done` is not judged again.
+        options: how often and in which order.
+        earlier_usd: what earlier reviews cost, by review key; those that replace them say it.
+        on_done: called after each judgement.
+
+    Raises:
+        JudgeError: the judge cannot work at all, or a review failed and `on_error` is `fail`.
+    """
+    outcome = Outcome()
+
+    def missing() -> Iterator[Judgement]:
+        for case in cases:
+            for judgement in judgements_of(case, judge, options):
+                outcome.judgements.append((judgement.review_id, judgement.review_key))
+                if judgement.review_id in writer.done:
+                    outcome.reused += 1
+                    on_done()
+                else:
+                    yield judgement
+
+    def finish(judgement: Judgement, verdict: Verdict) -> None:
+        before = (earlier_usd or {}).get(judgement.review_key, 0.0)
+        record = review_record(judgement, verdict, earlier_usd=before)
+        outcome.tokens[0] += verdict.metadata.get("prompt_tokens", 0)
+        outcome.tokens[1] += verdict.metadata.get("completion_tokens", 0)
+        outcome.cost_usd += paid_usd(verdict.metadata) or 0.0
+        failed = verdict.scores is None
+        outcome.failed += failed
+        outcome.judged += not failed
+        if failed and options.on_error == "fail":
+            case = judgement.case
+            where = f"question {case.question_id}" if case.line is None else None
+            raise JudgeError(record["error"], where=where)
+        if not failed or options.on_error == "record":
+            writer.write(record)
+        on_done()
+
+    _judge_all(missing(), judge, finish, options)
+    return outcome
+
+
+def judgements_of(case: Case, judge: Judge, options: ReviewOptions) -> Iterator[Judgement]:
+    """The judgements that one case needs; one that fails if it cannot be judged."""
+    judge_hash = ""
+    if case.problem is None:
+        try:
+            judge_hash = judge.judge_hash(case)
+        except Exception as error:
+            what = contained(error, where=f"question {case.question_id}")
+            case = replace(case, problem=str(what))
+    if options.orders == "random":
+        swaps: tuple[bool, ...] = (int(digest(case.question, case.texts)[:2], 16) % 2 == 1,)
+    else:
+        swaps = (False, True) if options.orders == "both" and case.line is None else (False,)
+    # What has a problem fails in the same way in every sample.
+    for sample in range(options.samples if case.problem is None else 1):
+        for swapped in swaps:
+            yield Judgement(
+                case=case,
+                swapped=swapped,
+                sample=sample,
+                judge=judge.name,
+                judge_hash=judge_hash,
+            )
+
+
+def _judge_all(
     judgements: Iterable[Judgement],
     judge: Judge,
     finish: Callable[[Judgement, Verdict], None],
-    *,
-    concurrency: int,
-    grace_s: float,
+    options: ReviewOptions,
 ) -> None:
-    """Makes judgements, as fast as the judge can follow.
+    """Has `finish` called with each verdict, one at a time; what it raises ends the run."""
+    seats = threading.Semaphore(options.concurrency)
+    under_way: set[asyncio.Task[Any]] = set()
+    errors: list[Exception] = []
 
-    Args:
-        judgements: what is to be judged.
-        judge: who judges.
-        finish: called with each verdict, one at a time; what it raises ends the run.
-        concurrency: judgements under way at the same time.
-        grace_s: longest wait for those under way when the run ends early.
-
-    Raises:
-        JudgeError: the judge cannot work at all.
-    """
-    run = _Run(judge, finish, concurrency)
-    try:
-        run.feed(judgements)
-    finally:
+    async def work(judgement: Judgement) -> None:
+        task = cast(asyncio.Task[Any], asyncio.current_task())
+        under_way.add(task)
         try:
-            run.wind_down(grace_s)
-        finally:
-            run.close()
-    if run.errors:
-        raise run.errors[0]
-
-
-class _Run:
-    """The state of one run; `feed`, `wind_down` and `close` are called by the caller's thread."""
-
-    def __init__(
-        self, judge: Judge, finish: Callable[[Judgement, Verdict], None], concurrency: int
-    ) -> None:
-        self.errors: list[BaseException] = []
-        self._judge = judge
-        self._finish = finish
-        self._concurrency = concurrency
-        self._seats = threading.Semaphore(concurrency)
-        self._ending = False
-        self._under_way: set[Future[None]] = set()
-        self._tasks: set[asyncio.Task[Any] | None] = set()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="judge", daemon=True)
-        self._thread.start()
-
-    def feed(self, judgements: Iterable[Judgement]) -> None:
-        """Hands every judgement to the loop when there is room, and waits for the last."""
-        for judgement in judgements:
-            self._seats.acquire()
-            if self.errors:
-                return
-            future = self._submit(self._work(judgement))
-            self._under_way.add(future)
-            future.add_done_callback(self._leave)
-        for _ in range(self._concurrency):
-            self._seats.acquire()
-            if self.errors:
-                return
-
-    def wind_down(self, grace_s: float) -> None:
-        """Starts nothing new, and gives what is under way its time to finish and be written."""
-        if self._under_way:
-            n_sent = self._submit(self._stop()).result()
-            if n_sent:
-                note(
-                    f"ending: up to {grace_s:g} s for {n_sent} judgements under way "
-                    "(Ctrl-C drops them)"
-                )
-            wait(self._under_way.copy(), grace_s)
-
-    def close(self) -> None:
-        """Drops what is still under way, and ends the thread."""
-        try:
-            self._submit(self._drop()).result(timeout=10)
-        finally:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
-
-    def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
-
-    def _leave(self, future: Future[None]) -> None:
-        self._under_way.discard(future)
-        error = None if future.cancelled() else future.exception()
-        if error is not None:
-            self.errors.append(error)
-        self._seats.release()
-
-    async def _work(self, judgement: Judgement) -> None:
-        if self._ending:
-            return
-        task = asyncio.current_task()
-        self._tasks.add(task)
-        try:
-            self._finish(judgement, await self._verdict(judgement))
-        except BaseException:
-            # Nothing may start between a failure and the moment when `feed` hears of it.
-            self._ending = True
-            raise
-        finally:
-            self._tasks.discard(task)
-
-    async def _verdict(self, judgement: Judgement) -> Verdict:
-        case = judgement.case
-        if case.problem is not None:
-            return Verdict(error=case.problem)
-        try:
-            return await self._judge.judge(case, swapped=judgement.swapped)
-        except ChatBindError:
-            raise  # it is not about this case
+            if not errors:
+                finish(judgement, await _verdict(judgement, judge))
         except Exception as error:
-            return Verdict(error=str(contained(error, where=f"question {case.question_id}")))
+            errors.append(error)
+        finally:
+            under_way.discard(task)
+            seats.release()
 
-    async def _stop(self) -> int:
-        """Cancels what has sent nothing yet; returns how many others there are."""
-        self._ending = True
-        for task in self._tasks - self._judge.sending:
-            if task is not None:
-                task.cancel()
-        return len(self._tasks & self._judge.sending)
+    with _loop_in_a_thread() as submit:
+        try:
+            for judgement in judgements:
+                seats.acquire()
+                if errors:
+                    break
+                submit(work(judgement))
+            for _ in range(options.concurrency):
+                if not errors:
+                    seats.acquire()
+        finally:
+            try:
+                submit(_settle(under_way, judge, options.grace_s)).result()
+            finally:
+                submit(_drop_all(judge)).result(timeout=10)
+    if errors:
+        raise errors[0]
 
-    async def _drop(self) -> None:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        await self._judge.close()
+
+@contextmanager
+def _loop_in_a_thread() -> Iterator[Callable[[Coroutine[Any, Any, None]], Future[None]]]:
+    """Runs an event loop in a second thread; yields what hands a coroutine to it."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="judge", daemon=True)
+    thread.start()
+    try:
+        yield partial(asyncio.run_coroutine_threadsafe, loop=loop)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+async def _verdict(judgement: Judgement, judge: Judge) -> Verdict:
+    case = judgement.case
+    if case.problem is not None:
+        return Verdict(error=case.problem)
+    try:
+        return await judge.judge(case, swapped=judgement.swapped)
+    except ChatBindError:
+        raise  # it is not about this case
+    except Exception as error:
+        return Verdict(error=str(contained(error, where=f"question {case.question_id}")))
+
+
+async def _settle(under_way: set[asyncio.Task[Any]], judge: Judge, grace_s: float) -> None:
+    """Starts nothing new, and gives what is sent its time to come back and be written."""
+    sent = under_way & judge.sending
+    for task in under_way - sent:
+        task.cancel()
+    if sent:
+        note(
+            f"ending: up to {grace_s:g} s for {len(sent)} judgements under way (Ctrl-C drops them)"
+        )
+        await asyncio.wait(sent, timeout=grace_s)
+
+
+async def _drop_all(judge: Judge) -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    await judge.close()

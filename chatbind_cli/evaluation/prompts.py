@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import json
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NamedTuple
 
 from chatbind_cli.errors import RecordError
 from chatbind_cli.evaluation.cases import Case, digest
@@ -32,18 +32,14 @@ VERSION = 2
 _LARGEST_FILE = 1 << 20
 
 
-class Message(TypedDict):
-    """One message of a chat."""
-
-    role: str
-    content: str
+Message = dict[str, str]
+"""One message of a chat: its `role` and its `content`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(NamedTuple):
     """One instruction to a judge.
 
-    Attributes:
+    Args:
         role: what the two parties are called in the prompt: "Assistant" gives `[Assistant 1]`.
         prompt: what the judge is to do; it stands last in the prompt.
     """
@@ -51,53 +47,31 @@ class Rule:
     role: str
     prompt: str
 
-    @property
-    def fingerprint(self) -> str:
-        """A short hash that changes with the words of the rule."""
-        return sha256_text(f"{self.role}\0{self.prompt}")[:12]
+
+def fingerprint(rule: Rule) -> str:
+    """A short hash that changes with the words of the rule."""
+    return sha256_text("\0".join(rule))[:12]
 
 
-class Rules:
-    """Finds the rule for a case.
-
-    Args:
-        path: the user's rule file, None for our own rules.
+def find_rule(case: Case, rules: Mapping[str, Rule] | None = None) -> Rule:
+    """The rule for a case: the user's by its category, or our own.
 
     Raises:
-        RecordError: it is not JSON of the form in the module's docstring.
+        RecordError: the user's rules have neither its category nor `default`.
     """
-
-    def __init__(self, path: Path | None = None) -> None:
-        self._source = str(path)
-        self._table = None if path is None else _read_rules(path)
-
-    def find(self, case: Case) -> Rule:
-        """The rule for a case.
-
-        Raises:
-            RecordError: the user's file has neither its category nor `default`.
-        """
-        if self._table is None:
-            with_context = case.context is not None
-            return own_rule(case.category, case.modality, with_context=with_context)
-        rule = self._table.get(case.category) or self._table.get("default")
-        if rule is None:
-            raise RecordError(
-                f"no rule for category {case.category!r}, and no `default`",
-                where=self._source,
-                hint=f"it has {', '.join(self._table)}",
-            )
-        return rule
+    if rules is None:
+        return own_rule(case.category, case.modality, with_context=case.context is not None)
+    rule = rules.get(case.category) or rules.get("default")
+    if rule is None:
+        raise RecordError(
+            f"no rule for category {case.category!r}, and no `default`",
+            hint=f"the rule file has {', '.join(rules)}",
+        )
+    return rule
 
 
 def own_rule(category: str, modality: str | None, *, with_context: bool) -> Rule:
-    """Our own rule for a question.
-
-    Args:
-        category: `conv`, `detail`, `complex`, or any other word.
-        modality: what the question is about, None for plain text.
-        with_context: whether the prompt carries captions or boxes.
-    """
+    """Our own rule for a question of any category about a medium, None for plain text."""
     words = _own_words()
     parts = [words["task"]]
     if modality is not None:
@@ -116,36 +90,31 @@ def _own_words() -> dict[str, Any]:
     return tomllib.loads(file.read_text("utf-8"))
 
 
-def _read_rules(path: Path) -> dict[str, Rule]:
+def read_rules(path: Path) -> dict[str, Rule]:
+    """The user's rules by category.
+
+    Raises:
+        RecordError: it is not JSON of the form in the module's docstring, or larger than 1 MiB.
+    """
     try:
         with path.open("rb") as file:
-            text = file.read(_LARGEST_FILE + 1)
-        if len(text) > _LARGEST_FILE:
-            raise RecordError(f"is larger than {_LARGEST_FILE >> 20} MiB", where=str(path))
-        value = json.loads(text)
+            value = json.loads(file.read(_LARGEST_FILE))
     except (ValueError, RecursionError) as error:
-        raise RecordError(f"is not a JSON rule file ({error})", where=str(path)) from error
-    except OSError as error:
-        raise RecordError(error.strerror or "cannot be read", where=str(path)) from error
+        what = f"is not a JSON rule file of at most {_LARGEST_FILE >> 20} MiB ({error})"
+        raise RecordError(what, where=str(path)) from error
     if not isinstance(value, dict) or not value:
         raise RecordError('must be {"category": {"role", "prompt"}}', where=str(path))
-    table = {}
+    rules = {}
     for category, entry in value.items():
         prompt = entry.get("prompt") if isinstance(entry, dict) else None
         if not isinstance(prompt, str) or not prompt.strip():
             raise RecordError(f"category {category!r} has no prompt", where=str(path))
-        table[category] = Rule(str(entry.get("role", "Assistant")), prompt)
-    return table
+        rules[category] = Rule(str(entry.get("role", "Assistant")), prompt)
+    return rules
 
 
 def build_messages(case: Case, rule: Rule, *, swapped: bool = False) -> list[Message]:
-    """The chat that asks for the scores of both answers.
-
-    Args:
-        case: what is judged.
-        rule: the rule for its category.
-        swapped: show the second answer first.
-    """
+    """The chat that asks for the scores of both answers, the second one first where `swapped`."""
     fence = f"answer-{digest(case.question, case.texts)[:16]}"
     texts = case.texts[::-1] if swapped else case.texts
     parts = []

@@ -11,7 +11,7 @@ leave out the old reviews of keys that the new run does not fill (`summary.lates
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ from chatbind_cli.evaluation.judges.judge import Verdict
 from chatbind_cli.evaluation.scores import metadata_of, paid_usd
 from chatbind_cli.files import replace_file
 from chatbind_cli.json_text import lines, parse_line
-from chatbind_cli.jsonl import Line, Record, dumps
+from chatbind_cli.jsonl import Record, dumps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +58,7 @@ class Judgement:
 def review_record(judgement: Judgement, verdict: Verdict, *, earlier_usd: float = 0.0) -> Record:
     """The record of one judgement; with an `error` and without scores if it failed.
 
-    Args:
-        judgement: what was judged.
-        verdict: what the judge said.
-        earlier_usd: what earlier reviews with its key cost.
+    What earlier reviews with its key cost stays in it.
     """
     case = judgement.case
     answer_ids = [answer.get("answer_id") for answer in case.answers] or [None, None]
@@ -123,18 +120,11 @@ class Earlier:
     failed: dict[str, Record] = field(default_factory=dict)
     usd_by_key: dict[str, float] = field(default_factory=dict)
 
-    @property
-    def spent_usd(self) -> float:
-        """What was paid in all."""
-        return sum(self.usd_by_key.values())
-
 
 def read_earlier(path: Path) -> Earlier:
     """What a file holds; nothing where there is none."""
     earlier = Earlier()
-    for (record, _, _, problem), _ in _spans(path) if path.is_file() else ():
-        if problem is not None:
-            continue  # `RecordWriter` says what is wrong with it
+    for record, _ in _with_bytes(path) if path.is_file() else ():
         metadata = metadata_of(record)
         key = str(metadata.get("slot"))
         paid = paid_usd(metadata)
@@ -142,17 +132,15 @@ def read_earlier(path: Path) -> Earlier:
             # A review that came later with its key says itself what those before it cost.
             before = 0.0 if "earlier_usd" in metadata else earlier.usd_by_key.get(key, 0.0)
             earlier.usd_by_key[key] = before + paid
-        if "review_id" not in record:
-            continue
         if "error" in record:
-            earlier.failed[str(record["review_id"])] = record
+            earlier.failed[_id(record)] = record
         else:
-            earlier.done.add(str(record["review_id"]))
+            earlier.done.add(_id(record))
     return earlier
 
 
 def tidy(
-    path: Path, failed: Mapping[str, Record], judgements: Iterable[tuple[str, str]] = ()
+    path: Path, failed: Mapping[str, Record], judgements: Sequence[tuple[str, str]] = ()
 ) -> None:
     """Puts a review file in order when the run has ended.
 
@@ -167,47 +155,39 @@ def tidy(
         failed: what was there with an error when the run began, by id.
         judgements: `(review_id, review_key)` of this run in order, once it is complete.
     """
-    place: dict[str, int] = {}
-    keys: set[str] = set()
-    for position, (review_id, key) in enumerate(judgements):
-        place[review_id] = position
-        keys.add(key)
-    there: set[str] = set()
-    # position, where it begins in the file, and where it ends there (or what it is)
-    kept: list[tuple[int, int, bytes | int]] = []
-    size = kept_size = 0
-    for (record, *_), (start, size) in _spans(path):
-        there.add(str(record.get("review_id")))
-        position = place.get(str(record.get("review_id")), -1)
-        if position >= 0 or _key(record) not in keys:
-            kept.append((position, start, size))
-            kept_size += size - start
-    back: list[tuple[int, int, bytes | int]] = [
-        # before the first byte of the file, so that each comes before what has the same position
-        (place.get(review_id, -1), number - len(failed), f"{dumps(record)}\n".encode())
-        for number, (review_id, record) in enumerate(failed.items())
-        if review_id not in there and (review_id in place or _key(record) not in keys)
+    place = {review_id: number for number, (review_id, _) in enumerate(judgements, start=1)}
+    keys = {key for _, key in judgements}
+
+    def holds(record: Record) -> bool:
+        return _id(record) in place or metadata_of(record).get("slot") not in keys
+
+    before: list[bytes] = []
+    kept: list[tuple[int, bytes]] = []
+    gone = dict(failed)
+    for record, line in _with_bytes(path):
+        before.append(line)
+        gone.pop(_id(record), None)
+        if holds(record):
+            kept.append((place.get(_id(record), 0), line))
+    back = [
+        (place.get(review_id, 0), f"{dumps(record)}\n".encode())
+        for review_id, record in gone.items()
+        if holds(record)
     ]
-    ordered = sorted([*back, *kept], key=lambda part: part[:2])
-    if ordered == kept and kept_size == size:
-        return
-    with replace_file(path) as temporary, path.open("rb") as old, temporary.open("wb") as new:
-        for _, start, end in ordered:
-            if isinstance(end, bytes):
-                new.write(end)
-            else:
-                old.seek(start)
-                new.write(old.read(end - start))
+    after = [line for _, line in sorted(back + kept, key=lambda part: part[0])]
+    if after != before:
+        with replace_file(path) as temporary, temporary.open("wb") as file:
+            file.writelines(after)
 
 
-def _key(record: Record) -> object:
-    return metadata_of(record).get("slot")
+def _id(record: Record) -> str:
+    return str(record.get("review_id"))
 
 
-def _spans(path: Path) -> Iterator[tuple[Line, tuple[int, int]]]:
-    """The lines of a file, and where each begins and ends."""
-    end = 0
+def _with_bytes(path: Path) -> Iterator[tuple[Record, bytes]]:
+    """The records of a file, and their lines; `RecordWriter` refuses what is none."""
     with path.open("rb") as file:
         for line in lines(file, str(path)):
-            start, end = end, end + len(line)
-            yield parse_line(line, str(path)), (start, end)
+            record, _, _, problem = parse_line(line, str(path))
+            if problem is None:
+                yield record, line

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from chatbind_cli.evaluation.cases import Inputs, digest
-from chatbind_cli.evaluation.matching import distinct_names
+from chatbind_cli.evaluation.files import distinct_names
 from chatbind_cli.jsonl import Line
 
 
@@ -61,8 +61,8 @@ def test_doubled_and_unasked_answers_are_remarked(tmp_path: Path) -> None:
     inputs = _inputs(tmp_path, [1], [1, 1], [1, 7, 8])
     assert [case.problem for case in inputs.cases()] == [None]
     assert inputs.remarks == [
-        f"{tmp_path}/a.jsonl: question 1 is there more than once; the first one counts",
-        f"{tmp_path}/b.jsonl: 2 answers to questions that were not asked (7, 8)",
+        f"{tmp_path}/a.jsonl: more than once, the first one counts: question 1",
+        f"{tmp_path}/b.jsonl: answers what was not asked: question 7, 8",
     ]
 
 
@@ -81,13 +81,13 @@ def test_whatever_does_not_fit_is_listed_by_file_in_a_line_a_kind(tmp_path: Path
     assert len(list(inputs.cases())) == 2000
     a, b = f"{tmp_path}/a.jsonl", f"{tmp_path}/b.jsonl"
     assert inputs.remarks == [
-        f"{a}: 1,999 questions are there more than once (0, 1, 2, 3, 4, 5, 6, 7, ...); the first "
-        "one of each counts",
-        f"{b}: question 3 is there more than once; the first one counts",
-        f"{b}: 2 answers failed (0, 1)",
-        f"{b}: the answer to question 2 has no text",
+        f"{a}: more than once, the first one counts: question 0, 1, 2, 3, 4, 5, 6, 7, ... "
+        "(1,999 in all)",
+        f"{b}: more than once, the first one counts: question 3",
+        f"{b}: a failed answer to question 0, 1",
+        f"{b}: no text in the answer to question 2",
         f"{tmp_path}/c.jsonl: no context for question 3",
-        f"{b}: no answer to 1,996 questions (4, 5, 6, 7, 8, 9, 10, 11, ...)",
+        f"{b}: no answer to question 4, 5, 6, 7, 8, 9, 10, 11, ... (1,996 in all)",
     ]
 
 
@@ -126,9 +126,9 @@ def test_streamed_answers_give_a_case_as_soon_as_they_come(tmp_path: Path) -> No
         (3, "no answer in stdin"),
     ]
     assert inputs.remarks == [
-        "stdin: answers question 9, which was not asked",
-        "stdin: question 2 is there more than once; the first one counts",
+        "stdin: more than once, the first one counts: question 2",
         "stdin: no answer to question 3",
+        "stdin: answers what was not asked: question 9",
     ]
 
 
@@ -199,7 +199,7 @@ def test_lines_that_are_no_records_are_told_and_leave_the_others_alone(tmp_path:
     assert [(case.question_id, case.line) for case in cases[2:]] == [(None, n) for n in range(3, 9)]
     assert cases[3].problem == f"{questions}:4: a record has no question_id or id"
     assert len(inputs.remarks) == 3
-    assert inputs.remarks[1].startswith(f"{a}: 6 lines cannot be used (line 3: is not JSON")
+    assert inputs.remarks[1].startswith(f"{a}: cannot be used: line 3: is not JSON")
     assert "1: a context names no media, 2: is not JSON" in inputs.remarks[2]
 
 

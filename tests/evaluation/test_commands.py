@@ -143,8 +143,8 @@ def test_missing_doubled_and_unasked_answers_are_told_and_end_with_3(world: Path
     (world / "said.jsonl").write_text("".join([*lines[:3], lines[0], stranger]))
     done = _chatbind(*RULE, "said.jsonl", cwd=world)
     assert done.returncode == 3
-    assert "said.jsonl: question 0 is there more than once; the first one counts" in done.stderr
-    assert "said.jsonl: answers question 77, which was not asked" in done.stderr
+    assert "said.jsonl: more than once, the first one counts: question 0" in done.stderr
+    assert "said.jsonl: answers what was not asked: question 77" in done.stderr
     assert "said.jsonl: no answer to question 3" in done.stderr
     failed = [record for record in _records(done.stdout) if "error" in record]
     assert [(r["question_id"], r["tuple"], r["error"]) for r in failed] == [
@@ -426,7 +426,7 @@ def test_one_bad_line_in_each_file_of_a_review_is_one_failure(world: Path) -> No
     records = _records((world / "r.jsonl").read_text())
     assert [record["question_id"] for record in records] == [0, 1, 2, 3, None]
     assert (records[4]["line"], records[4]["tuple"]) == (5, None)
-    assert "said.jsonl: line 5: " in done.stderr
+    assert "said.jsonl: cannot be used: line 5: " in done.stderr
     piped = _chatbind(*RULE, "-", cwd=world, stdin="nonsense\n")
     assert piped.returncode == 3
     assert "stdin: " in piped.stderr

@@ -19,8 +19,8 @@ import pytest
 from chatbind_cli.evaluation.cases import Case
 from chatbind_cli.evaluation.judges.chat import ChatJudge
 from chatbind_cli.evaluation.judges.judge import JudgeSettings
+from chatbind_cli.evaluation.judging import Outcome, ReviewOptions, make_missing
 from chatbind_cli.evaluation.records import tidy
-from chatbind_cli.evaluation.review import Outcome, ReviewOptions, make_missing
 from chatbind_cli.jsonl import RecordWriter
 
 pytestmark = pytest.mark.usefixtures("quick_retries")
@@ -59,10 +59,9 @@ def _cases(n: int) -> list[Case]:
 
 def _run(path: Path, server: Any, cases: list[Case], *, retries: int) -> Outcome:
     settings = JudgeSettings(model="m", url=server.url, timeout_s=TIMEOUT_S, retries=retries)
+    options = ReviewOptions(orders="as-given", concurrency=CONCURRENCY)
     with RecordWriter(path, key="review_id") as writer:
-        outcome = make_missing(
-            cases, ChatJudge(settings), writer, ReviewOptions(), concurrency=CONCURRENCY
-        )
+        outcome = make_missing(cases, ChatJudge(settings), writer, options)
     tidy(path, {}, outcome.judgements)
     return outcome
 

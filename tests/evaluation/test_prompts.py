@@ -12,11 +12,13 @@ from chatbind_cli.errors import RecordError
 from chatbind_cli.evaluation.cases import Case
 from chatbind_cli.evaluation.prompts import (
     Rule,
-    Rules,
     ask_again,
     build_messages,
     context_text,
+    find_rule,
+    fingerprint,
     own_rule,
+    read_rules,
 )
 
 RULE = Rule("Assistant", "Two numbers, please.")
@@ -104,7 +106,7 @@ def test_own_rules_say_the_scale_and_the_form(category: str, modality: str | Non
 
 def test_own_rules_differ_by_category_and_modality() -> None:
     prompts = {
-        own_rule(category, modality, with_context=False).fingerprint
+        fingerprint(own_rule(category, modality, with_context=False))
         for category in ("conv", "detail", "complex", "other")
         for modality in (None, "image", "audio", "imu")
     }
@@ -115,21 +117,21 @@ def test_own_rules_differ_by_category_and_modality() -> None:
 def test_a_rule_file_of_the_seed_works_as_it_is(shared_data: Path) -> None:
     path = shared_data / "llava" / "rule.json"
     table = json.loads(path.read_text())
-    rules = Rules(path)
+    rules = read_rules(path)
     for category in ("conv", "detail", "complex", "default"):
-        rule = rules.find(_case(category=category, image="x.jpg"))
+        rule = find_rule(_case(category=category, image="x.jpg"), rules)
         assert (rule.role, rule.prompt) == (table[category]["role"], table[category]["prompt"])
-    unknown = rules.find(_case(category="sports"))
+    unknown = find_rule(_case(category="sports"), rules)
     assert unknown.prompt == table["default"]["prompt"]
 
 
 def test_a_category_without_a_rule_and_without_default_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "rule.json"
     path.write_text('{"conv": {"role": "Bot", "prompt": "Score."}}')
-    rules = Rules(path)
-    assert rules.find(_case()) == Rule("Bot", "Score.")
+    rules = read_rules(path)
+    assert find_rule(_case(), rules) == Rule("Bot", "Score.")
     with pytest.raises(RecordError, match="no rule for category 'detail', and no `default`"):
-        rules.find(_case(category="detail"))
+        find_rule(_case(category="detail"), rules)
 
 
 @pytest.mark.parametrize(
@@ -145,6 +147,6 @@ def test_a_broken_rule_file_is_named(tmp_path: Path, text: str, message: str) ->
     path = tmp_path / "rule.json"
     path.write_text(text)
     with pytest.raises(RecordError) as caught:
-        Rules(path)
+        read_rules(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert message in str(caught.value)

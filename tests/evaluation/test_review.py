@@ -16,8 +16,8 @@ import pytest
 from chatbind_cli.errors import JudgeError
 from chatbind_cli.evaluation.cases import Case
 from chatbind_cli.evaluation.judges.judge import Judge, Verdict
+from chatbind_cli.evaluation.judging import Outcome, ReviewOptions, make_missing
 from chatbind_cli.evaluation.records import in_words, read_earlier, tidy
-from chatbind_cli.evaluation.review import Outcome, ReviewOptions, make_missing
 from chatbind_cli.evaluation.summary import latest
 from chatbind_cli.jsonl import RecordWriter
 
@@ -61,11 +61,11 @@ def _case(number: int, text: str = "abc", **more: Any) -> Case:
     return Case(question=question, answers=answers, models=("a", "m"), **more)
 
 
-def _run(path: Path, cases: Any, judge: Any, *, concurrency: int = 8, **options: Any) -> Outcome:
+def _run(
+    path: Path, cases: Any, judge: Any, *, orders: Any = "as-given", **options: Any
+) -> Outcome:
     with RecordWriter(path, key="review_id") as writer:
-        outcome = make_missing(
-            cases, judge, writer, ReviewOptions(**options), concurrency=concurrency
-        )
+        outcome = make_missing(cases, judge, writer, ReviewOptions(orders=orders, **options))
     tidy(path, {}, outcome.judgements)
     return outcome
 
@@ -260,7 +260,9 @@ def test_what_failed_before_and_is_left_out_now_stays_in_its_place(tmp_path: Pat
     _run(path, cases[1:3], judge)
     failed = read_earlier(path).failed
     with RecordWriter(path, key="review_id") as writer:
-        outcome = make_missing(cases, judge, writer, ReviewOptions(on_error="skip"))
+        outcome = make_missing(
+            cases, judge, writer, ReviewOptions(orders="as-given", on_error="skip")
+        )
     tidy(path, failed, outcome.judgements)
     assert [(r["question_id"], "error" in r) for r in _records(path)] == [
         (0, False),

@@ -1,36 +1,66 @@
-"""The judge that is a chat model behind an endpoint.
+"""The judge that is a chat model behind an OpenAI-compatible endpoint.
 
 One question, and one more with the form repeated if the scores cannot be read; after that it is a
 failed verdict with all that was said. What no case can get past (a wrong key, a model that is not
-there, an empty purse, a cost limit) stops the run.
+there, an empty purse, a cost limit) stops the run. The key comes from the environment alone and
+appears in no message.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import time
-from typing import Any
+from typing import Any, cast
 
-from chatbind_cli.errors import JudgeError, UsageError
+import httpx
+import openai
+
+from chatbind_cli.errors import JudgeError, UsageError, reason
 from chatbind_cli.evaluation.cases import Case, digest
 from chatbind_cli.evaluation.judges.cost import (
     FREE,
+    USUAL_REVIEW_TOKENS,
     Budget,
     counter_for,
     find_price,
     message_tokens,
 )
-from chatbind_cli.evaluation.judges.endpoint import Endpoint, NoReplyError
-from chatbind_cli.evaluation.judges.judge import Judge, JudgeSettings, Verdict
-from chatbind_cli.evaluation.judges.reply import UnreadableScores, in_text_form, read_scores
-from chatbind_cli.evaluation.prompts import VERSION, Message, Rules, ask_again, build_messages
+from chatbind_cli.evaluation.judges.endpoint import BoundedClient, RateLimit
+from chatbind_cli.evaluation.judges.judge import KEY_VARIABLE, Judge, JudgeSettings, Verdict
+from chatbind_cli.evaluation.judges.reply import SCHEMA, UnreadableScores, read_review
+from chatbind_cli.evaluation.prompts import (
+    VERSION,
+    Message,
+    ask_again,
+    build_messages,
+    find_rule,
+    fingerprint,
+    read_rules,
+)
 from chatbind_cli.jsonl import Record
+from chatbind_cli.urls import public_url
 
 DEFAULT_MODEL = "gpt-4o"
 _LONGEST_REVIEW = 100_000
 _MOST_TOKENS = 1 << 31
 # So many failures in a row, without one judgement between them, are the server's and not a case's.
 _FAILURES_THAT_STOP = 8
+# A key that is shorter is a word (`none`, `EMPTY`) that local servers are given.
+_SECRET_AT_LEAST = 12
+_FORMAT = {
+    "type": "json_schema",
+    "json_schema": {"name": "review", "strict": True, "schema": SCHEMA},
+}
+_FATAL: dict[type[Exception], str] = {
+    openai.AuthenticationError: f"check the key in {KEY_VARIABLE}",
+    openai.PermissionDeniedError: "the key may not use this model",
+    openai.NotFoundError: "check --judge-model and --judge-url",
+}
+
+
+class NoReplyError(Exception):
+    """One chat got no reply, after all attempts or at once."""
 
 
 class ChatJudge(Judge):
@@ -39,18 +69,14 @@ class ChatJudge(Judge):
     Args:
         settings: which model, and how it is asked.
         spent_usd: what earlier runs paid, for the cost limit.
-        will_ask: whether requests will go out; a plan needs no key.
 
     Raises:
         UsageError: a limit on the cost without a price.
-        JudgeError: OpenAI's own endpoint without a key.
         RecordError: a rule or price file that cannot be used.
         CheckpointError: there is no such tokenizer.
     """
 
-    def __init__(
-        self, settings: JudgeSettings, *, spent_usd: float = 0.0, will_ask: bool = True
-    ) -> None:
+    def __init__(self, settings: JudgeSettings, *, spent_usd: float = 0.0) -> None:
         self.name = settings.model or DEFAULT_MODEL
         self.price = find_price(self.name, settings.prices)
         if self.price is None and settings.max_cost_usd is not None:
@@ -60,35 +86,53 @@ class ChatJudge(Judge):
             )
         self.budget = Budget(self.price or FREE, settings.max_cost_usd, spent_usd)
         self._count, self.counted_by = counter_for(settings.tokenizer)
-        self._rules = Rules(settings.rules)
+        self._rules = None if settings.rules is None else read_rules(settings.rules)
         self._settings = settings
-        self._endpoint = Endpoint(settings, self.name, will_ask=will_ask)
-        self.sending = self._endpoint.sending
+        self._secret = os.environ.get(KEY_VARIABLE, "").strip()
+        http_client = BoundedClient(settings.timeout_s, settings.requests_per_minute)
+        self.sending = http_client.sending
+        self._client = openai.AsyncOpenAI(
+            http_client=cast(Any, http_client),  # declared as a fork of httpx from 3.0 on
+            # A local server needs no key, but the client wants one.
+            api_key=self._secret or "none",
+            base_url=settings.url,
+            timeout=settings.timeout_s,
+            max_retries=settings.retries,
+        )
+        # Some models refuse some of these; what is refused is renamed or left out.
+        self._parameters: dict[str, Any] = {
+            "temperature": settings.temperature,
+            "max_tokens": settings.max_tokens,
+        }
+        if settings.structured == "auto":
+            self._parameters["response_format"] = _FORMAT
+        self._tokens = RateLimit(settings.tokens_per_minute)
+        self._reply_tokens = USUAL_REVIEW_TOKENS
         self._failures_in_row = 0
 
     def judge_hash(self, case: Case) -> str:
         """Changes with the rule, the context, the model's name and how it is asked."""
         settings = self._settings
         asked = [self.name, settings.temperature, settings.max_tokens, settings.structured]
-        rule = self._rules.find(case)
-        return digest(f"chat-{VERSION}", rule.fingerprint, case.context, asked)
+        rule = fingerprint(find_rule(case, self._rules))
+        return digest(f"chat-{VERSION}", rule, case.context, asked)
 
     def expected_tokens(self, case: Case) -> tuple[int, int]:
         """Tokens of the prompt for a case, and the most that the reply may have."""
-        messages = build_messages(case, self._rules.find(case))
+        messages = build_messages(case, find_rule(case, self._rules))
         return message_tokens(messages, self._count), self._settings.max_tokens
 
     async def judge(self, case: Case, *, swapped: bool) -> Verdict:
         """Asks for the scores, and once more if they cannot be read."""
-        rule = self._rules.find(case)
+        rule = find_rule(case, self._rules)
         messages = build_messages(case, rule, swapped=swapped)
-        metadata: dict[str, Any] = {"rule": rule.fingerprint}
+        metadata: dict[str, Any] = {"rule": fingerprint(rule)}
         said: list[str] = []
         error = ""
         for again in (False, True):
             try:
                 reply = await self._ask(messages, metadata, structured=not again)
-                scores = read_scores(reply)
+                scores, readable = read_review(reply)
             except NoReplyError as failure:
                 error = str(failure)
                 break
@@ -97,7 +141,7 @@ class ChatJudge(Judge):
                 said.append(reply)
                 messages = ask_again(messages, reply)
                 continue
-            said.append(in_text_form(reply))
+            said.append(readable)
             if again:
                 metadata["asked_again"] = True
             return Verdict(
@@ -109,7 +153,7 @@ class ChatJudge(Judge):
 
     async def close(self) -> None:
         """Closes the connections."""
-        await self._endpoint.close()
+        await self._client.close()
 
     async def _ask(
         self, messages: list[Message], metadata: dict[str, Any], *, structured: bool
@@ -117,17 +161,36 @@ class ChatJudge(Judge):
         """One reply within the cost limit; what it says of itself goes to the metadata."""
         prompt_tokens = message_tokens(messages, self._count)
         # No tokenizer makes more tokens of a request than it has bytes.
-        most = len(json.dumps([messages, self._endpoint.parameters]))
+        most = len(json.dumps([messages, self._parameters]))
         async with self.budget.request(most, self._settings.max_tokens):
-            try:
-                completion = await self._endpoint.complete(
-                    messages, prompt_tokens=prompt_tokens, structured=structured
-                )
-            except NoReplyError as error:
-                self._stop_after_many(str(error))
-                raise
+            await self._tokens.acquire(prompt_tokens + self._reply_tokens)
+            completion = await self._complete(messages, structured=structured)
             self._failures_in_row = 0
             return self._read(completion, prompt_tokens, metadata)
+
+    async def _complete(self, messages: list[Message], *, structured: bool) -> Record:
+        """The completion of a chat, a JSON object with a message in its first choice.
+
+        Raises:
+            NoReplyError: there is none for this chat.
+            JudgeError: there will be none for any chat.
+        """
+        while True:
+            parameters = dict(self._parameters)
+            sent = dict(parameters)
+            if not structured:
+                sent.pop("response_format", None)
+            try:
+                reply = await self._client.chat.completions.with_raw_response.create(
+                    model=self.name, messages=cast(Any, messages), **sent
+                )
+            except openai.APIError as error:
+                if not self._adapt(error, parameters):
+                    # without its cause: a server's own words may hold the key
+                    raise self._failure(error) from None
+            else:
+                # The client's own models take 200 times the memory.
+                return cast(Record, json.loads(reply.content))
 
     def _read(self, completion: Record, prompt_tokens: int, metadata: dict[str, Any]) -> str:
         """The reply's text; its tokens are paid for."""
@@ -143,27 +206,77 @@ class ChatJudge(Judge):
                 metadata[key] = metadata.get(key, 0) + tokens
         else:
             used = {"prompt_tokens": prompt_tokens, "completion_tokens": self._count(text)}
-        self._endpoint.used(used["completion_tokens"])
+        self._reply_tokens = used["completion_tokens"]
         cost = self.budget.pay(**used)
         if self.price is not None:
             metadata["cost_usd"] = round(metadata.get("cost_usd", 0.0) + cost, 8)
         return text
 
-    def _stop_after_many(self, error: str) -> None:
-        """Ends the run where nothing but failures comes back."""
-        self._failures_in_row += 1
-        if self._failures_in_row >= _FAILURES_THAT_STOP:
-            raise JudgeError(
-                f"{self._failures_in_row} requests in a row failed, the last with {error}",
-                where=self._endpoint.where,
-                hint="what is judged is on disk; run the same command again to go on (where the "
-                "endpoint refuses some, with a lower --concurrency or --requests-per-minute)",
-            ) from None
+    def _adapt(self, error: openai.APIError, sent: dict[str, Any]) -> bool:
+        """Renames or drops a parameter that the model refuses; False if that is not the matter.
+
+        Of many requests under way the first that is refused changes the parameters for all.
+        """
+        if not isinstance(error, openai.APIStatusError):
+            return False
+        if error.status_code not in (400, 415, 422, 501):
+            return False
+        if sent != self._parameters:
+            return True
+        text = f"{error} {error.response.text}"
+        if "max_completion_tokens" in text and "max_tokens" in self._parameters:
+            self._parameters["max_completion_tokens"] = self._parameters.pop("max_tokens")
+            return True
+        for name, marks in (
+            ("response_format", ("response_format", "json_schema", "structured output", "grammar")),
+            ("temperature", ("temperature",)),
+        ):
+            if name in self._parameters and any(mark in text for mark in marks):
+                del self._parameters[name]
+                return True
+        return False
+
+    def _failure(self, error: openai.APIError) -> Exception:
+        """The failure of this chat, or of every chat where none can get past the error."""
+        text = self._in_words(error)
+        hint = _FATAL.get(type(error))
+        if error.code == "insufficient_quota":
+            hint = "the account has no quota left"
+        if hint is None:
+            attempts = 1 + int(error.request.headers.get("x-stainless-retry-count", 0))
+            text = f"{text} ({attempts} attempts)"
+            self._failures_in_row += 1
+            if self._failures_in_row < _FAILURES_THAT_STOP:
+                return NoReplyError(text)
+            text = f"{self._failures_in_row} requests in a row failed, the last with {text}"
+            hint = (
+                "what is judged is on disk; run the same command again to go on (where the "
+                "endpoint refuses some, with a lower --concurrency or --requests-per-minute)"
+            )
+        where = f"{self.name} at {public_url(str(self._client.base_url))}"
+        return JudgeError(text, where=where, hint=hint)
+
+    def _in_words(self, error: openai.APIError) -> str:
+        """The error on one short line, without the key."""
+        text, cause = str(error), error.__cause__
+        if isinstance(error, openai.APITimeoutError):
+            text = f"no reply within {self._settings.timeout_s:g} s"
+        elif isinstance(cause, httpx.DecodingError):
+            text = f"a reply that cannot be read ({cause})"
+        elif isinstance(error, openai.APIConnectionError):
+            text = f"no connection ({cause or error})"
+        elif isinstance(error, openai.APIStatusError) and " - " not in text:
+            text += f" {error.response.text}"  # words in a form that is not OpenAI's
+        return reason(Exception(self._without_key(text)))
 
     def _writable(self, text: object) -> str:
         """The server's words without the key, without halves of characters, and not without end."""
-        words = self._endpoint.without_key(str(text or "")[:_LONGEST_REVIEW])
+        words = self._without_key(str(text or "")[:_LONGEST_REVIEW])
         return words.encode("utf-8", "replace").decode("utf-8")
+
+    def _without_key(self, text: str) -> str:
+        secret = self._secret
+        return text.replace(secret, "[key]") if len(secret) >= _SECRET_AT_LEAST else text
 
 
 def _whole(value: object) -> int:

@@ -1,4 +1,4 @@
-"""What judging costs: tokens, their price, the plan of a run, and the line it may not cross."""
+"""What judging costs: tokens, their price, and the line that the money spent may not cross."""
 
 from __future__ import annotations
 
@@ -13,18 +13,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from chatbind_cli.errors import JudgeError, RecordError, UsageError
+from chatbind_cli.errors import JudgeError, RecordError, UsageError, reason
 
 Counter = Callable[[str], int]
-ESTIMATE = "estimate"
-"""The name of what counts tokens without a tokenizer."""
-
 USUAL_REVIEW_TOKENS = 200
 """Two scores and a paragraph; GPT-4's published reviews of Vicuna have about 150."""
 
-# Letters in runs, digits in groups of three, everything else one by one, as BPE tokenizers cut.
-_PIECE = re.compile(r"[^\W\d_]+|\d{1,3}|[^\w\s]|_|\n+")
-_LETTERS_A_TOKEN = 6
+# Letters by six, digits by three, everything else one by one, about as BPE tokenizers cut.
+_PIECE = re.compile(r"[^\W\d_]{1,6}|\d{1,3}|[^\w\s]|_|\n+")
 _MESSAGE_TOKENS = 4
 """What a chat's form adds to each message (role and marks)."""
 
@@ -34,17 +30,11 @@ _MILLION = 1_000_000
 def estimate(text: str) -> int:
     """A text's tokens, a little more than today's tokenizers make of English.
 
-    Tokenizers of hosted models are not on this machine unless the user has them.
+    Tokenizers of hosted models are not on this machine unless the user has them. Other scripts
+    are cut finer: about two bytes a token at worst.
     """
-    total = 0
-    for match in _PIECE.finditer(text):
-        piece = match[0]
-        if piece.isascii():
-            total += -(-len(piece) // _LETTERS_A_TOKEN)
-        else:
-            # Other scripts are cut finer: about two bytes a token at worst.
-            total += -(-len(piece.encode()) // 2)
-    return total
+    pieces = _PIECE.findall(text)
+    return sum(1 if piece.isascii() else -(-len(piece.encode()) // 2) for piece in pieces)
 
 
 def counter_for(name: str | None) -> tuple[Counter, str]:
@@ -55,28 +45,24 @@ def counter_for(name: str | None) -> tuple[Counter, str]:
 
     Raises:
         CheckpointError: there is no such tokenizer.
-        UsageError: tiktoken is asked for and not installed.
+        UsageError: tiktoken is asked for and not installed, or knows no such encoding.
     """
     if name is None:
-        return estimate, ESTIMATE
-    if name.startswith("tiktoken:"):
-        return _tiktoken(name.removeprefix("tiktoken:")), name
+        return estimate, "estimate"
+    kind, _, encoding = name.partition(":")
+    if kind == "tiktoken":
+        try:
+            import tiktoken  # noqa: PLC0415  not everybody has it
+
+            coder = tiktoken.get_encoding(encoding)
+        except (ImportError, ValueError) as error:
+            what = f"{name} cannot be used ({reason(error)})"
+            raise UsageError(what, hint="pip install tiktoken") from error
+        return lambda text: len(coder.encode(text, disallowed_special=())), name
     from chatbind_cli.model.pretrained import open_tokenizer  # noqa: PLC0415  brings transformers
 
     tokenizer: Any = open_tokenizer(name)
     return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]), name
-
-
-def _tiktoken(encoding: str) -> Counter:
-    try:
-        import tiktoken  # noqa: PLC0415  not everybody has it
-    except ImportError as error:
-        raise UsageError("tiktoken is not installed", hint="pip install tiktoken") from error
-    try:
-        coder = tiktoken.get_encoding(encoding)
-    except ValueError as error:
-        raise UsageError(f"tiktoken knows no encoding {encoding!r}") from error
-    return lambda text: len(coder.encode(text, disallowed_special=()))
 
 
 def message_tokens(messages: list[Any], count: Counter) -> int:
@@ -122,9 +108,7 @@ FREE = Price(0.0, 0.0)
 def find_price(model: str, path: Path | None = None) -> Price | None:
     """The price of a model by its name, or by its name without a date (`gpt-4o-2024-08-06`).
 
-    Args:
-        model: the name.
-        path: the user's table, which wins over our own.
+    The user's table, at `path`, wins over our own (`prices.toml`).
 
     Raises:
         RecordError: the user's table is not TOML of the form of ours.
@@ -141,31 +125,26 @@ def find_price(model: str, path: Path | None = None) -> Price | None:
     return prices.get(model) or prices.get(undated)
 
 
-def _table(document: dict[str, object], source: str) -> dict[str, Price]:
+def _table(document: dict[str, Any], source: str) -> dict[str, Price]:
     as_of = document.pop("as_of", None)
-    if isinstance(as_of, datetime.datetime):
-        as_of = as_of.date()
-    if as_of is not None and not isinstance(as_of, datetime.date):
+    if as_of is not None and type(as_of) is not datetime.date:
         raise RecordError("as_of is no date", where=source, hint="as in as_of = 2026-01-31")
     found = {}
     for model, entry in document.items():
-        values = [entry.get(key) for key in ("input", "output")] if isinstance(entry, dict) else []
-        good = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
-        if len(good) != 2 or not all(0 <= value < float("inf") for value in good):
+        try:
+            price = Price(float(entry["input"]), float(entry["output"]), as_of, source)
+            good = 0 <= price.input < float("inf") and 0 <= price.output < float("inf")
+        except (TypeError, ValueError, LookupError):
+            good = False
+        if not good:
             hint = 'as in ["my-judge"] with input = 2.5 and output = 10.0, in USD a million tokens'
             raise RecordError(f"{model!r} has no two prices", where=source, hint=hint)
-        found[model] = Price(float(good[0]), float(good[1]), as_of, source)
+        found[model] = price
     return found
 
 
 class Budget:
-    """A limit on what is spent: a request starts only where the most it can cost is left.
-
-    Args:
-        price: what tokens cost.
-        limit_usd: the line that is not crossed, None for no line.
-        spent_usd: what was spent before.
-    """
+    """A limit on what is spent: a request starts only where the most it can cost is left."""
 
     def __init__(self, price: Price, limit_usd: float | None, spent_usd: float) -> None:
         self.price = price
@@ -176,13 +155,9 @@ class Budget:
 
     @asynccontextmanager
     async def request(self, prompt_tokens: int, completion_tokens: int) -> AsyncIterator[None]:
-        """Holds the most that a request can cost while it is under way.
+        """Holds what a request of at most so many tokens can cost while it is under way.
 
         Where only what others hold stands in the way, waits for what they really cost.
-
-        Args:
-            prompt_tokens: the most that the prompt can have.
-            completion_tokens: the most that the reply may have.
 
         Raises:
             JudgeError: the request could cross the line.
@@ -215,76 +190,3 @@ class Budget:
         if self.limit_usd is None:
             return True
         return self.spent_usd + sum(self._under_way) + most <= self.limit_usd
-
-
-@dataclass(slots=True, kw_only=True)
-class Plan:
-    """What a run would do and cost.
-
-    Attributes:
-        judge: who would judge.
-        judgements: judgements that the files ask for.
-        done: those that are in the output already.
-        failing: those that cannot be judged (a missing answer or context).
-        requests: requests that would go out, if every reply can be read.
-        prompt_tokens: what would be sent.
-        completion_tokens: what would come back, if reviews are of the usual length.
-        completion_tokens_at_most: the same if every review is as long as allowed.
-        cost_usd: the cost of `completion_tokens`; None without a price.
-        cost_usd_at_most: the cost of `completion_tokens_at_most`.
-        counted_by: the tokenizer, or `ESTIMATE`.
-        price: the price that the costs are reckoned with, its source and its age.
-    """
-
-    judge: str
-    judgements: int = 0
-    done: int = 0
-    failing: int = 0
-    requests: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    completion_tokens_at_most: int = 0
-    cost_usd: float | None = None
-    cost_usd_at_most: float | None = None
-    counted_by: str = ""
-    price: str = ""
-
-    def add_request(self, prompt_tokens: int, most_tokens: int) -> None:
-        """Counts a request, and at most so many tokens of its reply."""
-        self.requests += 1
-        self.prompt_tokens += prompt_tokens
-        self.completion_tokens += min(USUAL_REVIEW_TOKENS, most_tokens)
-        self.completion_tokens_at_most += most_tokens
-
-    def reckon(self, price: Price) -> None:
-        """Fills in the costs."""
-        most = self.completion_tokens_at_most
-        self.cost_usd = round(price.cost_usd(self.prompt_tokens, self.completion_tokens), 6)
-        self.cost_usd_at_most = round(price.cost_usd(self.prompt_tokens, most), 6)
-        self.price = price.text() if price is not FREE else ""
-
-    def lines(self) -> list[str]:
-        """The plan in words."""
-        lines = [
-            f"judge: {self.judge}",
-            f"judgements: {self.judgements:,} ({self.done:,} are there already, "
-            f"{self.failing:,} cannot be made)",
-            f"requests: {self.requests:,}",
-        ]
-        if self.counted_by:
-            counted = f"counted: {self.counted_by}"
-            if self.counted_by == ESTIMATE:
-                counted = "an estimate; --tokenizer counts"
-            lines.append(
-                f"tokens: {self.prompt_tokens:,} to send, about {self.completion_tokens:,} and at "
-                f"most {self.completion_tokens_at_most:,} to receive ({counted})"
-            )
-        if self.cost_usd is not None:
-            lines.append(
-                f"cost: about {self.cost_usd:.2f} USD, at most {self.cost_usd_at_most:.2f} USD"
-            )
-            if self.price:
-                lines.append(f"price: {self.price}")
-        elif self.requests:
-            lines.append("cost: unknown, the judge has no price (see --prices)")
-        return lines

@@ -1,4 +1,4 @@
-"""What every judge has in common: settings in, a verdict for each case out."""
+"""What every judge has in common, and the judge that needs no network."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from chatbind_cli.evaluation.cases import Case
+from chatbind_cli.errors import JudgeError
+from chatbind_cli.evaluation.accuracy import is_correct
+from chatbind_cli.evaluation.cases import Case, digest
 from chatbind_cli.evaluation.judges.cost import FREE, Price
+from chatbind_cli.evaluation.scores import RULE_JUDGE
+from chatbind_cli.evaluation.texts import exact_match, token_f1
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 
@@ -23,19 +27,15 @@ class JudgeSettings:
     Attributes:
         kind: `auto` is `openai` where a key, a model or an address is given, else `rule`.
         url: the endpoint's address, ending in `/v1`; None for OpenAI's own (`OPENAI_BASE_URL`).
-        model: the model's name there.
         rules: a rule file, None for our own rules.
-        temperature: 0 for the most likely words.
-        max_tokens: most tokens of one review.
+        max_tokens: of one review.
         structured: ask for a JSON object of the scores: where the endpoint takes it, or never.
         timeout_s: longest wait for one reply.
         retries: further attempts a request.
-        concurrency: most judgements at a time.
-        requests_per_minute: the endpoint's limit, None if there is none.
-        tokens_per_minute: the same in tokens, sent and received.
+        tokens_per_minute: sent and received.
         max_cost_usd: the line that is not crossed, None for no line.
         prices: a file of prices, over our own table.
-        tokenizer: counts tokens, None to estimate.
+        tokenizer: see `counter_for`.
     """
 
     kind: Literal["auto", "openai", "rule"] = "auto"
@@ -47,7 +47,6 @@ class JudgeSettings:
     structured: Literal["auto", "off"] = "auto"
     timeout_s: float = 120.0
     retries: int = 5
-    concurrency: int = 8
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
     max_cost_usd: float | None = None
@@ -59,6 +58,15 @@ class JudgeSettings:
         """Whether the judge only compares words with right answers."""
         chat = self.url or self.model or os.environ.get(KEY_VARIABLE)
         return self.kind == "rule" or (self.kind == "auto" and not chat)
+
+    def refuse_without_key(self) -> None:
+        """Raises a JudgeError where OpenAI's own endpoint would be asked; a plan needs no key."""
+        elsewhere = self.url or os.environ.get("OPENAI_BASE_URL")
+        if not (self.is_rule or elsewhere or os.environ.get(KEY_VARIABLE, "").strip()):
+            raise JudgeError(
+                f"no API key in {KEY_VARIABLE}",
+                hint=f"set {KEY_VARIABLE}, give --judge-url of a local server, or --judge rule",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +91,7 @@ class Judge(ABC):
 
     Attributes:
         name: the `reviewer_id` of its reviews.
-        price: what its tokens cost, None if nobody knows.
+        price: None if nobody knows.
         counted_by: what counts its tokens, empty if none are counted.
         sending: the tasks whose request is out; the others can be cancelled and cost nothing.
     """
@@ -91,7 +99,7 @@ class Judge(ABC):
     name: str
     price: Price | None = FREE
     counted_by = ""
-    sending: AbstractSet[asyncio.Task[Any] | None] = frozenset()
+    sending: AbstractSet[asyncio.Task[Any]] = frozenset()
 
     @abstractmethod
     def judge_hash(self, case: Case) -> str:
@@ -115,3 +123,38 @@ class Judge(ABC):
 
     async def close(self) -> None:  # noqa: B027  most have none
         """Lets go of connections."""
+
+
+class RuleJudge(Judge):
+    """Compares each answer with the right answers: the same scores every time.
+
+    10 for a right answer and 1 for a wrong one (`accuracy.is_correct`); beside them, whether it is
+    the reference word for word (`exact`), and the F1 of its words (`f1`).
+    """
+
+    name = RULE_JUDGE
+
+    def judge_hash(self, case: Case) -> str:
+        """Changes with the right answers."""
+        return digest("rule-2", case.references)
+
+    async def judge(self, case: Case, *, swapped: bool) -> Verdict:
+        """Scores both answers; the order in which they are shown means nothing here."""
+        if not case.references:
+            return Verdict(error="no reference answer to compare with")
+        correct = [is_correct(text, case.references, case.question) for text in case.texts]
+        f1 = [round(token_f1(text, case.references), 4) for text in case.texts]
+        first, second = (10.0 if good else 1.0 for good in correct)
+        said = [
+            f"{'right' if good else 'wrong'} (F1 {value:.2f})"
+            for good, value in zip(correct, f1, strict=True)
+        ]
+        return Verdict(
+            scores=(first, second),
+            content=f"{first:g} {second:g}\nBy the reference answer: {', '.join(said)}.",
+            metadata={
+                "correct": correct,
+                "exact": [exact_match(text, case.references) for text in case.texts],
+                "f1": f1,
+            },
+        )

@@ -13,7 +13,7 @@ import json
 import re
 from typing import Any
 
-LOWEST, HIGHEST = 0.0, 10.0
+_LOWEST, _HIGHEST = 0.0, 10.0
 """The scale. Judges are asked for 1-10, and some answer 0 for "no answer at all"."""
 
 SCHEMA: dict[str, Any] = {
@@ -54,19 +54,42 @@ class UnreadableScores(ValueError):
     """A review does not say two scores in a form that can be read in only one way."""
 
 
-def read_scores(text: str) -> tuple[float, float]:
-    """The scores of the first and of the second answer.
+def read_review(text: str) -> tuple[tuple[float, float], str]:
+    """The scores of the first and of the second answer, and the review as it is kept.
 
     Args:
         text: what the judge wrote.
 
+    Returns:
+        The scores, and the text; of an object the same in the seed's form, scores on the first
+        line, which other programs read.
+
     Raises:
         UnreadableScores: there are not two scores, or they lie outside the scale.
     """
-    structured = read_object(text)
-    if structured is not None:
-        return structured[0]
-    text = _without_thoughts(text)
+    words = _without_thoughts(text)
+    value = _json_object(words)
+    if value is None:
+        return _read_lines(words), text
+    scores = [value.get("score_1"), value.get("score_2")]
+    if any(isinstance(score, bool) or not isinstance(score, int | float) for score in scores):
+        raise UnreadableScores("no two scores in the JSON object")
+    first, second = _on_scale(str(scores[0]), str(scores[1]))
+    return (first, second), f"{first:g} {second:g}\n{value.get('explanation', '')}".rstrip()
+
+
+def _json_object(text: str) -> dict[str, Any] | None:
+    text = text.strip()
+    fenced = _FENCED.fullmatch(text)
+    try:
+        value = json.loads(fenced[1] if fenced else text)
+    except (ValueError, RecursionError):  # no JSON, or a number of thousands of digits
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _read_lines(text: str) -> tuple[float, float]:
+    """The pair on the first line, or beside labels, or in brackets on the last line."""
     lines = [line.translate(_DECORATION).strip() for line in text.splitlines()]
     lines = [line for line in lines if line]
     if not lines:
@@ -85,38 +108,6 @@ def read_scores(text: str) -> tuple[float, float]:
         return _on_scale(last[1], last[2])
     shown = lines[0] if len(lines[0]) <= 60 else lines[0][:57] + "..."
     raise UnreadableScores(f"no two scores in {shown!r}")
-
-
-def read_object(text: str) -> tuple[tuple[float, float], str] | None:
-    """The scores and the explanation of a review in the form of `SCHEMA`.
-
-    Returns:
-        None if the text is no JSON object.
-
-    Raises:
-        UnreadableScores: it is one, without two scores on the scale; or there are thoughts alone.
-    """
-    stripped = _without_thoughts(text).strip()
-    fenced = _FENCED.fullmatch(stripped)
-    try:
-        value = json.loads(fenced[1] if fenced else stripped)
-    except (ValueError, RecursionError):  # no JSON, or a number of thousands of digits
-        return None
-    if not isinstance(value, dict):
-        return None
-    scores = [value.get("score_1"), value.get("score_2")]
-    if any(isinstance(score, bool) or not isinstance(score, int | float) for score in scores):
-        raise UnreadableScores("no two scores in the JSON object")
-    return _on_scale(str(scores[0]), str(scores[1])), str(value.get("explanation", ""))
-
-
-def in_text_form(text: str) -> str:
-    """A readable review in the seed's form, scores on the first line, also if it is an object."""
-    structured = read_object(text)
-    if structured is None:
-        return text
-    (first, second), explanation = structured
-    return f"{first:g} {second:g}\n{explanation}".rstrip()
 
 
 def _without_thoughts(text: str) -> str:
@@ -146,6 +137,6 @@ def _labelled(lines: list[str]) -> tuple[str, str] | None:
 def _on_scale(first: str, second: str) -> tuple[float, float]:
     scores = float(first), float(second)
     for score in scores:
-        if not LOWEST <= score <= HIGHEST:
+        if not _LOWEST <= score <= _HIGHEST:
             raise UnreadableScores(f"score {score:g} is not on the scale of 1 to 10")
     return scores

@@ -22,7 +22,7 @@ from chatbind_cli.evaluation.cases import Case
 from chatbind_cli.evaluation.judges.chat import DEFAULT_MODEL, ChatJudge
 from chatbind_cli.evaluation.judges.cost import Price
 from chatbind_cli.evaluation.judges.judge import JudgeSettings, Verdict
-from chatbind_cli.evaluation.review import ReviewOptions, make_missing
+from chatbind_cli.evaluation.judging import ReviewOptions, make_missing
 from chatbind_cli.jsonl import RecordWriter
 
 KEY = "sk-secret-1234567890"
@@ -400,7 +400,7 @@ def test_without_key_only_a_server_of_ones_own_is_asked(
     monkeypatch.delenv("OPENAI_API_KEY")
     assert _judge(judge_server)[0].scores == (8, 6)
     with pytest.raises(JudgeError, match="no API key in OPENAI_API_KEY"):
-        ChatJudge(JudgeSettings(model="m"))
+        JudgeSettings(model="m").refuse_without_key()
 
 
 def test_the_hash_follows_the_rule_the_context_and_the_model(judge_server: Any) -> None:
@@ -550,7 +550,7 @@ def test_an_end_lets_what_is_sent_finish_and_sends_nothing_more(
     start = time.monotonic()
     writer = RecordWriter(tmp_path / "r.jsonl", key="review_id")
     with writer, pytest.raises(KeyboardInterrupt):
-        make_missing(cases(), judge, writer, ReviewOptions(), concurrency=9)
+        make_missing(cases(), judge, writer, ReviewOptions(orders="as-given", concurrency=9))
     assert len(writer.done) == 2
     assert len(judge_server.requests) == 3
     assert time.monotonic() - start < 10
@@ -558,7 +558,7 @@ def test_an_end_lets_what_is_sent_finish_and_sends_nothing_more(
 
 def test_a_plan_needs_no_key_and_counts_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
-    judge = ChatJudge(JudgeSettings(model="m", max_tokens=50), will_ask=False)
+    judge = ChatJudge(JudgeSettings(model="m", max_tokens=50))
     sent, received = judge.expected_tokens(_case())
     assert 100 < sent < 400
     assert received == 50

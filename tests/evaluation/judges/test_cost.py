@@ -152,6 +152,6 @@ def test_a_tokenizers_folder_counts_exactly(tmp_path: Path) -> None:
 def test_a_tokenizer_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no model folder"):
         counter_for(str(tmp_path / "nowhere"))
-    with pytest.raises(UsageError, match="knows no encoding 'x'|not installed"):
+    with pytest.raises(UsageError, match="tiktoken:x cannot be used"):
         counter_for("tiktoken:x")
     assert counter_for(None)[1] == "estimate"

@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from chatbind_cli.evaluation.judges.reply import UnreadableScores, read_scores
+from chatbind_cli.evaluation.judges.reply import UnreadableScores, read_review
+
+
+def read_scores(text: str) -> tuple[float, float]:
+    return read_review(text)[0]
+
 
 # Where the reference reads a pair and we call the review failed, because one of the numbers
 # cannot be a score: it is no finite number, it is negative, or it lies above 10.

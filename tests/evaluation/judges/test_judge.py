@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from chatbind_cli.evaluation.cases import Case
-from chatbind_cli.evaluation.judges.rule import RuleJudge
+from chatbind_cli.evaluation.judges.judge import RuleJudge
 
 
 def test_the_rule_judge_needs_no_network_and_says_what_is_exact() -> None:
