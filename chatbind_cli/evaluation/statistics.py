@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 Pair = tuple[float, float]
+Key = TypeVar("Key", bound=Hashable)
 
 # The ends of an interval then have a standard error of about 0.8 % of its width; with very many
 # questions the interval is narrow, and fewer resamples (2 % of the width) keep the wait short.
@@ -24,12 +25,20 @@ def average(pairs: Sequence[Pair]) -> Pair:
     return sum(first for first, _ in pairs) / n, sum(second for _, second in pairs) / n
 
 
-def mean_pair(pairs: Sequence[Pair]) -> Pair | None:
-    """The mean of each side, rounded to 3 decimals as published tables are; None without pairs."""
+def averages(pairs: Iterable[tuple[Key, Pair]]) -> dict[Key, Pair]:
+    """The mean of the pairs of each key."""
+    found: dict[Key, list[Pair]] = {}
+    for key, pair in pairs:
+        found.setdefault(key, []).append(pair)
+    return {key: average(of) for key, of in found.items()}
+
+
+def mean_pair(pairs: Sequence[Pair], digits: int = 3) -> Pair | None:
+    """The mean of each side, rounded as published tables are; None without pairs."""
     if not pairs:
         return None
     first, second = average(pairs)
-    return round(first, 3), round(second, 3)
+    return round(first, digits), round(second, digits)
 
 
 def relative_score(means: Pair | None) -> float | None:
@@ -52,18 +61,20 @@ def relative_interval(pairs: Sequence[Pair]) -> Pair | None:
 
     Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
     """
-    return _rounded(_interval(pairs, _relative))
+    return _interval(pairs, _relative, digits=1)
 
 
 def mean_intervals(pairs: Sequence[Pair]) -> tuple[Pair, Pair] | None:
     """The 95 % percentile bootstrap intervals of both sides' means; None for fewer than two."""
     import numpy as np
 
-    first, second = (_interval([(pair[side],) for pair in pairs], np.mean) for side in (0, 1))
+    first, second = (_interval([(pair[side],) for pair in pairs], np.mean, 3) for side in (0, 1))
     return None if first is None or second is None else (first, second)
 
 
-def _interval(rows: Sequence[tuple[float, ...]], statistic: Callable[..., Any]) -> Pair | None:
+def _interval(
+    rows: Sequence[tuple[float, ...]], statistic: Callable[..., Any], digits: int
+) -> Pair | None:
     """The interval of a statistic of columns whose rows (the questions) are drawn together."""
     import numpy as np
     from scipy import stats
@@ -88,7 +99,7 @@ def _interval(rows: Sequence[tuple[float, ...]], statistic: Callable[..., Any]) 
     if not np.isfinite(found.bootstrap_distribution).all():
         return None
     low, high = found.confidence_interval
-    return float(low), float(high)
+    return round(float(low), digits), round(float(high), digits)
 
 
 def _resamples(n: int) -> int:
@@ -102,10 +113,6 @@ def _relative(first: Any, second: Any, axis: int = -1) -> Any:
 def _gap(first: Any, second: Any, other_first: Any, other_second: Any, axis: int = -1) -> Any:
     """Relative score of one run minus that of another, in percentage points."""
     return _relative(first, second, axis) - _relative(other_first, other_second, axis)
-
-
-def _rounded(interval: Pair | None) -> Pair | None:
-    return None if interval is None else (round(interval[0], 1), round(interval[1], 1))
 
 
 class Difference(NamedTuple):
@@ -168,7 +175,7 @@ def paired_difference(ours: Sequence[Pair], theirs: Sequence[Pair]) -> Differenc
             ).pvalue
     return Difference(
         difference=round(float(_gap(*total[:, None])), 1),
-        ci95=_rounded(_interval(rows, _gap)),
+        ci95=_interval(rows, _gap, digits=1),
         p_value=round(float(p_value), 4),
     )
 
@@ -189,17 +196,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def cohens_kappa(first: Sequence[int], second: Sequence[int]) -> float | None:
+def cohens_kappa(outcomes: Sequence[tuple[int, int]]) -> float | None:
     """How much two judges agree beyond chance, 1 at most; None where chance alone explains all.
+
+    Args:
+        outcomes: what both say of a question; at least one.
 
     Source: Cohen, A coefficient of agreement for nominal scales (1960).
     """
-    n = len(first)
-    if n == 0:
-        return None
-    agree = sum(a == b for a, b in zip(first, second, strict=True)) / n
-    counts = Counter(first), Counter(second)
-    chance = sum(counts[0][key] * counts[1][key] for key in counts[0]) / n**2
+    n = len(outcomes)
+    agree = sum(a == b for a, b in outcomes) / n
+    first, second = (Counter(said) for said in zip(*outcomes, strict=True))
+    chance = sum(first[key] * second[key] for key in first) / n**2
     return None if chance == 1 else (agree - chance) / (1 - chance)
 
 

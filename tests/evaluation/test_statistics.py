@@ -192,13 +192,12 @@ def test_kappa_agrees_with_scikit_learns(seed: int) -> None:
     first = rng.integers(-1, 2, size=80)
     second = np.where(rng.random(80) < 0.6, first, rng.integers(-1, 2, size=80))
     expected = metrics.cohen_kappa_score(first, second)
-    assert cohens_kappa(first.tolist(), second.tolist()) == pytest.approx(expected, abs=1e-12)
+    assert cohens_kappa(list(zip(first, second, strict=True))) == pytest.approx(expected, abs=1e-12)
 
 
 def test_kappa_of_judges_who_always_say_the_same_is_undefined() -> None:
-    assert cohens_kappa([1, 1], [1, 1]) is None
-    assert cohens_kappa([], []) is None
-    assert cohens_kappa([1, -1], [-1, 1]) == pytest.approx(-1.0)
+    assert cohens_kappa([(1, 1), (1, 1)]) is None
+    assert cohens_kappa([(1, -1), (-1, 1)]) == pytest.approx(-1.0)
 
 
 def test_holms_correction_is_that_of_the_definition() -> None:
