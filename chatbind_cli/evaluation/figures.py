@@ -21,7 +21,6 @@ import datetime
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import combinations
-from typing import NamedTuple
 
 from chatbind_cli.evaluation.scores import (
     Item,
@@ -84,21 +83,25 @@ def mean_scores(seen: Seen, balanced: Collection[str]) -> dict[Item, Pair]:
 def figures_of(reviews: Sequence[Record], seen: Seen, results: Mapping[Item, Pair]) -> Record:
     """What a row says of some reviews, their scores, and the questions among them that count."""
     pairs, both = list(results.values()), in_both_orders(seen)
-    means, outcomes = mean_pair(pairs), Counter(map(outcome, pairs))
+    means, wins = mean_pair(pairs), Counter(map(outcome, pairs))
     same = [outcome(given) == outcome(swapped) for given, swapped in both.values()]
     # What stood first, and what second: question by question, as each counts once.
     places = averages(
         (item, average([given, swapped[::-1]])) for (item, _), (given, swapped) in both.items()
     )
-    kappas = [found.kappa for found in agreements(reviews) if found.kappa is not None]
+    kappas = [
+        kappa
+        for outcomes in agreements(reviews).values()
+        if (kappa := cohens_kappa(outcomes)) is not None
+    ]
     return {
         "n": len(pairs),
         **_sides("mean", means),
         "relative": relative_score(means),
         "ci95": relative_interval(pairs),
-        "win": outcomes[1],
-        "tie": outcomes[0],
-        "lose": outcomes[-1],
+        "win": wins[1],
+        "tie": wins[0],
+        "lose": wins[-1],
         "consistency": round(sum(same) / len(same), 4) if same else None,
         "failed": sum(scores_of(review) is None for review in reviews),
         "one_order": len({item for item, _, _ in seen}) - len(pairs),
@@ -156,23 +159,15 @@ def _day(seconds: float) -> str:
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).date().isoformat()
 
 
-class Agreement(NamedTuple):
-    """How two judges, who saw the same answers, agree on who is better (first, tie, second)."""
-
-    judges: tuple[str, str]
-    n: int
-    """Questions that both have judged."""
-    same: float
-    """Share of them with the same outcome."""
-    kappa: float | None
-    """Cohen's kappa; None where chance alone explains all."""
-
-
-def agreements(reviews: Iterable[Record]) -> list[Agreement]:
-    """Every pair of judges that have questions in common.
+def agreements(reviews: Iterable[Record]) -> dict[tuple[str, str], list[tuple[int, int]]]:
+    """What two judges say of each question on whose answers both have judged.
 
     Args:
         reviews: of any number of files; failed ones count for nothing.
+
+    Returns:
+        For each pair of judges with questions in common, whom both call better: -1 the first
+        answer, 0 none, 1 the second.
     """
     scores = averages(
         # A question with other answers is another thing that was judged.
@@ -183,13 +178,12 @@ def agreements(reviews: Iterable[Record]) -> list[Agreement]:
     outcomes: dict[str, dict[tuple[Item, str], int]] = {}
     for (judge, about), pair in scores.items():
         outcomes.setdefault(judge, {})[about] = outcome(pair)
-    found = []
+    found = {}
     for judges in combinations(outcomes, 2):
         first, second = (outcomes[judge] for judge in judges)
         shared = [(first[about], second[about]) for about in first if about in second]
         if shared:
-            same = sum(a == b for a, b in shared) / len(shared)
-            found.append(Agreement(judges, len(shared), same, cohens_kappa(shared)))
+            found[judges] = shared
     return found
 
 

@@ -11,7 +11,7 @@ from typing import IO, Literal
 from chatbind_cli.console import printable
 from chatbind_cli.evaluation.figures import agreements
 from chatbind_cli.evaluation.scores import failure_of, scores_of
-from chatbind_cli.evaluation.statistics import position_bias
+from chatbind_cli.evaluation.statistics import cohens_kappa, position_bias
 from chatbind_cli.evaluation.summary import ALL, Summary
 from chatbind_cli.jsonl import Record, dumps
 
@@ -105,12 +105,10 @@ def _tested(rows: Sequence[Record]) -> int:
     return sum(row.get("p_value") is not None and row["category"] != ALL for row in rows)
 
 
-def description(summary: Summary, *, named: bool = True) -> str:
+def description(summary: Summary) -> str:
     """One line: who was judged by whom, when, and what it took."""
     sides = [" + ".join(side) or "unknown" for side in summary.models]
-    parts = [summary.name] if named and summary.name else []
-    if any(summary.models):
-        parts.append(f"first: {sides[0]}, second: {sides[1]}")
+    parts = [f"first: {sides[0]}, second: {sides[1]}"] if any(summary.models) else []
     total = summary.total
     if total["judges"]:
         days = " to ".join(dict.fromkeys(total["dates"] or ()))
@@ -165,12 +163,16 @@ def order_lines(summary: Summary) -> list[str]:
 
 def agreement_lines(summaries: Sequence[Summary]) -> list[str]:
     """How much the judges of all these reviews agree, a line a pair of judges."""
+    lines = []
     found = agreements(review for summary in summaries for review in summary.reviews)
-    return [
-        f"{' and '.join(judges)} agree on {100 * same:.1f} % of {n} questions (Cohen's kappa "
-        f"{'undefined' if kappa is None else f'{kappa:.2f}'})"
-        for judges, n, same, kappa in found
-    ]
+    for judges, outcomes in found.items():
+        same, kappa = sum(a == b for a, b in outcomes), cohens_kappa(outcomes)
+        lines.append(
+            f"{' and '.join(judges)} agree on {100 * same / len(outcomes):.1f} % of "
+            f"{len(outcomes)} questions (Cohen's kappa "
+            f"{'undefined' if kappa is None else f'{kappa:.2f}'})"
+        )
+    return lines
 
 
 def comparison_lines(summary: Summary) -> list[str]:
@@ -239,7 +241,8 @@ def markdown_table(summaries: Sequence[Summary]) -> str:
 
 
 def _notes(summaries: Sequence[Summary]) -> list[str]:
-    return [*filter(None, map(description, summaries)), *remarks(summaries)]
+    lines = ["; ".join(filter(None, [of.name, description(of)])) for of in summaries]
+    return [*filter(None, lines), *remarks(summaries)]
 
 
 def _markdown(text: str) -> str:

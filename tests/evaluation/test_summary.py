@@ -365,8 +365,7 @@ def test_judges_who_saw_the_same_answers_are_compared_by_kappa() -> None:
         for judge, winners in wins.items()
         for i, winner in enumerate(winners)
     ]
-    (found,) = agreements(reviews)
-    assert (found.judges, found.n, found.same, found.kappa) == (("a", "b"), 4, 0.75, 0.5)
+    assert agreements(reviews) == {("a", "b"): [(1, 1), (1, -1), (-1, -1), (-1, -1)]}
     assert (
         "a and b agree on 75.0 % of 4 questions (Cohen's kappa 0.50)"
         in agreement_lines([one_summary(reviews)])[0]
@@ -387,14 +386,14 @@ def test_judges_in_files_of_their_own_are_compared_too() -> None:
 def test_judges_of_other_answers_are_not_compared() -> None:
     ours = [_judged(i, [5, 6], "a", answer2_id=f"x{i}") for i in range(3)]
     theirs = [_judged(i, [5, 6], "b", answer2_id=f"y{i}") for i in range(3)]
-    assert agreements([*ours, *theirs]) == []
+    assert agreements([*ours, *theirs]) == {}
     same = [_judged(i, [5, 6 - i], "b", answer2_id=f"x{i}") for i in range(3)]
-    assert [found.n for found in agreements([*ours, *same])] == [3]
+    assert [len(found) for found in agreements([*ours, *same]).values()] == [3]
 
 
 def test_failed_reviews_count_for_no_agreement() -> None:
     reviews = [_judged(1, [5, 6], "a"), _judged(1, None, "b", error="x")]
-    assert agreements(reviews) == []
+    assert agreements(reviews) == {}
 
 
 def test_pairs_of_several_answer_files_have_figures_of_their_own() -> None:
@@ -443,7 +442,7 @@ def test_the_p_values_of_several_categories_are_corrected_and_that_of_all_is_not
         sides = [list(of.results[row["category"]].values()) for of in (summary, baseline)]
         found = paired_difference(*sides)
         assert found is not None
-        raw[row["category"]] = found.p_value
+        raw[row["category"]] = found[2]
     beside = _compare(summary, baseline)
     ordered = sorted(["conv", "detail", "complex"], key=raw.__getitem__)
     expected = [min(1, raw[ordered[0]] * 3)]

@@ -70,7 +70,7 @@ def render_report(
         previews: of the questions' media; None: they are named, not shown.
     """
     script, style = _part("script.j2"), _part("style.j2")
-    anchors: set[str] = set()
+    anchors: Counter[str] = Counter()
     entries = [
         entry
         for summary in summaries
@@ -138,7 +138,7 @@ def _entries(
     questions: Mapping[str, Record],
     answers: Sequence[Mapping[str, Record]],
     previews: Previews | None,
-    anchors: set[str],
+    anchors: Counter[str],
 ) -> list[Record]:
     """The questions of one summary in their order, each with everything that is known of it."""
     judged: dict[Item, list[Record]] = {}
@@ -168,15 +168,11 @@ def _entries(
     return sorted(entries, key=lambda entry: places.get(entry["question_id"], len(places)))
 
 
-def _anchor(question_id: str, taken: set[str]) -> str:
+def _anchor(question_id: str, taken: Counter[str]) -> str:
     """The name that a link to an entry ends in; the same in every report on these questions."""
-    plain = "q-" + (re.sub(r"[^A-Za-z0-9_.-]+", "-", question_id) or "none")
-    anchor, number = plain, 1
-    while anchor in taken:
-        number += 1
-        anchor = f"{plain}--{number}"
-    taken.add(anchor)
-    return anchor
+    anchor = "q-" + (re.sub(r"[^A-Za-z0-9_.-]+", "-", question_id) or "none")
+    taken[anchor] += 1
+    return anchor if taken[anchor] == 1 else f"{anchor}--{taken[anchor]}"
 
 
 def _media(question: Record, previews: Previews | None) -> Iterator[tuple[str, str, Any]]:
