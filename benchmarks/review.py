@@ -151,7 +151,7 @@ def memory(folder: Path, port: int, arguments: argparse.Namespace) -> None:
         (found,) = summarize(map(json.loads, file))
     show(
         "summarize",
-        reviews=found.rows[-1].n,
+        reviews=found.total["n"],
         seconds=round(time.perf_counter() - start, 2),
         grown_mb=round(resident_mb() - before, 1),
         peak_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3),

@@ -183,7 +183,7 @@ def command(
     if page is not None:
         _write_report(page, summaries, questions, answers, **media)
     _say(summaries, with_remarks=form in ("json", "figures", "csv"))
-    if not any(row.n for summary in summaries for row in summary.rows):
+    if not any(summary.total["n"] for summary in summaries):
         raise RecordError("every review failed, so there is nothing to average")
     bad = sum(UNREADABLE in review for summary in summaries for review in summary.reviews)
     if bad:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, TypeVar
 
 Pair = tuple[float, float]
+Key = TypeVar("Key", bound=Hashable)
 
 # The ends of an interval then have a standard error of about 0.8 % of its width; with very many
 # questions the interval is narrow, and fewer resamples (2 % of the width) keep the wait short.
@@ -24,12 +25,20 @@ def average(pairs: Sequence[Pair]) -> Pair:
     return sum(first for first, _ in pairs) / n, sum(second for _, second in pairs) / n
 
 
-def mean_pair(pairs: Sequence[Pair]) -> Pair | None:
-    """The mean of each side, rounded to 3 decimals as published tables are; None without pairs."""
+def averages(pairs: Iterable[tuple[Key, Pair]]) -> dict[Key, Pair]:
+    """The mean of the pairs of each key."""
+    found: dict[Key, list[Pair]] = {}
+    for key, pair in pairs:
+        found.setdefault(key, []).append(pair)
+    return {key: average(of) for key, of in found.items()}
+
+
+def mean_pair(pairs: Sequence[Pair], digits: int = 3) -> Pair | None:
+    """The mean of each side, rounded as published tables are; None without pairs."""
     if not pairs:
         return None
     first, second = average(pairs)
-    return round(first, 3), round(second, 3)
+    return round(first, digits), round(second, digits)
 
 
 def relative_score(means: Pair | None) -> float | None:
@@ -40,31 +49,41 @@ def relative_score(means: Pair | None) -> float | None:
 
 
 def relative_interval(pairs: Sequence[Pair]) -> Pair | None:
-    """The 95 % percentile bootstrap interval of the relative score, in percent.
+    """The 95 % bootstrap interval of the relative score, in percent to 1 decimal.
 
     Args:
         pairs: one pair a question. Reviews of the same question are averaged before, so the
             question is what is drawn (a bootstrap clustered by question).
-
-    Returns:
-        Both ends to 1 decimal; the same numbers for the same pairs at every call. None for
-        fewer than two questions, and where a resample has nothing to divide by.
-
-    Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
     """
-    return _rounded(_interval(pairs, _relative))
+    return _interval(pairs, _relative, digits=1)
 
 
 def mean_intervals(pairs: Sequence[Pair]) -> tuple[Pair, Pair] | None:
-    """The 95 % percentile bootstrap intervals of both sides' means; None for fewer than two."""
-    import numpy as np
-
-    first, second = (_interval([(pair[side],) for pair in pairs], np.mean) for side in (0, 1))
+    """The 95 % bootstrap intervals of both sides' means; None for fewer than two questions."""
+    n = len(pairs)
+    first, second = (
+        _interval([(pair[side],) for pair in pairs], lambda total: total / n, digits=3)
+        for side in (0, 1)
+    )
     return None if first is None or second is None else (first, second)
 
 
-def _interval(rows: Sequence[tuple[float, ...]], statistic: Callable[..., Any]) -> Pair | None:
-    """The interval of a statistic of columns whose rows (the questions) are drawn together."""
+def _interval(
+    rows: Sequence[tuple[float, ...]], statistic: Callable[..., Any], digits: int
+) -> Pair | None:
+    """The 95 % percentile bootstrap interval of a statistic of columns' sums.
+
+    Args:
+        rows: of each question what is drawn together.
+        statistic: takes the sum of each column.
+        digits: decimals of the ends.
+
+    Returns:
+        The same numbers for the same rows at every call. None for fewer than two questions, and
+        where a resample has nothing to divide by.
+
+    Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
+    """
     import numpy as np
     from scipy import stats
 
@@ -77,7 +96,7 @@ def _interval(rows: Sequence[tuple[float, ...]], statistic: Callable[..., Any]) 
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # told apart below
         found = stats.bootstrap(
             tuple(columns),
-            statistic,
+            lambda *drawn, axis: statistic(*(column.sum(axis) for column in drawn)),
             paired=True,
             vectorized=True,
             method="percentile",
@@ -88,38 +107,25 @@ def _interval(rows: Sequence[tuple[float, ...]], statistic: Callable[..., Any]) 
     if not np.isfinite(found.bootstrap_distribution).all():
         return None
     low, high = found.confidence_interval
-    return float(low), float(high)
+    return round(float(low), digits), round(float(high), digits)
 
 
 def _resamples(n: int) -> int:
     return max(_RESAMPLES_AT_LEAST, min(_RESAMPLES, _DRAWS // n))
 
 
-def _relative(first: Any, second: Any, axis: int = -1) -> Any:
-    return 100 * second.sum(axis) / first.sum(axis)
+def _relative(first: Any, second: Any) -> Any:
+    return 100 * second / first
 
 
-def _gap(first: Any, second: Any, other_first: Any, other_second: Any, axis: int = -1) -> Any:
+def _gap(first: Any, second: Any, other_first: Any, other_second: Any) -> Any:
     """Relative score of one run minus that of another, in percentage points."""
-    return _relative(first, second, axis) - _relative(other_first, other_second, axis)
+    return _relative(first, second) - _relative(other_first, other_second)
 
 
-def _rounded(interval: Pair | None) -> Pair | None:
-    return None if interval is None else (round(interval[0], 1), round(interval[1], 1))
-
-
-class Difference(NamedTuple):
-    """How much two runs differ on the same questions."""
-
-    difference: float
-    """The relative score of the one minus that of the other, in percentage points."""
-    ci95: Pair | None
-    """Its 95 % bootstrap interval, drawn by question; None for fewer than two."""
-    p_value: float
-    """How often chance alone gives a difference at least as large."""
-
-
-def paired_difference(ours: Sequence[Pair], theirs: Sequence[Pair]) -> Difference | None:
+def paired_difference(
+    ours: Sequence[Pair], theirs: Sequence[Pair]
+) -> tuple[float, Pair | None, float] | None:
     """Compares two runs question by question.
 
     The test is a permutation test: if the runs were alike, each question's two results could as
@@ -131,6 +137,8 @@ def paired_difference(ours: Sequence[Pair], theirs: Sequence[Pair]) -> Differenc
         theirs: the same questions' in the other.
 
     Returns:
+        The relative score of the one minus that of the other in percentage points, its 95 %
+        bootstrap interval, and p: how often chance alone gives a difference at least as large.
         None where there is no question, or nothing to divide by.
 
     Source: Good, Permutation, Parametric and Bootstrap Tests of Hypotheses (2005), chapter 3.
@@ -141,17 +149,17 @@ def paired_difference(ours: Sequence[Pair], theirs: Sequence[Pair]) -> Differenc
     rows = sorted((*one, *other) for one, other in zip(ours, theirs, strict=True))
     n = len(rows)
     values = np.asarray(rows, dtype=np.float64).reshape(n, 4)
-    total, half = values.sum(axis=0), (values[:, :2] - values[:, 2:]) / 2
+    total = values.sum(axis=0)
     if total[0] == 0 or total[2] == 0:
         return None
+    middle, half = (total[:2] + total[2:]) / 2, (values[:, :2] - values[:, 2:]) / 2
 
     def distance(kept: Any, axis: int = -1) -> Any:
         """How far the runs are apart if each question's results are kept (1) or exchanged (-1)."""
         moved = kept @ half  # [..., 2]
-        mine, other = (total[:2] + total[2:]) / 2 + moved, (total[:2] + total[2:]) / 2 - moved
-        gaps = _gap(mine[..., :1], mine[..., 1:], other[..., :1], other[..., 1:])
+        sums = np.concatenate([middle + moved, middle - moved], axis=-1)
         # A gap that cannot be computed speaks for chance; rounding apart, equal ones are equal.
-        return np.nan_to_num(abs(gaps).round(9), nan=np.inf)
+        return np.nan_to_num(abs(_gap(*np.moveaxis(sums, -1, 0))).round(9), nan=np.inf)
 
     p_value = 1.0  # of one question: exchanged, it is as far apart
     if n > 1:
@@ -166,11 +174,8 @@ def paired_difference(ours: Sequence[Pair], theirs: Sequence[Pair]) -> Differenc
                 batch=max(1, 4 * _DRAWS_AT_A_TIME // n),
                 rng=np.random.default_rng(_SEED),
             ).pvalue
-    return Difference(
-        difference=round(float(_gap(*total[:, None])), 1),
-        ci95=_rounded(_interval(rows, _gap)),
-        p_value=round(float(p_value), 4),
-    )
+    difference = round(float(_gap(*total)), 1)
+    return difference, _interval(rows, _gap, digits=1), round(float(p_value), 4)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -189,17 +194,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def cohens_kappa(first: Sequence[int], second: Sequence[int]) -> float | None:
+def cohens_kappa(outcomes: Sequence[tuple[int, int]]) -> float | None:
     """How much two judges agree beyond chance, 1 at most; None where chance alone explains all.
+
+    Args:
+        outcomes: what both say of a question; at least one.
 
     Source: Cohen, A coefficient of agreement for nominal scales (1960).
     """
-    n = len(first)
-    if n == 0:
-        return None
-    agree = sum(a == b for a, b in zip(first, second, strict=True)) / n
-    counts = Counter(first), Counter(second)
-    chance = sum(counts[0][key] * counts[1][key] for key in counts[0]) / n**2
+    n = len(outcomes)
+    agree = sum(a == b for a, b in outcomes) / n
+    first, second = (Counter(said) for said in zip(*outcomes, strict=True))
+    chance = sum(first[key] * second[key] for key in first) / n**2
     return None if chance == 1 else (agree - chance) / (1 - chance)
 
 

@@ -1,37 +1,29 @@
-"""From review records to figures: one row a category, and one for all.
-
-Failed reviews are counted and are in no mean: the reference averages its -1 for an
-unreadable review in, which is one place where the numbers differ on purpose. The other: a question
-that was judged in one order only is in no mean of a judge of both; `figures` has the formula.
-"""
+"""From review records to summaries: which reviews hold, and their figures in rows, `all` last."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from chatbind_cli.errors import RecordError, UsageError
 from chatbind_cli.evaluation.figures import (
-    Row,
-    by_question,
-    judges_of_both_orders,
+    circumstances_of,
+    figures_of,
+    in_both_orders,
     mean_scores,
-    one_order_only,
-    order_outcomes,
-    row_of,
+    scores_by_order,
 )
 from chatbind_cli.evaluation.scores import (
+    RULE_JUDGE,
     Item,
-    failure_of,
     item_of,
     judge_name,
     metadata_of,
     models_of,
     scores_of,
 )
-from chatbind_cli.evaluation.statistics import Pair, average, holm, paired_difference
+from chatbind_cli.evaluation.statistics import Pair, averages, holm, outcome, paired_difference
 from chatbind_cli.jsonl import Record
 
 ALL = "all"
@@ -44,36 +36,34 @@ class Summary:
 
     Attributes:
         name: the file's name, or `stdin`; of several pairs in it with the second answerer's.
+        by: what makes a row: `category`, `modality` or `judge`.
         rows: the categories in order of first appearance, `all` last.
         models: the first and the second answerer, as far as the reviews say.
         reviews: the records behind the figures: failed ones too, replaced ones not.
-        failures: why reviews failed, with how often.
         results: the mean scores of each question, by category.
-        orders: of each question that was judged in both orders, who won as given and who swapped:
+        orders: of each question and judge with both orders, who won as given and who swapped:
             -1 first, 0 tie, 1 second.
         unbalanced: how often judges who never saw both orders of a question saw one as given, and
             swapped.
-        by: what makes a row: `category`, `modality` or `judge`.
     """
 
     name: str
-    rows: list[Row]
+    by: str
+    rows: list[Record]
     models: tuple[list[str], list[str]]
     reviews: list[Record]
-    failures: dict[str, int]
     results: dict[str, dict[Item, Pair]]
     orders: list[tuple[int, int]]
     unbalanced: tuple[int, int]
-    by: str
 
     @property
-    def total(self) -> Row | None:
-        """The row of all categories; None without reviews."""
-        return next((row for row in self.rows if row.category == ALL), None)
+    def total(self) -> Record:
+        """The row of all categories."""
+        return self.rows[-1]
 
     def renamed(self, name: str) -> Summary:
         """The same figures under another name."""
-        return replace(self, name=name, rows=[replace(row, review=name) for row in self.rows])
+        return replace(self, name=name, rows=[row | {"review": name} for row in self.rows])
 
 
 def summarize(
@@ -102,6 +92,112 @@ def summarize(
     seconds = [" + ".join(summary.models[1]) or "unknown" for summary in summaries]
     names = [f"{name}: {second}" if name else second for second in seconds]
     return [summary.renamed(of) for summary, of in zip(summaries, names, strict=True)]
+
+
+def latest(records: Iterable[Record], *, with_words: bool) -> list[Record]:
+    """The reviews that still hold: of several with one key the last one, and none of old words.
+
+    Where an answer or its question changed, or a judge's rule, a later run may make fewer reviews
+    than the one before it (one order instead of both). The old ones of the others are left out.
+
+    Args:
+        records: review records, in the order in which they were made.
+        with_words: keep what the judges wrote; figures do without, in a fraction of the memory.
+    """
+    found: dict[str, Record] = {}
+    newest: Record = {}
+    for number, record in enumerate(records):
+        found[str(metadata_of(record).get("slot") or number)] = (
+            record if with_words else {key: record[key] for key in record if key not in _WORDS}
+        )
+        newest |= _made_from(record)
+    return [record for record in found.values() if _made_from(record).items() <= newest.items()]
+
+
+def _made_from(review: Record) -> Record:
+    """What was judged and by which rule, under the names of what a later review replaces.
+
+    A question whose medium changed is the same one.
+    """
+    question, _, models = item_of(review)
+    metadata, about = metadata_of(review), f"{question} {models}"
+    rule = f"{about} {judge_name(review)}"
+    return {f"input {about}": metadata.get("subject"), f"rule {rule}": metadata.get("basis")}
+
+
+def _by_pair(reviews: Sequence[Record]) -> list[list[Record]]:
+    """The reviews of each pair of answer files.
+
+    A pair in which a question was answered by several models in turn is two runs in one file:
+    their reviews are of different things, and no mean is of both.
+    """
+    first_models: dict[tuple[str, str], list[str]] = {}
+    in_turn = set()
+    for review in reviews:
+        pair, models = _pair(review), models_of(review)
+        if models and first_models.setdefault((pair, item_of(review)[0]), models) != models:
+            in_turn.add(pair)
+    found: dict[str, list[Record]] = {}
+    strays = []
+    for review in reviews:
+        pair = _pair(review)
+        if not metadata_of(review) and scores_of(review) is None:
+            strays.append(review)  # it says nothing of who answered, and has no scores to mix
+        else:
+            key = f"{pair} {models_of(review)}" if pair in in_turn else pair
+            found.setdefault(key, []).append(review)
+    if strays:
+        found.setdefault(next(iter(found), ""), []).extend(strays)
+    return list(found.values())
+
+
+def _pair(review: Record) -> str:
+    return str(metadata_of(review).get("pair") or [1, 2])
+
+
+def _summary(reviews: list[Record], name: str, by: str) -> Summary:
+    groups: dict[str, list[Record]] = {}
+    for review in reviews:
+        groups.setdefault(_category(review, by), []).append(review)
+    groups.pop(ALL, None)
+    groups[ALL] = reviews
+    seen = {category: scores_by_order(group) for category, group in groups.items()}
+    both = in_both_orders(seen[ALL])
+    balanced = {judge for _, judge in both}
+    alone = Counter(
+        swapped for _, judge, swapped in seen[ALL] if judge not in (*balanced, RULE_JUDGE)
+    )
+    results = {category: mean_scores(found, balanced) for category, found in seen.items()}
+    rows = [
+        {"category": key, **figures_of(group, seen[key], results[key]), "review": name}
+        | circumstances_of(group)
+        for key, group in groups.items()
+    ]
+    models: tuple[list[str], list[str]] = ([], [])
+    for review in reviews:
+        for side, model in zip(models, models_of(review), strict=False):
+            if model and model not in side:
+                side.append(model)
+    return Summary(
+        name=name,
+        by=by,
+        rows=rows,
+        models=models,
+        reviews=reviews,
+        results=results,
+        orders=[(outcome(given), outcome(swapped)) for given, swapped in both.values()],
+        unbalanced=(alone[False], alone[True]),
+    )
+
+
+def _category(review: Record, by: str) -> str:
+    """What makes the review's line of the table; without a category it is in `all` alone."""
+    values = {
+        "category": review.get("category"),
+        "modality": metadata_of(review).get("modality", "text"),
+        "judge": review.get("reviewer_id"),
+    }
+    return ALL if values[by] in (None, "") else str(values[by])
 
 
 def renamed(summaries: Sequence[Summary], names: Sequence[str]) -> list[Summary]:
@@ -141,138 +237,34 @@ def compared(summaries: Sequence[Summary], baselines: Sequence[Summary]) -> list
         )
     found = []
     for summary, baseline in zip(summaries, baselines, strict=True):
-        rows = [_beside(row, summary, baseline) for row in summary.rows]
-        tested = {row.category: row.p_value for row in rows if row.p_value is not None}
-        total = tested.pop(ALL, None)
-        p_values = dict(zip(tested, holm(list(tested.values())), strict=True)) | {ALL: total}
-        rows = [replace(row, p_value=p_values.get(row.category)) for row in rows]
+        rows = [row | _comparison(row["category"], summary, baseline) for row in summary.rows]
+        tested = [row for row in rows[:-1] if row["p_value"] is not None]
+        for row, p_value in zip(tested, holm([row["p_value"] for row in tested]), strict=True):
+            row["p_value"] = p_value
         found.append(replace(summary, rows=rows))
     return found
 
 
-def _beside(row: Row, summary: Summary, baseline: Summary) -> Row:
-    results = [of.results.get(row.category, {}) for of in (summary, baseline)]
+def _comparison(category: str, summary: Summary, baseline: Summary) -> Record:
+    """What a row gains beside a baseline."""
+    results = [of.results.get(category, {}) for of in (summary, baseline)]
     # Records of the reference do not say what a question is about.
     told = all(modality != "None" for found in results for _, modality, _ in found)
-    ours, theirs = (_by_question(found, with_modality=told) for found in results)
-    shared = [question for question in ours if question in theirs]
-    if row.category == ALL and not shared:
-        raise RecordError("shares no question with the baseline", where=summary.name)
-    row = replace(row, baseline=baseline.name, n_both=len(shared))
-    found = paired_difference([ours[q] for q in shared], [theirs[q] for q in shared])
-    if found is None:
-        return row
-    difference, ci95, p_value = found
-    return replace(row, difference=difference, difference_ci95=ci95, p_value=p_value)
-
-
-def _by_question(results: dict[Item, Pair], *, with_modality: bool) -> dict[tuple[str, str], Pair]:
-    """Results without the answerers' names, which are what differs between two runs."""
-    pairs: dict[tuple[str, str], list[Pair]] = {}
-    for (question, modality, _), pair in results.items():
-        pairs.setdefault((question, modality if with_modality else ""), []).append(pair)
-    return {question: average(found) for question, found in pairs.items()}
-
-
-def _summary(reviews: list[Record], name: str, by: str) -> Summary:
-    groups: dict[str, list[Record]] = {}
-    models: tuple[dict[str, None], dict[str, None]] = ({}, {})
-    for review in reviews:
-        for side, model in zip(models, models_of(review), strict=False):
-            if model:
-                side[model] = None
-        category = _category(review, by)
-        if category != ALL:
-            groups.setdefault(category, []).append(review)
-    if reviews:
-        groups[ALL] = reviews
-    everything = by_question(reviews)
-    balanced = judges_of_both_orders(everything)
-    questions = {key: by_question(group) for key, group in groups.items()}
-    failed = (failure_of(review) for review in reviews if scores_of(review) is None)
-    return Summary(
-        name=name,
-        rows=[
-            row_of(group, questions[key], balanced, category=key, run=name)
-            for key, group in groups.items()
-        ],
-        models=(list(models[0]), list(models[1])),
-        reviews=reviews,
-        failures=dict(Counter(failed)),
-        results={key: mean_scores(found, balanced) for key, found in questions.items()},
-        orders=order_outcomes(everything),
-        unbalanced=one_order_only(everything),
-        by=by,
+    # The answerers' names are what differs between two runs.
+    ours, theirs = (
+        averages(((item[0], item[1] if told else ""), pair) for item, pair in found.items())
+        for found in results
     )
-
-
-def _category(review: Record, by: str) -> str:
-    """What makes the review's line of the table; without a category it is in `all` alone."""
-    values = {
-        "category": review.get("category"),
-        "modality": metadata_of(review).get("modality", "text"),
-        "judge": review.get("reviewer_id"),
+    shared = [question for question in ours if question in theirs]
+    if category == ALL and not shared:
+        raise RecordError("shares no question with the baseline", where=summary.name)
+    difference, ci95, p_value = paired_difference(
+        [ours[question] for question in shared], [theirs[question] for question in shared]
+    ) or (None, None, None)
+    return {
+        "baseline": baseline.name,
+        "n_both": len(shared),
+        "difference": difference,
+        "difference_ci95": ci95,
+        "p_value": p_value,
     }
-    return ALL if values[by] in (None, "") else str(values[by])
-
-
-def _by_pair(reviews: Sequence[Record]) -> list[list[Record]]:
-    """The reviews of each pair of answer files.
-
-    A pair in which a question was answered by several models in turn is two runs in one file:
-    their reviews are of different things, and no mean is of both.
-    """
-    pairs = [str(metadata_of(review).get("pair") or [1, 2]) for review in reviews]
-    seen: dict[tuple[str, str], list[str]] = {}
-    in_turn = set()
-    for pair, review in zip(pairs, reviews, strict=True):
-        models = models_of(review)
-        if models and seen.setdefault((pair, item_of(review)[0]), models) != models:
-            in_turn.add(pair)
-    found: dict[str, list[Record]] = {}
-    strays: list[Record] = []
-    for pair, review in zip(pairs, reviews, strict=True):
-        if not metadata_of(review) and scores_of(review) is None:
-            strays.append(review)  # it says nothing of who answered, and has no scores to mix
-            continue
-        key = f"{pair} {models_of(review)}" if pair in in_turn else pair
-        found.setdefault(key, []).append(review)
-    if strays:
-        found.setdefault(next(iter(found), ""), []).extend(strays)
-    return list(found.values())
-
-
-def latest(records: Iterable[Record], *, with_words: bool) -> list[Record]:
-    """The reviews that still hold: of several with one key the last one, and none of old words.
-
-    Where an answer or its question changed, or a judge's rule, a later run may make fewer reviews
-    than the one before it (one order instead of both). The old ones of the others are left out.
-
-    Args:
-        records: review records, in the order in which they were made.
-        with_words: keep what the judges wrote; figures do without, in a fraction of the memory.
-    """
-    found: dict[Any, Record] = {}
-    inputs: dict[tuple[str, str], Any] = {}
-    judges: dict[tuple[tuple[str, str], str], Any] = {}
-    for number, record in enumerate(records):
-        kept = record
-        if not with_words:
-            kept = {key: value for key, value in record.items() if key not in _WORDS}
-        metadata = metadata_of(record)
-        found[str(metadata.get("slot") or number)] = kept
-        about = _about(record)
-        inputs[about] = metadata.get("subject")
-        judges[about, judge_name(record)] = metadata.get("basis")
-    return [
-        record
-        for record in found.values()
-        if metadata_of(record).get("subject") == inputs[_about(record)]
-        and metadata_of(record).get("basis") == judges[_about(record), judge_name(record)]
-    ]
-
-
-def _about(review: Record) -> tuple[str, str]:
-    """The question and the pair of answerers: a question whose medium changed is the same one."""
-    question, _, models = item_of(review)
-    return question, models

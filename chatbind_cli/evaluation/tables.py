@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import csv
-import io
+from collections import Counter
 from collections.abc import Callable, Sequence
-from itertools import islice
-from typing import IO, TYPE_CHECKING, Literal
+from itertools import accumulate
+from typing import IO, Literal
 
 from chatbind_cli.console import printable
-from chatbind_cli.evaluation.figures import Row, agreements
-from chatbind_cli.evaluation.statistics import Pair, position_bias
+from chatbind_cli.evaluation.figures import agreements
+from chatbind_cli.evaluation.scores import failure_of, scores_of
+from chatbind_cli.evaluation.statistics import cohens_kappa, position_bias
 from chatbind_cli.evaluation.summary import ALL, Summary
-from chatbind_cli.jsonl import dumps
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from chatbind_cli.jsonl import Record, dumps
 
 _MISSING = "–"
 _SIGNIFICANT = 0.05
@@ -23,6 +21,12 @@ _REASONS_SHOWN = 8
 _WIDE = 200
 _GAP = 3
 """Characters between two columns of the terminal's table."""
+
+_FIGURES = (
+    *("category", "n", "mean_1", "mean_2", "relative", "ci95"),
+    *("win", "tie", "lose", "consistency", "failed"),
+    *("baseline", "n_both", "difference", "difference_ci95", "p_value"),
+)
 _ENDS = {
     "ci95": ("ci95_low", "ci95_high"),
     "difference_ci95": ("difference_ci95_low", "difference_ci95_high"),
@@ -30,59 +34,42 @@ _ENDS = {
 }
 
 
-def _always(row: Row) -> bool:
-    return True
+def text_of(row: Record, key: str, form: str) -> str:
+    """One figure, or both ends of an interval, in a format of Python's; of a share in percent."""
+    value = row[key]
+    if value is None:
+        return _MISSING
+    if isinstance(value, tuple):
+        return " to ".join(format(end, form) for end in value)
+    return format(value, form).replace("%", " %")
 
 
-def _number(value: float | None) -> str:
-    return _MISSING if value is None else f"{value:.3f}".rstrip("0").rstrip(".")
+def shares(row: Record, name: str) -> str:
+    """A share of both sides."""
+    return f"{text_of(row, f'{name}_1', '.1%')} / {text_of(row, f'{name}_2', '.1%')}"
 
 
-def _percent(share: float | None) -> str:
-    return _MISSING if share is None else f"{100 * share:.1f} %"
-
-
-def _fixed(value: float | None, form: str) -> str:
-    return _MISSING if value is None else format(value, form)
-
-
-def interval(ends: Pair | None) -> str:
-    """Both ends in words."""
-    return _MISSING if ends is None else f"{ends[0]:.1f} to {ends[1]:.1f}"
-
-
-def percents(shares: Pair | None) -> str:
-    """The shares of both sides in words."""
-    first, second = shares or (None, None)
-    return f"{_percent(first)} / {_percent(second)}"
-
-
-_Column = tuple[str, Callable[[Row], str], Callable[[Row], object]]
-"""A title, what a cell says, and whether a row has something to say there."""
-
-_COLUMNS: list[_Column] = [
-    ("n", lambda row: str(row.n), _always),
-    ("accuracy", lambda row: percents(row.accuracy), lambda row: row.accuracy),
-    ("exact", lambda row: percents(row.exact), lambda row: row.accuracy),
-    ("F1", lambda row: percents(row.f1), lambda row: row.accuracy),
-    ("first", lambda row: _number(row.mean and row.mean[0]), _always),
-    ("second", lambda row: _number(row.mean and row.mean[1]), _always),
-    ("relative", lambda row: _fixed(row.relative, ".1f"), _always),
-    ("95 %", lambda row: interval(row.ci95), _always),
-    ("win/tie/lose", lambda row: f"{row.win}/{row.tie}/{row.lose}", _always),
-    (
-        "same in both orders",
-        lambda row: _percent(row.consistency),
-        lambda row: row.consistency is not None,
-    ),
-    ("judges' kappa", lambda row: _fixed(row.kappa, ".2f"), lambda row: row.kappa is not None),
-    ("failed", lambda row: str(row.failed), _always),
-    ("one order", lambda row: str(row.one_order), lambda row: row.one_order),
-    ("USD", lambda row: _fixed(row.cost_usd, ".4f"), lambda row: row.cost_usd),
-    ("difference", lambda row: _fixed(row.difference, "+.1f"), lambda row: row.baseline),
-    ("its 95 %", lambda row: interval(row.difference_ci95), lambda row: row.baseline),
-    ("p", lambda row: _fixed(row.p_value, ".4f"), lambda row: row.baseline),
+_COLUMNS: list[tuple[str, str | None, Callable[[Record], str]]] = [
+    ("n", None, lambda row: str(row["n"])),
+    ("accuracy", "accuracy_1", lambda row: shares(row, "accuracy")),
+    ("exact", "accuracy_1", lambda row: shares(row, "exact")),
+    ("F1", "accuracy_1", lambda row: shares(row, "f1")),
+    ("first", None, lambda row: text_of(row, "mean_1", ".7g")),
+    ("second", None, lambda row: text_of(row, "mean_2", ".7g")),
+    ("relative", None, lambda row: text_of(row, "relative", ".1f")),
+    ("95 %", None, lambda row: text_of(row, "ci95", ".1f")),
+    ("win/tie/lose", None, lambda row: f"{row['win']}/{row['tie']}/{row['lose']}"),
+    ("same in both orders", "consistency", lambda row: text_of(row, "consistency", ".1%")),
+    ("judges' kappa", "kappa", lambda row: text_of(row, "kappa", ".2f")),
+    ("failed", None, lambda row: str(row["failed"])),
+    ("one order", "one_order", lambda row: str(row["one_order"])),
+    ("USD", "cost_usd", lambda row: text_of(row, "cost_usd", ".4f")),
+    ("difference", "baseline", lambda row: text_of(row, "difference", "+.1f")),
+    ("its 95 %", "baseline", lambda row: text_of(row, "difference_ci95", ".1f")),
+    ("p", "baseline", lambda row: text_of(row, "p_value", ".4f")),
 ]
+"""A title, the figure without which the column says nothing, and what a cell says."""
+_NOTHING_IF_ZERO = ("one_order", "cost_usd")
 
 
 def grid(summaries: Sequence[Summary], *, named: bool) -> list[list[str]]:
@@ -93,38 +80,50 @@ def grid(summaries: Sequence[Summary], *, named: bool) -> list[list[str]]:
         named: whether a column in front says which summary a row is of.
     """
     rows = [row for summary in summaries for row in summary.rows]
-    columns: list[_Column] = [("review", lambda row: row.review, _always)] if named else []
-    columns.append((summaries[0].by, lambda row: row.category, _always))
-    columns += [column for column in _COLUMNS if any(map(column[2], rows))]
-    titles = [title for title, _, _ in columns]
+    shown = [
+        (title, cell)
+        for title, needed, cell in _COLUMNS
+        if needed is None or any(_says(row, needed) for row in rows)
+    ]
+    titles = [summaries[0].by, *(title for title, _ in shown)]
     if _tested(rows) > 1:
         titles[-1] = "p (Holm)"
-    return [titles, *([text(row) for _, text, _ in columns] for row in rows)]
+    lines = [titles, *([row["category"], *(cell(row) for _, cell in shown)] for row in rows)]
+    if named:
+        names = ["review", *(row["review"] for row in rows)]
+        lines = [[name, *line] for name, line in zip(names, lines, strict=True)]
+    return lines
 
 
-def _tested(rows: Sequence[Row]) -> int:
+def _says(row: Record, key: str) -> bool:
+    value = row.get(key)
+    return value is not None and (value != 0 or key not in _NOTHING_IF_ZERO)
+
+
+def _tested(rows: Sequence[Record]) -> int:
     """How many categories were tested, whose p values are corrected for it."""
-    return sum(row.p_value is not None and row.category != ALL for row in rows)
+    return sum(row.get("p_value") is not None and row["category"] != ALL for row in rows)
 
 
-def description(summary: Summary, *, named: bool = True) -> str:
+def description(summary: Summary) -> str:
     """One line: who was judged by whom, when, and what it took."""
-    sides = [" + ".join(side) for side in summary.models]
-    parts = [summary.name] if named and summary.name else []
-    if any(sides):
-        parts.append(f"first: {sides[0] or 'unknown'}, second: {sides[1] or 'unknown'}")
+    sides = [" + ".join(side) or "unknown" for side in summary.models]
+    parts = [f"first: {sides[0]}, second: {sides[1]}"] if any(summary.models) else []
     total = summary.total
-    if total is None or not total.judges:
-        return "; ".join(parts)
-    judge = f"judge: {', '.join(total.judges)}"
-    if total.dates is not None:
-        first, last = total.dates
-        judge += f", {first}" if first == last else f", {first} to {last}"
-    parts.append(judge)
-    if total.prompt_tokens:
-        bill = f"{total.prompt_tokens:,} tokens sent, {total.completion_tokens:,} received"
-        parts.append(bill + (f", {total.cost_usd:.4f} USD" if total.cost_usd else ""))
+    if total["judges"]:
+        days = " to ".join(dict.fromkeys(total["dates"] or ()))
+        judges = ", ".join(total["judges"])
+        parts.append(f"judge: {judges}, {days}" if days else f"judge: {judges}")
+    if total["prompt_tokens"]:
+        parts.append(
+            tokens(total) + (f", {total['cost_usd']:.4f} USD" if total["cost_usd"] else "")
+        )
     return "; ".join(parts)
+
+
+def tokens(row: Record) -> str:
+    """What the judges took and gave, as they count it."""
+    return f"{row['prompt_tokens']:,} tokens sent, {row['completion_tokens']:,} received"
 
 
 def remarks(summaries: Sequence[Summary]) -> list[str]:
@@ -136,23 +135,22 @@ def remarks(summaries: Sequence[Summary]) -> list[str]:
 
 def order_lines(summary: Summary) -> list[str]:
     """Whether the judge prefers a place, and what was judged in one order only."""
-    name = summary.name or "reviews"
-    total = summary.total
+    name, total = summary.name or "reviews", summary.total
     lines = []
-    if total is not None and total.place is not None:
+    if summary.orders:
         n = len(summary.orders)
         same = sum(given == swapped for given, swapped in summary.orders)
         first, last = position_bias(summary.orders)
         lines.append(
             f"{name}: both orders name the same winner in {100 * same / n:.1f} % of {n:,} "
             f"questions; the answer shown first won both times in {first:,}, the one shown last in "
-            f"{last:,}; mean score {_number(total.place[0])} in the first place, "
-            f"{_number(total.place[1])} in the second"
+            f"{last:,}; mean score {text_of(total, 'place_1', '.7g')} in the first place, "
+            f"{text_of(total, 'place_2', '.7g')} in the second"
         )
-    if total is not None and total.one_order:
+    if total["one_order"]:
         lines.append(
-            f"{name}: the means are of {total.n:,} of {total.n + total.one_order:,} questions; "
-            f"left out, as judged in one order only: {total.one_order:,}"
+            f"{name}: the means are of {total['n']:,} of {total['n'] + total['one_order']:,} "
+            f"questions; left out, as judged in one order only: {total['one_order']:,}"
         )
     if any(summary.unbalanced):
         given, swapped = summary.unbalanced
@@ -165,26 +163,31 @@ def order_lines(summary: Summary) -> list[str]:
 
 def agreement_lines(summaries: Sequence[Summary]) -> list[str]:
     """How much the judges of all these reviews agree, a line a pair of judges."""
+    lines = []
     found = agreements(review for summary in summaries for review in summary.reviews)
-    return [
-        f"{' and '.join(judges)} agree on {100 * same:.1f} % of {n} questions (Cohen's kappa "
-        f"{'undefined' if kappa is None else f'{kappa:.2f}'})"
-        for judges, n, same, kappa in found
-    ]
+    for judges, outcomes in found.items():
+        same, kappa = sum(a == b for a, b in outcomes), cohens_kappa(outcomes)
+        lines.append(
+            f"{' and '.join(judges)} agree on {100 * same / len(outcomes):.1f} % of "
+            f"{len(outcomes)} questions (Cohen's kappa "
+            f"{'undefined' if kappa is None else f'{kappa:.2f}'})"
+        )
+    return lines
 
 
 def comparison_lines(summary: Summary) -> list[str]:
     """A run against its baseline: whether chance alone would explain the difference."""
     total = summary.total
-    if total is None or not total.baseline:
+    if "baseline" not in total:
         return []
-    if total.difference is None or total.p_value is None:
-        return [f"{total.review} cannot be compared with {total.baseline}"]
-    verdict = "distinguishable" if total.p_value < _SIGNIFICANT else "not distinguishable"
+    review, baseline, p_value = total["review"], total["baseline"], total["p_value"]
+    if p_value is None:
+        return [f"{review} cannot be compared with {baseline}"]
+    verdict = "distinguishable" if p_value < _SIGNIFICANT else "not distinguishable"
     lines = [
-        f"{total.review} against {total.baseline} on {total.n_both} shared questions: "
-        f"{total.difference:+.1f} points of relative score "
-        f"(95 % {interval(total.difference_ci95)}, p = {total.p_value:.4f}, paired permutation "
+        f"{review} against {baseline} on {total['n_both']} shared questions: "
+        f"{total['difference']:+.1f} points of relative score "
+        f"(95 % {text_of(total, 'difference_ci95', '.1f')}, p = {p_value:.4f}, paired permutation "
         f"test): {verdict}"
     ]
     n = _tested(summary.rows)
@@ -195,9 +198,10 @@ def comparison_lines(summary: Summary) -> list[str]:
 
 def failure_lines(summary: Summary) -> list[str]:
     """Why reviews failed, with how often."""
-    reasons = list(summary.failures.items())
-    lines = [f"{count} failed, in no mean: {reason}" for reason, count in reasons[:_REASONS_SHOWN]]
-    rest = sum(count for _, count in reasons[_REASONS_SHOWN:])
+    reasons = Counter(failure_of(review) for review in summary.reviews if scores_of(review) is None)
+    shown = reasons.most_common(_REASONS_SHOWN)
+    lines = [f"{count} failed, in no mean: {reason}" for reason, count in shown]
+    rest = reasons.total() - sum(count for _, count in shown)
     return [*lines, f"{rest} more failed, in no mean, for other reasons"] if rest else lines
 
 
@@ -210,17 +214,18 @@ def write(summaries: Sequence[Summary], form: str, out: IO[str]) -> None:
             (records of the figures alone).
         out: where to.
     """
+    rows = [row for summary in summaries for row in summary.rows]
     if form == "table":
         print_table(summaries, out)
     elif form == "markdown":
         out.write(markdown_table(summaries))
     elif form == "csv":
-        out.write(csv_table(summaries))
+        write_csv(rows, out)
     else:
-        several = len(summaries) > 1
-        for row in (row for summary in summaries for row in summary.rows):
-            record = row.figures(several=several) if form == "figures" else row.record()
-            out.write(dumps(record) + "\n")
+        keys = ("review", *_FIGURES) if len(summaries) > 1 else _FIGURES
+        for row in rows:
+            kept = {key: row[key] for key in keys if key in row} if form == "figures" else row
+            out.write(dumps(kept) + "\n")
 
 
 def markdown_table(summaries: Sequence[Summary]) -> str:
@@ -230,10 +235,14 @@ def markdown_table(summaries: Sequence[Summary]) -> str:
     names = 2 if several else 1
     marks = ["---"] * names + ["---:"] * (len(titles) - names)
     lines = [f"| {' | '.join(map(_markdown, line))} |" for line in (titles, marks, *texts)]
-    notes = [line for summary in summaries if (line := description(summary))]
     # A line each: Markdown joins lines that follow each other.
-    notes = [f"- {_markdown(line)}" for line in [*notes, *remarks(summaries)]]
+    notes = [f"- {_markdown(line)}" for line in _notes(summaries)]
     return "\n".join([*lines, *(["", *notes] if notes else [])]) + "\n"
+
+
+def _notes(summaries: Sequence[Summary]) -> list[str]:
+    lines = ["; ".join(filter(None, [of.name, description(of)])) for of in summaries]
+    return [*filter(None, lines), *remarks(summaries)]
 
 
 def _markdown(text: str) -> str:
@@ -243,19 +252,18 @@ def _markdown(text: str) -> str:
     return " ".join(printable(text).replace("<", "&lt;").split())
 
 
-def csv_table(summaries: Sequence[Summary]) -> str:
+def write_csv(rows: Sequence[Record], out: IO[str]) -> None:
     """All figures as CSV, under the names that records have; intervals in two columns."""
-    records = [row.record() for summary in summaries for row in summary.rows]
-    for record in records:
-        record["judges"] = " + ".join(record["judges"])
+    records = []
+    for row in rows:
+        record = row | {"judges": " + ".join(row["judges"])}
         for key, names in _ENDS.items():
             if key in record:
                 record.update(zip(names, record.pop(key) or (None, None), strict=True))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(records[0]) if records else [], lineterminator="\n")
+        records.append(record)
+    writer = csv.DictWriter(out, list(records[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(records)
-    return text.getvalue()
 
 
 def print_table(summaries: Sequence[Summary], out: IO[str]) -> None:
@@ -264,19 +272,31 @@ def print_table(summaries: Sequence[Summary], out: IO[str]) -> None:
     On a narrow terminal it becomes several tables below each other: a figure that is cut off is
     worse than none.
     """
+    from rich import box
     from rich.console import Console
+    from rich.table import Table
     from rich.text import Text
 
     width = None if out.isatty() else _WIDE
     console = Console(file=out, width=width, highlight=False, soft_wrap=False)
     several = len(summaries) > 1
-    lines = grid(summaries, named=several)
     names = 2 if several else 1
-    for columns in _parts(lines, names, console.width):
-        part = [[line[number] for number in columns] for line in lines]
-        console.print(_rich_table(part, names, [len(summary.rows) for summary in summaries]))
-    for line in [*filter(None, map(description, summaries)), *remarks(summaries)]:
-        console.print(Text(printable(line), style="italic"))
+    titles, *lines = grid(summaries, named=several)
+    ends = set(accumulate(len(summary.rows) for summary in summaries))
+    for columns in _parts([titles, *lines], names, console.width):
+        table = Table(box=box.SIMPLE_HEAD)
+        for number in columns:
+            name = number < names
+            justify: Literal["left", "right"] = "left" if name else "right"
+            table.add_column(titles[number], justify=justify, no_wrap=not name, overflow="fold")
+        for count, line in enumerate(lines, start=1):
+            # A name from a file is text, never markup.
+            cells = [Text(printable(line[number])) for number in columns]
+            style = "bold" if line[names - 1] == ALL else None
+            table.add_row(*cells, style=style, end_section=count in ends)
+        console.print(table)
+    for note in _notes(summaries):
+        console.print(Text(printable(note), style="italic"))
 
 
 def _parts(lines: Sequence[Sequence[str]], names: int, width: int) -> list[list[int]]:
@@ -292,25 +312,3 @@ def _parts(lines: Sequence[Sequence[str]], names: int, width: int) -> list[list[
         parts[-1].append(number)
         left -= widths[number]
     return parts
-
-
-def _rich_table(lines: Sequence[Sequence[str]], names: int, sections: Sequence[int]) -> Table:
-    """A table of which `sections` says how many lines belong together."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD)
-    titles, *rest = lines
-    for number, title in enumerate(titles):
-        left = number < names
-        justify: Literal["left", "right"] = "left" if left else "right"
-        table.add_column(Text(title), justify=justify, no_wrap=not left, overflow="fold")
-    texts = iter(rest)
-    for count in sections:
-        for line in islice(texts, count):
-            # A name from a file is text, never markup.
-            style = "bold" if line[names - 1] == ALL else None
-            table.add_row(*(Text(printable(cell)) for cell in line), style=style)
-        table.add_section()
-    return table

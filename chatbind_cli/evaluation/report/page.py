@@ -1,22 +1,22 @@
 """The report as one HTML file that needs nothing else: no network, no framework.
 
-All text from models and files goes through the template's escaping. Beside it, a content policy
-lets only the page's own script run, named by its hash, so that nothing in an answer could run
-even if it got past the escaping. What the template gets are plain mappings.
+The templates show summaries and reviews as they are. All text from models and files goes through
+their escaping. Beside it, a content policy lets only the page's own script run, named by its hash,
+so that nothing in an answer could run even if it got past the escaping.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from chatbind_cli.evaluation.figures import Row
-from chatbind_cli.evaluation.report import charts
+from chatbind_cli.evaluation import tables
 from chatbind_cli.evaluation.scores import (
     Item,
     failure_of,
@@ -28,24 +28,29 @@ from chatbind_cli.evaluation.scores import (
     models_of,
     scores_of,
 )
-from chatbind_cli.evaluation.statistics import Pair, average, outcome, position_bias
-from chatbind_cli.evaluation.summary import ALL, Summary
-from chatbind_cli.evaluation.tables import (
-    agreement_lines,
-    comparison_lines,
-    description,
-    failure_lines,
-    grid,
-    interval,
-    order_lines,
-    percents,
+from chatbind_cli.evaluation.statistics import (
+    Pair,
+    average,
+    averages,
+    mean_intervals,
+    mean_pair,
+    outcome,
+    position_bias,
 )
+from chatbind_cli.evaluation.summary import ALL, Summary
 from chatbind_cli.jsonl import Record
 from chatbind_cli.media.modality import MODALITIES
 
 if TYPE_CHECKING:
+    import jinja2
+
     from chatbind_cli.evaluation.report.previews import Previews
 
+WIDTH = 380.0
+_SIDE = 240.0
+"""Sizes of the charts, in SVG units."""
+_TOP_SCORE = 10.0
+_MOST_TICKS = 6
 _WINNERS = {1: "second", 0: "tie", -1: "first"}
 
 
@@ -64,6 +69,35 @@ def render_report(
         answers: answer records by id, one mapping an answer file, to show what was answered.
         previews: of the questions' media; None: they are named, not shown.
     """
+    script, style = _part("script.j2"), _part("style.j2")
+    anchors: Counter[str] = Counter()
+    entries = [
+        entry
+        for summary in summaries
+        for entry in _entries(summary, questions or {}, answers, previews, anchors)
+    ]
+    return (
+        _environment()
+        .get_template("page.html")
+        .generate(
+            title=_title(summaries),
+            summaries=summaries,
+            several=len(summaries) > 1,
+            agreements=tables.agreement_lines(summaries),
+            entries=entries,
+            categories=sorted({entry["category"] for entry in entries}),
+            modalities=sorted({entry["modality"] for entry in entries}),
+            media={} if previews is None else previews.kept,
+            policy="default-src 'none'; img-src data:; media-src data:; base-uri 'none'; "
+            f"form-action 'none'; style-src {_hash(style)}; script-src {_hash(script)}",
+            script=script,
+            style=style,
+        )
+    )
+
+
+def _environment() -> jinja2.Environment:
+    """Templates that escape what they show, and know what summaries and reviews say."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -73,34 +107,13 @@ def render_report(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    script, style = _part("script.j2"), _part("style.j2")
-    questions = questions or {}
-    sections = [_section(summary, several=len(summaries) > 1) for summary in summaries]
-    places = {question_id: place for place, question_id in enumerate(questions)}
-    anchors: set[str] = set()
-    everything = []
-    for summary, section in zip(summaries, sections, strict=True):
-        entries = _entries(summary, questions, answers, previews, anchors)
-        section["entries"] = sorted(
-            entries, key=lambda e: places.get(e["question_id"], len(places))
-        )
-        everything += entries
-    return environment.get_template("page.html").generate(
-        title=_title(summaries),
-        sections=sections,
-        agreements=agreement_lines(summaries),
-        runs=[summary.name for summary in summaries],
-        categories=sorted({entry["category"] for entry in everything}),
-        modalities=sorted({entry["modality"] for entry in everything}),
-        n_entries=len(everything),
-        media=[] if previews is None else previews.kept,
-        policy="default-src 'none'; img-src data:; media-src data:; base-uri 'none'; "
-        f"form-action 'none'; style-src {_hash(style)}; script-src {_hash(script)}",
-        script=script,
-        style=style,
-        width=charts.WIDTH,
-        side=charts.SIDE,
+    functions = (
+        *(scores_of, failure_of, is_swapped, judge_of, metadata_of, sample_of, position_bias),
+        *(relative_chart, score_chart),
     )
+    environment.globals |= {function.__name__: function for function in functions}
+    environment.globals |= {"tables": tables, "counted": Counter, "width": WIDTH, "side": _SIDE}
+    return environment
 
 
 def _part(name: str) -> str:
@@ -120,118 +133,55 @@ def _title(summaries: Sequence[Summary]) -> str:
     return "Review"
 
 
-def _section(summary: Summary, *, several: bool) -> dict[str, Any]:
-    """The figures and charts of one file of reviews; one of `several` filters by its name."""
-    titles, *texts = grid([summary], named=False)
-    total = summary.total
-    return {
-        "name": summary.name,
-        "description": description(summary, named=False),
-        "columns": titles,
-        "rows": [(line[0] == ALL, line) for line in texts],
-        "notes": [*order_lines(summary), *comparison_lines(summary)],
-        "checked": total is not None and total.accuracy is not None,
-        "relative": charts.relative_chart(summary.rows),
-        "scores": charts.score_chart(summary.results),
-        "dots": charts.scatter(summary.results.get(ALL, {}).values()),
-        "orders": charts.order_table(summary.orders),
-        "bias": position_bias(summary.orders),
-        "by": summary.by,
-        "within": f"run={quote(summary.name, safe='')}&" if several else "",
-        "outcomes": charts.outcome_bars(summary.rows),
-        "glances": [] if total is None else list(_glances(total, summary)),
-        "failures": failure_lines(summary),
-    }
-
-
-def _glances(row: Row, summary: Summary) -> Iterator[tuple[str, str, str]]:
-    """What one wants to know first: what it is, the figure in large letters, how sure."""
-    if row.accuracy is not None:
-        yield "accuracy", percents(row.accuracy), "right answers, first / second"
-    if row.relative is not None:
-        sure = f"95 % interval {interval(row.ci95)}" if row.ci95 else "of one question"
-        yield "relative score", f"{row.relative:.1f} %", sure
-    if row.n:
-        counts = f"{row.win} : {row.tie} : {row.lose}"
-        yield "second better : tie : first better", counts, f"{row.n:,} questions"
-    if row.consistency is not None:
-        first, last = position_bias(summary.orders)
-        detail = f"else the answer shown first won {first:,} x, the one shown last {last:,} x"
-        yield "same winner in both orders", f"{100 * row.consistency:.1f} %", detail
-    if row.kappa is not None:
-        yield "agreement of the judges", f"{row.kappa:.2f}", "Cohen's kappa"
-    of = f"of {len(summary.reviews):,} reviews"
-    yield "failed", f"{row.failed:,}", f"{of}; in no mean" if row.failed else of
-    if row.cost_usd:
-        tokens = f"{row.prompt_tokens:,} tokens sent, {row.completion_tokens:,} received"
-        yield "paid at most", f"{row.cost_usd:.4f} USD", tokens
-
-
 def _entries(
     summary: Summary,
     questions: Mapping[str, Record],
     answers: Sequence[Mapping[str, Record]],
     previews: Previews | None,
-    anchors: set[str],
-) -> list[dict[str, Any]]:
-    """The questions of one file of reviews, each with everything that is known of it."""
+    anchors: Counter[str],
+) -> list[Record]:
+    """The questions of one summary in their order, each with everything that is known of it."""
     judged: dict[Item, list[Record]] = {}
     for review in summary.reviews:
         judged.setdefault(item_of(review), []).append(review)
-    means = summary.results.get(ALL, {})
     entries = []
     for item, reviews in judged.items():
         review = reviews[0]
         question_id = str(review.get("question_id", ""))
         question = questions.get(question_id, {})
-        media = _media(question, previews)
-        modalities = [
-            metadata_of(review).get("modality"),
-            *(of["modality"] for of in media),
-            "text",
-        ]
-        entries.append(
-            {
-                "anchor": _anchor(question_id, anchors),
-                "question_id": question_id,
-                "category": str(
-                    review.get("category") or question.get("category") or "default"
-                ).strip(),
-                "modality": str(next(filter(None, modalities))),
-                "run": summary.name,
-                "question": str(question.get("text", "")),
-                "media": media,
-                "answers": _answers(review, summary, question_id, answers),
-                "verdicts": _verdicts(reviews),
-                **_outcome(reviews, means.get(item)),
-            }
-        )
-    return entries
-
-
-def _anchor(question_id: str, taken: set[str]) -> str:
-    """The name that a link to an entry ends in; the same in every report on these questions."""
-    plain = "q-" + (re.sub(r"[^A-Za-z0-9_.-]+", "-", question_id) or "none")
-    anchor, number = plain, 1
-    while anchor in taken:
-        number += 1
-        anchor = f"{plain}--{number}"
-    taken.add(anchor)
-    return anchor
-
-
-def _media(question: Record, previews: Previews | None) -> list[dict[str, Any]]:
-    """The media of a question, which may be of several modalities."""
-    return [
-        {
-            "modality": modality,
-            "name": str(name),
-            "preview": previews.show(modality, str(name)) if previews else None,
+        category = review.get("category") or question.get("category") or "default"
+        media = list(_media(question, previews))
+        modalities = [metadata_of(review).get("modality"), *(of for of, _, _ in media), "text"]
+        entry = {
+            "anchor": _anchor(question_id, anchors),
+            "question_id": question_id,
+            "category": str(category).strip(),
+            "modality": str(next(filter(None, modalities))),
+            "run": summary.name,
+            "question": str(question.get("text", "")),
+            "media": media,
+            "answers": _answers(review, summary, question_id, answers),
+            "reviews": sorted(reviews, key=lambda r: (judge_of(r), sample_of(r), is_swapped(r))),
         }
-        for modality in MODALITIES
-        if (named := question.get(modality))
-        for name in (named if isinstance(named, list) else [named])
-    ]
+        entries.append(entry | _outcome(reviews, summary.results[ALL].get(item)))
+    places = {question_id: place for place, question_id in enumerate(questions)}
+    return sorted(entries, key=lambda entry: places.get(entry["question_id"], len(places)))
+
+
+def _anchor(question_id: str, taken: Counter[str]) -> str:
+    """The name that a link to an entry ends in; the same in every report on these questions."""
+    anchor = "q-" + (re.sub(r"[^A-Za-z0-9_.-]+", "-", question_id) or "none")
+    taken[anchor] += 1
+    return anchor if taken[anchor] == 1 else f"{anchor}--{taken[anchor]}"
+
+
+def _media(question: Record, previews: Previews | None) -> Iterator[tuple[str, str, Any]]:
+    """Modality, name and preview of each medium of a question."""
+    for modality in MODALITIES:
+        named = question.get(modality)
+        if named:
+            for name in map(str, named if isinstance(named, list) else [named]):
+                yield modality, name, previews.show(modality, name) if previews else None
 
 
 def _answers(
@@ -253,52 +203,88 @@ def _answers(
     return found
 
 
-def _verdicts(reviews: Iterable[Record]) -> list[dict[str, Any]]:
-    """The reviews of a question, judge by judge."""
-    found = []
-    for review in reviews:
-        metadata, pair = metadata_of(review), scores_of(review)
-        sample = metadata.get("sample")
-        found.append(
-            {
-                "judge": judge_of(review),
-                "sample": sample if isinstance(sample, int) else 0,
-                "swapped": is_swapped(review),
-                "scores": None if pair is None else _as_text(pair, digits=6),
-                "content": str(review.get("content") or review.get("text") or ""),
-                "error": "" if pair is not None else failure_of(review),
-                "asked_again": metadata.get("asked_again") is True,
-            }
-        )
-    return sorted(
-        found, key=lambda verdict: (verdict["judge"], verdict["sample"], verdict["swapped"])
-    )
+def sample_of(review: Record) -> int:
+    """Which of a judge's samples it is, from 0."""
+    sample = metadata_of(review).get("sample")
+    return sample if isinstance(sample, int) else 0
 
 
-def _as_text(pair: Pair, digits: int) -> tuple[str, str]:
-    return f"{pair[0]:.{digits}g}", f"{pair[1]:.{digits}g}"
-
-
-def _outcome(reviews: Iterable[Record], mean: Pair | None) -> dict[str, Any]:
+def _outcome(reviews: Sequence[Record], mean: Pair | None) -> Record:
     """Who won, and whether both orders and all judges say so.
 
     A question that is in no mean, because it was judged in one order only, shows that order's.
     """
     scored = [(review, pair) for review in reviews if (pair := scores_of(review)) is not None]
-    if not scored:
-        return {"winner": "failed", "order_differs": False, "judges_differ": False, "marks": None}
-    mean = mean or average([pair for _, pair in scored])
+    mean = mean or (average([pair for _, pair in scored]) if scored else None)
     return {
-        "winner": _WINNERS[outcome(mean)],
-        "order_differs": _differ((str(is_swapped(review)), pair) for review, pair in scored),
+        "winner": "failed" if mean is None else _WINNERS[outcome(mean)],
+        "marks": mean,
+        "order_differs": _differ((is_swapped(review), pair) for review, pair in scored),
         "judges_differ": _differ((judge_name(review), pair) for review, pair in scored),
-        "marks": _as_text(mean, digits=3),
     }
 
 
-def _differ(scores: Iterable[tuple[str, Pair]]) -> bool:
-    """Whether the mean scores of each group name different winners."""
-    groups: dict[str, list[Pair]] = {}
-    for group, pair in scores:
-        groups.setdefault(group, []).append(pair)
-    return len({outcome(average(pairs)) for pairs in groups.values()}) > 1
+def _differ(scores: Iterable[tuple[Hashable, Pair]]) -> bool:
+    """Whether the mean scores of each key name different winners."""
+    return len(set(map(outcome, averages(scores).values()))) > 1
+
+
+class Mark(NamedTuple):
+    """A mark of one side with its 95 % interval; `text` says it in words."""
+
+    side: str
+    value: float
+    ends: Pair | None
+    text: str
+
+
+class Chart(NamedTuple):
+    """Of each category its name and its marks, over an axis."""
+
+    lines: list[tuple[str, list[Mark]]]
+    ticks: range
+
+    def place(self, value: float) -> float:
+        """Where a value lies, in SVG units."""
+        start, stop = self.ticks[0], self.ticks[-1]
+        return round((value - start) / (stop - start) * WIDTH, 1)
+
+
+def relative_chart(rows: Sequence[Record]) -> Chart | None:
+    """The relative score of each category; in the axis is 100 %, where both sides are alike."""
+    lines = []
+    for row in rows:
+        if row["relative"] is not None:
+            text = f"{row['category']}: {row['relative']:.1f} %"
+            lines.append((row["category"], [Mark("second", row["relative"], row["ci95"], text)]))
+    return _chart(lines, [100.0])
+
+
+def score_chart(results: Mapping[str, Mapping[Item, Pair]]) -> Chart | None:
+    """The mean scores of both sides in each category."""
+    lines = []
+    for category, found in results.items():
+        pairs = list(found.values())
+        means, intervals = mean_pair(pairs), mean_intervals(pairs) or (None, None)
+        if means is not None:
+            marks = [
+                Mark(side, mean, ends, f"{category}, {side}: {mean:g}")
+                for side, mean, ends in zip(("first", "second"), means, intervals, strict=True)
+            ]
+            lines.append((category, marks))
+    return _chart(lines, [0.0, _TOP_SCORE])
+
+
+def _chart(lines: list[tuple[str, list[Mark]]], held: Sequence[float]) -> Chart | None:
+    """A chart with an axis in whole numbers that holds all marks and some more values."""
+    if not lines:
+        return None
+    marks = [mark for _, of in lines for mark in of]
+    values = [*held, *(end for mark in marks for end in (mark.value, *(mark.ends or ())))]
+    low = min(values)
+    high = max(*values, low + 4)
+    steps = (step * 10**power for power in range(12) for step in (1, 2, 5))
+    step = next(step for step in steps if (high - low) / step <= _MOST_TICKS)
+    return Chart(
+        lines, range(step * math.floor(low / step), step * math.ceil(high / step) + 1, step)
+    )

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,7 +19,7 @@ import numpy.typing as npt
 
 from chatbind_cli.encoders.imagebind.config import IMU_SECONDS
 from chatbind_cli.encoders.imagebind.imu import load_imu
-from chatbind_cli.errors import ChatBindError, MediaError
+from chatbind_cli.errors import MediaError, contained
 from chatbind_cli.media.audio import read_stretches
 from chatbind_cli.media.maps import open_map
 from chatbind_cli.media.options import MediaOptions
@@ -41,6 +40,7 @@ _SOUND_RATE_HZ = 16_000
 _SOUND_BITS_PER_SECOND = 64_000
 _PLOT_WIDTH, _PLOT_HEIGHT = 500, 90
 """Size of one panel of curves, in SVG units."""
+_PLOT_PIECES = 125
 
 _OPTIONS = MediaOptions()
 
@@ -65,25 +65,19 @@ class Panel(NamedTuple):
     """The values at the lower and the upper edge."""
 
 
-@dataclass(slots=True, kw_only=True)
-class Preview:
-    """One medium as the page shows it.
-
-    Attributes:
-        tag: `img`, `audio`, `video`, `curves`, or nothing where only the name is shown.
-        uri: its data, as an address that holds them.
-        key: the id of the page's block with the `uri`.
-        note: what the curves are, or why it is not shown.
-        panels: the plots of `curves`.
-        scale: the legend of false colours.
-    """
+class Preview(NamedTuple):
+    """One medium as the page shows it."""
 
     tag: str = ""
+    """`img`, `audio`, `video`, `curves`, or nothing where only the name is shown."""
     uri: str = ""
-    key: str = ""
+    """Its data, as an address that holds them."""
     note: str = ""
+    """What the curves are, or why it is not shown."""
     panels: tuple[Panel, ...] = ()
     scale: Scale | None = None
+    key: str = ""
+    """The id of the page's block with the `uri`."""
 
 
 class Previews:
@@ -94,11 +88,11 @@ class Previews:
         limit_bytes: most bytes of media in one page.
 
     Attributes:
-        kept: the previews with data, for the page's end.
+        kept: the addresses that hold data by their keys, for the page's end.
     """
 
     def __init__(self, root: MediaRoot, *, limit_bytes: int = 64_000_000) -> None:
-        self.kept: list[Preview] = []
+        self.kept: dict[str, str] = {}
         self._root = root
         self._left = limit_bytes
         self._known: dict[tuple[str, str], Preview] = {}
@@ -122,28 +116,23 @@ class Previews:
         return self._known[modality, name]
 
     def _made(self, modality: str, name: str) -> Preview:
-        preview = None
         if self._left > 0:
             try:
-                preview = self._read(modality, name)
-            except ChatBindError as error:
-                self._failed.append(str(error))
-                return Preview(note=f"cannot be shown: {error.what}")
-        if preview is None or len(preview.uri) > self._left:
-            self._left_out += 1
-            return Preview(note="beyond the report's media limit")
-        if preview.uri:
-            self._left -= len(preview.uri)
-            self.kept.append(preview)
-            preview.key = f"media-{len(self.kept)}"
-        return preview
+                preview = preview_of(open_source(self._root.find(name)), modality)
+            except Exception as error:
+                failure = contained(error, where=name)
+                self._failed.append(str(failure))
+                return Preview(note=f"cannot be shown: {failure.what}")
+            if len(preview.uri) <= self._left:
+                return self._kept(preview) if preview.uri else preview
+        self._left_out += 1
+        return Preview(note="beyond the report's media limit")
 
-    def _read(self, modality: str, name: str) -> Preview:
-        path = self._root.find(name)
-        try:
-            return preview_of(open_source(path), modality)
-        except OSError as error:
-            raise MediaError(error.strerror or "cannot be read", where=str(path)) from error
+    def _kept(self, preview: Preview) -> Preview:
+        key = f"media-{len(self.kept) + 1}"
+        self._left -= len(preview.uri)
+        self.kept[key] = preview.uri
+        return preview._replace(key=key)
 
 
 def preview_of(source: MediaSource, modality: str) -> Preview:
@@ -233,47 +222,33 @@ def _sound(source: MediaSource) -> Preview:
 
 
 def _film(source: MediaSource) -> Preview:
+    """The first seconds, at most 25 frames of each."""
     target = io.BytesIO()
     with (
         open_film(source, _OPTIONS.max_pixels) as film,
         av.open(target, "w", format="mp4") as out,
     ):
-        rate = film.stream.average_rate or Fraction(_FILM_RATE)
-        rate = min(max(rate, Fraction(1)), Fraction(_FILM_RATE))
-        coded = out.add_stream("libx264", rate=rate)
-        coded.width, coded.height = _film_size(film.stream.width, film.stream.height)
+        coded = out.add_stream("libx264", rate=_FILM_RATE)
+        width, height = film.stream.width, film.stream.height
+        scale = min(1.0, _FILM_SIDE / max(width, height))
+        # Even numbers, as the codec wants.
+        coded.width, coded.height = (max(2, round(n * scale / 2) * 2) for n in (width, height))
         coded.pix_fmt = "yuv420p"
         coded.options = {"crf": "26", "preset": "veryfast"}
         coded.codec_context.thread_count = 1
-        frames = 0
-        for frame in _first(film.frames(), _FILM_SECONDS, rate):
-            small = frame.reformat(width=coded.width, height=coded.height, format="yuv420p")
-            small.pts, small.time_base = frames, 1 / rate
-            frames += 1
-            out.mux(coded.encode(small))
-        if frames == 0:
+        last = -1
+        for frame, seconds in film.frames():
+            place = round(seconds * _FILM_RATE)
+            if place >= _FILM_SECONDS * _FILM_RATE:
+                break
+            if place > last:
+                small = frame.reformat(width=coded.width, height=coded.height, format="yuv420p")
+                small.pts, small.time_base, last = place, Fraction(1, _FILM_RATE), place
+                out.mux(coded.encode(small))
+        if last < 0:
             raise MediaError("holds no moving pictures", where=source.name)
         out.mux(coded.encode(None))
     return _shown("video", "video/mp4", target.getvalue())
-
-
-def _film_size(width: int, height: int) -> tuple[int, int]:
-    """Even numbers, as the codec wants; small films keep their size."""
-    scale = min(1.0, _FILM_SIDE / max(width, height, 1))
-    return max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2)
-
-
-def _first(
-    frames: Iterator[tuple[av.VideoFrame, Fraction]], seconds: float, rate: Fraction
-) -> Iterator[av.VideoFrame]:
-    """Frames of the first seconds, at most `rate` a second."""
-    wanted = 0
-    for frame, time in frames:
-        if time >= seconds:
-            return
-        if time >= wanted / rate - Fraction(1, 1000):
-            wanted += 1
-            yield frame
 
 
 def _motion(source: MediaSource) -> Preview:
@@ -285,16 +260,13 @@ def _motion(source: MediaSource) -> Preview:
 
 def _panel(title: str, rows: npt.NDArray[np.float64]) -> Panel:
     low, high = float(rows.min()), float(rows.max())
-    span = high - low if high > low else 1.0
-    curves = []
-    for name, row in zip("xyz", rows, strict=True):
-        # The lowest and the highest of each stretch, so that no tap is lost in the drawing.
-        pieces = np.array_split(row, _PLOT_WIDTH // 4)
-        values = [value for piece in pieces for value in (piece.min(), piece.max())]
-        step = _PLOT_WIDTH / (len(values) - 1)
-        points = " ".join(
-            f"{x * step:.0f},{_PLOT_HEIGHT * (high - value) / span:.1f}"
-            for x, value in enumerate(values)
-        )
-        curves.append((name, points))
+    # The lowest and the highest of each stretch, so that no tap is lost in the drawing.
+    pieces = rows.reshape(3, _PLOT_PIECES, -1)
+    values = np.stack([pieces.min(axis=2), pieces.max(axis=2)], axis=2).reshape(3, -1)
+    across = np.linspace(0, _PLOT_WIDTH, values.shape[1])
+    down = _PLOT_HEIGHT * (high - values) / (high - low if high > low else 1.0)
+    curves = [
+        (name, " ".join(f"{x:.0f},{y:.1f}" for x, y in zip(across, heights, strict=True)))
+        for name, heights in zip("xyz", down, strict=True)
+    ]
     return Panel(title, curves, round(low, 2), round(high, 2))

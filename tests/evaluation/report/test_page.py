@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from chatbind_cli.evaluation.report.charts import WIDTH, relative_chart
-from chatbind_cli.evaluation.report.page import render_report
+from chatbind_cli.evaluation.report.page import WIDTH, relative_chart, render_report
 from chatbind_cli.evaluation.report.previews import Previews
 from chatbind_cli.media.root import MediaRoot
 from tests.evaluation.sample import one_summary
@@ -120,7 +119,7 @@ def test_the_charts_show_the_figures(html: str) -> None:
     summary = one_summary(REVIEWS)
     titles = Page(html).data["title"]
     assert any(title.startswith("conv: 92.9 %") for title in titles)
-    assert any(title.startswith(f"all: {summary.rows[-1].relative} %") for title in titles)
+    assert any(title.startswith(f"all: {summary.total['relative']} %") for title in titles)
     assert "first 7, second 6.5: 1 question" in titles
     assert "first 5, second 9: 1 question" in titles
 
@@ -219,11 +218,11 @@ def test_the_axis_of_relative_scores_holds_every_mark_and_the_even_line(
 ) -> None:
     chart = relative_chart(one_summary([_review(i, relative) for i in range(3)]).rows)
     assert chart is not None
-    assert chart.even is not None
-    places = [chart.even, *(mark.at for _, marks in chart.lines for mark in marks)]
+    values = [100.0, *(mark.value for _, marks in chart.lines for mark in marks)]
+    places = [chart.place(value) for value in values]
     assert all(0 <= place <= WIDTH for place in places)
     assert 2 <= len(chart.ticks) <= 9
-    assert (chart.ticks[0][0], chart.ticks[-1][0]) == (0, WIDTH)
+    assert (chart.place(chart.ticks[0]), chart.place(chart.ticks[-1])) == (0, WIDTH)
 
 
 def test_a_report_without_any_score_still_comes(html: str) -> None:

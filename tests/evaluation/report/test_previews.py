@@ -108,7 +108,7 @@ def test_motion_becomes_two_panels_of_three_curves(media: Path) -> None:
 def test_a_medium_that_many_ask_about_is_kept_once(media: Path) -> None:
     previews = Previews(MediaRoot(media))
     assert _one(previews, "image") is _one(previews, "image")
-    assert [preview.key for preview in previews.kept] == ["media-1"]
+    assert list(previews.kept) == ["media-1"]
 
 
 def test_what_cannot_be_shown_is_named_with_its_reason(media: Path) -> None:
