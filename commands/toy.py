@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 @_base.command(
     "toy",
-    short_help="Make a small world to try everything in.",
     examples=[
         "chatbind toy .",
         "chatbind toy small --quick",
