@@ -22,7 +22,7 @@ from chatbind_cli import __version__, worker
 from chatbind_cli.console import printable
 from chatbind_cli.errors import ChatBindError, debugging
 
-# name -> (module, one-line help); a test holds the helps equal to the commands' own
+# name -> (module, one-line help)
 COMMANDS: dict[str, tuple[str, str]] = {
     "download": ("download", "Fetch weights and data, verified and resumable."),
     "apply-delta": ("apply_delta", "Add published delta weights to a base model."),
@@ -43,6 +43,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 CONFIG = "chatbind.config"
 """In a context's `meta`: the file of `chatbind --config FILE COMMAND`, for the command to read."""
+
+
+def kebab(token: str) -> str:
+    """The seed writes `--data_path`; both spellings name the same option."""
+    return token.replace("_", "-")
 
 
 class LazyCommand(click.Command):
@@ -86,7 +91,8 @@ class InOrder(click.Group):
     context_settings={
         "help_option_names": ["-h", "--help"],
         "auto_envvar_prefix": "CHATBIND",
-        "token_normalize_func": lambda token: token.replace("_", "-"),
+        "token_normalize_func": kebab,
+        "max_content_width": 100,
     },
     epilog="`chatbind COMMAND --help` shows a command's options and examples.",
 )

@@ -8,25 +8,13 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from chatbind_cli.cli import COMMANDS, CONFIG
-
-
-def _kebab(token: str) -> str:
-    """The seed writes `--data_path`; both spellings name the same option."""
-    return token.replace("_", "-")
-
-
-CONTEXT_SETTINGS: dict[str, Any] = {
-    "help_option_names": ["-h", "--help"],
-    "token_normalize_func": _kebab,
-    "max_content_width": 100,
-}
-
+from chatbind_cli.cli import COMMANDS, CONFIG, kebab
 
 # What torchrun, accelerate, DeepSpeed, LLaVA and Hugging Face's tools call an option, and what it
 # is here, in the commands that have it.
@@ -64,18 +52,23 @@ class GroupedOption(click.Option):
     """An option that the help lists under a heading of its own.
 
     Args:
-        group: the heading, "Options" where none is given.
+        group: the heading.
         advanced: few set it; `--help-all` alone lists it.
     """
 
     def __init__(
-        self, *args: Any, group: str | None = None, advanced: bool = False, **kwargs: Any
+        self, *args: Any, group: str = "Options", advanced: bool = False, **kwargs: Any
     ) -> None:
         if not kwargs.get("is_flag") and kwargs.get("default") is not None:
             kwargs.setdefault("show_default", True)
         super().__init__(*args, **kwargs)
         self.group = group
         self.advanced = advanced
+
+
+def in_group(group: str, cls: type[GroupedOption] = GroupedOption) -> Callable[..., Any]:
+    """A decorator of options under one heading, to be called as `click.option` is."""
+    return partial(click.option, cls=cls, group=group)
 
 
 class ListOption(GroupedOption):
@@ -105,10 +98,9 @@ class ChatBindCommand(click.Command):
         elsewhere: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
-        kwargs.setdefault("context_settings", CONTEXT_SETTINGS)
         super().__init__(*args, **kwargs)
-        self.examples = tuple(examples)
-        self.elsewhere = tuple(elsewhere)
+        self.examples = examples
+        self.elsewhere = elsewhere
         advanced = any(getattr(param, "advanced", False) for param in self.params)
         self.params.extend(_common_options(help_all=advanced))
 
@@ -127,7 +119,7 @@ class ChatBindCommand(click.Command):
 
     def _one_word_each(self, ctx: click.Context, args: list[str]) -> list[str]:
         lists = {
-            _kebab(name)
+            kebab(name)
             for param in self.get_params(ctx)
             if isinstance(param, ListOption)
             for name in (*param.opts, *param.secondary_opts)
@@ -142,7 +134,7 @@ class ChatBindCommand(click.Command):
                     return [*out, *args[position:]]
                 name, equals, _ = word.partition("=")
                 # `--opt=value` is complete in itself; only the two-word form goes on.
-                current = word if _kebab(name) in lists and not equals else None
+                current = word if kebab(name) in lists and not equals else None
                 out += [word] if current is None else []
             elif current is not None:
                 out += [current, word]
@@ -152,21 +144,21 @@ class ChatBindCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the options under their headings, the common ones last."""
-        groups: dict[str, list[tuple[str, str]]] = {"Options": []}
+        groups: dict[str, list[tuple[str, str]]] = {}
+        common: list[tuple[str, str]] = []
         hidden = 0
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
+            if record is None or isinstance(param, click.Argument):  # the usage line has those
+                continue
             if getattr(param, "advanced", False) and not ctx.meta.get(_SHOW_ALL):
                 hidden += 1
                 continue
-            if record is not None:
-                own = "Common" if param.name == "help" else "Options"
-                groups.setdefault(getattr(param, "group", None) or own, []).append(record)
-        common = groups.pop("Common", [])
+            group = getattr(param, "group", "Common")  # click's own `--help` has none
+            (common if group == "Common" else groups.setdefault(group, [])).append(record)
         for heading, records in [*groups.items(), ("Common", common)]:
-            if records:
-                with formatter.section(heading):
-                    formatter.write_dl(records)
+            with formatter.section(heading):
+                formatter.write_dl(records)
         if hidden:
             formatter.write(f"\n{hidden} more options: {ctx.command_path} --help-all\n")
 
@@ -182,27 +174,16 @@ class ChatBindCommand(click.Command):
 
 
 def command(
-    name: str, *, short_help: str, examples: Sequence[str], elsewhere: Sequence[str] = ()
+    name: str, *, examples: Sequence[str], elsewhere: Sequence[str] = ()
 ) -> Callable[[Callable[..., Any]], ChatBindCommand]:
     """Makes a function the ChatBind command `name`.
 
     Args:
         name: the command's word on the line.
-        short_help: its one sentence in `chatbind --help`; the table in `cli` repeats it.
         examples: at least two lines that work as they stand where `chatbind toy .` was run.
         elsewhere: lines that need more than that.
     """
-
-    def wrap(function: Callable[..., Any]) -> ChatBindCommand:
-        return click.command(
-            name,
-            cls=ChatBindCommand,
-            short_help=short_help,
-            examples=examples,
-            elsewhere=elsewhere,
-        )(function)
-
-    return wrap
+    return click.command(name, cls=ChatBindCommand, examples=examples, elsewhere=elsewhere)
 
 
 def _common_options(*, help_all: bool) -> list[click.Option]:
@@ -270,7 +251,7 @@ def _apply_config(ctx: click.Context, param: click.Parameter | None, value: Path
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise click.UsageError(f"{value}: is not TOML ({error})") from error
     shared = {key: item for key, item in document.items() if not isinstance(item, dict)}
-    tables = {_kebab(key): item for key, item in document.items() if isinstance(item, dict)}
+    tables = {kebab(key): item for key, item in document.items() if isinstance(item, dict)}
     try:
         for name in tables.keys() - COMMANDS.keys():
             raise click.UsageError(f"no command is named {name!r}", ctx)
@@ -292,12 +273,12 @@ def _config_values(ctx: click.Context, table: Mapping[str, Any], *, strict: bool
     names: dict[str, str] = {}
     for param in ctx.command.get_params(ctx):
         if param.name:
-            names[_kebab(param.name)] = param.name
+            names[kebab(param.name)] = param.name
             for option in (*param.opts, *param.secondary_opts):
-                names[_kebab(option.lstrip("-"))] = param.name
+                names[kebab(option.lstrip("-"))] = param.name
     values: dict[str, Any] = {}
     for key, item in table.items():
-        name = names.get(_kebab(key))
+        name = names.get(kebab(key))
         if name is not None:
             values[name] = item
         elif strict:

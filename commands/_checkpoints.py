@@ -12,16 +12,14 @@ from chatbind_cli.artifacts import artifact_record, emit_artifact
 from chatbind_cli.console import note
 from chatbind_cli.errors import UsageError
 
-from ._base import GroupedOption
+from ._base import in_group
 
 if TYPE_CHECKING:
     from chatbind_cli.checkpoints.output_folder import Result
     from chatbind_cli.download.requests import HubRef
 
-shard_size_option = click.option(
+shard_size_option = in_group("Output")(
     "--shard-size",
-    cls=GroupedOption,
-    group="Output",
     type=click.FloatRange(min=0.001),
     default=4.0,
     callback=lambda _context, _option, gib: int(gib * (1 << 30)),  # to bytes
@@ -32,12 +30,10 @@ shard_size_option = click.option(
 CHECKPOINT = "PATH|OWNER/NAME"
 
 base_option = partial(
-    click.option,
+    in_group("Input"),
     "--base",
     "--base-model-path",
     "base",
-    cls=GroupedOption,
-    group="Input",
     metavar=CHECKPOINT,
     help="The base model: a folder, a weights file, or a hub repository.",
 )

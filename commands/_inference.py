@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +14,13 @@ from chatbind_cli.errors import UsageError
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.media.options import MediaOptions
 
-from ._base import GroupedOption
+from ._base import in_group
 from ._options import attention_option, gather, seed_option
 
 if TYPE_CHECKING:
     from chatbind_cli.inference.loading import LoadedModel
 
-_model = partial(click.option, cls=GroupedOption, group="Model")
-_generation = partial(click.option, cls=GroupedOption, group="Generation")
+_model, _generation = in_group("Model"), in_group("Generation")
 
 
 @dataclass(frozen=True, kw_only=True)

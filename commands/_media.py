@@ -15,7 +15,7 @@ from chatbind_cli.media.options import (
     MediaOptions,
 )
 
-from ._base import GroupedOption
+from ._base import in_group
 from ._options import gather
 
 _POSITIVE = click.FloatRange(min=0, min_open=True)
@@ -24,13 +24,11 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
 def _option(
     name: str, kind: click.ParamType[Any], help_text: str, *, advanced: bool = True
 ) -> Callable[[Any], Any]:
-    return click.option(
+    return in_group("Preprocessing")(
         f"--{name}",
         type=kind,
         default=getattr(MediaOptions(), name.replace("-", "_")),
         help=help_text,
-        cls=GroupedOption,
-        group="Preprocessing",
         advanced=advanced,
     )
 

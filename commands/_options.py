@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial, reduce, wraps
+from functools import reduce, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,19 +13,22 @@ import click
 from chatbind_cli import launch, worker
 from chatbind_cli.console import note
 
-from ._base import GroupedOption
+from ._base import in_group
 
 if TYPE_CHECKING:
     from chatbind_cli.media.root import MediaRoot
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_output = partial(click.option, cls=GroupedOption, group="Output")
-_compute = partial(click.option, cls=GroupedOption, group="Compute")
-_media = partial(click.option, cls=GroupedOption, group="Media")
-_dispatch = partial(click.option, cls=GroupedOption, group="Dispatch")
-_FOLDER = click.Path(file_okay=False, path_type=Path)
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+NEW_FILE = click.Path(dir_okay=False, path_type=Path)
+NEW_FOLDER = click.Path(file_okay=False, path_type=Path)
+STREAM = click.Path(dir_okay=False, allow_dash=True)
+"""A file, or `-` for standard input or output."""
+
+_output, _compute = in_group("Output"), in_group("Compute")
+_media, _dispatch = in_group("Media"), in_group("Dispatch")
 
 
 def stack(*decorators: Callable[[Any], Any]) -> Callable[[F], F]:
@@ -74,7 +77,7 @@ def output_option(help_text: str) -> Callable[[F], F]:
         "--output",
         default="-",
         metavar="FILE",
-        type=click.Path(dir_okay=False, allow_dash=True),
+        type=STREAM,
         help=help_text,
     )
 
@@ -134,7 +137,7 @@ media_root_options = gather(
         "--image-folder",
         "media_root",
         metavar="DIR",
-        type=_FOLDER,
+        type=NEW_FOLDER,
         help="Folder that the media paths of records start from.",
     ),
     _media(
@@ -183,7 +186,7 @@ dispatch_options = gather(
         "--launch-config",
         advanced=True,
         metavar="YAML",
-        type=_FILE,
+        type=FILE,
         help="A config of `accelerate config` to launch with.",
     ),
     _dispatch("--dry-run", is_flag=True, help="Print the command line that would run, and stop."),
@@ -220,10 +223,8 @@ def without_effect(*names: str, because: str, needs_value: bool = False) -> Call
         if value is not None and not worker.is_worker():
             note(f"{names[0]} has no effect: {because}")
 
-    return click.option(
+    return in_group("Accepted for the seed's sake")(
         *names,
-        cls=GroupedOption,
-        group="Accepted for the seed's sake",
         advanced=True,
         expose_value=False,
         callback=tell,

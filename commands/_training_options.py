@@ -1,4 +1,4 @@
-"""The options that `pretrain` and `finetune` share, packed into one settings object.
+"""What `pretrain` and `finetune` share: their options, and what is done with them.
 
 The names are those of `transformers.TrainingArguments` and of the original training scripts.
 """
@@ -6,16 +6,20 @@ The names are those of `transformers.TrainingArguments` and of the original trai
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from chatbind_cli import launch
+from chatbind_cli.artifacts import resolve_artifact
 
-from ._base import BoolOption, GroupedOption, ListOption
+from ._base import BoolOption, ListOption, in_group
 from ._options import (
+    FILE,
+    FOLDER,
+    NEW_FILE,
+    NEW_FOLDER,
     F,
     attention_option,
     device_options,
@@ -29,10 +33,8 @@ from ._options import (
 )
 
 if TYPE_CHECKING:
-    from chatbind_cli.training.settings import TrainingSettings
+    from chatbind_cli.training.settings import Stage
 
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_DIR = click.Path(exists=True, file_okay=False, path_type=Path)
 _PATH = click.Path(path_type=Path)
 _WHOLE, _POSITIVE = click.IntRange(min=0), click.IntRange(min=1)
 _SHARE, _ABOVE_0 = click.FloatRange(min=0), click.FloatRange(min=0, min_open=True)
@@ -43,13 +45,9 @@ _SHOWN |= {"num_train_epochs", "max_steps", "learning_rate", "per_device_train_b
 _SHOWN |= {"gradient_accumulation_steps", "seed", "device", "bf16", "output", "save_steps"}
 _SHOWN |= {"overwrite", "num_processes", "dry_run"}
 
-_input = partial(click.option, cls=GroupedOption, group="Input")
-_media = partial(click.option, cls=GroupedOption, group="Media")
-_model = partial(click.option, cls=GroupedOption, group="Model")
-_training = partial(click.option, cls=GroupedOption, group="Training")
-_compute = partial(click.option, cls=GroupedOption, group="Compute")
-_switch = partial(click.option, cls=BoolOption, group="Compute")
-_output = partial(click.option, cls=GroupedOption, group="Output")
+_input, _media, _model = in_group("Input"), in_group("Media"), in_group("Model")
+_training, _output = in_group("Training"), in_group("Output")
+_compute, _switch = in_group("Compute"), in_group("Compute", BoolOption)
 
 
 _input_options = stack(
@@ -75,7 +73,7 @@ _input_options = stack(
     _input(
         "--eval-data",
         metavar="FILE",
-        type=_FILE,
+        type=FILE,
         help="Held-out conversations, for --evaluation-strategy.",
     ),
     media_root_options,
@@ -89,7 +87,7 @@ _input_options = stack(
     _media(
         "--store",
         metavar="DIR",
-        type=_DIR,
+        type=FOLDER,
         help="Embeddings that `chatbind encode --store` or an earlier run (its folder "
         "`embeddings`) made; then media and encoder are not read.",
     ),
@@ -212,7 +210,7 @@ _output_options = stack(
         "--output-dir",
         "output",
         metavar="DIR",
-        type=click.Path(file_okay=False, path_type=Path),
+        type=NEW_FOLDER,
         required=True,
         help="Folder for the result, the checkpoints and the log. Running the same command "
         "again goes on from the last checkpoint.",
@@ -240,7 +238,7 @@ _output_options = stack(
     _output(
         "--plot",
         metavar="FILE",
-        type=click.Path(dir_okay=False, path_type=Path),
+        type=NEW_FILE,
         help="One more picture of the loss: .png, .svg or .pdf.",
     ),
 )
@@ -256,14 +254,11 @@ _seed_only_options = stack(
 )
 
 
-def training_options(
-    stage: str, defaults: Mapping[str, Any], *own: Callable[[Any], Any]
-) -> Callable[[F], F]:
-    """All options of a stage, handed to its function as `settings` and `plan`.
+def training_options(defaults: Mapping[str, Any], *own: Callable[[Any], Any]) -> Callable[[F], F]:
+    """All options of a stage, by the names of `TrainingSettings`, and `plan`.
 
     Args:
-        stage: `pretrain` or `finetune`.
-        defaults: the published hyper-parameters of the stage, by the names of the settings.
+        defaults: the published hyper-parameters of the stage.
         own: options that only this stage has.
     """
     options = stack(
@@ -281,56 +276,47 @@ def training_options(
     )
 
     def wrap(function: F) -> F:
-        packed: F = options(_packed(function, stage))  # type: ignore[assignment]
-        for param in vars(packed)["__click_params__"]:
+        wrapped = options(function)
+        for param in vars(wrapped)["__click_params__"]:
             param.advanced = param.name not in _SHOWN
             if param.name in defaults:
                 param.default, param.show_default = defaults[param.name], True
-        return packed
+        return wrapped
 
     return wrap
 
 
-def _packed(function: Callable[..., Any], stage: str) -> Callable[..., Any]:
-    """The function, called with the options as one `TrainingSettings`."""
-
-    @wraps(function)
-    def packed(*, plan: launch.Dispatch, **values: Any) -> Any:
-        from chatbind_cli.artifacts import resolve_artifact  # noqa: PLC0415
-        from chatbind_cli.model.prompts import STYLE_BY_VERSION, get_style  # noqa: PLC0415
-        from chatbind_cli.training.settings import TrainingSettings as Settings  # noqa: PLC0415
-
-        style = values.pop("prompt_style")
-        if style is not None:  # `--version`'s values are short for styles
-            values["prompt_style"] = get_style(STYLE_BY_VERSION.get(style, style)).name
-        for name in ("report_to", "fsdp_layers"):
-            values[name] = tuple(w for v in values[name] for w in v.split(",") if w)
-        if values.get("projector") is not None:
-            values["projector"] = resolve_artifact(values["projector"], {"projector"})
-        words = click.get_current_context().obj or []
-        settings = Settings(stage=stage, command=tuple(words), **values)  # type: ignore[arg-type]
-        return function(settings=settings, plan=plan)
-
-    return packed
-
-
-def run_stage(settings: TrainingSettings, plan: launch.Dispatch) -> None:
+def run_stage(stage: Stage, plan: launch.Dispatch, values: dict[str, Any]) -> None:
     """Checks the inputs, then trains in this process or in workers.
 
     Args:
-        settings: what to train.
+        stage: what to train.
         plan: where.
+        values: of the options.
     """
-    # workers cannot read the projector's record from this process's stdin
-    extra = ["--projector", str(settings.projector)] if settings.projector else []
+    from chatbind_cli.model.prompts import STYLE_BY_VERSION, get_style  # noqa: PLC0415
+    from chatbind_cli.training.settings import TrainingSettings  # noqa: PLC0415
+
+    style = values.pop("prompt_style")
+    if style is not None:  # `--version`'s values are short for styles
+        values["prompt_style"] = get_style(STYLE_BY_VERSION.get(style, style)).name
+    for name in ("report_to", "fsdp_layers"):
+        values[name] = tuple(w for v in values[name] for w in v.split(",") if w)
+    words: list[str] = []
+    if values.get("projector") is not None:
+        values["projector"] = resolve_artifact(values["projector"], {"projector"})
+        # workers cannot read the projector's record from this process's stdin
+        words = ["--projector", str(values["projector"])]
+    command = tuple(click.get_current_context().obj or ())
+    settings = TrainingSettings(stage=stage, command=command, **values)
     if plan.dry_run:
-        dispatched(plan, extra)
+        dispatched(plan, words)
         return
     from chatbind_cli.training.inputs import check_inputs, told_to_workers  # noqa: PLC0415
 
     inputs = check_inputs(settings)
     with told_to_workers(inputs):
-        if dispatched(plan, extra):
+        if dispatched(plan, words):
             return
     from chatbind_cli.training.run import train  # noqa: PLC0415
 

@@ -20,7 +20,6 @@ _output = partial(click.option, cls=GroupedOption, group="Output")
 
 @_base.command(
     "apply-delta",
-    short_help="Add published delta weights to a base model.",
     examples=[
         "chatbind apply-delta --base llama --delta delta --target restored",
         "chatbind apply-delta --verify delta",

@@ -71,7 +71,6 @@ attachment_options = stack(
 
 @command(
     "ask",
-    short_help="Ask a question about media.",
     examples=[
         "chatbind ask -m model -a media/image/heldout-0000.png 'Which digit is this?'",
         "echo 'Describe it.' | chatbind ask -m model --audio media/audio/heldout-0000.wav --json",

@@ -19,7 +19,6 @@ _output = partial(click.option, cls=GroupedOption, group="Output")
 
 @_base.command(
     "convert",
-    short_help="Write a ChatBind model in this program's layout.",
     examples=[
         "chatbind convert model -o converted --shard-size 0.001",
         "chatbind convert llama --projector stage1/projector.safetensors -o joined",

@@ -20,7 +20,6 @@ _MARKS = {OK: ("ok", "green"), NOTE: ("note", "yellow"), PROBLEM: ("FAIL", "red"
 
 @_base.command(
     "doctor",
-    short_help="Tell what this machine can do, and what is missing.",
     examples=[
         "chatbind doctor --no-network",
         "chatbind doctor --no-network --json > doctor.jsonl",

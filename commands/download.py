@@ -37,7 +37,6 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
 
 @_base.command(
     "download",
-    short_help="Fetch weights and data, verified and resumable.",
     examples=[
         "chatbind download --list",
         "chatbind download --plan finetune --dry-run",

@@ -50,7 +50,6 @@ _compute = partial(click.option, cls=GroupedOption, group="Compute")
 
 @_base.command(
     "encode",
-    short_help="Turn media into ImageBind embeddings.",
     examples=[
         "chatbind encode --encoder imagebind media/image/heldout-0000.png "
         "media/audio/heldout-0000.wav -o embeddings.jsonl",

@@ -17,7 +17,6 @@ from ._base import GroupedOption
 
 @_base.command(
     "extract-projector",
-    short_help="Take the projector out of a checkpoint.",
     examples=[
         "chatbind extract-projector stage1 -o projector.safetensors",
         "chatbind extract-projector --model_name_or_path ./stage1 --output "

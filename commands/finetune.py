@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import click
+from typing import Any
 
 from chatbind_cli import launch
 
 from . import _base
-from ._base import BoolOption, GroupedOption
+from ._base import BoolOption, in_group
 from ._training_options import run_stage, training_options
-
-if TYPE_CHECKING:
-    from chatbind_cli.training.settings import TrainingSettings
 
 # the published hyper-parameters: 4 GPUs x 4 samples x 2 passes = 32 samples a step
 _DEFAULTS = {
@@ -28,7 +23,6 @@ _DEFAULTS = {
 
 @_base.command(
     "finetune",
-    short_help="Stage 2: fit projector and language model on instructions.",
     examples=[
         "chatbind finetune -m llama --projector stage1/projector.safetensors --encoder "
         "imagebind --data train/instructions.json --media-root media -o stage2",
@@ -38,32 +32,27 @@ _DEFAULTS = {
     ],
 )
 @training_options(
-    "finetune",
     _DEFAULTS,
-    click.option(
+    in_group("Model")(
         "--projector",
         "--pretrain-mm-mlp-adapter",
         "projector",
-        cls=GroupedOption,
-        group="Model",
         metavar="FILE",
         help="Projector of stage 1, .safetensors or .bin; -: the one that the stage before in a "
         "pipe has made.",
     ),
-    click.option(
+    in_group("Model", BoolOption)(
         "--freeze-backbone",
         "--tune-mm-mlp-adapter",
         "freeze_backbone",
-        cls=BoolOption,
-        group="Model",
         default=False,
         help="Train the projector alone, and leave the language model as it is.",
     ),
 )
-def command(settings: TrainingSettings, plan: launch.Dispatch) -> None:
+def command(plan: launch.Dispatch, **values: Any) -> None:
     """Stage 2: fit projector and language model on instructions.
 
     Makes a ChatBind model folder that `ask`, `vqa` and `from_pretrained` load. Log records go to
     stdout as the work goes on; the last record names the model.
     """
-    run_stage(settings, plan)
+    run_stage("finetune", plan, values)

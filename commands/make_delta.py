@@ -18,7 +18,6 @@ _output = partial(click.option, cls=GroupedOption, group="Output")
 
 @_base.command(
     "make-delta",
-    short_help="Subtract a base model from a target model.",
     examples=[
         "chatbind make-delta --base llama --target model --delta my-delta",
         "chatbind make-delta --base llama --target model --delta small-delta --no-exact",

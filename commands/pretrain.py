@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from chatbind_cli import launch
 
 from . import _base
 from ._options import without_effect
 from ._training_options import run_stage, training_options
-
-if TYPE_CHECKING:
-    from chatbind_cli.training.settings import TrainingSettings
 
 # the published hyper-parameters: 4 GPUs x 16 samples x 2 passes = 128 samples a step
 _DEFAULTS = {
@@ -26,7 +23,6 @@ _DEFAULTS = {
 
 @_base.command(
     "pretrain",
-    short_help="Stage 1: fit the projector on captions.",
     examples=[
         "chatbind pretrain -m llama --encoder imagebind --data train/captions.json "
         "--media-root media -o first",
@@ -35,15 +31,14 @@ _DEFAULTS = {
     ],
 )
 @training_options(
-    "pretrain",
     _DEFAULTS,
     without_effect("--tune-mm-mlp-adapter", because="stage 1 always trains the projector alone"),
 )
-def command(settings: TrainingSettings, plan: launch.Dispatch) -> None:
+def command(plan: launch.Dispatch, **values: Any) -> None:
     """Stage 1: fit the projector on captions.
 
     Trains the projector and the embeddings of <im_start> and <im_end>; the language model and the
     encoder stay as they are. Media are encoded once, before the first step. Log records go to
     stdout as the work goes on; the last record names the checkpoint.
     """
-    run_stage(settings, plan)
+    run_stage("pretrain", plan, values)

@@ -38,7 +38,6 @@ _AUDIO = (
 
 @_base.command(
     "review",
-    short_help="Let a judge score two sets of answers.",
     examples=[
         f"{_AUDIO} --judge rule -o reviews.jsonl",
         "chatbind vqa -m model -q eval/questions-image.jsonl --media-root media | chatbind "

@@ -42,7 +42,6 @@ _MARK = b'name="generator" content="chatbind summarize"'
 
 @_base.command(
     "summarize",
-    short_help="Tabulate review records.",
     examples=[
         "chatbind summarize eval/reviews-audio.jsonl",
         "chatbind summarize eval/reviews-audio.jsonl --format markdown > table.md",

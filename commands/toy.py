@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 @_base.command(
     "toy",
-    short_help="Make a small world to try everything in.",
     examples=[
         "chatbind toy .",
         "chatbind toy small --quick",
@@ -45,11 +44,11 @@ def command(folder: Path, quick: bool, overwrite: bool, seed: int) -> None:
     same seed gives the same world. Called again, it goes on where it was stopped. The examples of
     every command work in DIR; DIR/README.txt says what is there.
     """
-    from chatbind_cli.toy.world import World  # noqa: PLC0415 - loads torch
+    from chatbind_cli.toy.world import make_world  # noqa: PLC0415 - loads torch
 
     for_a_person = sys.stdout.isatty()
     tell = _say if for_a_person else emit_record
-    World(folder=folder, seed=seed, quick=quick, tell=tell).make(overwrite=overwrite)
+    make_world(folder, seed=seed, quick=quick, overwrite=overwrite, tell=tell)
     if for_a_person:
         click.echo((folder / "README.txt").read_text(encoding="utf-8"))
     else:

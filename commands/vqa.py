@@ -36,7 +36,6 @@ _input = partial(click.option, cls=GroupedOption, group="Input")
 
 @command(
     "vqa",
-    short_help="Answer question records with answer records.",
     examples=[
         "chatbind vqa -m model -q eval/questions-audio.jsonl --media-root media -o answers.jsonl",
         "head -n 3 eval/questions-imu.jsonl | chatbind vqa -m model --media-root media",

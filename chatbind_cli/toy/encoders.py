@@ -6,19 +6,19 @@ what it will be shown.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from chatbind_cli.encoders.imagebind.encoder import Encoder, load_encoder, save_encoder
-from chatbind_cli.encoders.imagebind.model import ImageBind
 from chatbind_cli.encoders.imagebind.preprocess import Media, load_media
 from chatbind_cli.toy import towers
-from chatbind_cli.toy.cells import COARSE, to_cells
-from chatbind_cli.toy.digits import Item
-from chatbind_cli.toy.fit import Report, Size, fixed_threads, repeatable
+from chatbind_cli.toy.digits import NAMES, Item
+from chatbind_cli.toy.fit import Size, fixed_threads, repeatable
 from chatbind_cli.toy.media import SUFFIXES, relative_path
 from chatbind_cli.toy.towers import Samples
 
@@ -29,69 +29,61 @@ _ITEMS_FOR_MEANS = 300
 _LOADERS = 2
 
 
-def train_encoder(
+def make_encoders(
     items: Sequence[Item],
     media: Path,
-    folder: Path,
-    unbound_folder: Path,
-    *,
+    folders: tuple[Path, Path],
     size: Size,
     seed: int,
-    report: Callable[[str], Report],
+    report: Callable[[str, int, float], None],
 ) -> None:
-    """Trains and writes the bound encoder, and the one whose towers but the image tower are new.
+    """Trains the encoder and writes it, and another one that was never bound.
 
     Args:
         items: training items.
         media: folder of the media files.
-        folder: of the bound encoder.
-        unbound_folder: of the encoder that was never bound: the same image tower, and the towers
+        folders: of the bound encoder, and of the other one: the same image tower, and the towers
             of the other modalities as they were before training.
         size: how many files and epochs.
         seed: of weights and batches.
-        report: gives the `fit.Report` for a tower's name.
+        report: told a tower's name, the step and the loss; see `fit`.
     """
     with repeatable(seed):
-        whole = towers.new_model(("image", *towers.BOUND))
-        untrained = {name: tensor.clone() for name, tensor in whole.state_dict().items()}
+        model = towers.new_model(("image", *towers.BOUND))
+        untrained = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     images = _samples(items, "image", media, size)
     with repeatable(seed + 1) as generator:
         image_tower = towers.train_image_tower(
-            whole,
+            model,
             images,
             _samples(items, "video", media, size),
             epochs=size.image_epochs,
             generator=generator,
-            report=report("image"),
+            report=partial(report, "image"),
         )
-        targets = towers.embed(image_tower, images.tensors)
+        embedded = Samples(towers.embed(image_tower, images.tensors), images.digits)
     for number, modality in enumerate(towers.BOUND, start=2):
         samples = _samples(items, modality, media, size)
         with repeatable(seed + number) as generator:
             towers.bind(
-                whole,
+                model,
                 modality,
                 samples,
-                targets,
-                images.digits,
+                embedded,
                 epochs=size.bind_epochs[modality],
                 generator=generator,
-                report=report(modality),
+                report=partial(report, modality),
             )
-    save_encoder(whole, towers.CONFIG, folder)
-    save_encoder(_with_image_tower_of(whole, untrained), towers.CONFIG, unbound_folder)
+    save_encoder(model, towers.CONFIG, folders[0])
+    trained = {name: t for name, t in model.state_dict().items() if ".vision." in name}
+    model.load_state_dict({**untrained, **trained})
+    save_encoder(model, towers.CONFIG, folders[1])
 
 
 def measure(
-    train: Sequence[Item], heldout: Sequence[Item], media: Path, folders: dict[str, Path]
+    train: Sequence[Item], heldout: Sequence[Item], media: Path, folders: Sequence[Path]
 ) -> dict[str, dict[str, float]]:
     """Accuracies of saved encoders by the nearest class mean of the training images.
-
-    Args:
-        train: items whose images give the means.
-        heldout: items to tell.
-        media: folder of the media files.
-        folders: encoders by name.
 
     Returns:
         By encoder and modality: the share of held-out files that lie nearest to the mean of the
@@ -100,55 +92,58 @@ def measure(
     digits = torch.tensor([item.digit for item in heldout])
     train = train[:_ITEMS_FOR_MEANS]
     train_digits = torch.tensor([item.digit for item in train])
-    encoders = {name: load_encoder(folder) for name, folder in folders.items()}
-    accuracy: dict[str, dict[str, float]] = {name: {} for name in encoders}
+    encoders = [load_encoder(folder) for folder in folders]
+    accuracy: dict[str, dict[str, float]] = {folder.name: {} for folder in folders}
     with fixed_threads():
-        rows = list(_embed_files(train, "image", media, list(encoders.values())))
-        means = [
-            towers.class_means(torch.stack(part), train_digits) for part in zip(*rows, strict=True)
-        ]
+        images = _embed_files(train, "image", media, encoders)
+        means = [class_means(part, train_digits) for part in images]
         for modality in SUFFIXES:
-            rows = list(_embed_files(heldout, modality, media, list(encoders.values())))
-            for name, part, mean in zip(encoders, zip(*rows, strict=True), means, strict=True):
-                share = towers.nearest_mean_accuracy(torch.stack(part), digits, mean)
-                accuracy[name][modality] = round(share, 4)
+            rows = _embed_files(heldout, modality, media, encoders)
+            for shares, part, mean in zip(accuracy.values(), rows, means, strict=True):
+                share = nearest_mean_accuracy(part, digits, mean)
+                shares[modality] = round(share, 4)
     return accuracy
 
 
 def _samples(items: Sequence[Item], modality: str, media: Path, size: Size) -> Samples:
     """The training recordings of a modality, as the towers learn from them."""
     chosen = items[: size.train_items[modality]]
-
-    def tensor(medium: Media) -> torch.Tensor:
-        return to_cells(medium.tensor) if modality in COARSE else medium.tensor
-
     with fixed_threads():
-        tensors = [tensor(medium) for medium in _load(chosen, modality, media)]
+        tensors = [
+            towers.to_cells(medium.tensor) if modality in towers.COARSE else medium.tensor
+            for medium in _load(chosen, modality, media)
+        ]
     return Samples(torch.stack(tensors), torch.tensor([item.digit for item in chosen]))
 
 
 def _embed_files(
-    items: Iterable[Item], modality: str, media: Path, encoders: Sequence[Encoder]
-) -> Iterator[list[torch.Tensor]]:
-    """For each file its embedding by every encoder; a file is read once."""
-    for medium in _load(items, modality, media):
-        yield [encoder.embed([medium], normalize=True)[0] for encoder in encoders]
+    items: Sequence[Item], modality: str, media: Path, encoders: Sequence[Encoder]
+) -> list[torch.Tensor]:
+    """The files' embeddings [n, d] by each encoder; a file is read once."""
+    rows = [
+        [encoder.embed([medium], normalize=True)[0] for encoder in encoders]
+        for medium in _load(items, modality, media)
+    ]
+    return [torch.stack(part) for part in zip(*rows, strict=True)]
 
 
-def _load(items: Iterable[Item], modality: str, media: Path) -> Iterator[Media]:
+def _load(items: Sequence[Item], modality: str, media: Path) -> Iterator[Media]:
     """Media in order, read a little ahead."""
-    chosen = list(items)
+    paths = [media / relative_path(item, modality) for item in items]
     with ThreadPoolExecutor(_LOADERS) as pool:
-        for start in range(0, len(chosen), 4 * _LOADERS):
-            part = chosen[start : start + 4 * _LOADERS]
-            paths = [media / relative_path(item, modality) for item in part]
-            yield from pool.map(load_media, paths, [modality] * len(paths))
+        for start in range(0, len(paths), 4 * _LOADERS):
+            part = paths[start : start + 4 * _LOADERS]
+            yield from pool.map(load_media, part, [modality] * len(part))
 
 
-def _with_image_tower_of(trained: ImageBind, weights: dict[str, torch.Tensor]) -> ImageBind:
-    """The untrained model, but for the image tower."""
-    kept = {name: t for name, t in trained.state_dict().items() if ".vision." in name}
-    with repeatable(0):
-        model = towers.new_model(("image", *towers.BOUND))
-    model.load_state_dict({**weights, **kept})
-    return model
+def class_means(embeddings: torch.Tensor, digits: torch.Tensor) -> torch.Tensor:
+    """Where each digit lies on average, [10, d], of norm 1."""
+    means = [embeddings[digits == digit].mean(dim=0) for digit in range(len(NAMES))]
+    return F.normalize(torch.stack(means), dim=-1)
+
+
+def nearest_mean_accuracy(
+    embeddings: torch.Tensor, digits: torch.Tensor, means: torch.Tensor
+) -> float:
+    """The share of embeddings [n, d] that lie nearest to the mean [10, d] of their own digit."""
+    return float(((embeddings @ means.T).argmax(dim=1) == digits).float().mean())

@@ -16,13 +16,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from chatbind_cli.data.conversations import Conversation
-from chatbind_cli.data.tokens import IGNORE_INDEX, PromptEncoder, TokenizedSample
+from chatbind_cli.data.tokens import PromptEncoder
 from chatbind_cli.folders import replace_folder
 from chatbind_cli.model.config import ChatBindConfig
 from chatbind_cli.model.pretrained import quiet_transformers
 from chatbind_cli.model.prompts import get_style
 from chatbind_cli.toy.fit import Report, fit, repeatable
 from chatbind_cli.toy.texts import conversations, passages
+from chatbind_cli.training.samples import Collator
 
 STYLES = ("v0", "vicuna_v1_1", "multimodal", "llava_v1")
 """Prompt styles that the model knows; the first two are far more frequent in its training."""
@@ -35,6 +36,15 @@ _UNKNOWN, _BEGIN, _END = "<unk>", "<s>", "</s>"
 
 _BATCH = 32
 _LEARNING_RATE = 5e-3
+
+
+def make_language_model(folder: Path, steps: int, seed: int, report: Report) -> None:
+    """Trains the model, and writes a folder that `AutoModelForCausalLM` loads."""
+    tokenizer = train_tokenizer(seed)
+    model = train_language_model(tokenizer, steps=steps, seed=seed, report=report)
+    with replace_folder(folder, made_by="toy") as temporary, quiet_transformers():
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
 
 
 def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
@@ -104,16 +114,7 @@ def train_language_model(
     return model.eval()
 
 
-def save_language_model(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path
-) -> None:
-    """Writes a folder that `AutoModelForCausalLM` and `AutoTokenizer` load."""
-    with replace_folder(folder, made_by="toy", overwrite=True) as temporary, quiet_transformers():
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-
-
-def samples(tokenizer: PreTrainedTokenizerFast, rng: Random) -> Iterator[TokenizedSample]:
+def samples(tokenizer: PreTrainedTokenizerFast, rng: Random) -> Iterator[dict[str, list[int]]]:
     """Conversations in changing styles, and now and then a passage of prose, without end.
 
     Of conversations the answers are learned; of prose everything.
@@ -129,27 +130,19 @@ def samples(tokenizer: PreTrainedTokenizerFast, rng: Random) -> Iterator[Tokeniz
     while True:
         if rng.random() < _PASSAGE_SHARE:
             ids = [*tokenizer(next(prose))["input_ids"], tokenizer.eos_token_id]
-            yield TokenizedSample(ids, list(ids))
+            yield {"input_ids": ids, "labels": ids}
         else:
             (encoder,) = rng.choices(encoders, _STYLE_WEIGHTS)
-            yield encoder.conversation(Conversation("", next(talk), ""))
+            sample = encoder.conversation(Conversation("", next(talk), ""))
+            yield {"input_ids": sample.input_ids, "labels": sample.labels}
 
 
 def _batches(tokenizer: PreTrainedTokenizerFast, rng: Random) -> Iterator[dict[str, torch.Tensor]]:
     """Padded batches; samples of like length go together, which saves a third of the work."""
     source = samples(tokenizer, rng)
+    collate = Collator(pad_token_id=0)
     while True:
-        pool = sorted(islice(source, 16 * _BATCH), key=lambda sample: len(sample.input_ids))
+        pool = sorted(islice(source, 16 * _BATCH), key=lambda sample: len(sample["input_ids"]))
         parts = [pool[start : start + _BATCH] for start in range(0, len(pool), _BATCH)]
         rng.shuffle(parts)
-        for part in parts:
-            width = max(len(sample.input_ids) for sample in part)
-            yield {
-                "input_ids": _padded([s.input_ids for s in part], width, 0),
-                "labels": _padded([s.labels for s in part], width, IGNORE_INDEX),
-                "attention_mask": _padded([[1] * len(s.input_ids) for s in part], width, 0),
-            }
-
-
-def _padded(rows: list[list[int]], width: int, fill: int) -> torch.Tensor:
-    return torch.tensor([row + [fill] * (width - len(row)) for row in rows])
+        yield from map(collate, parts)

@@ -88,18 +88,6 @@ def media_bytes(item: Item, modality: str, *, seed: int) -> bytes:
     return _ENCODERS[modality](item, np.random.default_rng(stream))
 
 
-def _image(item: Item, rng: Random) -> bytes:
-    return _png(picture(item.scan, rng))
-
-
-def _thermal(item: Item, rng: Random) -> bytes:
-    return _png(imprint(item.scan, rng))
-
-
-def _depth(item: Item, rng: Random) -> bytes:
-    return _png(relief(item.scan, rng))
-
-
 def _audio(item: Item, rng: Random) -> bytes:
     buffer = io.BytesIO()
     with wave.open(buffer, "wb") as file:
@@ -143,11 +131,11 @@ def _png(levels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]) -> bytes:
 
 
 _ENCODERS: dict[str, Callable[[Item, Random], bytes]] = {
-    "image": _image,
+    "image": lambda item, rng: _png(picture(item.scan, rng)),
     "video": _video,
     "audio": _audio,
-    "depth": _depth,
-    "thermal": _thermal,
+    "depth": lambda item, rng: _png(relief(item.scan, rng)),
+    "thermal": lambda item, rng: _png(imprint(item.scan, rng)),
     "imu": _imu,
 }
 

@@ -28,10 +28,9 @@ def test_words_of_the_toy_world_are_single_tokens(tokenizer):
 
 
 def test_a_saved_model_is_loaded_by_transformers_and_the_same(tokenizer, tmp_path):
-    model = language.train_language_model(
-        tokenizer, steps=2, seed=0, report=lambda step, loss: None
-    )
-    language.save_language_model(model, tokenizer, tmp_path / "llama")
+    report = lambda step, loss: None  # noqa: E731
+    model = language.train_language_model(tokenizer, steps=2, seed=0, report=report)
+    language.make_language_model(tmp_path / "llama", 2, 0, report)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "llama")
     again = AutoTokenizer.from_pretrained(tmp_path / "llama")
     ids = tokenizer("Which digit is this?\nseven", return_tensors="pt")["input_ids"]
@@ -60,11 +59,11 @@ def test_the_loss_falls_and_training_is_repeatable(tokenizer):
 
 def test_answers_are_learned_and_questions_are_not(tokenizer):
     for sample in islice(language.samples(tokenizer, Random(0)), 40):
-        learned = [i for i, label in zip(sample.input_ids, sample.labels, strict=True)
+        learned = [i for i, label in zip(sample["input_ids"], sample["labels"], strict=True)
                    if label != IGNORE_INDEX]  # fmt: skip
         text = tokenizer.decode(learned)
         assert learned
-        if len(learned) < len(sample.input_ids):  # a conversation
+        if len(learned) < len(sample["input_ids"]):  # a conversation
             assert "Human" not in text and "USER" not in text
             assert "###" in text or "</s>" in text
 

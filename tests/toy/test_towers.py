@@ -7,6 +7,7 @@ from torch.nn.functional import normalize
 from chatbind_cli.encoders.imagebind.preprocess import load_media
 from chatbind_cli.toy import towers
 from chatbind_cli.toy.digits import load_items
+from chatbind_cli.toy.encoders import class_means, nearest_mean_accuracy
 from chatbind_cli.toy.fit import repeatable
 from chatbind_cli.toy.media import relative_path, write_media
 from chatbind_cli.toy.towers import Samples
@@ -26,11 +27,12 @@ def test_a_bound_modality_lies_where_the_images_of_its_digits_lie(tmp_path):
         centres = normalize(torch.randn(10, 64), dim=-1)
         images = normalize(centres[sounds.digits] + 0.05 * torch.randn(96, 64), dim=-1)
         model = towers.new_model(["audio"])
-        means = towers.class_means(images, sounds.digits)
+        means = class_means(images, sounds.digits)
         arguments = {"generator": generator, "report": lambda step, loss: None}
-        tower = towers.bind(model, "audio", sounds, images, sounds.digits, epochs=14, **arguments)
+        targets = Samples(images, sounds.digits)
+        tower = towers.bind(model, "audio", sounds, targets, epochs=14, **arguments)
     embeddings = towers.embed(tower, unheard.tensors)
-    assert towers.nearest_mean_accuracy(embeddings, unheard.digits, means) >= 0.85
+    assert nearest_mean_accuracy(embeddings, unheard.digits, means) >= 0.85
     # not only nearest: close, so that there is no gap between the modalities
     assert (embeddings * centres[unheard.digits]).sum(dim=1).mean() > 0.7
 
@@ -54,8 +56,8 @@ def test_the_image_tower_learns_names_and_the_model_holds_what_it_learned():
         )
     assert losses[-1] < math.log(10) / 2
     embeddings = towers.embed(tower, images.tensors)
-    means = towers.class_means(embeddings, digits)
-    assert towers.nearest_mean_accuracy(embeddings, digits, means) > 0.9
+    means = class_means(embeddings, digits)
+    assert nearest_mean_accuracy(embeddings, digits, means) > 0.9
     pixels = images.tensors[:3].repeat_interleave(7, -1).repeat_interleave(7, -2)
     with torch.no_grad():
         torch.testing.assert_close(model.embed("image", pixels), embeddings[:3], atol=2e-5, rtol=0)
@@ -87,11 +89,72 @@ def test_embeddings_of_clips_are_averaged_and_have_norm_one():
 def test_class_means_and_accuracy_are_those_of_plain_arithmetic():
     embeddings = normalize(torch.randn(40, 5), dim=-1)
     digits = torch.arange(40) % 10
-    means = towers.class_means(embeddings, digits)
+    means = class_means(embeddings, digits)
     mean = embeddings[3::10].mean(dim=0)
     torch.testing.assert_close(means[3], mean / mean.norm())
     right = 0
     for row, digit in zip(embeddings, digits.tolist(), strict=True):
         cosines = [float(row @ centre) for centre in means]
         right += cosines.index(max(cosines)) == digit
-    assert towers.nearest_mean_accuracy(embeddings, digits, means) == pytest.approx(right / 40)
+    assert nearest_mean_accuracy(embeddings, digits, means) == pytest.approx(right / 40)
+
+
+def test_cells_are_means_of_seven_by_seven_pixels():
+    pixels = torch.rand(2, 3, 224, 224)
+    cells = towers.to_cells(pixels)
+    assert cells.shape == (2, 3, 32, 32)
+    torch.testing.assert_close(cells[1, 2, 4, 5], pixels[1, 2, 28:35, 35:42].mean())
+
+
+@pytest.mark.parametrize(
+    ("modality", "shape"),
+    [
+        ("image", (3, 224, 224)),
+        ("video", (3, 2, 224, 224)),
+        ("depth", (1, 224, 224)),
+        ("thermal", (1, 224, 224)),
+    ],
+)
+def test_spread_weights_give_on_full_pictures_what_the_tower_gave_on_cells(modality, shape):
+    with repeatable(0):
+        model = towers.new_model([modality])
+        tower = towers.Tower(model, modality)
+    pixels = torch.rand(2, *shape)
+    with torch.no_grad():
+        coarse = tower(towers.to_cells(pixels))
+        tower.spread()
+        full = torch.nn.functional.normalize(model.embed(modality, pixels), dim=-1)
+    # sums of thousands of float32 numbers in another order
+    torch.testing.assert_close(full, coarse, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("modality", "shape"), [("audio", (1, 128, 204)), ("imu", (6, 2000))])
+def test_sounds_and_motion_go_through_the_encoders_own_stem(modality, shape):
+    with repeatable(0):
+        model = towers.new_model([modality])
+        tower = towers.Tower(model, modality)
+    batch = torch.rand(2, *shape)
+    with torch.no_grad():
+        expected = torch.nn.functional.normalize(model.embed(modality, batch), dim=-1)
+        torch.testing.assert_close(tower.eval()(batch), expected)
+
+
+@pytest.mark.parametrize("modality", ["depth", "imu"])
+def test_a_new_tower_is_blind_to_the_level_of_its_input(modality):
+    with repeatable(0):
+        model = towers.new_model([modality])
+        tower = towers.Tower(model, modality)
+        tower.spread()
+    weight = towers.patch_weight(tower.stem, modality)
+    channels = weight.flatten(2) if modality == "depth" else weight.unflatten(1, (6, -1))
+    assert channels.mean(dim=-1).abs().max() < 1e-6
+
+
+def test_weights_of_pixels_are_not_trained_where_cells_stand_in():
+    with repeatable(0):
+        model = towers.new_model(["depth"])
+        tower = towers.Tower(model, "depth")
+    trained = {id(parameter) for parameter in tower.parameters_to_train()}
+    assert id(towers.patch_weight(tower.stem, "depth")) not in trained
+    assert id(tower.cells) in trained
+    assert id(model.modality_heads["depth"][2].weight) in trained

@@ -7,7 +7,7 @@ from chatbind_cli.encoders.imagebind.encoder import load_encoder
 from chatbind_cli.errors import ChatBindError
 from chatbind_cli.model.tokenizer import load_tokenizer
 from chatbind_cli.toy import encoders, world
-from chatbind_cli.toy.world import World
+from chatbind_cli.toy.world import make_world
 
 LAYOUT = [
     "README.txt",
@@ -36,6 +36,10 @@ LAYOUT = [
     "train/captions.json",
     "train/instructions.json",
 ]
+
+
+def make(folder, *, seed=0, overwrite=False):
+    make_world(folder, seed=seed, quick=True, overwrite=overwrite, tell=lambda record: None)
 
 
 def _content(folder):
@@ -118,9 +122,9 @@ def test_a_second_run_does_nothing_again(quick_world, run_toy):
 
 
 @pytest.fixture
-def no_sequel(monkeypatch):
+def no_commands(monkeypatch):
     """Leaves out what other commands make: they are what takes time, and have their own tests."""
-    monkeypatch.setattr(world, "make_sequel", lambda folder, **options: None)
+    monkeypatch.setattr(world, "run_commands", lambda folder, **options: None)
 
 
 def _own(folder):
@@ -134,7 +138,7 @@ def _own(folder):
 
 
 def test_a_stopped_run_goes_on_and_ends_with_the_same_world(
-    quick_world, run_toy, tmp_path, monkeypatch, no_sequel
+    quick_world, run_toy, tmp_path, monkeypatch, no_commands
 ):
     folder, _ = quick_world
     stopped = tmp_path / "stopped"
@@ -144,10 +148,11 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_world(
 
     with monkeypatch.context() as patch:
         patch.setattr(encoders, "save_encoder", stop)
-        begun = World(folder=stopped, seed=0, quick=True, tell=lambda record: None)
         with pytest.raises(KeyboardInterrupt):
-            begun.make(overwrite=False)
-    assert not (stopped / "toy.json").exists()
+            make(stopped)
+    assert "nearest_class_mean_accuracy" not in json.loads((stopped / "toy.json").read_text())
+    with pytest.raises(ChatBindError, match=r"other settings \(seed 0\)"):
+        make(stopped, seed=5)
     code, records, problem = run_toy(str(stopped), "--quick")
     assert code == 0, problem
     statuses = {r["stage"]: r["status"] for r in records if "status" in r}
@@ -159,7 +164,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_world(
 def test_another_seed_is_refused_and_says_what_to_do(quick_world):
     folder, _ = quick_world
     with pytest.raises(ChatBindError, match=r"other settings \(seed 0\); say --overwrite"):
-        World(folder=folder, seed=5, quick=True, tell=print).make(overwrite=False)
+        make(folder, seed=5)
 
 
 def test_a_folder_with_something_else_is_left_alone_even_with_overwrite(tmp_path):
@@ -167,17 +172,17 @@ def test_a_folder_with_something_else_is_left_alone_even_with_overwrite(tmp_path
     (tmp_path / "media/holiday.jpg").write_bytes(b"mine")
     for overwrite in (False, True):
         with pytest.raises(ChatBindError, match=r"media/holiday\.jpg: is on no record"):
-            World(folder=tmp_path, seed=0, quick=True, tell=print).make(overwrite=overwrite)
+            make(tmp_path, overwrite=overwrite)
     assert (tmp_path / "media/holiday.jpg").read_bytes() == b"mine"
 
 
 def test_a_file_in_place_of_the_folder_is_an_error(tmp_path):
     (tmp_path / "x").write_text("")
     with pytest.raises(ChatBindError, match="is a file; name a folder"):
-        World(folder=tmp_path / "x", seed=0, quick=True, tell=print).make(overwrite=False)
+        make(tmp_path / "x")
 
 
-def test_overwrite_makes_the_world_of_another_seed(quick_world, run_toy, tmp_path, no_sequel):
+def test_overwrite_makes_the_world_of_another_seed(quick_world, run_toy, tmp_path, no_commands):
     folder, _ = quick_world
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
