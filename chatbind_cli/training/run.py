@@ -9,20 +9,18 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from functools import partial
 from typing import Any
 
 import torch
 import transformers
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from transformers import PrinterCallback, TrainerState, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
 from chatbind_cli import worker
 from chatbind_cli.artifacts import artifact_record, emit_artifact
 from chatbind_cli.console import note
 from chatbind_cli.data.lookup import Embeddings, open_parts
-from chatbind_cli.data.tokens import PromptEncoder
 from chatbind_cli.encoders.imagebind.encoder import load_encoder
 from chatbind_cli.files import sha256_file
 from chatbind_cli.folders import RECORD
@@ -46,7 +44,7 @@ from chatbind_cli.training.inputs import (
     refuse_rejected,
     save_rejected,
 )
-from chatbind_cli.training.log import TrainingLog, plot_loss
+from chatbind_cli.training.log import plot_loss
 from chatbind_cli.training.rundir import (
     LOG_FILE,
     PICTURE,
@@ -55,7 +53,6 @@ from chatbind_cli.training.rundir import (
     RunFolder,
     read_log,
 )
-from chatbind_cli.training.samples import Collator, TrainingSamples
 from chatbind_cli.training.settings import TrainingSettings
 from chatbind_cli.training.stages import (
     CONFIG_NAME,
@@ -68,7 +65,6 @@ from chatbind_cli.training.stages import (
 )
 from chatbind_cli.training.trainer import ChatBindTrainer
 
-_MULTIPLE_ON_GPU = 8  # lengths that tensor cores like
 _EMBEDDINGS = "embeddings"  # in the run's folder: what `--store` takes, too
 
 
@@ -150,8 +146,8 @@ def _train(
         )
     freeze = settings.freeze_backbone
     note(select_trainable(bundle.model, settings.stage, freeze_backbone=freeze))
-    trainer = _trainer(settings, inputs, embeddings, bundle, folder, arguments)
-    _fit(trainer, folder)
+    trainer = ChatBindTrainer(settings, inputs, embeddings, bundle, folder, arguments)
+    trainer.fit()
     _write_result(settings, bundle, trainer, folder)
     record = {"artifact": MADE[settings.stage]}
     if worker.rank() == 0:
@@ -189,61 +185,6 @@ def _embedded(
         refuse_rejected(inputs.rejected, listed)
     PartialState().wait_for_everyone()
     return inputs, Embeddings(open_parts(parts), options), identity_of(encoder), options
-
-
-def _trainer(
-    settings: TrainingSettings,
-    inputs: Inputs,
-    embeddings: Embeddings,
-    bundle: ChatBind,
-    folder: RunFolder,
-    arguments: TrainingArguments,
-) -> ChatBindTrainer:
-    samples = partial(
-        TrainingSamples,
-        encoder=PromptEncoder(bundle.tokenizer, bundle.config),
-        embeddings=embeddings,
-        max_length=settings.model_max_length,
-    )
-    pad = bundle.tokenizer.pad_token_id
-    write_more = None
-    if settings.stage == "pretrain" and not arguments.fsdp:
-        write_more = partial(write_stage_1, bundle)
-    trainer = ChatBindTrainer(
-        folder=folder,
-        keep=settings.save_total_limit,
-        write_more=write_more,
-        model=bundle.model,
-        args=arguments,
-        data_collator=Collator(pad, _MULTIPLE_ON_GPU if on_gpu(settings) else 1),
-        train_dataset=samples(inputs.conversations),
-        eval_dataset=samples(inputs.held_out) if len(inputs.held_out) else None,
-        callbacks=[TrainingLog(folder.path / LOG_FILE)],
-    )
-    # it would print Python dictionaries between the records
-    trainer.remove_callback(PrinterCallback)
-    # the Trainer has turned the cache off in the configuration; those who load it want it on
-    bundle.config.use_cache = True
-    return trainer
-
-
-def _fit(trainer: ChatBindTrainer, folder: RunFolder) -> None:
-    """Trains from the newest complete checkpoint on, if there is one."""
-    checkpoint = folder.last_checkpoint()
-    state = TrainerState()
-    if checkpoint is not None:
-        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        note(f"going on from step {state.global_step} of {state.max_steps}")
-    PartialState().wait_for_everyone()
-    if worker.rank() == 0:
-        folder.clear_staging()
-        folder.cut_log(state.global_step)
-    PartialState().wait_for_everyone()
-    if checkpoint is not None and state.global_step >= state.max_steps > 0:
-        # the Trainer would take one more step
-        trainer.load_finished(checkpoint)
-        return
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
 def _write_result(

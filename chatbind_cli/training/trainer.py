@@ -6,43 +6,93 @@ every process's random state and the step. It grows in a staging folder and gets
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import Trainer
+from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
 
+from chatbind_cli.console import note
+from chatbind_cli.data.lookup import Embeddings
+from chatbind_cli.data.tokens import PromptEncoder
 from chatbind_cli.errors import CheckpointError
-from chatbind_cli.training.rundir import STAGING, RunFolder
+from chatbind_cli.model.loading import ChatBind
+from chatbind_cli.training.arguments import on_gpu
+from chatbind_cli.training.inputs import Inputs
+from chatbind_cli.training.log import TrainingLog
+from chatbind_cli.training.rundir import LOG_FILE, STAGING, RunFolder
+from chatbind_cli.training.samples import Collator, TrainingSamples
+from chatbind_cli.training.settings import TrainingSettings
+from chatbind_cli.training.stages import write_stage_1
 
 WEIGHTS: Final = "trained.safetensors"
+_MULTIPLE_ON_GPU = 8  # lengths that tensor cores like
 
 
 class ChatBindTrainer(Trainer):
-    """A Trainer that saves what trains.
+    """A Trainer of one stage, that saves what trains.
 
     Args:
+        settings: of the run.
+        inputs: its conversations.
+        embeddings: of all their media.
+        bundle: the model, of which that is free which is to train.
         folder: the run's folder.
-        keep: how many checkpoints stay; None for all.
-        write_more: writes into a checkpoint what others read from it, on the first process.
-        **kwargs: see `transformers.Trainer`.
+        arguments: see `training_arguments`.
     """
 
     def __init__(
         self,
-        *,
+        settings: TrainingSettings,
+        inputs: Inputs,
+        embeddings: Embeddings,
+        bundle: ChatBind,
         folder: RunFolder,
-        keep: int | None,
-        write_more: Callable[[Path], None] | None = None,
-        **kwargs: Any,
+        arguments: TrainingArguments,
     ) -> None:
-        super().__init__(**kwargs)
+        samples = partial(
+            TrainingSamples,
+            encoder=PromptEncoder(bundle.tokenizer, bundle.config),
+            embeddings=embeddings,
+            max_length=settings.model_max_length,
+        )
+        pad = bundle.tokenizer.pad_token_id
+        super().__init__(
+            model=bundle.model,
+            args=arguments,
+            data_collator=Collator(pad, _MULTIPLE_ON_GPU if on_gpu(settings) else 1),
+            train_dataset=samples(inputs.conversations),
+            eval_dataset=samples(inputs.held_out) if len(inputs.held_out) else None,
+            callbacks=[TrainingLog(folder.path / LOG_FILE)],
+        )
+        # it would print Python dictionaries between the records
+        self.remove_callback(PrinterCallback)
+        # the Trainer has turned the cache off in the configuration; those who load it want it on
+        bundle.config.use_cache = True
+        self._settings = settings
+        self._bundle = bundle
         self._folder = folder
-        self._keep = keep
-        self._write_more = write_more
+
+    def fit(self) -> None:
+        """Trains from the newest complete checkpoint on, if there is one."""
+        checkpoint = self._folder.last_checkpoint()
+        state = TrainerState()
+        if checkpoint is not None:
+            state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+            note(f"going on from step {state.global_step} of {state.max_steps}")
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self._folder.clear_staging()
+            self._folder.cut_log(state.global_step)
+        self.accelerator.wait_for_everyone()
+        if checkpoint is not None and state.global_step >= state.max_steps > 0:
+            # the Trainer would take one more step
+            self._load_finished(checkpoint)
+        else:
+            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     @property
     def trained(self) -> nn.Module:
@@ -59,9 +109,9 @@ class ChatBindTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             staged = self._folder.path / STAGING / f"checkpoint-{self.state.global_step}"
-            if self._write_more is not None:
-                self._write_more(staged)
-            self._folder.publish_checkpoint(staged, self._keep)
+            if self._settings.stage == "pretrain" and not self.is_fsdp_enabled:
+                write_stage_1(self._bundle, staged)  # a projector that can be taken from it
+            self._folder.publish_checkpoint(staged, self._settings.save_total_limit)
         self.accelerator.wait_for_everyone()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -93,7 +143,7 @@ class ChatBindTrainer(Trainer):
                 )
         model.load_state_dict(saved, strict=False)
 
-    def load_finished(self, checkpoint: Path) -> None:
+    def _load_finished(self, checkpoint: Path) -> None:
         """Loads the checkpoint of the last step, after which there is nothing left to train."""
         if self.is_fsdp_enabled:
             # a sharded model is prepared together with its optimizer, or not at all
