@@ -159,8 +159,8 @@ def test_missing_doubled_and_unasked_answers_are_told_and_end_with_3(world: Path
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["-", "-"], "--answer-list can read only one side from stdin"),
-        (["nowhere.jsonl"], "nowhere.jsonl: there is no such answer file"),
+        (["-", "-"], "at most one of them from stdin"),
+        (["nowhere.jsonl"], "'nowhere.jsonl' does not exist"),
         (["said.jsonl", "--judge", "openai"], "no API key in OPENAI_API_KEY"),
         (["said.jsonl", "--judge-url", "http://127.0.0.1:1/v1", "--rule", "q.jsonl"], "rule file"),
     ],
