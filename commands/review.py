@@ -66,7 +66,7 @@ _AUDIO = (
     cls=ListOption,
     group="Input",
     metavar="A B...",
-    type=click.Path(dir_okay=False, allow_dash=True),
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
     help="Two answer files, the baseline first; of more, each is paired with the first. `-` is "
     "stdin; with only one file, the other is stdin.",
 )
@@ -245,12 +245,7 @@ def _sides(answers: Sequence[str]) -> list[Any]:
         names.append("-")
     if len(names) < 2 or names.count("-") > 1:
         raise UsageError(
-            f"--answer-list needs at least two answer files, not {len(names)}"
-            if names.count("-") < 2
-            else "--answer-list can read only one side from stdin",
+            "--answer-list needs at least two answer files, and at most one of them from stdin",
             hint="as in --answer-list reference.jsonl answers.jsonl, or one of them as `-`",
         )
-    for name in names:
-        if name != "-" and (not Path(name).exists() or Path(name).is_dir()):
-            raise UsageError("there is no such answer file", where=name)
     return [read_lines("-") if name == "-" else Path(name) for name in names]

@@ -55,12 +55,16 @@ def world(tmp_path: Path) -> Path:
     return tmp_path
 
 
+class _Pipe(io.TextIOWrapper):
+    """What a process reads or writes, in memory."""
+
+
 def _chatbind(
     *words: object, cwd: Path, stdin: str | None = None, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Runs the program in this process: in its folder, with pipes of its own."""
-    given = io.TextIOWrapper(io.BytesIO((stdin or "").encode()), encoding="utf-8")
-    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+    given = _Pipe(io.BytesIO((stdin or "").encode()), encoding="utf-8")
+    out, err = (_Pipe(io.BytesIO(), encoding="utf-8") for _ in range(2))
     with (
         contextlib.chdir(cwd),
         mock.patch.dict(os.environ, env or {}),
@@ -159,8 +163,8 @@ def test_missing_doubled_and_unasked_answers_are_told_and_end_with_3(world: Path
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["-", "-"], "--answer-list can read only one side from stdin"),
-        (["nowhere.jsonl"], "nowhere.jsonl: there is no such answer file"),
+        (["-", "-"], "at most one of them from stdin"),
+        (["nowhere.jsonl"], "'nowhere.jsonl' does not exist"),
         (["said.jsonl", "--judge", "openai"], "no API key in OPENAI_API_KEY"),
         (["said.jsonl", "--judge-url", "http://127.0.0.1:1/v1", "--rule", "q.jsonl"], "rule file"),
     ],
@@ -314,6 +318,14 @@ def test_a_dry_run_counts_and_asks_nobody(world: Path, judge_server: Any) -> Non
     # The server says 100 tokens a prompt, and the estimate is what `--dry-run` has.
     rows = _records(_chatbind("summarize", "r.jsonl", cwd=world).stdout)
     assert rows[-1]["cost_usd"] == pytest.approx(8 * (100 * 2.5e-6 + 10 * 10e-6))
+
+
+def test_a_person_reads_the_plan_line_by_line(world: Path) -> None:
+    words = [*RULE, "said.jsonl", "--judge-model", "mine", "--dry-run"]
+    with mock.patch.object(_Pipe, "isatty", return_value=True):
+        lines = _chatbind(*words, cwd=world).stdout.splitlines()
+    assert lines[:2] == ["judge: mine", "judgements: 8"]
+    assert "cost usd: unknown, see --prices" in lines
 
 
 def test_a_dry_run_of_files_that_do_not_fit_ends_as_the_run_would(world: Path) -> None:
