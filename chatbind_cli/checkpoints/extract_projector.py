@@ -7,7 +7,6 @@ embeddings that belong to the media tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from chatbind_cli.checkpoints.manifest import read_manifest
 from chatbind_cli.checkpoints.projector_file import (
     MEDIA_TOKENS,
     ProjectorFile,
-    ProjectorInfo,
     check_projector_name,
     projector_from_tensors,
     projector_key,
@@ -112,8 +110,7 @@ def _info(source: Checkpoint) -> dict[str, Any]:
     """What the config says of the projector, in the words of a projector file."""
     config = source.config
     if config.get("model_type") == "chatbind":
-        known = [field.name for field in fields(ProjectorInfo)]
-        return {key: config[key] for key in known if config.get(key) is not None}
+        return config
     if is_published_config(config):
         return projector_facts(config, source.folder / "config.json")
     return {}

@@ -18,7 +18,6 @@ import torch
 from safetensors.torch import save_file
 
 from chatbind_cli.checkpoints.checkpoint import open_checkpoint
-from chatbind_cli.checkpoints.safetensors_file import TensorFile
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.files import replace_file
 
@@ -111,7 +110,8 @@ def projector_from_tensors(
             (`model.embed_tokens.weight`): their last rows are taken for `<im_start>` and
             `<im_end>`, as in the published layout.
         where: the file or folder that they come from, for errors.
-        info: fields of `ProjectorInfo` that are known; sizes are read off the tensors.
+        info: what is known of the fields of `ProjectorInfo`, among other things; sizes are read
+            off the tensors.
 
     Raises:
         CheckpointError: there is no projector, or it is incomplete.
@@ -128,8 +128,7 @@ def projector_from_tensors(
         axes = 2 if name.endswith(".weight") else 1
         if found[name].dim() != axes or not found[name].numel():
             raise CheckpointError(f"{name} has shape {list(found[name].shape)}", where=where)
-    known = dict(info or {})
-    _check_info(known, where)
+    known = _known(info or {}, where)
     if kind == "mlp2x_gelu":
         hidden = found[f"{_LAST}.weight"].shape[1]
     else:
@@ -158,21 +157,21 @@ def projector_from_tensors(
     )
 
 
-def _check_info(known: Mapping[str, Any], where: str) -> None:
-    """Refuses what a file or config says of its projector in another type than ours.
+def _known(info: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What a file or config says of its projector, in the types of `ProjectorInfo`.
 
     Raises:
         CheckpointError: a value is of another type, or no number of tokens.
     """
+    known = {f.name: info[f.name] for f in fields(ProjectorInfo) if info.get(f.name) is not None}
     for f in fields(ProjectorInfo):
-        value = known.get(f.name)
+        found = type(known.get(f.name)).__name__
         wanted = re.split(r"[ \[]", str(f.type))[0]
-        if value is not None and type(value).__name__ != wanted:
-            raise CheckpointError(
-                f"the projector's {f.name} is {type(value).__name__}, not {wanted}", where=where
-            )
+        if f.name in known and found != wanted:
+            raise CheckpointError(f"the projector's {f.name} is {found}, not {wanted}", where=where)
     if (known.get("tokens_per_embedding") or 1) < 1:
         raise CheckpointError("the projector's tokens_per_embedding is below 1", where=where)
+    return known
 
 
 def read_projector(path: str | Path) -> ProjectorFile:
@@ -200,7 +199,13 @@ def read_projector(path: str | Path) -> ProjectorFile:
             or name.startswith("token_embeddings.")
             or (name in _WORDS and not ours)
         }
-        info = _info(source.files[0])
+        said = source.files[0].metadata.get(_METADATA_KEY, "{}")
+    try:
+        info = json.loads(said)
+    except (ValueError, RecursionError):
+        info = None
+    if not isinstance(info, dict):
+        raise CheckpointError("its metadata are no JSON object", where=str(path))
     broken = [n for n, t in tensors.items() if projector_key(n) and not t.float().isfinite().all()]
     if broken:
         raise CheckpointError(
@@ -246,17 +251,6 @@ def check_projector_name(path: Path) -> None:
         raise CheckpointError(
             "a projector file is .safetensors or .bin", where=str(path), hint="rename the output"
         )
-
-
-def _info(file: TensorFile) -> dict[str, Any]:
-    """What a file of ours says of itself; nothing for another."""
-    text = file.metadata.get(_METADATA_KEY, "{}")
-    try:
-        metadata = json.loads(text)
-        known = {f.name for f in fields(ProjectorInfo)}
-        return {key: value for key, value in metadata.items() if key in known}
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise CheckpointError("its metadata are no JSON object", where=str(file.path)) from error
 
 
 def _published_layout(projector: ProjectorFile, path: Path) -> dict[str, torch.Tensor]:

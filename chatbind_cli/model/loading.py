@@ -5,7 +5,7 @@ What the fields and tensors of a published folder mean is known to `weights.publ
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +17,6 @@ from chatbind_cli.checkpoints.extract_projector import find_projector
 from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.checkpoints.projector_file import (
     ProjectorFile,
-    ProjectorInfo,
     projector_from_tensors,
 )
 from chatbind_cli.checkpoints.published import (
@@ -188,13 +187,11 @@ def projector_of(model: ChatBindForConditionalGeneration) -> ProjectorFile:
     """The projector of a model in memory, with the embeddings of its media tokens."""
     config = model.config
     weight = word_embeddings(model).weight
-    names = {f.name for f in fields(ProjectorInfo)} & set(vars(config))
-    info = {name: getattr(config, name) for name in names}
     words = {name: weight[index] for name, index in media_rows(config).items()}
     tensors = {f"projector.{name}": t for name, t in model.projector.state_dict().items()}
     tensors |= {f"token_embeddings.{name}": row for name, row in words.items()}
     return projector_from_tensors(
-        {name: t.cpu() for name, t in tensors.items()}, where="the model", info=info
+        {name: t.cpu() for name, t in tensors.items()}, where="the model", info=vars(config)
     )
 
 
