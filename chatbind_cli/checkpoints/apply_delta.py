@@ -50,8 +50,8 @@ def apply_delta(
     its target bit for bit, and is refused over any base but its own.
 
     Args:
-        base: folder or file of the base model.
-        delta: folder or file of the delta.
+        base: folder or file.
+        delta: folder or file.
         target: folder to make; config and tokenizer files are copied from the delta's folder.
         base_name: what to call the base in the target's manifest (a hub repository, say).
         delta_name: the same for the delta.
