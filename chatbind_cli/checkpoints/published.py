@@ -18,11 +18,7 @@ _KINDS = ("llava_image_bind_select", "llava_image_bind_select_all", "llava")
 
 def is_published(folder: Path) -> bool:
     """Whether the folder's config.json names a published kind of model."""
-    return is_published_config(read_json(folder / "config.json", missing_ok=True))
-
-
-def is_published_config(fields: Mapping[str, Any]) -> bool:
-    """Whether a config.json is that of a published kind of model."""
+    fields = read_json(folder / "config.json", missing_ok=True)
     # transformers has a `llava` of its own, with a vision tower inside and a nested config
     return fields.get("model_type") in _KINDS and "text_config" not in fields
 
