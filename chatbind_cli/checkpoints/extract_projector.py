@@ -19,12 +19,13 @@ from chatbind_cli.checkpoints.projector_file import (
     MEDIA_TOKENS,
     ProjectorFile,
     check_projector_name,
+    is_published,
+    projector_facts,
     projector_from_tensors,
     projector_key,
     read_projector,
     write_projector,
 )
-from chatbind_cli.checkpoints.published import is_published, projector_facts
 from chatbind_cli.errors import CheckpointError, WeightsError
 from chatbind_cli.files import bears, refuse_foreign_file
 

@@ -2,7 +2,8 @@
 
 Ours is a `.safetensors` file with the projector's tensors, the trained embeddings of the media
 tokens, and the identity of what they fit to. The published layout is a `.bin` with
-`model.mm_projector.*` (and the embeddings' rows).
+`model.mm_projector.*` (and the embeddings' rows); a published folder is a LLaMA's with these among
+its tensors.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ import torch
 from safetensors.torch import save_file
 
 from chatbind_cli.checkpoints.checkpoint import open_checkpoint
+from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.files import replace_file
 
+# What published folders say that they are, as `llava` ones of LLaVA v0 and v1 do.
+_PUBLISHED_KINDS = ("llava_image_bind_select", "llava_image_bind_select_all", "llava")
 MEDIA_TOKENS = ("im_start", "im_patch", "im_end")  # `<im_start>` in the tokenizer
 
 _METADATA_KEY = "chatbind"
@@ -95,6 +99,36 @@ def projector_key(name: str) -> str | None:
     if owner[-2:-1] == ["mm_projector"] and owner[-1] in ("0", "2"):
         return f"projector.layers.{owner[-1]}.{parts[-1]}"
     return None
+
+
+def is_published(folder: Path) -> bool:
+    """Whether the folder's config.json names a published kind of model."""
+    fields = read_json(folder / "config.json", missing_ok=True)
+    # transformers has a `llava` of its own, with a vision tower inside and a nested config
+    return fields.get("model_type") in _PUBLISHED_KINDS and "text_config" not in fields
+
+
+def projector_facts(fields: Mapping[str, Any], where: str | Path) -> dict[str, Any]:
+    """What a published config.json says of its projector, as fields of `ProjectorInfo`.
+
+    Published scripts feed embeddings as they come from the encoder, audio with its scale of 20
+    still on, and place clips as pytorchvideo 0.1.5 does.
+
+    Raises:
+        CheckpointError: `repeat_feature_dim` is no whole number.
+    """
+    repeat = fields.get("repeat_feature_dim") or 1
+    if not isinstance(repeat, int):
+        raise CheckpointError(f"repeat_feature_dim is {repeat!r:.40}", where=str(where))
+    return {
+        "tokens_per_embedding": max(repeat, 1),
+        "projector_layout": "repeat",
+        "use_start_end": bool(fields.get("mm_use_im_start_end")),
+        "normalize_embeddings": False,
+        "stage": "published",
+        "encoder": {"name": "imagebind_huge"},
+        "media_options": {"clip_sampler": "chatbind"},
+    }
 
 
 def projector_from_tensors(

@@ -17,12 +17,9 @@ from chatbind_cli.checkpoints.extract_projector import find_projector
 from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.checkpoints.projector_file import (
     ProjectorFile,
-    projector_from_tensors,
-)
-from chatbind_cli.checkpoints.published import (
     is_published,
-    language_model_fields,
     projector_facts,
+    projector_from_tensors,
 )
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration, word_embeddings
@@ -172,7 +169,7 @@ def read_published(
     tokenizer = load_tokenizer(folder)
     prepare_tokenizer(tokenizer, use_start_end=facts["use_start_end"])
     config = ChatBindConfig(
-        text_config=make_config(language_model_fields(said), folder),
+        text_config=make_config(_language_model_fields(said), folder),
         embedding_dim=projector.info.embedding_dim,
         projector_type=projector.info.projector_type,
         prompt_style="multimodal" if _V0_PADDING in tokenizer.get_vocab() else "llava_v1",
@@ -181,6 +178,17 @@ def read_published(
         **media_token_ids(tokenizer),
     )
     return config, tokenizer, projector
+
+
+def _language_model_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    """What a published config.json says of its language model, as a LLaMA's config.json says it."""
+    others = ("architectures", "use_mm_proj", "repeat_feature_dim")
+    kept = {
+        key: value
+        for key, value in fields.items()
+        if not key.startswith(("mm_", "tune_", "freeze_")) and key not in others
+    }
+    return {**kept, "model_type": "llama"}
 
 
 def projector_of(model: ChatBindForConditionalGeneration) -> ProjectorFile:
