@@ -47,17 +47,9 @@ def apply_delta(
 
     The sum is rounded in the delta's dtype, as published deltas want it. Vocabulary rows beyond
     the base's and the projector come from the delta alone. A delta that `make_delta` made gives
-    its target bit for bit, and is refused over any base but its own.
-
-    Args:
-        base: folder or file of the base model.
-        delta: folder or file of the delta.
-        target: folder to make; config and tokenizer files are copied from the delta's folder.
-        base_name: what to call the base in the target's manifest (a hub repository, say).
-        delta_name: the same for the delta.
-        shard_bytes: largest size of an output file.
-        hash_inputs: whether to hash base and delta in full where nothing else proves them.
-        overwrite: whether a target that is there may be replaced.
+    its target bit for bit, and is refused over any base but its own. Config and tokenizer files
+    come from the delta's folder. The manifest calls base and delta what `base_name` and
+    `delta_name` say; `hash_inputs` has both hashed in full where nothing else proves them.
 
     Raises:
         CheckpointError: a checkpoint is missing.

@@ -101,10 +101,7 @@ class Checkpoint:
     def read_into(self, name: str, start: int, out: torch.Tensor) -> None:
         """Fills `out` with a tensor's elements from `start` on, in row-major order.
 
-        Args:
-            name: the tensor.
-            start: number of the first element.
-            out: 1-D, contiguous, of the tensor's dtype.
+        `start` counts elements; `out` is 1-D, contiguous, of the tensor's dtype.
 
         Raises:
             WeightsError: there is no such tensor, or its data cannot be read.

@@ -92,17 +92,20 @@ def fit(base: Checkpoint, other: Checkpoint) -> tuple[dict[str, Step], list[str]
         WeightsError: a tensor of either has no place; the message names it.
     """
     _refuse_mix_up(base)
-    steps = {}
-    for name, info in other.tensors.items():
-        step = _rotary_step(name, info, base) if is_rotary(name) else _step(name, base, other)
-        if step is not None:
-            steps[name] = step
+    steps = {name: step for name in other.tensors if (step := _step(name, base, other)) is not None}
     used = {step.base for step in steps.values()}
-    notes = [
-        f"{name} of the base is not in the result: {_reason_to_drop(name, base, other)}"
-        for name in base.tensors
-        if name not in used and not is_rotary(name)
-    ]
+    tied = (other.config.get("text_config") or other.config).get("tie_word_embeddings")
+    notes = []
+    for name in base.tensors:
+        if name in used or is_rotary(name):
+            continue
+        if not (tied and name.endswith("lm_head.weight")):
+            raise WeightsError(
+                f"tensor {name} is in the base but not in {other.path}",
+                where=str(base.path),
+                hint="do the two belong together?",
+            )
+        notes.append(f"{name} of the base is not in the result: it is tied to the input matrix")
     dropped = (base.tensors.keys() - used) | (other.tensors.keys() - steps.keys())
     if any(map(is_rotary, dropped)):
         notes.append("rotary_emb.inv_freq is not in the result: loaders compute it from the config")
@@ -123,17 +126,18 @@ def _refuse_mix_up(base: Checkpoint) -> None:
             )
 
 
-def _rotary_step(name: str, info: TensorInfo, base: Checkpoint) -> Step | None:
-    """None where the base has no such buffer: a delta's own is spoiled by rounding."""
-    partner = _counterpart(name, base)
-    if partner is None or base.tensors[partner].shape != info.shape:
-        return None
-    return Step(name, info, base=partner, overlap=info.numel, rotary=True)
+def _step(name: str, base: Checkpoint, other: Checkpoint) -> Step | None:
+    """None for a rotary buffer that the base does not have: a delta's own is spoiled by rounding.
 
-
-def _step(name: str, base: Checkpoint, other: Checkpoint) -> Step:
+    Raises:
+        WeightsError: the tensor has no place in the result.
+    """
     info = other.tensors[name]
     partner = _counterpart(name, base)
+    if is_rotary(name):
+        if partner is None or base.tensors[partner].shape != info.shape:
+            return None
+        return Step(name, info, base=partner, overlap=info.numel, rotary=True)
     if partner is None:
         if _PROJECTOR.search(name):
             return Step(name, info)
@@ -180,17 +184,6 @@ def _may_grow(name: str, old: tuple[int, ...], new: tuple[int, ...]) -> bool:
     """Whether `new` is `old` with rows added, in a table that has a row for each token."""
     return (
         name.endswith(_GROWING) and len(old) == len(new) and old[1:] == new[1:] and new[0] > old[0]
-    )
-
-
-def _reason_to_drop(name: str, base: Checkpoint, other: Checkpoint) -> str:
-    tied = (other.config.get("text_config") or other.config).get("tie_word_embeddings")
-    if name.endswith("lm_head.weight") and tied:
-        return "the output matrix is tied to the input matrix"
-    raise WeightsError(
-        f"tensor {name} is in the base but not in {other.path}",
-        where=str(base.path),
-        hint="do the two belong together?",
     )
 
 

@@ -7,7 +7,6 @@ embeddings that belong to the media tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,17 @@ from chatbind_cli.checkpoints.manifest import read_manifest
 from chatbind_cli.checkpoints.projector_file import (
     MEDIA_TOKENS,
     ProjectorFile,
-    ProjectorInfo,
     check_projector_name,
+    is_published,
+    projector_facts,
     projector_from_tensors,
     projector_key,
     read_projector,
     write_projector,
 )
-from chatbind_cli.checkpoints.published import is_published_config, projector_facts
 from chatbind_cli.errors import CheckpointError, WeightsError
 from chatbind_cli.files import bears, refuse_foreign_file
 
-_PUBLISHED_ROWS = 2  # of <im_start> and <im_end>
 _WORD_EMBEDDINGS = (
     "embed_tokens.weight",
     "wte.weight",
@@ -43,8 +41,7 @@ def extract_projector(checkpoint: Path, output: Path) -> tuple[ProjectorFile, li
     """Writes the projector of a checkpoint as one file.
 
     Args:
-        checkpoint: a ChatBind folder of ours, a published one (`pytorch_model.bin`, shards with an
-            index, safetensors), or a weights file.
+        checkpoint: a ChatBind folder, ours or published, or a weights file.
         output: `.safetensors`, or `.bin` for the published layout.
 
     Returns:
@@ -101,7 +98,7 @@ def _is_projector_file(path: Path) -> bool:
     rest = {name: info for name, info in file.tensors.items() if projector_key(name) is None}
     if len(rest) == len(file.tensors) or any(
         not name.startswith("token_embeddings.")
-        and not (name.endswith(_WORD_EMBEDDINGS) and info.shape[0] == _PUBLISHED_ROWS)
+        and not (name.endswith(_WORD_EMBEDDINGS) and info.shape[:1] == (2,))  # <im_start>, <im_end>
         for name, info in rest.items()
     ):
         return False
@@ -112,9 +109,8 @@ def _info(source: Checkpoint) -> dict[str, Any]:
     """What the config says of the projector, in the words of a projector file."""
     config = source.config
     if config.get("model_type") == "chatbind":
-        known = [field.name for field in fields(ProjectorInfo)]
-        return {key: config[key] for key in known if config.get(key) is not None}
-    if is_published_config(config):
+        return config
+    if is_published(source.folder):
         return projector_facts(config, source.folder / "config.json")
     return {}
 

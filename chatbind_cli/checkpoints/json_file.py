@@ -1,7 +1,7 @@
 """JSON objects of other people's folders: configs, indexes, tokenizer files.
 
 A file is bounded before it is parsed, by its bytes and by the number of its containers, which are
-what takes memory: at most half a gigabyte, whatever it holds. Knows nothing of what objects mean.
+what takes memory: at most half a gigabyte, whatever it holds.
 """
 
 from __future__ import annotations
@@ -28,28 +28,18 @@ def read_json(
     if missing_ok and not path.is_file():
         return {}
     try:
-        value = json.loads(read_bounded(path, most_bytes), parse_constant=_constant)
+        with path.open("rb") as file:
+            data = file.read(most_bytes + 1)
+        if len(data) > most_bytes:
+            raise ValueError(f"more than {most_bytes >> 20} MiB")
+        if data.count(b"[") + data.count(b"{") > _MOST_CONTAINERS:
+            raise ValueError(f"more than {_MOST_CONTAINERS:,} brackets")
+        value = json.loads(data.decode("utf-8-sig"), parse_constant=_constant)
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot be read as JSON ({error})", where=str(path)) from error
     if not isinstance(value, dict):
         raise CheckpointError("is not a JSON object", where=str(path))
     return value
-
-
-def read_bounded(path: Path, most_bytes: int = MOST_BYTES) -> str:
-    """The text of a file of a model folder.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is not UTF-8, or larger than any such file.
-    """
-    with path.open("rb") as file:
-        data = file.read(most_bytes + 1)
-    if len(data) > most_bytes:
-        raise ValueError(f"more than {most_bytes >> 20} MiB")
-    if data.count(b"[") + data.count(b"{") > _MOST_CONTAINERS:
-        raise ValueError(f"more than {_MOST_CONTAINERS:,} brackets")
-    return data.decode("utf-8-sig")
 
 
 def _constant(name: str) -> float:

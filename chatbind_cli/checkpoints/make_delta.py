@@ -45,13 +45,8 @@ def make_delta(
 ) -> Result:
     """Writes what turns a base model into a target, in the published layout, as safetensors.
 
-    Args:
-        base: folder or file of the base model.
-        target: folder or file of the finished model.
-        delta: folder to make; config and tokenizer files are copied from the target's folder.
-        exact: also write the elements that rounding would get wrong, in files of their own.
-        shard_bytes: largest size of an output file.
-        overwrite: whether a folder that is there may be replaced.
+    Config and tokenizer files come from the target's folder. `exact` has the elements that rounding
+    would get wrong written, too, in files of their own.
 
     Raises:
         CheckpointError: a checkpoint is missing.

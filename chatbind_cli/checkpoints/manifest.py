@@ -60,11 +60,8 @@ def fingerprint(
 ) -> str:
     """The fingerprint of a checkpoint.
 
-    Args:
-        checkpoint: the checkpoint.
-        hashes: name -> SHA-256 of the data, of the tensors that need not be read again; those of
-            all others are added.
-        advance: called with the number of bytes of each tensor that is through.
+    `hashes` has the SHA-256 of tensors that need not be read again; those of all others are added.
+    `advance` is called with the number of bytes of each tensor that is through.
 
     Raises:
         WeightsError: a file is broken.

@@ -126,10 +126,8 @@ def made_already(
 ) -> Result | None:
     """What an earlier run of the same work made, if its folder is there and whole.
 
-    Args:
-        target: the folder.
-        task: the hash of all that its content follows from.
-        tensors: what it has to hold; its data are not looked at.
+    `task` is the hash of all that its content follows from; it has to hold `tensors`, whose data
+    are not looked at.
     """
     manifest = read_manifest(target) if target.is_dir() else {}
     if manifest.get("task") != task:

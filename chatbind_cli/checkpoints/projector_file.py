@@ -2,7 +2,8 @@
 
 Ours is a `.safetensors` file with the projector's tensors, the trained embeddings of the media
 tokens, and the identity of what they fit to. The published layout is a `.bin` with
-`model.mm_projector.*` (and the embeddings' rows).
+`model.mm_projector.*` (and the embeddings' rows); a published folder is a LLaMA's with these among
+its tensors.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ import torch
 from safetensors.torch import save_file
 
 from chatbind_cli.checkpoints.checkpoint import open_checkpoint
-from chatbind_cli.checkpoints.safetensors_file import TensorFile
+from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.files import replace_file
 
+# What published folders say that they are, as `llava` ones of LLaVA v0 and v1 do.
+_PUBLISHED_KINDS = ("llava_image_bind_select", "llava_image_bind_select_all", "llava")
 MEDIA_TOKENS = ("im_start", "im_patch", "im_end")  # `<im_start>` in the tokenizer
 
 _METADATA_KEY = "chatbind"
@@ -98,6 +101,36 @@ def projector_key(name: str) -> str | None:
     return None
 
 
+def is_published(folder: Path) -> bool:
+    """Whether the folder's config.json names a published kind of model."""
+    fields = read_json(folder / "config.json", missing_ok=True)
+    # transformers has a `llava` of its own, with a vision tower inside and a nested config
+    return fields.get("model_type") in _PUBLISHED_KINDS and "text_config" not in fields
+
+
+def projector_facts(fields: Mapping[str, Any], where: str | Path) -> dict[str, Any]:
+    """What a published config.json says of its projector, as fields of `ProjectorInfo`.
+
+    Published scripts feed embeddings as they come from the encoder, audio with its scale of 20
+    still on, and place clips as pytorchvideo 0.1.5 does.
+
+    Raises:
+        CheckpointError: `repeat_feature_dim` is no whole number.
+    """
+    repeat = fields.get("repeat_feature_dim") or 1
+    if not isinstance(repeat, int):
+        raise CheckpointError(f"repeat_feature_dim is {repeat!r:.40}", where=str(where))
+    return {
+        "tokens_per_embedding": max(repeat, 1),
+        "projector_layout": "repeat",
+        "use_start_end": bool(fields.get("mm_use_im_start_end")),
+        "normalize_embeddings": False,
+        "stage": "published",
+        "encoder": {"name": "imagebind_huge"},
+        "media_options": {"clip_sampler": "chatbind"},
+    }
+
+
 def projector_from_tensors(
     tensors: Mapping[str, torch.Tensor],
     *,
@@ -111,7 +144,8 @@ def projector_from_tensors(
             (`model.embed_tokens.weight`): their last rows are taken for `<im_start>` and
             `<im_end>`, as in the published layout.
         where: the file or folder that they come from, for errors.
-        info: fields of `ProjectorInfo` that are known; sizes are read off the tensors.
+        info: what is known of the fields of `ProjectorInfo`, among other things; sizes are read
+            off the tensors.
 
     Raises:
         CheckpointError: there is no projector, or it is incomplete.
@@ -128,8 +162,7 @@ def projector_from_tensors(
         axes = 2 if name.endswith(".weight") else 1
         if found[name].dim() != axes or not found[name].numel():
             raise CheckpointError(f"{name} has shape {list(found[name].shape)}", where=where)
-    known = dict(info or {})
-    _check_info(known, where)
+    known = _known(info or {}, where)
     if kind == "mlp2x_gelu":
         hidden = found[f"{_LAST}.weight"].shape[1]
     else:
@@ -158,21 +191,21 @@ def projector_from_tensors(
     )
 
 
-def _check_info(known: Mapping[str, Any], where: str) -> None:
-    """Refuses what a file or config says of its projector in another type than ours.
+def _known(info: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What a file or config says of its projector, in the types of `ProjectorInfo`.
 
     Raises:
         CheckpointError: a value is of another type, or no number of tokens.
     """
+    known = {f.name: info[f.name] for f in fields(ProjectorInfo) if info.get(f.name) is not None}
     for f in fields(ProjectorInfo):
-        value = known.get(f.name)
+        found = type(known.get(f.name)).__name__
         wanted = re.split(r"[ \[]", str(f.type))[0]
-        if value is not None and type(value).__name__ != wanted:
-            raise CheckpointError(
-                f"the projector's {f.name} is {type(value).__name__}, not {wanted}", where=where
-            )
+        if f.name in known and found != wanted:
+            raise CheckpointError(f"the projector's {f.name} is {found}, not {wanted}", where=where)
     if (known.get("tokens_per_embedding") or 1) < 1:
         raise CheckpointError("the projector's tokens_per_embedding is below 1", where=where)
+    return known
 
 
 def read_projector(path: str | Path) -> ProjectorFile:
@@ -200,7 +233,13 @@ def read_projector(path: str | Path) -> ProjectorFile:
             or name.startswith("token_embeddings.")
             or (name in _WORDS and not ours)
         }
-        info = _info(source.files[0])
+        said = source.files[0].metadata.get(_METADATA_KEY, "{}")
+    try:
+        info = json.loads(said)
+    except (ValueError, RecursionError):
+        info = None
+    if not isinstance(info, dict):
+        raise CheckpointError("its metadata are no JSON object", where=str(path))
     broken = [n for n, t in tensors.items() if projector_key(n) and not t.float().isfinite().all()]
     if broken:
         raise CheckpointError(
@@ -246,17 +285,6 @@ def check_projector_name(path: Path) -> None:
         raise CheckpointError(
             "a projector file is .safetensors or .bin", where=str(path), hint="rename the output"
         )
-
-
-def _info(file: TensorFile) -> dict[str, Any]:
-    """What a file of ours says of itself; nothing for another."""
-    text = file.metadata.get(_METADATA_KEY, "{}")
-    try:
-        metadata = json.loads(text)
-        known = {f.name for f in fields(ProjectorInfo)}
-        return {key: value for key, value in metadata.items() if key in known}
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise CheckpointError("its metadata are no JSON object", where=str(file.path)) from error
 
 
 def _published_layout(projector: ProjectorFile, path: Path) -> dict[str, torch.Tensor]:

@@ -72,14 +72,8 @@ def stream_file(
 ) -> Hashes:
     """Writes one safetensors file and returns the hashes of what went through.
 
-    Args:
-        path: the file to write.
-        steps: what becomes of each of its tensors.
-        base: the base language model.
-        other: the delta, or the target.
-        combine: what is done where base and other both have elements.
-        hashed: which of `STREAMS` are hashed on the way; rotary buffers are in none.
-        progress: advanced by the bytes written; its unit is MiB.
+    `combine` does what is done where base and other (the delta, or the target) both have elements.
+    Those of `STREAMS` that are `hashed` are hashed on the way; rotary buffers are in none.
 
     Raises:
         WeightsError: an input is broken or the disk is full.

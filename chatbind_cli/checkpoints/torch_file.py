@@ -24,6 +24,7 @@ _OLD_MAGIC = 0x1950A86A20F9469CFC6C
 _OLD_VERSION = 1001
 _MOST_PICKLE = 8 << 20  # bytes; a thousand tensors take a fifth of a megabyte
 _MOST_AXES = 64
+_MOST_ARGUMENTS = 16
 _MOST_ALIASES = 4  # tensors over the same numbers: tied embeddings
 _ALIASES_FREE = 64 << 20
 _LOCAL_HEADER = struct.Struct("<26xHH")
@@ -33,7 +34,7 @@ _OPERATIONS = (
     "NONE NEWTRUE NEWFALSE FLOAT BINFLOAT INT BININT BININT1 BININT2 LONG LONG1 LONG4 "
     "STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE BINUNICODE8 SHORT_BINUNICODE "
     "EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT "
-    "GLOBAL STACK_GLOBAL REDUCE BINPERSID"
+    "GLOBAL STACK_GLOBAL BINPERSID"
 )
 
 # Of each storage, its first byte in the file and its length in bytes.
@@ -188,7 +189,8 @@ class _StateUnpickler(pickle._Unpickler):
         if not isinstance(table, dict):
             raise TypeError("entries for what is no dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if not isinstance(key, (str, int)):
+            # the hash of a long number takes as long as its digits, each time
+            if not isinstance(key, str) and not (isinstance(key, int) and key.bit_length() < 64):
                 raise TypeError(f"a key that is a {type(key).__name__}")
             table[key] = value
 
@@ -199,6 +201,10 @@ class _StateUnpickler(pickle._Unpickler):
     def _set_items(self) -> None:
         self._update(self.pop_mark())
 
+    def _reduce(self) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
+        self.stack.append(_call(function, arguments))
+
     def _build(self) -> None:
         """A state dict's `_metadata` and the like: nothing that its tensors need."""
         self.stack.pop()
@@ -207,6 +213,7 @@ class _StateUnpickler(pickle._Unpickler):
     dispatch: ClassVar[dict[int, Any]] = {
         pickle.SETITEM[0]: _set_item,
         pickle.SETITEMS[0]: _set_items,
+        pickle.REDUCE[0]: _reduce,
         pickle.BUILD[0]: _build,
     }
     for _name in _OPERATIONS.split():
@@ -235,10 +242,17 @@ def _first(data: Any, *_: Any) -> Any:
     return data
 
 
-def _of_type(function: Any, _: Any, args: Any, *__: Any) -> Any:
+def _of_type(function: Any, _: Any, arguments: Any, *__: Any) -> Any:
+    return _call(function, arguments)
+
+
+def _call(function: Any, arguments: Any) -> Any:
+    """Calls one of `_FUNCTIONS`, with few arguments: a forged file repeats calls without end."""
     if function not in _FUNCTIONS.values():
-        raise TypeError("a tensor that is made by no known function")
-    return function(*args)
+        raise TypeError("a call of what is no function")
+    if not isinstance(arguments, tuple) or len(arguments) > _MOST_ARGUMENTS:
+        raise TypeError("a call that no state dict makes")
+    return function(*arguments)
 
 
 _FUNCTIONS: Mapping[tuple[str, str], Callable[..., Any]] = {

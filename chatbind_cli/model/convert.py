@@ -33,8 +33,7 @@ from chatbind_cli.checkpoints.output_folder import (
     make_folder,
     source_facts,
 )
-from chatbind_cli.checkpoints.projector_file import projector_key, read_projector
-from chatbind_cli.checkpoints.published import is_published
+from chatbind_cli.checkpoints.projector_file import is_published, projector_key, read_projector
 from chatbind_cli.checkpoints.safetensors_file import SafetensorsWriter, TensorInfo
 from chatbind_cli.checkpoints.side_files import (
     GENERATION,

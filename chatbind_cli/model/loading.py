@@ -5,7 +5,7 @@ What the fields and tensors of a published folder mean is known to `weights.publ
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,13 +17,9 @@ from chatbind_cli.checkpoints.extract_projector import find_projector
 from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.checkpoints.projector_file import (
     ProjectorFile,
-    ProjectorInfo,
-    projector_from_tensors,
-)
-from chatbind_cli.checkpoints.published import (
     is_published,
-    language_model_fields,
     projector_facts,
+    projector_from_tensors,
 )
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration, word_embeddings
@@ -173,7 +169,7 @@ def read_published(
     tokenizer = load_tokenizer(folder)
     prepare_tokenizer(tokenizer, use_start_end=facts["use_start_end"])
     config = ChatBindConfig(
-        text_config=make_config(language_model_fields(said), folder),
+        text_config=make_config(_language_model_fields(said), folder),
         embedding_dim=projector.info.embedding_dim,
         projector_type=projector.info.projector_type,
         prompt_style="multimodal" if _V0_PADDING in tokenizer.get_vocab() else "llava_v1",
@@ -184,17 +180,26 @@ def read_published(
     return config, tokenizer, projector
 
 
+def _language_model_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    """What a published config.json says of its language model, as a LLaMA's config.json says it."""
+    others = ("architectures", "use_mm_proj", "repeat_feature_dim")
+    kept = {
+        key: value
+        for key, value in fields.items()
+        if not key.startswith(("mm_", "tune_", "freeze_")) and key not in others
+    }
+    return {**kept, "model_type": "llama"}
+
+
 def projector_of(model: ChatBindForConditionalGeneration) -> ProjectorFile:
     """The projector of a model in memory, with the embeddings of its media tokens."""
     config = model.config
     weight = word_embeddings(model).weight
-    names = {f.name for f in fields(ProjectorInfo)} & set(vars(config))
-    info = {name: getattr(config, name) for name in names}
     words = {name: weight[index] for name, index in media_rows(config).items()}
     tensors = {f"projector.{name}": t for name, t in model.projector.state_dict().items()}
     tensors |= {f"token_embeddings.{name}": row for name, row in words.items()}
     return projector_from_tensors(
-        {name: t.cpu() for name, t in tensors.items()}, where="the model", info=info
+        {name: t.cpu() for name, t in tensors.items()}, where="the model", info=vars(config)
     )
 
 

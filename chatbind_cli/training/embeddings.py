@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from chatbind_cli.checkpoints.json_file import read_json
-from chatbind_cli.checkpoints.projector_file import read_projector
-from chatbind_cli.checkpoints.published import is_published
+from chatbind_cli.checkpoints.projector_file import is_published, read_projector
 from chatbind_cli.console import Progress, note
 from chatbind_cli.data.encode import StoreSink, writable_store
 from chatbind_cli.data.encoding import EncodingOptions, encode_items

@@ -66,10 +66,19 @@ FORGED = {
     ),
     "digits": (b"I" + b"9" * 5000 + b"\n.", "not a valid torch file"),
     "duplicates": (b"]" + b"2" * 999 + b".", "not a valid torch file"),
-    "call of a number": (b"K\x01)R.", "not a valid torch file"),
+    "call of a number": (b"K\x01)R.", "a call of what is no function"),
     "deep pairs": (
         b"ccollections\nOrderedDict\n]" + DEEP + b"K\x01\x86a\x85R.",
         "not a valid torch file",
+    ),
+    "long call": (
+        b"ctorch\nSize\nq\x00(" + b"N" * 10**6 + b"tq\x01" + b"h\x00h\x01R" * 10**6 + b".",
+        "a call that no state dict makes",
+    ),
+    "long key": (
+        b"}" + b"\x8b" + struct.pack("<i", 10**6) + b"\x7f" * 10**6 + b"q\x00Ns"
+        b"" + b"h\x00Ns" * 10**6 + b".",
+        "a key that is a int",
     ),
     "function of torch": (b"ctorch\nload\n.", r"holds torch\.load, which is no tensor"),
     "name on the stack": (text("os") + text("system") + b"\x93.", r"holds os\.system"),
