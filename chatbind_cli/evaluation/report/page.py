@@ -33,7 +33,6 @@ from chatbind_cli.evaluation.statistics import (
     average,
     averages,
     mean_intervals,
-    mean_pair,
     outcome,
     position_bias,
 )
@@ -229,19 +228,14 @@ def _differ(scores: Iterable[tuple[Hashable, Pair]]) -> bool:
     return len(set(map(outcome, averages(scores).values()))) > 1
 
 
-class Mark(NamedTuple):
-    """A mark of one side with its 95 % interval; `text` says it in words."""
-
-    side: str
-    value: float
-    ends: Pair | None
-    text: str
+Line = tuple[str, list[tuple[str, float, Pair | None]]]
+"""A category's name and its marks: of which side, where, and with which 95 % interval."""
 
 
 class Chart(NamedTuple):
-    """Of each category its name and its marks, over an axis."""
+    """Marks of each category over an axis."""
 
-    lines: list[tuple[str, list[Mark]]]
+    lines: list[Line]
     ticks: range
 
     def place(self, value: float) -> float:
@@ -252,39 +246,33 @@ class Chart(NamedTuple):
 
 def relative_chart(rows: Sequence[Record]) -> Chart | None:
     """The relative score of each category; in the axis is 100 %, where both sides are alike."""
-    lines = []
-    for row in rows:
-        if row["relative"] is not None:
-            text = f"{row['category']}: {row['relative']:.1f} %"
-            lines.append((row["category"], [Mark("second", row["relative"], row["ci95"], text)]))
-    return _chart(lines, [100.0])
+    lines: list[Line] = [
+        (row["category"], [("second", row["relative"], row["ci95"])])
+        for row in rows
+        if row["relative"] is not None
+    ]
+    return Chart(lines, _axis([100.0], lines)) if lines else None
 
 
-def score_chart(results: Mapping[str, Mapping[Item, Pair]]) -> Chart | None:
+def score_chart(summary: Summary) -> Chart | None:
     """The mean scores of both sides in each category."""
-    lines = []
-    for category, found in results.items():
-        pairs = list(found.values())
-        means, intervals = mean_pair(pairs), mean_intervals(pairs) or (None, None)
-        if means is not None:
-            marks = [
-                Mark(side, mean, ends, f"{category}, {side}: {mean:g}")
-                for side, mean, ends in zip(("first", "second"), means, intervals, strict=True)
-            ]
-            lines.append((category, marks))
-    return _chart(lines, [0.0, _TOP_SCORE])
+    lines: list[Line] = []
+    for row in summary.rows:
+        if row["n"]:
+            pairs = list(summary.results[row["category"]].values())
+            first, second = mean_intervals(pairs) or (None, None)
+            marks = [("first", row["mean_1"], first), ("second", row["mean_2"], second)]
+            lines.append((row["category"], marks))
+    return Chart(lines, _axis([0.0, _TOP_SCORE], lines)) if lines else None
 
 
-def _chart(lines: list[tuple[str, list[Mark]]], held: Sequence[float]) -> Chart | None:
-    """A chart with an axis in whole numbers that holds all marks and some more values."""
-    if not lines:
-        return None
+def _axis(values: list[float], lines: list[Line]) -> range:
+    """Whole numbers at round distances, which hold some values and all marks."""
     marks = [mark for _, of in lines for mark in of]
-    values = [*held, *(end for mark in marks for end in (mark.value, *(mark.ends or ())))]
+    values = [*values, *(end for _, value, ends in marks for end in (value, *(ends or ())))]
     low = min(values)
     high = max(*values, low + 4)
     steps = (step * 10**power for power in range(12) for step in (1, 2, 5))
     step = next(step for step in steps if (high - low) / step <= _MOST_TICKS)
-    return Chart(
-        lines, range(step * math.floor(low / step), step * math.ceil(high / step) + 1, step)
-    )
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return range(first * step, (last + 1) * step, step)
