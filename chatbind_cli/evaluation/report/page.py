@@ -16,18 +16,8 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from chatbind_cli.evaluation import tables
-from chatbind_cli.evaluation.scores import (
-    Item,
-    failure_of,
-    is_swapped,
-    item_of,
-    judge_name,
-    judge_of,
-    metadata_of,
-    models_of,
-    scores_of,
-)
+from chatbind_cli.evaluation import scores, tables
+from chatbind_cli.evaluation.scores import Item
 from chatbind_cli.evaluation.statistics import (
     Pair,
     average,
@@ -75,23 +65,20 @@ def render_report(
         for summary in summaries
         for entry in _entries(summary, questions or {}, answers, previews, anchors)
     ]
-    return (
-        _environment()
-        .get_template("page.html")
-        .generate(
-            title=_title(summaries),
-            summaries=summaries,
-            several=len(summaries) > 1,
-            agreements=tables.agreement_lines(summaries),
-            entries=entries,
-            categories=sorted({entry["category"] for entry in entries}),
-            modalities=sorted({entry["modality"] for entry in entries}),
-            media={} if previews is None else previews.kept,
-            policy="default-src 'none'; img-src data:; media-src data:; base-uri 'none'; "
-            f"form-action 'none'; style-src {_hash(style)}; script-src {_hash(script)}",
-            script=script,
-            style=style,
-        )
+    template = _environment().get_template("page.html")
+    return template.generate(
+        title=_title(summaries),
+        summaries=summaries,
+        several=len(summaries) > 1,
+        agreements=tables.agreement_lines(summaries),
+        entries=entries,
+        categories=sorted({entry["category"] for entry in entries}),
+        modalities=sorted({entry["modality"] for entry in entries}),
+        media={} if previews is None else previews.kept,
+        policy="default-src 'none'; img-src data:; media-src data:; base-uri 'none'; "
+        f"form-action 'none'; style-src {_hash(style)}; script-src {_hash(script)}",
+        script=script,
+        style=style,
     )
 
 
@@ -106,12 +93,10 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    functions = (
-        *(scores_of, failure_of, is_swapped, judge_of, metadata_of, sample_of, position_bias),
-        *(relative_chart, score_chart),
-    )
-    environment.globals |= {function.__name__: function for function in functions}
-    environment.globals |= {"tables": tables, "counted": Counter, "width": WIDTH, "side": _SIDE}
+    for function in (position_bias, relative_chart, sample_of, score_chart):
+        environment.globals[function.__name__] = function
+    environment.globals |= {"tables": tables, "scores": scores}
+    environment.globals |= {"counted": Counter, "width": WIDTH, "side": _SIDE}
     return environment
 
 
@@ -142,7 +127,7 @@ def _entries(
     """The questions of one summary in their order, each with everything that is known of it."""
     judged: dict[Item, list[Record]] = {}
     for review in summary.reviews:
-        judged.setdefault(item_of(review), []).append(review)
+        judged.setdefault(scores.item_of(review), []).append(review)
     entries = []
     for item, reviews in judged.items():
         review = reviews[0]
@@ -150,7 +135,11 @@ def _entries(
         question = questions.get(question_id, {})
         category = review.get("category") or question.get("category") or "default"
         media = list(_media(question, previews))
-        modalities = [metadata_of(review).get("modality"), *(of for of, _, _ in media), "text"]
+        modalities = [
+            scores.metadata_of(review).get("modality"),
+            *(of for of, _, _ in media),
+            "text",
+        ]
         entry = {
             "anchor": _anchor(question_id, anchors),
             "question_id": question_id,
@@ -160,7 +149,9 @@ def _entries(
             "question": str(question.get("text", "")),
             "media": media,
             "answers": _answers(review, summary, question_id, answers),
-            "reviews": sorted(reviews, key=lambda r: (judge_of(r), sample_of(r), is_swapped(r))),
+            "reviews": sorted(
+                reviews, key=lambda r: (scores.judge_of(r), sample_of(r), scores.is_swapped(r))
+            ),
         }
         entries.append(entry | _outcome(reviews, summary.results[ALL].get(item)))
     places = {question_id: place for place, question_id in enumerate(questions)}
@@ -189,8 +180,8 @@ def _answers(
     """Of both answers who gave them, and their words."""
     sides = summary.models
     known = all(len(side) == 1 for side in sides)
-    models = [side[0] for side in sides] if known else models_of(review)
-    pair = metadata_of(review).get("pair")
+    models = [side[0] for side in sides] if known else scores.models_of(review)
+    pair = scores.metadata_of(review).get("pair")
     if not isinstance(pair, list) or not pair or not all(isinstance(n, int) for n in pair):
         pair = [1, 2]
     found = []
@@ -204,7 +195,7 @@ def _answers(
 
 def sample_of(review: Record) -> int:
     """Which of a judge's samples it is, from 0."""
-    sample = metadata_of(review).get("sample")
+    sample = scores.metadata_of(review).get("sample")
     return sample if isinstance(sample, int) else 0
 
 
@@ -213,19 +204,21 @@ def _outcome(reviews: Sequence[Record], mean: Pair | None) -> Record:
 
     A question that is in no mean, because it was judged in one order only, shows that order's.
     """
-    scored = [(review, pair) for review in reviews if (pair := scores_of(review)) is not None]
+    scored = [
+        (review, pair) for review in reviews if (pair := scores.scores_of(review)) is not None
+    ]
     mean = mean or (average([pair for _, pair in scored]) if scored else None)
     return {
         "winner": "failed" if mean is None else _WINNERS[outcome(mean)],
         "marks": mean,
-        "order_differs": _differ((is_swapped(review), pair) for review, pair in scored),
-        "judges_differ": _differ((judge_name(review), pair) for review, pair in scored),
+        "order_differs": _differ((scores.is_swapped(review), pair) for review, pair in scored),
+        "judges_differ": _differ((scores.judge_name(review), pair) for review, pair in scored),
     }
 
 
-def _differ(scores: Iterable[tuple[Hashable, Pair]]) -> bool:
+def _differ(pairs: Iterable[tuple[Hashable, Pair]]) -> bool:
     """Whether the mean scores of each key name different winners."""
-    return len(set(map(outcome, averages(scores).values()))) > 1
+    return len(set(map(outcome, averages(pairs).values()))) > 1
 
 
 Line = tuple[str, list[tuple[str, float, Pair | None]]]
