@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from chatbind_cli.errors import RecordError, UsageError
 from chatbind_cli.evaluation.figures import (
@@ -105,24 +106,27 @@ def latest(records: Iterable[Record], *, with_words: bool) -> list[Record]:
         with_words: keep what the judges wrote; figures do without, in a fraction of the memory.
     """
     found: dict[str, Record] = {}
-    newest: Record = {}
+    newest: dict[tuple[str, ...], Any] = {}
     for number, record in enumerate(records):
-        found[str(metadata_of(record).get("slot") or number)] = (
-            record if with_words else {key: record[key] for key in record if key not in _WORDS}
-        )
+        kept = record
+        if not with_words:
+            kept = {key: value for key, value in record.items() if key not in _WORDS}
+        found[str(metadata_of(record).get("slot") or number)] = kept
         newest |= _made_from(record)
     return [record for record in found.values() if _made_from(record).items() <= newest.items()]
 
 
-def _made_from(review: Record) -> Record:
-    """What was judged and by which rule, under the names of what a later review replaces.
+def _made_from(review: Record) -> dict[tuple[str, ...], Any]:
+    """The hash of what was judged, by question and answerers, and that of the rule, by judge too.
 
     A question whose medium changed is the same one.
     """
     question, _, models = item_of(review)
-    metadata, about = metadata_of(review), f"{question} {models}"
-    rule = f"{about} {judge_name(review)}"
-    return {f"input {about}": metadata.get("subject"), f"rule {rule}": metadata.get("basis")}
+    metadata = metadata_of(review)
+    return {
+        (question, models): metadata.get("subject"),
+        (question, models, judge_name(review)): metadata.get("basis"),
+    }
 
 
 def _by_pair(reviews: Sequence[Record]) -> list[list[Record]]:

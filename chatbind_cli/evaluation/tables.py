@@ -36,7 +36,7 @@ _ENDS = {
 
 def text_of(row: Record, key: str, form: str) -> str:
     """One figure, or both ends of an interval, in a format of Python's; of a share in percent."""
-    value = row[key]
+    value = row.get(key)
     if value is None:
         return _MISSING
     if isinstance(value, tuple):
@@ -46,30 +46,29 @@ def text_of(row: Record, key: str, form: str) -> str:
 
 def shares(row: Record, name: str) -> str:
     """A share of both sides."""
-    return f"{text_of(row, f'{name}_1', '.1%')} / {text_of(row, f'{name}_2', '.1%')}"
+    sides = [text_of(row, f"{name}_{side}", ".1%") for side in (1, 2)]
+    return _MISSING if sides[0] == _MISSING else " / ".join(sides)
 
 
-_COLUMNS: list[tuple[str, str | None, Callable[[Record], str]]] = [
-    ("n", None, lambda row: str(row["n"])),
-    ("accuracy", "accuracy_1", lambda row: shares(row, "accuracy")),
-    ("exact", "accuracy_1", lambda row: shares(row, "exact")),
-    ("F1", "accuracy_1", lambda row: shares(row, "f1")),
-    ("first", None, lambda row: text_of(row, "mean_1", ".7g")),
-    ("second", None, lambda row: text_of(row, "mean_2", ".7g")),
-    ("relative", None, lambda row: text_of(row, "relative", ".1f")),
-    ("95 %", None, lambda row: text_of(row, "ci95", ".1f")),
-    ("win/tie/lose", None, lambda row: f"{row['win']}/{row['tie']}/{row['lose']}"),
-    ("same in both orders", "consistency", lambda row: text_of(row, "consistency", ".1%")),
-    ("judges' kappa", "kappa", lambda row: text_of(row, "kappa", ".2f")),
-    ("failed", None, lambda row: str(row["failed"])),
-    ("one order", "one_order", lambda row: str(row["one_order"])),
-    ("USD", "cost_usd", lambda row: text_of(row, "cost_usd", ".4f")),
-    ("difference", "baseline", lambda row: text_of(row, "difference", "+.1f")),
-    ("its 95 %", "baseline", lambda row: text_of(row, "difference_ci95", ".1f")),
-    ("p", "baseline", lambda row: text_of(row, "p_value", ".4f")),
-]
-"""A title, the figure without which the column says nothing, and what a cell says."""
-_NOTHING_IF_ZERO = ("one_order", "cost_usd")
+_COLUMNS: dict[str, Callable[[Record], str]] = {
+    "n": lambda row: str(row["n"]),
+    "accuracy": lambda row: shares(row, "accuracy"),
+    "exact": lambda row: shares(row, "exact"),
+    "F1": lambda row: shares(row, "f1"),
+    "first": lambda row: text_of(row, "mean_1", ".7g"),
+    "second": lambda row: text_of(row, "mean_2", ".7g"),
+    "relative": lambda row: text_of(row, "relative", ".1f"),
+    "95 %": lambda row: text_of(row, "ci95", ".1f"),
+    "win/tie/lose": lambda row: f"{row['win']}/{row['tie']}/{row['lose']}",
+    "same in both orders": lambda row: text_of(row, "consistency", ".1%"),
+    "judges' kappa": lambda row: text_of(row, "kappa", ".2f"),
+    "failed": lambda row: str(row["failed"]),
+    "one order": lambda row: str(row["one_order"] or _MISSING),
+    "USD": lambda row: text_of(row, "cost_usd", ".4f") if row["cost_usd"] else _MISSING,
+    "difference": lambda row: text_of(row, "difference", "+.1f"),
+    "its 95 %": lambda row: text_of(row, "difference_ci95", ".1f"),
+    "p": lambda row: text_of(row, "p_value", ".4f"),
+}
 
 
 def grid(summaries: Sequence[Summary], *, named: bool) -> list[list[str]]:
@@ -80,24 +79,14 @@ def grid(summaries: Sequence[Summary], *, named: bool) -> list[list[str]]:
         named: whether a column in front says which summary a row is of.
     """
     rows = [row for summary in summaries for row in summary.rows]
-    shown = [
-        (title, cell)
-        for title, needed, cell in _COLUMNS
-        if needed is None or any(_says(row, needed) for row in rows)
-    ]
-    titles = [summaries[0].by, *(title for title, _ in shown)]
-    if _tested(rows) > 1:
-        titles[-1] = "p (Holm)"
-    lines = [titles, *([row["category"], *(cell(row) for _, cell in shown)] for row in rows)]
-    if named:
-        names = ["review", *(row["review"] for row in rows)]
-        lines = [[name, *line] for name, line in zip(names, lines, strict=True)]
-    return lines
-
-
-def _says(row: Record, key: str) -> bool:
-    value = row.get(key)
-    return value is not None and (value != 0 or key not in _NOTHING_IF_ZERO)
+    columns = [["review", *(row["review"] for row in rows)]] if named else []
+    columns.append([summaries[0].by, *(row["category"] for row in rows)])
+    for title, cell in _COLUMNS.items():
+        texts = [cell(row) for row in rows]
+        if any(text != _MISSING for text in texts):
+            corrected = title == "p" and _tested(rows) > 1
+            columns.append(["p (Holm)" if corrected else title, *texts])
+    return [list(line) for line in zip(*columns, strict=True)]
 
 
 def _tested(rows: Sequence[Record]) -> int:

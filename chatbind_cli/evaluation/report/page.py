@@ -16,24 +16,13 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from chatbind_cli.evaluation import tables
-from chatbind_cli.evaluation.scores import (
-    Item,
-    failure_of,
-    is_swapped,
-    item_of,
-    judge_name,
-    judge_of,
-    metadata_of,
-    models_of,
-    scores_of,
-)
+from chatbind_cli.evaluation import scores, tables
+from chatbind_cli.evaluation.scores import Item
 from chatbind_cli.evaluation.statistics import (
     Pair,
     average,
     averages,
     mean_intervals,
-    mean_pair,
     outcome,
     position_bias,
 )
@@ -76,23 +65,20 @@ def render_report(
         for summary in summaries
         for entry in _entries(summary, questions or {}, answers, previews, anchors)
     ]
-    return (
-        _environment()
-        .get_template("page.html")
-        .generate(
-            title=_title(summaries),
-            summaries=summaries,
-            several=len(summaries) > 1,
-            agreements=tables.agreement_lines(summaries),
-            entries=entries,
-            categories=sorted({entry["category"] for entry in entries}),
-            modalities=sorted({entry["modality"] for entry in entries}),
-            media={} if previews is None else previews.kept,
-            policy="default-src 'none'; img-src data:; media-src data:; base-uri 'none'; "
-            f"form-action 'none'; style-src {_hash(style)}; script-src {_hash(script)}",
-            script=script,
-            style=style,
-        )
+    template = _environment().get_template("page.html")
+    return template.generate(
+        title=_title(summaries),
+        summaries=summaries,
+        several=len(summaries) > 1,
+        agreements=tables.agreement_lines(summaries),
+        entries=entries,
+        categories=sorted({entry["category"] for entry in entries}),
+        modalities=sorted({entry["modality"] for entry in entries}),
+        media={} if previews is None else previews.kept,
+        policy="default-src 'none'; img-src data:; media-src data:; base-uri 'none'; "
+        f"form-action 'none'; style-src {_hash(style)}; script-src {_hash(script)}",
+        script=script,
+        style=style,
     )
 
 
@@ -107,12 +93,10 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    functions = (
-        *(scores_of, failure_of, is_swapped, judge_of, metadata_of, sample_of, position_bias),
-        *(relative_chart, score_chart),
-    )
-    environment.globals |= {function.__name__: function for function in functions}
-    environment.globals |= {"tables": tables, "counted": Counter, "width": WIDTH, "side": _SIDE}
+    for function in (position_bias, relative_chart, sample_of, score_chart):
+        environment.globals[function.__name__] = function
+    environment.globals |= {"tables": tables, "scores": scores}
+    environment.globals |= {"counted": Counter, "width": WIDTH, "side": _SIDE}
     return environment
 
 
@@ -143,7 +127,7 @@ def _entries(
     """The questions of one summary in their order, each with everything that is known of it."""
     judged: dict[Item, list[Record]] = {}
     for review in summary.reviews:
-        judged.setdefault(item_of(review), []).append(review)
+        judged.setdefault(scores.item_of(review), []).append(review)
     entries = []
     for item, reviews in judged.items():
         review = reviews[0]
@@ -151,7 +135,11 @@ def _entries(
         question = questions.get(question_id, {})
         category = review.get("category") or question.get("category") or "default"
         media = list(_media(question, previews))
-        modalities = [metadata_of(review).get("modality"), *(of for of, _, _ in media), "text"]
+        modalities = [
+            scores.metadata_of(review).get("modality"),
+            *(of for of, _, _ in media),
+            "text",
+        ]
         entry = {
             "anchor": _anchor(question_id, anchors),
             "question_id": question_id,
@@ -161,7 +149,9 @@ def _entries(
             "question": str(question.get("text", "")),
             "media": media,
             "answers": _answers(review, summary, question_id, answers),
-            "reviews": sorted(reviews, key=lambda r: (judge_of(r), sample_of(r), is_swapped(r))),
+            "reviews": sorted(
+                reviews, key=lambda r: (scores.judge_of(r), sample_of(r), scores.is_swapped(r))
+            ),
         }
         entries.append(entry | _outcome(reviews, summary.results[ALL].get(item)))
     places = {question_id: place for place, question_id in enumerate(questions)}
@@ -190,8 +180,8 @@ def _answers(
     """Of both answers who gave them, and their words."""
     sides = summary.models
     known = all(len(side) == 1 for side in sides)
-    models = [side[0] for side in sides] if known else models_of(review)
-    pair = metadata_of(review).get("pair")
+    models = [side[0] for side in sides] if known else scores.models_of(review)
+    pair = scores.metadata_of(review).get("pair")
     if not isinstance(pair, list) or not pair or not all(isinstance(n, int) for n in pair):
         pair = [1, 2]
     found = []
@@ -205,7 +195,7 @@ def _answers(
 
 def sample_of(review: Record) -> int:
     """Which of a judge's samples it is, from 0."""
-    sample = metadata_of(review).get("sample")
+    sample = scores.metadata_of(review).get("sample")
     return sample if isinstance(sample, int) else 0
 
 
@@ -214,34 +204,31 @@ def _outcome(reviews: Sequence[Record], mean: Pair | None) -> Record:
 
     A question that is in no mean, because it was judged in one order only, shows that order's.
     """
-    scored = [(review, pair) for review in reviews if (pair := scores_of(review)) is not None]
+    scored = [
+        (review, pair) for review in reviews if (pair := scores.scores_of(review)) is not None
+    ]
     mean = mean or (average([pair for _, pair in scored]) if scored else None)
     return {
         "winner": "failed" if mean is None else _WINNERS[outcome(mean)],
         "marks": mean,
-        "order_differs": _differ((is_swapped(review), pair) for review, pair in scored),
-        "judges_differ": _differ((judge_name(review), pair) for review, pair in scored),
+        "order_differs": _differ((scores.is_swapped(review), pair) for review, pair in scored),
+        "judges_differ": _differ((scores.judge_name(review), pair) for review, pair in scored),
     }
 
 
-def _differ(scores: Iterable[tuple[Hashable, Pair]]) -> bool:
+def _differ(pairs: Iterable[tuple[Hashable, Pair]]) -> bool:
     """Whether the mean scores of each key name different winners."""
-    return len(set(map(outcome, averages(scores).values()))) > 1
+    return len(set(map(outcome, averages(pairs).values()))) > 1
 
 
-class Mark(NamedTuple):
-    """A mark of one side with its 95 % interval; `text` says it in words."""
-
-    side: str
-    value: float
-    ends: Pair | None
-    text: str
+Line = tuple[str, list[tuple[str, float, Pair | None]]]
+"""A category's name and its marks: of which side, where, and with which 95 % interval."""
 
 
 class Chart(NamedTuple):
-    """Of each category its name and its marks, over an axis."""
+    """Marks of each category over an axis."""
 
-    lines: list[tuple[str, list[Mark]]]
+    lines: list[Line]
     ticks: range
 
     def place(self, value: float) -> float:
@@ -252,39 +239,33 @@ class Chart(NamedTuple):
 
 def relative_chart(rows: Sequence[Record]) -> Chart | None:
     """The relative score of each category; in the axis is 100 %, where both sides are alike."""
-    lines = []
-    for row in rows:
-        if row["relative"] is not None:
-            text = f"{row['category']}: {row['relative']:.1f} %"
-            lines.append((row["category"], [Mark("second", row["relative"], row["ci95"], text)]))
-    return _chart(lines, [100.0])
+    lines: list[Line] = [
+        (row["category"], [("second", row["relative"], row["ci95"])])
+        for row in rows
+        if row["relative"] is not None
+    ]
+    return Chart(lines, _axis([100.0], lines)) if lines else None
 
 
-def score_chart(results: Mapping[str, Mapping[Item, Pair]]) -> Chart | None:
+def score_chart(summary: Summary) -> Chart | None:
     """The mean scores of both sides in each category."""
-    lines = []
-    for category, found in results.items():
-        pairs = list(found.values())
-        means, intervals = mean_pair(pairs), mean_intervals(pairs) or (None, None)
-        if means is not None:
-            marks = [
-                Mark(side, mean, ends, f"{category}, {side}: {mean:g}")
-                for side, mean, ends in zip(("first", "second"), means, intervals, strict=True)
-            ]
-            lines.append((category, marks))
-    return _chart(lines, [0.0, _TOP_SCORE])
+    lines: list[Line] = []
+    for row in summary.rows:
+        if row["n"]:
+            pairs = list(summary.results[row["category"]].values())
+            first, second = mean_intervals(pairs) or (None, None)
+            marks = [("first", row["mean_1"], first), ("second", row["mean_2"], second)]
+            lines.append((row["category"], marks))
+    return Chart(lines, _axis([0.0, _TOP_SCORE], lines)) if lines else None
 
 
-def _chart(lines: list[tuple[str, list[Mark]]], held: Sequence[float]) -> Chart | None:
-    """A chart with an axis in whole numbers that holds all marks and some more values."""
-    if not lines:
-        return None
+def _axis(values: list[float], lines: list[Line]) -> range:
+    """Whole numbers at round distances, which hold some values and all marks."""
     marks = [mark for _, of in lines for mark in of]
-    values = [*held, *(end for mark in marks for end in (mark.value, *(mark.ends or ())))]
+    values = [*values, *(end for _, value, ends in marks for end in (value, *(ends or ())))]
     low = min(values)
     high = max(*values, low + 4)
     steps = (step * 10**power for power in range(12) for step in (1, 2, 5))
     step = next(step for step in steps if (high - low) / step <= _MOST_TICKS)
-    return Chart(
-        lines, range(step * math.floor(low / step), step * math.ceil(high / step) + 1, step)
-    )
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return range(first * step, (last + 1) * step, step)

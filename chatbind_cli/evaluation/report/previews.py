@@ -123,16 +123,15 @@ class Previews:
                 failure = contained(error, where=name)
                 self._failed.append(str(failure))
                 return Preview(note=f"cannot be shown: {failure.what}")
+            if not preview.uri:
+                return preview
             if len(preview.uri) <= self._left:
-                return self._kept(preview) if preview.uri else preview
+                key = f"media-{len(self.kept) + 1}"
+                self._left -= len(preview.uri)
+                self.kept[key] = preview.uri
+                return preview._replace(key=key)
         self._left_out += 1
         return Preview(note="beyond the report's media limit")
-
-    def _kept(self, preview: Preview) -> Preview:
-        key = f"media-{len(self.kept) + 1}"
-        self._left -= len(preview.uri)
-        self.kept[key] = preview.uri
-        return preview._replace(key=key)
 
 
 def preview_of(source: MediaSource, modality: str) -> Preview:
@@ -230,7 +229,7 @@ def _film(source: MediaSource) -> Preview:
     ):
         coded = out.add_stream("libx264", rate=_FILM_RATE)
         width, height = film.stream.width, film.stream.height
-        scale = min(1.0, _FILM_SIDE / max(width, height))
+        scale = min(1.0, _FILM_SIDE / max(width, height, 1))
         # Even numbers, as the codec wants.
         coded.width, coded.height = (max(2, round(n * scale / 2) * 2) for n in (width, height))
         coded.pix_fmt = "yuv420p"

@@ -218,7 +218,7 @@ def test_the_axis_of_relative_scores_holds_every_mark_and_the_even_line(
 ) -> None:
     chart = relative_chart(one_summary([_review(i, relative) for i in range(3)]).rows)
     assert chart is not None
-    values = [100.0, *(mark.value for _, marks in chart.lines for mark in marks)]
+    values = [100.0, *(value for _, marks in chart.lines for _, value, _ in marks)]
     places = [chart.place(value) for value in values]
     assert all(0 <= place <= WIDTH for place in places)
     assert 2 <= len(chart.ticks) <= 9

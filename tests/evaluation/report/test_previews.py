@@ -93,6 +93,24 @@ def test_a_film_becomes_a_small_mp4_of_the_same_length(media: Path) -> None:
     assert frames[-1].time == pytest.approx(1.0, abs=0.1)
 
 
+@pytest.mark.parametrize("rate", [10, 60])
+def test_a_film_of_another_rate_keeps_its_length(tmp_path: Path, rate: int) -> None:
+    import av
+
+    with av.open(str(tmp_path / "film.mp4"), "w") as film:
+        stream = film.add_stream("libx264", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for i in range(2 * rate):
+            picture = np.full((48, 64, 3), i, np.uint8)
+            film.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        film.mux(stream.encode(None))
+    _, data = _bytes(preview_of(open_source(tmp_path / "film.mp4"), "video"))
+    with av.open(io.BytesIO(data)) as container:
+        times = [frame.time for frame in container.decode(video=0)]
+    assert len(times) == pytest.approx(2 * min(rate, 25), abs=1)
+    assert times[-1] == pytest.approx(2, abs=0.11)
+
+
 def test_motion_becomes_two_panels_of_three_curves(media: Path) -> None:
     preview = _one(Previews(MediaRoot(media)), "imu")
     turning = preview.panels[1]
@@ -120,6 +138,18 @@ def test_what_cannot_be_shown_is_named_with_its_reason(media: Path) -> None:
     assert found[0].note == "cannot be shown: no such file"
     assert "leaves the media root" in found[1].note
     assert previews.problems[0].startswith("3 media cannot be shown; ")
+
+
+def test_a_decoder_that_fails_in_a_way_of_its_own_costs_one_preview(
+    media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("odd tables")
+
+    monkeypatch.setattr("chatbind_cli.evaluation.report.previews.open_rgb", fail)
+    previews = Previews(MediaRoot(media))
+    assert "odd tables" in _one(previews, "image").note
+    assert _one(previews, "audio").tag == "audio"
 
 
 def test_media_beyond_the_limit_are_only_named(media: Path) -> None:
