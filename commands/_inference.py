@@ -10,7 +10,6 @@ import click
 from click.core import ParameterSource
 
 from chatbind_cli.artifacts import resolve_artifact
-from chatbind_cli.errors import UsageError
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.media.options import MediaOptions
 
@@ -34,20 +33,16 @@ class ModelChoice:
     prompt_style: str | None
     attn_implementation: str
 
-    @property
-    def reads_stdin(self) -> bool:
-        """Whether the model or projector is named on standard input."""
-        return "-" in (self.model, self.projector)
+    def words_on_line(self) -> tuple[tuple[str, str | None], ...]:
+        """For `one_reader`."""
+        return ("the model", self.model), ("the projector", self.projector)
 
     def resolved(self) -> ModelChoice:
         """The same with paths in place of `-`; reads standard input.
 
         Raises:
             CheckpointError: the stage before has made nothing.
-            UsageError: both are to come from standard input.
         """
-        if self.model == "-" and self.projector == "-":
-            raise UsageError("-m - and --projector - cannot both read standard input")
         projector = self.projector
         if projector is not None:
             projector = str(resolve_artifact(projector, {"projector"}))
