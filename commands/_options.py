@@ -71,16 +71,10 @@ def gather(
     return wrap
 
 
-def output_option(help_text: str) -> Callable[[F], F]:
+def output_option(help_text: str, *aliases: str) -> Callable[[F], F]:
     """`-o/--output`: a file, or `-` for stdout."""
-    return _output(
-        "-o",
-        "--output",
-        default="-",
-        metavar="FILE",
-        type=STREAM,
-        help=help_text,
-    )
+    names = ("-o", "--output", *aliases, "output")
+    return _output(*names, default="-", metavar="FILE", type=STREAM, help=help_text)
 
 
 overwrite_option = _output(

@@ -16,9 +16,9 @@ from chatbind_cli.media.medium import Medium, parse_attachment
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.options import MediaOptions
 
-from ._base import command, in_group
-from ._inference import ModelChoice, generation_options, media_changes, model_options
-from ._media import media_options
+from . import _base
+from ._base import in_group
+from ._inference import ModelChoice, generation_options, media_changes, media_options, model_options
 from ._options import device_options, one_reader, stack
 
 _media, _question = in_group("Media"), in_group("Question")
@@ -68,7 +68,7 @@ attachment_options = stack(
 )
 
 
-@command(
+@_base.command(
     "ask",
     examples=[
         "chatbind ask -m model -a media/image/heldout-0000.png 'Which digit is this?'",
@@ -103,7 +103,7 @@ attachment_options = stack(
 )
 @generation_options
 @device_options
-def run(
+def command(
     question: str | None,
     choice: ModelChoice,
     mix: bool,
@@ -197,6 +197,3 @@ def _lines(first: str | None) -> Iterator[str]:
             note("Ctrl-D or /quit ends the dialogue")
             continue
         yield line
-
-
-command = run

@@ -21,7 +21,7 @@ from chatbind_cli.media.options import MediaOptions
 
 from . import _base
 from ._base import in_group
-from ._media import media_options
+from ._inference import media_options
 from ._options import (
     FILE,
     NEW_FOLDER,

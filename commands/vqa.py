@@ -15,9 +15,9 @@ from chatbind_cli.inference.batching import piped_stdin
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.media.options import MediaOptions
 
-from ._base import command, in_group
-from ._inference import ModelChoice, generation_options, media_changes, model_options
-from ._media import media_options
+from . import _base
+from ._base import in_group
+from ._inference import ModelChoice, generation_options, media_changes, media_options, model_options
 from ._options import (
     FOLDER,
     STREAM,
@@ -27,16 +27,17 @@ from ._options import (
     media_root_options,
     on_error_option,
     one_reader,
+    output_option,
     overwrite_option,
 )
 
 if TYPE_CHECKING:
     from chatbind_cli.media.root import MediaRoot
 
-_input, _output, _compute = in_group("Input"), in_group("Output"), in_group("Compute")
+_input, _compute = in_group("Input"), in_group("Compute")
 
 
-@command(
+@_base.command(
     "vqa",
     examples=[
         "chatbind vqa -m model -q eval/questions-audio.jsonl --media-root media -o answers.jsonl",
@@ -65,16 +66,10 @@ _input, _output, _compute = in_group("Input"), in_group("Output"), in_group("Com
     help="Take embeddings from this store of `chatbind encode`, or from the embeddings folder of "
     "a training run; no media are read then.",
 )
-@_output(
-    "-o",
-    "--output",
+@output_option(
+    "Answer records, in the order of the questions. A file that is there is continued: what is "
+    "answered stays, what failed is tried again. `-`: stdout, in words on a terminal.",
     "--answers-file",
-    "output",
-    default="-",
-    metavar="FILE",
-    type=STREAM,
-    help="Answer records, in the order of the questions. A file that is there is continued: what "
-    "is answered stays, what failed is tried again. `-`: stdout, in words on a terminal.",
 )
 @overwrite_option
 @on_error_option
@@ -89,7 +84,7 @@ _input, _output, _compute = in_group("Input"), in_group("Output"), in_group("Com
 )
 @_compute("--num-workers", type=click.IntRange(min=1), default=2, help="Threads that read media.")
 @dispatch_options
-def run(
+def command(
     choice: ModelChoice,
     questions: str,
     media_root: MediaRoot,
@@ -141,6 +136,3 @@ def run(
         media=media_changes(media),
     )
     vqa(choice.load(device, dtype), request)
-
-
-command = run
