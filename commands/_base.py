@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -241,6 +241,8 @@ def _switch(name: str, variable: str, text: str) -> click.Option:
 def _apply_config(ctx: click.Context, param: click.Parameter | None, value: Path | None) -> None:
     """Makes a config file's values the options' defaults.
 
+    Values outside the tables of commands are for every command that has such an option.
+
     Raises:
         click.UsageError: it is not TOML, or names a command or an option that is not there.
     """
@@ -252,35 +254,25 @@ def _apply_config(ctx: click.Context, param: click.Parameter | None, value: Path
         raise click.UsageError(f"{value}: is not TOML ({error})") from error
     shared = {key: item for key, item in document.items() if not isinstance(item, dict)}
     tables = {kebab(key): item for key, item in document.items() if isinstance(item, dict)}
-    try:
-        for name in tables.keys() - COMMANDS.keys():
-            raise click.UsageError(f"no command is named {name!r}", ctx)
-        values = _config_values(ctx, shared, strict=False)
-        values.update(_config_values(ctx, tables.get(ctx.command.name or "", {}), strict=True))
-    except click.UsageError as error:
-        raise click.UsageError(f"{value}: {error.message}", ctx) from error
-    ctx.default_map = {**(ctx.default_map or {}), **values}
-
-
-def _config_values(ctx: click.Context, table: Mapping[str, Any], *, strict: bool) -> dict[str, Any]:
-    """The values of a config table under the parameters' own names.
-
-    Any spelling of an option is a key: `max-new-tokens`, `max_new_tokens`, an alias.
-
-    Raises:
-        click.UsageError: `strict`, and a key is no option of the command.
-    """
-    names: dict[str, str] = {}
-    for param in ctx.command.get_params(ctx):
-        if param.name:
-            names[kebab(param.name)] = param.name
-            for option in (*param.opts, *param.secondary_opts):
-                names[kebab(option.lstrip("-"))] = param.name
+    for unknown in tables.keys() - COMMANDS.keys():
+        raise click.UsageError(f"{value}: no command is named {unknown!r}", ctx)
+    command = ctx.command.name or ""
+    own = tables.get(command, {})
+    names = _names_of_options(ctx)
     values: dict[str, Any] = {}
-    for key, item in table.items():
+    for key, item in [*shared.items(), *own.items()]:
         name = names.get(kebab(key))
         if name is not None:
             values[name] = item
-        elif strict:
-            raise click.UsageError(f"{key!r} is no option of `chatbind {ctx.command.name}`", ctx)
-    return values
+        elif key in own:
+            raise click.UsageError(f"{value}: {key!r} is no option of `chatbind {command}`", ctx)
+    ctx.default_map = {**(ctx.default_map or {}), **values}
+
+
+def _names_of_options(ctx: click.Context) -> dict[str, str]:
+    """A command's parameters by every spelling: `max-new-tokens`, an alias."""
+    names: dict[str, str] = {}
+    for param in ctx.command.get_params(ctx):
+        for option in (param.name or "", *param.opts, *param.secondary_opts):
+            names[kebab(option.lstrip("-"))] = param.name or ""
+    return names

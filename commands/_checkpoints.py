@@ -56,11 +56,16 @@ def checkpoint_paths(*words: str) -> list[Path]:
         UsageError: there is no such path, or a file of a repository is named.
         DownloadError: a repository cannot be had.
     """
-    references = [_repository(word) for word in words]
-    return [
-        Path(word) if ref is None else _fetched(word, ref)
-        for word, ref in zip(words, references, strict=True)
-    ]
+    references = {word: _repository(word) for word in words}
+    paths = {}
+    for word, ref in references.items():
+        paths[word] = Path(word)
+        if ref is not None:
+            from chatbind_cli.download.hub import fetch_snapshot  # noqa: PLC0415  heavy
+
+            note(f"{word} is no path here: fetching it from the hub")
+            paths[word] = fetch_snapshot(ref.repo, revision=ref.revision)
+    return [paths[word] for word in words]
 
 
 def _repository(word: str) -> HubRef | None:
@@ -76,10 +81,3 @@ def _repository(word: str) -> HubRef | None:
     if ref.file is not None:
         raise UsageError(f"{word!r} names a file", hint="name the repository")
     return ref
-
-
-def _fetched(word: str, ref: HubRef) -> Path:
-    from chatbind_cli.download.hub import fetch_snapshot  # noqa: PLC0415  heavy
-
-    note(f"{word} is no path here: fetching it from the hub")
-    return fetch_snapshot(ref.repo, revision=ref.revision)

@@ -1,7 +1,8 @@
-"""The options that `ask` and `vqa` share: which model answers, and how it generates."""
+"""Options that go to tensors: how media are read, which model answers, how it generates."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,14 @@ import click
 from click.core import ParameterSource
 
 from chatbind_cli.artifacts import resolve_artifact
-from chatbind_cli.errors import UsageError
 from chatbind_cli.inference.generation_settings import GenerationSettings
-from chatbind_cli.media.options import MediaOptions
+from chatbind_cli.media.options import (
+    ACCEL_UNITS,
+    CLIP_SAMPLERS,
+    DEPTH_UNITS,
+    GYRO_UNITS,
+    MediaOptions,
+)
 
 from ._base import in_group
 from ._options import attention_option, gather, seed_option
@@ -34,20 +40,16 @@ class ModelChoice:
     prompt_style: str | None
     attn_implementation: str
 
-    @property
-    def reads_stdin(self) -> bool:
-        """Whether the model or projector is named on standard input."""
-        return "-" in (self.model, self.projector)
+    def words_on_line(self) -> tuple[tuple[str, str | None], ...]:
+        """For `one_reader`."""
+        return ("the model", self.model), ("the projector", self.projector)
 
     def resolved(self) -> ModelChoice:
         """The same with paths in place of `-`; reads standard input.
 
         Raises:
             CheckpointError: the stage before has made nothing.
-            UsageError: both are to come from standard input.
         """
-        if self.model == "-" and self.projector == "-":
-            raise UsageError("-m - and --projector - cannot both read standard input")
         projector = self.projector
         if projector is not None:
             projector = str(resolve_artifact(projector, {"projector"}))
@@ -162,6 +164,79 @@ generation_options = gather(
     seed_option,
 )
 """How answers are generated, handed to the function as one argument `settings`."""
+
+_POSITIVE = click.FloatRange(min=0, min_open=True)
+
+
+def _preprocessing(
+    name: str, kind: click.ParamType[Any], help_text: str, *, advanced: bool = True
+) -> Callable[[Any], Any]:
+    return in_group("Preprocessing")(
+        f"--{name}",
+        type=kind,
+        default=getattr(MediaOptions(), name.replace("-", "_")),
+        help=help_text,
+        advanced=advanced,
+    )
+
+
+media_options = gather(
+    "media",
+    MediaOptions,
+    _preprocessing(
+        "audio-clips",
+        click.IntRange(min=1),
+        "Clips of a sound; their embeddings are averaged.",
+    ),
+    _preprocessing(
+        "video-clips",
+        click.IntRange(min=1),
+        "Clips of a video, three crops each; their embeddings are averaged.",
+    ),
+    _preprocessing(
+        "clip-seconds",
+        _POSITIVE,
+        "Length of a clip. A recording that is shorter gives equal clips of all of it.",
+    ),
+    _preprocessing(
+        "clip-sampler",
+        click.Choice(CLIP_SAMPLERS),
+        "imagebind: clips from start to end; chatbind: as published ChatBind weights want "
+        "them, the last clip ending before the end; pytorchvideo: that library's sampler.",
+    ),
+    _preprocessing(
+        "depth-unit",
+        click.Choice(DEPTH_UNITS),
+        "Of depth maps; auto: 16-bit pictures are millimetres, floating-point arrays metres.",
+        advanced=False,
+    ),
+    _preprocessing(
+        "depth-baseline-m",
+        _POSITIVE,
+        "Baseline of the depth sensor in metres, for disparity = baseline * focal / depth.",
+    ),
+    _preprocessing("depth-focal-px", _POSITIVE, "Focal length of the depth sensor in pixels."),
+    _preprocessing(
+        "imu-rate-hz",
+        _POSITIVE,
+        "Samples a second of motion recordings that have no time column.",
+        advanced=False,
+    ),
+    _preprocessing(
+        "imu-start-seconds",
+        click.FloatRange(min=0),
+        "Where the 5 s window of a motion recording starts; default: its middle. After the "
+        "end of a shorter recording its last reading is held.",
+    ),
+    _preprocessing("imu-accel-unit", click.Choice(ACCEL_UNITS), "Of the accelerometer."),
+    _preprocessing("imu-gyro-unit", click.Choice(GYRO_UNITS), "Of the gyroscope."),
+    _preprocessing(
+        "max-pixels",
+        click.IntRange(min=1),
+        "Largest picture or frame that is decoded, width times height.",
+    ),
+)
+"""The options of `MediaOptions`, handed to the function as one argument `media`."""
 
 
 def media_changes(media: MediaOptions) -> dict[str, Any]:

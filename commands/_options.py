@@ -12,6 +12,7 @@ import click
 
 from chatbind_cli import launch, worker
 from chatbind_cli.console import note
+from chatbind_cli.errors import UsageError
 
 from ._base import in_group
 
@@ -70,16 +71,10 @@ def gather(
     return wrap
 
 
-def output_option(help_text: str) -> Callable[[F], F]:
+def output_option(help_text: str, *aliases: str) -> Callable[[F], F]:
     """`-o/--output`: a file, or `-` for stdout."""
-    return _output(
-        "-o",
-        "--output",
-        default="-",
-        metavar="FILE",
-        type=STREAM,
-        help=help_text,
-    )
+    names = ("-o", "--output", *aliases, "output")
+    return _output(*names, default="-", metavar="FILE", type=STREAM, help=help_text)
 
 
 overwrite_option = _output(
@@ -207,6 +202,23 @@ def dispatched(plan: launch.Dispatch, extra: Sequence[str] = ()) -> bool:
     """
     invocation = click.get_current_context().obj
     return launch.dispatch(invocation or sys.argv[1:], plan, extra)
+
+
+def one_reader(*words: tuple[str, str | None]) -> None:
+    """Refuses a call in which standard input would have to be two things.
+
+    Args:
+        words: what may be read from it, and the word for it on the line: `-` if it is.
+
+    Raises:
+        UsageError: several are.
+    """
+    reading = [what for what, word in words if word == "-"]
+    if len(reading) > 1:
+        raise UsageError(
+            f"standard input cannot be both {reading[0]} and {reading[1]}",
+            hint="give one of them on the line",
+        )
 
 
 def without_effect(*names: str, because: str, needs_value: bool = False) -> Callable[[F], F]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import click
@@ -17,12 +16,12 @@ from chatbind_cli.media.medium import Medium, parse_attachment
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.options import MediaOptions
 
-from ._base import GroupedOption, command
-from ._inference import ModelChoice, generation_options, media_changes, model_options
-from ._media import media_options
-from ._options import device_options, stack
+from . import _base
+from ._base import in_group
+from ._inference import ModelChoice, generation_options, media_changes, media_options, model_options
+from ._options import device_options, one_reader, stack
 
-_media = partial(click.option, cls=GroupedOption, group="Media")
+_media, _question = in_group("Media"), in_group("Question")
 
 
 def _attach(modality: str | None) -> Callable[..., None]:
@@ -69,7 +68,7 @@ attachment_options = stack(
 )
 
 
-@command(
+@_base.command(
     "ask",
     examples=[
         "chatbind ask -m model -a media/image/heldout-0000.png 'Which digit is this?'",
@@ -83,34 +82,28 @@ attachment_options = stack(
 @model_options
 @attachment_options
 @media_options
-@click.option(
+@_question(
     "--query",
-    cls=GroupedOption,
     advanced=True,
-    group="Question",
     metavar="TEXT",
     help="The question, if it is not an argument. Without either it is read from standard input.",
 )
-@click.option(
+@_question(
     "--chat",
     is_flag=True,
-    cls=GroupedOption,
-    group="Question",
     help="Go on asking: each line of standard input is a question, /attach FILE (or /image, "
     "/thermal, ...) adds media to the next one, /reset forgets what was said, /quit or Ctrl-D "
     "ends. Ctrl-C ends an answer.",
 )
-@click.option(
+@in_group("Output")(
     "--json",
     "as_json",
     is_flag=True,
-    cls=GroupedOption,
-    group="Output",
     help="Print a record when the answer is whole, with the media, tokens and seconds.",
 )
 @generation_options
 @device_options
-def run(
+def command(
     question: str | None,
     choice: ModelChoice,
     mix: bool,
@@ -132,14 +125,24 @@ def run(
     if question is not None and query is not None:
         raise UsageError("the question is given twice", hint="as an argument or with --query")
     words = question if question is not None else query
-    _check_stdin(choice, attachments, words, chat)
+    first = None if words == "-" else words
+    reading = "-" if chat or first is None else None
+    one_reader(
+        *choice.words_on_line(),
+        *(("a medium", attachment.ref) for attachment in attachments),
+        ("the dialogue" if chat else "the question", reading),
+    )
+    if words is None and not chat and sys.stdin.isatty():
+        raise UsageError("no question", hint="write it as an argument, or use --chat")
     if isinstance(sys.stdin, io.TextIOWrapper):
         # in every locale alike: what is not text is told by `_check_text`
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     choice = choice.resolved()
-    if words in (None, "-") and not chat:
-        words = _read_question()
-    _check_text(words)
+    if first is None and not chat:
+        first = sys.stdin.read().strip()
+        if not first:
+            raise UsageError("standard input has no question", hint="write it as an argument")
+    _check_text(first or "")
     # imported here: they bring torch
     from chatbind_cli.inference.answerer import Answerer  # noqa: PLC0415
     from chatbind_cli.inference.chat import Chat  # noqa: PLC0415
@@ -152,63 +155,27 @@ def run(
     dialogue = Chat(answerer, settings, model_id=loaded.model_id, out=out, mix=mix)
     dialogue.attach(*attachments)
     if chat:
-        dialogue.run(_lines(words))
-    elif words is not None:
-        dialogue.ask(words)
+        dialogue.run(_lines(first))
+    elif first is not None:
+        dialogue.ask(first)
 
 
-def _check_stdin(
-    choice: ModelChoice, attachments: tuple[Medium, ...], words: str | None, chat: bool
-) -> None:
-    """Refuses a call in which standard input would have to be two things.
-
-    Raises:
-        UsageError: it would, or there is no question at all.
-    """
-    from_stdin = words in (None, "-")
-    readers = ["the model"] if choice.reads_stdin else []
-    readers += ["a medium"] * sum(attachment.ref == "-" for attachment in attachments)
-    if chat or from_stdin:
-        readers.append("the dialogue" if chat else "the question")
-    if len(readers) > 1:
-        raise UsageError(
-            f"standard input cannot be both {readers[0]} and {readers[1]}",
-            hint="write the question as an argument"
-            if from_stdin and not chat
-            else "name a file for one of them",
-        )
-    if from_stdin and not chat and words is None and sys.stdin.isatty():
-        raise UsageError("no question", hint="write it as an argument, or use --chat")
-
-
-def _read_question() -> str:
-    """The question on standard input.
-
-    Raises:
-        UsageError: it is empty.
-    """
-    text = sys.stdin.read().strip()
-    if not text:
-        raise UsageError("standard input has no question", hint="write it as an argument")
-    return text
-
-
-def _check_text(words: str | None) -> None:
+def _check_text(words: str) -> None:
     """Refuses bytes that are no text; Python carries them as halves of surrogate pairs.
 
     Raises:
         UsageError: there are some.
     """
     try:
-        (words or "").encode()
+        words.encode()
     except UnicodeEncodeError as error:
         raise UsageError("the question is not UTF-8 text") from error
 
 
 def _lines(first: str | None) -> Iterator[str]:
     """What the user says, line by line until the end of input; on a terminal with a prompt."""
-    if first not in (None, "-"):
-        yield str(first)
+    if first is not None:
+        yield first
     if not sys.stdin.isatty():
         for line in sys.stdin:
             _check_text(line)
@@ -230,6 +197,3 @@ def _lines(first: str | None) -> Iterator[str]:
             note("Ctrl-D or /quit ends the dialogue")
             continue
         yield line
-
-
-command = run

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import click
 
 from chatbind_cli.artifacts import resolve_artifact
-from chatbind_cli.errors import UsageError
 from chatbind_cli.files import refuse_overlap
 
 from . import _base, _checkpoints, _options
-from ._base import GroupedOption
-
-_output = partial(click.option, cls=GroupedOption, group="Output")
+from ._base import in_group
 
 
 @_base.command(
@@ -27,20 +23,18 @@ _output = partial(click.option, cls=GroupedOption, group="Output")
     ],
 )
 @click.argument("model", metavar="MODEL")
-@click.option(
+@in_group("Input")(
     "--projector",
-    cls=GroupedOption,
-    group="Input",
     metavar="FILE",
     help="MODEL is a bare language model, and this the projector that goes with it; "
     "`-`: the artefact record on stdin.",
 )
-@_output(
+@in_group("Output")(
     "-o",
     "--output",
     required=True,
     metavar="DIR",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=_options.NEW_FOLDER,
     help="The folder to make.",
 )
 @_checkpoints.shard_size_option
@@ -60,8 +54,7 @@ def command(
     With --projector, MODEL is any bare language model; the two become one folder. It is loaded
     whole for that, and takes as much memory as it has weights.
     """
-    if model == projector == "-":
-        raise UsageError("MODEL and --projector cannot both read standard input")
+    _options.one_reader(("the model", model), ("the projector", projector))
     source = resolve_artifact(model, {"target", "model"})
     refuse_overlap(output, [source])
 

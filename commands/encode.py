@@ -8,7 +8,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +20,12 @@ from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.options import MediaOptions
 
 from . import _base
-from ._base import GroupedOption
-from ._media import media_options
+from ._base import in_group
+from ._inference import media_options
 from ._options import (
+    FILE,
+    NEW_FOLDER,
+    STREAM,
     attention_option,
     device_options,
     dispatch_options,
@@ -41,11 +43,8 @@ if TYPE_CHECKING:
     from chatbind_cli.data.media_items import MediaItem
     from chatbind_cli.encoders.imagebind.encoder import Encoder
 
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_input = partial(click.option, cls=GroupedOption, group="Input")
-_encoder = partial(click.option, cls=GroupedOption, group="Encoder")
-_output = partial(click.option, cls=GroupedOption, group="Output")
-_compute = partial(click.option, cls=GroupedOption, group="Compute")
+_input, _encoder = in_group("Input"), in_group("Encoder")
+_output, _compute = in_group("Output"), in_group("Compute")
 
 
 @_base.command(
@@ -65,7 +64,7 @@ _compute = partial(click.option, cls=GroupedOption, group="Compute")
 @_input(
     "--inputs",
     metavar="FILE",
-    type=click.Path(dir_okay=False, allow_dash=True),
+    type=STREAM,
     help="A list: one path, URL or data URI a line, or records that name media; `-`: stdin, which "
     "is read where no other input is given.",
 )
@@ -73,7 +72,7 @@ _compute = partial(click.option, cls=GroupedOption, group="Compute")
     "--data",
     "data",
     metavar="FILE",
-    type=_FILE,
+    type=FILE,
     help="Conversations or questions: every medium they name, once.",
 )
 @_input(
@@ -101,7 +100,7 @@ _compute = partial(click.option, cls=GroupedOption, group="Compute")
 @_encoder(
     "--zero-shot",
     metavar="LABELS",
-    type=_FILE,
+    type=FILE,
     help="File of labels, one a line: write their probabilities instead of embeddings.",
 )
 @_encoder(
@@ -119,7 +118,7 @@ _compute = partial(click.option, cls=GroupedOption, group="Compute")
 @_output(
     "--store",
     metavar="DIR",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=NEW_FOLDER,
     help="Write an embedding store instead of records; continued if it is there.",
 )
 @_output(
@@ -259,8 +258,6 @@ def _check(files: tuple[str, ...], asked: dict[str, Any]) -> None:
         raise UsageError("--store-dtype is for --store")
     if "{label}" not in asked["label_prompt"]:
         raise UsageError(f"--label-prompt has no {{label}} in it: {asked['label_prompt']!r}")
-    if files.count("-") > 1:
-        raise UsageError("stdin can be read only once")
 
 
 def _list_source(files: tuple[str, ...], asked: dict[str, Any]) -> str | None:

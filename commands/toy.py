@@ -25,11 +25,9 @@ if TYPE_CHECKING:
     ],
 )
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option(
+@_base.in_group("Output")(
     "--quick",
     is_flag=True,
-    cls=_base.GroupedOption,
-    group="Output",
     help="A few files of each kind and models that have learned nothing: the same layout in a few "
     "seconds, for trying out commands.",
 )

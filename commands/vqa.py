@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,25 +15,29 @@ from chatbind_cli.inference.batching import piped_stdin
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.media.options import MediaOptions
 
-from ._base import GroupedOption, command
-from ._inference import ModelChoice, generation_options, media_changes, model_options
-from ._media import media_options
+from . import _base
+from ._base import in_group
+from ._inference import ModelChoice, generation_options, media_changes, media_options, model_options
 from ._options import (
+    FOLDER,
+    STREAM,
     device_options,
     dispatch_options,
     dispatched,
     media_root_options,
     on_error_option,
+    one_reader,
+    output_option,
     overwrite_option,
 )
 
 if TYPE_CHECKING:
     from chatbind_cli.media.root import MediaRoot
 
-_input = partial(click.option, cls=GroupedOption, group="Input")
+_input, _compute = in_group("Input"), in_group("Compute")
 
 
-@command(
+@_base.command(
     "vqa",
     examples=[
         "chatbind vqa -m model -q eval/questions-audio.jsonl --media-root media -o answers.jsonl",
@@ -49,7 +52,7 @@ _input = partial(click.option, cls=GroupedOption, group="Input")
     "questions",
     default="-",
     metavar="FILE",
-    type=click.Path(dir_okay=False, allow_dash=True),
+    type=STREAM,
     help="Question records (JSONL, or a JSON array; also compressed): question_id, text, and media "
     "under image, video, audio, depth, thermal, imu. From a pipe that pauses for half a "
     "second, what has come is answered at once.",
@@ -59,46 +62,29 @@ _input = partial(click.option, cls=GroupedOption, group="Input")
 @_input(
     "--store",
     metavar="DIR",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=FOLDER,
     help="Take embeddings from this store of `chatbind encode`, or from the embeddings folder of "
     "a training run; no media are read then.",
 )
-@click.option(
-    "-o",
-    "--output",
+@output_option(
+    "Answer records, in the order of the questions. A file that is there is continued: what is "
+    "answered stays, what failed is tried again. `-`: stdout, in words on a terminal.",
     "--answers-file",
-    "output",
-    cls=GroupedOption,
-    group="Output",
-    default="-",
-    metavar="FILE",
-    type=click.Path(dir_okay=False, allow_dash=True),
-    help="Answer records, in the order of the questions. A file that is there is continued: what "
-    "is answered stays, what failed is tried again. `-`: stdout, in words on a terminal.",
 )
 @overwrite_option
 @on_error_option
 @generation_options
 @device_options
-@click.option(
+@_compute(
     "--batch-size",
-    cls=GroupedOption,
-    group="Compute",
     type=click.IntRange(min=1),
     default=16,
     help="Questions that are answered together, by their places in the file: the same batches in "
     "every run, so that an interrupted run ends with the same bytes.",
 )
-@click.option(
-    "--num-workers",
-    cls=GroupedOption,
-    group="Compute",
-    type=click.IntRange(min=1),
-    default=2,
-    help="Threads that read media.",
-)
+@_compute("--num-workers", type=click.IntRange(min=1), default=2, help="Threads that read media.")
 @dispatch_options
-def run(
+def command(
     choice: ModelChoice,
     questions: str,
     media_root: MediaRoot,
@@ -118,7 +104,12 @@ def run(
 
     Unless the options say otherwise, media are read as the model's training read them.
     """
-    _check_streams(choice, questions, plan)
+    if not plan.dry_run:
+        one_reader(*choice.words_on_line(), ("the questions", questions))
+        if questions == "-" and sys.stdin.isatty():
+            raise UsageError(
+                "no questions", hint="name a file with --questions, or pipe records in"
+            )
     refuse_overlap(output, [questions, choice.projector])
     words: list[str] = []
     if not plan.dry_run and not worker.is_worker():
@@ -145,23 +136,3 @@ def run(
         media=media_changes(media),
     )
     vqa(choice.load(device, dtype), request)
-
-
-def _check_streams(choice: ModelChoice, questions: str, plan: launch.Dispatch) -> None:
-    """Refuses two readers of standard input, and questions from a terminal.
-
-    Raises:
-        UsageError: either.
-    """
-    if questions != "-" or plan.dry_run:
-        return
-    if choice.reads_stdin:
-        raise UsageError(
-            "the model and the questions cannot both come from standard input",
-            hint="name the questions with --questions FILE",
-        )
-    if sys.stdin.isatty():
-        raise UsageError("no questions", hint="name a file with --questions, or pipe records in")
-
-
-command = run

@@ -85,7 +85,7 @@ def make_world(folder: Path, *, seed: int, quick: bool, overwrite: bool, tell: T
     note_made(folder, _names(size, train, heldout), made_by=_COMMAND)
     _write_summary(folder, summary)
     media, encoders = folder / "media", (folder / _ENCODERS[0], folder / _ENCODERS[1])
-    stage = partial(_stage, tell)
+    do = partial(_do_stage, tell)
     has_records, is_whole = (folder / _LAST_RECORDS).is_file(), _FIGURES in summary
 
     def report(stage: str, part: str, step: int, loss: float) -> None:
@@ -99,25 +99,25 @@ def make_world(folder: Path, *, seed: int, quick: bool, overwrite: bool, tell: T
             temporary.write_text(_readme(whole), encoding="utf-8")
         _write_summary(folder, whole)
 
-    stage("media", has_records, lambda: _write_media(media, size, train, heldout, seed))
-    stage("texts", has_records, lambda: write_records(train, heldout, folder, seed=seed))
-    stage(
+    do("media", has_records, lambda: _write_media(media, size, train, heldout, seed))
+    do("texts", has_records, lambda: write_records(train, heldout, folder, seed=seed))
+    do(
         "llama",
         (folder / "llama").is_dir(),
         lambda: make_language_model(
             folder / "llama", size.language_steps, seed, partial(report, "llama", "text")
         ),
     )
-    stage(
+    do(
         "imagebind",
         (encoders[-1] / CONFIG_NAME).is_file(),
         lambda: make_encoders(train, media, encoders, size, seed, partial(report, "imagebind")),
     )
-    stage("model", is_whole, lambda: run_commands(folder, seed=seed, quick=quick))
-    stage("toy", is_whole, finish)
+    do("model", is_whole, lambda: run_commands(folder, seed=seed, quick=quick))
+    do("toy", is_whole, finish)
 
 
-def _stage(tell: Tell, name: str, done: bool, work: Callable[[], None]) -> None:
+def _do_stage(tell: Tell, name: str, done: bool, work: Callable[[], None]) -> None:
     if done:
         tell({"stage": name, "status": "there already"})
         return

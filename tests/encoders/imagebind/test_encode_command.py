@@ -339,7 +339,6 @@ def test_labels_get_probabilities(
         (["--store", "s", "--normalize"], "a store holds embeddings as published"),
         (["--store-dtype", "float32"], "--store-dtype is for --store"),
         (["--label-prompt", "a dog"], "--label-prompt has no {label} in it"),
-        (["-", "-"], "stdin can be read only once"),
         (["--attn-implementation", "flash_attention_2"], "here it runs on cpu in float32"),
     ],
 )
