@@ -20,7 +20,7 @@ from chatbind_cli.errors import ChatBindError, contained
 from chatbind_cli.inference.decoding import Generated
 from chatbind_cli.inference.generation import Generator, Stream
 from chatbind_cli.inference.generation_settings import GenerationSettings
-from chatbind_cli.inference.loading import LoadedModel, load_model
+from chatbind_cli.inference.loaded_model import LoadedModel, load_model
 from chatbind_cli.inference.media_encoder import MediaEncoder, StoredEmbeddings
 from chatbind_cli.inference.questions import Question
 from chatbind_cli.media.medium import Medium
@@ -199,11 +199,11 @@ class Answerer:
                 media.append(medium)
             self.generator.check_text(question.text)
             read = [_mixed(media)] if question.mix and media else media
-            turn = question_turn(question.text, read, where=question.place)
+            turn = question_turn(question.text, read, where=question.where)
             prompt = self.prompts.prompt([*history, turn])
             self.generator.check_length(prompt)
         except Exception as error:
-            problem = contained(error, where=question.place or "the question")
+            problem = contained(error, where=question.where or "the question")
             return replace(question, problem=problem)
         told = question.media if question.mix else tuple(media)
         return replace(question, media=told, turn=turn, prompt=prompt)

@@ -10,10 +10,11 @@ from typing import IO
 from chatbind_cli.artifacts import emit_record
 from chatbind_cli.console import note, printable
 from chatbind_cli.errors import ChatBindError, MediaError, UsageError
+from chatbind_cli.inference.answer_file import short_digest
 from chatbind_cli.inference.answerer import Answerer
 from chatbind_cli.inference.decoding import Generated
 from chatbind_cli.inference.generation_settings import GenerationSettings
-from chatbind_cli.inference.questions import Question, short_digest
+from chatbind_cli.inference.questions import Question
 from chatbind_cli.jsonl import Record
 from chatbind_cli.media.medium import Medium, parse_attachment
 from chatbind_cli.media.modality import MODALITIES

@@ -20,7 +20,7 @@ from chatbind_cli.data.lookup import Embeddings, open_stores
 from chatbind_cli.encoders.imagebind.encoder import Encoder
 from chatbind_cli.encoders.imagebind.preprocess import Media
 from chatbind_cli.errors import ChatBindError, MediaError
-from chatbind_cli.inference.loading import LoadedModel, json_sha256
+from chatbind_cli.inference.loaded_model import LoadedModel, json_sha256
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.source import MediaSource, open_source

@@ -13,7 +13,7 @@ import torch
 from chatbind_cli.device import resolve_device, resolve_dtype
 from chatbind_cli.encoders.imagebind.encoder import Encoder
 from chatbind_cli.errors import CheckpointError, UsageError
-from chatbind_cli.inference.loading import load_model
+from chatbind_cli.inference.loaded_model import load_model
 from chatbind_cli.inference.media_encoder import MediaEncoder
 from tests.inference.world import World, save_tiny_encoder
 
