@@ -33,10 +33,7 @@ MediaLike = str | Path | bytes | Medium
 class Answerer:
     """A ChatBind model that answers questions.
 
-    Args:
-        loaded: the model.
-        media_encoder: knows the embeddings of media; None: the model's own encoder.
-        style: prompt style; None for the model's own.
+    Unless said otherwise, with its own encoder, and in the prompt style that it was trained in.
     """
 
     def __init__(
@@ -67,15 +64,9 @@ class Answerer:
         dtype: str = "auto",
         attn_implementation: str = "auto",
     ) -> Answerer:
-        """Loads a model.
+        """Loads a ChatBind folder, or a language model and the projector that goes with it.
 
-        Args:
-            path: a ChatBind folder, or a language model that `projector` goes with.
-            projector: a projector file.
-            encoder: ImageBind's weights; None: where the model says that they are.
-            device: `auto`, `cpu`, `cuda`, ...
-            dtype: `auto` (bfloat16 on a GPU, float32 on a CPU), `float32`, ...
-            attn_implementation: `auto` (the fastest that works here), `sdpa`, ...
+        See `load_model`, and `--help` of `ask`, for what else may be said.
 
         Raises:
             ChatBindError: something is not there, or does not fit.
@@ -132,23 +123,14 @@ class Answerer:
         *,
         settings: GenerationSettings = GenerationSettings(),  # noqa: B008 (frozen)
     ) -> list[str]:
-        """The answers to several questions, generated together. See `answer`.
-
-        Args:
-            questions: words and media of each.
-            settings: how to generate.
-        """
+        """The answers to several questions (words and media of each), generated together."""
         prepared = self.prepare([_question(text, media) for text, media in questions])
         return [generated.text for generated in self.generate(prepared, settings)]
 
     def prepare(
         self, questions: Sequence[Question], *, history: Sequence[Turn] = ()
     ) -> list[Question]:
-        """Embeds the media of questions and puts their prompts together.
-
-        Args:
-            questions: the questions.
-            history: what was said before each of them: questions and answers in turn.
+        """Embeds the media of questions and puts their prompts together, with the same history.
 
         Returns:
             Each with a `prompt`, or with a `problem` that says why it cannot be asked.

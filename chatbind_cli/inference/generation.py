@@ -25,13 +25,7 @@ from transformers import (
 
 from chatbind_cli.data.tokens import TokenizedSample
 from chatbind_cli.errors import RecordError
-from chatbind_cli.inference.decoding import (
-    AnswerDecoder,
-    Generated,
-    StopAtEvent,
-    StopAtText,
-    TextStreamer,
-)
+from chatbind_cli.inference.decoding import AnswerDecoder, AnswerEnds, Generated, TextStreamer
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.model.config import end_ids
 
@@ -106,10 +100,7 @@ class Generator:
     ) -> list[Generated]:
         """Answers several prompts at once, padded on the left.
 
-        Args:
-            prompts: what to answer.
-            settings: how.
-            salt: with `settings.seed`, decides what sampling draws; give each batch its own.
+        `salt`, with `settings.seed`, decides what sampling draws: give each batch its own.
         """
         decoder = self._decoder(settings)
         results: dict[int, Generated] = {}
@@ -163,9 +154,7 @@ class Generator:
         media = [medium for prompt in prompts for medium in prompt.media]
         embeddings = [medium.embedding for medium in media if medium.embedding is not None]
         weights = torch.tensor([medium.weight for medium in media], device=device)
-        criteria = StoppingCriteriaList([StopAtText(decoder, length)] if decoder.stops else [])
-        if cancelled is not None:
-            criteria.append(StopAtEvent(cancelled))
+        ends = AnswerEnds(decoder, length, cancelled or threading.Event())
         with torch.inference_mode(), _seeded(settings, salt, device):
             output = self.model.generate(
                 input_ids=padded.to(device),
@@ -174,7 +163,7 @@ class Generator:
                 media_weights=weights if media else None,
                 generation_config=self._config(settings, length),
                 logits_processor=LogitsProcessorList([_Finite()]),
-                stopping_criteria=criteria,
+                stopping_criteria=StoppingCriteriaList([ends]),
                 streamer=streamer if settings.num_beams == 1 else None,
             )
         return output[:, length:].tolist()
@@ -203,17 +192,10 @@ class Generator:
 
 
 class Stream:
-    """An answer that grows: iterate over its pieces, then read `result`.
+    """An answer that grows: iterate over its pieces, then read `result`, which is the whole.
 
     The model works in a thread of its own. Leaving the loop early, by an interrupt too, ends the
     answer after the token at hand.
-
-    Args:
-        decoder: makes text of token ids.
-        run: generates the token ids, see `Generator._run`.
-
-    Attributes:
-        result: the whole answer, once the last piece is out.
     """
 
     def __init__(self, decoder: AnswerDecoder, run: Callable[..., list[list[int]]]) -> None:
