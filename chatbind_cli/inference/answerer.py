@@ -138,13 +138,10 @@ class Answerer:
         Raises:
             ChatBindError: no question with media can be asked, since the encoder is not there.
         """
-        asked = [question for question in questions if question.problem is None]
-        media = [medium for question in asked for medium in question.media]
+        media = [medium for question in questions for medium in question.media]
         embedded = iter(self.media_encoder.embed(media))
         return [
-            question
-            if question.problem is not None
-            else self._prepared(question, list(islice(embedded, len(question.media))), history)
+            self._prepared(question, list(islice(embedded, len(question.media))), history)
             for question in questions
         ]
 
@@ -173,6 +170,8 @@ class Answerer:
     def _prepared(
         self, question: Question, found: list[Medium | ChatBindError], history: Sequence[Turn]
     ) -> Question:
+        if question.problem is not None:
+            return question
         try:
             media: list[Medium] = []
             for medium in found:

@@ -37,13 +37,8 @@ class Generator:
     """A ChatBind model that answers prompts.
 
     How is decided by `GenerationSettings` alone: of the model's own generation settings only the
-    end tokens count, and the others are dropped from it.
-
-    Args:
-        model: the model, in eval mode on its device.
-        tokenizer: its tokenizer.
-        stop_ids: tokens that end an answer in the model's prompt style.
-        stops: texts that do.
+    end tokens count, and the others are dropped from it. In the model's prompt style `stop_ids`
+    and the texts `stops` end an answer, too.
     """
 
     def __init__(
@@ -103,36 +98,26 @@ class Generator:
         `salt`, with `settings.seed`, decides what sampling draws: give each batch its own.
         """
         decoder = self._decoder(settings)
-        results: dict[int, Generated] = {}
-        for indices in self._groups(prompts, settings):
-            rows = [prompts[index] for index in indices]
-            for index, ids in zip(indices, self._run(rows, settings, decoder, salt), strict=True):
-                results[index] = decoder.finished(ids)
-        return [results[index] for index in range(len(prompts))]
+        longest = self.longest_context
+
+        def goes_alone(prompt: TokenizedSample) -> bool:
+            """Whether its answer may reach the end of the context, and would cut others short."""
+            needed = len(prompt.input_ids) + settings.max_new_tokens
+            return longest is not None and needed > longest
+
+        together = [prompt for prompt in prompts if not goes_alone(prompt)]
+        rows = iter(self._run(together, settings, decoder, salt) if together else [])
+        answers = []
+        for prompt in prompts:
+            alone = goes_alone(prompt)
+            ids = self._run([prompt], settings, decoder, salt)[0] if alone else next(rows)
+            answers.append(decoder.finished(ids))
+        return answers
 
     def stream(self, prompt: TokenizedSample, settings: GenerationSettings) -> Stream:
         """Answers one prompt piece by piece; beam search knows its answer only at the end."""
         decoder = self._decoder(settings)
         return Stream(decoder, partial(self._run, [prompt], settings, decoder))
-
-    def _groups(
-        self, prompts: Sequence[TokenizedSample], settings: GenerationSettings
-    ) -> list[list[int]]:
-        """Indices of prompts that are generated together.
-
-        A prompt so long that its answer may reach the end of the context goes alone: in a batch it
-        would cut the others short.
-        """
-        longest = self.longest_context
-        together: list[int] = []
-        alone: list[list[int]] = []
-        for index, prompt in enumerate(prompts):
-            needed = len(prompt.input_ids) + settings.max_new_tokens
-            if longest is not None and needed > longest:
-                alone.append([index])
-            else:
-                together.append(index)
-        return [group for group in [together, *alone] if group]
 
     def _run(
         self,

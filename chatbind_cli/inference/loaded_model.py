@@ -184,19 +184,11 @@ def load_model(
     """
     place = resolve_device(device)
     numbers = resolve_dtype(dtype, place)
-    attention: str | None = resolve_attention(attn_implementation, place, numbers)
-    if attn_implementation == "auto" and attention == "sdpa":
-        attention = None  # transformers' own choice: sdpa where the model has it
+    attention = resolve_attention(attn_implementation, place, numbers)
     if projector is None:
         _refuse_stage_1(path)
         bundle = load_chatbind(path, dtype=numbers, device=place, attn_implementation=attention)
     else:
-        if not path.is_dir():
-            raise CheckpointError(
-                "no such folder",
-                where=str(path),
-                hint="`chatbind download hf:OWNER/NAME` fetches a language model",
-            )
         info = read_projector(projector).info
         bundle = build_chatbind(
             path,

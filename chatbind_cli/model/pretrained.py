@@ -121,8 +121,8 @@ def open_model(
         if kind is AutoModelForCausalLM and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise CheckpointError(f"a {config.model_type} model is no causal language model")
         given |= _attention(given.pop("attn_implementation", None), config)
-        model_without_memory(config, checkpoint, kind)
         with staged_weights(checkpoint) as stage, quiet_transformers():
+            model_without_memory(config, checkpoint, kind)
             model, report = kind.from_pretrained(
                 str(stage),
                 config=config,
