@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoModelForCausalLM,
@@ -154,17 +155,30 @@ def model_without_memory(
     Raises:
         CheckpointError: it is larger than the checkpoint's weights.
     """
-    with torch.device("meta"):
-        own = deepcopy(config)
-        model = blank_model(own) if kind is AutoModelForCausalLM else kind(own)
+    too_large = CheckpointError(
+        "config.json describes a larger model than the weights are", where=str(checkpoint.path)
+    )
+    infos = checkpoint.tensors.values()
+    left = 16 * len(infos) + 10_000  # parameters; modules take memory, even those of no weight
+
+    def count(*_: object) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise too_large
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            own = deepcopy(config)
+            model = blank_model(own) if kind is AutoModelForCausalLM else kind(own)
+    finally:
+        hook.remove()
     # tied tables lie in a file once; bits may be packed
     packed = 8 if "quantization_config" in checkpoint.config else 2
-    room = packed * sum(info.numel for info in checkpoint.tensors.values()) + _FREE_ELEMENTS
+    room = packed * sum(info.numel for info in infos) + _FREE_ELEMENTS
     if sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers())) > room:
-        raise CheckpointError(
-            "config.json describes a larger model than the weights are",
-            where=str(checkpoint.path),
-        )
+        raise too_large
     return cast(PreTrainedModel, model)
 
 

@@ -46,7 +46,7 @@ _TOKENIZER_JSON = re.compile(
 # Numbers of things that are made one by one, before any weight could bear them out.
 _COUNTS = re.compile(r"(^|_)(n|num)(_|$)|layer|block|depth|expert|stage|label")
 _NO_COUNTS = re.compile(r"position|token|vocab|embd|size|param|ctx|inner|dim")
-_MOST_OF_A_COUNT = 1024
+_MOST_OF_A_COUNT = 20_000
 MOST_CONFIG = 1 << 20  # bytes; lists in it become tensors
 
 _MOST_IDS = 4 << 20  # token ids; the tokenizers library makes room for the highest

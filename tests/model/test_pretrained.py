@@ -128,7 +128,7 @@ HOSTILE: dict[str, tuple[Spoil, str]] = {
     "huge size": (config(hidden_size=10**9), "describes a larger model than the weights"),
     "huge heads": (config(head_dim=10**9), "describes a larger model than the weights"),
     "huge layers": (config(num_hidden_layers=10**9), "asks for num_hidden_layers = 1e"),
-    "many layers": (config(num_hidden_layers=300), "tensors are missing"),
+    "many layers": (config(num_hidden_layers=15_000), "describes a larger model than"),
     "fewer than none": (config(num_hidden_layers=-5), "asks for num_hidden_layers = -5"),
     "labels": (config(num_labels=10**9, id2label=None), "asks for num_labels"),
     "huge vocabulary": (config(vocab_size=10**12), "describes a larger model than the weights"),
