@@ -189,6 +189,12 @@ def load_model(
         _refuse_stage_1(path)
         bundle = load_chatbind(path, dtype=numbers, device=place, attn_implementation=attention)
     else:
+        if not path.is_dir():
+            raise CheckpointError(
+                "no such folder",
+                where=str(path),
+                hint="`chatbind download hf:OWNER/NAME` fetches a language model",
+            )
         info = read_projector(projector).info
         bundle = build_chatbind(
             path,
