@@ -24,7 +24,7 @@ from ._base import in_group
 from ._options import attention_option, gather, seed_option
 
 if TYPE_CHECKING:
-    from chatbind_cli.inference.loading import LoadedModel
+    from chatbind_cli.inference.loaded_model import LoadedModel
 
 _model, _generation = in_group("Model"), in_group("Generation")
 
@@ -65,7 +65,7 @@ class ModelChoice:
         """Loads the model."""
         import transformers
 
-        from chatbind_cli.inference.loading import load_model  # noqa: PLC0415  torch
+        from chatbind_cli.inference.loaded_model import load_model  # noqa: PLC0415  torch
 
         # it would draw a bar for every folder, on a log as on a terminal
         transformers.utils.logging.disable_progress_bar()

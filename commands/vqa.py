@@ -11,8 +11,8 @@ import click
 from chatbind_cli import launch, worker
 from chatbind_cli.errors import UsageError
 from chatbind_cli.files import refuse_overlap
-from chatbind_cli.inference.batching import piped_stdin
 from chatbind_cli.inference.generation_settings import GenerationSettings
+from chatbind_cli.inference.questions import piped_stdin
 from chatbind_cli.media.options import MediaOptions
 
 from . import _base
@@ -119,20 +119,20 @@ def command(
     with piped_stdin(wants_pipe) as pipe:
         if dispatched(plan, [*words, "--questions", str(pipe)] if pipe else words):
             return
-    from chatbind_cli.inference.vqa import VqaRequest, vqa  # noqa: PLC0415  torch
+    from chatbind_cli.inference.vqa import vqa  # noqa: PLC0415  torch
 
-    request = VqaRequest(
+    vqa(
+        choice.load(device, dtype),
+        settings,
         questions=questions,
         media_root=media_root,
         store=store,
         output=output,
         overwrite=overwrite,
         on_error=on_error,
-        settings=settings,
         batch_size=batch_size,
         workers=num_workers,
         prompt_style=choice.prompt_style,
         attn_implementation=choice.attn_implementation,
         media=media_changes(media),
     )
-    vqa(choice.load(device, dtype), request)

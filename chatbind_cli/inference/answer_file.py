@@ -7,33 +7,38 @@ put in order once, and replaced whole.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import replace
+import json
+from collections.abc import Hashable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from chatbind_cli.console import printable
-from chatbind_cli.errors import ChatBindError, RecordError
-from chatbind_cli.files import replace_file
+from chatbind_cli.console import note, printable
+from chatbind_cli.errors import ChatBindError, RecordError, SomeRecordsFailed
+from chatbind_cli.files import replace_file, sha256_text
 from chatbind_cli.inference.decoding import Generated
-from chatbind_cli.inference.questions import Question, answer_record, failed_record
-from chatbind_cli.jsonl import Record, RecordWriter, read_records
+from chatbind_cli.inference.questions import Question
+from chatbind_cli.jsonl import Record, RecordWriter, dumps, read_records
 
 KEY = "question_id"
 
 _OF_ONE_ANSWER = {"n_tokens", "finish_reason"}
-
-
-class DoubledQuestionError(RecordError):
-    """The id of a question is that of one before."""
+# what an answer record says itself, and what only says how the question was asked
+_NOT_CARRIED = (
+    *("question_id", "id", "text", "prompt"),
+    *("answer_id", "model_id", "metadata", "error", "line"),
+)
+_SHOWN = 3
 
 
 class AnswerFile:
-    """Where answers go.
+    """Where answers go, and what is done about questions that have none.
 
     Args:
         target: a path, or `-` for standard output.
         overwrite: start anew instead of continuing what is there.
+        on_error: `record`: a question that fails gets a record with an `error`; `skip`: none;
+            `fail`: it ends the run.
         model_id: whose answers these are; a file with another model's is not continued.
         metadata: what every answer of this run says of how it was generated; a file whose first
             answer was generated otherwise is not continued, since its answers would not be
@@ -48,12 +53,14 @@ class AnswerFile:
         target: str | Path,
         *,
         overwrite: bool = False,
+        on_error: str = "record",
         model_id: str,
         metadata: Mapping[str, Any],
     ) -> None:
         self._path = None if str(target) == "-" else Path(target)
         if self._path is not None and not overwrite:
             _check_metadata(self._path, metadata)
+        self._on_error = on_error
         self._model_id = model_id
         self._metadata = metadata
         self._writer = RecordWriter(
@@ -64,59 +71,146 @@ class AnswerFile:
             in_words=in_words,
         )
         self._continued = bool(self._writer.done)
-        self._order: dict[Hashable, tuple[int, str | None]] = {}
+        self._places: dict[Hashable, str | None] = {}
+        self._doubled: list[str] = []
+        self._failures: list[ChatBindError] = []
 
-    def expect(self, question: Question) -> Question:
-        """Notes that a question is next in line; one whose id stands before is a problem."""
-        key = question.id if question.line is None else ("line", question.line)
-        _, first = self._order.setdefault(key, (len(self._order), question.where))
-        if first == question.where:
-            return question
-        problem = DoubledQuestionError(
-            f"question {question.id} stands at {first} already", where=question.where
-        )
-        return replace(question, problem=problem)
+    def expect(self, question: Question) -> bool:
+        """Notes that a question is next in line; False: its id stands before, and it is left out.
+
+        Raises:
+            ChatBindError: it is, and a failure ends the run.
+        """
+        if question.key not in self._places:
+            self._places[question.key] = question.where
+            return True
+        # the id has its record; a second one would make the file ambiguous
+        self._doubled.append(str(question.id))
+        first = self._places[question.key]
+        problem = f"question {question.id} stands at {first} already"
+        self._fail(RecordError(problem, where=question.where))
+        return False
 
     def wants(self, question: Question) -> bool:
         """Whether the answer to a question is still missing."""
-        doubled = isinstance(question.problem, DoubledQuestionError)
-        return doubled or question.line is not None or question.id not in self._writer.done
+        return question.line is not None or question.id not in self._writer.done
 
     def write(self, question: Question, outcome: Generated | ChatBindError) -> None:
-        """Writes one answer, or why there is none, and hands it to the operating system."""
+        """Writes one answer, or why there is none, and hands it to the operating system.
+
+        Raises:
+            ChatBindError: there is none, and a failure ends the run.
+        """
+        model_id = self._model_id
         if isinstance(outcome, Generated):
-            record = answer_record(
-                question, outcome, model_id=self._model_id, metadata=self._metadata
-            )
+            record = answer_record(question, outcome, model_id=model_id, metadata=self._metadata)
+            self._writer.write(record)
+            return
+        self._fail(outcome)
+        if self._on_error == "skip":
+            note(f"left out: {outcome}")
         else:
-            record = failed_record(question, outcome, model_id=self._model_id)
-        self._writer.write(record)
+            self._writer.write(failed_record(question, outcome, model_id=model_id))
+
+    def _fail(self, error: ChatBindError) -> None:
+        if self._on_error == "fail":
+            raise error
+        self._failures.append(error)
 
     def finish(self) -> None:
         """Puts the file in the order of the questions; answers to others stay behind them.
 
         Call it when every question is through.
+
+        Raises:
+            SomeRecordsFailed: questions have failed.
         """
         self._writer.close()
-        if self._path is None or not self._continued:
-            return
-        places = list(_places(self._path))
-        last = (len(self._order), None)
-        ordered = sorted(places, key=lambda place: self._order.get(place[0], last)[0])
-        if ordered == places:
-            return
-        with (
-            replace_file(self._path) as temporary,
-            self._path.open("rb") as old,
-            temporary.open("wb") as new,
-        ):
-            for _, start, end in ordered:
-                old.seek(start)
-                new.write(old.read(end - start))
+        if self._path is not None and self._continued:
+            self._order(self._path)
+        if not self._places:
+            note("there are no questions")
+        if self._doubled:
+            ids = list(dict.fromkeys(self._doubled))
+            first = ", ".join(ids[:_SHOWN]) + (", ..." if len(ids) > _SHOWN else "")
+            note(f"left out: {len(self._doubled)} questions whose id stands before: {first}")
+        if self._failures:
+            asked = len(self._places) + len(self._doubled)
+            raise SomeRecordsFailed(
+                f"{len(self._failures)} of {asked} questions failed",
+                hint=f"the first: {self._failures[0]}",
+            )
+
+    def _order(self, path: Path) -> None:
+        order = {key: number for number, key in enumerate(self._places)}
+        lines = path.read_bytes().splitlines(keepends=True)
+
+        def place(line: bytes) -> int:
+            record = json.loads(line)
+            key = ("line", record["line"]) if "line" in record else record[KEY]
+            return order.get(key, len(order))
+
+        ordered = sorted(lines, key=place)
+        if ordered != lines:
+            with replace_file(path) as temporary:
+                temporary.write_bytes(b"".join(ordered))
 
     def close(self) -> None:
         """Closes the file, in whatever order it is."""
         self._writer.close()
+
+
+def answer_record(
+    question: Question, generated: Generated, *, model_id: str, metadata: Mapping[str, Any]
+) -> Record:
+    """The record of an answer; what it is made of is in its `answer_id`, `metadata` too."""
+    media = [[medium.modality, medium.name] for medium in question.media]
+    parts = (question.id, question.text, media, generated.text, model_id, metadata)
+    return {
+        "question_id": question.id,
+        "prompt": question.text,
+        "text": generated.text,
+        "answer_id": short_digest(*parts),
+        "model_id": model_id,
+        **_carried(question.record),
+        "metadata": {
+            "n_tokens": generated.n_tokens,
+            "finish_reason": generated.finish_reason,
+            **metadata,
+        },
+    }
+
+
+def failed_record(question: Question, error: Exception, *, model_id: str) -> Record:
+    """The record that takes the place of an answer that could not be given."""
+    record, line = question.record, question.line
+    return {
+        **({} if line is None else {"line": line}),
+        **({} if question.id is None else {"question_id": question.id}),
+        **({} if line is not None and "text" not in record else {"prompt": record.get("text")}),
+        "error": str(error),
+        "model_id": model_id,
+        **_carried(record),
+    }
+
+
+def _carried(record: Record) -> Record:
+    """The question's other keys (category, media names, reference, ...); no media content."""
+    return {
+        key: value
+        for key, value in record.items()
+        if key not in _NOT_CARRIED and not _is_content(value)
+    }
+
+
+def _is_content(value: object) -> bool:
+    values: Sequence[object] = value if isinstance(value, list) else [value]
+    return any(isinstance(item, str) and item.startswith("data:") for item in values)
+
+
+def short_digest(*parts: object) -> str:
+    """A short hash of JSON values, the same in every run."""
+    return sha256_text(dumps({"of": list(parts)}))[:22]
 
 
 def in_words(record: Record) -> str:
@@ -132,14 +226,15 @@ def _check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
     Raises:
         RecordError: they differ.
     """
-    first = _first_answer(path)
-    if first is None:
+    there: Any = None
+    if path.is_file():
+        with suppress(RecordError):  # a broken line is the writer's business
+            answers = (record for record, _ in read_records(path) if "error" not in record)
+            there = next(answers, {}).get("metadata")
+    both = there.keys() & metadata.keys() if isinstance(there, dict) else ()
+    if not both:
+        # nothing there, or somebody else's file, which does not say
         return
-    there = first.get("metadata")
-    if not isinstance(there, dict) or not there.keys() & metadata.keys():
-        # somebody else's file, which does not say
-        return
-    both = there.keys() & metadata.keys()
     keys = (there.keys() | metadata.keys()) - _OF_ONE_ANSWER
     for key in sorted(keys, key=lambda key: (key not in both, key)):
         if there.get(key) != metadata.get(key):
@@ -149,27 +244,3 @@ def _check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
                 where=str(path),
                 hint="give another output file, or --overwrite",
             )
-
-
-def _first_answer(path: Path) -> Record | None:
-    """The first whole record without an error; a broken one is the writer's business."""
-    if not path.is_file():
-        return None
-    try:
-        for record, _ in read_records(path):
-            if "error" not in record:
-                return record
-    except RecordError:
-        return None
-    return None
-
-
-def _places(path: Path) -> Iterator[tuple[Hashable, int, int]]:
-    """The id, start and end of every line; the id of what was no question is its line's number."""
-    with path.open("rb") as file:
-        lines = [len(line) for line in file]
-    start = 0
-    for (record, _), length in zip(read_records(path), lines, strict=True):
-        identity = ("line", record["line"]) if "line" in record else record[KEY]
-        yield identity, start, start + length
-        start += length

@@ -10,10 +10,11 @@ from typing import IO
 from chatbind_cli.artifacts import emit_record
 from chatbind_cli.console import note, printable
 from chatbind_cli.errors import ChatBindError, MediaError, UsageError
+from chatbind_cli.inference.answer_file import short_digest
 from chatbind_cli.inference.answerer import Answerer
 from chatbind_cli.inference.decoding import Generated
 from chatbind_cli.inference.generation_settings import GenerationSettings
-from chatbind_cli.inference.questions import Question, short_digest
+from chatbind_cli.inference.questions import Question
 from chatbind_cli.jsonl import Record
 from chatbind_cli.media.medium import Medium, parse_attachment
 from chatbind_cli.media.modality import MODALITIES
@@ -31,13 +32,8 @@ _HELP = (
 class Chat:
     """Questions and answers in turn, and what is attached to the next question.
 
-    Args:
-        answerer: who answers.
-        settings: of generation.
-        model_id: whose answers these are.
-        out: where answers are shown while they grow; None: a record on standard output when
-            one is whole.
-        mix: see `Question`.
+    Answers are shown on `out` while they grow; without it, there is a record of each that is whole
+    on standard output.
     """
 
     def __init__(

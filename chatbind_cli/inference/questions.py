@@ -1,31 +1,49 @@
-"""A question, from its record to its prompt, and the record of its answer."""
+"""Questions: from a file, a pipe or a program, in batches.
+
+From a file, a batch is a window of fixed size on a fixed grid of positions: a run that goes on
+after a kill meets the very same batches again, and so the very same arithmetic. From a pipe that
+pauses, a batch is closed early, so that nobody waits for an answer because others have not asked
+yet. Worker processes have no standard input: a named pipe carries it to them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+import os
+import queue
+import stat
+import sys
+import tempfile
+import threading
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 from chatbind_cli.errors import ChatBindError, RecordError, contained
-from chatbind_cli.files import sha256_text
-from chatbind_cli.jsonl import Line, Record, dumps, record_id
+from chatbind_cli.files import own_stream
+from chatbind_cli.jsonl import Line, Record, read_lines, record_id
 from chatbind_cli.media.medium import Medium, media_of_record
 
 if TYPE_CHECKING:
     from chatbind_cli.data.tokens import TokenizedSample
-    from chatbind_cli.inference.decoding import Generated
     from chatbind_cli.model.turns import Turn
 
-# what an answer record says itself, and what only says how the question was asked
-_NOT_CARRIED = (
-    *("question_id", "id", "text", "prompt"),
-    *("answer_id", "model_id", "metadata", "error", "line"),
-)
+IDLE_SECONDS = 0.5
+"""How long a pipe may pause before the batch that is being gathered is closed."""
+
+_MOST_COUNTED = 1 << 30
+"""Bytes that are read only to tell how long it will take."""
+
+_MOST_AHEAD = 256
+"""Records that are read before they are asked for; what bounds the memory of a fast pipe."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Question:
-    """A question.
+    """A question, from its record to its prompt.
 
     Args:
         text: its words; placeholders such as `<image>` say where media go, else they follow.
@@ -53,9 +71,9 @@ class Question:
     prompt: TokenizedSample | None = None
 
     @property
-    def place(self) -> str | None:
-        """Where it stands, with its id."""
-        return self.where if self.id is None else f"{self.where} (question {self.id})"
+    def key(self) -> Hashable:
+        """What tells it from the other questions of its file."""
+        return self.id if self.line is None else ("line", self.line)
 
 
 def read_question(line: Line) -> Question:
@@ -79,73 +97,120 @@ def read_question(line: Line) -> Question:
     try:
         text = record.get("text")
         if not isinstance(text, str) or not text.strip():
-            raise RecordError("a question has no text", where=question.place)
-        return replace(question, text=text, media=media_of_record(record, where=question.place))
+            raise RecordError("a question has no text", where=where)
+        return replace(question, text=text, media=media_of_record(record, where=where))
     except Exception as error:
         return replace(question, problem=contained(error, where=where))
 
 
-def answer_record(
-    question: Question, generated: Generated, *, model_id: str, metadata: Mapping[str, Any]
-) -> Record:
-    """The record of an answer; the same question and answer give the same record.
+def gather(
+    lines: Iterator[Line], size: int, *, idle_seconds: float | None = None
+) -> Iterator[list[Line]]:
+    """Batches of `size` records; a smaller one is the last, or the last before a pause.
 
-    Args:
-        question: what was asked.
-        generated: the answer.
-        model_id: whose answer it is.
-        metadata: how answers are generated in this run: part of the answer's id, too.
+    A batch is closed early, be it empty, when no record comes for `idle_seconds`; the records are
+    then read in a thread of their own. None waits for ever.
+
+    Raises:
+        Whatever reading the records raises, after the batch before it.
     """
-    media = [[medium.modality, medium.name] for medium in question.media]
-    parts = (question.id, question.text, media, generated.text, model_id, metadata)
-    return {
-        "question_id": question.id,
-        "prompt": question.text,
-        "text": generated.text,
-        "answer_id": short_digest(*parts),
-        "model_id": model_id,
-        **_carried(question.record),
-        "metadata": {
-            "n_tokens": generated.n_tokens,
-            "finish_reason": generated.finish_reason,
-            **metadata,
-        },
-    }
+    batch: list[Line] = []
+    try:
+        for line in lines if idle_seconds is None else _arrivals(lines, idle_seconds):
+            if line is not None:
+                batch.append(line)
+            if line is None or len(batch) == size:
+                yield batch
+                batch = []
+    except (ChatBindError, OSError):
+        if batch:
+            yield batch
+        raise
+    if batch:
+        yield batch
 
 
-def failed_record(question: Question, error: Exception, *, model_id: str) -> Record:
-    """The record that takes the place of an answer that could not be given.
-
-    Args:
-        question: what was asked, or what could be read of it.
-        error: the reason.
-        model_id: whose answer it is not.
-    """
-    record, line = question.record, question.line
-    return {
-        **({} if line is None else {"line": line}),
-        **({} if question.id is None else {"question_id": question.id}),
-        **({} if line is not None and "text" not in record else {"prompt": record.get("text")}),
-        "error": str(error),
-        "model_id": model_id,
-        **_carried(record),
-    }
+def open_questions(source: str) -> tuple[Iterator[Line], float | None]:
+    """The question records of a file, a named pipe or `-`, and how long `gather` may wait."""
+    path = Path(source)
+    if source == "-":
+        stream = sys.stdin.buffer
+        if not _may_pause(stream):
+            return read_lines("-", stdin=stream), None
+        return read_lines("-", stdin=own_stream(stream)), IDLE_SECONDS
+    if path.is_fifo():
+        return read_lines("-", stdin=path.open("rb")), IDLE_SECONDS
+    return read_lines(path), None
 
 
-def _carried(record: Record) -> Record:
-    """The question's other keys (category, media names, reference, ...); no media content."""
-    return {
-        key: value
-        for key, value in record.items()
-        if key not in _NOT_CARRIED and not _is_content(value)
-    }
+def count_questions(source: str) -> int | None:
+    """How many questions there are, where that is quickly told; for the progress bar."""
+    path = Path(source)
+    if source == "-" or not path.is_file() or path.stat().st_size > _MOST_COUNTED:
+        return None
+    with path.open("rb") as file:
+        if file.peek(1)[:1] != b"{":
+            return None
+        return sum(part.count(b"\n") for part in iter(partial(file.read, 1 << 20), b""))
 
 
-def _is_content(value: object) -> bool:
-    values: Sequence[object] = value if isinstance(value, list) else [value]
-    return any(isinstance(item, str) and item.startswith("data:") for item in values)
+@contextmanager
+def piped_stdin(wanted: bool) -> Iterator[Path | None]:
+    """Yields a named pipe that carries standard input, or None if it is not wanted."""
+    if not wanted:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="chatbind-") as folder:
+        path = Path(folder) / "questions.jsonl"
+        os.mkfifo(path)
+        stdin = own_stream(sys.stdin.buffer)
+        # a daemon: if no worker ever opens the pipe, it waits for one for ever
+        threading.Thread(target=_pump, args=(stdin, path), daemon=True).start()
+        yield path
 
 
-def short_digest(*parts: object) -> str:
-    """A short hash of JSON values, the same in every run."""
-    return sha256_text(dumps({"of": list(parts)}))[:22]
+def _pump(stdin: IO[bytes], path: Path) -> None:
+    read: Any = getattr(stdin, "read1", stdin.read)
+    # the reader may end before the input does
+    with suppress(BrokenPipeError, FileNotFoundError), path.open("wb") as pipe:
+        while chunk := read(1 << 16):
+            pipe.write(chunk)
+            pipe.flush()
+
+
+def _may_pause(stream: IO[bytes]) -> bool:
+    """Whether somebody writes the stream while it is read (a pipe or terminal, not a file)."""
+    try:
+        return not stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+    except (OSError, io.UnsupportedOperation):
+        return False
+
+
+def _arrivals(lines: Iterator[Line], idle_seconds: float) -> Iterator[Line | None]:
+    """The lines, and None after each pause longer than `idle_seconds`."""
+    arrived: queue.Queue[Line | Exception | None] = queue.Queue(_MOST_AHEAD)
+
+    def read() -> None:
+        try:
+            for line in lines:
+                arrived.put(line)
+            arrived.put(None)
+        except Exception as error:  # raised again in the thread that reads the queue
+            arrived.put(error)
+
+    # a daemon: it may wait for a line that never comes
+    threading.Thread(target=read, daemon=True).start()
+    patience: float | None = idle_seconds
+    while True:
+        try:
+            line = arrived.get(timeout=patience)
+        except queue.Empty:
+            patience = None  # a pause is told once
+            yield None
+            continue
+        patience = idle_seconds
+        if line is None:
+            return
+        if isinstance(line, Exception):
+            raise line
+        yield line

@@ -10,216 +10,150 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from chatbind_cli.console import Progress, note
+from chatbind_cli.console import Progress
 from chatbind_cli.data.encoding import GPU_FAILED
 from chatbind_cli.data.process_group import ProcessGroup
-from chatbind_cli.errors import ChatBindError, SomeRecordsFailed, contained
-from chatbind_cli.inference.answer_file import AnswerFile, DoubledQuestionError
+from chatbind_cli.errors import ChatBindError, contained
+from chatbind_cli.inference.answer_file import AnswerFile
 from chatbind_cli.inference.answerer import Answerer
-from chatbind_cli.inference.batching import count_questions, gather, open_questions
 from chatbind_cli.inference.decoding import Generated
 from chatbind_cli.inference.generation_settings import GenerationSettings
-from chatbind_cli.inference.loading import LoadedModel
+from chatbind_cli.inference.loaded_model import LoadedModel
 from chatbind_cli.inference.media_encoder import MediaEncoder, StoredEmbeddings
-from chatbind_cli.inference.questions import Question, read_question
+from chatbind_cli.inference.questions import (
+    Question,
+    count_questions,
+    gather,
+    open_questions,
+    read_question,
+)
 from chatbind_cli.jsonl import Line
 from chatbind_cli.media.root import MediaRoot
-
-_SHOWN = 3
 
 Outcome = Generated | ChatBindError
 
 
-@dataclass(frozen=True, kw_only=True)
-class VqaRequest:
-    """What the options of `vqa` say, but for the model.
+def vqa(
+    loaded: LoadedModel,
+    settings: GenerationSettings,
+    *,
+    questions: str,
+    media_root: MediaRoot,
+    media: Mapping[str, Any],
+    store: Path | None,
+    output: str,
+    overwrite: bool,
+    on_error: str,
+    batch_size: int,
+    workers: int,
+    prompt_style: str | None,
+    attn_implementation: str,
+) -> None:
+    """Answers all questions, as the help of `vqa` says for the options of the same names.
 
-    Args:
-        questions: file of question records, `-` for standard input.
-        media_root: where the records' media lie.
-        store: embedding store in place of media and encoder.
-        output: file of answer records, `-` for standard output.
-        overwrite: start the file anew.
-        on_error: `record`: a question that fails gets a record with an `error`; `skip`: none;
-            `fail`: it ends the run.
-        settings: of generation.
-        batch_size: questions that are answered together.
-        workers: threads that read media.
-        prompt_style: None for the model's own.
-        attn_implementation: as the user said it.
-        media: fields of `MediaOptions` that differ from the model's training.
-    """
-
-    questions: str
-    media_root: MediaRoot
-    store: Path | None
-    output: str
-    overwrite: bool
-    on_error: str
-    settings: GenerationSettings
-    batch_size: int
-    workers: int
-    prompt_style: str | None
-    attn_implementation: str
-    media: Mapping[str, Any]
-
-
-def vqa(loaded: LoadedModel, request: VqaRequest) -> None:
-    """Answers all questions.
+    Of the fields of `MediaOptions`, `media` has those that differ from the model's training.
 
     Raises:
         SomeRecordsFailed: some of them could not be answered.
         ChatBindError: something that all of them need is not there or broken.
     """
-    answerer = Answerer(loaded, _media_encoder(loaded, request), style=request.prompt_style)
-    work = partial(answer_batch, answerer, request.settings)
+    encoder = _media_encoder(loaded, media, media_root, store, workers)
+    answerer = Answerer(loaded, encoder, style=prompt_style)
+    work = partial(answer_batch, answerer, settings)
     with ProcessGroup() as group:
         if not group.leads:
             group.follow(work)
             return
-        output = AnswerFile(
-            request.output,
-            overwrite=request.overwrite,
+        metadata: dict[str, Any] = {
+            "model_sha256": loaded.sha256,
+            "prompt_style": answerer.prompts.style.name,
+            **settings.as_record(),
+            "batch_size": batch_size,
+            "dtype": str(loaded.dtype).removeprefix("torch."),
+        }
+        if attn_implementation != "auto":
+            metadata["attn_implementation"] = attn_implementation
+        if media:
+            metadata["media_options"] = dict(media)
+        file = AnswerFile(
+            output,
+            overwrite=overwrite,
+            on_error=on_error,
             model_id=loaded.model_id,
-            metadata=_metadata(loaded, answerer, request),
+            metadata=metadata | encoder.identity(),
         )
-        with (
-            closing(output),
-            Progress(count_questions(request.questions), "answering", "questions") as progress,
-        ):
-            run = Run(output, group, work, request.batch_size, request.on_error, progress.advance)
-            lines, idle_seconds = open_questions(request.questions)
-            run.answer(lines, idle_seconds=idle_seconds)
+        progress = Progress(count_questions(questions), "answering", "questions")
+        with closing(file), progress:
+            lines, idle_seconds = open_questions(questions)
+            batches = gather(lines, batch_size, idle_seconds=idle_seconds)
+            answer_all(batches, batch_size, file, group, work, progress.advance)
 
 
-def _media_encoder(loaded: LoadedModel, request: VqaRequest) -> MediaEncoder | StoredEmbeddings:
-    options = loaded.media_options(**request.media)
-    if request.store is not None:
-        return StoredEmbeddings(request.store, loaded, options)
-    return MediaEncoder(
-        loaded,
-        options=options,
-        open_media=request.media_root.open,
-        workers=request.workers,
-    )
+def _media_encoder(
+    loaded: LoadedModel,
+    media: Mapping[str, Any],
+    media_root: MediaRoot,
+    store: Path | None,
+    workers: int,
+) -> MediaEncoder | StoredEmbeddings:
+    options = loaded.media_options(**media)
+    if store is not None:
+        return StoredEmbeddings(store, loaded, options)
+    return MediaEncoder(loaded, options=options, open_media=media_root.open, workers=workers)
 
 
-def _metadata(loaded: LoadedModel, answerer: Answerer, request: VqaRequest) -> dict[str, Any]:
-    """What every answer says of how it was generated, so that unlike answers never mix."""
-    metadata: dict[str, Any] = {
-        "model_sha256": loaded.sha256,
-        "prompt_style": answerer.prompts.style.name,
-        **request.settings.as_record(),
-        "batch_size": request.batch_size,
-        "dtype": str(loaded.dtype).removeprefix("torch."),
-    }
-    if request.attn_implementation != "auto":
-        metadata["attn_implementation"] = request.attn_implementation
-    if request.media:
-        metadata["media_options"] = dict(request.media)
-    return metadata | answerer.media_encoder.identity()
+def answer_all(
+    batches: Iterator[list[Line]],
+    batch_size: int,
+    file: AnswerFile,
+    group: ProcessGroup,
+    work: Callable[[list[Question]], list[Outcome]],
+    on_done: Callable[[int], None] = lambda n: None,
+) -> None:
+    """Reads questions, has them answered, and writes what is missing in the file, in order.
 
+    `batch_size` is that of a batch that no pause has closed; `work` is `answer_batch`; `on_done`
+    hears how many questions have just been dealt with.
 
-class Run:
-    """Reads questions, has them answered, and writes the answers in order.
-
-    Args:
-        output: where the answers go.
-        group: the processes that answer.
-        work: answers a batch, see `answer_batch`.
-        batch_size: questions that are answered together.
-        on_error: see `VqaRequest`.
-        on_done: called with the number of questions that have just been dealt with.
+    Raises:
+        SomeRecordsFailed: every question is through, and some of them failed.
+        ChatBindError: the questions cannot be read; or what a question failed with, where that
+            ends the run.
     """
+    rounds = _rounds(batches, batch_size, file, group.size, on_done)
+    for questions, outcomes in group.results(rounds, work):
+        for question, outcome in zip(questions, outcomes, strict=True):
+            if file.wants(question):
+                file.write(question, outcome)
+        on_done(len(questions))
+    file.finish()
 
-    def __init__(
-        self,
-        output: AnswerFile,
-        group: ProcessGroup,
-        work: Callable[[list[Question]], list[Outcome]],
-        batch_size: int,
-        on_error: str = "record",
-        on_done: Callable[[int], None] = lambda n: None,
-    ) -> None:
-        self._output = output
-        self._group = group
-        self._work = work
-        self._batch_size = batch_size
-        self._on_error = on_error
-        self._on_done = on_done
-        self._asked = 0
-        self._failures: list[str] = []
-        self._doubled: list[str | int | None] = []
 
-    def answer(self, lines: Iterator[Line], *, idle_seconds: float | None = None) -> None:
-        """Answers all questions.
-
-        Args:
-            lines: question records with the places where they stand.
-            idle_seconds: see `gather`.
-
-        Raises:
-            SomeRecordsFailed: every question is through, and some of them failed.
-            ChatBindError: the questions cannot be read; or, with `fail`, what a question failed
-                with.
-        """
-        rounds = self._rounds(gather(lines, self._batch_size, idle_seconds=idle_seconds))
-        for batch, outcomes in self._group.results(rounds, self._work):
-            for question, outcome in zip(batch, outcomes, strict=True):
-                self._write(question, outcome)
-            self._on_done(len(batch))
-        self._output.finish()
-        if not self._asked:
-            note("there are no questions")
-        if self._doubled:
-            ids = dict.fromkeys(map(str, self._doubled))
-            first = ", ".join(list(ids)[:_SHOWN]) + (", ..." if len(ids) > _SHOWN else "")
-            note(f"left out: {len(self._doubled)} questions whose id stands before: {first}")
-        if self._failures:
-            raise SomeRecordsFailed(
-                f"{len(self._failures)} of {self._asked} questions failed",
-                hint=f"the first: {self._failures[0]}",
-            )
-
-    def _rounds(self, batches: Iterator[list[Line]]) -> Iterator[list[list[Question]]]:
-        """Batches with something to do in them, as many at once as there are processes."""
-        waiting: list[list[Question]] = []
-        for batch in batches:
-            questions = [self._output.expect(read_question(line)) for line in batch]
-            self._asked += len(questions)
-            if any(map(self._output.wants, questions)):
-                waiting.append(questions)
-            else:
-                self._on_done(len(questions))
-            # a batch that is not full was closed by a pause, or is the last
-            if waiting and (len(waiting) == self._group.size or len(batch) < self._batch_size):
-                yield waiting
-                waiting = []
-        if waiting:
-            yield waiting
-
-    def _write(self, question: Question, outcome: Outcome) -> None:
-        """Writes what is to be written of one question."""
-        if not self._output.wants(question):
-            return
-        if isinstance(outcome, Generated):
-            self._output.write(question, outcome)
-            return
-        if self._on_error == "fail":
-            raise outcome
-        self._failures.append(str(outcome))
-        if isinstance(question.problem, DoubledQuestionError):
-            # the id has its record; a second one would make the file ambiguous
-            self._doubled.append(question.id)
-        elif self._on_error == "skip":
-            note(f"left out: {outcome}")
+def _rounds(
+    batches: Iterator[list[Line]],
+    batch_size: int,
+    file: AnswerFile,
+    group_size: int,
+    on_done: Callable[[int], None],
+) -> Iterator[list[list[Question]]]:
+    """Batches with something to do in them, as many at once as there are processes."""
+    waiting: list[list[Question]] = []
+    for batch in batches:
+        questions = [question for question in map(read_question, batch) if file.expect(question)]
+        if any(map(file.wants, questions)):
+            waiting.append(questions)
         else:
-            self._output.write(question, outcome)
+            on_done(len(questions))
+        # a batch that is not full was closed by a pause, or is the last
+        if waiting and (len(waiting) == group_size or len(batch) < batch_size):
+            yield waiting
+            waiting = []
+    if waiting:
+        yield waiting
 
 
 def answer_batch(

@@ -31,7 +31,7 @@ def serve(path: str) -> None:
     import chatbind_cli.commands  # noqa: F401
 
     from chatbind_cli.data import encode  # noqa: F401
-    from chatbind_cli.inference import answerer, chat, loading, vqa  # noqa: F401
+    from chatbind_cli.inference import answerer, chat, loaded_model, vqa  # noqa: F401
     from chatbind_cli.training import run  # noqa: F401
 
     with socket.socket(socket.AF_UNIX) as door:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from chatbind_cli.errors import RecordError
-from chatbind_cli.inference.answer_file import AnswerFile, in_words
+from chatbind_cli.inference.answer_file import AnswerFile, answer_record, in_words
 from chatbind_cli.inference.decoding import Generated
-from chatbind_cli.inference.questions import Question, answer_record, read_question
+from chatbind_cli.inference.questions import Question, read_question
 from chatbind_cli.jsonl import Line
 from tests.inference.world import read_jsonl, write_jsonl
 
@@ -39,8 +39,8 @@ def run(path: Path, identities: list[int], **options: Any) -> list[int]:
     written = []
     with closing(opened(path, **options)) as file:
         for identity in identities:
-            asked = file.expect(question(identity))
-            if file.wants(asked):
+            asked = question(identity)
+            if file.expect(asked) and file.wants(asked):
                 file.write(asked, generated(identity))
                 written.append(identity)
         file.finish()
@@ -72,7 +72,8 @@ def test_answers_to_other_questions_stay_behind(tmp_path: Path) -> None:
 def test_nothing_is_lost_when_the_run_ends_early(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [answer(2)])
     with closing(opened(path)) as file:
-        file.write(file.expect(question(1)), generated(1))
+        file.expect(question(1))
+        file.write(question(1), generated(1))
     assert [record["question_id"] for record in read_jsonl(path)] == [2, 1]
     assert run(path, [1, 2]) == []
     assert [record["question_id"] for record in read_jsonl(path)] == [1, 2]
@@ -108,11 +109,10 @@ def test_a_file_without_metadata_is_continued(tmp_path: Path) -> None:
 
 
 def test_the_first_place_of_an_id_is_remembered(tmp_path: Path) -> None:
-    with closing(opened(tmp_path / "a.jsonl")) as file:
-        assert file.expect(question(1)).problem is None
-        assert (
-            str(file.expect(question(1, line=7)).problem) == "q:7: question 1 stands at q:1 already"
-        )
+    with closing(opened(tmp_path / "a.jsonl", on_error="fail")) as file:
+        assert file.expect(question(1))
+        with pytest.raises(RecordError, match="^q:7: question 1 stands at q:1 already"):
+            file.expect(question(1, line=7))
 
 
 def test_a_person_reads_question_and_answer():

@@ -13,7 +13,7 @@ from chatbind_cli.errors import CheckpointError, RecordError
 from chatbind_cli.inference.answerer import Answerer
 from chatbind_cli.inference.decoding import Generated
 from chatbind_cli.inference.generation_settings import GenerationSettings
-from chatbind_cli.inference.loading import load_model
+from chatbind_cli.inference.loaded_model import load_model
 from chatbind_cli.inference.questions import Question
 from chatbind_cli.model.config import saved_end_ids
 from tests.inference.world import World

@@ -14,7 +14,7 @@ from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.encoders.imagebind.encoder import load_encoder
 from chatbind_cli.encoders.imagebind.preprocess import Media, load_media
 from chatbind_cli.errors import ChatBindError, MediaError
-from chatbind_cli.inference.loading import LoadedModel, load_model
+from chatbind_cli.inference.loaded_model import LoadedModel, load_model
 from chatbind_cli.inference.media_encoder import MediaEncoder, StoredEmbeddings
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions

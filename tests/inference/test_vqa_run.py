@@ -15,8 +15,8 @@ from chatbind_cli.errors import MediaError, RecordError, SomeRecordsFailed
 from chatbind_cli.inference.answer_file import AnswerFile
 from chatbind_cli.inference.decoding import Generated
 from chatbind_cli.inference.generation_settings import GenerationSettings
-from chatbind_cli.inference.questions import Question, read_question
-from chatbind_cli.inference.vqa import Outcome, Run, answer_batch
+from chatbind_cli.inference.questions import Question, gather, read_question
+from chatbind_cli.inference.vqa import Outcome, answer_all, answer_batch
 from chatbind_cli.jsonl import Line, dumps, read_lines
 from tests.inference.world import read_jsonl
 
@@ -74,7 +74,8 @@ def run(
     on_error: str = "record",
     stop_after: int | None = None,
 ) -> None:
-    with closing(AnswerFile(path, model_id="m", metadata=METADATA)) as output:
+    file = AnswerFile(path, on_error=on_error, model_id="m", metadata=METADATA)
+    with closing(file):
         done = 0
 
         def count(n: int) -> None:
@@ -83,7 +84,7 @@ def run(
             if stop_after is not None and done >= stop_after:
                 raise KeyboardInterrupt
 
-        Run(output, group or ProcessGroup(), work, 4, on_error, count).answer(questions(*ids))
+        answer_all(gather(questions(*ids), 4), 4, file, group or ProcessGroup(), work, count)
 
 
 IDS = [10, 3, 7, 1, 8, 2, 6, 5, 4, 9]
@@ -208,8 +209,9 @@ def mixed_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def answer_lines(questions: Path, output: Path, work: Fake, on_error: str = "record") -> None:
-    with closing(AnswerFile(output, model_id="m", metadata=METADATA)) as file:
-        Run(file, ProcessGroup(), work, 4, on_error).answer(read_lines(questions))
+    file = AnswerFile(output, on_error=on_error, model_id="m", metadata=METADATA)
+    with closing(file):
+        answer_all(gather(read_lines(questions), 4), 4, file, ProcessGroup(), work)
 
 
 def test_a_line_that_is_no_question_is_a_failed_record_in_its_place(tmp_path: Path) -> None:
