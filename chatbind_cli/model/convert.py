@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import chatbind_cli
 from chatbind_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from chatbind_cli.checkpoints.delta import OWN_PREFIX
@@ -51,7 +49,12 @@ from chatbind_cli.model.assemble import build_chatbind
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
 from chatbind_cli.model.config import MODEL_TYPE, encoder_of
 from chatbind_cli.model.loading import read_published
-from chatbind_cli.model.pretrained import one_line, open_config, quiet_transformers, within
+from chatbind_cli.model.pretrained import (
+    model_without_memory,
+    one_line,
+    open_config,
+    quiet_transformers,
+)
 
 _COMMAND = "convert"
 _PIECE_ELEMENTS = 4 << 20
@@ -64,13 +67,9 @@ def convert(
     shard_bytes: int = DEFAULT_SHARD_BYTES,
     overwrite: bool = False,
 ) -> Result:
-    """Writes a ChatBind folder in our layout; one of ours is cut into other shards.
+    """Writes a published ChatBind folder in our layout; one of ours is cut into other shards.
 
-    Args:
-        source: the folder, published or ours.
-        output: the folder to make: config, safetensors, tokenizer.
-        shard_bytes: largest size of an output file.
-        overwrite: whether a folder that is there may be replaced.
+    `shard_bytes` is the largest size of an output file.
 
     Raises:
         CheckpointError: the folder is no ChatBind model, or lacks a tensor.
@@ -129,14 +128,7 @@ def join(
     """Writes a language model and a projector as one ChatBind folder, as `ask` would join them.
 
     Any causal language model will do, whatever its tensors are called; so it is loaded whole, and
-    takes as much memory as it has weights.
-
-    Args:
-        language_model: the folder of a bare language model.
-        projector: a projector file, ours or a published one.
-        output: the folder to make.
-        shard_bytes: largest size of an output file.
-        overwrite: whether a folder that is there may be replaced.
+    takes as much memory as it has weights. The projector may be ours or a published one.
 
     Raises:
         CheckpointError: one of the two cannot be used, or they do not fit together.
@@ -208,9 +200,8 @@ def _settings(source: Path) -> tuple[Any, Any]:
 
 def _wanted(config: Any, checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor that a model of this configuration has."""
-    unusable = one_line("its config.json makes no model", checkpoint.path)
-    with unusable, torch.device("meta"), within(checkpoint):
-        model = ChatBindForConditionalGeneration(config)
+    with one_line("its config.json makes no model", checkpoint.path):
+        model = model_without_memory(config, checkpoint, ChatBindForConditionalGeneration)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 

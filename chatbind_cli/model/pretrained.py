@@ -4,22 +4,22 @@ transformers opens what it finds in a folder: code that a config names, adapters
 those name, weights under other names, kernels of the hub, code for generation. So it never sees the
 folder but what `staging` makes of it.
 
-What the weights hold bounds what a config may ask for: a model is built without memory, and what
-becomes larger than its files is refused while it is built.
+What the weights hold bounds what a config may ask for: a model is built without memory first, and
+what is larger than its files is refused.
 """
 
 from __future__ import annotations
 
 import sys
-import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch.nn.modules import module as torch_module
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoModelForCausalLM,
@@ -65,10 +65,6 @@ def open_config(path: str | Path) -> PreTrainedConfig:
 def make_config(fields: Mapping[str, Any], folder: Path) -> PreTrainedConfig:
     """The configuration that settings mean, a folder's own or those of another layout.
 
-    Args:
-        fields: `model_type` among them.
-        folder: where they come from.
-
     Raises:
         CheckpointError: as for `open_config`.
     """
@@ -79,11 +75,7 @@ def make_config(fields: Mapping[str, Any], folder: Path) -> PreTrainedConfig:
 
 
 def open_tokenizer(path: str | Path, kind: type[Any] = AutoTokenizer) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder.
-
-    Args:
-        path: the folder.
-        kind: the class that is to read it.
+    """The tokenizer of a model folder, read by the class `kind`.
 
     Raises:
         CheckpointError: there is none, it needs code, or it is broken.
@@ -112,13 +104,10 @@ def open_model(
     config: PreTrainedConfig | None = None,
     **options: Any,
 ) -> PreTrainedModel:
-    """The model of a folder, with all of its weights.
+    """The model of a folder, with all of its weights, read by the class `kind`.
 
-    Args:
-        path: the folder.
-        kind: the class that is to read it.
-        config: in place of the folder's config.json.
-        options: as for `from_pretrained` (dtype, ...); None as if it were not given.
+    `config` takes the place of the folder's config.json; `options` are those of `from_pretrained`
+    (dtype, ...), None as if it were not given.
 
     Raises:
         CheckpointError: it cannot be used, or weights are missing.
@@ -133,7 +122,8 @@ def open_model(
         if kind is AutoModelForCausalLM and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise CheckpointError(f"a {config.model_type} model is no causal language model")
         given |= _attention(given.pop("attn_implementation", None), config)
-        with staged_weights(checkpoint) as stage, within(checkpoint), quiet_transformers():
+        with staged_weights(checkpoint) as stage, quiet_transformers():
+            model_without_memory(config, checkpoint, kind)
             model, report = kind.from_pretrained(
                 str(stage),
                 config=config,
@@ -157,6 +147,41 @@ def blank_model(config: PreTrainedConfig) -> PreTrainedModel:
     return model
 
 
+def model_without_memory(
+    config: PreTrainedConfig, checkpoint: Checkpoint, kind: type[Any] = AutoModelForCausalLM
+) -> PreTrainedModel:
+    """The model that a configuration describes, on PyTorch's `meta` device.
+
+    Raises:
+        CheckpointError: it is larger than the checkpoint's weights.
+    """
+    too_large = CheckpointError(
+        "config.json describes a larger model than the weights are", where=str(checkpoint.path)
+    )
+    infos = checkpoint.tensors.values()
+    left = 16 * len(infos) + 10_000  # parameters; modules take memory, even those of no weight
+
+    def count(*_: object) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise too_large
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            own = deepcopy(config)
+            model = blank_model(own) if kind is AutoModelForCausalLM else kind(own)
+    finally:
+        hook.remove()
+    # tied tables lie in a file once; bits may be packed
+    packed = 8 if "quantization_config" in checkpoint.config else 2
+    room = packed * sum(info.numel for info in infos) + _FREE_ELEMENTS
+    if sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers())) > room:
+        raise too_large
+    return cast(PreTrainedModel, model)
+
+
 def _attention(wanted: str | None, config: PreTrainedConfig) -> dict[str, str]:
     """The option that asks for an implementation; none where transformers' own choice will do.
 
@@ -171,46 +196,6 @@ def _attention(wanted: str | None, config: PreTrainedConfig) -> dict[str, str]:
         note(f"a {text_config.model_type} model has no flash attention, and goes without")
         return {}
     return {"attn_implementation": str(wanted)}
-
-
-@contextmanager
-def within(checkpoint: Checkpoint) -> Iterator[None]:
-    """Lets models that are built without memory (on `meta`) become as large as a checkpoint.
-
-    Raises:
-        CheckpointError: one becomes larger.
-    """
-    infos = checkpoint.tensors.values()
-    # tied tables lie in a file once and are built twice; bits may be packed
-    packed = 8 if "quantization_config" in checkpoint.config else 2
-    room = packed * sum(info.numel for info in infos) + _FREE_ELEMENTS
-    tensors = 16 * len(infos) + 10_000
-    seen: dict[int, torch.Tensor] = {}
-    total = 0
-    thread = threading.get_ident()
-
-    def count(module: torch.nn.Module, name: str, tensor: torch.Tensor | None) -> None:
-        nonlocal total
-        if tensor is None or not tensor.is_meta or threading.get_ident() != thread:
-            return
-        if id(tensor) not in seen:
-            seen[id(tensor)] = tensor
-            total += tensor.numel()
-        if total > room or len(seen) > tensors:
-            raise CheckpointError(
-                "config.json describes a larger model than the weights are",
-                where=str(checkpoint.path),
-            )
-
-    hooks = [
-        torch_module.register_module_parameter_registration_hook(count),
-        torch_module.register_module_buffer_registration_hook(count),
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _model_folder(path: str | Path) -> Path:
