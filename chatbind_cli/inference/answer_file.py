@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -225,14 +226,15 @@ def _check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
     Raises:
         RecordError: they differ.
     """
-    first = _first_answer(path)
-    if first is None:
+    there: Any = None
+    if path.is_file():
+        with suppress(RecordError):  # a broken line is the writer's business
+            answers = (record for record, _ in read_records(path) if "error" not in record)
+            there = next(answers, {}).get("metadata")
+    both = there.keys() & metadata.keys() if isinstance(there, dict) else ()
+    if not both:
+        # nothing there, or somebody else's file, which does not say
         return
-    there = first.get("metadata")
-    if not isinstance(there, dict) or not there.keys() & metadata.keys():
-        # somebody else's file, which does not say
-        return
-    both = there.keys() & metadata.keys()
     keys = (there.keys() | metadata.keys()) - _OF_ONE_ANSWER
     for key in sorted(keys, key=lambda key: (key not in both, key)):
         if there.get(key) != metadata.get(key):
@@ -242,16 +244,3 @@ def _check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
                 where=str(path),
                 hint="give another output file, or --overwrite",
             )
-
-
-def _first_answer(path: Path) -> Record | None:
-    """The first whole record without an error; a broken one is the writer's business."""
-    if not path.is_file():
-        return None
-    try:
-        for record, _ in read_records(path):
-            if "error" not in record:
-                return record
-    except RecordError:
-        return None
-    return None

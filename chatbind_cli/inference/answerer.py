@@ -33,10 +33,7 @@ MediaLike = str | Path | bytes | Medium
 class Answerer:
     """A ChatBind model that answers questions.
 
-    Args:
-        loaded: the model.
-        media_encoder: knows the embeddings of media; None: the model's own encoder.
-        style: prompt style; None for the model's own.
+    Unless said otherwise, with its own encoder, and in the prompt style that it was trained in.
     """
 
     def __init__(
@@ -67,15 +64,9 @@ class Answerer:
         dtype: str = "auto",
         attn_implementation: str = "auto",
     ) -> Answerer:
-        """Loads a model.
+        """Loads a ChatBind folder, or a language model and the projector that goes with it.
 
-        Args:
-            path: a ChatBind folder, or a language model that `projector` goes with.
-            projector: a projector file.
-            encoder: ImageBind's weights; None: where the model says that they are.
-            device: `auto`, `cpu`, `cuda`, ...
-            dtype: `auto` (bfloat16 on a GPU, float32 on a CPU), `float32`, ...
-            attn_implementation: `auto` (the fastest that works here), `sdpa`, ...
+        See `load_model`, and `--help` of `ask`, for what else may be said.
 
         Raises:
             ChatBindError: something is not there, or does not fit.
@@ -132,23 +123,14 @@ class Answerer:
         *,
         settings: GenerationSettings = GenerationSettings(),  # noqa: B008 (frozen)
     ) -> list[str]:
-        """The answers to several questions, generated together. See `answer`.
-
-        Args:
-            questions: words and media of each.
-            settings: how to generate.
-        """
+        """The answers to several questions (words and media of each), generated together."""
         prepared = self.prepare([_question(text, media) for text, media in questions])
         return [generated.text for generated in self.generate(prepared, settings)]
 
     def prepare(
         self, questions: Sequence[Question], *, history: Sequence[Turn] = ()
     ) -> list[Question]:
-        """Embeds the media of questions and puts their prompts together.
-
-        Args:
-            questions: the questions.
-            history: what was said before each of them: questions and answers in turn.
+        """Embeds the media of questions and puts their prompts together, with the same history.
 
         Returns:
             Each with a `prompt`, or with a `problem` that says why it cannot be asked.
@@ -156,13 +138,10 @@ class Answerer:
         Raises:
             ChatBindError: no question with media can be asked, since the encoder is not there.
         """
-        asked = [question for question in questions if question.problem is None]
-        media = [medium for question in asked for medium in question.media]
+        media = [medium for question in questions for medium in question.media]
         embedded = iter(self.media_encoder.embed(media))
         return [
-            question
-            if question.problem is not None
-            else self._prepared(question, list(islice(embedded, len(question.media))), history)
+            self._prepared(question, list(islice(embedded, len(question.media))), history)
             for question in questions
         ]
 
@@ -191,6 +170,8 @@ class Answerer:
     def _prepared(
         self, question: Question, found: list[Medium | ChatBindError], history: Sequence[Turn]
     ) -> Question:
+        if question.problem is not None:
+            return question
         try:
             media: list[Medium] = []
             for medium in found:

@@ -32,13 +32,8 @@ _HELP = (
 class Chat:
     """Questions and answers in turn, and what is attached to the next question.
 
-    Args:
-        answerer: who answers.
-        settings: of generation.
-        model_id: whose answers these are.
-        out: where answers are shown while they grow; None: a record on standard output when
-            one is whole.
-        mix: see `Question`.
+    Answers are shown on `out` while they grow; without it, there is a record of each that is whole
+    on standard output.
     """
 
     def __init__(

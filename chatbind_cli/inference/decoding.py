@@ -40,13 +40,7 @@ class Generated:
 
 
 class AnswerDecoder:
-    """Decodes answers of one model.
-
-    Args:
-        tokenizer: the model's.
-        end_ids: token ids that end an answer.
-        stops: texts that end an answer.
-    """
+    """Decodes answers of one model, which end with one of `end_ids` or before one of `stops`."""
 
     def __init__(self, tokenizer: Any, end_ids: Sequence[int], stops: Sequence[str]) -> None:
         self.end_ids = frozenset(end_ids)
@@ -108,42 +102,32 @@ class AnswerDecoder:
         return (text[: min(starts)], True) if starts else (text, False)
 
 
-class StopAtText(StoppingCriteria):
-    """Ends a row of a batch when a stop text has come.
+class AnswerEnds(StoppingCriteria):
+    """Ends a row of a batch when a stop text has come, and every row once it is cancelled.
 
     Args:
         decoder: knows the stop texts.
         prompt_length: tokens before the answers, padding included.
+        cancelled: set when nobody waits for the rest any more.
     """
 
-    def __init__(self, decoder: AnswerDecoder, prompt_length: int) -> None:
+    def __init__(
+        self, decoder: AnswerDecoder, prompt_length: int, cancelled: threading.Event
+    ) -> None:
         self._decoder = decoder
         self._prompt_length = prompt_length
+        self._cancelled = cancelled
 
     def __call__(
         self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any
     ) -> torch.BoolTensor:
         """Whether each row is finished, bool [rows]."""
-        window = self._decoder.longest_stop_tokens
-        start = max(self._prompt_length, input_ids.shape[1] - window)
-        tails = input_ids[:, start:].tolist()
-        ended = [self._decoder.has_stop(tail) for tail in tails]
+        ended = [self._cancelled.is_set()] * len(input_ids)
+        if self._decoder.stops and not self._cancelled.is_set():
+            window = self._decoder.longest_stop_tokens
+            start = max(self._prompt_length, input_ids.shape[1] - window)
+            ended = [self._decoder.has_stop(tail) for tail in input_ids[:, start:].tolist()]
         return torch.tensor(ended, device=input_ids.device)  # type: ignore[return-value]
-
-
-class StopAtEvent(StoppingCriteria):
-    """Ends every row once an event is set."""
-
-    def __init__(self, event: threading.Event) -> None:
-        self._event = event
-
-    def __call__(
-        self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any
-    ) -> torch.BoolTensor:
-        """The same answer for every row, bool [rows]."""
-        return torch.full(  # type: ignore[return-value]
-            (len(input_ids),), self._event.is_set(), device=input_ids.device
-        )
 
 
 class TextStreamer(BaseStreamer):

@@ -25,13 +25,7 @@ from transformers import (
 
 from chatbind_cli.data.tokens import TokenizedSample
 from chatbind_cli.errors import RecordError
-from chatbind_cli.inference.decoding import (
-    AnswerDecoder,
-    Generated,
-    StopAtEvent,
-    StopAtText,
-    TextStreamer,
-)
+from chatbind_cli.inference.decoding import AnswerDecoder, AnswerEnds, Generated, TextStreamer
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.model.config import end_ids
 
@@ -43,13 +37,8 @@ class Generator:
     """A ChatBind model that answers prompts.
 
     How is decided by `GenerationSettings` alone: of the model's own generation settings only the
-    end tokens count, and the others are dropped from it.
-
-    Args:
-        model: the model, in eval mode on its device.
-        tokenizer: its tokenizer.
-        stop_ids: tokens that end an answer in the model's prompt style.
-        stops: texts that do.
+    end tokens count, and the others are dropped from it. In the model's prompt style `stop_ids`
+    and the texts `stops` end an answer, too.
     """
 
     def __init__(
@@ -106,42 +95,29 @@ class Generator:
     ) -> list[Generated]:
         """Answers several prompts at once, padded on the left.
 
-        Args:
-            prompts: what to answer.
-            settings: how.
-            salt: with `settings.seed`, decides what sampling draws; give each batch its own.
+        `salt`, with `settings.seed`, decides what sampling draws: give each batch its own.
         """
         decoder = self._decoder(settings)
-        results: dict[int, Generated] = {}
-        for indices in self._groups(prompts, settings):
-            rows = [prompts[index] for index in indices]
-            for index, ids in zip(indices, self._run(rows, settings, decoder, salt), strict=True):
-                results[index] = decoder.finished(ids)
-        return [results[index] for index in range(len(prompts))]
+        longest = self.longest_context
+
+        def goes_alone(prompt: TokenizedSample) -> bool:
+            """Whether its answer may reach the end of the context, and would cut others short."""
+            needed = len(prompt.input_ids) + settings.max_new_tokens
+            return longest is not None and needed > longest
+
+        together = [prompt for prompt in prompts if not goes_alone(prompt)]
+        rows = iter(self._run(together, settings, decoder, salt) if together else [])
+        answers = []
+        for prompt in prompts:
+            alone = goes_alone(prompt)
+            ids = self._run([prompt], settings, decoder, salt)[0] if alone else next(rows)
+            answers.append(decoder.finished(ids))
+        return answers
 
     def stream(self, prompt: TokenizedSample, settings: GenerationSettings) -> Stream:
         """Answers one prompt piece by piece; beam search knows its answer only at the end."""
         decoder = self._decoder(settings)
         return Stream(decoder, partial(self._run, [prompt], settings, decoder))
-
-    def _groups(
-        self, prompts: Sequence[TokenizedSample], settings: GenerationSettings
-    ) -> list[list[int]]:
-        """Indices of prompts that are generated together.
-
-        A prompt so long that its answer may reach the end of the context goes alone: in a batch it
-        would cut the others short.
-        """
-        longest = self.longest_context
-        together: list[int] = []
-        alone: list[list[int]] = []
-        for index, prompt in enumerate(prompts):
-            needed = len(prompt.input_ids) + settings.max_new_tokens
-            if longest is not None and needed > longest:
-                alone.append([index])
-            else:
-                together.append(index)
-        return [group for group in [together, *alone] if group]
 
     def _run(
         self,
@@ -163,9 +139,7 @@ class Generator:
         media = [medium for prompt in prompts for medium in prompt.media]
         embeddings = [medium.embedding for medium in media if medium.embedding is not None]
         weights = torch.tensor([medium.weight for medium in media], device=device)
-        criteria = StoppingCriteriaList([StopAtText(decoder, length)] if decoder.stops else [])
-        if cancelled is not None:
-            criteria.append(StopAtEvent(cancelled))
+        ends = AnswerEnds(decoder, length, cancelled or threading.Event())
         with torch.inference_mode(), _seeded(settings, salt, device):
             output = self.model.generate(
                 input_ids=padded.to(device),
@@ -174,7 +148,7 @@ class Generator:
                 media_weights=weights if media else None,
                 generation_config=self._config(settings, length),
                 logits_processor=LogitsProcessorList([_Finite()]),
-                stopping_criteria=criteria,
+                stopping_criteria=StoppingCriteriaList([ends]),
                 streamer=streamer if settings.num_beams == 1 else None,
             )
         return output[:, length:].tolist()
@@ -203,17 +177,10 @@ class Generator:
 
 
 class Stream:
-    """An answer that grows: iterate over its pieces, then read `result`.
+    """An answer that grows: iterate over its pieces, then read `result`, which is the whole.
 
     The model works in a thread of its own. Leaving the loop early, by an interrupt too, ends the
     answer after the token at hand.
-
-    Args:
-        decoder: makes text of token ids.
-        run: generates the token ids, see `Generator._run`.
-
-    Attributes:
-        result: the whole answer, once the last piece is out.
     """
 
     def __init__(self, decoder: AnswerDecoder, run: Callable[..., list[list[int]]]) -> None:

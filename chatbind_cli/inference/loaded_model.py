@@ -96,13 +96,8 @@ class LoadedModel:
         return json_sha256(parts)
 
     def media_options(self, **changes: Any) -> MediaOptions:
-        """How media became tensors when the model was trained.
-
-        Args:
-            changes: fields of `MediaOptions` that the user wants otherwise; None for as it was.
-        """
-        said = {key: value for key, value in changes.items() if value is not None}
-        return MediaOptions.known({**(self.bundle.config.media_options or {}), **said})
+        """How media became tensors when the model was trained, but for what the user changes."""
+        return MediaOptions.known({**(self.bundle.config.media_options or {}), **changes})
 
     @property
     def encoder_sha256(self) -> str | None:
@@ -178,16 +173,10 @@ def load_model(
     dtype: str = "auto",
     attn_implementation: str = "auto",
 ) -> LoadedModel:
-    """Loads a ChatBind model, or a language model and a projector.
+    """Loads a ChatBind model, or a bare language model and a projector.
 
-    Args:
-        path: the folder.
-        projector: a projector file; then `path` is a bare language model.
-        encoder: see `LoadedModel`; it is looked for when it is needed.
-        allow_encoder_mismatch: see `LoadedModel`.
-        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
-        dtype: `auto`, `float32`, `float16`, `bfloat16`.
-        attn_implementation: see `resolve_attention`.
+    The encoder is looked for when it is needed. What the words mean: see `LoadedModel`,
+    `resolve_device`, `resolve_dtype`, `resolve_attention`.
 
     Raises:
         CheckpointError: the folder cannot be used.
@@ -195,9 +184,7 @@ def load_model(
     """
     place = resolve_device(device)
     numbers = resolve_dtype(dtype, place)
-    attention: str | None = resolve_attention(attn_implementation, place, numbers)
-    if attn_implementation == "auto" and attention == "sdpa":
-        attention = None  # transformers' own choice: sdpa where the model has it
+    attention = resolve_attention(attn_implementation, place, numbers)
     if projector is None:
         _refuse_stage_1(path)
         bundle = load_chatbind(path, dtype=numbers, device=place, attn_implementation=attention)

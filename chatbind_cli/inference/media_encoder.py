@@ -30,13 +30,10 @@ _REMEMBERED = 1024
 
 
 class MediaEncoder:
-    """Turns media into embeddings.
+    """Turns media into embeddings with the model's encoder.
 
-    Args:
-        model: whose encoder it is.
-        options: how media become tensors; None: as in training.
-        open_media: finds the bytes that a reference means.
-        workers: threads that read and decode media beside each other.
+    As in training, unless `options` are given; `workers` threads read and decode media, whose
+    bytes `open_media` finds.
     """
 
     def __init__(
@@ -121,10 +118,8 @@ def _embedded(
 class StoredEmbeddings:
     """Finds embeddings in a store, where they lie under the names that records use.
 
-    Args:
-        folder: a store that was made with the model's encoder.
-        model: who takes the embeddings.
-        options: how the model takes media; rows that were made otherwise are refused.
+    It must have been made with the model's encoder; rows that were made with other `options` than
+    those are refused.
     """
 
     def __init__(self, folder: Path, model: LoadedModel, options: MediaOptions) -> None:

@@ -42,11 +42,8 @@ class ProcessGroup:
     ) -> Iterator[tuple[Work, Result]]:
         """Each batch with its result, in order; to be called in the leading process.
 
-        Whatever ends the loop sends the others home.
-
-        Args:
-            rounds: up to `size` batches each; a round is asked for when the one before is done.
-            work: what is to be done with a batch.
+        A round holds up to `size` batches, and is asked for when the one before is done. Whatever
+        ends the loop sends the others home.
 
         Raises:
             ChatBindError: what `work` raised, in whatever process.

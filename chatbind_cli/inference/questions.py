@@ -107,11 +107,8 @@ def gather(
 ) -> Iterator[list[Line]]:
     """Batches of `size` records; a smaller one is the last, or the last before a pause.
 
-    Args:
-        lines: the records with the places where they stand.
-        size: records a batch.
-        idle_seconds: close a batch early, be it empty, when no record comes for so long; None
-            waits for ever. With a number, the records are read in a thread of their own.
+    A batch is closed early, be it empty, when no record comes for `idle_seconds`; the records are
+    then read in a thread of their own. None waits for ever.
 
     Raises:
         Whatever reading the records raises, after the batch before it.
@@ -133,11 +130,7 @@ def gather(
 
 
 def open_questions(source: str) -> tuple[Iterator[Line], float | None]:
-    """The question records in a source, and how long `gather` may wait for the next one.
-
-    Args:
-        source: a file, a named pipe, or `-` for standard input.
-    """
+    """The question records of a file, a named pipe or `-`, and how long `gather` may wait."""
     path = Path(source)
     if source == "-":
         stream = sys.stdin.buffer

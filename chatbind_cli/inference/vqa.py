@@ -116,13 +116,8 @@ def answer_all(
 ) -> None:
     """Reads questions, has them answered, and writes what is missing in the file, in order.
 
-    Args:
-        batches: question records with the places where they stand.
-        batch_size: records of a batch that no pause has closed.
-        file: where the answers go.
-        group: the processes that answer.
-        work: answers a batch, see `answer_batch`.
-        on_done: called with the number of questions that have just been dealt with.
+    `batch_size` is that of a batch that no pause has closed; `work` is `answer_batch`; `on_done`
+    hears how many questions have just been dealt with.
 
     Raises:
         SomeRecordsFailed: every question is through, and some of them failed.

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 import chatbind_cli
 from chatbind_cli.checkpoints.delta_detection import refuse_unapplied
@@ -93,9 +93,20 @@ def _join(
     encoder: EncoderInfo,
     held: Mapping[str, Any],
 ) -> ChatBind:
-    """A language model with a fresh projector before it, and the tokens for media."""
+    """A language model with a fresh projector before it, and the tokens for media.
+
+    Raises:
+        CheckpointError: it cannot be used, or is a ChatBind model.
+    """
+    if is_chatbind(Path(language_model)):
+        raise CheckpointError(
+            "this is a ChatBind model, not a bare language model",
+            where=str(language_model),
+            hint="give the language model that it was made from",
+        )
     padding = get_style(chosen["prompt_style"]).pad_token
-    text_config = _language_model_config(language_model)
+    text_config = open_config(language_model)
+    refuse_unapplied(Path(language_model))
     tokenizer = load_tokenizer(language_model)
     base = open_model(language_model, config=text_config, **held)
     known = len(tokenizer)
@@ -167,31 +178,12 @@ def _put_projector(
     load_into(model, file, where)
 
 
-def _language_model_config(path: str | Path) -> PreTrainedConfig:
-    """The configuration of a bare language model.
-
-    Raises:
-        CheckpointError: it cannot be used, or is that of another model.
-    """
-    if is_chatbind(Path(path)):
-        raise CheckpointError(
-            "this is a ChatBind model, not a bare language model",
-            where=str(path),
-            hint="give the language model that it was made from",
-        )
-    config = open_config(path)
-    refuse_unapplied(Path(path))
-    return config
-
-
 @torch.no_grad()
 def grow_embeddings(language_model: PreTrainedModel, size: int, *, known: int) -> None:
     """Makes room for new tokens; their rows start as the mean of the known ones.
 
-    Args:
-        language_model: changed in place. A vocabulary with spare rows keeps its size.
-        size: tokens that the tokenizer has now.
-        known: tokens that it had before.
+    The tokenizer has `size` tokens now, and had `known` before. A vocabulary with spare rows keeps
+    its size.
     """
     if size > word_embeddings(language_model).num_embeddings:
         language_model.resize_token_embeddings(size, mean_resizing=False)

@@ -25,10 +25,8 @@ _HINT = "choose another --prompt-style"
 def render_marked(tokenizer: Any, roles: Sequence[str], *, asks: bool) -> tuple[str, list[str]]:
     """A conversation in the words of the tokenizer's chat template.
 
-    Args:
-        tokenizer: its template is used.
-        roles: `system`, `user` or `assistant`, turn by turn.
-        asks: whether the opening of an answer follows.
+    The roles are `system`, `user` or `assistant`, turn by turn; if it `asks`, the opening of an
+    answer follows.
 
     Returns:
         The text, and the mark that stands in it for each turn's content.

@@ -135,14 +135,14 @@ class ChatBindConfig(PreTrainedConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderInfo:
-    """Which encoder a model belongs to.
+    """Which encoder a model belongs to, as far as it is known.
 
     Args:
         name: for people.
-        sha256: of its weights file; None if it is not known.
+        sha256: of its weights file.
         embedding_dim: width of its embeddings.
         path: where it lay when the model was made.
-        dtype: the numbers in which it worked, where that is known.
+        dtype: the numbers in which it worked.
     """
 
     name: str
@@ -187,26 +187,24 @@ def check_encoder(
     what = "model" if isinstance(trained, ChatBindConfig) else "projector"
     hint = f"name the encoder that the {what} was trained with (--encoder)"
     if own.embedding_dim != encoder.embedding_dim:
-        raise CheckpointError(
+        problem = (
             f"the {what} reads embeddings of width {own.embedding_dim}, the encoder "
-            f"{encoder.name} gives {encoder.embedding_dim}",
-            where=where,
-            hint=hint,
+            f"{encoder.name} gives {encoder.embedding_dim}"
         )
-    if own.sha256 and encoder.sha256 and own.sha256 != encoder.sha256:
-        raise CheckpointError(
+    elif own.sha256 and encoder.sha256 and own.sha256 != encoder.sha256:
+        problem = (
             f"the {what} was trained with the encoder {own.name} ({own.sha256[:12]}), not with "
-            f"{encoder.name} ({encoder.sha256[:12]})",
-            where=where,
-            hint=hint,
+            f"{encoder.name} ({encoder.sha256[:12]})"
         )
-    if own.dtype and encoder.dtype and own.dtype != encoder.dtype:
-        raise CheckpointError(
+    elif own.dtype and encoder.dtype and own.dtype != encoder.dtype:
+        problem = (
             f"was trained on embeddings that were computed in {own.dtype}, and these were in "
-            f"{encoder.dtype}",
-            where=where,
-            hint=f"encode the media with --dtype {own.dtype}",
+            f"{encoder.dtype}"
         )
+        hint = f"encode the media with --dtype {own.dtype}"
+    else:
+        return
+    raise CheckpointError(problem, where=where, hint=hint)
 
 
 def end_ids(named: Any) -> list[int]:

@@ -1,6 +1,6 @@
 """A ChatBind folder in memory, ours or a published one; and a model's projector in and out.
 
-What the fields and tensors of a published folder mean is known to `weights.published`.
+What the fields and tensors of a published folder mean is known to `checkpoints.published`.
 """
 
 from __future__ import annotations
@@ -41,13 +41,7 @@ _V0_PADDING = "[PAD]"
 
 @dataclass(frozen=True)
 class ChatBind:
-    """What belongs together: model, tokenizer and configuration.
-
-    Args:
-        model: the model.
-        tokenizer: with the media tokens.
-        config: the model's configuration (`model.config`).
-    """
+    """What belongs together: model, tokenizer with the media tokens, and `model.config`."""
 
     model: ChatBindForConditionalGeneration
     tokenizer: PreTrainedTokenizerBase
@@ -69,11 +63,8 @@ def load_chatbind(
 ) -> ChatBind:
     """Loads a ChatBind model folder, ours or one in the published layout.
 
-    Args:
-        path: the folder.
-        dtype: type of the weights; `auto`: as saved.
-        device: where to put the model; where it is loaded unless given.
-        attn_implementation: see `attention.resolve_attention`; None: transformers' choice.
+    Its weights are as saved if `dtype` is `auto`; attention (see `resolve_attention`) is
+    transformers' choice unless given.
 
     Raises:
         CheckpointError: it is no ChatBind model, or its weights are incomplete.

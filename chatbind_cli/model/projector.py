@@ -76,9 +76,6 @@ class Projector(nn.Module):
         An embedding of norm 1 times weights of standard deviation `std` has entries of standard
         deviation `std`: with that of the language model's word embeddings, attention sees tokens
         of a size that it knows from the first step, however wide the encoder is.
-
-        Args:
-            std: standard deviation of the entries of a soft token.
         """
         first, last = cast(nn.Linear, self.layers[0]), cast(nn.Linear, self.layers[-1])
         if first is not last:

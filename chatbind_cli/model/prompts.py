@@ -33,14 +33,7 @@ MEDIA = "media"
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A stretch of a prompt.
-
-    Args:
-        kind: `plain`, `control`, `eos` or `media`.
-        text: the characters, for the two kinds that have any.
-        target: whether the model learns to write this piece.
-        medium: the medium, for the kind `media`.
-    """
+    """A stretch of a prompt; `target`: whether the model learns to write it."""
 
     kind: str
     text: str = ""
@@ -87,15 +80,11 @@ class PromptStyle:
     pad_token: str | None = None
 
     def pieces(self, turns: Sequence[Turn], *, tokenizer: Any = None) -> list[Piece]:
-        """The pieces of a conversation.
+        """The pieces of a conversation: of questions and answers in turn.
 
-        Args:
-            turns: questions and answers in turn. If the last is a question, the pieces are a
-                prompt that asks for the answer; else they are a training sample.
-            tokenizer: only the style `chat` needs it.
-
-        Returns:
-            Pieces in order; neighbours of the same kind and mark are not merged.
+        If the last is a question, they are a prompt that asks for the answer; else a training
+        sample. Neighbours of the same kind and mark are not merged. Only the style `chat` needs
+        the tokenizer.
         """
         kind = CONTROL if self.control_tokens else PLAIN
         pieces = [Piece(kind, self.preamble)]
@@ -198,15 +187,11 @@ def _spaces_to_words(pieces: list[Piece]) -> list[Piece]:
 
 
 @cache
-def _styles() -> dict[str, PromptStyle]:
+def styles() -> dict[str, PromptStyle]:
+    """All prompt styles by name."""
     text = resources.files("chatbind_cli.model").joinpath("prompt_styles.json").read_text("utf-8")
-    styles = {name: PromptStyle(name=name, **fields) for name, fields in json.loads(text).items()}
-    return {**styles, CHAT: ChatStyle(name=CHAT)}
-
-
-def style_names() -> tuple[str, ...]:
-    """Every name that `get_style` knows."""
-    return tuple(_styles())
+    published = {name: PromptStyle(name=name, **said) for name, said in json.loads(text).items()}
+    return {**published, CHAT: ChatStyle(name=CHAT)}
 
 
 def get_style(name: str) -> PromptStyle:
@@ -215,9 +200,8 @@ def get_style(name: str) -> PromptStyle:
     Raises:
         UsageError: there is none.
     """
-    styles = _styles()
-    if name not in styles:
+    if name not in styles():
         raise UsageError(
-            f"there is no prompt style {name!r}", hint=f"choose one of {', '.join(styles)}"
+            f"there is no prompt style {name!r}", hint=f"choose one of {', '.join(styles())}"
         )
-    return styles[name]
+    return styles()[name]

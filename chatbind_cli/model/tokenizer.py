@@ -53,22 +53,13 @@ def prepare_tokenizer(
     *,
     use_start_end: bool = True,
     pad_token: str | None = None,
-) -> int:
+) -> None:
     """Adds the tokens for media, and a padding token if there is none.
 
     The order of ids is the published one: padding (if added), `<im_patch>`, `<im_start>`,
-    `<im_end>`. Tokens that are there already are left alone.
-
-    Args:
-        tokenizer: changed in place.
-        use_start_end: whether `<im_start>` and `<im_end>` are wanted.
-        pad_token: the padding token to add where the tokenizer has none; without one, the unknown
-            or end-of-text token doubles as padding.
-
-    Returns:
-        How many tokens were added.
+    `<im_end>`. Tokens that are there already are left alone. Without a `pad_token` to add, the
+    unknown or end-of-text token doubles as padding.
     """
-    before = len(tokenizer)
     if tokenizer.pad_token is None:
         if pad_token is not None:
             tokenizer.add_special_tokens({"pad_token": AddedToken(pad_token, special=True)})
@@ -80,7 +71,6 @@ def prepare_tokenizer(
         [AddedToken(name, normalized=False, special=True) for name in names if name not in known],
         special_tokens=True,
     )
-    return len(tokenizer) - before
 
 
 def media_token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

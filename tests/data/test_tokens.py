@@ -15,7 +15,7 @@ from chatbind_cli.data.tokens import IGNORE_INDEX, PromptEncoder, TokenizedSampl
 from chatbind_cli.errors import RecordError
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.model.config import ChatBindConfig
-from chatbind_cli.model.prompts import get_style, style_names
+from chatbind_cli.model.prompts import get_style, styles
 from chatbind_cli.model.tokenizer import load_tokenizer, media_token_ids, prepare_tokenizer
 from chatbind_cli.model.turns import Turn, answer, question
 from tests.model.tiny import CHATML, byte_tokenizer, word_tokenizer
@@ -172,7 +172,7 @@ def test_prompts_have_the_training_ids(golden: Path, shared_data: Path) -> None:
     cases = [c for c in json.loads(path.read_text("utf-8"))["inference"] if "input_ids_slow" in c]
     seen = 0
     for case in cases:
-        if case["template"] not in style_names():
+        if case["template"] not in styles():
             continue
         assert (
             get_style(case["template"]).pad_token == {"v0": "[PAD]", "v1": None}[case["tokenizer"]]
@@ -199,7 +199,7 @@ TURNS = [
 
 
 @pytest.mark.parametrize("make", [byte_tokenizer, word_tokenizer])
-@pytest.mark.parametrize("style", sorted(style_names()))
+@pytest.mark.parametrize("style", sorted(styles()))
 def test_a_prompt_is_the_beginning_of_its_training_sample(make: Any, style: str) -> None:
     tokenizer = make()
     tokenizer.chat_template = CHATML

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, decoders
 from transformers import PreTrainedTokenizerFast
 
-from chatbind_cli.inference.decoding import AnswerDecoder, Generated, StopAtText
+from chatbind_cli.inference.decoding import AnswerDecoder, AnswerEnds, Generated
 from tests.model.tiny import byte_tokenizer, word_tokenizer
 
 END = 999
@@ -94,7 +95,7 @@ def test_real_tokenizers_show_characters_of_several_tokens_whole(make: Any) -> N
 
 
 def test_a_row_of_a_batch_stops_at_its_own_stop_text() -> None:
-    criterion = StopAtText(decoder("##"), prompt_length=3)
+    criterion = AnswerEnds(decoder("##"), 3, threading.Event())
     texts = [b"##.abcdefghijklmnop#", b"....bcdefghijklmno##", b"....##defghijklmnopq"]
     rows = [list(text) for text in texts]
     # the first has it in the prompt only; the last had it long ago, and is over since then

@@ -154,7 +154,7 @@ def test_a_language_model_with_a_projector_is_the_same_model(world: World) -> No
 def test_media_options_are_those_of_training_but_for_what_the_user_says(world: World) -> None:
     loaded = load_model(world.model, device="cpu")
     loaded.bundle.config.media_options = {"clip_sampler": "chatbind", "of_next_year": 1}
-    options = loaded.media_options(depth_unit="m", imu_rate_hz=None)
+    options = loaded.media_options(depth_unit="m")
     assert (options.clip_sampler, options.depth_unit) == ("chatbind", "m")
 
 

@@ -16,7 +16,7 @@ from chatbind_cli.model.prompts import (
     STYLE_BY_VERSION,
     PromptStyle,
     get_style,
-    style_names,
+    styles,
 )
 from chatbind_cli.model.turns import Turn, answer, question
 from tests.model.tiny import byte_tokenizer, word_tokenizer
@@ -45,8 +45,8 @@ def medium_of(case: dict[str, Any]) -> str:
 
 
 def test_prompts_equal_the_published_ones_for_every_style_and_query(golden: Path) -> None:
-    cases = [c for c in golden_prompts(golden)["inference"] if c["template"] in style_names()]
-    assert {c["template"] for c in cases} == set(style_names()) - {"v0", "chat"}
+    cases = [c for c in golden_prompts(golden)["inference"] if c["template"] in styles()]
+    assert {c["template"] for c in cases} == set(styles()) - {"v0", "chat"}
     for case in cases:
         style = get_style(case["template"])
         turns = [question(case["query"], [IMAGE])]
@@ -55,7 +55,7 @@ def test_prompts_equal_the_published_ones_for_every_style_and_query(golden: Path
 
 def test_the_batch_script_of_the_reference_asks_the_same_but_for_the_role(golden: Path) -> None:
     # it lets the model write "Assistant:" and strips that; we ask as its other script does
-    cases = [c for c in golden_prompts(golden)["vqa_inference"] if c["template"] in style_names()]
+    cases = [c for c in golden_prompts(golden)["vqa_inference"] if c["template"] in styles()]
     assert cases
     for case in cases:
         count = case["prompt"].count("<im_patch>")
@@ -81,12 +81,12 @@ def test_several_turns_equal_the_published_ones(golden: Path) -> None:
 
 def test_stop_strings_equal_the_published_ones(golden: Path) -> None:
     for case in golden_prompts(golden)["inference"]:
-        if case["template"] in style_names():
+        if case["template"] in styles():
             style = get_style(case["template"])
             assert (style.stop or "</s>") == case["stop_str"]
 
 
-@pytest.mark.parametrize("name", sorted(set(style_names()) - {"chat"}))
+@pytest.mark.parametrize("name", sorted(set(styles()) - {"chat"}))
 def test_a_prompt_is_the_beginning_of_the_training_sample(name: str) -> None:
     style = get_style(name)
     asked = [question("What?", [IMAGE])]
@@ -94,7 +94,7 @@ def test_a_prompt_is_the_beginning_of_the_training_sample(name: str) -> None:
     assert sample.startswith(written(style, asked))
 
 
-@pytest.mark.parametrize("name", sorted(set(style_names()) - {"chat"}))
+@pytest.mark.parametrize("name", sorted(set(styles()) - {"chat"}))
 def test_answers_and_their_ends_alone_are_learned(name: str) -> None:
     style = get_style(name)
     turns = [question("Q ASSISTANT: ###", [IMAGE]), answer("ASSISTANT: ### x")]
@@ -109,7 +109,7 @@ def test_an_empty_answer_still_has_its_end() -> None:
 
 
 def test_every_version_of_the_reference_has_a_style() -> None:
-    assert set(STYLE_BY_VERSION.values()) <= set(style_names())
+    assert set(STYLE_BY_VERSION.values()) <= set(styles())
 
 
 def test_an_unknown_style_is_a_usage_error_that_lists_the_known() -> None:
