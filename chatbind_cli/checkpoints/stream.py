@@ -1,17 +1,18 @@
 """One file of a target or delta made from two checkpoints, piece by piece.
 
-While one piece is read, the one before is summed, and the one before that is hashed and written:
-the work is bound by SHA-256 and by the disk, and all of it runs outside Python's lock. Memory holds
-these three, whatever the size of the model; it is used again and again, because the first touch of
+While one piece is read, the one before is summed, and those before that are hashed and written: the
+work is bound by SHA-256 and by the disk, and all of it runs outside Python's lock. Memory holds a
+few pieces, whatever the size of the model; it is used again and again, because the first touch of
 fresh memory costs as much as the sum itself.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -33,8 +34,8 @@ Hashes = dict[str, dict[str, str]]
 # are as long as the base has elements there, `ours` and `out` of the same dtype.
 Combine = Callable[[Step, int, torch.Tensor, torch.Tensor, torch.Tensor], None]
 
-_PIECE_BYTES = 4 << 20
-_PIECES_IN_FLIGHT = 3
+_PIECE_BYTES = 2 << 20
+_PIECES_IN_FLIGHT = 10
 
 
 @dataclass
@@ -82,22 +83,25 @@ def stream_file(
     digests: dict[str, dict[str, Any]] = {stream: {} for stream in hashed}
     writer = SafetensorsWriter(path, {name: step.info for name, step in by_name.items()})
     pieces = _pieces([by_name[name] for name in writer.order], base)
-    # The threads end before the file is closed.
-    with _one_thread(), writer, ThreadPoolExecutor() as threads:
-        before = summed = None
-        for piece in chain(pieces, (None, None)):
-            work: list[Future[Any]] = []
-            if piece is not None:
-                work.append(threads.submit(piece.read, base, other))
-            if summed is not None:
-                work.append(threads.submit(writer.append, summed.result))
-                work += _hash(summed, digests, threads)
+    # The threads end before the file is closed; each does one piece after another.
+    with _one_thread(), writer, ExitStack() as stack:
+        threads = {
+            work: stack.enter_context(ThreadPoolExecutor(1)) for work in ("read", "write", *hashed)
+        }
+        behind: deque[list[Future[Any]]] = deque()
+        before = None
+        for piece in chain(pieces, (None,)):
+            if len(behind) > _PIECES_IN_FLIGHT - 2:  # whose memory the piece has
+                _wait(behind.popleft())
+            reading = [threads["read"].submit(piece.read, base, other)] if piece else []
             if before is not None:
                 before.sum_up(combine)
                 progress.advance_bytes(before.result.nbytes)
-            for future in work:
-                future.result()
-            before, summed = piece, before
+                writing = threads["write"].submit(writer.append, before.result)
+                behind.append([writing, *_hash(before, digests, threads)])
+            _wait(reading)
+            before = piece
+        _wait(chain.from_iterable(behind))
     return {
         stream: {name: digest.hexdigest() for name, digest in table.items()}
         for stream, table in digests.items()
@@ -105,7 +109,7 @@ def stream_file(
 
 
 def _hash(
-    piece: _Piece, digests: dict[str, dict[str, Any]], threads: ThreadPoolExecutor
+    piece: _Piece, digests: dict[str, dict[str, Any]], threads: dict[str, ThreadPoolExecutor]
 ) -> Iterator[Future[Any]]:
     for stream, table in digests.items():
         tensor = piece.step.base if stream == "base" else piece.step.name
@@ -113,7 +117,12 @@ def _hash(
             if piece.start == 0:
                 table[tensor] = hashlib.sha256()
             data = bytes_of(getattr(piece, stream))
-            yield threads.submit(table[tensor].update, data)
+            yield threads[stream].submit(table[tensor].update, data)
+
+
+def _wait(work: Iterable[Future[Any]]) -> None:
+    for future in work:
+        future.result()
 
 
 def _pieces(steps: Iterable[Step], base: Checkpoint) -> Iterator[_Piece]:
