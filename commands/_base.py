@@ -98,6 +98,8 @@ class ChatBindCommand(click.Command):
         elsewhere: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
+        # the rest comes from the program's own context; this, too, where a command is called alone
+        kwargs.setdefault("context_settings", {"token_normalize_func": kebab})
         super().__init__(*args, **kwargs)
         self.examples = examples
         self.elsewhere = elsewhere

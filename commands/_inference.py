@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from chatbind_cli.artifacts import resolve_artifact
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.media.options import (
     ACCEL_UNITS,
@@ -50,6 +49,8 @@ class ModelChoice:
         Raises:
             CheckpointError: the stage before has made nothing.
         """
+        from chatbind_cli.artifacts import resolve_artifact  # noqa: PLC0415  help need not pay
+
         projector = self.projector
         if projector is not None:
             projector = str(resolve_artifact(projector, {"projector"}))

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from chatbind_cli import launch
-from chatbind_cli.artifacts import resolve_artifact
 
 from ._base import BoolOption, ListOption, in_group
 from ._options import (
@@ -294,6 +293,7 @@ def run_stage(stage: Stage, plan: launch.Dispatch, values: dict[str, Any]) -> No
         plan: where.
         values: of the options.
     """
+    from chatbind_cli.artifacts import resolve_artifact  # noqa: PLC0415  help need not pay
     from chatbind_cli.model.prompts import STYLE_BY_VERSION, get_style  # noqa: PLC0415
     from chatbind_cli.training.settings import TrainingSettings  # noqa: PLC0415
 
