@@ -191,7 +191,9 @@ def _fitted(picture: ImageFile.ImageFile, source: MediaSource, stream: BinaryIO,
     large = picture.format == "JPEG2000" or picture.mode in ("I", "F")
     each = max(_LARGE_PIXEL_BYTES if large else _PIXEL_BYTES, work + 4)
     # rows have pointers, and readers hold a few of the longest possible ones
-    fixed = _BASE_BYTES + 2 * source.size + 24 * width + 16 * height
+    fixed = _BASE_BYTES + 24 * width + 16 * height
+    if picture.format in ("AVIF", "TIFF"):  # their readers hold the file
+        fixed += 2 * source.size
     if picture.format == "TIFF":  # unpacked tile by tile, however large a tile may be
         tags = picture.tag_v2  # type: ignore[attr-defined]
         pixels = max(pixels, int(tags.get(322, 0)) * int(tags.get(323, 0)))
