@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -291,7 +291,7 @@ def label_sink(
     scorer = LabelScorer(encoder, texts, prompt)
 
     def describe(embedding: torch.Tensor) -> Record:
-        return {"labels": [asdict(entry) for entry in scorer.score(embedding, top_k)]}
+        return {"labels": scorer.score(embedding, top_k)}
 
     label_set = sha256_text("\n".join([prompt, *texts]))[:_SHOWN_DIGITS]
     made_with = {"encoder": _identity(encoder), "label_set": label_set}

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from chatbind_cli import worker
 from chatbind_cli.data.media_items import MediaItem
 from chatbind_cli.encoders.imagebind.encoder import Encoder
-from chatbind_cli.encoders.imagebind.preprocess import Media, load_media
+from chatbind_cli.encoders.imagebind.preprocess import Decoded, load_media
 from chatbind_cli.errors import ChatBindError, MediaError, contained
 from chatbind_cli.jsonl import legible
 from chatbind_cli.media.medium import Medium
@@ -39,7 +39,7 @@ Recall = Callable[[str, str], torch.Tensor | None]
 before a medium is decoded, from several threads at once."""
 
 
-_Loaded = Media | Medium | ChatBindError
+_Loaded = Decoded | Medium | ChatBindError
 """What the encoder takes, a medium with its embedding, or why there is none."""
 
 
@@ -90,9 +90,9 @@ def encode_items(
         return decode(item.medium, item.open, known, options.media, recall)
 
     for batch in _batches(items, load, options):
-        rows = iter(embed_each(encoder, [it for _, it in batch if isinstance(it, Media)]))
+        rows = iter(embed_each(encoder, [it for _, it in batch if isinstance(it, Decoded)]))
         for item, loaded in batch:
-            if isinstance(loaded, Media):
+            if isinstance(loaded, Decoded):
                 yield _encoded(item, loaded, next(rows))
             elif isinstance(loaded, Medium):
                 yield Encoded(item, loaded)
@@ -100,7 +100,7 @@ def encode_items(
                 yield Encoded(item, item.medium, loaded)
 
 
-def _encoded(item: MediaItem, media: Media, row: torch.Tensor | ChatBindError) -> Encoded:
+def _encoded(item: MediaItem, media: Decoded, row: torch.Tensor | ChatBindError) -> Encoded:
     medium = replace(item.medium, modality=media.modality, sha256=media.source.sha256)
     if isinstance(row, ChatBindError):
         return Encoded(item, medium, row)
@@ -137,7 +137,7 @@ def decode(
         return contained(error, where=shown(legible(medium.name)))
 
 
-def embed_each(encoder: Encoder, media: Sequence[Media]) -> list[torch.Tensor | ChatBindError]:
+def embed_each(encoder: Encoder, media: Sequence[Decoded]) -> list[torch.Tensor | ChatBindError]:
     """Returns the embedding of each medium, not normalised, or why there is none.
 
     One that the encoder fails on takes no other of its batch with it.

@@ -14,7 +14,7 @@ import torch
 
 from chatbind_cli.encoders.imagebind.encoder import Encoder, load_encoder, save_encoder
 from chatbind_cli.encoders.imagebind.model import ImageBind
-from chatbind_cli.encoders.imagebind.preprocess import Media, load_media
+from chatbind_cli.encoders.imagebind.preprocess import Decoded, load_media
 from chatbind_cli.toy import towers
 from chatbind_cli.toy.cells import COARSE, to_cells
 from chatbind_cli.toy.digits import Item
@@ -119,7 +119,7 @@ def _samples(items: Sequence[Item], modality: str, media: Path, size: Size) -> S
     """The training recordings of a modality, as the towers learn from them."""
     chosen = items[: size.train_items[modality]]
 
-    def tensor(medium: Media) -> torch.Tensor:
+    def tensor(medium: Decoded) -> torch.Tensor:
         return to_cells(medium.tensor) if modality in COARSE else medium.tensor
 
     with fixed_threads():
@@ -135,7 +135,7 @@ def _embed_files(
         yield [encoder.embed([medium], normalize=True)[0] for encoder in encoders]
 
 
-def _load(items: Iterable[Item], modality: str, media: Path) -> Iterator[Media]:
+def _load(items: Iterable[Item], modality: str, media: Path) -> Iterator[Decoded]:
     """Media in order, read a little ahead."""
     chosen = list(items)
     with ThreadPoolExecutor(_LOADERS) as pool:

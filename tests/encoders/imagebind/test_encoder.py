@@ -13,11 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from chatbind_cli.encoders.imagebind import text
 from chatbind_cli.encoders.imagebind.config import HUGE, ImageBindConfig
-from chatbind_cli.encoders.imagebind.encoder import Encoder, load_encoder, save_encoder
+from chatbind_cli.encoders.imagebind.encoder import (
+    Encoder,
+    load_encoder,
+    save_encoder,
+    tokenize,
+)
 from chatbind_cli.encoders.imagebind.model import ImageBind
-from chatbind_cli.encoders.imagebind.preprocess import Media
+from chatbind_cli.encoders.imagebind.preprocess import Decoded
 from chatbind_cli.errors import ChatBindError, UsageError, WeightsError
 from chatbind_cli.media.source import MediaSource
 
@@ -50,10 +54,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def medium(modality: str, seed: int) -> Media:
+def medium(modality: str, seed: int) -> Decoded:
     drawn = torch.Generator().manual_seed(seed)
     tensor = torch.randn(SHAPES[modality], generator=drawn)
-    return Media(MediaSource(ref=f"{modality}-{seed}", data=b"x"), modality, tensor)
+    return Decoded(MediaSource(ref=f"{modality}-{seed}", data=b"x"), modality, tensor)
 
 
 @pytest.mark.parametrize("name", ["imagebind_small.pth", "state_dict.safetensors"])
@@ -74,11 +78,12 @@ def test_both_file_formats_give_the_reference_outputs(name: str, golden: Path) -
 
 def test_only_the_towers_that_are_asked_for_are_read(folder: Path) -> None:
     encoder = load_encoder(folder)
-    assert encoder.loaded_towers == ()
+    assert not encoder.loaded
     assert encoder.modalities == ("image", "video", "audio", "depth", "thermal", "imu")
     encoder.embed([medium("imu", 0)], normalize=True)
-    assert encoder.loaded_towers == ("imu",)
-    assert load_encoder(folder, modalities=["video", "depth"]).loaded_towers == ("vision", "depth")
+    assert list(encoder.loaded) == ["imu"]
+    both = load_encoder(folder, modalities=["video", "depth"])
+    assert list(both.loaded) == ["vision", "depth"]
 
 
 def test_other_towers_may_even_be_unreadable(folder: Path, tmp_path: Path) -> None:
@@ -253,7 +258,7 @@ def test_texts_become_the_ids_of_the_reference(golden: Path) -> None:
     texts = json.loads((source / "texts.json").read_text())["texts"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # whatever open_clip's many imports warn about
-        ids = text.tokenize(texts)
+        ids = tokenize(texts)
     assert torch.equal(ids, load_file(source / "inputs.safetensors")["text"])
 
 
@@ -270,4 +275,4 @@ def test_text_embeddings_carry_the_learned_scale(golden: Path) -> None:
 def test_without_the_extra_the_hint_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "open_clip.tokenizer", None)
     with pytest.raises(ChatBindError, match=r"pip install 'chatbind\[text\]'"):
-        text.tokenize(["a dog"])
+        tokenize(["a dog"])
