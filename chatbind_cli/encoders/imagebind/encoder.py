@@ -132,21 +132,6 @@ class Encoder:
             rows[indices] = self._embed_equal(modality, [media[i].tensor for i in indices])
         return F.normalize(rows, dim=-1) if normalize else rows
 
-    def embed_tensors(self, modality: str, batch: torch.Tensor) -> torch.Tensor:
-        """Returns the embeddings of ready-made tensors as published, float32 [n, embedding_dim].
-
-        Args:
-            modality: of all of them.
-            batch: what `ImageBind.forward` takes for the modality.
-
-        Raises:
-            ValueError: the tensor has another shape.
-            WeightsError: the weights have no tower for the modality.
-        """
-        if not len(batch):
-            return torch.empty(0, self.embedding_dim)
-        return self._embed_equal(modality, list(batch))
-
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Returns text embeddings with the learned scale, float32 [n, embedding_dim].
 
@@ -156,7 +141,9 @@ class Encoder:
             ChatBindError: CLIP's tokenizer is not installed (extra `text`).
             WeightsError: the weights have no text tower.
         """
-        return self.embed_tensors("text", tokenize(texts))
+        if not texts:
+            return torch.empty(0, self.embedding_dim)
+        return self._embed_equal("text", list(tokenize(texts)))
 
     def _embed_equal(self, modality: str, items: Sequence[torch.Tensor]) -> torch.Tensor:
         """Embeds items of one shape, each as if it were alone."""
@@ -245,8 +232,6 @@ def tokenize(texts: Sequence[str]) -> torch.Tensor:
             "texts need CLIP's tokenizer, which is not installed",
             hint="pip install 'chatbind[text]'",
         ) from error
-    if not texts:
-        return torch.zeros(0, TEXT_CONTEXT, dtype=torch.long)
     return SimpleTokenizer()(list(texts), context_length=TEXT_CONTEXT)
 
 
