@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -267,7 +266,7 @@ def label_sink(
     scorer = LabelScorer(encoder, texts, prompt)
 
     def describe(embedding: torch.Tensor) -> Record:
-        return {"labels": [asdict(entry) for entry in scorer.score(embedding, top_k)]}
+        return {"labels": scorer.score(embedding, top_k)}
 
     label_set = sha256_text("\n".join([prompt, *texts]))[:_SHOWN_DIGITS]
     made_with = {"encoder": _identity(encoder), "label_set": label_set}

@@ -20,7 +20,7 @@ import torch
 from chatbind_cli.data.media_items import MediaItem
 from chatbind_cli.data.process_group import ProcessGroup
 from chatbind_cli.encoders.imagebind.encoder import Encoder
-from chatbind_cli.encoders.imagebind.preprocess import Media, load_media
+from chatbind_cli.encoders.imagebind.preprocess import Decoded, load_media
 from chatbind_cli.errors import ChatBindError, MediaError, contained
 from chatbind_cli.jsonl import legible
 from chatbind_cli.media.medium import Medium
@@ -41,7 +41,7 @@ NO_EMBEDDING = "the encoder made numbers of it that are not finite, or all zero"
 Recall = Callable[[str, str], torch.Tensor | None]
 """From a modality and the SHA-256 of a content to its embedding, if there is one already."""
 
-_Loaded = Media | Medium | ChatBindError
+_Loaded = Decoded | Medium | ChatBindError
 """What the encoder takes, a medium with its embedding, or why there is none."""
 
 
@@ -92,7 +92,7 @@ def encode_items(
         return decode(item.medium, item.open, known, options.media, recall)
 
     for batch in _batches(items, load, options):
-        rows = iter(embed_each(encoder, [it for _, it in batch if isinstance(it, Media)]))
+        rows = iter(embed_each(encoder, [it for _, it in batch if isinstance(it, Decoded)]))
         for item, loaded in batch:
             if isinstance(loaded, ChatBindError):
                 yield Encoded(item, item.medium, loaded)
@@ -160,7 +160,7 @@ def decode(
         return contained(error, where=shown(legible(medium.name)))
 
 
-def embed_each(encoder: Encoder, media: Sequence[Media]) -> list[torch.Tensor | ChatBindError]:
+def embed_each(encoder: Encoder, media: Sequence[Decoded]) -> list[torch.Tensor | ChatBindError]:
     """Returns the embedding of each medium, not normalised, or why there is none.
 
     One that the encoder fails on takes no other of its batch with it.

@@ -18,7 +18,7 @@ import torch
 from chatbind_cli.data.encoding import NO_EMBEDDING, decode, embed_each, is_embedding
 from chatbind_cli.data.lookup import Embeddings, open_stores
 from chatbind_cli.encoders.imagebind.encoder import Encoder
-from chatbind_cli.encoders.imagebind.preprocess import Media
+from chatbind_cli.encoders.imagebind.preprocess import Decoded
 from chatbind_cli.errors import ChatBindError, MediaError
 from chatbind_cli.inference.loaded_model import LoadedModel, json_sha256
 from chatbind_cli.media.medium import Medium
@@ -85,17 +85,17 @@ class MediaEncoder:
             return []
         known = set(self.encoder.modalities)
         read = list(self._pool.map(lambda medium: self._read(medium, known), media))
-        fresh = {_key(item): item for item in read if isinstance(item, Media)}
+        fresh = {_key(item): item for item in read if isinstance(item, Decoded)}
         rows = dict(zip(fresh, embed_each(self.encoder, list(fresh.values())), strict=True))
         self._remembered |= {k: row for k, row in rows.items() if isinstance(row, torch.Tensor)}
         while len(self._remembered) > _REMEMBERED:
             self._remembered.pop(next(iter(self._remembered)))
         return [
-            _embedded(medium, _key(item), rows[_key(item)]) if isinstance(item, Media) else item
+            _embedded(medium, _key(item), rows[_key(item)]) if isinstance(item, Decoded) else item
             for medium, item in zip(media, read, strict=True)
         ]
 
-    def _read(self, medium: Medium, known: set[str]) -> Media | Medium | ChatBindError:
+    def _read(self, medium: Medium, known: set[str]) -> Decoded | Medium | ChatBindError:
         open_medium = partial(self._open_media, medium.ref)
         return decode(medium, open_medium, known, self._options, self._recall)
 
@@ -103,7 +103,7 @@ class MediaEncoder:
         return self._remembered.get((modality, sha256))
 
 
-def _key(media: Media) -> tuple[str, str]:
+def _key(media: Decoded) -> tuple[str, str]:
     return media.modality, media.source.sha256
 
 

@@ -7,8 +7,9 @@ business of `audio` and `video`.
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from typing import BinaryIO
@@ -26,7 +27,6 @@ from av.video.stream import VideoStream
 from chatbind_cli.errors import MediaError
 from chatbind_cli.media.guard import Timed, check_time, decoding, reading
 from chatbind_cli.media.source import MediaSource
-from chatbind_cli.media.stated_counts import refuse_endless_tables
 
 _FORMATS = (
     "aac", "ac3", "aiff", "amr", "amrnb", "amrwb", "ape", "asf", "au", "avi", "caf", "dts", "eac3",
@@ -40,6 +40,13 @@ _STATES_ITS_LENGTH = frozenset({"flac", "matroska", "mov", "mp4", "wav", "webm",
 _MOST_STREAMS = 64
 
 _UNKNOWN_RIFF_SIZE = 0x7FFF_F000
+
+_MOST_SAMPLES = 3_000_000
+"""Of all tracks together: ten hours of video at 60 frames a second and sound in packets."""
+
+_LARGEST_MOOV = 64 * 2**20
+_MOST_BOXES = 200_000
+_FOLDERS = frozenset({b"trak", b"mdia", b"minf", b"stbl", b"traf"})
 
 _PROBE_BYTES = 256 * 2**20
 _PROBE_PIXELS = 9_500_000
@@ -58,7 +65,7 @@ def open_container(source: MediaSource) -> Iterator[InputContainer]:
             than it says.
     """
     _refuse_cut_riff(source)
-    refuse_endless_tables(source)
+    _refuse_endless_tables(source)
     with source.open() as stream, reading(source.name, "cannot be decoded"):
         with decoding(_PROBE_BYTES, source.name):
             container = _opened(stream)
@@ -108,16 +115,14 @@ def audio_streams(container: InputContainer) -> list[AudioStream]:
 
 
 def decoded(
-    container: InputContainer, stream: Stream, sent: Callable[[], None] | None = None
+    container: InputContainer, stream: Stream
 ) -> Iterator[VideoFrame | AudioFrame | AssSubtitle | BitmapSubtitle]:
     """Frames from the current position on. A broken packet is passed over, as every player does.
 
     After a jump the first packets often refer to ones before it, so they alone are no sign of a
-    broken file. `sent` is called before each packet goes into the decoder.
+    broken file.
     """
     for packet in _packets(container, stream):
-        if sent is not None:
-            sent()
         try:
             frames = packet.decode()
         except av.error.InvalidDataError:
@@ -216,3 +221,66 @@ def _refuse_cut_riff(source: MediaSource) -> None:
         raise MediaError(
             f"is cut short: {source.size:,} of {size:,} bytes are there", where=source.name
         )
+
+
+def _refuse_endless_tables(source: MediaSource) -> None:
+    """Refuses an MP4 or QuickTime file that states more samples than there is room for.
+
+    A few bytes can state twenty million of equal size, and FFmpeg takes 70 bytes of memory for each
+    when the file is opened.
+    """
+    head = source.head(8)
+    if head[4:8] not in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"):
+        return
+    samples = 0
+    with source.open() as stream:
+        for kind, start, size in _boxes(stream, 0, source.size):
+            if kind not in (b"moov", b"moof"):
+                continue
+            if size > _LARGEST_MOOV:
+                raise MediaError("has larger tables than any film", where=source.name)
+            stream.seek(start)
+            content = stream.read(size)
+            if b"cmov" in content[:64]:
+                raise MediaError("has compressed tables, which are not read", where=source.name)
+            samples += _samples(content)
+            if samples > _MOST_SAMPLES:
+                raise MediaError(
+                    f"states more than {_MOST_SAMPLES:,} samples", where=source.name, hint="cut it"
+                )
+
+
+def _boxes(stream: BinaryIO, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, start and size of the content of each box between two places."""
+    for _ in range(_MOST_BOXES):
+        stream.seek(at)
+        head = stream.read(16)
+        size, first = int.from_bytes(head[:4], "big"), 8
+        if size == 1:
+            size, first = int.from_bytes(head[8:16], "big"), 16
+        elif size == 0:
+            size = end - at
+        if len(head) < 8 or size < first:
+            return
+        yield head[4:8], at + first, min(size, end - at) - first
+        at += size
+        if at >= end:
+            return
+
+
+def _samples(content: bytes) -> int:
+    """How many samples FFmpeg would list for the boxes of a `moov` or `moof`."""
+    stream = io.BytesIO(content)
+    listed, even = 0, False
+    for kind, start, size in _boxes(stream, 0, len(content)):
+        part = content[start : start + size]
+        if kind in _FOLDERS:
+            listed += _samples(part)
+        elif kind in (b"stsz", b"stz2"):
+            listed += int.from_bytes(part[8:12], "big")
+        elif kind == b"trun":
+            listed += int.from_bytes(part[4:8], "big")
+        elif kind == b"stts":
+            # sound of single samples, each a tick long, is listed by chunks
+            even = part[4:8] == b"\0\0\0\1" and part[12:16] == b"\0\0\0\1"
+    return 0 if even else listed

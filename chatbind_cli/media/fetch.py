@@ -1,40 +1,141 @@
-"""Fetching one media file over http or https, within limits of size and time.
+"""Bytes that do not lie on disk: addresses, data URIs, standard input and pipes.
 
-Written for addresses that come from strangers' records as well as from the user: no other scheme is
-ever followed, every redirect is checked again, and nothing runs past its deadline. Large artefacts
-that should be resumed and verified are the business of `chatbind_cli.download`.
+They are read at once and held in memory, within limits of size and time. `where` is what an error
+calls the medium. Addresses come from strangers' records as well as from the user: no scheme but
+http and https is ever followed, every redirect is checked again, and nothing runs past its
+deadline. Large artefacts that should be resumed and verified are the business of
+`chatbind_cli.download`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import http.client
 import ipaddress
+import os
+import select
 import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
 from chatbind_cli import __version__
 from chatbind_cli.errors import MediaError
 from chatbind_cli.media.guard import reading
-from chatbind_cli.media.streams import SourceLimits, add_part, too_large
 from chatbind_cli.numerals import whole_number
 from chatbind_cli.urls import public_url
 
 if TYPE_CHECKING:
     import httpx
 
+MOST_BYTES = 512 * 2**20
+"""Most that is taken from an address, a data URI, a stream or a pipe."""
+
+CONNECT_SECONDS = 10.0
+SILENCE_SECONDS = 20.0
+"""Longest silence of a server or a pipe, and longest wait for a pipe to be written to."""
+
+TOTAL_SECONDS = 300.0
+"""Longest time for one address, all redirects included, and for a writer's first byte."""
+
+MOST_REDIRECTS = 5
+
+_PART = 1 << 20
 _HIGHEST_PORT = 65_535
 _LOCAL_SUFFIXES = (".localhost", ".local", ".internal")
 
 
-def fetch_url(url: str, where: str, limits: SourceLimits) -> bytes:
-    """The content behind an http(s) address.
+def read_stream(stream: IO[bytes], where: str) -> bytes:
+    """All of a stream.
 
-    Args:
-        url: the address.
-        where: what an error calls it.
-        limits: of size and time.
+    Raises:
+        MediaError: it is too large or cannot be read.
+    """
+    body = bytearray()
+    with reading(where, "cannot be read"):
+        while part := stream.read(_PART):
+            _add_part(body, part, where)
+    return bytes(body)
+
+
+def read_pipe(path: Path, where: str) -> bytes:
+    """All that is written to a pipe; opened so that a pipe without a writer blocks nobody.
+
+    Raises:
+        MediaError: nobody writes to it, or falls silent, or it is too large.
+    """
+    pipe = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        ready = select.poll()
+        ready.register(pipe, select.POLLIN)
+        body = bytearray()
+        alone = False
+        while True:
+            patience = SILENCE_SECONDS
+            try:
+                part = os.read(pipe, _PART)
+            except BlockingIOError:  # somebody holds it open for writing, and is silent
+                alone = False
+                patience = SILENCE_SECONDS if body else TOTAL_SECONDS
+            else:
+                if part:
+                    _add_part(body, part, where)
+                    continue
+                if body:
+                    return bytes(body)
+                if alone:
+                    raise _silent(where, patience)
+                alone = True  # a writer that comes and is silent does not end the wait: look again
+            events = ready.poll(patience * 1000)
+            if not events and not alone:
+                raise _silent(where, patience)
+            if events and not any(event & select.POLLIN for _, event in events):
+                return bytes(body)  # its writer has come and gone
+    finally:
+        os.close(pipe)
+
+
+def _silent(where: str, seconds: float) -> MediaError:
+    return MediaError(f"nothing was written to it in {seconds:g} s", where=where)
+
+
+def decode_data_uri(uri: str, where: str) -> bytes:
+    """The content of `data:[<type>][;base64],<content>` (RFC 2397).
+
+    Raises:
+        MediaError: it is broken or too large.
+    """
+    header, comma, content = uri.partition(",")
+    if not comma:
+        raise MediaError("is a data URI without a comma", where=where)
+    if len(content) > MOST_BYTES * 4 // 3 + 4:
+        raise _too_large(where)
+    data = urllib.parse.unquote_to_bytes(content)
+    if not header.lower().endswith(";base64"):
+        return data
+    with reading(where, "is a data URI with broken base64"):
+        # white space may come from wrapped lines; padding is often left out
+        packed = b"".join(data.split()).translate(bytes.maketrans(b"-_", b"+/"))
+        return base64.b64decode(packed + b"=" * (-len(packed) % 4), validate=True)
+
+
+def _add_part(body: bytearray, part: bytes, where: str) -> None:
+    body += part
+    if len(body) > MOST_BYTES:
+        raise _too_large(where)
+
+
+def _too_large(where: str) -> MediaError:
+    return MediaError(
+        f"is larger than {MOST_BYTES / 2**20:.4g} MiB",
+        where=where,
+        hint="save it to a file first: files on disk may be larger",
+    )
+
+
+def fetch_url(url: str, where: str) -> bytes:
+    """The content behind an http(s) address.
 
     Raises:
         MediaError: not found, too large, too slow, or a redirect to somewhere that is not followed.
@@ -42,48 +143,45 @@ def fetch_url(url: str, where: str, limits: SourceLimits) -> bytes:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(_fetch_in_time(url, where, limits))
+        return asyncio.run(_fetch_in_time(url, where))
     # called from inside somebody's event loop (a notebook): that one cannot be entered twice
     with ThreadPoolExecutor(max_workers=1) as pool:
-        return pool.submit(asyncio.run, _fetch_in_time(url, where, limits)).result()
+        return pool.submit(asyncio.run, _fetch_in_time(url, where)).result()
 
 
-async def _fetch_in_time(url: str, where: str, limits: SourceLimits) -> bytes:
-
+async def _fetch_in_time(url: str, where: str) -> bytes:
     # one deadline over everything: a server that drips a byte a second passes every other timeout
     try:
-        return await asyncio.wait_for(_fetch(url, where, limits), limits.total_timeout_s)
+        return await asyncio.wait_for(_fetch(url, where), TOTAL_SECONDS)
     except TimeoutError as error:
-        raise MediaError(
-            f"was not complete after {limits.total_timeout_s:g} s", where=where
-        ) from error
+        raise MediaError(f"was not complete after {TOTAL_SECONDS:g} s", where=where) from error
 
 
-async def _fetch(url: str, where: str, limits: SourceLimits) -> bytes:
+async def _fetch(url: str, where: str) -> bytes:
     import httpx  # noqa: PLC0415
 
-    timeout = httpx.Timeout(limits.read_timeout_s, connect=limits.connect_timeout_s)
+    timeout = httpx.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS)
     # identity: a compressed body could be a bomb, and media do not compress anyway
     headers = {"User-Agent": f"chatbind/{__version__}", "Accept-Encoding": "identity"}
     here = url
     # a ValueError may be half an IPv6 address, or a host that no name can have
     with reading(where, "cannot be fetched"):
         async with httpx.AsyncClient(timeout=timeout, headers=headers) as client:
-            for _ in range(limits.max_redirects + 1):
+            for _ in range(MOST_REDIRECTS + 1):
                 port = httpx.URL(here).port
                 if port is not None and port > _HIGHEST_PORT:
                     raise httpx.InvalidURL(f"Invalid port: {port}")
                 try:
                     async with client.stream("GET", here) as response:
                         if not response.has_redirect_location:
-                            return await _body(response, where, limits)
+                            return await _body(response, where)
                         here = next_address(here, response.headers["location"], where)
                 except httpx.TimeoutException as error:
                     raise MediaError("the server does not answer in time", where=where) from error
-    raise MediaError(f"redirects more than {limits.max_redirects} times", where=where)
+    raise MediaError(f"redirects more than {MOST_REDIRECTS} times", where=where)
 
 
-async def _body(response: httpx.Response, where: str, limits: SourceLimits) -> bytes:
+async def _body(response: httpx.Response, where: str) -> bytes:
     if not response.is_success:
         code = response.status_code
         said = f"the server answers {code} {http.client.responses.get(code, '')}"
@@ -92,11 +190,11 @@ async def _body(response: httpx.Response, where: str, limits: SourceLimits) -> b
     if coding not in ("", "identity"):
         raise MediaError(f"comes compressed as {coding[:20]!r}, unasked", where=where)
     length = whole_number(response.headers.get("content-length", ""))
-    if length is not None and length > limits.max_bytes:
-        raise too_large(where, limits)
+    if length is not None and length > MOST_BYTES:
+        raise _too_large(where)
     body = bytearray()
     async for part in response.aiter_raw():
-        add_part(body, part, where, limits)
+        _add_part(body, part, where)
     return bytes(body)
 
 

@@ -16,10 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from chatbind_cli.errors import MediaError
-from chatbind_cli.media.guard import ONE_BYTES, decoding, reading
+from chatbind_cli.media.guard import decoding, reading
 from chatbind_cli.media.options import MediaOptions
-from chatbind_cli.media.picture_cost import MAP_WORK, STEPS
-from chatbind_cli.media.pictures import open_one_channel
+from chatbind_cli.media.pictures import MAP_WORK, open_one_channel
 from chatbind_cli.media.source import MediaSource
 
 NPY_MAGIC = b"\x93NUMPY"
@@ -33,9 +32,7 @@ _LONGEST_AXIS = 2**48
 def open_map(source: MediaSource, options: MediaOptions) -> Iterator[npt.NDArray[np.generic]]:
     """The numbers of a map in their own type; a colour picture's luminance, 8 bit.
 
-    Inside the block there is room for `MAP_WORK` bytes a pixel. Of a map too large for that, every
-    second, fourth or eighth pixel is taken in both directions: a mean would mix readings with
-    holes.
+    Inside the block there is room for `MAP_WORK` bytes a pixel.
 
     Yields:
         [height, width].
@@ -56,12 +53,8 @@ def open_map(source: MediaSource, options: MediaOptions) -> Iterator[npt.NDArray
     pixels = math.prod(header.sides)
     if pixels > options.max_pixels:
         raise MediaError(f"has more than {options.max_pixels:,} pixels", where=source.name)
-    for step in STEPS:
-        cost = pixels * header.dtype.itemsize + pixels // step**2 * MAP_WORK
-        if cost <= ONE_BYTES:
-            break
-    with decoding(cost, source.name):
-        yield read_npy(source, options.max_array_bytes)[::step, ::step]
+    with decoding(pixels * (header.dtype.itemsize + MAP_WORK), source.name):
+        yield read_npy(source, options.max_array_bytes)
 
 
 class NpyHeader(NamedTuple):

@@ -9,15 +9,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from chatbind_cli.errors import MediaError
-from chatbind_cli.media.guard import Timed, decoding, reading
-from chatbind_cli.media.picture_cost import MAP_WORK, picture_plan, webp_plan
+from chatbind_cli.media.guard import ONE_BYTES, Timed, decoding, reading
 from chatbind_cli.media.source import MediaSource
 
 # Named, because Pillow also has formats that start other programs (EPS) or read other files.
@@ -28,7 +27,22 @@ _LARGEST_FILE = 2**30
 _HEADER_BYTES = 16 * 2**20
 """Most that is read of a file before its size in pixels is known."""
 
-_STRIP_PIXELS = 2**20
+MAP_WORK = 32
+"""Bytes for each pixel in the calculations with a map of depth or heat, its float32 included."""
+
+_BASE_BYTES = 8 * 2**20
+
+_PIXEL_BYTES = 16
+"""Most that Pillow's readers were measured to take a pixel, with the way to upright RGB."""
+
+_LARGE_PIXEL_BYTES = 28
+"""The same for numbers of 32 bits and for JPEG 2000."""
+
+_COEFFICIENT_BYTES = 8
+"""What libjpeg keeps a pixel of a JPEG in several scans, however small it is to become."""
+
+_MOST_SCANS = 200
+"""A progressive JPEG has about ten; each costs as much time as the whole picture."""
 
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -49,26 +63,20 @@ def open_rgb(source: MediaSource, max_pixels: int) -> AbstractContextManager[Ima
     """The first frame of a picture in three channels of 8 bits, the way up its EXIF data say.
 
     JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF, PPM, JPEG 2000; grey, palette, CMYK and 16-bit pictures
-    become RGB; transparency is dropped, as ImageBind does. A picture that would not fit the budget
-    in full size is decoded at half, a quarter or an eighth of it, where the format can, and else
-    averaged to that in strips.
+    become RGB; transparency is dropped, as ImageBind does. A JPEG that would not fit the budget in
+    full size is decoded at half, a quarter or an eighth of it.
 
     Raises:
         MediaError: it is not a picture, broken, larger than `max_pixels`, or its decoding would
             take more than the budget allows.
     """
-    return _decoded(
-        source, max_pixels, lambda picture, step: _upright(picture, _rgb(picture, step)), work=0
-    )
+    return _decoded(source, max_pixels, lambda picture: _upright(picture, _to_rgb(picture)), work=0)
 
 
 def open_one_channel(
     source: MediaSource, max_pixels: int
 ) -> AbstractContextManager[npt.NDArray[np.generic]]:
     """The pixels of a one-channel picture in their own type, or of any other in luminance, 8 bit.
-
-    Of a map that would not fit the budget, calculations included, every second, fourth or eighth
-    pixel is taken, in both directions: a mean would mix readings with holes.
 
     Returns:
         [height, width] of uint8, uint16, int32 or float32.
@@ -77,8 +85,9 @@ def open_one_channel(
         MediaError: see `open_rgb`.
     """
 
-    def convert(picture: Image.Image, step: int) -> npt.NDArray[np.generic]:
-        values = np.asarray(_upright(picture, _one_channel(picture, step)))
+    def convert(picture: Image.Image) -> npt.NDArray[np.generic]:
+        one = picture.mode == "L" or _is_measured(picture)
+        values = np.asarray(_upright(picture, picture if one else _to_rgb(picture).convert("L")))
         return values.astype(np.uint16) if picture.mode.startswith("I;16") else values
 
     return _decoded(source, max_pixels, convert, work=MAP_WORK)
@@ -95,14 +104,14 @@ def is_measurement(source: MediaSource) -> bool:
 
 @contextmanager
 def _decoded(
-    source: MediaSource, max_pixels: int, convert: Callable[[Image.Image, int], T], *, work: int
+    source: MediaSource, max_pixels: int, convert: Callable[[Image.Image], T], *, work: int
 ) -> Iterator[T]:
     """What `convert` makes of a decoded picture, with room for the work on it.
 
     Args:
         source: a file of one of the formats above.
         max_pixels: most pixels that its header may state.
-        convert: takes the picture, and how many times smaller it has to make it.
+        convert: takes the picture.
         work: bytes that the caller needs for each pixel.
     """
     if source.size > _LARGEST_FILE:
@@ -110,10 +119,11 @@ def _decoded(
     with source.open() as stream, ExitStack() as room:
         with reading(source.name, "is a broken picture"):
             limited = Timed(stream, left=_HEADER_BYTES)
-            plan = webp_plan(source)
-            if plan is not None:  # its reader takes the memory for the pixels when it is opened
+            webp = _webp_pixels(source)
+            if webp is not None:  # its reader takes the memory for the pixels when it is opened
                 limited.left = None
-                room.enter_context(decoding(plan.cost, source.name))
+                cost = _BASE_BYTES + 2 * source.size + webp * _PIXEL_BYTES
+                room.enter_context(decoding(cost, source.name))
             try:
                 picture = _opened(limited)
             except UnidentifiedImageError as error:
@@ -122,13 +132,12 @@ def _decoded(
                 raise _too_many_pixels(source, max_pixels) from error
             if picture.width * picture.height > max_pixels:
                 raise _too_many_pixels(source, max_pixels)
-            if plan is None:
-                plan = picture_plan(picture, source, stream, work)
-                room.enter_context(decoding(plan.cost, source.name))
+            if webp is None:
+                room.enter_context(decoding(_fitted(picture, source, stream, work), source.name))
                 limited.left = None
             with _without_warnings():
                 picture.load()
-                result = convert(picture, plan.step)
+                result = convert(picture)
             del picture  # before its room is given back
         try:
             yield result
@@ -150,28 +159,71 @@ def _without_warnings() -> Iterator[None]:
         yield
 
 
-def _rgb(picture: Image.Image, step: int) -> Image.Image:
-    """RGB, each side `step` times smaller."""
-    if step == 1:
-        return _to_rgb(picture)
-    if _is_measured(picture):
-        return _to_rgb(_one_channel(picture, step))
+def _webp_pixels(source: MediaSource) -> int | None:
+    """Pixels of a WebP file by its first bytes; None for other formats."""
+    head = source.head(30)
+    if head[:4] != b"RIFF" or head[8:12] != b"WEBP":
+        return None
+    if head[12:16] == b"VP8X":
+        width, height = (1 + int.from_bytes(head[at : at + 3], "little") for at in (24, 27))
+    elif head[12:16] == b"VP8L":
+        bits = int.from_bytes(head[21:25], "little")
+        width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    else:
+        width, height = (int.from_bytes(head[at : at + 2], "little") & 0x3FFF for at in (26, 28))
+    return width * height
+
+
+def _fitted(picture: ImageFile.ImageFile, source: MediaSource, stream: BinaryIO, work: int) -> int:
+    """Bytes that decoding takes; a JPEG that is too large is told to become smaller on the way.
+
+    Args:
+        picture: opened, and not decoded yet.
+        source: its file.
+        stream: the file, where opening has left it.
+        work: bytes that the caller needs for each pixel.
+
+    Raises:
+        ValueError: it has more scans than a picture has.
+    """
     width, height = picture.size
-    small = Image.new("RGB", (-(-width // step), -(-height // step)))
-    rows = step * max(1, _STRIP_PIXELS // (width * step))
-    for top in range(0, height, rows):
-        strip = picture.crop((0, top, width, min(top + rows, height)))
-        small.paste(_to_rgb(strip).reduce(step), (0, top // step))
-    return small
+    pixels = width * height
+    large = picture.format == "JPEG2000" or picture.mode in ("I", "F")
+    each = max(_LARGE_PIXEL_BYTES if large else _PIXEL_BYTES, work + 4)
+    # rows have pointers, and readers hold a few of the longest possible ones
+    fixed = _BASE_BYTES + 24 * width + 16 * height
+    if picture.format in ("AVIF", "TIFF"):  # their readers hold the file
+        fixed += 2 * source.size
+    if picture.format == "TIFF":  # unpacked tile by tile, however large a tile may be
+        tags = picture.tag_v2  # type: ignore[attr-defined]
+        pixels = max(pixels, int(tags.get(322, 0)) * int(tags.get(323, 0)))
+    if picture.format not in ("JPEG", "MPO"):
+        return fixed + pixels * each
+    if _scans(stream) > 1 or "progressive" in picture.info:
+        fixed += pixels * _COEFFICIENT_BYTES
+    for step in (1, 2, 4, 8):
+        cost = fixed + pixels // step**2 * each
+        if cost <= ONE_BYTES:
+            break
+    if step > 1:
+        picture.draft(picture.mode, (width // step, height // step))
+    return cost
 
 
-def _one_channel(picture: Image.Image, step: int) -> Image.Image:
-    if not _is_measured(picture):
-        return picture if picture.mode == "L" and step == 1 else _rgb(picture, step).convert("L")
-    if step == 1:
-        return picture
-    size = (max(1, picture.width // step), max(1, picture.height // step))
-    return picture.resize(size, Image.Resampling.NEAREST)
+def _scans(stream: BinaryIO) -> int:
+    """How many scans a JPEG has, from behind the first one's head, where Pillow stops.
+
+    Raises:
+        ValueError: more than a picture has.
+    """
+    scans, last, ended = 1, b"", b""
+    while not ended and (part := stream.read(1 << 20)):
+        inside, ended, _ = (last + part).partition(b"\xff\xd9")
+        scans += inside.count(b"\xff\xda")
+        last = part[-1:]
+    if scans > _MOST_SCANS:
+        raise ValueError(f"more than {_MOST_SCANS} scans")
+    return scans
 
 
 def _is_measured(picture: Image.Image) -> bool:

@@ -18,9 +18,18 @@ from typing import IO, BinaryIO
 
 from chatbind_cli.errors import MediaError
 from chatbind_cli.files import sha256_file
+from chatbind_cli.media.fetch import (
+    MOST_BYTES,
+    decode_data_uri,
+    fetch_url,
+    read_pipe,
+    read_stream,
+)
 from chatbind_cli.media.guard import reading
-from chatbind_cli.media.streams import SourceLimits, decode_data_uri, read_pipe, read_stream
 from chatbind_cli.urls import public_url
+
+_MOST_FILE_BYTES = 128 * 2**30
+"""Largest file on disk: all of it is hashed. An hour of 4K video takes up to 50 GB."""
 
 _SHOWN_CHARACTERS = 100
 _LONGEST_URL = 10_000
@@ -78,16 +87,11 @@ class MediaSource:
             return stream.read(count)
 
 
-def open_source(
-    ref: str | Path | bytes,
-    *,
-    stdin: IO[bytes] | None = None,
-    limits: SourceLimits = SourceLimits(),  # noqa: B008 (frozen, so safe to share)
-) -> MediaSource:
+def open_source(ref: str | Path | bytes, *, stdin: IO[bytes] | None = None) -> MediaSource:
     """Finds the bytes behind a path, an http(s) URL, a data URI, `-` (standard input) or bytes.
 
-    URLs, streams and pipes are read at once and held in memory, up to `limits.max_bytes`; a file on
-    disk is only looked at. A `Path` is always a path, whatever its name.
+    URLs, streams and pipes are read at once and held in memory, up to half a GiB; a file on disk is
+    only looked at. A `Path` is always a path, whatever its name.
 
     Raises:
         MediaError: there is nothing there, it is empty, too large, too slow, or of a kind that is
@@ -96,37 +100,35 @@ def open_source(
     if isinstance(ref, bytes):
         source = MediaSource("<bytes>", data=ref)
     elif isinstance(ref, Path):
-        source = _open_path(ref, limits)
+        source = _open_path(ref)
     else:
-        source = _open_named(ref, stdin, limits)
+        source = _open_named(ref, stdin)
     if source.size == 0:
         raise MediaError("is empty", where=source.name)
     return source
 
 
-def _open_named(ref: str, stdin: IO[bytes] | None, limits: SourceLimits) -> MediaSource:
+def _open_named(ref: str, stdin: IO[bytes] | None) -> MediaSource:
     where = shown(ref)
     found = _SCHEME.match(ref)
     scheme = found[1].lower() if found else ""
     if ref == "-":
         stream = stdin if stdin is not None else sys.stdin.buffer
-        return MediaSource(ref, data=read_stream(stream, "standard input", limits))
+        return MediaSource(ref, data=read_stream(stream, "standard input"))
     if scheme == "data":
-        return MediaSource(ref, data=decode_data_uri(ref, where, limits))
+        return MediaSource(ref, data=decode_data_uri(ref, where))
     if scheme in ("http", "https"):
-        from chatbind_cli.media.fetch import fetch_url  # noqa: PLC0415  it brings asyncio
-
-        return MediaSource(ref, data=fetch_url(ref, where, limits))
+        return MediaSource(ref, data=fetch_url(ref, where))
     if scheme and "://" in ref:
         raise MediaError(
             f"{scheme} addresses are not read",
             where=where,
             hint="give a path, an http(s) URL or a data URI",
         )
-    return _open_path(ref, limits)
+    return _open_path(ref)
 
 
-def _open_path(ref: str | Path, limits: SourceLimits) -> MediaSource:
+def _open_path(ref: str | Path) -> MediaSource:
     text, path = str(ref), Path(ref)
     where = shown(text)
     if not text or "\0" in text:
@@ -141,24 +143,24 @@ def _open_path(ref: str | Path, limits: SourceLimits) -> MediaSource:
         raise MediaError("is not a file name", where=where) from error
     if stat.S_ISREG(mode):
         source = MediaSource(text, path=path)
-        _refuse_vast(source, limits)
+        _refuse_vast(source)
         return source
     if stat.S_ISFIFO(mode):  # `<(command)` in a shell: it can be read only once
         with reading(where, "cannot be read"):
-            return MediaSource(text, data=read_pipe(path, where, limits))
+            return MediaSource(text, data=read_pipe(path, where))
     kind = "a folder, not a file" if stat.S_ISDIR(mode) else "not a file"
     raise MediaError(f"is {kind}", where=where)
 
 
-def _refuse_vast(source: MediaSource, limits: SourceLimits) -> None:
+def _refuse_vast(source: MediaSource) -> None:
     """Refuses files that are no media but take hours to hash, such as sparse ones."""
-    if source.size > limits.max_file_bytes:
+    if source.size > _MOST_FILE_BYTES:
         raise MediaError(
-            f"is larger than {limits.max_file_bytes / 2**30:.4g} GiB",
+            f"is larger than {_MOST_FILE_BYTES / 2**30:.4g} GiB",
             where=source.name,
             hint="cut out the stretch that matters",
         )
-    if source.size > limits.max_bytes and not any(source.head(4096)):
+    if source.size > MOST_BYTES and not any(source.head(4096)):
         raise MediaError("begins with nothing but zeros: no medium does", where=source.name)
 
 

@@ -20,7 +20,6 @@ import pyarrow.parquet
 from chatbind_cli.errors import MediaError
 from chatbind_cli.media.guard import check_time, reading
 from chatbind_cli.media.source import MediaSource
-from chatbind_cli.media.stated_counts import largest_page
 
 Columns = dict[str, npt.NDArray[np.float64]]
 
@@ -30,6 +29,10 @@ _BATCH_ROWS = 64 * 1024
 _LONGEST_FOOTER = 16 * 2**20
 _LARGEST_PAGE = 16 * 2**20
 """Writers make pages of about 1 MiB."""
+
+_PAGE_HEADER_BYTES = 64 * 1024
+_MOST_DEPTH = 16
+"""Of what a page's header nests."""
 
 _BROKEN_CSV = "is not a readable CSV table"
 _BROKEN_PARQUET = "is not a readable Parquet file"
@@ -160,17 +163,89 @@ def _refuse_larger(source: MediaSource, size: int, max_bytes: int) -> None:
 def _refuse_large_pages(
     file: pyarrow.parquet.ParquetFile, stream: BinaryIO, read: set[str], source: MediaSource
 ) -> None:
+    """The footer says how large everything is unpacked, and may lie; pages are believed."""
     place = stream.tell()
     for group in range(file.metadata.num_row_groups):
-        check_time()
         meta = file.metadata.row_group(group)
         for number in range(meta.num_columns):
             column = meta.column(number)
             if column.path_in_schema not in read:
                 continue
-            if largest_page(stream, column, source.size) > _LARGEST_PAGE:
-                raise MediaError("has larger pages than any table", where=source.name)
+            starts = (column.dictionary_page_offset or 0, column.data_page_offset)
+            at = min(start for start in starts if start > 0)
+            end = min(at + column.total_compressed_size, source.size)
+            while at < end:
+                check_time()
+                stream.seek(at)
+                header = io.BytesIO(stream.read(_PAGE_HEADER_BYTES))
+                sizes = _thrift_struct(header, 0)
+                unpacked, packed = sizes.get(2), sizes.get(3)
+                if unpacked is None or packed is None or min(unpacked, packed) < 0:
+                    raise ValueError("a page without a size")
+                if unpacked > _LARGEST_PAGE:
+                    raise MediaError("has larger pages than any table", where=source.name)
+                at += header.tell() + packed
     stream.seek(place)
+
+
+def _thrift_struct(header: BinaryIO, depth: int) -> dict[int, int | None]:
+    """The fields of a struct in Thrift's compact protocol by number, as `_thrift_value` has them.
+
+    Raises:
+        ValueError: it has no end, or things that no page header has.
+    """
+    fields: dict[int, int | None] = {}
+    number = 0
+    while (byte := _byte(header)) & 15:
+        number = number + (byte >> 4) if byte >> 4 else _signed(_thrift_number(header))
+        fields[number] = _thrift_value(header, byte & 15, depth)
+    return fields
+
+
+def _thrift_value(header: BinaryIO, kind: int, depth: int) -> int | None:
+    """A whole number; any other value is passed over."""
+    if depth > _MOST_DEPTH:
+        raise ValueError("no page header is so deep")
+    match kind:
+        case 1 | 2:  # true and false, which fields hold in their kind
+            pass
+        case 3:
+            _byte(header)
+        case 4 | 5 | 6:
+            return _signed(_thrift_number(header))
+        case 8:
+            header.seek(_thrift_number(header), io.SEEK_CUR)
+        case 9:
+            byte = _byte(header)
+            inner = 3 if byte & 15 in (1, 2) else byte & 15
+            for _ in range(_thrift_number(header) if byte >> 4 == 15 else byte >> 4):
+                _thrift_value(header, inner, depth + 1)
+        case 12:
+            _thrift_struct(header, depth + 1)
+        case _:
+            raise ValueError("no page header")  # which holds neither numbers with a point nor sets
+    return None
+
+
+def _thrift_number(header: BinaryIO) -> int:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = _byte(header)
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value
+    raise ValueError("a number without an end")
+
+
+def _signed(number: int) -> int:
+    return (number >> 1) ^ -(number & 1)
+
+
+def _byte(header: BinaryIO) -> int:
+    part = header.read(1)
+    if not part:
+        raise ValueError("a page header without an end")
+    return part[0]
 
 
 def _with_commas(stream: BinaryIO) -> BinaryIO:

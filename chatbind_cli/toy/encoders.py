@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from chatbind_cli.encoders.imagebind.encoder import Encoder, load_encoder, save_encoder
-from chatbind_cli.encoders.imagebind.preprocess import Media, load_media
+from chatbind_cli.encoders.imagebind.preprocess import Decoded, load_media
 from chatbind_cli.toy import towers
 from chatbind_cli.toy.digits import NAMES, Item
 from chatbind_cli.toy.fit import Size, fixed_threads, repeatable
@@ -127,7 +127,7 @@ def _embed_files(
     return [torch.stack(part) for part in zip(*rows, strict=True)]
 
 
-def _load(items: Sequence[Item], modality: str, media: Path) -> Iterator[Media]:
+def _load(items: Sequence[Item], modality: str, media: Path) -> Iterator[Decoded]:
     """Media in order, read a little ahead."""
     paths = [media / relative_path(item, modality) for item in items]
     with ThreadPoolExecutor(_LOADERS) as pool:

@@ -12,7 +12,7 @@ import torch
 
 from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.encoders.imagebind.encoder import load_encoder
-from chatbind_cli.encoders.imagebind.preprocess import Media, load_media
+from chatbind_cli.encoders.imagebind.preprocess import Decoded, load_media
 from chatbind_cli.errors import ChatBindError, MediaError
 from chatbind_cli.inference.loaded_model import LoadedModel, load_model
 from chatbind_cli.inference.media_encoder import MediaEncoder, StoredEmbeddings
@@ -77,7 +77,7 @@ def test_an_error_takes_the_place_of_its_medium(
 def test_what_means_nothing_to_the_encoder_is_an_error_of_its_medium(
     loaded: LoadedModel, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load(source: Any, found: str, options: MediaOptions) -> Media:
+    def load(source: Any, found: str, options: MediaOptions) -> Decoded:
         media = load_media(source, found, options)
         if source.name.endswith("tone.wav"):
             return replace(media, tensor=media.tensor * float("nan"))

@@ -14,11 +14,6 @@ import pytest
 from chatbind_cli.errors import MediaError
 from chatbind_cli.media import fetch
 from chatbind_cli.media.source import open_source
-from chatbind_cli.media.streams import SourceLimits
-
-LIMITS = SourceLimits(
-    max_bytes=100_000, connect_timeout_s=1.0, read_timeout_s=0.4, total_timeout_s=1.0
-)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -111,19 +106,23 @@ def server() -> Iterator[str]:
 
 
 @pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+def _small_limits_and_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "MOST_BYTES", 100_000)
+    monkeypatch.setattr(fetch, "CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr(fetch, "SILENCE_SECONDS", 0.4)
+    monkeypatch.setattr(fetch, "TOTAL_SECONDS", 1.0)
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
 
 
 def test_a_url_is_fetched_and_keeps_its_name(server: str) -> None:
-    source = open_source(f"{server}/to-ok", limits=LIMITS)
+    source = open_source(f"{server}/to-ok")
     assert source.data == b"hello" and source.ref == f"{server}/to-ok"
 
 
 def test_requests_say_who_asks_and_want_no_compression(server: str) -> None:
-    data = open_source(f"{server}/agent", limits=LIMITS).data
+    data = open_source(f"{server}/agent").data
     assert data is not None and data.startswith(b"chatbind/") and data.endswith(b"identity")
 
 
@@ -149,7 +148,7 @@ def test_requests_say_who_asks_and_want_no_compression(server: str) -> None:
 def test_a_bad_server_gives_one_line_soon(server: str, name: str, what: str) -> None:
     began = time.monotonic()
     with pytest.raises(MediaError, match=what) as caught:
-        open_source(f"{server}/{name}", limits=LIMITS)
+        open_source(f"{server}/{name}")
     assert time.monotonic() - began < 3
     assert "\n" not in str(caught.value) and name in str(caught.value)
 
@@ -159,7 +158,7 @@ def test_a_closed_port_is_one_line() -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with pytest.raises(MediaError, match="cannot be fetched"):
-        open_source(f"http://127.0.0.1:{port}/x", limits=LIMITS)
+        open_source(f"http://127.0.0.1:{port}/x")
 
 
 @pytest.mark.parametrize(
@@ -168,12 +167,12 @@ def test_a_closed_port_is_one_line() -> None:
 )
 def test_a_broken_url_is_one_line(url: str) -> None:
     with pytest.raises(MediaError):
-        open_source(url, limits=LIMITS)
+        open_source(url)
 
 
 def test_fetching_works_inside_a_running_event_loop(server: str) -> None:
     async def notebook() -> bytes | None:
-        return open_source(f"{server}/ok", limits=LIMITS).data
+        return open_source(f"{server}/ok").data
 
     assert asyncio.run(notebook()) == b"hello"
 

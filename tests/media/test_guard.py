@@ -13,7 +13,7 @@ from chatbind_cli.media.guard import ALL_BYTES, ONE_BYTES, Timed, check_time, de
 
 def test_more_than_one_medium_may_take_is_refused_and_says_how_much() -> None:
     with (
-        pytest.raises(MediaError, match=r"a\.png: would take 1,024 MiB of memory .* than 512 MiB"),
+        pytest.raises(MediaError, match=r"a\.png: would take 1,792 MiB of memory .* than 896 MiB"),
         decoding(2 * ONE_BYTES, "a.png"),
     ):
         pytest.fail("it was let in")
@@ -27,7 +27,7 @@ def test_many_threads_never_take_more_than_all_may_and_all_get_their_turn() -> N
 
     def decode(number: int) -> None:
         nonlocal held, most
-        cost = (ONE_BYTES, ONE_BYTES // 3, 1)[number % 3]
+        cost = (ONE_BYTES, (ALL_BYTES - ONE_BYTES) // 2, 1)[number % 3]
         for turn in range(5):
             try:
                 with decoding(cost, str(number)):
@@ -57,7 +57,7 @@ def test_a_large_medium_is_not_overtaken_for_ever_by_small_ones() -> None:
     release = threading.Event()
 
     def hold() -> None:
-        with decoding(ONE_BYTES, "first"):
+        with decoding(ALL_BYTES // 2, "first"):
             release.wait(10)
 
     def enter(name: str, cost: int) -> None:

@@ -12,11 +12,9 @@ from pathlib import Path
 import pytest
 
 from chatbind_cli.errors import MediaError
+from chatbind_cli.media import fetch
 from chatbind_cli.media.root import MediaRoot
 from chatbind_cli.media.source import MediaSource, open_source
-from chatbind_cli.media.streams import SourceLimits
-
-SMALL = SourceLimits(max_bytes=1000)
 
 
 def content(source: MediaSource) -> bytes:
@@ -28,7 +26,7 @@ def test_a_path_is_read_where_it_lies_and_hashed_by_content(tmp_path: Path) -> N
     path = tmp_path / "a.bin"
     path.write_bytes(b"hello")
     for ref in (path, str(path)):
-        source = open_source(ref, limits=SourceLimits(max_bytes=1))
+        source = open_source(ref)
         assert source.path == path and source.data is None
         assert content(source) == b"hello" and source.size == 5
         assert source.sha256 == hashlib.sha256(b"hello").hexdigest()
@@ -82,7 +80,11 @@ def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
         open_source(tmp_path)
 
 
-def test_streams_stop_at_the_limit_without_being_read_to_the_end() -> None:
+def test_streams_stop_at_the_limit_without_being_read_to_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fetch, "MOST_BYTES", 1000)
+
     class Endless(io.RawIOBase):
         given = 0
 
@@ -92,10 +94,10 @@ def test_streams_stop_at_the_limit_without_being_read_to_the_end() -> None:
 
     endless = Endless()
     with pytest.raises(MediaError, match="standard input: is larger"):
-        open_source("-", stdin=endless, limits=SMALL)
+        open_source("-", stdin=endless)
     assert endless.given < 10_000_000
     with pytest.raises(MediaError, match="is larger"):
-        open_source("data:," + "x" * 5000, limits=SMALL)
+        open_source("data:," + "x" * 5000)
 
 
 def test_a_named_pipe_is_read_like_stdin(tmp_path: Path) -> None:
@@ -180,20 +182,23 @@ def test_coco_prefixes_are_added_where_only_the_prefixed_file_exists(
     assert MediaRoot(folder, "COCO_val2014_").find("COCO_val2014_000001.jpg").is_file()
 
 
-QUICK = SourceLimits(read_timeout_s=0.2, total_timeout_s=1.0)
-
-
-def test_a_pipe_that_nobody_writes_to_is_given_up(tmp_path: Path) -> None:
+def test_a_pipe_that_nobody_writes_to_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(fetch, "TOTAL_SECONDS", 1.0)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(MediaError, match=r"pipe: nothing was written to it in 0\.2 s"):
-        open_source(tmp_path / "pipe", limits=QUICK)
+        open_source(tmp_path / "pipe")
 
 
-def test_a_writer_may_be_slow_to_begin_but_not_fall_silent(tmp_path: Path) -> None:
+def test_a_writer_may_be_slow_to_begin_but_not_fall_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr(fetch, "TOTAL_SECONDS", 10.0)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-
-    limits = SourceLimits(read_timeout_s=0.5, total_timeout_s=10.0)
 
     def write(late: float, pause: float, rest: float) -> None:
         time.sleep(late)
@@ -208,7 +213,7 @@ def test_a_writer_may_be_slow_to_begin_but_not_fall_silent(tmp_path: Path) -> No
         writer = threading.Thread(target=write, args=pauses)
         writer.start()
         try:
-            return open_source(pipe, limits=limits).data
+            return open_source(pipe).data
         finally:
             writer.join(5)
 
@@ -218,7 +223,10 @@ def test_a_writer_may_be_slow_to_begin_but_not_fall_silent(tmp_path: Path) -> No
         read(0.0, 0.0, 1.0)
 
 
-def test_a_pipe_is_read_no_further_than_the_limit(tmp_path: Path) -> None:
+def test_a_pipe_is_read_no_further_than_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "MOST_BYTES", 1000)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
 
@@ -229,7 +237,7 @@ def test_a_pipe_is_read_no_further_than_the_limit(tmp_path: Path) -> None:
     writer = threading.Thread(target=write)
     writer.start()
     with pytest.raises(MediaError, match="pipe: is larger"):
-        open_source(pipe, limits=SourceLimits(max_bytes=1000))
+        open_source(pipe)
     writer.join(5)
 
 

@@ -12,7 +12,7 @@ import torch
 from chatbind_cli.data.lookup import Embeddings, open_parts, open_stores
 from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.encoders.imagebind.encoder import Encoder, load_encoder
-from chatbind_cli.encoders.imagebind.preprocess import Media, load_media
+from chatbind_cli.encoders.imagebind.preprocess import Decoded, load_media
 from chatbind_cli.errors import StoreError
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
@@ -83,7 +83,7 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_encoded(world, encoder, tmp
 def test_what_the_encoder_makes_nothing_of_is_left_out(world, encoder, tmp_path) -> None:
     whole = encoder.embed
 
-    def embed(media: Sequence[Media], *, normalize: bool) -> torch.Tensor:
+    def embed(media: Sequence[Decoded], *, normalize: bool) -> torch.Tensor:
         rows = whole(media, normalize=normalize)
         rows[[item.source.ref.endswith("p1.png") for item in media]] = float("inf")
         return rows

@@ -7,24 +7,13 @@ that a start never falls on the other side of a frame or sample by rounding.
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import NamedTuple
 
 from chatbind_cli.errors import UsageError
 
 
-class Clip(NamedTuple):
-    """A stretch of a recording in seconds, `start` included and `end` not.
-
-    Of a recording shorter than a clip, `end` lies past its end.
-    """
-
-    start: Fraction
-    end: Fraction
-
-
 def spread_clips(
     duration: float, *, count: int, seconds: float, sampler: str = "imagebind"
-) -> list[Clip]:
+) -> list[tuple[Fraction, Fraction]]:
     """Spreads `count` clips of `seconds` each over a recording of `duration` seconds.
 
     With slack = max(duration - seconds, 0), clip i starts at
@@ -35,7 +24,8 @@ def spread_clips(
       were made with it;
     - `pytorchvideo`: wherever that library's `ConstantClipsPerVideoSampler` puts it.
 
-    A recording no longer than one clip gives `count` equal clips that all start at 0.
+    A recording no longer than one clip gives `count` equal clips that all start at 0. The end of a
+    clip is not in it; of a recording shorter than a clip, it lies past the recording's end.
 
     Raises:
         UsageError: the sampler has no such name, or its library is not installed.
@@ -49,10 +39,10 @@ def spread_clips(
     slack = Fraction(max(duration - seconds, 0.0))
     steps = max(count - 1, 1) if sampler == "imagebind" else count
     starts = [slack * i / steps for i in range(count)]
-    return [Clip(start, start + Fraction(seconds)) for start in starts]
+    return [(start, start + Fraction(seconds)) for start in starts]
 
 
-def _library_clips(duration: float, count: int, seconds: float) -> list[Clip]:
+def _library_clips(duration: float, count: int, seconds: float) -> list[tuple[Fraction, Fraction]]:
     try:
         from pytorchvideo.data.clip_sampling import (  # noqa: PLC0415
             ConstantClipsPerVideoSampler,
@@ -69,5 +59,5 @@ def _library_clips(duration: float, count: int, seconds: float) -> list[Clip]:
     last = False
     while not last:
         start, end, _, _, last = sampler(end, duration, None)
-        clips.append(Clip(Fraction(start), Fraction(end)))
+        clips.append((Fraction(start), Fraction(end)))
     return clips

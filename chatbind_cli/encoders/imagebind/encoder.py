@@ -16,20 +16,24 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from chatbind_cli.encoders.imagebind.config import HUGE, TOWER_OF, ImageBindConfig
+from chatbind_cli.encoders.imagebind.config import (
+    HUGE,
+    TEXT_CONTEXT,
+    TOWER_OF,
+    ImageBindConfig,
+)
 from chatbind_cli.encoders.imagebind.model import ImageBind, towers_of
-from chatbind_cli.encoders.imagebind.text import tokenize
 from chatbind_cli.encoders.imagebind.weights import (
     check_towers,
     find_encoder,
     load_tower,
     save_encoder,
 )
-from chatbind_cli.errors import UsageError, WeightsError
+from chatbind_cli.errors import ChatBindError, UsageError, WeightsError
 from chatbind_cli.files import sha256_file
 
 if TYPE_CHECKING:
-    from chatbind_cli.encoders.imagebind.preprocess import Media
+    from chatbind_cli.encoders.imagebind.preprocess import Decoded
 
 __all__ = ["Encoder", "load_encoder", "save_encoder"]
 
@@ -55,6 +59,7 @@ class Encoder:
         dtype: of the weights; embeddings come out in float32.
         batch_size: clips (pictures, ...) that go through a tower at once.
         attn_implementation: see `load_encoder`.
+        loaded: the towers that are in memory.
     """
 
     def __init__(
@@ -76,7 +81,7 @@ class Encoder:
         self.attn_implementation = attn_implementation
         self._kernels = _kernels(attn_implementation, device, dtype)
         self.towers = check_towers(path, config)
-        self._loaded: dict[str, ImageBind] = {}
+        self.loaded: dict[str, ImageBind] = {}
 
     @cached_property
     def sha256(self) -> str:
@@ -98,11 +103,6 @@ class Encoder:
         """What it can encode: image, video, ... and text, as far as the weights have towers."""
         return tuple(modality for modality, tower in TOWER_OF.items() if tower in self.towers)
 
-    @property
-    def loaded_towers(self) -> tuple[str, ...]:
-        """The towers that are in memory."""
-        return tuple(self._loaded)
-
     def load(self, modalities: Iterable[str]) -> None:
         """Reads the towers of these modalities now rather than at first use.
 
@@ -112,7 +112,7 @@ class Encoder:
         for tower in towers_of(modalities):
             self._tower(tower)
 
-    def embed(self, media: Sequence[Media], *, normalize: bool) -> torch.Tensor:
+    def embed(self, media: Sequence[Decoded], *, normalize: bool) -> torch.Tensor:
         """Returns the embeddings of media, float32 [n, embedding_dim] on the CPU, in order.
 
         Args:
@@ -132,21 +132,6 @@ class Encoder:
             rows[indices] = self._embed_equal(modality, [media[i].tensor for i in indices])
         return F.normalize(rows, dim=-1) if normalize else rows
 
-    def embed_tensors(self, modality: str, batch: torch.Tensor) -> torch.Tensor:
-        """Returns the embeddings of ready-made tensors as published, float32 [n, embedding_dim].
-
-        Args:
-            modality: of all of them.
-            batch: what `ImageBind.forward` takes for the modality.
-
-        Raises:
-            ValueError: the tensor has another shape.
-            WeightsError: the weights have no tower for the modality.
-        """
-        if not len(batch):
-            return torch.empty(0, self.embedding_dim)
-        return self._embed_equal(modality, list(batch))
-
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Returns text embeddings with the learned scale, float32 [n, embedding_dim].
 
@@ -156,7 +141,9 @@ class Encoder:
             ChatBindError: CLIP's tokenizer is not installed (extra `text`).
             WeightsError: the weights have no text tower.
         """
-        return self.embed_tensors("text", tokenize(texts))
+        if not texts:
+            return torch.empty(0, self.embedding_dim)
+        return self._embed_equal("text", list(tokenize(texts)))
 
     def _embed_equal(self, modality: str, items: Sequence[torch.Tensor]) -> torch.Tensor:
         """Embeds items of one shape, each as if it were alone."""
@@ -179,16 +166,16 @@ class Encoder:
         return nullcontext() if chosen is None else sdpa_kernel(chosen, set_priority=True)
 
     def _tower(self, tower: str) -> ImageBind:
-        if tower not in self._loaded:
+        if tower not in self.loaded:
             if tower not in self.towers:
                 raise WeightsError(
                     f"these weights have no {tower} tower, only {', '.join(self.towers)}",
                     where=str(self.path),
                 )
-            self._loaded[tower] = load_tower(
+            self.loaded[tower] = load_tower(
                 self.path, self.config, tower, device=self.device, dtype=self.dtype
             )
-        return self._loaded[tower]
+        return self.loaded[tower]
 
 
 def load_encoder(
@@ -228,6 +215,24 @@ def load_encoder(
     if modalities is not None:
         encoder.load(modalities)
     return encoder
+
+
+def tokenize(texts: Sequence[str]) -> torch.Tensor:
+    """Returns the ids of CLIP's byte pairs, int64 [n, 77]: start, text, end-of-text, zeros.
+
+    Longer texts are cut; the last place is then the end-of-text token.
+
+    Raises:
+        ChatBindError: open_clip_torch is not installed.
+    """
+    try:
+        from open_clip.tokenizer import SimpleTokenizer  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise ChatBindError(
+            "texts need CLIP's tokenizer, which is not installed",
+            hint="pip install 'chatbind[text]'",
+        ) from error
+    return SimpleTokenizer()(list(texts), context_length=TEXT_CONTEXT)
 
 
 def _kernels(name: str, device: torch.device, dtype: torch.dtype) -> list[SDPBackend] | None:

@@ -21,7 +21,7 @@ from chatbind_cli.media.source import MediaSource, open_source, shown
 
 
 @dataclass(frozen=True, eq=False)
-class Media:
+class Decoded:
     """One file as the encoder wants it.
 
     `tensor` is float32: image [3, 224, 224]; video [clips * 3 crops, 3 colours, 2 frames, 224,
@@ -37,7 +37,7 @@ def load_media(
     source: MediaSource | str | Path | bytes,
     modality: str | None = None,
     options: MediaOptions = MediaOptions(),  # noqa: B008 (frozen, so safe to share)
-) -> Media:
+) -> Decoded:
     """Reads one file, URL, data URI or byte string.
 
     Args:
@@ -67,7 +67,7 @@ def load_media(
     if not tensor.isfinite().all():
         # no encoder is to see it: one such value makes a whole embedding NaN
         raise MediaError(f"gives numbers that no {found} has (NaN or infinity)", where=where)
-    return Media(source=opened, modality=found, tensor=tensor)
+    return Decoded(source=opened, modality=found, tensor=tensor)
 
 
 def _let_go(error: BaseException | None) -> None:

@@ -8,21 +8,12 @@ Source: ImageBind, section 4 (zero-shot classification with text prompts, as in 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 from chatbind_cli.encoders.imagebind.encoder import Encoder
 from chatbind_cli.errors import UsageError
-
-
-@dataclass(frozen=True)
-class LabelProbability:
-    """How likely a label is, among the labels given."""
-
-    label: str
-    probability: float
 
 
 class LabelScorer:
@@ -48,8 +39,10 @@ class LabelScorer:
         # with the text tower's learned scale: the inverse temperature of the softmax
         self._texts = encoder.embed_texts(texts)  # [labels, dim]
 
-    def score(self, embedding: torch.Tensor, top_k: int) -> list[LabelProbability]:
-        """Returns the likeliest labels, the first one first; all probabilities add up to 1.
+    def score(self, embedding: torch.Tensor, top_k: int) -> list[dict[str, str | float]]:
+        """Returns the `label` and `probability` of the likeliest labels, the first one first.
+
+        The probabilities of all labels add up to 1.
 
         Args:
             embedding: of one medium, [dim]; its length does not matter.
@@ -58,6 +51,6 @@ class LabelScorer:
         probabilities = (self._texts @ F.normalize(embedding, dim=-1)).softmax(dim=0)
         best = probabilities.topk(min(top_k, len(self.labels)))
         return [
-            LabelProbability(self.labels[int(index)], float(probability))
+            {"label": self.labels[int(index)], "probability": float(probability)}
             for probability, index in zip(best.values, best.indices, strict=True)
         ]
