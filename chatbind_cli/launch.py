@@ -25,7 +25,7 @@ from chatbind_cli.errors import ChatBindError, LaunchError, SomeRecordsFailed, U
 from chatbind_cli.numerals import whole_number
 from chatbind_cli.worker import STATUS_FOLDER, alive, is_worker
 
-_DEFAULT_PORT = 29500
+_DEFAULT_PORT = "29500"
 _POLL_S = 0.2
 _GRACE_S = 1.0
 """How long workers may still say why they failed when the first one has failed."""
@@ -43,15 +43,15 @@ class Dispatch:
     device: str = "auto"
     dry_run: bool = False
 
-    def with_slurm(self, environ: Mapping[str, str]) -> Dispatch:
+    def with_slurm(self) -> Dispatch:
         """Fills what is None from the variables of a SLURM job step."""
-        machines = self.num_machines or _int(environ, "SLURM_NNODES")
+        machines = self.num_machines or whole_number(os.environ.get("SLURM_NNODES", ""))
         rank = self.machine_rank
         if rank is None:
-            rank = _int(environ, "SLURM_NODEID")
+            rank = whole_number(os.environ.get("SLURM_NODEID", ""))
         address = self.main_address
         if address is None and machines and machines > 1:
-            hosts = environ.get("SLURM_JOB_NODELIST") or environ.get("SLURM_NODELIST")
+            hosts = os.environ.get("SLURM_JOB_NODELIST") or os.environ.get("SLURM_NODELIST")
             address = first_slurm_host(hosts) if hosts else None
         return replace(self, num_machines=machines, machine_rank=rank, main_address=address)
 
@@ -73,22 +73,20 @@ def dispatch(args: Sequence[str], plan: Dispatch, extra: Sequence[str] = ()) -> 
         ChatBindError: a worker failed; the same message and exit code.
         UsageError: several machines, and no address to meet at.
     """
-    if is_worker() or "RANK" in os.environ or "LOCAL_RANK" in os.environ:
+    if _is_launched():
         return False
-    plan = plan.with_slurm(os.environ)
-    command = _worker_command(args, extra)
-    n = _wanted_processes(plan)
-    launched = needs_workers(plan)
-    environment = {} if _uses_gpu(plan) else {"ACCELERATE_USE_CPU": "true"}
-    line = [*_launcher(plan, n), *command] if launched else [sys.executable, *command]
+    plan = plan.with_slurm()
+    launched, environment, line = needs_workers(plan), {}, [sys.executable]
+    if launched:
+        line = _launcher(plan, _wanted_processes(plan))
+        environment = {} if _uses_gpu(plan) else {"ACCELERATE_USE_CPU": "true"}
+    line += _worker_command(args, extra)
     if plan.dry_run:
-        prefix = [f"{name}={value}" for name, value in environment.items()] if launched else []
+        prefix = [f"{name}={value}" for name, value in environment.items()]
         sys.stdout.write(shlex.join([*prefix, *line]) + "\n")
-        return True
-    if not launched:
-        return False
-    _run_workers(line, environment)
-    return True
+    elif launched:
+        _run_workers(line, environment)
+    return launched or plan.dry_run
 
 
 def run_apart(args: Sequence[str], *, folder: Path, environment: Mapping[str, str]) -> None:
@@ -108,11 +106,16 @@ def run_apart(args: Sequence[str], *, folder: Path, environment: Mapping[str, st
 
 def needs_workers(plan: Dispatch) -> bool:
     """Whether `dispatch` would start worker processes: they have no standard input to read."""
-    if is_worker() or "RANK" in os.environ or "LOCAL_RANK" in os.environ:
+    if _is_launched():
         return False
-    plan = plan.with_slurm(os.environ)
+    plan = plan.with_slurm()
     several = _wanted_processes(plan) > 1 or (plan.num_machines or 1) > 1
     return several or plan.launch_config is not None or _uses_gpu(plan)
+
+
+def _is_launched() -> bool:
+    """Whether this process is a worker, of ours or of a launcher that somebody typed."""
+    return is_worker() or "RANK" in os.environ or "LOCAL_RANK" in os.environ
 
 
 def first_slurm_host(hosts: str) -> str:
@@ -144,10 +147,8 @@ def gpu_count() -> int:
 def _wanted_processes(plan: Dispatch) -> int:
     if plan.num_processes is not None:
         return plan.num_processes
-    machines = plan.num_machines or 1
-    one_device = plan.device not in ("auto", "cuda")
-    gpus = 0 if one_device or plan.device == "cpu" else gpu_count()
-    return machines * max(1, gpus)
+    gpus = gpu_count() if plan.device in ("auto", "cuda") else 0
+    return (plan.num_machines or 1) * max(1, gpus)
 
 
 def _launcher(plan: Dispatch, n: int) -> list[str]:
@@ -177,14 +178,8 @@ def _meeting_point(plan: Dispatch) -> list[str]:
             hint="name machine 0 and a free port of it",
         )
     host, _, port = plan.main_address.partition(":")
-    words = ["--machine_rank", str(plan.machine_rank or 0)]
-    return [
-        *words,
-        "--main_process_ip",
-        host,
-        "--main_process_port",
-        port or str(_DEFAULT_PORT),
-    ]
+    line = ["--machine_rank", str(plan.machine_rank or 0), "--main_process_ip", host]
+    return [*line, "--main_process_port", port or _DEFAULT_PORT]
 
 
 def _run_workers(line: Sequence[str], environment: Mapping[str, str], **place: Any) -> None:
@@ -272,7 +267,3 @@ class WorkerFailed(ChatBindError):
     def __init__(self, exit_code: int, message: str) -> None:
         super().__init__(message.removeprefix("chatbind: error: ") or "a worker failed")
         self.exit_code = exit_code
-
-
-def _int(environ: Mapping[str, str], name: str) -> int | None:
-    return whole_number(environ.get(name, ""))

@@ -15,7 +15,6 @@ import stat
 import tarfile
 import zipfile
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
@@ -65,15 +64,21 @@ def unpack(
     temporary = archive.with_name(f".{archive.name}.unpacking")
     _remove(temporary)
     try:
-        with _explained(archive):
-            members = _write_all(archive, temporary, advance)
-            for place in {(folder / member.name).parent for member in members}:
-                _refuse_link_out(place, folder)
-            coming = [m for m in members if not _is_there(m, folder, replaceable, archive)]
-            for member in coming:
-                target = folder / member.name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                (temporary / member.name).replace(target)
+        members = _write_all(archive, temporary, advance)
+        for place in {(folder / member.name).parent for member in members}:
+            _refuse_link_out(place, folder)
+        coming = [m for m in members if not _is_there(m, folder, replaceable, archive)]
+        for member in coming:
+            target = folder / member.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (temporary / member.name).replace(target)
+    except ChatBindError:
+        raise
+    except Exception as error:  # whatever a library does with a broken archive
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's, not the archive's
+        what = f"is an archive that cannot be unpacked ({reason(error)})"
+        raise DownloadError(what, where=str(archive), hint="fetch it again") from error
     finally:
         _remove(temporary)
     return members
@@ -98,7 +103,10 @@ def _write_all(archive: Path, folder: Path, advance: Callable[[int], None]) -> l
             advance(max(raw.tell() - through, 0))
             through = max(raw.tell(), through)
 
-        for name, size, open_member in _members(raw, archive):
+        # By its first bytes: a tar may end in a zip that it holds, which zipfile would find.
+        members = _zip_members if raw.read(4) in _ZIP_BEGINS else _tar_members
+        raw.seek(0)
+        for name, size, open_member in members(raw, archive):
             path = _path_of(name, archive)
             total += size
             names_bytes += len(name)
@@ -185,15 +193,8 @@ def _is_there(member: Member, folder: Path, replaceable: Collection[str], archiv
     )
 
 
-def _members(raw: IO[bytes], archive: Path) -> Iterator[_File]:
-    """The files in an archive in order; refuses links and devices."""
-    # By its first bytes: a tar may end in a zip that it holds, which zipfile would find.
-    is_zip = raw.read(4) in _ZIP_BEGINS
-    raw.seek(0)
-    yield from _zip_members(raw, archive) if is_zip else _tar_members(raw, archive)
-
-
 def _zip_members(raw: IO[bytes], path: Path) -> Iterator[_File]:
+    """The files in a zip in order; refuses links and devices."""
     bounded = cast(IO[bytes], _Bounded(raw, path, _LARGEST_DIRECTORY_BYTES, "directory"))
     with zipfile.ZipFile(bounded) as archive:
         infos = archive.infolist()
@@ -217,6 +218,7 @@ def _zip_members(raw: IO[bytes], path: Path) -> Iterator[_File]:
 
 
 def _tar_members(raw: IO[bytes], path: Path) -> Iterator[_File]:
+    """The files in a tar in order; refuses links and devices."""
     try:
         opened = _Tar.open(path, fileobj=raw)
     except tarfile.ReadError as error:
@@ -272,20 +274,3 @@ class _Tar(tarfile.TarFile):
         super().__init__(
             name, mode, cast(Any, _Bounded(fileobj, name, _BLOCK, "header")), **options
         )
-
-
-@contextmanager
-def _explained(archive: Path) -> Iterator[None]:
-    """Makes one line of what the libraries say of a broken archive."""
-    try:
-        yield
-    except ChatBindError:
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the disk's, not the archive's
-        raise DownloadError(
-            f"is an archive that cannot be unpacked ({reason(error)})",
-            where=str(archive),
-            hint="fetch it again",
-        ) from error

@@ -87,21 +87,19 @@ def fetch_url(
     with part.open() as file:
         advance(file.tell())
         in_vain = 0
-        for _ in range(_MOST_TRIES):
+        for tries in range(1, _MOST_TRIES + 1):
             before = file.tell()
             try:
                 _attempt(client, part, file, expect, advance)
                 break
             except _TryAgain as error:
-                failure = error
-            in_vain = 0 if file.tell() > before else in_vain + 1
-            if in_vain >= _TRIES_IN_VAIN:
-                raise _gave_up(part, failure)
-            # The jitter keeps parallel fetches from knocking all at once.
-            wait = _FIRST_WAIT_S * 2**in_vain * random.uniform(0.5, 1.0)  # noqa: S311
-            time.sleep(min(wait if failure.wait_s is None else failure.wait_s, _LONGEST_WAIT_S))
-        else:
-            raise _gave_up(part, failure)
+                in_vain = 0 if file.tell() > before else in_vain + 1
+                if in_vain >= _TRIES_IN_VAIN or tries == _MOST_TRIES:
+                    what = f"could not be fetched ({error})"
+                    raise DownloadError(what, where=request.source, hint=AGAIN) from error
+                # The jitter keeps parallel fetches from knocking all at once.
+                wait = _FIRST_WAIT_S * 2**in_vain * random.uniform(0.5, 1.0)  # noqa: S311
+                time.sleep(min(wait if error.wait_s is None else error.wait_s, _LONGEST_WAIT_S))
         try:
             request.check(part.path)
         except DownloadError:
@@ -110,10 +108,6 @@ def fetch_url(
         sync(part.path)
         part.path.replace(request.path)
         part.notes.unlink(missing_ok=True)
-
-
-def _gave_up(part: _Part, failure: _TryAgain) -> DownloadError:
-    return DownloadError(f"could not be fetched ({failure})", where=part.request.source, hint=AGAIN)
 
 
 def begun_bytes(path: Path) -> int:
