@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from typing import BinaryIO
@@ -115,14 +115,16 @@ def audio_streams(container: InputContainer) -> list[AudioStream]:
 
 
 def decoded(
-    container: InputContainer, stream: Stream
+    container: InputContainer, stream: Stream, sent: Callable[[], None] | None = None
 ) -> Iterator[VideoFrame | AudioFrame | AssSubtitle | BitmapSubtitle]:
     """Frames from the current position on. A broken packet is passed over, as every player does.
 
     After a jump the first packets often refer to ones before it, so they alone are no sign of a
-    broken file.
+    broken file. `sent` is called before each packet goes into the decoder.
     """
     for packet in _packets(container, stream):
+        if sent is not None:
+            sent()
         try:
             frames = packet.decode()
         except av.error.InvalidDataError:

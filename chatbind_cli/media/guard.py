@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from chatbind_cli.errors import ChatBindError, MediaError, reason
 
-ONE_BYTES = 896 * 2**20
+ONE_BYTES = 640 * 2**20
 """Most memory that decoding one medium may take."""
 
 ALL_BYTES = 2**30

@@ -32,11 +32,14 @@ MAP_WORK = 32
 
 _BASE_BYTES = 8 * 2**20
 
-_PIXEL_BYTES = 16
+_PIXEL_BYTES = 12
 """Most that Pillow's readers were measured to take a pixel, with the way to upright RGB."""
 
-_LARGE_PIXEL_BYTES = 28
-"""The same for numbers of 32 bits and for JPEG 2000."""
+_MORE_BYTES = {"WEBP": 16, "AVIF": 16, "PPM": 16, "JPEG2000": 28}
+"""The same for formats whose readers take more."""
+
+_WIDE_BYTES = 28
+"""The same for numbers of 32 bits."""
 
 _COEFFICIENT_BYTES = 8
 """What libjpeg keeps a pixel of a JPEG in several scans, however small it is to become."""
@@ -122,7 +125,7 @@ def _decoded(
             webp = _webp_pixels(source)
             if webp is not None:  # its reader takes the memory for the pixels when it is opened
                 limited.left = None
-                cost = _BASE_BYTES + 2 * source.size + webp * _PIXEL_BYTES
+                cost = _BASE_BYTES + 2 * source.size + webp * _MORE_BYTES["WEBP"]
                 room.enter_context(decoding(cost, source.name))
             try:
                 picture = _opened(limited)
@@ -188,8 +191,9 @@ def _fitted(picture: ImageFile.ImageFile, source: MediaSource, stream: BinaryIO,
     """
     width, height = picture.size
     pixels = width * height
-    large = picture.format == "JPEG2000" or picture.mode in ("I", "F")
-    each = max(_LARGE_PIXEL_BYTES if large else _PIXEL_BYTES, work + 4)
+    reader = _MORE_BYTES.get(picture.format or "", _PIXEL_BYTES)
+    wide = _WIDE_BYTES if picture.mode in ("I", "F") else 0
+    each = max(reader, wide, work + 4)
     # rows have pointers, and readers hold a few of the longest possible ones
     fixed = _BASE_BYTES + 24 * width + 16 * height
     if picture.format in ("AVIF", "TIFF"):  # their readers hold the file

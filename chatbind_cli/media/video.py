@@ -17,7 +17,6 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 from av.container import InputContainer
-from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -33,31 +32,9 @@ from chatbind_cli.media.container import (
     start_seconds,
     video_streams,
 )
+from chatbind_cli.media.frames import SMALL_PIXELS, WHOLE_PIXELS, FrameBudget
 from chatbind_cli.media.guard import decoding
 from chatbind_cli.media.source import MediaSource
-
-_WHOLE_PIXELS = 9_000_000
-"""Larger frames (4K has 8.3 million pixels) are scaled down before they become numbers."""
-
-_SMALL_PIXELS = _WHOLE_PIXELS // 4
-"""What they are scaled down to."""
-
-_ROOM_PIXELS = 2**21
-"""There is always room for frames of HD: a stream may grow midway."""
-
-_BASE_BYTES = 32 * 2**20
-
-_CONVERTED_BYTES = 18
-"""A pixel takes them on the way from a frame to crops."""
-
-_TABLE_BYTES = 0.6
-"""A decoder keeps them for a pixel beside its frame, for the motion of each block."""
-
-_ALONE = frozenset(("ffv1", "gif", "png", "apng", "qtrle"))
-"""Codecs that keep one frame at most, beside those that FFmpeg says it of."""
-
-_FRAMES_ALONE, _FRAMES = 6, 22
-"""Most frames that exist at once, ours included: other codecs refer to sixteen, and a few more."""
 
 _WIDEST = 40
 """Frames longer than this many times their width are refused: they are no camera's."""
@@ -74,24 +51,24 @@ Cut = Callable[[float], Sequence[tuple[Fraction, Fraction]]]
 
 
 class Film(NamedTuple):
-    """An opened video; there is room for frames of `max_bits` a pixel."""
+    """An opened video, and the count of its frames."""
 
     container: InputContainer
     stream: VideoStream
     source: MediaSource
+    budget: FrameBudget
     max_pixels: int
-    max_bits: int
 
     def frames(self) -> Iterator[tuple[VideoFrame, Fraction]]:
         """Frames from here on in order of display, with their time from the stream's start."""
         origin = start_seconds(self.stream)
         rate = self.stream.average_rate or Fraction(25)
-        for count, frame in enumerate(decoded(self.container, self.stream)):
+        self.budget.flushed()
+        for count, frame in enumerate(decoded(self.container, self.stream, self.budget.sent)):
             if not isinstance(frame, VideoFrame):
                 continue
+            self.budget.received(frame)
             _check_size(frame.width, frame.height, self.source, self.max_pixels)
-            if frame.format.padded_bits_per_pixel > self.max_bits:
-                raise MediaError("has other frames than it says", where=self.source.name)
             time = count / rate
             if frame.pts is not None and frame.time_base is not None:
                 time = Fraction(frame.pts * frame.time_base - origin)
@@ -115,29 +92,13 @@ def open_film(source: MediaSource, max_pixels: int) -> Iterator[Film]:
         if not streams:
             raise MediaError("holds no video", where=source.name)
         stream = streams[0]
-        context = stream.codec_context
-        _check_size(context.width, context.height, source, max_pixels)
-        # decoders round up and draw beyond the edges
-        room = max((context.width + 64) * (context.height + 64), _ROOM_PIXELS)
-        context.options = {"max_pixels": str(min(max_pixels, room))}
-        context.thread_count = 1  # every further thread holds further frames
-        bits = context.format.padded_bits_per_pixel if context.format is not None else 32
-        with decoding(_cost(context, room, bits), source.name):
-            yield Film(container, stream, source, max_pixels, bits)
-
-
-def _cost(context: VideoCodecContext, pixels: int, bits: int) -> int:
-    """Bytes that frames of so many pixels take, in their decoder and while they become crops.
-
-    Headers do not state how many of them a decoder keeps.
-    """
-    whole = context.width * context.height <= _WHOLE_PIXELS
-    converted = _CONVERTED_BYTES * (pixels if whole else _SMALL_PIXELS)
-    if context.codec.intra_only or context.name in _ALONE:
-        frames = _FRAMES_ALONE * pixels * bits / 8
-    else:
-        frames = _FRAMES * pixels * (bits / 8 + _TABLE_BYTES)
-    return _BASE_BYTES + converted + round(frames)
+        _check_size(stream.codec_context.width, stream.codec_context.height, source, max_pixels)
+        budget = FrameBudget(stream, source.name)
+        most = min(max_pixels, budget.pixels)
+        stream.codec_context.options = {"max_pixels": str(most)}
+        stream.codec_context.thread_count = 1  # every further thread holds further frames
+        with decoding(budget.cost, source.name):
+            yield Film(container, stream, source, budget, max_pixels)
 
 
 def read_ends(
@@ -271,8 +232,8 @@ def _check_size(width: int, height: int, source: MediaSource, max_pixels: int) -
 
 def _upright_rgb(frame: VideoFrame) -> npt.NDArray[np.uint8]:
     small: dict[str, Any] = {}
-    if frame.width * frame.height > _WHOLE_PIXELS:
-        step = math.ceil(math.sqrt(frame.width * frame.height / _SMALL_PIXELS))
+    if frame.width * frame.height > WHOLE_PIXELS:
+        step = math.ceil(math.sqrt(frame.width * frame.height / SMALL_PIXELS))
         small = {
             "width": frame.width // step,
             "height": frame.height // step,

@@ -13,7 +13,7 @@ from chatbind_cli.media.guard import ALL_BYTES, ONE_BYTES, Timed, check_time, de
 
 def test_more_than_one_medium_may_take_is_refused_and_says_how_much() -> None:
     with (
-        pytest.raises(MediaError, match=r"a\.png: would take 1,792 MiB of memory .* than 896 MiB"),
+        pytest.raises(MediaError, match=r"a\.png: would take 1,280 MiB of memory .* than 640 MiB"),
         decoding(2 * ONE_BYTES, "a.png"),
     ):
         pytest.fail("it was let in")

@@ -229,10 +229,3 @@ def test_huge_frames_are_refused_before_they_are_decoded(film: Maker) -> None:
 def test_a_sliver_of_a_video_is_refused(film: Maker) -> None:
     with pytest.raises(MediaError, match="too narrow"):
         load(film("matroska", "ffv1", frames=2, size=(2000, 20)))
-
-
-def test_a_film_has_as_many_frames_as_its_codec_may_keep(film: Maker) -> None:
-    film_4k = {"frames": 2, "preset": "ultrafast", "size": (3840, 2160)}
-    assert load(film(**film_4k)).shape[1:] == (3, 2, 224, 224)
-    with pytest.raises(MediaError, match="would take"):
-        load(film(**film_4k | {"size": (7680, 4320)}))
