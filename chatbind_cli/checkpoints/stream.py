@@ -1,9 +1,9 @@
 """One file of a target or delta made from two checkpoints, piece by piece.
 
-While one piece is read, the one before is summed, and those before that are hashed and written: the
-work is bound by SHA-256 and by the disk, and all of it runs outside Python's lock. Memory holds a
-few pieces, whatever the size of the model; it is used again and again, because the first touch of
-fresh memory costs as much as the sum itself.
+While some pieces are read, one is summed, and those before it are hashed and written: the work is
+bound by SHA-256 and by the disk, and all of it runs outside Python's lock. Memory holds a few
+pieces, whatever the size of the model; it is used again and again, because the first touch of fresh
+memory costs as much as the sum itself.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ Hashes = dict[str, dict[str, str]]
 Combine = Callable[[Step, int, torch.Tensor, torch.Tensor, torch.Tensor], None]
 
 _PIECE_BYTES = 2 << 20
-_PIECES_IN_FLIGHT = 10
+_PIECES_IN_FLIGHT = 12
+_PIECES_READ_AHEAD = 4  # one would have the disk wait for the processor
 
 
 @dataclass
@@ -47,12 +48,6 @@ class _Piece:
     base: torch.Tensor
     other: torch.Tensor
     result: torch.Tensor
-
-    def read(self, base: Checkpoint, other: Checkpoint) -> None:
-        """Fills what it is made of."""
-        other.read_into(self.step.name, self.start, self.other)
-        if self.step.base is not None and self.base.numel():
-            base.read_into(self.step.base, self.start, self.base)
 
     def sum_up(self, combine: Combine) -> None:
         """Makes the result; what the base does not have is the other's alone."""
@@ -86,26 +81,42 @@ def stream_file(
     # The threads end before the file is closed; each does one piece after another.
     with _one_thread(), writer, ExitStack() as stack:
         threads = {
-            work: stack.enter_context(ThreadPoolExecutor(1)) for work in ("read", "write", *hashed)
+            work: stack.enter_context(ThreadPoolExecutor(1))
+            for work in ("read base", "read other", "write", *hashed)
         }
+        ahead: deque[tuple[_Piece, list[Future[Any]]]] = deque()
         behind: deque[list[Future[Any]]] = deque()
-        before = None
-        for piece in chain(pieces, (None,)):
-            if len(behind) > _PIECES_IN_FLIGHT - 2:  # whose memory the piece has
-                _wait(behind.popleft())
-            reading = [threads["read"].submit(piece.read, base, other)] if piece else []
-            if before is not None:
-                before.sum_up(combine)
-                progress.advance_bytes(before.result.nbytes)
-                writing = threads["write"].submit(writer.append, before.result)
-                behind.append([writing, *_hash(before, digests, threads)])
+
+        def go_on() -> None:
+            piece, reading = ahead.popleft()
             _wait(reading)
-            before = piece
+            piece.sum_up(combine)
+            progress.advance_bytes(piece.result.nbytes)
+            writing = threads["write"].submit(writer.append, piece.result)
+            behind.append([writing, *_hash(piece, digests, threads)])
+
+        for piece in pieces:
+            if len(ahead) + len(behind) == _PIECES_IN_FLIGHT:  # whose memory the piece has
+                _wait(behind.popleft())
+            ahead.append((piece, [*_read(piece, base, other, threads)]))
+            if len(ahead) > _PIECES_READ_AHEAD:
+                go_on()
+        while ahead:
+            go_on()
         _wait(chain.from_iterable(behind))
     return {
         stream: {name: digest.hexdigest() for name, digest in table.items()}
         for stream, table in digests.items()
     }
+
+
+def _read(
+    piece: _Piece, base: Checkpoint, other: Checkpoint, threads: dict[str, ThreadPoolExecutor]
+) -> Iterator[Future[Any]]:
+    step, start = piece.step, piece.start
+    yield threads["read other"].submit(other.read_into, step.name, start, piece.other)
+    if step.base is not None and piece.base.numel():
+        yield threads["read base"].submit(base.read_into, step.base, start, piece.base)
 
 
 def _hash(
