@@ -9,8 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.pool import ThreadPool
@@ -19,9 +18,18 @@ from pathlib import Path
 from chatbind_cli.console import Progress, note
 from chatbind_cli.download.archive import unpack
 from chatbind_cli.download.hub import Hub, is_offline
-from chatbind_cli.download.manifest import Manifest, ManifestEntry, Member, check_room
+from chatbind_cli.download.manifest import (
+    FETCH_IT,
+    Manifest,
+    ManifestEntry,
+    Member,
+    check_room,
+    crc32_of,
+    files_here,
+    is_present,
+    look,
+)
 from chatbind_cli.download.requests import Request
-from chatbind_cli.download.status import files_here, is_present, verify
 from chatbind_cli.download.web import AGAIN, begun_bytes, fetch_url, open_client
 from chatbind_cli.errors import ChatBindError, DownloadError, contained, reason
 from chatbind_cli.files import lock_file
@@ -137,7 +145,10 @@ class Downloader:
     def _outcome(self, request: Request) -> Record:
         """What became of a file; whatever may fail is one failed record."""
         try:
-            return self._verify(request) if self.verify else self._fetch(request)
+            if self.verify:
+                advance = partial(self._advance, self._progress)
+                return _verify(request, self._manifest.of(request), advance)
+            return self._fetch(request)
         except _Stopped:
             raise
         except OSError as error:
@@ -151,32 +162,20 @@ class Downloader:
         except Exception as error:
             return _failed(request, contained(error, where=request.source))
 
-    def _verify(self, request: Request) -> Record:
-        entry = self._manifest.of(request)
-        _refuse_other(request, entry)
-        found, compared = verify(request, entry, partial(self._advance, self._progress))
-        record = _record(request, "present", found)
-        return {**record, "source": found.source, "compared": compared}
-
     def _fetch(self, request: Request) -> Record:
         """Makes sure that one file (or what is in it) is there, and tells about it."""
         folder, entry = request.place[0], self._manifest.of(request)
-        if not self.overwrite:
-            _refuse_other(request, entry)
-        here = self._is_here(request)
-        if here and request.unpack and entry and entry.is_unpacked_for(request):
-            if entry.members_are_there(request.unpack):
-                return _record(request, "present", entry)
-            note(f"files of {request.path.name} are missing: unpacking it again")
-        here = here and request.path.is_file()
-        if here and not _is_right(request):
-            here = False
-            if entry is not None:
-                note(f"{request.path} is here and not as it should be: fetching it again")
-        if not here:
+        found = look(request, entry, closely=True, overwrite=self.overwrite)
+        if found == "in the way":
+            raise _in_the_way(request, entry)
+        if found == "here" and entry is not None and request.unpack is not None:
+            return _record(request, "present", entry)
+        if found == "to fetch":
             if entry is None:
-                _refuse_foreign(request)
                 self._manifest.add(folder, [ManifestEntry.wanted(request)])
+            elif entry.state != "wanted" and not self.overwrite:
+                place = request.unpack or request.path
+                note(f"{place} is missing or not as it should be: fetching it again")
             self._bring(request)
         replaceable = {m.name for m in entry.members} if entry and self.overwrite else set()
         entry = ManifestEntry.here(request)
@@ -187,7 +186,7 @@ class Downloader:
             self._manifest.add(folder, [entry])
             if not self.keep_archive:
                 request.path.unlink()
-        return _record(request, "present" if here else "downloaded", entry)
+        return _record(request, "downloaded" if found == "to fetch" else "present", entry)
 
     def _bring(self, request: Request) -> None:
         advance = partial(self._advance, self._progress)
@@ -217,38 +216,79 @@ class Downloader:
             return unpack(request.path, folder, replaceable=replaceable, advance=advance)
 
 
-def _refuse_other(request: Request, entry: ManifestEntry | None) -> None:
-    """Refuses a file of another source that is in the place of the one that is asked for."""
-    if entry is None or entry.state == "wanted" or entry.is_for(request):
-        return
-    if entry.state == "unpacked" or request.path.is_file():
-        raise DownloadError(
-            f"what is here came from {entry.source}",
+def _in_the_way(request: Request, entry: ManifestEntry | None) -> DownloadError:
+    if entry is None:
+        return DownloadError(
+            "is here, and did not come by `chatbind download`, so it stays as it is",
             where=str(request.path),
-            hint=f"fetch {request.source} into another folder, or say --overwrite",
+            hint="move it away, or name another folder with --output",
         )
-
-
-def _refuse_foreign(request: Request) -> None:
-    """Refuses to replace a file that did not come by `download`, unless it is the same."""
-    if not os.path.lexists(request.path):
-        return
-    with suppress(DownloadError, OSError):
-        if request.check() not in ("bytes", "nothing"):
-            return
-    raise DownloadError(
-        "is here, and did not come by `chatbind download`, so it stays as it is",
+    return DownloadError(
+        f"what is here came from {entry.source}",
         where=str(request.path),
-        hint="move it away, or name another folder with --output",
+        hint=f"fetch {request.source} into another folder, or say --overwrite",
     )
 
 
-def _is_right(request: Request) -> bool:
-    try:
-        request.check()
-    except DownloadError:
-        return False
-    return True
+def _verify(
+    request: Request, entry: ManifestEntry | None, advance: Callable[[int], None]
+) -> Record:
+    """Compares a file, or what came out of it, with what is known, and reads all of it.
+
+    Raises:
+        DownloadError: it is not here, or differs.
+    """
+    if entry is not None and look(request, entry) == "in the way":
+        raise _in_the_way(request, entry)
+    # Where only what came out is left, that is what there is to read, --unpack or not.
+    came_out = request.unpack is not None or not request.path.is_file()
+    if entry is not None and entry.state == "unpacked" and came_out:
+        kind, digest = request.checksum or ("", "")
+        if kind == "sha256" and digest != entry.sha256:
+            raise DownloadError(
+                "what is unpacked here is another archive",
+                where=request.source,
+                hint="fetch it with --overwrite",
+            )
+        _check_members(request, entry, advance)
+        found, compared = entry, "crc32"
+    elif not request.path.is_file():
+        raise DownloadError("is not here", where=str(request.path), hint=FETCH_IT)
+    elif request.unpack is not None:
+        raise DownloadError("is not unpacked", where=str(request.path), hint=FETCH_IT)
+    else:
+        if entry is not None and entry.sha256 and request.checksum is None:
+            request = replace(request, checksum=("sha256", entry.sha256))
+        compared = request.check(fresh=True)
+        # Hashed a moment ago, if it is large: then this is what was found.
+        found = ManifestEntry.here(request, fresh=compared != "sha256")
+        advance(found.bytes or 0)
+    source = found.source if entry is None else entry.source
+    return {**_record(request, "present", found), "source": source, "compared": compared}
+
+
+def _check_members(request: Request, entry: ManifestEntry, advance: Callable[[int], None]) -> None:
+    """Reads everything that came out of an archive and compares it with what was noted.
+
+    Raises:
+        DownloadError: files are missing or changed; the message counts them and names the first.
+    """
+    folder = request.unpack or request.path.parent
+    wrong = [] if entry.members else ["what came out is not known"]
+    for member in entry.members:
+        try:
+            with (folder / member.name).open("rb") as file:
+                if crc32_of(file, advance=advance) != member.crc32:
+                    wrong.append(f"{member.name!r} has another content")
+        except OSError as error:
+            wrong.append(f"{member.name!r} cannot be read ({error.strerror})")
+    if wrong:
+        raise DownloadError(
+            f"{len(wrong)} of {len(entry.members)} files are missing or damaged, "
+            f"the first: {wrong[0]}",
+            where=str(folder),
+            hint="fetch it again with --overwrite",
+        )
 
 
 def _record(request: Request, status: str, entry: ManifestEntry) -> Record:

@@ -16,11 +16,12 @@ from chatbind_cli.download.manifest import (
     Manifest,
     ManifestEntry,
     _origin,
+    is_present,
 )
 from chatbind_cli.download.requests import HubRef, Request, requests_for
-from chatbind_cli.download.status import is_present, planned
 from chatbind_cli.errors import DownloadError, UsageError
 from chatbind_cli.folders import RECORD
+from tests.download.calling import chatbind
 
 
 def fetch(server, words, folder, **kwargs):
@@ -110,14 +111,15 @@ def test_a_repository_of_which_a_part_came_is_not_there(server, tmp_path):
     server.faults["/content/models/a/h/w2.bin"] += [lambda handler: handler.plain(404) or True]
     assert statuses(fetch(server, ["hf:a/h"], tmp_path)).count("failed") == 1
     (request,) = requests_for(["hf:a/h"], tmp_path)
-    assert not is_present(request)
+    assert not is_present(request, Manifest())
     assert statuses(fetch(server, ["hf:a/h"], tmp_path, verify=True)) == [
         "failed", "present", "present",
     ]  # fmt: skip
     fetch(server, ["hf:a/h"], tmp_path)
-    assert is_present(request)
-    assert planned(request)["status"] == "present"
-    assert planned(request, overwrite=True)["status"] == "planned"
+    assert is_present(request, Manifest())
+    for more, status in (((), "present"), (("--overwrite",), "planned")):
+        told = chatbind("hf:a/h", "--dry-run", *more, "-o", str(tmp_path))
+        assert json.loads(told.stdout)["status"] == status
 
 
 def test_files_that_came_out_and_are_gone_are_unpacked_again(server, tmp_path):
