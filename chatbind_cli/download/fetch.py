@@ -16,7 +16,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from chatbind_cli.console import Progress, note
-from chatbind_cli.download.archive import unpack
+from chatbind_cli.download.archive import check_members, unpack
 from chatbind_cli.download.hub import Hub, is_offline
 from chatbind_cli.download.manifest import (
     FETCH_IT,
@@ -24,7 +24,6 @@ from chatbind_cli.download.manifest import (
     ManifestEntry,
     Member,
     check_room,
-    crc32_of,
     files_here,
     is_present,
     look,
@@ -250,7 +249,7 @@ def _verify(
                 where=request.source,
                 hint="fetch it with --overwrite",
             )
-        _check_members(request, entry, advance)
+        check_members(request.unpack or request.path.parent, entry.members, advance)
         found, compared = entry, "crc32"
     elif not request.path.is_file():
         raise DownloadError("is not here", where=str(request.path), hint=FETCH_IT)
@@ -265,30 +264,6 @@ def _verify(
         advance(found.bytes or 0)
     source = found.source if entry is None else entry.source
     return {**_record(request, "present", found), "source": source, "compared": compared}
-
-
-def _check_members(request: Request, entry: ManifestEntry, advance: Callable[[int], None]) -> None:
-    """Reads everything that came out of an archive and compares it with what was noted.
-
-    Raises:
-        DownloadError: files are missing or changed; the message counts them and names the first.
-    """
-    folder = request.unpack or request.path.parent
-    wrong = [] if entry.members else ["what came out is not known"]
-    for member in entry.members:
-        try:
-            with (folder / member.name).open("rb") as file:
-                if crc32_of(file, advance=advance) != member.crc32:
-                    wrong.append(f"{member.name!r} has another content")
-        except OSError as error:
-            wrong.append(f"{member.name!r} cannot be read ({error.strerror})")
-    if wrong:
-        raise DownloadError(
-            f"{len(wrong)} of {len(entry.members)} files are missing or damaged, "
-            f"the first: {wrong[0]}",
-            where=str(folder),
-            hint="fetch it again with --overwrite",
-        )
 
 
 def _record(request: Request, status: str, entry: ManifestEntry) -> Record:

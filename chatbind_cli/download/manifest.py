@@ -13,13 +13,12 @@ import os
 import re
 import shutil
 import threading
-import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import IO, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.download.requests import Request
@@ -270,20 +269,6 @@ def files_here(request: Request, manifest: Manifest) -> list[Request]:
     if not names:
         raise DownloadError("is not here", where=str(request.path), hint=FETCH_IT)
     return [request.file(name) for name in names]
-
-
-def crc32_of(
-    file: IO[bytes],
-    write: Callable[[bytes], object] = lambda block: None,
-    advance: Callable[[int], None] = lambda n: None,
-) -> int:
-    """The CRC-32 of what is read from a file, a block at a time, and passed on to `write`."""
-    found = 0
-    while block := file.read(1 << 17):
-        write(block)
-        found = zlib.crc32(block, found)
-        advance(len(block))
-    return found
 
 
 def check_room(folder: Path, needed: int, what: str) -> None:

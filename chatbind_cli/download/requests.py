@@ -105,13 +105,13 @@ class Request:
         """
         if self.hub is None:
             raise ValueError(f"{self.source} is no repository")
-        refuse_outside(name, self.source)
+        _refuse_outside(name, self.source)
         path = self.path / name
         return replace(
             self,
             path=path,
             hub=replace(self.hub, file=name, revision=revision or self.hub.revision),
-            unpack=path.parent if self.unpack is not None and is_archive(path) else None,
+            unpack=path.parent if self.unpack is not None and _is_archive(path) else None,
         )
 
     def check(self, path: Path | None = None, *, fresh: bool = False) -> str:
@@ -156,9 +156,7 @@ def _digest(path: Path, kind: str) -> str:
         head = f"blob {path.stat().st_size}\0".encode()
         digest = hashlib.sha1(head, usedforsecurity=False)
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, lambda: digest).hexdigest()
 
 
 def is_repo_id(word: str) -> bool:
@@ -179,7 +177,7 @@ def parse_hub_ref(word: str) -> HubRef:
         )
     file = match["file"]
     if file is not None:
-        refuse_outside(file, word)
+        _refuse_outside(file, word)
     return HubRef(
         repo=match["repo"],
         kind="dataset" if (match["kind"] or "").startswith("datasets") else "model",
@@ -259,7 +257,7 @@ def _requests_of(word: str, output: Path, unpack: bool, include: tuple[str, ...]
         return entry_requests(look_up(word), output)
     if unpack and request.is_repository:
         return [replace(request, unpack=request.path)]
-    return [replace(request, unpack=path.parent)] if unpack and is_archive(path) else [request]
+    return [replace(request, unpack=path.parent)] if unpack and _is_archive(path) else [request]
 
 
 def _without_digest(url: str) -> tuple[str, Checksum | None]:
@@ -273,7 +271,7 @@ def _without_digest(url: str) -> tuple[str, Checksum | None]:
     return bare, ("sha256", digest)
 
 
-def is_archive(path: Path) -> bool:
+def _is_archive(path: Path) -> bool:
     """Whether a file is an archive by its name."""
     return path.name.lower().endswith(_ARCHIVES)
 
@@ -283,12 +281,17 @@ def _url_name(url: str) -> str:
     name = PurePosixPath(unquote(parts.path)).name
     if not parts.hostname or not name:
         raise UsageError(f"{url!r} names no file")
-    refuse_outside(name, url)
+    _refuse_outside(name, url)
     return name
 
 
-def refuse_outside(name: str, word: str) -> None:
-    """Refuses names that would leave the folder; hosts and repositories may say anything."""
+def leads_out(name: str) -> bool:
+    """Whether a name would leave its folder; hosts, repositories and archives may say anything."""
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+    drive = name[1:2] == ":"
+    return path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or drive
+
+
+def _refuse_outside(name: str, word: str) -> None:
+    if leads_out(name):
         raise UsageError(f"{word!r} names a path outside its folder")

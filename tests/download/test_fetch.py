@@ -381,7 +381,7 @@ def test_a_disk_that_is_full_all_the_same_is_a_failed_record(server, tmp_path, m
         monkeypatch.setattr("huggingface_hub.hf_hub_download", full)
     elif kind == "archive":
         request = replace(request, unpack=tmp_path / "images")
-        monkeypatch.setattr("chatbind_cli.download.archive.crc32_of", full)
+        monkeypatch.setattr("chatbind_cli.download.archive._crc32_of", full)
     else:
         monkeypatch.setattr("chatbind_cli.download.web._begin", full)
     (record,) = downloader(server).fetch_all([request])
