@@ -10,7 +10,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -35,10 +35,6 @@ from chatbind_cli.files import lock_file
 from chatbind_cli.jsonl import Record
 
 
-class _Stopped(Exception):
-    """The user wants to stop; raised in the workers."""
-
-
 @dataclass(kw_only=True)
 class Downloader:
     """Fetches or verifies files; for one call of `fetch_all`.
@@ -56,19 +52,16 @@ class Downloader:
     verify: bool = False
     overwrite: bool = False
     endpoint: str | None = None
-    _stop: threading.Event = field(default_factory=threading.Event, init=False)
-    _counting: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def __post_init__(self) -> None:
         self._hub, self._manifest = Hub(self.endpoint), Manifest()
+        self._counting = threading.Lock()
 
     def fetch_all(self, requests: Sequence[Request]) -> Iterator[Record]:
         """Fetches everything and yields a record a file, in the order in which they are done.
 
-        A failure is a record with `status` `failed` and an `error`, and does not stop the others.
-
-        Args:
-            requests: what to fetch; repositories are looked up on the hub first.
+        Repositories are looked up on the hub first. A failure is a record with `status` `failed`
+        and an `error`, and does not stop the others.
 
         Raises:
             DownloadError: the disk has no room for what is known to come.
@@ -94,9 +87,7 @@ class Downloader:
             try:
                 yield from pool.imap_unordered(self._outcome, files)
             finally:
-                # Reached early by Ctrl-C or a closed pipe: the workers stop at their next block.
-                self._stop.set()
-                pool.terminate()
+                pool.terminate()  # reached early by Ctrl-C or a closed pipe: nothing new is begun
 
     def _files_of(self, request: Request) -> list[Request]:
         """A repository's files; anything else is one file, with what is known of it.
@@ -130,9 +121,6 @@ class Downloader:
         return not self.overwrite and is_present(request, self._manifest)
 
     def _advance(self, progress: Progress, n: int) -> None:
-        """Adds up the bytes of all workers, and is where these notice that they are to stop."""
-        if self._stop.is_set():
-            raise _Stopped
         with self._counting:
             progress.advance_bytes(n)
 
@@ -148,8 +136,6 @@ class Downloader:
                 advance = partial(self._advance, self._progress)
                 return _verify(request, self._manifest.of(request), advance)
             return self._fetch(request)
-        except _Stopped:
-            raise
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             failure = DownloadError(

@@ -272,15 +272,10 @@ def files_here(request: Request, manifest: Manifest) -> list[Request]:
 
 
 def check_room(folder: Path, needed: int, what: str) -> None:
-    """Refuses what cannot fit, before it fills the disk.
-
-    Args:
-        folder: where it goes; need not exist yet.
-        needed: bytes.
-        what: whose bytes, for the message.
+    """Refuses `needed` bytes that cannot fit into a folder, which need not exist yet.
 
     Raises:
-        DownloadError: less than that is free.
+        DownloadError: less is free; `what` says whose bytes they are.
     """
     folder = folder.absolute()
     while not folder.exists():

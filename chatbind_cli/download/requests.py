@@ -115,11 +115,9 @@ class Request:
         )
 
     def check(self, path: Path | None = None, *, fresh: bool = False) -> str:
-        """Compares a file with what is known of it.
+        """Compares a file, at `path` until it gets its name, with what is known of it.
 
-        Args:
-            path: the file, where it has not got its name yet.
-            fresh: read it whatever is remembered of its hash.
+        With `fresh` it is read whatever is remembered of its hash.
 
         Returns:
             What was compared: `sha256`, `git-sha1`, `md5`, `bytes` or `nothing`.
@@ -191,13 +189,9 @@ def requests_for(
 ) -> list[Request]:
     """Turns the words of the call into requests.
 
-    Args:
-        words: catalogue names, `hf:` references, `http(s)` URLs (with `#sha256=...`, the hash that
-            the file must have).
-        output: the folder that everything lands below.
-        unpack: whether archives that no catalogue entry names are unpacked where they land, too.
-        include: the file patterns that are wanted of repositories that no entry names; without
-            any, all but copies for other programs.
+    A word is a name of the catalogue, an `hf:` reference, or a URL (with `#sha256=...`, the hash
+    that the file must have). `unpack` and `include`, the patterns of the files that are wanted of a
+    repository, are for what the catalogue does not name; it says these itself.
 
     Raises:
         UsageError: a word is none of these, two of them want the same path, or there is nothing

@@ -73,11 +73,8 @@ def fetch_url(
 ) -> None:
     """Fetches a URL into a file that appears only when it is whole and verified.
 
-    Args:
-        client: see `open_client`.
-        request: says where from and where to; the folder is made.
-        expect: called with the size that the server tells, where it was not known.
-        advance: called with the number of bytes that have come, in earlier calls or now.
+    `expect` is called with the size that the server tells, where it was not known, and `advance`
+    with the number of bytes that have come, in earlier calls or now.
 
     Raises:
         DownloadError: it could not be had, or is not what it should be. What has come stays for
