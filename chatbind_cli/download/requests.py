@@ -207,11 +207,8 @@ def requests_for(
     by_path: dict[Path, Request] = {}
     for request in found:
         other = by_path.setdefault(request.path, request)
-        if other.source != request.source:
+        if (other.source, other.checksum) != (request.source, request.checksum):
             raise UsageError(f"{other.name} and {request.name} would both become {request.path}")
-        if None not in (other.checksum, request.checksum) and other.checksum != request.checksum:
-            raise UsageError(f"{request.name} is to have two different hashes")
-        by_path[request.path] = request if other.checksum is None else other
     return list(by_path.values())
 
 

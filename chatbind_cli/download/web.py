@@ -203,13 +203,7 @@ def _attempt(
                     raise part.worthless(what, "do not trust it")
                 file.write(block)
                 advance(len(block))
-    except (
-        httpx.UnsupportedProtocol,
-        httpx.InvalidURL,
-        httpx.TooManyRedirects,
-        UnicodeError,  # a host in letters that no name has
-        OverflowError,  # a port that no machine has
-    ) as error:
+    except httpx.UnsupportedProtocol as error:  # that a redirect asks for: the one that stays
         raise DownloadError(f"cannot be fetched ({reason(error)})", where=source) from error
     except httpx.TimeoutException as error:
         raise _TryAgain("the server does not answer") from error
