@@ -131,7 +131,7 @@ def _remove(temporary: Path) -> None:
 def _write_all(archive: Path, folder: Path, advance: Callable[[int], None]) -> list[Member]:
     """Writes all files into a folder that is ours alone."""
     written: dict[str, Member] = {}
-    names_bytes = through = 0
+    total = names_bytes = through = 0
     with archive.open("rb") as raw:
 
         def step(n: int) -> None:
@@ -149,6 +149,8 @@ def _write_all(archive: Path, folder: Path, advance: Callable[[int], None]) -> l
                 raise _evil(archive, "has too many members to be plausible")
             if open_member is None:
                 continue
+            total += size  # of a sparse member, more than the archive's stream has
+            _refuse_bomb(archive, total)
             target = folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
             with open_member() as source, target.open("wb") as file:

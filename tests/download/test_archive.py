@@ -154,6 +154,15 @@ def test_headers_that_unpack_to_gigabytes_are_refused(tmp_path, monkeypatch):
         unpack(tmp_path / "x", tmp_path / "out")
 
 
+def test_a_member_that_is_one_large_hole_is_refused(tmp_path):
+    head = bytearray(tar_header(tarfile.GNUTYPE_SPARSE, 0))
+    head[483:495] = b"%011o\0" % (4 << 30)
+    head[148:156] = b"%06o\0 " % tarfile.calc_chksums(head)[0]
+    (tmp_path / "x").write_bytes(head + bytes(1024))
+    with pytest.raises(DownloadError, match="not plausible"):
+        unpack(tmp_path / "x", tmp_path / "out")
+
+
 def test_headers_of_headers_of_headers_are_one_line(tmp_path):
     chain = (tar_header(tarfile.XGLTYPE, 512) + b"11 a=bcdef\n".ljust(512, b"\0")) * 3000
     (tmp_path / "x").write_bytes(gzip.compress(tar_header(tarfile.REGTYPE, 0) + chain))
