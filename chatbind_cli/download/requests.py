@@ -268,9 +268,8 @@ def _is_archive(path: Path) -> bool:
 
 
 def _url_name(url: str) -> str:
-    parts = urlsplit(url)
-    name = PurePosixPath(unquote(parts.path)).name
-    if not parts.hostname or not name:
+    name = PurePosixPath(unquote(urlsplit(url).path)).name
+    if not name:
         raise UsageError(f"{url!r} names no file")
     _refuse_outside(name, url)
     return name

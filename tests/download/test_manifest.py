@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import tarfile
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ from chatbind_cli.download.manifest import (
 from chatbind_cli.download.requests import HubRef, Request, requests_for
 from chatbind_cli.errors import DownloadError, UsageError
 from chatbind_cli.folders import RECORD
-from tests.download.calling import chatbind
+from tests.download.calling import chatbind, zipped
 
 
 def fetch(server, words, folder, **kwargs):
@@ -32,14 +31,6 @@ def fetch(server, words, folder, **kwargs):
 
 def statuses(records):
     return sorted(record["status"] for record in records)
-
-
-def zipped(**files):
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return buffer.getvalue()
 
 
 def tarred(*files):
