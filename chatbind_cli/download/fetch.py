@@ -150,6 +150,7 @@ class Downloader:
     def _fetch(self, request: Request) -> Record:
         """Makes sure that one file (or what is in it) is there, and tells about it."""
         folder, entry = request.place[0], self._manifest.of(request)
+        place = request.unpack or request.path
         found = look(request, entry, closely=True, overwrite=self.overwrite)
         if found == "in the way":
             raise _in_the_way(request, entry)
@@ -158,9 +159,8 @@ class Downloader:
         if found == "to fetch":
             if entry is None:
                 self._manifest.add(folder, [ManifestEntry.wanted(request)])
-            elif entry.state != "wanted" and not self.overwrite:
-                place = request.unpack or request.path
-                note(f"{place} is missing or not as it should be: fetching it again")
+            elif entry.state != "wanted" and not self.overwrite and place.exists():
+                note(f"{place} is here and not as it should be: fetching it again")
             self._bring(request)
         replaceable = {m.name for m in entry.members} if entry and self.overwrite else set()
         entry = ManifestEntry.here(request)
