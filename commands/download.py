@@ -189,19 +189,15 @@ def _size(of: Request | catalogue.Entry) -> Record:
     return {} if of.about is None else {"about": of.about}
 
 
+_TOLD = ("name", "title", "purpose", "source", "licence", "gated", "stages", "commands")
+
+
 def _listed(entry: catalogue.Entry, output: Path, manifest: Manifest) -> Record:
     """What `--list` says of an entry, and how much of it is below a folder."""
     requests = entry_requests(entry, output)
     here = sum(is_present(request, manifest) for request in requests)
-    record: Record = {
-        "name": entry.name,
-        "title": entry.title,
-        "purpose": entry.purpose,
-        "source": entry.source,
-        "licence": entry.licence,
-        "gated": entry.gated,
-        "stages": list(entry.stages),
-        "commands": list(entry.commands),
+    record: Record = {key: getattr(entry, key) for key in _TOLD}
+    record |= {
         "path": str(requests[0].path if requests[0].is_repository else requests[0].path.parent),
         "present": here == len(requests),
         "files_present": here,
