@@ -13,9 +13,8 @@ from click.shell_completion import CompletionItem
 from chatbind_cli.artifacts import emit_record
 from chatbind_cli.console import printable
 from chatbind_cli.download import catalogue
-from chatbind_cli.download.manifest import in_words
-from chatbind_cli.download.requests import requests_for
-from chatbind_cli.download.status import listed, planned
+from chatbind_cli.download.manifest import Manifest, in_words, is_present
+from chatbind_cli.download.requests import Request, entry_requests, requests_for
 from chatbind_cli.errors import DownloadError, SomeRecordsFailed, UsageError
 from chatbind_cli.jsonl import Record
 
@@ -120,8 +119,9 @@ def command(
         raise UsageError("--verify fetches nothing, so there is nothing to overwrite")
     requests = requests_for(_words(names, stages), output, unpack=unpack, include=include)
     if dry_run:
+        manifest = Manifest()
         for request in requests:
-            _tell(planned(request, overwrite=overwrite), as_records)
+            _tell(_planned(request, manifest, overwrite), as_records)
         return
     from chatbind_cli.download.fetch import Downloader  # noqa: PLC0415  heavy
 
@@ -171,8 +171,50 @@ def _tell(record: Record, as_records: bool) -> None:
     sys.stdout.flush()
 
 
+def _planned(request: Request, manifest: Manifest, overwrite: bool) -> Record:
+    """What `--dry-run` says of a request; asks the disk, and not the network."""
+    here = is_present(request, manifest) and not overwrite
+    return {
+        "name": request.name,
+        "path": str(request.unpack or request.path),
+        "source": request.source,
+        "status": "present" if here else "planned",
+        **_size(request),
+    }
+
+
+def _size(of: Request | catalogue.Entry) -> Record:
+    if of.bytes is not None:
+        return {"bytes": of.bytes}
+    return {} if of.about is None else {"about": of.about}
+
+
+_TOLD = ("name", "title", "purpose", "source", "licence", "gated", "stages", "commands")
+
+
+def _listed(entry: catalogue.Entry, output: Path, manifest: Manifest) -> Record:
+    """What `--list` says of an entry, and how much of it is below a folder."""
+    requests = entry_requests(entry, output)
+    here = sum(is_present(request, manifest) for request in requests)
+    record: Record = {key: getattr(entry, key) for key in _TOLD}
+    record |= {
+        "path": str(requests[0].path if requests[0].is_repository else requests[0].path.parent),
+        "present": here == len(requests),
+        "files_present": here,
+        "files_wanted": len(requests),
+    }
+    if entry.files:
+        record["files"] = [
+            {"source": file.get("path") or file.get("url")}
+            | {key: file[key] for key in ("bytes", "sha256", "md5") if key in file}
+            for file in entry.files
+        ]
+    return {**record, **_size(entry)}
+
+
 def _list(entries: Sequence[catalogue.Entry], output: Path, as_records: bool) -> None:
-    records = [listed(entry, output) for entry in entries]
+    manifest = Manifest()
+    records = [_listed(entry, output, manifest) for entry in entries]
     if not as_records:
         _print_table(records)
         return

@@ -14,26 +14,28 @@ import shutil
 import stat
 import tarfile
 import zipfile
-from collections.abc import Callable, Collection, Iterator
+import zlib
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
-from chatbind_cli.download.manifest import OURS, Member, check_room, crc32_of
+from chatbind_cli.download.manifest import OURS, Member, check_room
+from chatbind_cli.download.requests import leads_out
 from chatbind_cli.errors import ChatBindError, DownloadError, reason
 
 # Pictures hardly shrink; what claims to grow a hundredfold is not an archive of pictures.
 _LARGEST_RATIO = 100
 _ALWAYS_FINE_BYTES = 1 << 30
-_MOST_MEMBERS = 1_000_000
-_MOST_NAMES_BYTES = 128 << 20  # of all names together
+_MOST_NAMES_BYTES = 128 << 20  # of all names together, which are kept in memory
+_OF_EACH_NAME_BYTES = 100  # besides its letters: then a million members of usual names are fine
 _LONGEST_NAME = 4096  # that a file system takes
 _BLOCK = 1 << 17  # of a tar at once; what asks for more is a header, and no honest one
 _LARGEST_DIRECTORY_BYTES = 64 << 20  # of a zip: half a million members and more
 _ZIP_BEGINS = (b"PK\x03\x04", b"PK\x05\x06")
 
-# A member that is a file: its name, its size, and how to open it.
-_File = tuple[str, int, Callable[[], IO[bytes]]]
+# A member: its name, its size, and how to open it; None for a folder.
+_Opened = tuple[str, int, Callable[[], IO[bytes]] | None]
 
 
 def unpack(
@@ -45,28 +47,26 @@ def unpack(
 ) -> list[Member]:
     """Unpacks a zip or tar archive (plain, gzip, bzip2, xz) into a folder.
 
-    A file that is there already with the same content is left alone. For one process at a time.
-
-    Args:
-        archive: the file.
-        folder: is made if it is not there.
-        replaceable: members that came out before, and may be written anew.
-        advance: called with the number of bytes of the archive that are through.
+    A file that is there already with the same content is left alone; of the others, only those in
+    `replaceable`, which came out before, are written anew. `advance` is called with the number of
+    bytes of the archive that are through. For one process at a time.
 
     Returns:
         The files, each with its CRC-32; of several of one name the last.
 
     Raises:
-        DownloadError: the archive is broken, has a name that leaves the folder or is ours, a
-            link, a device, or would grow beyond reason; a file of another content is in the way;
-            or the disk has no room. Then nothing has come into the folder.
+        DownloadError: the archive is broken or not to be trusted, a file of another content is in
+            the way, or the disk has no room. Then nothing has come into the folder.
     """
     temporary = archive.with_name(f".{archive.name}.unpacking")
     _remove(temporary)
     try:
         members = _write_all(archive, temporary, advance)
         for place in {(folder / member.name).parent for member in members}:
-            _refuse_link_out(place, folder)
+            # a link that lay there before must not lead a member out
+            if not place.resolve().is_relative_to(folder.resolve()):
+                what = f"leads out of {folder} by a link"
+                raise DownloadError(what, where=str(place), hint="remove the link")
         coming = [m for m in members if not _is_there(m, folder, replaceable, archive)]
         for member in coming:
             target = folder / member.name
@@ -82,6 +82,42 @@ def unpack(
     finally:
         _remove(temporary)
     return members
+
+
+def check_members(folder: Path, members: Sequence[Member], advance: Callable[[int], None]) -> None:
+    """Reads everything that came out of an archive and compares it with what was noted.
+
+    Raises:
+        DownloadError: files are missing or changed; the message counts them and names the first.
+    """
+    wrong = [] if members else ["what came out is not known"]
+    for member in members:
+        try:
+            with (folder / member.name).open("rb") as file:
+                if _crc32_of(file, advance=advance) != member.crc32:
+                    wrong.append(f"{member.name!r} has another content")
+        except OSError as error:
+            wrong.append(f"{member.name!r} cannot be read ({error.strerror})")
+    if wrong:
+        raise DownloadError(
+            f"{len(wrong)} of {len(members)} files are missing or damaged, the first: {wrong[0]}",
+            where=str(folder),
+            hint="fetch it again with --overwrite",
+        )
+
+
+def _crc32_of(
+    file: IO[bytes],
+    write: Callable[[bytes], object] = lambda block: None,
+    advance: Callable[[int], None] = lambda n: None,
+) -> int:
+    """The CRC-32 of what is read from a file, a block at a time, and passed on to `write`."""
+    found = 0
+    while block := file.read(1 << 17):
+        write(block)
+        found = zlib.crc32(block, found)
+        advance(len(block))
+    return found
 
 
 def _remove(temporary: Path) -> None:
@@ -108,15 +144,17 @@ def _write_all(archive: Path, folder: Path, advance: Callable[[int], None]) -> l
         raw.seek(0)
         for name, size, open_member in members(raw, archive):
             path = _path_of(name, archive)
-            total += size
-            names_bytes += len(name)
+            names_bytes += len(name) + _OF_EACH_NAME_BYTES
             if names_bytes > _MOST_NAMES_BYTES:
-                raise _evil(archive, f"has names of {names_bytes} characters, not plausible")
+                raise _evil(archive, "has too many members to be plausible")
+            if open_member is None:
+                continue
+            total += size  # of a sparse member, more than the archive's stream has
             _refuse_bomb(archive, total)
             target = folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
             with open_member() as source, target.open("wb") as file:
-                crc32 = crc32_of(source, file.write, step)
+                crc32 = _crc32_of(source, file.write, step)
                 if file.tell() != size:
                     raise EOFError(f"member {name!r} is not as long as it says")
             written[path] = Member(path, size, crc32)
@@ -129,23 +167,14 @@ def _path_of(name: str, archive: Path) -> str:
     Raises:
         DownloadError: its name leads out of the folder, or to our notes.
     """
-    path = PurePosixPath(name)
     if len(name) > _LONGEST_NAME:
-        raise DownloadError(
-            f"has a member whose name has {len(name)} characters", where=str(archive)
-        )
-    drive = len(name) > 1 and name[1] == ":"
-    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or drive:
+        raise _evil(archive, f"has a member whose name has {len(name)} characters")
+    if leads_out(name):
         raise _evil(archive, f"member {name!r} would leave the folder")
-    if not path.parts:
-        raise DownloadError("has a member without a name", where=str(archive))
-    if path.parts[0].casefold() in OURS:
-        raise DownloadError(
-            f"member {name!r} has a name that is kept for notes about downloads",
-            where=str(archive),
-            hint="unpack it into another folder",
-        )
-    return str(path)
+    path = str(PurePosixPath(name))
+    if path.partition("/")[0].casefold() in OURS:
+        raise _evil(archive, f"member {name!r} has a name that is kept for notes about downloads")
+    return path
 
 
 def _evil(archive: Path, what: str) -> DownloadError:
@@ -162,14 +191,6 @@ def _refuse_bomb(archive: Path, size: int) -> None:
         raise _evil(archive, f"would unpack to more than {shown}, which is not plausible")
 
 
-def _refuse_link_out(place: Path, folder: Path) -> None:
-    """A link that lay in the folder before must not lead a member out of it."""
-    if not place.resolve().is_relative_to(folder.resolve()):
-        raise DownloadError(
-            f"leads out of {folder} by a link", where=str(place), hint="remove the link"
-        )
-
-
 def _is_there(member: Member, folder: Path, replaceable: Collection[str], archive: Path) -> bool:
     """Whether a file is there already with the same content.
 
@@ -184,7 +205,7 @@ def _is_there(member: Member, folder: Path, replaceable: Collection[str], archiv
             return False
         with target.open("rb") as file:
             same_size = target.stat().st_size == member.bytes
-            if same_size and crc32_of(file) == member.crc32:
+            if same_size and _crc32_of(file) == member.crc32:
                 return True
     raise DownloadError(
         f"would replace others, the first is {target}, which has another content",
@@ -193,53 +214,38 @@ def _is_there(member: Member, folder: Path, replaceable: Collection[str], archiv
     )
 
 
-def _zip_members(raw: IO[bytes], path: Path) -> Iterator[_File]:
-    """The files in a zip in order; refuses links and devices."""
+def _zip_members(raw: IO[bytes], path: Path) -> Iterator[_Opened]:
+    """What is in a zip, in order; refuses links and devices."""
     bounded = cast(IO[bytes], _Bounded(raw, path, _LARGEST_DIRECTORY_BYTES, "directory"))
     with zipfile.ZipFile(bounded) as archive:
         infos = archive.infolist()
-        _refuse_many(path, len(infos))
         size = sum(info.file_size for info in infos)
         _refuse_bomb(path, size)
         check_room(path.parent, size, str(path))
         for info in infos:
             if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise _evil(path, f"member {info.filename!r} is a link or device")
-            if info.is_dir():
-                _path_of(info.filename, path)
-                continue
-            if info.flag_bits & 1:
-                raise DownloadError("is encrypted", where=str(path))
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 # the others unpack a block to whatever it becomes, at once
                 raise zipfile.BadZipFile(f"compressed by method {info.compress_type}")
             # reads no more than the size that it is told, and compares the CRC-32
-            yield info.filename, info.file_size, partial(archive.open, info)
+            opened = None if info.is_dir() else partial(archive.open, info)
+            yield info.filename, info.file_size, opened
 
 
-def _tar_members(raw: IO[bytes], path: Path) -> Iterator[_File]:
-    """The files in a tar in order; refuses links and devices."""
+def _tar_members(raw: IO[bytes], path: Path) -> Iterator[_Opened]:
+    """What is in a tar, in order; refuses links and devices."""
     try:
         opened = _Tar.open(path, fileobj=raw)
     except tarfile.ReadError as error:
         raise DownloadError("is neither a zip nor a tar archive", where=str(path)) from error
     with opened as archive:
-        count = 0
         while (info := archive.next()) is not None:
             cast(Any, archive).members.clear()  # they are kept otherwise, a kilobyte each
-            count += 1
-            _refuse_many(path, count)
-            if info.isdir():
-                _path_of(info.name, path)
-            elif info.isreg():
-                yield info.name, info.size, cast(Any, partial(archive.extractfile, info))
-            else:
+            if not info.isdir() and not info.isreg():
                 raise _evil(path, f"member {info.name!r} is a link or device")
-
-
-def _refuse_many(archive: Path, count: int) -> None:
-    if count > _MOST_MEMBERS:
-        raise _evil(archive, f"has more than {_MOST_MEMBERS} members, which is not plausible")
+            extract = cast(Any, partial(archive.extractfile, info))
+            yield info.name, info.size, None if info.isdir() else extract
 
 
 class _Bounded(io.RawIOBase):
@@ -247,13 +253,12 @@ class _Bounded(io.RawIOBase):
 
     def __init__(self, stream: IO[bytes], path: Path, at_once: int, what: str) -> None:
         self._stream, self._path, self._at_once, self._what = stream, path, at_once, what
-        self._headers = _MOST_MEMBERS * 4 * tarfile.BLOCKSIZE
 
     def read(self, size: int = -1, /) -> bytes:
         if size > self._at_once:
             raise _evil(self._path, f"has a {self._what} of {size} bytes")
         block = self._stream.read(size)
-        _refuse_bomb(self._path, self._stream.tell() - self._headers)
+        _refuse_bomb(self._path, self._stream.tell())
         return block
 
     def seek(self, position: int, whence: int = io.SEEK_SET, /) -> int:

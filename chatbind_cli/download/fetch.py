@@ -9,27 +9,30 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from chatbind_cli.console import Progress, note
-from chatbind_cli.download.archive import unpack
+from chatbind_cli.download.archive import check_members, unpack
 from chatbind_cli.download.hub import Hub, is_offline
-from chatbind_cli.download.manifest import Manifest, ManifestEntry, Member, check_room
+from chatbind_cli.download.manifest import (
+    FETCH_IT,
+    Manifest,
+    ManifestEntry,
+    Member,
+    check_room,
+    files_here,
+    is_present,
+    look,
+)
 from chatbind_cli.download.requests import Request
-from chatbind_cli.download.status import files_here, is_present, verify
 from chatbind_cli.download.web import AGAIN, begun_bytes, fetch_url, open_client
 from chatbind_cli.errors import ChatBindError, DownloadError, contained, reason
 from chatbind_cli.files import lock_file
 from chatbind_cli.jsonl import Record
-
-
-class _Stopped(Exception):
-    """The user wants to stop; raised in the workers."""
 
 
 @dataclass(kw_only=True)
@@ -49,19 +52,16 @@ class Downloader:
     verify: bool = False
     overwrite: bool = False
     endpoint: str | None = None
-    _stop: threading.Event = field(default_factory=threading.Event, init=False)
-    _counting: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def __post_init__(self) -> None:
         self._hub, self._manifest = Hub(self.endpoint), Manifest()
+        self._counting = threading.Lock()
 
     def fetch_all(self, requests: Sequence[Request]) -> Iterator[Record]:
         """Fetches everything and yields a record a file, in the order in which they are done.
 
-        A failure is a record with `status` `failed` and an `error`, and does not stop the others.
-
-        Args:
-            requests: what to fetch; repositories are looked up on the hub first.
+        Repositories are looked up on the hub first. A failure is a record with `status` `failed`
+        and an `error`, and does not stop the others.
 
         Raises:
             DownloadError: the disk has no room for what is known to come.
@@ -87,9 +87,7 @@ class Downloader:
             try:
                 yield from pool.imap_unordered(self._outcome, files)
             finally:
-                # Reached early by Ctrl-C or a closed pipe: the workers stop at their next block.
-                self._stop.set()
-                pool.terminate()
+                pool.terminate()  # reached early by Ctrl-C or a closed pipe: nothing new is begun
 
     def _files_of(self, request: Request) -> list[Request]:
         """A repository's files; anything else is one file, with what is known of it.
@@ -123,9 +121,6 @@ class Downloader:
         return not self.overwrite and is_present(request, self._manifest)
 
     def _advance(self, progress: Progress, n: int) -> None:
-        """Adds up the bytes of all workers, and is where these notice that they are to stop."""
-        if self._stop.is_set():
-            raise _Stopped
         with self._counting:
             progress.advance_bytes(n)
 
@@ -137,9 +132,10 @@ class Downloader:
     def _outcome(self, request: Request) -> Record:
         """What became of a file; whatever may fail is one failed record."""
         try:
-            return self._verify(request) if self.verify else self._fetch(request)
-        except _Stopped:
-            raise
+            if self.verify:
+                advance = partial(self._advance, self._progress)
+                return _verify(request, self._manifest.of(request), advance)
+            return self._fetch(request)
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             failure = DownloadError(
@@ -151,32 +147,20 @@ class Downloader:
         except Exception as error:
             return _failed(request, contained(error, where=request.source))
 
-    def _verify(self, request: Request) -> Record:
-        entry = self._manifest.of(request)
-        _refuse_other(request, entry)
-        found, compared = verify(request, entry, partial(self._advance, self._progress))
-        record = _record(request, "present", found)
-        return {**record, "source": found.source, "compared": compared}
-
     def _fetch(self, request: Request) -> Record:
         """Makes sure that one file (or what is in it) is there, and tells about it."""
         folder, entry = request.place[0], self._manifest.of(request)
-        if not self.overwrite:
-            _refuse_other(request, entry)
-        here = self._is_here(request)
-        if here and request.unpack and entry and entry.is_unpacked_for(request):
-            if entry.members_are_there(request.unpack):
-                return _record(request, "present", entry)
-            note(f"files of {request.path.name} are missing: unpacking it again")
-        here = here and request.path.is_file()
-        if here and not _is_right(request):
-            here = False
-            if entry is not None:
-                note(f"{request.path} is here and not as it should be: fetching it again")
-        if not here:
+        place = request.unpack or request.path
+        found = look(request, entry, closely=True, overwrite=self.overwrite)
+        if found == "in the way":
+            raise _in_the_way(request, entry)
+        if found == "here" and entry is not None and request.unpack is not None:
+            return _record(request, "present", entry)
+        if found == "to fetch":
             if entry is None:
-                _refuse_foreign(request)
                 self._manifest.add(folder, [ManifestEntry.wanted(request)])
+            elif entry.state != "wanted" and not self.overwrite and place.exists():
+                note(f"{place} is here and not as it should be: fetching it again")
             self._bring(request)
         replaceable = {m.name for m in entry.members} if entry and self.overwrite else set()
         entry = ManifestEntry.here(request)
@@ -187,7 +171,7 @@ class Downloader:
             self._manifest.add(folder, [entry])
             if not self.keep_archive:
                 request.path.unlink()
-        return _record(request, "present" if here else "downloaded", entry)
+        return _record(request, "downloaded" if found == "to fetch" else "present", entry)
 
     def _bring(self, request: Request) -> None:
         advance = partial(self._advance, self._progress)
@@ -217,38 +201,55 @@ class Downloader:
             return unpack(request.path, folder, replaceable=replaceable, advance=advance)
 
 
-def _refuse_other(request: Request, entry: ManifestEntry | None) -> None:
-    """Refuses a file of another source that is in the place of the one that is asked for."""
-    if entry is None or entry.state == "wanted" or entry.is_for(request):
-        return
-    if entry.state == "unpacked" or request.path.is_file():
-        raise DownloadError(
-            f"what is here came from {entry.source}",
+def _in_the_way(request: Request, entry: ManifestEntry | None) -> DownloadError:
+    if entry is None:
+        return DownloadError(
+            "is here, and did not come by `chatbind download`, so it stays as it is",
             where=str(request.path),
-            hint=f"fetch {request.source} into another folder, or say --overwrite",
+            hint="move it away, or name another folder with --output",
         )
-
-
-def _refuse_foreign(request: Request) -> None:
-    """Refuses to replace a file that did not come by `download`, unless it is the same."""
-    if not os.path.lexists(request.path):
-        return
-    with suppress(DownloadError, OSError):
-        if request.check() not in ("bytes", "nothing"):
-            return
-    raise DownloadError(
-        "is here, and did not come by `chatbind download`, so it stays as it is",
+    return DownloadError(
+        f"what is here came from {entry.source}",
         where=str(request.path),
-        hint="move it away, or name another folder with --output",
+        hint=f"fetch {request.source} into another folder, or say --overwrite",
     )
 
 
-def _is_right(request: Request) -> bool:
-    try:
-        request.check()
-    except DownloadError:
-        return False
-    return True
+def _verify(
+    request: Request, entry: ManifestEntry | None, advance: Callable[[int], None]
+) -> Record:
+    """Compares a file, or what came out of it, with what is known, and reads all of it.
+
+    Raises:
+        DownloadError: it is not here, or differs.
+    """
+    if entry is not None and look(request, entry) == "in the way":
+        raise _in_the_way(request, entry)
+    # Where only what came out is left, that is what there is to read, --unpack or not.
+    came_out = request.unpack is not None or not request.path.is_file()
+    if entry is not None and entry.state == "unpacked" and came_out:
+        kind, digest = request.checksum or ("", "")
+        if kind == "sha256" and digest != entry.sha256:
+            raise DownloadError(
+                "what is unpacked here is another archive",
+                where=request.source,
+                hint="fetch it with --overwrite",
+            )
+        check_members(request.unpack or request.path.parent, entry.members, advance)
+        found, compared = entry, "crc32"
+    elif not request.path.is_file():
+        raise DownloadError("is not here", where=str(request.path), hint=FETCH_IT)
+    elif request.unpack is not None:
+        raise DownloadError("is not unpacked", where=str(request.path), hint=FETCH_IT)
+    else:
+        if entry is not None and entry.sha256 and request.checksum is None:
+            request = replace(request, checksum=("sha256", entry.sha256))
+        compared = request.check(fresh=True)
+        # Hashed a moment ago, if it is large: then this is what was found.
+        found = ManifestEntry.here(request, fresh=compared != "sha256")
+        advance(found.bytes or 0)
+    source = found.source if entry is None else entry.source
+    return {**_record(request, "present", found), "source": source, "compared": compared}
 
 
 def _record(request: Request, status: str, entry: ManifestEntry) -> Record:

@@ -24,9 +24,8 @@ from huggingface_hub import errors as hub_errors  # noqa: TID253
 from huggingface_hub.utils import tqdm as hub_tqdm  # type: ignore[attr-defined]  # noqa: TID253
 
 import chatbind_cli
-from chatbind_cli.download.manifest import OURS
+from chatbind_cli.download.manifest import OURS, has_weights
 from chatbind_cli.download.requests import Checksum, HubRef, Request
-from chatbind_cli.download.status import has_weights
 from chatbind_cli.download.web import AGAIN, RETRIED_STATUS
 from chatbind_cli.errors import DownloadError, reason
 from chatbind_cli.files import replace_file
@@ -54,7 +53,7 @@ _Listing = tuple[str, dict[str, tuple[int | None, Checksum | None]]]
 
 
 class Hub:
-    """The hub, which is asked for the files of each repository once.
+    """The hub, or offline its cache; asked for the files of each repository once.
 
     Args:
         endpoint: its address, `HF_ENDPOINT` or the public one unless given.
@@ -76,32 +75,31 @@ class Hub:
         """
         if request.hub is None:
             return [request]
-        ref = replace(request.hub, file=None)
-        commit, files = (
-            _cached_listing(ref, request.include) if is_offline() else self._listing(ref)
-        )
+        commit, files = self._listing(replace(request.hub, file=None), request.include)
         if request.hub.file is not None:
-            files = {name: file for name, file in files.items() if name == request.hub.file}
-            return [replace(request, bytes=size, checksum=known) for size, known in files.values()]
+            known = files.get(request.hub.file)
+            return [replace(request, bytes=known[0], checksum=known[1])] if known else []
         # All files come from the commit that was listed, even if the branch moves meanwhile.
         return [
             replace(request.file(name, commit), bytes=files[name][0], checksum=files[name][1])
             for name in _wanted(files, request.include)
         ]
 
-    def _listing(self, ref: HubRef) -> _Listing:
+    def _listing(self, ref: HubRef, include: Sequence[str] = ()) -> _Listing:
+        if is_offline():
+            return _cached_listing(ref, include)
         if ref not in self._listings:
             api = huggingface_hub.HfApi(endpoint=self.endpoint, **_US)
+            call = partial(
+                api.repo_info,
+                ref.repo,
+                repo_type=ref.kind,
+                revision=ref.revision,
+                files_metadata=True,
+                timeout=30,
+            )
             with _explained(ref):
-                info = _patiently(
-                    lambda: api.repo_info(
-                        ref.repo,
-                        repo_type=ref.kind,
-                        revision=ref.revision,
-                        files_metadata=True,
-                        timeout=30,
-                    )
-                )
+                info = _patiently(call)
             files: dict[str, tuple[int | None, Checksum | None]] = {}
             for file in info.siblings or ():
                 checksum = ("git-sha1", file.blob_id) if file.blob_id is not None else None
@@ -114,15 +112,9 @@ class Hub:
     def fetch(
         self, ref: HubRef, folder: Path, *, advance: Callable[[int], None] = lambda n: None
     ) -> Path:
-        """Fetches one file, resuming what an earlier call began.
+        """Fetches one file to its path below a folder, resuming what an earlier call began.
 
-        Args:
-            ref: names a file.
-            folder: where the file goes, under its path in the repository.
-            advance: called with the number of bytes that have come.
-
-        Returns:
-            Where it is.
+        `advance` is called with the number of bytes that have come.
 
         Raises:
             DownloadError: it cannot be had.
@@ -147,19 +139,14 @@ class Hub:
 
 
 def fetch_snapshot(repo: str, *, revision: str | None = None) -> Path:
-    """A whole model repository in the hub's cache: what `--delta owner/name` means.
+    """The folder of a model repository in the hub's cache: what `--delta owner/name` means.
 
     With `HF_HUB_OFFLINE`, what is in the cache already.
-
-    Returns:
-        The snapshot's folder.
 
     Raises:
         DownloadError: it cannot be had.
     """
     ref = HubRef(repo=repo, revision=revision)
-    if is_offline():
-        return _snapshot(ref, ignore_patterns=[*_NEVER, *_BIN])
     _, files = Hub()._listing(ref)
     return _snapshot(ref, allow_patterns=[escape(name) for name in _wanted(files, ())])
 
@@ -189,9 +176,8 @@ def _cached_listing(ref: HubRef, include: Sequence[str]) -> _Listing:
     folder = _snapshot(ref, allow_patterns=list(include) or None, ignore_patterns=unwanted)
     if ref.kind == "model" and not has_weights(folder):
         raise DownloadError(_NOT_HERE[0], where=str(ref), hint=_NOT_HERE[1])
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
-    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in found}
-    return folder.name, {name: (size, None) for name, size in sizes.items()}
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return folder.name, {p.relative_to(folder).as_posix(): (p.stat().st_size, None) for p in paths}
 
 
 def _wanted(names: Iterable[str], include: Sequence[str]) -> list[str]:

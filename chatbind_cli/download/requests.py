@@ -105,21 +105,19 @@ class Request:
         """
         if self.hub is None:
             raise ValueError(f"{self.source} is no repository")
-        refuse_outside(name, self.source)
+        _refuse_outside(name, self.source)
         path = self.path / name
         return replace(
             self,
             path=path,
             hub=replace(self.hub, file=name, revision=revision or self.hub.revision),
-            unpack=path.parent if self.unpack is not None and is_archive(path) else None,
+            unpack=path.parent if self.unpack is not None and _is_archive(path) else None,
         )
 
     def check(self, path: Path | None = None, *, fresh: bool = False) -> str:
-        """Compares a file with what is known of it.
+        """Compares a file, at `path` until it gets its name, with what is known of it.
 
-        Args:
-            path: the file, where it has not got its name yet.
-            fresh: read it whatever is remembered of its hash.
+        With `fresh` it is read whatever is remembered of its hash.
 
         Returns:
             What was compared: `sha256`, `git-sha1`, `md5`, `bytes` or `nothing`.
@@ -156,9 +154,7 @@ def _digest(path: Path, kind: str) -> str:
         head = f"blob {path.stat().st_size}\0".encode()
         digest = hashlib.sha1(head, usedforsecurity=False)
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, lambda: digest).hexdigest()
 
 
 def is_repo_id(word: str) -> bool:
@@ -179,7 +175,7 @@ def parse_hub_ref(word: str) -> HubRef:
         )
     file = match["file"]
     if file is not None:
-        refuse_outside(file, word)
+        _refuse_outside(file, word)
     return HubRef(
         repo=match["repo"],
         kind="dataset" if (match["kind"] or "").startswith("datasets") else "model",
@@ -193,13 +189,9 @@ def requests_for(
 ) -> list[Request]:
     """Turns the words of the call into requests.
 
-    Args:
-        words: catalogue names, `hf:` references, `http(s)` URLs (with `#sha256=...`, the hash that
-            the file must have).
-        output: the folder that everything lands below.
-        unpack: whether archives that no catalogue entry names are unpacked where they land, too.
-        include: the file patterns that are wanted of repositories that no entry names; without
-            any, all but copies for other programs.
+    A word is a name of the catalogue, an `hf:` reference, or a URL (with `#sha256=...`, the hash
+    that the file must have). `unpack` and `include`, the patterns of the files that are wanted of a
+    repository, are for what the catalogue does not name; it says these itself.
 
     Raises:
         UsageError: a word is none of these, two of them want the same path, or there is nothing
@@ -215,11 +207,8 @@ def requests_for(
     by_path: dict[Path, Request] = {}
     for request in found:
         other = by_path.setdefault(request.path, request)
-        if other.source != request.source:
+        if (other.source, other.checksum) != (request.source, request.checksum):
             raise UsageError(f"{other.name} and {request.name} would both become {request.path}")
-        if None not in (other.checksum, request.checksum) and other.checksum != request.checksum:
-            raise UsageError(f"{request.name} is to have two different hashes")
-        by_path[request.path] = request if other.checksum is None else other
     return list(by_path.values())
 
 
@@ -259,7 +248,7 @@ def _requests_of(word: str, output: Path, unpack: bool, include: tuple[str, ...]
         return entry_requests(look_up(word), output)
     if unpack and request.is_repository:
         return [replace(request, unpack=request.path)]
-    return [replace(request, unpack=path.parent)] if unpack and is_archive(path) else [request]
+    return [replace(request, unpack=path.parent)] if unpack and _is_archive(path) else [request]
 
 
 def _without_digest(url: str) -> tuple[str, Checksum | None]:
@@ -273,22 +262,26 @@ def _without_digest(url: str) -> tuple[str, Checksum | None]:
     return bare, ("sha256", digest)
 
 
-def is_archive(path: Path) -> bool:
+def _is_archive(path: Path) -> bool:
     """Whether a file is an archive by its name."""
     return path.name.lower().endswith(_ARCHIVES)
 
 
 def _url_name(url: str) -> str:
-    parts = urlsplit(url)
-    name = PurePosixPath(unquote(parts.path)).name
-    if not parts.hostname or not name:
+    name = PurePosixPath(unquote(urlsplit(url).path)).name
+    if not name:
         raise UsageError(f"{url!r} names no file")
-    refuse_outside(name, url)
+    _refuse_outside(name, url)
     return name
 
 
-def refuse_outside(name: str, word: str) -> None:
-    """Refuses names that would leave the folder; hosts and repositories may say anything."""
+def leads_out(name: str) -> bool:
+    """Whether a name would leave its folder; hosts, repositories and archives may say anything."""
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+    drive = name[1:2] == ":"
+    return path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or drive
+
+
+def _refuse_outside(name: str, word: str) -> None:
+    if leads_out(name):
         raise UsageError(f"{word!r} names a path outside its folder")

@@ -73,11 +73,8 @@ def fetch_url(
 ) -> None:
     """Fetches a URL into a file that appears only when it is whole and verified.
 
-    Args:
-        client: see `open_client`.
-        request: says where from and where to; the folder is made.
-        expect: called with the size that the server tells, where it was not known.
-        advance: called with the number of bytes that have come, in earlier calls or now.
+    `expect` is called with the size that the server tells, where it was not known, and `advance`
+    with the number of bytes that have come, in earlier calls or now.
 
     Raises:
         DownloadError: it could not be had, or is not what it should be. What has come stays for
@@ -206,13 +203,7 @@ def _attempt(
                     raise part.worthless(what, "do not trust it")
                 file.write(block)
                 advance(len(block))
-    except (
-        httpx.UnsupportedProtocol,
-        httpx.InvalidURL,
-        httpx.TooManyRedirects,
-        UnicodeError,  # a host in letters that no name has
-        OverflowError,  # a port that no machine has
-    ) as error:
+    except httpx.UnsupportedProtocol as error:  # that a redirect asks for: the one that stays
         raise DownloadError(f"cannot be fetched ({reason(error)})", where=source) from error
     except httpx.TimeoutException as error:
         raise _TryAgain("the server does not answer") from error

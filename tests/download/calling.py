@@ -1,6 +1,7 @@
-"""`chatbind download` in the process of the tests."""
+"""`chatbind download` in the process of the tests, and archives for it."""
 
 import io
+import zipfile
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from types import SimpleNamespace
 from unittest import mock
@@ -30,3 +31,12 @@ def chatbind(*words, hub=None, offline=False, cache=None):
         code, message = run(["download", *words])
     lines = errors.getvalue() + (f"{message}\n" if message else "")
     return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=lines)
+
+
+def zipped(**files):
+    """A zip archive of files by name."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()

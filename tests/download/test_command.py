@@ -11,7 +11,7 @@ import zipfile
 import pytest
 
 from chatbind_cli.download.catalogue import entries
-from tests.download.calling import chatbind
+from tests.download.calling import chatbind, zipped
 from tests.terminal import on_a_terminal
 
 
@@ -66,17 +66,9 @@ def test_a_hub_repository_comes_from_hf_endpoint(server, tmp_path):
     assert result.stderr == ""
 
 
-def archive(**files):
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as zipped:
-        for name, data in files.items():
-            zipped.writestr(name, data)
-    return buffer.getvalue()
-
-
 def test_unpack_takes_archives_of_urls_and_of_the_hub_apart(server, tmp_path):
-    server.files.update({"/a.zip": archive(one=b"1"), "/b.bin": b"no archive"})
-    server.add_repo("owner/set", {"c.zip": archive(two=b"2"), "d.json": b"[]"}, kind="datasets")
+    server.files.update({"/a.zip": zipped(one=b"1"), "/b.bin": b"no archive"})
+    server.add_repo("owner/set", {"c.zip": zipped(two=b"2"), "d.json": b"[]"}, kind="datasets")
     words = [server.url + "/a.zip", server.url + "/b.bin", "hf:datasets/owner/set"]
     words += ["-o", str(tmp_path)]
     first = chatbind(*words, "--unpack", hub=server.url)
@@ -93,7 +85,7 @@ def test_unpack_takes_archives_of_urls_and_of_the_hub_apart(server, tmp_path):
 
 
 def test_catalogue_entries_land_where_the_catalogue_says(server, tmp_path):
-    pictures = archive(**{"GCC_train_0.jpg": b"a", "GCC_train_1.jpg": b"b"})
+    pictures = zipped(**{"GCC_train_0.jpg": b"a", "GCC_train_1.jpg": b"b"})
     files = {"chat.json": b"[]", "metadata.json": b"[]", "images.zip": pictures}
     server.add_repo("liuhaotian/LLaVA-CC3M-Pretrain-595K", files, kind="datasets")
     shards = {"pytorch_model.bin": b"w", "config.json": b"{}", "flax_model.msgpack": b"no"}
@@ -125,14 +117,14 @@ def test_catalogue_entries_land_where_the_catalogue_says(server, tmp_path):
 
 def test_evil_archives_are_one_line_at_the_shell_and_nothing_is_written(server, tmp_path):
     link = io.BytesIO()
-    with zipfile.ZipFile(link, "w") as zipped:
+    with zipfile.ZipFile(link, "w") as made:
         info = zipfile.ZipInfo("door")
         info.external_attr = 0o120777 << 16
-        zipped.writestr(info, "/etc/passwd")
-    bomb = bytearray(archive(bomb=b"small"))  # says that it unpacks to 2 GiB
+        made.writestr(info, "/etc/passwd")
+    bomb = bytearray(zipped(bomb=b"small"))  # says that it unpacks to 2 GiB
     at = bomb.rindex(b"PK\x01\x02") + 24
     bomb[at : at + 4] = (2 << 30).to_bytes(4, "little")
-    path = archive(**{"fine": b"1", "../evil": b"2"})
+    path = zipped(**{"fine": b"1", "../evil": b"2"})
     evil = {"path.zip": path, "link.zip": link.getvalue(), "bomb.zip": bytes(bomb)}
     server.files.update({f"/{name}": data for name, data in evil.items()})
     for name in evil:
@@ -146,7 +138,7 @@ def test_evil_archives_are_one_line_at_the_shell_and_nothing_is_written(server, 
 
 
 def test_on_a_terminal_downloading_and_unpacking_have_bars(server, tmp_path):
-    server.files["/many.zip"] = archive(**{f"{number}": b"x" for number in range(4000)})
+    server.files["/many.zip"] = zipped(**{f"{number}": b"x" for number in range(4000)})
     words = [sys.executable, "-m", "chatbind_cli", "download", server.url + "/many.zip"]
     code, shown = on_a_terminal([*words, "--unpack", "-o", str(tmp_path)])
     assert code == 0

@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import tarfile
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -16,11 +15,12 @@ from chatbind_cli.download.manifest import (
     Manifest,
     ManifestEntry,
     _origin,
+    is_present,
 )
 from chatbind_cli.download.requests import HubRef, Request, requests_for
-from chatbind_cli.download.status import is_present, planned
 from chatbind_cli.errors import DownloadError, UsageError
 from chatbind_cli.folders import RECORD
+from tests.download.calling import chatbind, zipped
 
 
 def fetch(server, words, folder, **kwargs):
@@ -31,14 +31,6 @@ def fetch(server, words, folder, **kwargs):
 
 def statuses(records):
     return sorted(record["status"] for record in records)
-
-
-def zipped(**files):
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return buffer.getvalue()
 
 
 def tarred(*files):
@@ -96,13 +88,13 @@ def test_what_is_unpacked_is_held_to_the_hash_that_is_asked_for(server, tmp_path
         assert record["status"] == "failed"
 
 
-def test_one_source_named_twice_keeps_its_hash(tmp_path):
+def test_one_source_named_twice_has_one_hash(tmp_path):
     hashed = f"http://h/f#sha256={'ab' * 32}"
-    for words in (["http://h/f", hashed], [hashed, "http://h/f"]):
-        (request,) = requests_for(words, tmp_path)
-        assert request.checksum == ("sha256", "ab" * 32)
-    with pytest.raises(UsageError, match="two different hashes"):
-        requests_for([hashed, f"http://h/f#sha256={'cd' * 32}"], tmp_path)
+    (request,) = requests_for([hashed, hashed], tmp_path)
+    assert request.checksum == ("sha256", "ab" * 32)
+    for other in ("http://h/f", f"http://h/f#sha256={'cd' * 32}"):
+        with pytest.raises(UsageError, match="would both become"):
+            requests_for([hashed, other], tmp_path)
 
 
 def test_a_repository_of_which_a_part_came_is_not_there(server, tmp_path):
@@ -110,14 +102,15 @@ def test_a_repository_of_which_a_part_came_is_not_there(server, tmp_path):
     server.faults["/content/models/a/h/w2.bin"] += [lambda handler: handler.plain(404) or True]
     assert statuses(fetch(server, ["hf:a/h"], tmp_path)).count("failed") == 1
     (request,) = requests_for(["hf:a/h"], tmp_path)
-    assert not is_present(request)
+    assert not is_present(request, Manifest())
     assert statuses(fetch(server, ["hf:a/h"], tmp_path, verify=True)) == [
         "failed", "present", "present",
     ]  # fmt: skip
     fetch(server, ["hf:a/h"], tmp_path)
-    assert is_present(request)
-    assert planned(request)["status"] == "present"
-    assert planned(request, overwrite=True)["status"] == "planned"
+    assert is_present(request, Manifest())
+    for more, status in (((), "present"), (("--overwrite",), "planned")):
+        told = chatbind("hf:a/h", "--dry-run", *more, "-o", str(tmp_path))
+        assert json.loads(told.stdout)["status"] == status
 
 
 def test_files_that_came_out_and_are_gone_are_unpacked_again(server, tmp_path):
