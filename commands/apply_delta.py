@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import click
@@ -12,10 +11,10 @@ from chatbind_cli.errors import UsageError
 from chatbind_cli.files import refuse_overlap
 
 from . import _base, _checkpoints, _options
-from ._base import GroupedOption
+from ._base import in_group
 
-_input = partial(click.option, cls=GroupedOption, group="Input")
-_output = partial(click.option, cls=GroupedOption, group="Output")
+_input = in_group("Input")
+_output = in_group("Output")
 
 
 @_base.command(
@@ -53,10 +52,8 @@ _output = partial(click.option, cls=GroupedOption, group="Output")
     "delta of make-delta proves both either way.",
 )
 @_options.overwrite_option
-@click.option(
+@in_group("Check")(
     "--verify",
-    cls=GroupedOption,
-    group="Check",
     metavar="DIR",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Make nothing: hash a target anew and compare with what was written about it.",

@@ -13,7 +13,7 @@ from chatbind_cli.errors import ChatBindError
 from chatbind_cli.jsonl import Record
 
 from . import _base
-from ._base import GroupedOption
+from ._base import in_group
 
 _MARKS = {OK: ("ok", "green"), NOTE: ("note", "yellow"), PROBLEM: ("FAIL", "red")}
 
@@ -25,28 +25,22 @@ _MARKS = {OK: ("ok", "green"), NOTE: ("note", "yellow"), PROBLEM: ("FAIL", "red"
         "chatbind doctor --no-network --json > doctor.jsonl",
     ],
 )
-@click.option(
+@in_group("What")(
     "-o",
     "--output",
-    cls=GroupedOption,
-    group="What",
     default=".",
     metavar="DIR",
     type=click.Path(file_okay=False, path_type=Path),
     help="The folder that downloads land below, as in `download`.",
 )
-@click.option(
+@in_group("What")(
     "--network/--no-network",
-    cls=GroupedOption,
-    group="What",
     default=True,
     help="Whether to ask the hub if it answers and takes the token.",
 )
-@click.option(
+@in_group("Output")(
     "--json",
     "as_json",
-    cls=GroupedOption,
-    group="Output",
     is_flag=True,
     help="Records, on a terminal too.",
 )

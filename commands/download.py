@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import click
@@ -19,11 +18,11 @@ from chatbind_cli.errors import DownloadError, SomeRecordsFailed, UsageError
 from chatbind_cli.jsonl import Record
 
 from . import _base
-from ._base import GroupedOption
+from ._base import in_group
 
-_what = partial(click.option, cls=GroupedOption, group="What")
-_how = partial(click.option, cls=GroupedOption, group="How")
-_output = partial(click.option, cls=GroupedOption, group="Output")
+_what = in_group("What")
+_how = in_group("How")
+_output = in_group("Output")
 
 
 def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:

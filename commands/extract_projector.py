@@ -12,7 +12,7 @@ from chatbind_cli.errors import UsageError
 from chatbind_cli.files import refuse_overlap, sha256_file
 
 from . import _base
-from ._base import GroupedOption
+from ._base import in_group
 
 
 @_base.command(
@@ -27,21 +27,17 @@ from ._base import GroupedOption
     ],
 )
 @click.argument("checkpoint", required=False, metavar="[CHECKPOINT]")
-@click.option(
+@in_group("Input")(
     "-m",
     "--model",
     "--model-name-or-path",
     "model",
-    cls=GroupedOption,
-    group="Input",
     metavar="CHECKPOINT",
     help="The same as CHECKPOINT, as the seed spells it.",
 )
-@click.option(
+@in_group("Output")(
     "-o",
     "--output",
-    cls=GroupedOption,
-    group="Output",
     required=True,
     metavar="FILE",
     type=click.Path(dir_okay=False, path_type=Path),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import click
@@ -10,10 +9,10 @@ import click
 from chatbind_cli.files import refuse_overlap
 
 from . import _base, _checkpoints, _options
-from ._base import GroupedOption
+from ._base import in_group
 
-_input = partial(click.option, cls=GroupedOption, group="Input")
-_output = partial(click.option, cls=GroupedOption, group="Output")
+_input = in_group("Input")
+_output = in_group("Output")
 
 
 @_base.command(

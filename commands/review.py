@@ -18,16 +18,16 @@ from chatbind_cli.files import refuse_overlap
 from chatbind_cli.jsonl import read_lines
 
 from . import _base
-from ._base import GroupedOption, ListOption
+from ._base import ListOption, in_group
 from ._options import on_error_option, output_option, overwrite_option
 
 if TYPE_CHECKING:
     from chatbind_cli.evaluation.review import Plan
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_input = partial(click.option, cls=GroupedOption, group="Input")
-_judge = partial(click.option, cls=GroupedOption, group="Judge")
-_limit = partial(click.option, cls=GroupedOption, group="Limits")
+_input = in_group("Input")
+_judge = in_group("Judge")
+_limit = in_group("Limits")
 _rare_limit = partial(_limit, advanced=True)
 _RATE = click.FloatRange(min=0, min_open=True)
 _AUDIO = (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ from chatbind_cli.evaluation.summary import Summary, compared, renamed, summariz
 from chatbind_cli.files import bears, refuse_foreign_file, refuse_overlap, replace_file
 
 from . import _base
-from ._base import GroupedOption, ListOption
+from ._base import ListOption, in_group
 from ._options import media_root_options
 
 if TYPE_CHECKING:
@@ -33,9 +32,9 @@ if TYPE_CHECKING:
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _REVIEWS = click.Path(dir_okay=False, allow_dash=True)
-_input = partial(click.option, cls=GroupedOption, group="Input")
-_inputs = partial(click.option, cls=ListOption, group="Input")
-_output = partial(click.option, cls=GroupedOption, group="Output")
+_input = in_group("Input")
+_inputs = in_group("Input", ListOption)
+_output = in_group("Output")
 
 _MARK = b'name="generator" content="chatbind summarize"'
 
