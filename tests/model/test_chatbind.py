@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, GenerationConfig, TextStreamer
+from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, TextStreamer
 
 from chatbind_cli.errors import RecordError
 from chatbind_cli.model.chatbind import (
@@ -285,3 +285,15 @@ def test_making_it_around_a_language_model_leaves_that_ones_weights_alone() -> N
     model = ChatBindForConditionalGeneration(config, base)
     after = model.language_model.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_placeholders_before_an_empty_cache_want_their_media() -> None:
+    with pytest.raises(RecordError, match="2 <im_patch> token"):
+        chatbind()(ids([1, *span()]), past_key_values=DynamicCache())
+
+
+def test_keys_and_values_are_kept_for_generation_alone() -> None:
+    model, row = chatbind(), ids([1, 5, 6])
+    assert model(row).past_key_values is not None
+    assert model(row, labels=row).past_key_values is None
+    assert model(row, labels=row, use_cache=True).past_key_values is not None

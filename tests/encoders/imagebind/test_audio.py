@@ -317,3 +317,10 @@ def test_a_microphone_array_gives_its_first_channel_and_a_thousand_are_refused()
     torch.testing.assert_close(load(wav(tone, kind=1, channels=200)), alone)
     with pytest.raises(MediaError):
         load(wav(np.zeros((100, 1024), np.int16), kind=1, channels=1024))
+
+
+def test_a_sound_shorter_than_a_window_is_one_with_silence_after_it() -> None:
+    few = np.random.default_rng(0).standard_normal(200).astype(np.float32) / 8
+    padded = np.concatenate([few, np.zeros(200, np.float32)])
+    assert torch.equal(load(wav(few, rate=16_000)), load(wav(padded, rate=16_000)))
+    assert (load(wav(few, rate=16_000))[0, 0, :, 1:] - PADDING).abs().max() < 1e-6
