@@ -205,8 +205,7 @@ class _OutputFile:
     """A file written front to back in large aligned blocks, around the page cache.
 
     Tens of gigabytes would push everything else out of the cache, and finding room for them in it
-    costs a sixth of the processor's work. Where the file system knows no direct I/O, the cache is
-    used.
+    takes time. Where the file system knows no direct I/O, the cache is used.
 
     Raises:
         OSError: it cannot be made or written.

@@ -181,7 +181,7 @@ class _StateUnpickler(pickle._Unpickler):
         if kind != "storage" or not isinstance(dtype, torch.dtype) or not isinstance(key, str):
             raise ValueError("an unknown kind of storage")
         if view not in ([], [None]):
-            raise ValueError("a part of a storage, as torch has not written it since 2017")
+            raise ValueError("a part of a storage, which is not read")
         return self.storages.setdefault(key, _Storage(key, dtype))
 
     def _update(self, items: list[Any]) -> None:

@@ -136,3 +136,14 @@ def test_the_older_format_is_read_and_bounded_too(tmp_path: Path) -> None:
     path.write_bytes(b"\x80\x02" + DEEP + b".")
     with pytest.raises(WeightsError, match="not a valid torch file"):
         open_checkpoint(path)
+
+
+def test_dtypes_without_a_storage_of_their_own_are_read(tmp_path: Path) -> None:
+    made = {"a": torch.ones(3, 2).to(torch.float8_e4m3fn), "b": torch.ones(4).bfloat16()}
+    torch.save(made, tmp_path / "x.pt")
+    with open_checkpoint(tmp_path / "x.pt") as checkpoint:
+        found = {name: (info.shape, info.dtype) for name, info in checkpoint.tensors.items()}
+        out = torch.empty(6, dtype=torch.float8_e4m3fn)
+        checkpoint.read_into("a", 0, out)
+    assert found == {name: (tuple(t.shape), t.dtype) for name, t in made.items()}
+    assert (out.float() == 1).all()

@@ -19,6 +19,7 @@ from PIL import Image
 
 from chatbind_cli.encoders.imagebind.preprocess import load_media
 from chatbind_cli.errors import MediaError
+from chatbind_cli.media import tables
 from chatbind_cli.media.guard import ONE_BYTES
 
 Maker = Callable[..., bytes]
@@ -177,3 +178,11 @@ def varint(value: int, length: int = 0) -> bytes:
         value >>= 7
     out[-1] &= 127
     return bytes(out)
+
+
+@pytest.mark.parametrize("inner", [1, 2, 3, 5, 7, 8, 9, 12])
+def test_a_list_in_a_page_header_ends_with_the_header(inner: int) -> None:
+    endless = b"\xff" * 9 + b"\x01"  # so many elements, of which none come
+    header = io.BytesIO(bytes([0x19, 0xF0 | inner]) + endless)
+    with pytest.raises(ValueError, match="page header"):
+        tables._thrift_struct(header, 0)
