@@ -1,17 +1,14 @@
-"""What `pretrain` and `finetune` share: their options, and what is done with them.
+"""The options that `pretrain` and `finetune` share, by the names of `TrainingSettings`.
 
 The names are those of `transformers.TrainingArguments` and of the original training scripts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-
-from chatbind_cli import launch
 
 from ._base import BoolOption, ListOption, in_group
 from ._options import (
@@ -19,37 +16,22 @@ from ._options import (
     FOLDER,
     NEW_FILE,
     NEW_FOLDER,
-    F,
-    attention_option,
-    device_options,
-    dispatch_options,
-    dispatched,
     media_root_options,
     overwrite_option,
-    seed_option,
     stack,
     without_effect,
 )
 
-if TYPE_CHECKING:
-    from chatbind_cli.training.settings import Stage
-
 _PATH = click.Path(path_type=Path)
 _WHOLE, _POSITIVE = click.IntRange(min=0), click.IntRange(min=1)
 _SHARE, _ABOVE_0 = click.FloatRange(min=0), click.FloatRange(min=0, min_open=True)
-
-# What people set: the rest is shown by --help-all.
-_SHOWN = {"model", "data", "media_root", "encoder", "store", "projector", "prompt_style"}
-_SHOWN |= {"num_train_epochs", "max_steps", "learning_rate", "per_device_train_batch_size"}
-_SHOWN |= {"gradient_accumulation_steps", "seed", "device", "bf16", "output", "save_steps"}
-_SHOWN |= {"overwrite", "num_processes", "dry_run"}
 
 _input, _media, _model = in_group("Input"), in_group("Media"), in_group("Model")
 _training, _output = in_group("Training"), in_group("Output")
 _compute, _switch = in_group("Compute"), in_group("Compute", BoolOption)
 
 
-_input_options = stack(
+input_options = stack(
     _input(
         "-m",
         "--model",
@@ -100,7 +82,7 @@ _input_options = stack(
 )
 
 
-_model_options = stack(
+model_options = stack(
     _model(
         "--projector-type",
         "--mm-projector-type",
@@ -141,7 +123,7 @@ def _number(name: str, kind: click.ParamType[Any], text: str, default: Any = Non
     return _training(name, type=kind, default=default, help=text)
 
 
-_schedule_options = stack(
+schedule_options = stack(
     _number("--num-train-epochs", _SHARE, "Passes over the data."),
     _number("--max-steps", click.INT, "Steps in all, in place of epochs; -1: none set.", -1),
     _number("--per-device-train-batch-size", _POSITIVE, "Samples a process and forward pass."),
@@ -169,7 +151,7 @@ _schedule_options = stack(
     _number("--per-device-eval-batch-size", _POSITIVE, "Samples a process then.", 4),
 )
 
-_compute_options = stack(
+compute_options = stack(
     _switch("--bf16", help="Mixed precision with bfloat16; default: on a GPU that has it."),
     _switch("--fp16", help="Mixed precision with float16."),
     _switch("--tf32", help="TF32 matrix products; default: on a GPU that has them."),
@@ -202,7 +184,7 @@ _compute_options = stack(
     ),
 )
 
-_output_options = stack(
+output_options = stack(
     _output(
         "-o",
         "--output",
@@ -242,7 +224,7 @@ _output_options = stack(
     ),
 )
 
-_seed_only_options = stack(
+seed_only_options = stack(
     without_effect("--vision-tower", because="the encoder is ImageBind, see --encoder"),
     without_effect(
         "--mm-vision-select-layer",
@@ -251,73 +233,3 @@ _seed_only_options = stack(
     ),
     without_effect("--lazy-preprocess", because="samples are always made when they are needed"),
 )
-
-
-def training_options(defaults: Mapping[str, Any], *own: Callable[[Any], Any]) -> Callable[[F], F]:
-    """All options of a stage, by the names of `TrainingSettings`, and `plan`.
-
-    Args:
-        defaults: the published hyper-parameters of the stage.
-        own: options that only this stage has.
-    """
-    options = stack(
-        _input_options,
-        *own,
-        _model_options,
-        _schedule_options,
-        seed_option,
-        device_options,
-        attention_option,
-        _compute_options,
-        _output_options,
-        dispatch_options,
-        _seed_only_options,
-    )
-
-    def wrap(function: F) -> F:
-        wrapped = options(function)
-        for param in vars(wrapped)["__click_params__"]:
-            param.advanced = param.name not in _SHOWN
-            if param.name in defaults:
-                param.default, param.show_default = defaults[param.name], True
-        return wrapped
-
-    return wrap
-
-
-def run_stage(stage: Stage, plan: launch.Dispatch, values: dict[str, Any]) -> None:
-    """Checks the inputs, then trains in this process or in workers.
-
-    Args:
-        stage: what to train.
-        plan: where.
-        values: of the options.
-    """
-    from chatbind_cli.artifacts import resolve_artifact  # noqa: PLC0415  help need not pay
-    from chatbind_cli.model.prompts import STYLE_BY_VERSION, get_style  # noqa: PLC0415
-    from chatbind_cli.training.settings import TrainingSettings  # noqa: PLC0415
-
-    style = values.pop("prompt_style")
-    if style is not None:  # `--version`'s values are short for styles
-        values["prompt_style"] = get_style(STYLE_BY_VERSION.get(style, style)).name
-    for name in ("report_to", "fsdp_layers"):
-        values[name] = tuple(w for v in values[name] for w in v.split(",") if w)
-    words: list[str] = []
-    if values.get("projector") is not None:
-        values["projector"] = resolve_artifact(values["projector"], {"projector"})
-        # workers cannot read the projector's record from this process's stdin
-        words = ["--projector", str(values["projector"])]
-    command = tuple(click.get_current_context().obj or ())
-    settings = TrainingSettings(stage=stage, command=command, **values)
-    if plan.dry_run:
-        dispatched(plan, words)
-        return
-    from chatbind_cli.training.inputs import check_inputs, told_to_workers  # noqa: PLC0415
-
-    inputs = check_inputs(settings)
-    with told_to_workers(inputs):
-        if dispatched(plan, words):
-            return
-    from chatbind_cli.training.run import train  # noqa: PLC0415
-
-    train(settings, inputs)

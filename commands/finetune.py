@@ -8,7 +8,7 @@ from chatbind_cli import launch
 
 from . import _base
 from ._base import BoolOption, in_group
-from ._training_options import run_stage, training_options
+from ._training import run_stage, training_options
 
 # the published hyper-parameters: 4 GPUs x 4 samples x 2 passes = 32 samples a step
 _DEFAULTS = {

@@ -8,7 +8,7 @@ from chatbind_cli import launch
 
 from . import _base
 from ._options import without_effect
-from ._training_options import run_stage, training_options
+from ._training import run_stage, training_options
 
 # the published hyper-parameters: 4 GPUs x 16 samples x 2 passes = 128 samples a step
 _DEFAULTS = {

@@ -1,0 +1,107 @@
+"""`pretrain` and `finetune`: their options put together, and what is done with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from chatbind_cli import launch
+
+from ._options import (
+    F,
+    attention_option,
+    device_options,
+    dispatch_options,
+    dispatched,
+    seed_option,
+    stack,
+)
+from ._training_options import (
+    compute_options,
+    input_options,
+    model_options,
+    output_options,
+    schedule_options,
+    seed_only_options,
+)
+
+if TYPE_CHECKING:
+    from chatbind_cli.training.settings import Stage
+
+# What people set: the rest is shown by --help-all.
+_SHOWN = {"model", "data", "media_root", "encoder", "store", "projector", "prompt_style"}
+_SHOWN |= {"num_train_epochs", "max_steps", "learning_rate", "per_device_train_batch_size"}
+_SHOWN |= {"gradient_accumulation_steps", "seed", "device", "bf16", "output", "save_steps"}
+_SHOWN |= {"overwrite", "num_processes", "dry_run"}
+
+
+def training_options(defaults: Mapping[str, Any], *own: Callable[[Any], Any]) -> Callable[[F], F]:
+    """All options of a stage, by the names of `TrainingSettings`, and `plan`.
+
+    Args:
+        defaults: the published hyper-parameters of the stage.
+        own: options that only this stage has.
+    """
+    options = stack(
+        input_options,
+        *own,
+        model_options,
+        schedule_options,
+        seed_option,
+        device_options,
+        attention_option,
+        compute_options,
+        output_options,
+        dispatch_options,
+        seed_only_options,
+    )
+
+    def wrap(function: F) -> F:
+        wrapped = options(function)
+        for param in vars(wrapped)["__click_params__"]:
+            param.advanced = param.name not in _SHOWN
+            if param.name in defaults:
+                param.default, param.show_default = defaults[param.name], True
+        return wrapped
+
+    return wrap
+
+
+def run_stage(stage: Stage, plan: launch.Dispatch, values: dict[str, Any]) -> None:
+    """Checks the inputs, then trains in this process or in workers.
+
+    Args:
+        stage: what to train.
+        plan: where.
+        values: of the options.
+    """
+    from chatbind_cli.artifacts import resolve_artifact  # noqa: PLC0415  help need not pay
+    from chatbind_cli.model.prompts import STYLE_BY_VERSION, get_style  # noqa: PLC0415
+    from chatbind_cli.training.settings import TrainingSettings  # noqa: PLC0415
+
+    style = values.pop("prompt_style")
+    if style is not None:  # `--version`'s values are short for styles
+        values["prompt_style"] = get_style(STYLE_BY_VERSION.get(style, style)).name
+    for name in ("report_to", "fsdp_layers"):
+        values[name] = tuple(w for v in values[name] for w in v.split(",") if w)
+    words: list[str] = []
+    if values.get("projector") is not None:
+        values["projector"] = resolve_artifact(values["projector"], {"projector"})
+        # workers cannot read the projector's record from this process's stdin
+        words = ["--projector", str(values["projector"])]
+    command = tuple(click.get_current_context().obj or ())
+    settings = TrainingSettings(stage=stage, command=command, **values)
+    if plan.dry_run:
+        dispatched(plan, words)
+        return
+    from chatbind_cli.training.inputs import check_inputs, told_to_workers  # noqa: PLC0415
+
+    inputs = check_inputs(settings)
+    with told_to_workers(inputs):
+        if dispatched(plan, words):
+            return
+    from chatbind_cli.training.run import train  # noqa: PLC0415
+
+    train(settings, inputs)
