@@ -47,7 +47,7 @@ from chatbind_cli.training.inputs import (
 from chatbind_cli.training.log import plot_loss
 from chatbind_cli.training.rundir import (
     LOG_FILE,
-    PICTURE,
+    PICTURES,
     REJECTED_FILE,
     STAGING,
     RunFolder,
@@ -211,7 +211,8 @@ def _write_result(
 def _finish(settings: TrainingSettings, inputs: Inputs, folder: RunFolder) -> Record:
     """Draws the loss, and notes in the folder that the run is done."""
     log = read_log(folder.path / LOG_FILE)
-    for picture in filter(None, (folder.path / PICTURE, settings.plot)):
+    pictures = [folder.path / name for name in PICTURES]
+    for picture in filter(None, (*pictures, settings.plot)):
         plot_loss(log, picture, title=f"{settings.stage}: {folder.path.name}")
     losses = [record["loss"] for record in log if "loss" in record]
     extra: dict[str, Any] = {"steps": log[-1]["step"] if log else 0}

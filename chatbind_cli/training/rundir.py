@@ -32,7 +32,7 @@ RUN_FILE: Final = "run.json"
 LOG_FILE: Final = "log.jsonl"
 STAGING: Final = ".saving"  # checkpoints grow here, under no name that a resuming run looks at
 REJECTED_FILE: Final = "rejected.jsonl"
-PICTURE: Final = "loss.svg"
+PICTURES: Final = ("loss.svg", "loss.png")
 PICTURE_MARK: Final = "chatbind loss curve"  # in every picture, by which it is known for ours
 _MANIFEST: Final = "manifest.json"
 _LOCK: Final = ".lock"
@@ -74,8 +74,8 @@ class RunFolder:
             self._check(identity, overwrite=overwrite)
             if overwrite:
                 remove_made(self.path)
-            names = (RUN_FILE, LOG_FILE, REJECTED_FILE, PICTURE, _LOCK, f"{STAGING}/", *also)
-            note_made(self.path, names, made_by=self.made_by)
+            names = (RUN_FILE, LOG_FILE, REJECTED_FILE, *PICTURES, _LOCK, f"{STAGING}/")
+            note_made(self.path, (*names, *also), made_by=self.made_by)
             if not self._read():
                 self._write({"status": "running", "identity": dict(identity)})
             yield

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from chatbind_cli.data.conversations import Conversations
 from chatbind_cli.data.lookup import Embeddings
 from chatbind_cli.data.tokens import IGNORE_INDEX, PromptEncoder
+from chatbind_cli.training.throughput import Work
 
 
 @dataclass(eq=False)
@@ -58,7 +59,7 @@ class Collator:
     pad_token_id: int
     pad_to_multiple_of: int = 1
 
-    def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """One batch.
 
         Args:
@@ -67,9 +68,10 @@ class Collator:
 
         Returns:
             `input_ids`, `attention_mask`, `labels` [batch, longest], and, where a sample has
-            media, `media_embeddings` [media in the batch, embedding_dim], float32, in order.
+            media, `media_embeddings` [media in the batch, embedding_dim], float32, in order;
+            `work`, which is not for the model.
         """
-        batch = {
+        batch: dict[str, Any] = {
             "input_ids": self._padded([s["input_ids"] for s in samples], self.pad_token_id),
             "attention_mask": self._padded([[1] * len(s["input_ids"]) for s in samples], 0),
             "labels": self._padded([s["labels"] for s in samples], IGNORE_INDEX),
@@ -77,6 +79,8 @@ class Collator:
         media = [s["media_embeddings"] for s in samples if s.get("media_embeddings") is not None]
         if media:
             batch["media_embeddings"] = torch.cat(media)
+        labelled = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
+        batch["work"] = Work.of((len(s["input_ids"]) for s in samples), labelled)
         return batch
 
     def _padded(self, rows: Sequence[list[int]], value: int) -> torch.Tensor:

@@ -6,6 +6,7 @@ every process's random state and the step. It grows in a staging folder and gets
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +28,7 @@ from chatbind_cli.training.rundir import LOG_FILE, STAGING, RunFolder
 from chatbind_cli.training.samples import Collator, TrainingSamples
 from chatbind_cli.training.settings import TrainingSettings
 from chatbind_cli.training.stages import write_stage_1
+from chatbind_cli.training.throughput import Meter, ModelFlops, peak_flops
 
 WEIGHTS: Final = "trained.safetensors"
 _MULTIPLE_ON_GPU = 8  # lengths that tensor cores like
@@ -60,18 +62,23 @@ class ChatBindTrainer(Trainer):
             max_length=settings.model_max_length,
         )
         pad = bundle.tokenizer.pad_token_id
+        self._log = TrainingLog(folder.path / LOG_FILE)
         super().__init__(
             model=bundle.model,
             args=arguments,
             data_collator=Collator(pad, _MULTIPLE_ON_GPU if on_gpu(settings) else 1),
             train_dataset=samples(inputs.conversations),
             eval_dataset=samples(inputs.held_out) if len(inputs.held_out) else None,
-            callbacks=[TrainingLog(folder.path / LOG_FILE)],
+            callbacks=[self._log],
         )
         # it would print Python dictionaries between the records
         self.remove_callback(PrinterCallback)
         # the Trainer has turned the cache off in the configuration; those who load it want it on
         bundle.config.use_cache = True
+        computing = torch.bfloat16 if arguments.bf16 else torch.float16
+        mixed = arguments.bf16 or arguments.fp16
+        peak = peak_flops(arguments.device, computing) if mixed else None
+        self._meter = Meter(ModelFlops.of(bundle.model), peak)
         self._settings = settings
         self._bundle = bundle
         self._folder = folder
@@ -92,13 +99,42 @@ class ChatBindTrainer(Trainer):
             # the Trainer would take one more step
             self._load_finished(checkpoint)
         else:
-            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            with self._log:
+                self._meter.restart()
+                self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     @property
     def trained(self) -> nn.Module:
         """The model, which `transformers.Trainer` may also make late."""
         assert self.model is not None
         return self.model
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
+        """The batches of a step, whose work is counted."""
+        waited_for = self._meter.waiting(epoch_iterator)
+        batches, labelled = super().get_batch_samples(waited_for, num_batches, device)
+        for batch in batches:
+            self._meter.add(batch.pop("work"))
+        return batches, labelled
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the rates since the last record to it."""
+        if "loss" in logs:
+            counts = torch.tensor(
+                self._meter.counts(), dtype=torch.float32, device=self.args.device
+            )
+            summed = self.accelerator.reduce(counts, "sum").tolist()
+            logs |= self._meter.rates(summed, self.accelerator.num_processes)
+        super().log(logs, start_time)
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """One batch of evaluation, which is not timed."""
+        del inputs["work"]
+        return super().prediction_step(model, inputs, *args, **kwargs)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(Path(super()._get_output_dir(trial)) / STAGING)
