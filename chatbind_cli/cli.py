@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("convert", "Write a ChatBind model in this program's layout."),
     "doctor": ("doctor", "Tell what this machine can do, and what is missing."),
     "encode": ("encode", "Turn media into ImageBind embeddings."),
+    "inspect": ("inspect", "Show training data as a model will see them."),
     "pretrain": ("pretrain", "Stage 1: fit the projector on captions."),
     "extract-projector": ("extract_projector", "Take the projector out of a checkpoint."),
     "finetune": ("finetune", "Stage 2: fit projector and language model on instructions."),

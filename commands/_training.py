@@ -69,6 +69,13 @@ def training_options(defaults: Mapping[str, Any], *own: Callable[[Any], Any]) ->
     return wrap
 
 
+def style_name(word: str | None) -> str | None:
+    """The prompt style that a word of `--prompt-style` means; `--version`'s are short for them."""
+    from chatbind_cli.model.prompts import STYLE_BY_VERSION, get_style  # noqa: PLC0415
+
+    return word and get_style(STYLE_BY_VERSION.get(word, word)).name
+
+
 def run_stage(stage: Stage, plan: launch.Dispatch, values: dict[str, Any]) -> None:
     """Checks the inputs, then trains in this process or in workers.
 
@@ -78,12 +85,9 @@ def run_stage(stage: Stage, plan: launch.Dispatch, values: dict[str, Any]) -> No
         values: of the options.
     """
     from chatbind_cli.artifacts import resolve_artifact  # noqa: PLC0415  help need not pay
-    from chatbind_cli.model.prompts import STYLE_BY_VERSION, get_style  # noqa: PLC0415
     from chatbind_cli.training.settings import TrainingSettings  # noqa: PLC0415
 
-    style = values.pop("prompt_style")
-    if style is not None:  # `--version`'s values are short for styles
-        values["prompt_style"] = get_style(STYLE_BY_VERSION.get(style, style)).name
+    values["prompt_style"] = style_name(values["prompt_style"])
     for name in ("report_to", "fsdp_layers"):
         values[name] = tuple(w for v in values[name] for w in v.split(",") if w)
     words: list[str] = []

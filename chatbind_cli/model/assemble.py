@@ -5,19 +5,26 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import chatbind_cli
 from chatbind_cli.checkpoints.delta import refuse_unapplied
-from chatbind_cli.checkpoints.projector_file import ProjectorFile, read_projector
+from chatbind_cli.checkpoints.projector_file import ProjectorFile, is_published, read_projector
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration, word_embeddings
 from chatbind_cli.model.config import ChatBindConfig, EncoderInfo, check_encoder
-from chatbind_cli.model.loading import ChatBind, check_ids, is_chatbind, load_chatbind, load_into
+from chatbind_cli.model.loading import (
+    ChatBind,
+    check_ids,
+    is_chatbind,
+    load_chatbind,
+    load_into,
+    read_published,
+)
 from chatbind_cli.model.pretrained import open_config, open_model
 from chatbind_cli.model.prompts import get_style
 from chatbind_cli.model.tokenizer import load_tokenizer, media_token_ids, prepare_tokenizer
@@ -87,6 +94,39 @@ def build_chatbind(
     return bundle
 
 
+def read_without_weights(
+    language_model: str | Path, *, projector: str | Path | None = None, **given: Any
+) -> tuple[PreTrainedTokenizerBase, ChatBindConfig]:
+    """What `build_chatbind` would make of the same, but for the weights: tokenizer and config.
+
+    Raises:
+        CheckpointError: see there.
+    """
+    folder = Path(language_model)
+    given = {name: value for name, value in given.items() if value is not None}
+    if is_published(folder):
+        config, tokenizer, _ = read_published(folder)
+    elif is_chatbind(folder):
+        config, tokenizer = cast(ChatBindConfig, open_config(folder)), load_tokenizer(folder)
+    else:
+        file = read_projector(projector) if projector is not None else None
+        chosen = _choices(file, given, where=str(projector))
+        tokenizer = _with_media_tokens(load_tokenizer(folder), chosen)
+        text_config, tokens = open_config(folder), media_token_ids(tokenizer)
+        return tokenizer, ChatBindConfig(text_config=text_config, **{**tokens, **chosen})
+    for name, value in given.items():
+        setattr(config, name, value)
+    return tokenizer, config
+
+
+def _with_media_tokens(
+    tokenizer: PreTrainedTokenizerBase, chosen: Mapping[str, Any]
+) -> PreTrainedTokenizerBase:
+    padding = get_style(chosen["prompt_style"]).pad_token
+    prepare_tokenizer(tokenizer, use_start_end=chosen["use_start_end"], pad_token=padding)
+    return tokenizer
+
+
 def _join(
     language_model: str | Path,
     chosen: Mapping[str, Any],
@@ -104,13 +144,12 @@ def _join(
             where=str(language_model),
             hint="give the language model that it was made from",
         )
-    padding = get_style(chosen["prompt_style"]).pad_token
     text_config = open_config(language_model)
     refuse_unapplied(Path(language_model))
     tokenizer = load_tokenizer(language_model)
     base = open_model(language_model, config=text_config, **held)
     known = len(tokenizer)
-    prepare_tokenizer(tokenizer, use_start_end=chosen["use_start_end"], pad_token=padding)
+    _with_media_tokens(tokenizer, chosen)
     grow_embeddings(base, len(tokenizer), known=known)
     check_ids(base, tokenizer, str(language_model))
     config = ChatBindConfig(

@@ -197,12 +197,14 @@ def write_records(
         _write_lines(folder / f"eval/questions-{modality}.jsonl", asked)
         answers = [_reference_answer(record) for record in asked]
         _write_lines(folder / f"eval/answers-reference-{modality}.jsonl", answers)
+    _write_lines(folder / "eval/pairs.jsonl", list(_pairs(heldout)))
     _write_lines(folder / "eval/contexts.jsonl", [_context(item) for item in heldout])
 
 
 def record_names() -> Iterator[str]:
     """The files that `write_records` writes, below the world's folder."""
     yield from ("train/captions.json", "train/instructions.json", "eval/contexts.jsonl")
+    yield "eval/pairs.jsonl"
     for modality in SUFFIXES:
         yield f"eval/questions-{modality}.jsonl"
         yield f"eval/answers-reference-{modality}.jsonl"
@@ -268,6 +270,14 @@ def _context(item: Item) -> Record:
         "captions": captions(item.digit),
         "instances": [{"category": NAMES[item.digit], "bbox": [0.1, 0.1, 0.9, 0.9]}],
     }
+
+
+def _pairs(items: Sequence[Item]) -> Iterator[Record]:
+    """Each picture beside each other medium of the same digit."""
+    for modality in SUFFIXES:
+        for item in items if modality != "image" else ():
+            image = {"image": relative_path(item, "image")}
+            yield {**image, modality: relative_path(item, modality), "class": NAMES[item.digit]}
 
 
 def _write_json(path: Path, records: Sequence[Record]) -> None:

@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,11 +24,12 @@ from chatbind_cli.errors import (
     WeightsError,
     contained,
 )
-from chatbind_cli.files import bears, refuse_foreign_file, refuse_overlap, replace_file
+from chatbind_cli.files import refuse_overlap, replace_file
 from chatbind_cli.jsonl import Record, dumps, read_lines, read_records
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.modality import MODALITIES
-from chatbind_cli.training.rundir import PICTURE_MARK
+from chatbind_cli.media.root import MediaRoot
+from chatbind_cli.pictures import check_picture
 from chatbind_cli.training.settings import TrainingSettings
 
 _SHOWN = 3
@@ -96,15 +96,17 @@ def check_inputs(settings: TrainingSettings) -> Inputs:
     told = os.environ.get(_LEFT_OUT)
     if told is None:
         _check_files(settings)
-    conversations, rejected = _read(settings.data)
-    held_out, more = _read(settings.eval_data) if settings.eval_data else (Conversations(), [])
+    conversations, rejected = read_conversations(settings.data)
+    held_out, more = (
+        read_conversations(settings.eval_data) if settings.eval_data else (Conversations(), [])
+    )
     media = list(dict.fromkeys(m for c in chain(conversations, held_out) for m in c.media))
     if told is not None:
         bad = read_rejected(Path(told))
     elif settings.store is not None:
         bad = _missing_rows(settings, media)
     else:
-        bad = _missing(settings, media)
+        bad = missing_media(settings.media_root, media)
     inputs = Inputs(
         conversations=conversations,
         media=media,
@@ -173,8 +175,7 @@ def _check_files(settings: TrainingSettings) -> None:
     given = (settings.data, settings.eval_data, settings.model, settings.projector)
     refuse_overlap(settings.output, [*given, settings.encoder, settings.store])
     if settings.plot is not None:
-        is_ours = partial(bears, mark=PICTURE_MARK.encode())
-        refuse_foreign_file(settings.plot, is_ours, what="a loss curve")
+        check_picture(settings.plot, "--plot")
     if not (settings.model / "config.json").is_file():
         raise CheckpointError(
             "is no folder of a language model: it has no config.json",
@@ -206,12 +207,12 @@ def _find_encoder(settings: TrainingSettings, media: Sequence[Medium]) -> Path |
     )
 
 
-def _missing(settings: TrainingSettings, media: Sequence[Medium]) -> dict[Medium, str]:
+def missing_media(root: MediaRoot, media: Sequence[Medium]) -> dict[Medium, str]:
     """The media for which there is no file, each with the reason."""
     missing = {}
     for medium in media:
         try:
-            settings.media_root.find(medium.name)
+            root.find(medium.name)
         except MediaError as error:
             missing[medium] = str(error)
     return missing
@@ -229,7 +230,7 @@ def _missing_rows(settings: TrainingSettings, media: Sequence[Medium]) -> dict[M
     }
 
 
-def _read(path: Path) -> tuple[Conversations, list[Record]]:
+def read_conversations(path: Path) -> tuple[Conversations, list[Record]]:
     """The usable conversations of a file, and what is wrong with the others.
 
     Raises:

@@ -23,9 +23,8 @@ from chatbind_cli import worker
 from chatbind_cli.artifacts import emit_record
 from chatbind_cli.console import note, quiet
 from chatbind_cli.errors import ChatBindError
-from chatbind_cli.files import replace_file
 from chatbind_cli.jsonl import Record, dumps
-from chatbind_cli.training.rundir import PICTURE_MARK
+from chatbind_cli.pictures import save_picture
 
 # what the Trainer tells once at the end goes into the artefact record instead
 _SUMMARY = "train_runtime"
@@ -36,12 +35,6 @@ _ORDER = (
 _SECONDS_BETWEEN_LINES = 60.0
 _WORTH_TELLING = 0.02  # of the time
 _SMOOTHED_FROM = 20  # points
-# a picture says whose it is, and nothing of when it was made
-_METADATA: dict[str, dict[str, str | None]] = {
-    "svg": {"Date": None, "Creator": PICTURE_MARK},
-    "png": {"Software": PICTURE_MARK},
-    "pdf": {"CreationDate": None, "Creator": PICTURE_MARK},
-}
 
 
 class TrainingLog(TrainerCallback):
@@ -174,14 +167,10 @@ def plot_loss(records: Sequence[Record], path: Path, *, title: str) -> None:
         path: the picture; its suffix (.svg, .png, .pdf) says the format.
         title: printed above.
     """
-    import matplotlib as mpl  # noqa: PLC0415  half a second, needed once
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415  half a second, needed once
 
-    kind = path.suffix.lower().removeprefix(".")
     figure = Figure(figsize=(7, 4))
     figure.subplots_adjust(left=0.1, right=0.88, bottom=0.13, top=0.92)
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     for key, label, colour in (("loss", "loss", "C0"), ("eval_loss", "held-out loss", "C2")):
         points = [(r["step"], r[key]) for r in records if r.get(key) is not None]
@@ -204,8 +193,7 @@ def plot_loss(records: Sequence[Record], path: Path, *, title: str) -> None:
         right.set_ylim(bottom=0)
     if axes.lines:
         figure.legend(loc="upper right", bbox_to_anchor=(0.88, 0.9), fontsize="small")
-    with mpl.rc_context({"svg.hashsalt": "chatbind"}), replace_file(path) as temporary:
-        figure.savefig(temporary, format=kind, dpi=150, metadata=_METADATA[kind])
+    save_picture(figure, path, "loss curve")
 
 
 def smoothed(values: Sequence[float]) -> list[float]:

@@ -33,7 +33,6 @@ LOG_FILE: Final = "log.jsonl"
 STAGING: Final = ".saving"  # checkpoints grow here, under no name that a resuming run looks at
 REJECTED_FILE: Final = "rejected.jsonl"
 PICTURES: Final = ("loss.svg", "loss.png")
-PICTURE_MARK: Final = "chatbind loss curve"  # in every picture, by which it is known for ours
 _MANIFEST: Final = "manifest.json"
 _LOCK: Final = ".lock"
 _PREFIX: Final = "checkpoint-"

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from chatbind_cli.errors import UsageError
 from chatbind_cli.media.root import MediaRoot
 
 Stage = Literal["pretrain", "finetune"]
-
-PICTURES: Final = (".svg", ".png", ".pdf")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,11 +89,6 @@ class TrainingSettings:
         for name, value in ((f.name, getattr(self, f.name)) for f in fields(self)):
             if isinstance(value, float) and not math.isfinite(value):
                 raise UsageError(f"--{name.replace('_', '-')} is {value:g}, which is no number")
-        if self.plot is not None and self.plot.suffix.lower() not in PICTURES:
-            raise UsageError(
-                f"--plot {self.plot} has no suffix that we draw",
-                hint=f"end it in one of {', '.join(PICTURES)}",
-            )
         if self.bf16 and self.fp16:
             raise UsageError("--bf16 and --fp16 exclude each other")
         if self.eval_strategy != "no" and self.eval_data is None:

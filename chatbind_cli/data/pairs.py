@@ -1,0 +1,180 @@
+"""How well an encoder's senses find each other: retrieval between media of the same thing.
+
+A projector that is trained on images alone can answer about another sense as far as its embeddings
+lie where those of the images lie; pairs tell that before anything is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from math import comb
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn import functional
+
+from chatbind_cli.console import Progress
+from chatbind_cli.data.encoding import EncodingOptions, encode_items
+from chatbind_cli.data.media_items import MediaItem
+from chatbind_cli.encoders.imagebind.encoder import Encoder
+from chatbind_cli.errors import ChatBindError, RecordError
+from chatbind_cli.jsonl import Record, read_records
+from chatbind_cli.media.medium import Medium, media_of_record
+from chatbind_cli.media.modality import MODALITIES
+from chatbind_cli.media.root import MediaRoot
+from chatbind_cli.pictures import save_picture
+
+_AT = (1, 5)
+_ROWS = 1024  # of a matrix of similarities at a time
+# of the way from chance to perfect retrieval, in the direction from the other sense to the first
+_WELL, _PARTLY = 0.5, 0.1
+
+
+class Pair(NamedTuple):
+    """Two media of the same thing, in the order of `MODALITIES`, and the record's `class`."""
+
+    first: Medium
+    second: Medium
+    kind: str | None
+
+
+@dataclass(frozen=True)
+class EncodedPairs:
+    """Pairs of the same two modalities.
+
+    Attributes:
+        modalities: of the first and of the second.
+        first, second: [pairs, embedding_dim], of norm 1.
+        kinds: of each pair, a number; pairs of one kind are of the same thing.
+    """
+
+    modalities: tuple[str, str]
+    first: torch.Tensor
+    second: torch.Tensor
+    kinds: torch.Tensor
+
+
+def read_pairs(path: str | Path) -> Iterator[Pair]:
+    """The pairs of a file of records like `{"image": "a.png", "audio": "a.wav", "class": "dog"}`.
+
+    Raises:
+        RecordError: a record does not name two media of different modalities.
+    """
+    for record, where in read_records(path):
+        media = sorted(
+            media_of_record(record, where=where), key=lambda m: MODALITIES.index(str(m.modality))
+        )
+        if len(media) != 2 or media[0].modality == media[1].modality:
+            raise RecordError("a pair names two media of different modalities", where=where)
+        kind = record.get("class")
+        yield Pair(media[0], media[1], None if kind is None else str(kind))
+
+
+def encode_pairs(
+    pairs: Sequence[Pair], encoder: Encoder, root: MediaRoot, options: EncodingOptions
+) -> tuple[list[EncodedPairs], list[ChatBindError]]:
+    """Encodes every medium once, and puts pairs of the same two modalities together.
+
+    Returns:
+        The pairs whose media can both be read; and what is wrong with the other media.
+    """
+    media = list(dict.fromkeys(m for pair in pairs for m in (pair.first, pair.second)))
+    rows: dict[Medium, torch.Tensor] = {}
+    errors: list[ChatBindError] = []
+    items = [MediaItem(medium, root, medium.name) for medium in media]
+    with Progress(len(items), "encoding media", "files") as progress:
+        for result in encode_items(items, encoder, options):
+            progress.advance()
+            if result.error is not None:
+                errors.append(result.error)
+            elif result.medium.embedding is not None:
+                rows[result.item.medium] = result.medium.embedding
+    by_modality: dict[tuple[str, str], list[Pair]] = {}
+    for pair in pairs:
+        if pair.first in rows and pair.second in rows:
+            key = str(pair.first.modality), str(pair.second.modality)
+            by_modality.setdefault(key, []).append(pair)
+    groups = [
+        EncodedPairs(
+            modalities,
+            functional.normalize(torch.stack([rows[p.first] for p in some]).float(), dim=-1),
+            functional.normalize(torch.stack([rows[p.second] for p in some]).float(), dim=-1),
+            _numbered(some),
+        )
+        for modalities, some in by_modality.items()
+    ]
+    return groups, errors
+
+
+def _numbered(pairs: Iterable[Pair]) -> torch.Tensor:
+    """The kind of each pair as a number; one without a kind is like no other."""
+    numbers: dict[Any, int] = {}
+    kinds = [(n,) if p.kind is None else p.kind for n, p in enumerate(pairs)]
+    return torch.tensor([numbers.setdefault(kind, len(numbers)) for kind in kinds])
+
+
+def retrieval(pairs: EncodedPairs) -> Record:
+    """What a table says of pairs.
+
+    Returns:
+        `first`, `second` (modalities), `pairs`; `recall_at_1`, `recall_at_5` (share of first media
+        of which one of the nearest second ones, by cosine, is of the same kind) and
+        `recall_back_at_1`, `recall_back_at_5` (from the second to the first), each beside
+        `chance_at_1` and `chance_at_5`; `gap` (distance between the two modalities' means: 0 to 2);
+        `outlook`: whether training on the first alone is likely to carry over to the second.
+    """
+    first, second = pairs.modalities
+    n = len(pairs.kinds)
+    found = {}
+    for k in _AT:
+        found[f"recall_at_{k}"] = _recall(pairs.first, pairs.second, pairs.kinds, k)
+        found[f"recall_back_at_{k}"] = _recall(pairs.second, pairs.first, pairs.kinds, k)
+        found[f"chance_at_{k}"] = _chance(pairs.kinds, k)
+    between = pairs.first.mean(dim=0) - pairs.second.mean(dim=0)
+    found["gap"] = float(torch.linalg.vector_norm(between))
+    chance = found["chance_at_1"]
+    skill = (found["recall_back_at_1"] - chance) / max(1 - chance, 1e-9)
+    outlook = "good" if skill >= _WELL else "partial" if skill >= _PARTLY else "poor"
+    figures = {name: round(value, 4) for name, value in found.items()}
+    return {"first": first, "second": second, "pairs": n, **figures, "outlook": outlook}
+
+
+def _recall(asked: torch.Tensor, among: torch.Tensor, kinds: torch.Tensor, k: int) -> float:
+    hits = 0
+    for start in range(0, len(asked), _ROWS):
+        nearest = (asked[start : start + _ROWS] @ among.T).topk(min(k, len(among))).indices
+        same = kinds[nearest] == kinds[start : start + _ROWS, None]
+        hits += int(same.any(dim=1).sum())
+    return hits / len(asked)
+
+
+def _chance(kinds: torch.Tensor, k: int) -> float:
+    """The same of nearest ones drawn at random, without putting back."""
+    n = len(kinds)
+    drawn = min(k, n)
+    sizes = torch.bincount(kinds).tolist()
+    return sum(size / n * (1 - comb(n - size, drawn) / comb(n, drawn)) for size in sizes)
+
+
+def plot_retrieval(found: Sequence[Record], path: Path) -> None:
+    """Draws recall at 1 both ways beside chance, and the gap between the means.
+
+    Args:
+        found: what `retrieval` gave.
+        path: the picture; its suffix (.svg, .png, .pdf) says the format.
+    """
+    from matplotlib.figure import Figure  # noqa: PLC0415  half a second
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    places = torch.arange(len(found)).numpy()
+    for shift, key, label in ((-0.2, "recall_at_1", "there"), (0.2, "recall_back_at_1", "back")):
+        axes.bar(places + shift, [r[key] for r in found], width=0.38, label=f"R@1 {label}")
+    axes.plot(places, [r["chance_at_1"] for r in found], "k_", ms=40, label="chance")
+    axes.plot(places, [r["gap"] for r in found], "rD", label="distance of the means")
+    axes.set_xticks(places, [f"{r['first']}\n{r['second']}" for r in found])
+    axes.set(ylim=(0, None), title="Retrieval between modalities")
+    axes.legend(fontsize="small")
+    save_picture(figure, path, "retrieval")

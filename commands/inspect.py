@@ -1,0 +1,244 @@
+"""`chatbind inspect`: what training will see, before it begins."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from chatbind_cli.artifacts import emit_record
+from chatbind_cli.console import printable
+from chatbind_cli.errors import SomeRecordsFailed, UsageError
+from chatbind_cli.jsonl import Record
+from chatbind_cli.pictures import check_picture
+
+from . import _base
+from ._base import in_group
+from ._options import FILE, NEW_FILE, media_root_options
+from ._training_options import model_options
+
+if TYPE_CHECKING:
+    from chatbind_cli.training.survey import Reader
+
+_input, _output, _pairs = in_group("Input"), in_group("Output"), in_group("Pairs of media")
+_COLOURS: dict[str, dict[str, Any]] = {
+    "read": {"dim": True},
+    "trained": {"fg": "green"},
+    "medium": {"fg": "magenta"},
+}
+_SHARES = ("trained", "prefix", "padding", "cut", "untrained")
+_BAR = 40
+
+
+@_base.command(
+    "inspect",
+    examples=[
+        "chatbind inspect train/instructions.json -m llama --media-root media",
+        "chatbind inspect train/captions.json -m llama --json | tail -n 1",
+        "chatbind inspect --pairs eval/pairs.jsonl --encoder imagebind --media-root media",
+    ],
+)
+@click.argument("data", metavar="[DATA]", required=False, type=FILE)
+@_input(
+    "-m",
+    "--model",
+    metavar="DIR",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="The language model (or ChatBind model) that is to be trained; no weights are read.",
+)
+@_input(
+    "--projector",
+    metavar="FILE",
+    type=FILE,
+    help="As in `finetune`: it says the prompt style where --prompt-style does not.",
+)
+@_input(
+    "--limit",
+    type=click.IntRange(min=0),
+    default=10_000,
+    help="Samples that the figures are of, drawn evenly; 0: all.",
+)
+@_input(
+    "--per-device-train-batch-size",
+    "batch_size",
+    type=click.IntRange(min=1),
+    default=16,
+    help="For the share of padding.",
+)
+@model_options
+@_pairs(
+    "--pairs",
+    metavar="FILE",
+    type=FILE,
+    help="In place of DATA: records that name two media of the same thing, such as "
+    '{"image": "dog.jpg", "audio": "bark.wav"}; those of one `class` count as the same.',
+)
+@_pairs(
+    "--encoder",
+    metavar="PATH",
+    type=click.Path(exists=True, path_type=Path),
+    help="ImageBind's weights, a file or folder.",
+)
+@_pairs(
+    "--plot",
+    metavar="FILE",
+    type=NEW_FILE,
+    help="A picture of it: .svg, .png or .pdf.",
+)
+@media_root_options
+@_output("--show", type=click.IntRange(min=0), default=3, help="Samples that are shown whole.")
+@_output("--json", "as_json", is_flag=True, help="Records, on a terminal too.")
+def command(data: Path | None, pairs: Path | None, as_json: bool, **asked: Any) -> None:
+    """Show training data as a model will see them, or how well an encoder's senses agree.
+
+    Of DATA: a few samples, their trained words in green; lengths; how much of a batch is the
+    prefix that all samples share, or padding; what is cut; which records are bad. Of --pairs:
+    how often the nearest neighbour in the other modality is the same thing, which foretells what
+    a projector that has seen images only will understand. Exit code 3: some records or media
+    cannot be used.
+    """
+    as_json = _for_programs(as_json)
+    if (data is None) == (pairs is None):
+        raise UsageError("give DATA or --pairs, one of them")
+    bad = _inspect_pairs(pairs, as_json, asked) if pairs else _inspect_data(data, as_json, asked)
+    if bad:
+        raise SomeRecordsFailed(f"{bad} record(s) or media cannot be used")
+
+
+def _for_programs(as_json: bool) -> bool:
+    return as_json or not sys.stdout.isatty()
+
+
+def _inspect_data(path: Path | None, as_json: bool, asked: dict[str, Any]) -> int:
+    """Tells of training data; returns how many records and media cannot be used."""
+    from chatbind_cli.training.inputs import missing_media, read_conversations  # noqa: PLC0415
+    from chatbind_cli.training.survey import survey  # noqa: PLC0415
+
+    if asked["model"] is None:
+        raise UsageError("DATA needs -m MODEL: its tokenizer makes the tokens")
+    assert path is not None
+    reader = _reader(asked)
+    conversations, bad = read_conversations(path)
+    if asked["media_root"].folder is not None:
+        media = dict.fromkeys(m for c in conversations for m in c.media)
+        missing = missing_media(asked["media_root"], list(media))
+        bad += [{str(m.modality): m.name, "error": why} for m, why in missing.items()]
+    for index in range(min(asked["show"], len(conversations))):
+        if as_json:
+            emit_record(reader.sample(conversations[index]))
+        else:
+            _show_sample(reader, conversations[index])
+    for record in bad[: None if as_json else asked["show"]]:
+        emit_record(record) if as_json else click.secho(printable(record["error"]), fg="red")
+    limit = asked["limit"] or len(conversations)
+    chosen = range(0, len(conversations), -(-len(conversations) // limit))
+    figures = {**survey(reader, conversations, chosen, asked["batch_size"]), "bad": len(bad)}
+    emit_record(figures) if as_json else _show_figures(figures)
+    return len(bad)
+
+
+def _reader(asked: dict[str, Any]) -> Reader:
+    from chatbind_cli.data.tokens import PromptEncoder  # noqa: PLC0415
+    from chatbind_cli.model.assemble import read_without_weights  # noqa: PLC0415
+    from chatbind_cli.training.survey import Reader  # noqa: PLC0415
+
+    from ._training import style_name  # noqa: PLC0415
+
+    tokenizer, config = read_without_weights(
+        asked["model"],
+        projector=asked["projector"],
+        prompt_style=style_name(asked["prompt_style"]),
+        use_start_end=asked["use_start_end"],
+        tokens_per_embedding=asked["tokens_per_embedding"],
+    )
+    return Reader(
+        PromptEncoder(tokenizer, config),
+        tokenizer,
+        config.im_patch_id,
+        config.tokens_per_embedding,
+        asked["model_max_length"],
+    )
+
+
+def _show_sample(reader: Reader, conversation: Any) -> None:
+    record = reader.sample(conversation)
+    trained = sum(record["trained"])
+    cut = f", {record['cut']} more are cut off" if record["cut"] else ""
+    click.secho(
+        f"{record['where']}: {len(record['tokens'])} tokens, {trained} trained{cut}", bold=True
+    )
+    for kind, text in reader.pieces(conversation):
+        click.secho(printable(text), nl=False, **_COLOURS[kind])
+    click.echo("\n")
+
+
+def _show_figures(figures: Record) -> None:
+    tokens = figures["tokens"]
+    of = (
+        ""
+        if figures["looked_at"] == figures["samples"]
+        else f", {figures['looked_at']:,} looked at"
+    )
+    click.secho(f"{figures['samples']:,} samples{of}", bold=True)
+    media = ", ".join(f"{n:,} {modality}" for modality, n in figures["media"].items())
+    click.echo(f"media: {media or 'none'}")
+    click.echo("tokens: " + ", ".join(f"{name} {n:,}" for name, n in tokens.items()))
+    most = max(n for _, n in figures["histogram"])
+    for longest, n in figures["histogram"]:
+        click.echo(f"{longest:>8,}  {'█' * round(_BAR * n / most):<{_BAR}} {n:,}")
+    words = ", ".join(f"{name} {figures[name]:.1%}" for name in _SHARES)
+    click.echo(f"{words}; bad records or media: {figures['bad']:,}")
+
+
+def _inspect_pairs(path: Path, as_json: bool, asked: dict[str, Any]) -> int:
+    """Tells how well an encoder's senses agree; returns how many media cannot be used."""
+    from chatbind_cli.data.encoding import EncodingOptions  # noqa: PLC0415
+    from chatbind_cli.data.pairs import encode_pairs, plot_retrieval, read_pairs, retrieval  # noqa: PLC0415
+    from chatbind_cli.device import resolve_device  # noqa: PLC0415
+    from chatbind_cli.encoders.imagebind.encoder import load_encoder  # noqa: PLC0415
+    from chatbind_cli.media.options import MediaOptions  # noqa: PLC0415
+
+    if asked["encoder"] is None:
+        raise UsageError("--pairs needs --encoder")
+    if asked["plot"] is not None:
+        check_picture(asked["plot"], "--plot")
+    encoder = load_encoder(asked["encoder"], device=resolve_device("auto"))
+    how = EncodingOptions(media=MediaOptions())
+    groups, errors = encode_pairs(list(read_pairs(path)), encoder, asked["media_root"], how)
+    found = [retrieval(group) for group in groups]
+    for error in errors:
+        if as_json:
+            emit_record({"error": str(error)})
+        else:
+            click.secho(printable(str(error)), fg="red")
+    if not as_json:
+        _show_pairs(found)
+    for record in found if as_json else ():
+        emit_record(record)
+    if asked["plot"] is not None:
+        plot_retrieval(found, asked["plot"])
+    return len(errors)
+
+
+def _show_pairs(found: Sequence[Record]) -> None:
+    rows = [("from", "to", "pairs", "R@1", "chance", "R@5", "chance", "gap", "outlook")]
+    for record in found:
+        for back, (source, to) in (("", ("first", "second")), ("back_", ("second", "first"))):
+            figures = [
+                f"{record[key]:.1%}"
+                for k in (1, 5)
+                for key in (f"recall_{back}at_{k}", f"chance_at_{k}")
+            ]
+            outlook = record["outlook"] if back else ""
+            ends = f"{record['gap']:.2f}", outlook
+            rows.append((record[source], record[to], str(record["pairs"]), *figures, *ends))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for number, row in enumerate(rows):
+        line = "  ".join(
+            cell.ljust(width) if column in (0, 1, 8) else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        click.secho(line.rstrip(), bold=number == 0)
