@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +104,11 @@ def run_stage(stage: Stage, plan: launch.Dispatch, values: dict[str, Any]) -> No
     from chatbind_cli.training.inputs import check_inputs, told_to_workers  # noqa: PLC0415
 
     inputs = check_inputs(settings)
+    if "RANK" not in os.environ:  # else each of several processes would
+        from chatbind_cli.training.preflight import preflight  # noqa: PLC0415
+
+        gpus = 0 if plan.device == "cpu" else launch.gpu_count()
+        inputs = preflight(settings, inputs, gpus=gpus)
     with told_to_workers(inputs):
         if dispatched(plan, words):
             return

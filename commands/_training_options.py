@@ -79,6 +79,12 @@ input_options = stack(
         help="Records or media that cannot be used: name them and stop before training, "
         "or train without them.",
     ),
+    _media(
+        "--check",
+        type=click.Choice(["sample", "all"]),
+        default="sample",
+        help="How many media and samples are looked at before anything heavy begins.",
+    ),
 )
 
 

@@ -83,6 +83,10 @@ class Conversations:
     def __iter__(self) -> Iterator[Conversation]:
         return map(self.__getitem__, range(len(self)))
 
+    def sizes(self) -> list[int]:
+        """About how long each is, for the order of training: the bytes of its record."""
+        return [end - start for start, end in pairwise([0, *self._ends])]
+
     def without(self, media: Container[Medium]) -> Conversations:
         """The conversations that name none of these media."""
         kept = [i for i, one in enumerate(self) if not any(m in media for m in one.media)]

@@ -82,6 +82,7 @@ class TrainingSettings:
     on_error: str = field(
         default="fail", compare=False
     )  # what a run left out is kept in its folder
+    check: str = field(default="sample", compare=False)
     overwrite: bool = field(default=False, compare=False)
     command: tuple[str, ...] = field(default=(), compare=False)
 

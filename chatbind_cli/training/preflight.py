@@ -1,0 +1,187 @@
+"""What would waste a night is found before anything heavy begins, by the process that was started.
+
+Media that cannot be read, samples that teach nothing, a disk or a GPU that is too small.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from chatbind_cli.checkpoints.checkpoint import open_checkpoint
+from chatbind_cli.checkpoints.json_file import read_json
+from chatbind_cli.console import Progress, note
+from chatbind_cli.data.conversations import Conversations
+from chatbind_cli.data.encoding import decode
+from chatbind_cli.data.media_items import MediaItem
+from chatbind_cli.data.tokens import IGNORE_INDEX, PromptEncoder
+from chatbind_cli.errors import ChatBindError, RecordError
+from chatbind_cli.media.medium import Medium
+from chatbind_cli.media.modality import MODALITIES
+from chatbind_cli.media.options import MediaOptions
+from chatbind_cli.model.assemble import read_without_weights
+from chatbind_cli.training.embeddings import trained_on
+from chatbind_cli.training.inputs import Inputs, refuse_rejected
+from chatbind_cli.training.needs import GIB, Shape, advice, disk_needed, memory_needed
+from chatbind_cli.training.settings import TrainingSettings
+
+_MEDIA, _LONGEST = 32, 1000  # that are looked at unless all are
+_THREADS = 4
+_ROOM = 0.95  # of a GPU's memory: the rest is the driver's, and holes
+
+
+def preflight(settings: TrainingSettings, inputs: Inputs, *, gpus: int) -> Inputs:
+    """Looks at what can be known beforehand; tells what a run will need.
+
+    Args:
+        settings: of the run.
+        inputs: what `check_inputs` found.
+        gpus: how many work on it on this machine; 0: CPUs.
+
+    Returns:
+        The inputs, without conversations whose media were found unreadable.
+
+    Raises:
+        RecordError: media cannot be read (unless such are to be skipped), or no sample has a
+            token to learn from.
+        ChatBindError: the disk has no room for the result.
+    """
+    everything = settings.check == "all"
+    if settings.store is None:
+        bad = _unreadable(settings, _some(inputs.media, None if everything else _MEDIA))
+        inputs = inputs.leave_out(bad)
+        if settings.on_error == "fail":
+            refuse_rejected(inputs.rejected)
+    tokens = _look_at_samples(settings, inputs.conversations, everything=everything)
+    shape = _shape(settings.model)
+    half = settings.bf16 is True or settings.fp16 is True or (settings.bf16 is None and gpus > 0)
+    _look_at_disk(settings, shape, half=half)
+    _look_at_memory(settings, shape, tokens, half=half, gpus=gpus)
+    return inputs
+
+
+def _some(items: Sequence[Medium], most: int | None) -> Sequence[Medium]:
+    """At most so many of the items, spread evenly."""
+    return items if most is None else items[:: max(1, -(-len(items) // most))]
+
+
+def _unreadable(settings: TrainingSettings, media: Sequence[Medium]) -> dict[Medium, str]:
+    """Those of the media that cannot be decoded, each with the reason."""
+    options = MediaOptions.known(trained_on(settings)[1])
+
+    def look(medium: Medium) -> str | None:
+        item = MediaItem(medium, settings.media_root, medium.name)
+        found = decode(medium, item.open, MODALITIES, options)
+        return str(found) if isinstance(found, ChatBindError) else None
+
+    with ThreadPoolExecutor(_THREADS) as pool, Progress(len(media), "reading media") as progress:
+        problems = {}
+        for medium, problem in zip(media, pool.map(look, media), strict=True):
+            progress.advance()
+            if problem is not None:
+                problems[medium] = problem
+    return problems
+
+
+def _look_at_samples(
+    settings: TrainingSettings, conversations: Conversations, *, everything: bool
+) -> int:
+    """Counts the samples that are cut before their answer; returns a long sample's tokens."""
+    tokenizer, config = read_without_weights(
+        settings.model,
+        projector=settings.projector,
+        prompt_style=settings.prompt_style,
+        use_start_end=settings.use_start_end,
+        tokens_per_embedding=settings.tokens_per_embedding,
+    )
+    encoder = PromptEncoder(tokenizer, config)
+    longest = sorted(range(len(conversations)), key=conversations.sizes().__getitem__)
+    looked_at = longest if everything else longest[-_LONGEST:]
+    lengths, untrained = [], 0
+    for index in looked_at:
+        sample = encoder.conversation(conversations[index], settings.model_max_length)
+        untrained += all(label == IGNORE_INDEX for label in sample.labels)
+        lengths.append(len(sample.input_ids))
+    longest_of = f"{len(looked_at):,} {'' if everything else 'longest '}samples"
+    if untrained == len(conversations):
+        raise RecordError(
+            f"all samples are cut before their first answer at {settings.model_max_length} tokens",
+            hint="raise --model-max-length",
+        )
+    if untrained:
+        note(
+            f"{untrained:,} of the {longest_of} are cut before their first answer, and teach "
+            "nothing: raise --model-max-length, or see `chatbind inspect`"
+        )
+    return max(lengths)
+
+
+def _shape(model: Path) -> Shape:
+    with open_checkpoint(model) as weights:
+        shapes = {name: weights.info(name).shape for name in weights.tensors}
+    return Shape.of(read_json(model / "config.json"), shapes)
+
+
+def _look_at_disk(settings: TrainingSettings, shape: Shape, *, half: bool) -> None:
+    place = settings.output.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    result, checkpoint = disk_needed(settings, shape, half=half)
+    kept = 0 if settings.save_strategy == "no" else (settings.save_total_limit or 1) + 1
+    if result + min(kept, 1) * checkpoint > free:
+        raise ChatBindError(
+            f"has {free / GIB:.1f} GiB free, and the result takes {result / GIB:.1f} GiB, a "
+            f"checkpoint {checkpoint / GIB:.1f} GiB",
+            where=str(settings.output),
+            hint="make room, choose another --output, or say --save-strategy no",
+        )
+    if result + kept * checkpoint > free:
+        note(
+            f"{settings.output}: {free / GIB:.1f} GiB are free; {kept} checkpoints of "
+            f"{checkpoint / GIB:.1f} GiB and the result of {result / GIB:.1f} GiB will not fit: "
+            "take a smaller --save-total-limit"
+        )
+
+
+def _look_at_memory(
+    settings: TrainingSettings, shape: Shape, longest: int, *, half: bool, gpus: int
+) -> None:
+    tokens = settings.per_device_train_batch_size * longest
+    shards = gpus if settings.fsdp and gpus else 1
+    needs = memory_needed(settings, shape, tokens=tokens, half=half, shards=shards)
+    parts = (needs.total, needs.weights, needs.training, needs.activations)
+    told = (
+        "a process needs about {:.1f} GiB: {:.1f} for weights, {:.1f} for gradients and optimizer, "
+        "{:.1f} for activations of {:,} tokens"
+    ).format(*(part / GIB for part in parts), tokens)
+    memory = _gpu_memory() if gpus else _main_memory()
+    if memory is None:
+        note(told)
+    elif needs.total > _ROOM * memory:
+        how = advice(settings, shape, tokens=tokens, half=half, room=_ROOM * memory, gpus=gpus)
+        note(f"{told}; there are {memory / GIB:.1f}" + (f": try {how}" if how else ""))
+    elif gpus:
+        note(f"{told}, of {memory / GIB:.1f}")
+
+
+def _gpu_memory() -> float | None:
+    """Bytes of the smallest GPU; asked of the driver's tool, since CUDA would take some itself."""
+    asked = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout
+        return min(float(line) for line in said.split()) * 2**20
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
+
+
+def _main_memory() -> float | None:
+    """Bytes that are available without swapping; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(float(line.split()[1]) * 1024 for line in lines if "MemAvailable" in line)
+    except (OSError, StopIteration):
+        return None
