@@ -80,9 +80,9 @@ def weights_dtype(settings: TrainingSettings) -> torch.dtype:
     """How the language model is held: trained weights in float32, frozen ones as small as told."""
     if settings.dtype != "auto":
         return resolve_dtype(settings.dtype, torch.device("cpu"))
-    frozen = settings.stage == "pretrain" or settings.freeze_backbone
     half = settings.bf16 or (settings.bf16 is None and on_gpu(settings))
-    return torch.bfloat16 if frozen and half and not settings.fp16 else torch.float32
+    small = half and not settings.fp16 and not settings.backbone_trains
+    return torch.bfloat16 if small else torch.float32
 
 
 def attention(settings: TrainingSettings, arguments: TrainingArguments) -> str:
@@ -155,7 +155,7 @@ def sharding(settings: TrainingSettings, *, gpu: bool, world_size: int) -> dict[
             f"--fsdp does not know {unknown[0]!r}", hint=f"it takes {', '.join(_FSDP_WORDS)}"
         )
     needless = None
-    if settings.stage == "pretrain" or settings.freeze_backbone:
+    if not settings.backbone_trains:
         needless = "the projector alone trains, and it is small"
     elif world_size == 1:
         needless = "there is one process, and so nothing to share out"

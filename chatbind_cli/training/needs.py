@@ -92,7 +92,7 @@ def memory_needed(
         half: whether it computes in half precision.
         shards: over how many processes the model is shared out.
     """
-    frozen = settings.stage == "pretrain" or settings.freeze_backbone
+    frozen = not settings.backbone_trains
     rank = getattr(settings, "lora_r", 0)
     trained = rank * shape.adapted if rank else 0 if frozen else shape.numbers
     left = shape.numbers if rank or frozen else 0
@@ -113,7 +113,7 @@ def memory_needed(
 
 def disk_needed(settings: TrainingSettings, shape: Shape, *, half: bool) -> tuple[float, float]:
     """Bytes of the result, and of one checkpoint."""
-    if settings.stage == "pretrain" or settings.freeze_backbone:
+    if not settings.backbone_trains:
         trained = 0
     else:
         rank = getattr(settings, "lora_r", 0)

@@ -98,6 +98,11 @@ class TrainingSettings:
                 hint="give them with --eval-data, or say --evaluation-strategy no",
             )
 
+    @property
+    def backbone_trains(self) -> bool:
+        """Whether the language model is changed by training, and not the projector alone."""
+        return self.stage == "finetune" and not self.freeze_backbone
+
     def identity(self, world_size: int) -> dict[str, Any]:
         """The values that decide the result, in JSON's types.
 
