@@ -52,6 +52,7 @@ def build_chatbind(
     command: str | None = None,
     dtype: torch.dtype | str = "auto",
     attn_implementation: str | None = None,
+    device_map: str | None = None,
     **given: Any,
 ) -> ChatBind:
     """Makes a ChatBind model from a language model, or goes on from a ChatBind model.
@@ -66,6 +67,7 @@ def build_chatbind(
         command: the command line, for the record.
         dtype: type of the weights; `auto`: as saved.
         attn_implementation: see `attention.resolve_attention`; None: transformers' choice.
+        device_map: `meta`: the same model without weights, which take no memory.
         **given: fields of `ChatBindConfig`: `projector_type`, `tokens_per_embedding`,
             `use_start_end`, `prompt_style`, `normalize_embeddings`. What is None or missing is as
             in the projector file, else as in `_DEFAULTS`; or as in the ChatBind model.
@@ -76,6 +78,7 @@ def build_chatbind(
     """
     given = {name: value for name, value in given.items() if value is not None}
     held: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
+    held["device_map"] = device_map
     file = read_projector(projector) if projector is not None else None
     going_on = stage == "finetune" and is_chatbind(Path(language_model))
     if going_on:
@@ -243,6 +246,8 @@ def grow_embeddings(language_model: PreTrainedModel, size: int, *, known: int) -
 def _word_size(language_model: PreTrainedModel, known: int) -> float:
     """Root mean square of the entries of the word embeddings: what a soft token should be like."""
     weight = word_embeddings(language_model).weight[:known]
+    if weight.is_meta:
+        return 1.0
     size = float(torch.linalg.vector_norm(weight, dtype=torch.float32)) / weight.numel() ** 0.5
     return size or 0.02
 

@@ -56,6 +56,7 @@ def load_chatbind(
     dtype: torch.dtype | str = "auto",
     device: str | torch.device | None = None,
     attn_implementation: str | None = None,
+    device_map: str | None = None,
 ) -> ChatBind:
     """Loads a ChatBind model folder, ours or one in the published layout.
 
@@ -74,7 +75,7 @@ def load_chatbind(
             "download` and `chatbind apply-delta`",
         )
     refuse_unapplied(folder)
-    options = {"dtype": dtype, "attn_implementation": attn_implementation}
+    options = {"dtype": dtype, "attn_implementation": attn_implementation, "device_map": device_map}
     load = _load_published if is_published(folder) else _load_ours
     with quiet_transformers():
         model, tokenizer = load(folder, options)

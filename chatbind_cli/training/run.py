@@ -54,6 +54,7 @@ from chatbind_cli.training.rundir import (
     read_log,
 )
 from chatbind_cli.training.settings import TrainingSettings
+from chatbind_cli.training.sharding import Sharding, shard, sharding_of
 from chatbind_cli.training.stages import (
     CONFIG_NAME,
     MADE,
@@ -72,7 +73,8 @@ def train(settings: TrainingSettings, inputs: Inputs) -> None:
     """Runs a stage, or what is left of it, and tells what it made."""
     # bars that know nothing of --quiet and of pipes
     transformers.utils.logging.disable_progress_bar()
-    arguments = training_arguments(settings, world_size=worker.world_size())
+    how = sharding_of(settings, worker.world_size())
+    arguments = training_arguments(settings)
     kernels = attention(settings, arguments)
     folder = RunFolder(settings.output, settings.stage)
     with ExitStack() as held:
@@ -87,7 +89,7 @@ def train(settings: TrainingSettings, inputs: Inputs) -> None:
         PartialState().wait_for_everyone()
         artifact = folder.finished_artifact()
         if artifact is None:
-            artifact = _train(settings, inputs, folder, arguments, kernels)
+            artifact = _train(settings, inputs, folder, arguments, kernels, how)
         else:
             note(
                 f"{folder.path}: this run is finished, nothing was trained; to train anew say "
@@ -114,6 +116,7 @@ def _train(
     folder: RunFolder,
     arguments: TrainingArguments,
     kernels: str,
+    how: Sharding | None,
 ) -> Record:
     if settings.store is not None:
         embeddings, encoder, options = stored_embeddings(settings, inputs.media)
@@ -133,6 +136,8 @@ def _train(
         media_options=options.deciding(),
         command=shlex.join(["chatbind", *settings.command]),
         dtype=weights_dtype(settings),
+        # of a model that is shared out one process reads the weights
+        device_map="meta" if how is not None and worker.rank() != 0 else None,
         attn_implementation=kernels,
         projector_type=settings.projector_type,
         tokens_per_embedding=settings.tokens_per_embedding,
@@ -146,6 +151,8 @@ def _train(
         )
     freeze = settings.freeze_backbone
     note(select_trainable(bundle.model, settings.stage, freeze_backbone=freeze))
+    if how is not None:
+        shard(bundle.model, how, arguments.device, bf16=arguments.bf16)
     trainer = ChatBindTrainer(settings, inputs, embeddings, bundle, folder, arguments)
     trainer.fit()
     _write_result(settings, bundle, trainer, folder)
