@@ -118,7 +118,6 @@ def test_a_gpu_that_is_not_there_is_a_usage_error(settings: TrainingSettings) ->
         ({"learning_rate": float("nan")}, "--learning-rate is nan"),
         ({"bf16": True, "fp16": True}, "exclude each other"),
         ({"eval_strategy": "steps"}, "needs held-out conversations"),
-        ({"plot": Path("loss.gif")}, "no suffix that we draw"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(
