@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from chatbind_cli.errors import RecordError
+from chatbind_cli.errors import RecordError, UsageError
 from chatbind_cli.media.root import MediaRoot
 from chatbind_cli.training.inputs import check_inputs, told_to_workers
 from chatbind_cli.training.settings import TrainingSettings
@@ -65,3 +66,10 @@ def test_nothing_usable_is_an_error_even_where_bad_records_are_skipped(
     settings.data.write_text(json.dumps([{**record, "image": "gone.png"}]))
     with pytest.raises(RecordError, match=r"cannot be used: .*gone\.png"):
         check_inputs(settings)
+
+
+def test_a_picture_that_could_not_be_drawn_is_refused_before_the_work(
+    settings: TrainingSettings,
+) -> None:
+    with pytest.raises(UsageError, match="no suffix that we draw"):
+        check_inputs(replace(settings, plot=Path("loss.gif")))
