@@ -144,6 +144,13 @@ schedule_options = stack(
         help="cosine, linear, constant, constant_with_warmup, ... (transformers' names).",
     ),
     _training("--optim", help="Another optimizer, by transformers' name."),
+    _number(
+        "--embedding-noise",
+        _SHARE,
+        "Noise on embeddings, fresh each time, in multiples of their norm: helps media of "
+        "modalities that training does not see.",
+        0.0,
+    ),
     _number("--max-grad-norm", _SHARE, "Gradients are clipped to it; 0: not.", 1.0),
     _training(
         "--evaluation-strategy",

@@ -56,6 +56,7 @@ class TrainingSettings:
     optim: str | None = None
     max_grad_norm: float = 1.0
     seed: int = 0
+    embedding_noise: float = 0.0  # in norms of an embedding
     eval_data: Path | None = field(default=None, compare=False)
     eval_strategy: str = field(default="no", compare=False)
     eval_steps: float | None = field(default=None, compare=False)
