@@ -137,7 +137,6 @@ def test_sharding_is_in_the_words_of_today(settings: TrainingSettings) -> None:
         ({"learning_rate": float("nan")}, "--learning-rate is nan"),
         ({"bf16": True, "fp16": True}, "exclude each other"),
         ({"eval_strategy": "steps"}, "needs held-out conversations"),
-        ({"plot": Path("loss.gif")}, "no suffix that we draw"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(

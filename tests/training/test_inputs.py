@@ -100,3 +100,10 @@ def test_several_files_are_one_epoch(settings: TrainingSettings, world) -> None:
     assert other.identity(1)["data"] == [f"{world.captions}:0.25", f"{world.instructions}:2"]
     with pytest.raises(RecordError, match="no conversation is drawn"):
         check_inputs(replace(settings, data=(DataFile(world.captions, 0.01),)))
+
+
+def test_a_picture_that_could_not_be_drawn_is_refused_before_the_work(
+    settings: TrainingSettings,
+) -> None:
+    with pytest.raises(UsageError, match="no suffix that we draw"):
+        check_inputs(replace(settings, plot=Path("loss.gif")))
