@@ -42,8 +42,10 @@ class ShardedTrainer(Trainer):
         if not is_sharded(model):
             super()._move_model_to_device(model, device)
 
-    def _clip_grad_norm(self, model: nn.Module) -> Any:
-        norm = super()._clip_grad_norm(model)
+    def _get_grad_norm(
+        self, model: nn.Module, grad_norm: torch.Tensor | float | None = None
+    ) -> torch.Tensor | float | None:
+        norm: torch.Tensor | float | None = super()._get_grad_norm(model, grad_norm)
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
