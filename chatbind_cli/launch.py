@@ -22,6 +22,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from chatbind_cli.errors import ChatBindError, LaunchError, SomeRecordsFailed, UsageError
+from chatbind_cli.launch_config import config_words
 from chatbind_cli.numerals import whole_number
 from chatbind_cli.worker import STATUS_FOLDER, alive, is_worker
 
@@ -155,8 +156,8 @@ def _launcher(plan: Dispatch, n: int) -> list[str]:
     if importlib.util.find_spec("accelerate") is None:
         raise LaunchError("accelerate is not installed", hint="pip install accelerate")
     line = [sys.executable, "-m", "accelerate.commands.launch"]
+    line += config_words(plan.launch_config)
     if plan.launch_config is not None:
-        line += ["--config_file", str(plan.launch_config)]
         if plan.num_processes is not None:
             line += ["--num_processes", str(n)]
     else:

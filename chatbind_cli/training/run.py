@@ -44,6 +44,7 @@ from chatbind_cli.training.inputs import (
     refuse_rejected,
     save_rejected,
 )
+from chatbind_cli.training.launched import with_launcher
 from chatbind_cli.training.log import plot_loss
 from chatbind_cli.training.rundir import (
     LOG_FILE,
@@ -73,6 +74,7 @@ def train(settings: TrainingSettings, inputs: Inputs) -> None:
     """Runs a stage, or what is left of it, and tells what it made."""
     # bars that know nothing of --quiet and of pipes
     transformers.utils.logging.disable_progress_bar()
+    settings = with_launcher(settings)
     how = sharding_of(settings, worker.world_size())
     arguments = training_arguments(settings)
     kernels = attention(settings, arguments)

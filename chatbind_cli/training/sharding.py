@@ -7,7 +7,6 @@ accumulate, and reads its settings from the environment.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -44,35 +43,22 @@ class Sharding:
 
 
 def sharding_of(settings: TrainingSettings, world_size: int) -> Sharding | None:
-    """How the settings, or those of accelerate's launcher, want the model shared out.
-
-    What the launcher has put into the environment is taken out of it: accelerate would act on it.
+    """How the settings want the model shared out; None where that has no effect, which is said.
 
     Raises:
         UsageError: a word that nobody knows, or what cannot be done.
     """
-    words, layers = settings.fsdp.split(), settings.fsdp_layers
+    words = settings.fsdp.split()
     unknown = [word for word in words if word not in _WORDS]
     if unknown:
         raise UsageError(
             f"--fsdp does not know {unknown[0]!r}", hint=f"it takes {', '.join(_WORDS)}"
         )
-    named = "--fsdp"
-    launched = _from_launcher()
-    if launched is not None:
-        if words and set(words) - {"auto_wrap"} != set(launched[0]):
-            raise UsageError(
-                f"--fsdp says {settings.fsdp!r}, and the launcher's configuration "
-                f"{' '.join(launched[0])!r}",
-                hint="leave one of them out",
-            )
-        named = named if words else "the launcher's FSDP"
-        words, layers = launched[0], layers or launched[1]
     if not words:
         return None
     if "offload" in words:
         raise UsageError(
-            f"{named}: offload is not supported",
+            "--fsdp offload is not supported",
             hint="share the model out over more GPUs, or train adapters (--lora-r 64)",
         )
     needless = None
@@ -81,39 +67,11 @@ def sharding_of(settings: TrainingSettings, world_size: int) -> Sharding | None:
     elif world_size == 1:
         needless = "there is one process, and so nothing to share out"
     if needless:
-        note(f"{named} has no effect: {needless}")
+        note(f"--fsdp has no effect: {needless}")
         return None
     if settings.fp16:
-        raise UsageError(f"{named} goes with --bf16 or float32, not with --fp16")
-    return Sharding(reshard="shard_grad_op" not in words, layers=layers)
-
-
-def _from_launcher() -> tuple[list[str], tuple[str, ...]] | None:
-    """The words and layers that `accelerate launch` was configured with, once.
-
-    Raises:
-        UsageError: it was configured for another way of sharing out.
-    """
-    for name in ("DEEPSPEED", "MEGATRON_LM"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
-            raise UsageError(
-                f"the launcher's configuration asks for {name}, which is not supported",
-                hint='to share a model out: --fsdp "full_shard auto_wrap"',
-            )
-    if os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() != "true":
-        return None
-    said = {n: os.environ.pop(n) for n in list(os.environ) if n.startswith("FSDP_")}
-    strategy = said.get("FSDP_RESHARD_AFTER_FORWARD", said.get("FSDP_SHARDING_STRATEGY", "true"))
-    # version 1 has numbers or names of strategies, version 2 a truth value
-    words = {"false": "shard_grad_op", "2": "shard_grad_op", "shard_grad_op": "shard_grad_op"}
-    words |= dict.fromkeys(("true", "1", "full_shard"), "full_shard")
-    word = words.get(strategy.lower())
-    if word is None:
-        raise UsageError(f"the launcher's configuration asks for the FSDP strategy {strategy}")
-    offload = said.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true"
-    layers = said.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "")
-    names = tuple(name.strip() for name in layers.split(",") if name.strip())
-    return [word, *(["offload"] if offload else [])], names
+        raise UsageError("--fsdp goes with --bf16 or float32, not with --fp16")
+    return Sharding(reshard="shard_grad_op" not in words, layers=settings.fsdp_layers)
 
 
 def shard(model: nn.Module, how: Sharding, device: torch.device, *, bf16: bool) -> None:

@@ -239,7 +239,7 @@ def test_sharding_without_effect_is_said(settings, capsys, change, world_size, t
     ("change", "told"),
     [
         ({"fsdp": "half_shard"}, "--fsdp does not know 'half_shard'"),
-        ({"fsdp": "full_shard offload"}, "--fsdp: offload is not supported"),
+        ({"fsdp": "full_shard offload"}, "--fsdp offload is not supported"),
         ({"fp16": True}, "not with --fp16"),
     ],
 )
