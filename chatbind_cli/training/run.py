@@ -177,7 +177,8 @@ def _embedded(
     # every process must have looked before the first one adds to what there is
     PartialState().wait_for_everyone()
     mine, part = missing[worker.rank() :: worker.world_size()], parts / part_name(worker.rank())
-    failed = encode_media(mine, encoder, settings.media_root, part, options)
+    cache = settings.embedding_cache
+    failed = encode_media(mine, encoder, settings.media_root, part, options, cache)
     inputs = inputs.leave_out(bad | dict(gather_object(failed)))
     if worker.rank() == 0:
         save_rejected(inputs.rejected, listed)

@@ -33,6 +33,7 @@ class TrainingSettings:
     media_root: MediaRoot = field(default_factory=MediaRoot)
     encoder: Path | None = None
     store: Path | None = None  # embeddings made before: then neither encoder nor media are needed
+    embedding_cache: Path | None = field(default=None, compare=False)  # of all runs
 
     # the model; what is None comes from the projector file, else from the first of the choices
     projector: Path | None = None
