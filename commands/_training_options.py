@@ -54,10 +54,11 @@ input_options = stack(
         "--data",
         "--data-path",
         "data",
-        metavar="FILE",
-        type=_PATH,
+        cls=ListOption,
+        metavar="FILE[:WEIGHT]...",
         required=True,
-        help="Conversations to train on: LLaVA's JSON array, or JSONL; text-only ones too.",
+        help="Conversations to train on: LLaVA's JSON array, JSONL or Parquet; text-only ones too. "
+        "a.json:2 is seen twice an epoch, of b.json:0.5 a half, drawn by --seed.",
     ),
     _input(
         "--eval-data",
