@@ -368,7 +368,7 @@ def test_the_rate_is_that_of_adapters_unless_given(world, here, base, tmp_path) 
 
 def test_runs_without_adapters_are_those_of_before() -> None:
     def made(**values: Any) -> TrainingSettings:
-        common = {"model": Path("m"), "data": Path("d"), "output": Path("o")}
+        common = {"model": Path("m"), "data": (), "output": Path("o")}
         return TrainingSettings(stage="finetune", **common, **values)
 
     plain, adapted = made(), made(lora_r=4)
