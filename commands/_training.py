@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _SHOWN = {"model", "data", "media_root", "encoder", "store", "projector", "prompt_style"}
 _SHOWN |= {"num_train_epochs", "max_steps", "learning_rate", "per_device_train_batch_size"}
 _SHOWN |= {"gradient_accumulation_steps", "seed", "device", "bf16", "output", "save_steps"}
-_SHOWN |= {"overwrite", "num_processes", "dry_run"}
+_SHOWN |= {"overwrite", "num_processes", "dry_run", "lora_r"}
 
 
 def training_options(defaults: Mapping[str, Any], *own: Callable[[Any], Any]) -> Callable[[F], F]:
@@ -91,8 +91,9 @@ def run_stage(stage: Stage, plan: launch.Dispatch, values: dict[str, Any]) -> No
 
     values["data"] = tuple(map(DataFile.parse, values["data"]))
     values["prompt_style"] = style_name(values["prompt_style"])
-    for name in ("report_to", "fsdp_layers"):
-        values[name] = tuple(w for v in values[name] for w in v.split(",") if w)
+    for name in ("report_to", "fsdp_layers", "lora_targets"):
+        values[name] = tuple(w for v in values.get(name, ()) for w in v.split(",") if w)
+    values["lora_targets"] = values["lora_targets"] or None
     words: list[str] = []
     if values.get("projector") is not None:
         values["projector"] = resolve_artifact(values["projector"], {"projector"})
