@@ -44,6 +44,7 @@ class TrainingSamples(Dataset[dict[str, Any]]):
             "input_ids": sample.input_ids,
             "labels": sample.labels,
             "media_embeddings": self.embeddings.rows(sample.media),
+            "number": index,
         }
 
 
@@ -64,12 +65,13 @@ class Collator:
 
         Args:
             samples: each with `input_ids` and `labels` (lists of the same length), and
-                `media_embeddings`, float32 [media, embedding_dim]; None or absent for text only.
+                `media_embeddings`, float32 [media, embedding_dim]; None or absent for text only;
+                `number`, if anybody asks which they are.
 
         Returns:
             `input_ids`, `attention_mask`, `labels` [batch, longest], and, where a sample has
             media, `media_embeddings` [media in the batch, embedding_dim], float32, in order;
-            `work`, which is not for the model.
+            `work` and `samples` (their numbers), which are not for the model.
         """
         batch: dict[str, Any] = {
             "input_ids": self._padded([s["input_ids"] for s in samples], self.pad_token_id),
@@ -81,6 +83,7 @@ class Collator:
             batch["media_embeddings"] = torch.cat(media)
         labelled = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
         batch["work"] = Work.of((len(s["input_ids"]) for s in samples), labelled)
+        batch["samples"] = [s.get("number", -1) for s in samples]
         return batch
 
     def _padded(self, rows: Sequence[list[int]], value: int) -> torch.Tensor:

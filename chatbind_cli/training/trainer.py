@@ -30,9 +30,11 @@ from chatbind_cli.training.positions import WithPositions
 from chatbind_cli.training.prefix import SharedPrefix
 from chatbind_cli.training.rundir import LOG_FILE, STAGING, RunFolder
 from chatbind_cli.training.samples import Collator, TrainingSamples
+from chatbind_cli.training.saved import check_optimizer, check_weights
 from chatbind_cli.training.settings import TrainingSettings
 from chatbind_cli.training.stages import write_stage_1
 from chatbind_cli.training.throughput import Meter, ModelFlops, peak_flops
+from chatbind_cli.training.watch import Watch
 
 WEIGHTS: Final = "trained.safetensors"
 _MULTIPLE_ON_GPU = 8  # lengths that tensor cores like
@@ -94,6 +96,11 @@ class ChatBindTrainer(Trainer):
         self._prefix = SharedPrefix(
             bundle.model, self.accelerator.autocast, wanted=settings.share_prefix and frozen
         )
+        self._watch = Watch(
+            inputs.conversations,
+            lambda found: self.accelerator.reduce(found, "sum"),
+            scaled=arguments.fp16,
+        )
         self._settings = settings
         self._bundle = bundle
         self._folder = folder
@@ -132,6 +139,7 @@ class ChatBindTrainer(Trainer):
         batches, labelled = super().get_batch_samples(waited_for, num_batches, device)
         for batch in batches:
             self._meter.add(batch.pop("work"))
+        self._watch.begin([batch.pop("samples") for batch in batches])
         return batches, labelled
 
     def compute_loss(
@@ -139,6 +147,23 @@ class ChatBindTrainer(Trainer):
     ) -> Any:
         """The loss of a batch, of which what all rows begin with may be computed already."""
         return super().compute_loss(model, self._prefix.cut(inputs), *args, **kwargs)
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Forward and backward of a batch, whose loss is looked at with the step's others."""
+        return self._watch.saw(super().training_step(model, inputs, num_items_in_batch))
+
+    def _get_grad_norm(
+        self, model: nn.Module, grad_norm: torch.Tensor | float | None = None
+    ) -> torch.Tensor | float | None:
+        """The gradient's norm, which is asked for last before the optimizer changes anything."""
+        norm: torch.Tensor | float | None = super()._get_grad_norm(model, grad_norm)
+        self._watch.check(norm, self.state.global_step + 1)
+        return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the rates since the last record to it."""
@@ -154,7 +179,7 @@ class ChatBindTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
         """One batch of evaluation, which is not timed."""
-        del inputs["work"]
+        del inputs["work"], inputs["samples"]
         return super().prediction_step(model, inputs, *args, **kwargs)
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -168,6 +193,8 @@ class ChatBindTrainer(Trainer):
             staged = self._folder.path / STAGING / f"checkpoint-{self.state.global_step}"
             if self._settings.stage == "pretrain" and not self.is_fsdp_enabled:
                 write_stage_1(self._bundle, staged)  # a projector that can be taken from it
+            if (staged / "optimizer.pt").exists():
+                check_optimizer(staged / "optimizer.pt")
             self._folder.publish_checkpoint(staged, self._settings.save_total_limit)
         self.accelerator.wait_for_everyone()
 
@@ -182,6 +209,7 @@ class ChatBindTrainer(Trainer):
         }
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         save_file(trained, Path(output_dir) / WEIGHTS)
+        check_weights(Path(output_dir) / WEIGHTS, trained)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
