@@ -26,6 +26,7 @@ from chatbind_cli.model.loading import ChatBind
 from chatbind_cli.training.arguments import on_gpu
 from chatbind_cli.training.inputs import Inputs
 from chatbind_cli.training.log import TrainingLog
+from chatbind_cli.training.noise import EmbeddingNoise
 from chatbind_cli.training.positions import WithPositions
 from chatbind_cli.training.prefix import SharedPrefix
 from chatbind_cli.training.rundir import LOG_FILE, STAGING, RunFolder
@@ -72,15 +73,18 @@ class ChatBindTrainer(Trainer):
         )
         frozen = not settings.backbone_trains
         self._log = TrainingLog(folder.path / LOG_FILE)
+        noise = None
+        if settings.embedding_noise:
+            noise = EmbeddingNoise(settings.embedding_noise, settings.seed)
         super().__init__(
             model=bundle.model,
             args=arguments,
             data_collator=WithPositions(
                 collate, bundle.config, at_labels=settings.loss_at_labels, frozen=frozen
             ),
-            train_dataset=samples(inputs.conversations),
+            train_dataset=samples(inputs.conversations, noise=noise),
             eval_dataset=samples(inputs.held_out) if len(inputs.held_out) else None,
-            callbacks=[self._log],
+            callbacks=[self._log, *([noise] if noise else [])],
         )
         # it would print Python dictionaries between the records
         self.remove_callback(PrinterCallback)
