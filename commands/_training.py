@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from chatbind_cli import launch
+from chatbind_cli import launch, stopping
 
 from ._options import (
     F,
@@ -109,9 +110,10 @@ def run_stage(stage: Stage, plan: launch.Dispatch, values: dict[str, Any]) -> No
 
         gpus = 0 if plan.device == "cpu" else launch.gpu_count()
         inputs = preflight(settings, inputs, gpus=gpus)
-    with told_to_workers(inputs):
+    # SIGUSR1 foretells the end of a job: training asks for it, and what comes before goes on
+    with told_to_workers(inputs), stopping.noting(signal.SIGUSR1):
         if dispatched(plan, words):
             return
-    from chatbind_cli.training.run import train  # noqa: PLC0415
+        from chatbind_cli.training.run import train  # noqa: PLC0415
 
-    train(settings, inputs)
+        train(settings, inputs)
