@@ -80,7 +80,7 @@ def train(settings: TrainingSettings, inputs: Inputs) -> None:
         if worker.rank() == 0:
             identity = settings.identity(worker.world_size())
             identity["encoder"] = str(inputs.encoder.resolve()) if inputs.encoder else None
-            identity["data_sha256"] = sha256_file(settings.data)
+            identity["data_sha256"] = [sha256_file(file.path) for file in settings.data]
             if settings.projector is not None:
                 identity["projector_sha256"] = sha256_file(settings.projector)
             also = _written_by_others(settings)

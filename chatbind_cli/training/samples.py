@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from chatbind_cli.data.conversations import Conversations
 from chatbind_cli.data.lookup import Embeddings
 from chatbind_cli.data.tokens import IGNORE_INDEX, PromptEncoder
+from chatbind_cli.training.noise import EmbeddingNoise
 from chatbind_cli.training.throughput import Work
 
 
@@ -27,12 +28,14 @@ class TrainingSamples(Dataset[dict[str, Any]]):
         encoder: writes them down as tokens.
         embeddings: of all their media.
         max_length: longer samples are cut there.
+        noise: added to the embeddings; None for none.
     """
 
     conversations: Conversations
     encoder: PromptEncoder
     embeddings: Embeddings
     max_length: int
+    noise: EmbeddingNoise | None = None
 
     def __len__(self) -> int:
         return len(self.conversations)
@@ -40,10 +43,13 @@ class TrainingSamples(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """A sample as `Collator` takes it."""
         sample = self.encoder.conversation(self.conversations[index], self.max_length)
+        rows = self.embeddings.rows(sample.media)
+        if self.noise is not None and rows is not None:
+            rows = self.noise.add(rows, index)
         return {
             "input_ids": sample.input_ids,
             "labels": sample.labels,
-            "media_embeddings": self.embeddings.rows(sample.media),
+            "media_embeddings": rows,
             "number": index,
         }
 

@@ -27,6 +27,7 @@ from chatbind_cli.model.loading import ChatBind
 from chatbind_cli.training.arguments import on_gpu
 from chatbind_cli.training.inputs import Inputs
 from chatbind_cli.training.log import TrainingLog
+from chatbind_cli.training.noise import EmbeddingNoise
 from chatbind_cli.training.rundir import LOG_FILE, STAGING, RunFolder
 from chatbind_cli.training.samples import Collator, TrainingSamples
 from chatbind_cli.training.saved import check_optimizer, check_weights
@@ -68,13 +69,16 @@ class ChatBindTrainer(Trainer):
         )
         pad = bundle.tokenizer.pad_token_id
         self._log = TrainingLog(folder.path / LOG_FILE)
+        noise = None
+        if settings.embedding_noise:
+            noise = EmbeddingNoise(settings.embedding_noise, settings.seed)
         super().__init__(
             model=bundle.model,
             args=arguments,
             data_collator=Collator(pad, _MULTIPLE_ON_GPU if on_gpu(settings) else 1),
-            train_dataset=samples(inputs.conversations),
+            train_dataset=samples(inputs.conversations, noise=noise),
             eval_dataset=samples(inputs.held_out) if len(inputs.held_out) else None,
-            callbacks=[self._log],
+            callbacks=[self._log, *([noise] if noise else [])],
         )
         # it would print Python dictionaries between the records
         self.remove_callback(PrinterCallback)
