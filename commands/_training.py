@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from chatbind_cli import launch
+from chatbind_cli import launch, stopping
 
 from ._options import (
     F,
@@ -106,15 +107,17 @@ def run_stage(stage: Stage, plan: launch.Dispatch, values: dict[str, Any]) -> No
         return
     from chatbind_cli.training.inputs import check_inputs, told_to_workers  # noqa: PLC0415
 
-    inputs = check_inputs(settings)
-    if "RANK" not in os.environ:  # else each of several processes would
-        from chatbind_cli.training.preflight import preflight  # noqa: PLC0415
+    # SIGUSR1 foretells the end of a job: training asks for it, and what comes before goes on
+    with stopping.noting(signal.SIGUSR1):
+        inputs = check_inputs(settings)
+        if "RANK" not in os.environ:  # else each of several processes would
+            from chatbind_cli.training.preflight import preflight  # noqa: PLC0415
 
-        gpus = 0 if plan.device == "cpu" else launch.gpu_count()
-        inputs = preflight(settings, inputs, gpus=gpus)
-    with told_to_workers(inputs):
-        if dispatched(plan, words):
-            return
-    from chatbind_cli.training.run import train  # noqa: PLC0415
+            gpus = 0 if plan.device == "cpu" else launch.gpu_count()
+            inputs = preflight(settings, inputs, gpus=gpus)
+        with told_to_workers(inputs):
+            if dispatched(plan, words):
+                return
+        from chatbind_cli.training.run import train  # noqa: PLC0415
 
-    train(settings, inputs)
+        train(settings, inputs)

@@ -29,6 +29,7 @@ from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.model.assemble import build_chatbind
 from chatbind_cli.model.config import EncoderInfo
 from chatbind_cli.model.loading import ChatBind
+from chatbind_cli.stopping import listening
 from chatbind_cli.training.adapters import put_adapters, quantization, write_adapted
 from chatbind_cli.training.arguments import attention, on_gpu, training_arguments, weights_dtype
 from chatbind_cli.training.embeddings import (
@@ -152,13 +153,14 @@ def _train(
         put_adapters(bundle.model, settings)
     freeze = settings.freeze_backbone
     note(select_trainable(bundle.model, settings.stage, freeze_backbone=freeze))
-    trainer = ChatBindTrainer(settings, inputs, embeddings, bundle, folder, arguments)
-    trainer.fit()
-    _write_result(settings, bundle, trainer, folder)
-    record = {"artifact": MADE[settings.stage]}
-    if worker.rank() == 0:
-        record = _finish(settings, inputs, folder)
-    PartialState().wait_for_everyone()
+    with listening():  # what comes after the last step waits for nothing, and signals for it
+        trainer = ChatBindTrainer(settings, inputs, embeddings, bundle, folder, arguments)
+        trainer.fit()
+        _write_result(settings, bundle, trainer, folder)
+        record = {"artifact": MADE[settings.stage]}
+        if worker.rank() == 0:
+            record = _finish(settings, inputs, folder)
+        PartialState().wait_for_everyone()
     return record
 
 
