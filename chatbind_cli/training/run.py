@@ -181,7 +181,7 @@ def _embedded(
     # once training has begun, the set of its samples stays as it is
     bad = read_rejected(listed) if folder.last_checkpoint() is not None else {}
     had = Embeddings(open_parts(parts), options)
-    missing = [medium for medium in inputs.media if medium not in bad and medium not in had]
+    missing = [medium for medium in had.missing(inputs.media) if medium not in bad]
     # every process must have looked before the first one adds to what there is
     PartialState().wait_for_everyone()
     mine, part = missing[worker.rank() :: worker.world_size()], parts / part_name(worker.rank())
