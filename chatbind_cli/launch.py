@@ -19,9 +19,16 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
-from chatbind_cli.errors import ChatBindError, LaunchError, SomeRecordsFailed, UsageError
+from chatbind_cli import stopping
+from chatbind_cli.errors import (
+    ChatBindError,
+    Interrupted,
+    LaunchError,
+    SomeRecordsFailed,
+    UsageError,
+)
 from chatbind_cli.launch_config import config_words
 from chatbind_cli.numerals import whole_number
 from chatbind_cli.worker import STATUS_FOLDER, alive, is_worker
@@ -213,16 +220,14 @@ def _supervise(
     would say so in forty lines. So workers end with 0, whatever they have reported, and signals
     of the terminal do not reach the launcher's session.
     """
-
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        raise _Terminated
-
-    before = signal.signal(signal.SIGTERM, stop)
-    process = subprocess.Popen(
-        line, env=variables, stdin=subprocess.DEVNULL, start_new_session=True, **place
-    )
+    before = _stop_workers(folder)
+    with stopping.unheard(*stopping.SIGNALS):  # the launcher need not know
+        process = subprocess.Popen(
+            line, env=variables, stdin=subprocess.DEVNULL, start_new_session=True, **place
+        )
     try:
         while process.poll() is None:
+            stopping.pass_on(folder)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(_POLL_S)
             if any(o["exit_code"] not in _FINISHED for o in _outcomes(folder)):
@@ -234,7 +239,25 @@ def _supervise(
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stop_workers(folder: Path) -> dict[int, Any]:
+    """Has signals stop workers, at the end of a step where they train; returns the handlers before.
+
+    The handlers raise `_Terminated` or KeyboardInterrupt where that cannot be waited for.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        pressed = number == signal.SIGINT
+        if not stopping.ask(folder, pressed=pressed):
+            raise KeyboardInterrupt if pressed else _Terminated
+
+    numbers = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as a shell's background jobs have it
+        numbers.append(signal.SIGINT)
+    return {number: signal.signal(number, stop) for number in numbers}
 
 
 _FINISHED = (0, SomeRecordsFailed.exit_code)
@@ -258,7 +281,7 @@ def _raise_outcome(folder: Path, launcher_code: int) -> None:
 
 def _distance_from_cause(outcome: Mapping[str, Any]) -> tuple[bool, bool, float]:
     """Orders what workers say: one that was told to stop, or has lost another, knows less."""
-    told_to_stop = outcome["exit_code"] in (130, 143)
+    told_to_stop = outcome["exit_code"] in (130, 143, Interrupted.exit_code)
     return told_to_stop, not outcome.get("killed"), float(outcome.get("time_s", 0))
 
 
@@ -266,5 +289,6 @@ class WorkerFailed(ChatBindError):
     """What a worker said when it failed, with its exit code."""
 
     def __init__(self, exit_code: int, message: str) -> None:
-        super().__init__(message.removeprefix("chatbind: error: ") or "a worker failed")
+        words = message.removeprefix("chatbind: ").removeprefix("error: ")
+        super().__init__(words or "a worker failed")
         self.exit_code = exit_code

@@ -69,8 +69,9 @@ def sharding_of(settings: TrainingSettings, world_size: int) -> Sharding | None:
     if needless:
         note(f"--fsdp has no effect: {needless}")
         return None
-    if settings.fp16:
-        raise UsageError("--fsdp goes with --bf16 or float32, not with --fp16")
+    if settings.fp16 or settings.load_in_4bit:
+        other = "--fp16" if settings.fp16 else "--load-in-4bit"
+        raise UsageError(f"--fsdp goes with --bf16 or float32, not with {other}")
     return Sharding(reshard="shard_grad_op" not in words, layers=settings.fsdp_layers)
 
 
