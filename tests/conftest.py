@@ -77,5 +77,6 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     home.mkdir(exist_ok=True)
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
     monkeypatch.setenv("HF_HOME", str(home / "hf"))
-    for name in ("OPENAI_API_KEY", "HF_TOKEN", "CHATBIND_DEBUG", "SLURM_NNODES", "SLURM_NODEID"):
+    slurm = [name for name in os.environ if name.startswith("SLURM")]
+    for name in ("OPENAI_API_KEY", "HF_TOKEN", "CHATBIND_DEBUG", *slurm):
         monkeypatch.delenv(name, raising=False)
