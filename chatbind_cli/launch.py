@@ -27,6 +27,7 @@ import click
 
 from chatbind_cli import sbatch, slurm, stopping
 from chatbind_cli.errors import ChatBindError, Interrupted, LaunchError, SomeRecordsFailed
+from chatbind_cli.launch_config import config_words
 from chatbind_cli.meeting import Meeting, meet
 from chatbind_cli.plan import Dispatch as Dispatch
 from chatbind_cli.worker import STATUS_FOLDER, alive, is_worker, leave_outcome
@@ -152,9 +153,9 @@ def _launcher(plan: Dispatch) -> list[str]:
     if importlib.util.find_spec("accelerate") is None:
         raise LaunchError("accelerate is not installed", hint="pip install accelerate")
     line = [sys.executable, "-m", "accelerate.commands.launch"]
+    line += config_words(plan.launch_config)
     n = plan.workers_here * plan.machines
     if plan.launch_config is not None:
-        line += ["--config_file", str(plan.launch_config)]
         if plan.num_processes is not None:
             line += ["--num_processes", str(n)]
     else:

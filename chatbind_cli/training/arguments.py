@@ -25,10 +25,9 @@ _TRANSLATED = {"bf16", "tf32", "gradient_checkpointing", "fsdp"}
 # encoding and saving keep the other processes waiting for longer than the default half hour
 _TIMEOUT_S = 6 * 3600
 _FIRST_WITH_TF32 = 8  # compute capability of Ampere
-_FSDP_WORDS = ("full_shard", "shard_grad_op", "offload", "auto_wrap")
 
 
-def training_arguments(settings: TrainingSettings, *, world_size: int) -> TrainingArguments:
+def training_arguments(settings: TrainingSettings) -> TrainingArguments:
     """The Trainer's arguments; of what has no effect on this machine a note is made.
 
     Raises:
@@ -46,7 +45,6 @@ def training_arguments(settings: TrainingSettings, *, world_size: int) -> Traini
         values["num_train_epochs"] = 0  # by 0 steps the library understands that none are set
     values |= {
         **_numbers(settings, gpu=gpu),
-        **sharding(settings, gpu=gpu, world_size=world_size),
         "output_dir": str(settings.output),
         "data_seed": settings.seed,
         "average_tokens_across_devices": True,
@@ -142,36 +140,3 @@ def _numbers(settings: TrainingSettings, *, gpu: bool) -> dict[str, Any]:
         word = "activation_checkpointing" if newer else "gradient_checkpointing"
         values |= {word: True, f"{word}_kwargs": {"use_reentrant": False}}
     return values
-
-
-def sharding(settings: TrainingSettings, *, gpu: bool, world_size: int) -> dict[str, Any]:
-    """The arguments that share a model out over processes (FSDP), where that has an effect.
-
-    Raises:
-        UsageError: a word that nobody knows.
-    """
-    words = settings.fsdp.split()
-    unknown = [word for word in words if word not in _FSDP_WORDS]
-    if unknown:
-        raise UsageError(
-            f"--fsdp does not know {unknown[0]!r}", hint=f"it takes {', '.join(_FSDP_WORDS)}"
-        )
-    needless = None
-    if not settings.backbone_trains:
-        needless = "the projector alone trains, and it is small"
-    elif world_size == 1:
-        needless = "there is one process, and so nothing to share out"
-    elif not gpu:
-        needless = "on CPUs every process holds the whole model"
-    if words and needless:
-        note(f"--fsdp has no effect: {needless}")
-    if not words or needless:
-        return {}
-    config: dict[str, Any] = {
-        "version": 2,
-        "reshard_after_forward": "shard_grad_op" not in words,
-        "cpu_offload": "offload" in words,
-    }
-    if settings.fsdp_layers:
-        config["transformer_layer_cls_to_wrap"] = list(settings.fsdp_layers)
-    return {"fsdp": True, "fsdp_config": config}
