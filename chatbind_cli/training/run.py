@@ -54,6 +54,7 @@ from chatbind_cli.training.rundir import (
     RunFolder,
     read_log,
 )
+from chatbind_cli.training.saved import saving
 from chatbind_cli.training.settings import TrainingSettings
 from chatbind_cli.training.stages import (
     CONFIG_NAME,
@@ -200,12 +201,13 @@ def _write_result(
         state = trainer.gathered_state()
     if worker.rank() != 0:
         return
-    staged.mkdir(parents=True)
-    if settings.stage == "pretrain":
-        write_stage_1(bundle, staged)
-    else:
-        weights = next(bundle.model.parameters()).dtype
-        write_model(bundle, staged, state, torch.bfloat16 if trainer.args.bf16 else weights)
+    with saving(folder.path / STAGING):
+        staged.mkdir(parents=True)
+        if settings.stage == "pretrain":
+            write_stage_1(bundle, staged)
+        else:
+            weights = next(bundle.model.parameters()).dtype
+            write_model(bundle, staged, state, torch.bfloat16 if trainer.args.bf16 else weights)
     folder.publish_files(staged, last=CONFIG_NAME)
     folder.clear_staging()
 
