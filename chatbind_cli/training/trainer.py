@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
 
-from chatbind_cli import stopping
+from chatbind_cli import stopping, worker
 from chatbind_cli.console import note
 from chatbind_cli.data.lookup import Embeddings
 from chatbind_cli.data.tokens import PromptEncoder
@@ -28,6 +29,8 @@ from chatbind_cli.training.arguments import on_gpu
 from chatbind_cli.training.inputs import Inputs
 from chatbind_cli.training.log import TrainingLog
 from chatbind_cli.training.noise import EmbeddingNoise
+from chatbind_cli.training.positions import WithPositions
+from chatbind_cli.training.prefix import SharedPrefix
 from chatbind_cli.training.rundir import LOG_FILE, STAGING, RunFolder
 from chatbind_cli.training.samples import Collator, TrainingSamples
 from chatbind_cli.training.saved import check_optimizer, check_weights, saving
@@ -67,7 +70,10 @@ class ChatBindTrainer(Trainer):
             embeddings=embeddings,
             max_length=settings.model_max_length,
         )
-        pad = bundle.tokenizer.pad_token_id
+        collate = Collator(
+            bundle.tokenizer.pad_token_id, _MULTIPLE_ON_GPU if on_gpu(settings) else 1
+        )
+        frozen = not settings.backbone_trains
         self._log = TrainingLog(folder.path / LOG_FILE)
         noise = None
         if settings.embedding_noise:
@@ -75,7 +81,9 @@ class ChatBindTrainer(Trainer):
         super().__init__(
             model=bundle.model,
             args=arguments,
-            data_collator=Collator(pad, _MULTIPLE_ON_GPU if on_gpu(settings) else 1),
+            data_collator=WithPositions(
+                collate, bundle.config, at_labels=settings.loss_at_labels, frozen=frozen
+            ),
             train_dataset=samples(inputs.conversations, noise=noise),
             eval_dataset=samples(inputs.held_out) if len(inputs.held_out) else None,
             callbacks=[self._log, *([noise] if noise else [])],
@@ -88,6 +96,12 @@ class ChatBindTrainer(Trainer):
         mixed = arguments.bf16 or arguments.fp16
         peak = peak_flops(arguments.device, computing) if mixed else None
         self._meter = Meter(ModelFlops.of(bundle.model), peak)
+        if settings.loss_at_labels:  # one process may be the only one that has the weights
+            found = bundle.model.find_loss_way() if worker.rank() == 0 else None
+            bundle.model.loss_way = broadcast_object_list([found])[0]
+        self._prefix = SharedPrefix(
+            bundle.model, self.accelerator.autocast, wanted=settings.share_prefix and frozen
+        )
         self._watch = Watch(
             inputs.conversations,
             lambda found: self.accelerator.reduce(found, "sum"),
@@ -144,6 +158,12 @@ class ChatBindTrainer(Trainer):
             self._meter.add(batch.pop("work"))
         self._watch.begin([batch.pop("samples") for batch in batches])
         return batches, labelled
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """The loss of a batch, of which what all rows begin with may be computed already."""
+        return super().compute_loss(model, self._prefix.cut(inputs), *args, **kwargs)
 
     def training_step(
         self,
