@@ -31,7 +31,13 @@ from chatbind_cli.model.config import EncoderInfo
 from chatbind_cli.model.loading import ChatBind
 from chatbind_cli.stopping import listening
 from chatbind_cli.training.adapters import put_adapters, quantization, write_adapted
-from chatbind_cli.training.arguments import attention, on_gpu, training_arguments, weights_dtype
+from chatbind_cli.training.arguments import (
+    attention,
+    on_gpu,
+    saved_dtype,
+    training_arguments,
+    weights_dtype,
+)
 from chatbind_cli.training.embeddings import (
     assumed_encoder,
     encode_media,
@@ -215,8 +221,13 @@ def _write_result(
         elif settings.lora_r is not None:
             write_adapted(bundle, staged, settings)
         else:
-            weights = next(bundle.model.parameters()).dtype
-            write_model(bundle, staged, state, torch.bfloat16 if trainer.args.bf16 else weights)
+            dtype = saved_dtype(settings, next(bundle.model.parameters()).dtype, trainer.args)
+            rounded = write_model(bundle, staged, state, dtype)
+            if rounded:
+                note(
+                    f"saved in {str(dtype).removeprefix('torch.')}: rounding has changed the "
+                    f"weights by {rounded:.1g} of their size; --save-dtype float32 keeps them"
+                )
     folder.publish_files(staged, last=CONFIG_NAME)
     folder.clear_staging()
 
