@@ -85,6 +85,15 @@ def weights_dtype(settings: TrainingSettings) -> torch.dtype:
     return torch.bfloat16 if small else torch.float32
 
 
+def saved_dtype(
+    settings: TrainingSettings, trained: torch.dtype, arguments: TrainingArguments
+) -> torch.dtype:
+    """The numbers of the model that a run leaves, given those of its weights in training."""
+    if settings.save_dtype != "auto":
+        return resolve_dtype(settings.save_dtype, torch.device("cpu"))
+    return torch.bfloat16 if arguments.bf16 else trained
+
+
 def attention(settings: TrainingSettings, arguments: TrainingArguments) -> str:
     """The attention kernels of a run; under mixed precision they see the smaller numbers.
 

@@ -32,7 +32,7 @@ from chatbind_cli.training.positions import WithPositions
 from chatbind_cli.training.prefix import SharedPrefix
 from chatbind_cli.training.rundir import LOG_FILE, STAGING, RunFolder
 from chatbind_cli.training.samples import Collator, TrainingSamples
-from chatbind_cli.training.saved import check_optimizer, check_weights
+from chatbind_cli.training.saved import check_optimizer, check_weights, saving
 from chatbind_cli.training.settings import TrainingSettings
 from chatbind_cli.training.sharded_trainer import WEIGHTS, ShardedTrainer
 from chatbind_cli.training.sharding import gathered, is_sharded
@@ -197,16 +197,17 @@ class ChatBindTrainer(ShardedTrainer):
         return str(Path(super()._get_output_dir(trial)) / STAGING)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        # every process has written its random state before the folder may count as complete
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            staged = self._folder.path / STAGING / f"checkpoint-{self.state.global_step}"
-            if self._settings.stage == "pretrain":
-                write_stage_1(self._bundle, staged)  # a projector that can be taken from it
-            if (staged / "optimizer.pt").exists():
-                check_optimizer(staged / "optimizer.pt")
-            self._folder.publish_checkpoint(staged, self._settings.save_total_limit)
+        with saving(self._folder.path / STAGING):
+            super()._save_checkpoint(model, trial)
+            # every process has written its random state before the folder may count as complete
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                staged = self._folder.path / STAGING / f"checkpoint-{self.state.global_step}"
+                if self._settings.stage == "pretrain":
+                    write_stage_1(self._bundle, staged)  # a projector that can be taken from it
+                if (staged / "optimizer.pt").exists():
+                    check_optimizer(staged / "optimizer.pt")
+                self._folder.publish_checkpoint(staged, self._settings.save_total_limit)
         self.accelerator.wait_for_everyone()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
