@@ -29,6 +29,7 @@ from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.model.assemble import build_chatbind
 from chatbind_cli.model.config import EncoderInfo
 from chatbind_cli.model.loading import ChatBind
+from chatbind_cli.stopping import listening
 from chatbind_cli.training.adapters import put_adapters, quantization, write_adapted
 from chatbind_cli.training.arguments import attention, on_gpu, training_arguments, weights_dtype
 from chatbind_cli.training.embeddings import (
@@ -152,13 +153,14 @@ def _train(
         put_adapters(bundle.model, settings)
     freeze = settings.freeze_backbone
     note(select_trainable(bundle.model, settings.stage, freeze_backbone=freeze))
-    trainer = ChatBindTrainer(settings, inputs, embeddings, bundle, folder, arguments)
-    trainer.fit()
-    _write_result(settings, bundle, trainer, folder)
-    record = {"artifact": MADE[settings.stage]}
-    if worker.rank() == 0:
-        record = _finish(settings, inputs, folder)
-    PartialState().wait_for_everyone()
+    with listening():  # what comes after the last step waits for nothing, and signals for it
+        trainer = ChatBindTrainer(settings, inputs, embeddings, bundle, folder, arguments)
+        trainer.fit()
+        _write_result(settings, bundle, trainer, folder)
+        record = {"artifact": MADE[settings.stage]}
+        if worker.rank() == 0:
+            record = _finish(settings, inputs, folder)
+        PartialState().wait_for_everyone()
     return record
 
 
@@ -179,11 +181,12 @@ def _embedded(
     # once training has begun, the set of its samples stays as it is
     bad = read_rejected(listed) if folder.last_checkpoint() is not None else {}
     had = Embeddings(open_parts(parts), options)
-    missing = [medium for medium in inputs.media if medium not in bad and medium not in had]
+    missing = [medium for medium in had.missing(inputs.media) if medium not in bad]
     # every process must have looked before the first one adds to what there is
     PartialState().wait_for_everyone()
     mine, part = missing[worker.rank() :: worker.world_size()], parts / part_name(worker.rank())
-    failed = encode_media(mine, encoder, settings.media_root, part, options)
+    cache = settings.embedding_cache
+    failed = encode_media(mine, encoder, settings.media_root, part, options, cache)
     inputs = inputs.leave_out(bad | dict(gather_object(failed)))
     if worker.rank() == 0:
         save_rejected(inputs.rejected, listed)

@@ -33,6 +33,7 @@ class TrainingSettings:
     media_root: MediaRoot = field(default_factory=MediaRoot)
     encoder: Path | None = None
     store: Path | None = None  # embeddings made before: then neither encoder nor media are needed
+    embedding_cache: Path | None = field(default=None, compare=False)  # of all runs
 
     # the model; what is None comes from the projector file, else from the first of the choices
     projector: Path | None = None
@@ -76,6 +77,8 @@ class TrainingSettings:
     fp16: bool | None = None
     tf32: bool | None = None
     gradient_checkpointing: bool | None = field(default=None, compare=False)
+    loss_at_labels: bool = field(default=True, compare=False)
+    share_prefix: bool = field(default=True, compare=False)
     fsdp: str = field(default="", compare=False)
     fsdp_layers: tuple[str, ...] = field(default=(), compare=False)
     dataloader_num_workers: int = field(default=0, compare=False)
