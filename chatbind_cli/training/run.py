@@ -164,7 +164,7 @@ def _train(
             {"encoder_sha256": encoder.sha256, "language_model": base.get("fingerprint")}
         )
     if settings.lora_r is not None:
-        put_adapters(bundle.model, settings)
+        put_adapters(bundle.model, settings, mixed=arguments.bf16 or arguments.fp16)
     freeze = settings.freeze_backbone
     note(select_trainable(bundle.model, settings.stage, freeze_backbone=freeze))
     if how is not None:
