@@ -21,12 +21,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
-from chatbind_cli import sbatch, slurm
-from chatbind_cli.errors import ChatBindError, LaunchError, SomeRecordsFailed
+from chatbind_cli import sbatch, slurm, stopping
+from chatbind_cli.errors import ChatBindError, Interrupted, LaunchError, SomeRecordsFailed
 from chatbind_cli.meeting import Meeting, meet
 from chatbind_cli.plan import Dispatch as Dispatch
 from chatbind_cli.worker import STATUS_FOLDER, alive, is_worker, leave_outcome
@@ -206,16 +206,14 @@ def _supervise(
     would say so in forty lines. So workers end with 0, whatever they have reported, and signals
     of the terminal do not reach the launcher's session.
     """
-
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        raise _Terminated
-
-    before = signal.signal(signal.SIGTERM, stop)
-    process = subprocess.Popen(
-        line, env=variables, stdin=subprocess.DEVNULL, start_new_session=True, **place
-    )
+    before = _stop_workers(folder)
+    with stopping.unheard(*stopping.SIGNALS):  # the launcher need not know
+        process = subprocess.Popen(
+            line, env=variables, stdin=subprocess.DEVNULL, start_new_session=True, **place
+        )
     try:
         while not _failures(folder, meeting) and process.poll() is None:
+            stopping.pass_on(folder)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(_POLL_S)
         until = time.monotonic() + _GRACE_S
@@ -228,7 +226,25 @@ def _supervise(
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stop_workers(folder: Path) -> dict[int, Any]:
+    """Has signals stop workers, at the end of a step where they train; returns the handlers before.
+
+    The handlers raise `_Terminated` or KeyboardInterrupt where that cannot be waited for.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        pressed = number == signal.SIGINT
+        if not stopping.ask(folder, pressed=pressed):
+            raise KeyboardInterrupt if pressed else _Terminated
+
+    numbers = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as a shell's background jobs have it
+        numbers.append(signal.SIGINT)
+    return {number: signal.signal(number, stop) for number in numbers}
 
 
 _FINISHED = (0, SomeRecordsFailed.exit_code)
@@ -265,7 +281,7 @@ def _raise_outcome(folder: Path, launcher_code: int) -> None:
 
 def _distance_from_cause(outcome: Mapping[str, Any]) -> tuple[bool, bool, bool, float]:
     """Orders what workers say: one that was told to stop, or has lost another, knows less."""
-    told_to_stop = outcome["exit_code"] in (130, 143)
+    told_to_stop = outcome["exit_code"] in (130, 143, Interrupted.exit_code)
     internal = "internal error" in outcome["message"]  # as when a connection is lost
     time_s = float(outcome.get("time_s", 0))
     return told_to_stop, not outcome.get("killed"), internal, time_s
@@ -275,5 +291,6 @@ class WorkerFailed(ChatBindError):
     """What a worker said when it failed, with its exit code."""
 
     def __init__(self, exit_code: int, message: str) -> None:
-        super().__init__(message or "a worker failed")
+        words = message.removeprefix("chatbind: ").removeprefix("error: ")
+        super().__init__(words or "a worker failed")
         self.exit_code = exit_code

@@ -74,6 +74,8 @@ def work_in_child() -> None:
 
     Only a parent is told, and the worker's parent is the launcher, which makes forty lines of it.
     """
+    # the launcher hears none of them
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
     reading, writing = os.pipe()
     worker = os.fork()
     if worker == 0:

@@ -117,6 +117,15 @@ attention_option = _compute(
     "auto: the fastest that is installed and fits.",
 )
 
+base_option = in_group("Model")(
+    "--base",
+    advanced=True,
+    metavar="DIR",
+    type=FOLDER,
+    help="The language model that a folder of adapters belongs to, where it does not lie any more "
+    "where it lay in training.",
+)
+
 
 def _media_root(media_root: Path | None, media_prefix: str, allow_outside: bool) -> MediaRoot:
     from chatbind_cli.media.root import MediaRoot  # noqa: PLC0415  9 ms, which help need not pay

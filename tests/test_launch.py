@@ -186,6 +186,44 @@ def test_workers_end_with_their_parent(tmp_path, parent, number):
     _wait_until(lambda: not list(tmp_path.glob("chatbind-*")))
 
 
+_LISTENING = """
+from chatbind_cli import stopping
+with stopping.listening():
+    open(f"work-{worker.rank()}", "w").close()
+    while not stopping.requested() or os.path.exists("busy"):
+        time.sleep(0.05)
+    worker.report_outcome(75, "chatbind: stopped")
+    exit()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_workers_that_train_are_asked_to_stop_and_waited_for(tmp_path, parent, number):
+    process = parent(_LISTENING)
+    _wait_until(lambda: len(list(tmp_path.glob("work-*"))) == 2)
+    process.send_signal(number)
+    _, message = process.communicate(timeout=20)
+    first, last = message.splitlines()
+    assert first.startswith("chatbind: stopping after this step, with a checkpoint")
+    assert last == "75 stopped"
+    _gone(tmp_path)
+
+
+def test_a_second_ctrl_c_does_not_wait_for_workers(tmp_path, parent):
+    (tmp_path / "busy").touch()
+    process = parent(_LISTENING)
+    _wait_until(lambda: len(list(tmp_path.glob("work-*"))) == 2)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
+    _wait_until(lambda: list(tmp_path.glob("chatbind-*/pressed")))
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGINT
+    _gone(tmp_path)
+
+
 def test_one_failed_worker_ends_the_others_and_is_heard(tmp_path, parent):
     process = parent("if worker.rank() == 1: worker.report_outcome(3 - 1, 'bad words'); exit()")
     _, message = process.communicate(timeout=20)

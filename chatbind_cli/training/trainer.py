@@ -6,16 +6,20 @@ every process's random state and the step. It grows in a staging folder and gets
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
 
+from chatbind_cli import stopping, worker
 from chatbind_cli.console import note
 from chatbind_cli.data.lookup import Embeddings
 from chatbind_cli.data.tokens import PromptEncoder
@@ -25,6 +29,8 @@ from chatbind_cli.training.arguments import on_gpu
 from chatbind_cli.training.inputs import Inputs
 from chatbind_cli.training.log import TrainingLog
 from chatbind_cli.training.noise import EmbeddingNoise
+from chatbind_cli.training.positions import WithPositions
+from chatbind_cli.training.prefix import SharedPrefix
 from chatbind_cli.training.rundir import LOG_FILE, STAGING, RunFolder
 from chatbind_cli.training.samples import Collator, TrainingSamples
 from chatbind_cli.training.saved import check_optimizer, check_weights
@@ -64,7 +70,10 @@ class ChatBindTrainer(Trainer):
             embeddings=embeddings,
             max_length=settings.model_max_length,
         )
-        pad = bundle.tokenizer.pad_token_id
+        collate = Collator(
+            bundle.tokenizer.pad_token_id, _MULTIPLE_ON_GPU if on_gpu(settings) else 1
+        )
+        frozen = not settings.backbone_trains
         self._log = TrainingLog(folder.path / LOG_FILE)
         noise = None
         if settings.embedding_noise:
@@ -72,7 +81,9 @@ class ChatBindTrainer(Trainer):
         super().__init__(
             model=bundle.model,
             args=arguments,
-            data_collator=Collator(pad, _MULTIPLE_ON_GPU if on_gpu(settings) else 1),
+            data_collator=WithPositions(
+                collate, bundle.config, at_labels=settings.loss_at_labels, frozen=frozen
+            ),
             train_dataset=samples(inputs.conversations, noise=noise),
             eval_dataset=samples(inputs.held_out) if len(inputs.held_out) else None,
             callbacks=[self._log, *([noise] if noise else [])],
@@ -85,11 +96,18 @@ class ChatBindTrainer(Trainer):
         mixed = arguments.bf16 or arguments.fp16
         peak = peak_flops(arguments.device, computing) if mixed else None
         self._meter = Meter(ModelFlops.of(bundle.model), peak)
+        if settings.loss_at_labels:  # one process may be the only one that has the weights
+            found = bundle.model.find_loss_way() if worker.rank() == 0 else None
+            bundle.model.loss_way = broadcast_object_list([found])[0]
+        self._prefix = SharedPrefix(
+            bundle.model, self.accelerator.autocast, wanted=settings.share_prefix and frozen
+        )
         self._watch = Watch(
             inputs.conversations,
             lambda found: self.accelerator.reduce(found, "sum"),
             scaled=arguments.fp16,
         )
+        self.add_callback(self._watch)
         self._settings = settings
         self._bundle = bundle
         self._folder = folder
@@ -120,16 +138,32 @@ class ChatBindTrainer(Trainer):
         assert self.model is not None
         return self.model
 
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The batches of an epoch, made by processes that leave signals to this one."""
+        return _shielded(super().get_train_dataloader())
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Likewise, of held-out conversations."""
+        return _shielded(super().get_eval_dataloader(eval_dataset))
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
         """The batches of a step, whose work is counted."""
         waited_for = self._meter.waiting(epoch_iterator)
-        batches, labelled = super().get_batch_samples(waited_for, num_batches, device)
+        # loaders that start now are to live on, see `leave_to_parent`
+        with stopping.unheard(signal.SIGTERM):
+            batches, labelled = super().get_batch_samples(waited_for, num_batches, device)
         for batch in batches:
             self._meter.add(batch.pop("work"))
         self._watch.begin([batch.pop("samples") for batch in batches])
         return batches, labelled
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """The loss of a batch, of which what all rows begin with may be computed already."""
+        return super().compute_loss(model, self._prefix.cut(inputs), *args, **kwargs)
 
     def training_step(
         self,
@@ -145,7 +179,7 @@ class ChatBindTrainer(Trainer):
     ) -> torch.Tensor | float | None:
         """The gradient's norm, which is asked for last before the optimizer changes anything."""
         norm: torch.Tensor | float | None = super()._get_grad_norm(model, grad_norm)
-        self._watch.check(norm, self.state.global_step + 1)
+        self._watch.check(norm, self.state.global_step + 1, stop=stopping.requested())
         return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -225,3 +259,8 @@ class ChatBindTrainer(Trainer):
             state: dict[str, torch.Tensor] = self.accelerator.get_state_dict(self.model_wrapped)
             return state if self.args.should_save else {}
         return dict(self.trained.state_dict()) if self.args.should_save else {}
+
+
+def _shielded(loader: DataLoader[Any]) -> DataLoader[Any]:
+    loader.worker_init_fn = partial(stopping.leave_to_parent, also=loader.worker_init_fn)
+    return loader
