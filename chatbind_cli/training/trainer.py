@@ -26,6 +26,7 @@ from chatbind_cli.data.tokens import PromptEncoder
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.model.loading import ChatBind
 from chatbind_cli.training.arguments import on_gpu
+from chatbind_cli.training.hangs import noticed_soon
 from chatbind_cli.training.inputs import Inputs
 from chatbind_cli.training.log import TrainingLog
 from chatbind_cli.training.noise import EmbeddingNoise
@@ -128,7 +129,7 @@ class ChatBindTrainer(Trainer):
             # the Trainer would take one more step
             self._load_finished(checkpoint)
         else:
-            with self._log:
+            with self._log, noticed_soon():
                 self._meter.restart()
                 self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
