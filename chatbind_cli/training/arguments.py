@@ -17,13 +17,12 @@ from chatbind_cli.console import note
 from chatbind_cli.device import resolve_device, resolve_dtype
 from chatbind_cli.errors import UsageError, reason
 from chatbind_cli.model.attention import resolve_attention
+from chatbind_cli.training.hangs import PATIENCE
 from chatbind_cli.training.settings import TrainingSettings
 
 _KNOWN = {field.name for field in fields(TrainingArguments)}
 # what is said in other words below, by what the machine has and by what version 5 calls it
 _TRANSLATED = {"bf16", "tf32", "gradient_checkpointing", "fsdp"}
-# encoding and saving keep the other processes waiting for longer than the default half hour
-_TIMEOUT_S = 6 * 3600
 _FIRST_WITH_TF32 = 8  # compute capability of Ampere
 
 
@@ -59,7 +58,7 @@ def training_arguments(settings: TrainingSettings) -> TrainingArguments:
         "disable_tqdm": True,
         "log_level": "error",
         "log_level_replica": "error",
-        "ddp_timeout": _TIMEOUT_S,
+        "ddp_timeout": int(PATIENCE.total_seconds()),
         "ddp_find_unused_parameters": False,
     }
     try:

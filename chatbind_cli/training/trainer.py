@@ -25,6 +25,7 @@ from chatbind_cli.data.lookup import Embeddings
 from chatbind_cli.data.tokens import PromptEncoder
 from chatbind_cli.model.loading import ChatBind
 from chatbind_cli.training.arguments import on_gpu
+from chatbind_cli.training.hangs import noticed_soon
 from chatbind_cli.training.inputs import Inputs
 from chatbind_cli.training.log import TrainingLog
 from chatbind_cli.training.noise import EmbeddingNoise
@@ -128,7 +129,7 @@ class ChatBindTrainer(ShardedTrainer):
             # the Trainer would take one more step
             self._load_from_checkpoint(str(checkpoint))
         else:
-            with self._log:
+            with self._log, noticed_soon():
                 self._meter.restart()
                 self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
