@@ -19,11 +19,14 @@ from transformers import PrinterCallback, Trainer, TrainerState, TrainingArgumen
 
 from chatbind_cli import worker
 from chatbind_cli.console import note
+from chatbind_cli.data.conversations import Conversations
 from chatbind_cli.data.lookup import Embeddings
 from chatbind_cli.data.tokens import PromptEncoder
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.model.loading import ChatBind
 from chatbind_cli.training.arguments import on_gpu
+from chatbind_cli.training.checkpointing import GpuMemory, Trial
+from chatbind_cli.training.compiling import compile_layers
 from chatbind_cli.training.inputs import Inputs
 from chatbind_cli.training.log import TrainingLog
 from chatbind_cli.training.noise import EmbeddingNoise
@@ -107,6 +110,11 @@ class ChatBindTrainer(Trainer):
         )
         self._settings = settings
         self._bundle = bundle
+        self._memory = None
+        if settings.gradient_checkpointing is None:
+            self._memory = self._memory_trial(inputs.conversations)
+        if settings.compile:
+            compile_layers(bundle.model.language_model)
         self._folder = folder
 
     def fit(self) -> None:
@@ -150,7 +158,28 @@ class ChatBindTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
         """The loss of a batch, of which what all rows begin with may be computed already."""
+        if self._memory is not None and model.training:
+            trial, self._memory = self._memory, None
+            tried = self._prefix.cut(inputs)
+            trial(tried, inputs["input_ids"].shape[1] - tried["input_ids"].shape[1])
         return super().compute_loss(model, self._prefix.cut(inputs), *args, **kwargs)
+
+    def _memory_trial(self, conversations: Conversations) -> Trial | None:
+        """The first step's, where a GPU's memory is to decide about gradient checkpointing."""
+        shared_out = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if self.args.device.type != "cuda" or shared_out:
+            return None
+        encoder = PromptEncoder(self._bundle.tokenizer, self._bundle.config)
+        longest = encoder.conversation(conversations[int(conversations.sizes().argmax())])
+        return Trial(
+            self._bundle.model,
+            GpuMemory(self.args.device),
+            self.args.per_device_train_batch_size,
+            min(len(longest.input_ids), self._settings.model_max_length),
+            lambda mine: bool(
+                self.accelerator.reduce(torch.tensor(float(mine)).to(self.args.device))
+            ),
+        )
 
     def training_step(
         self,
