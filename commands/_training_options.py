@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from chatbind_cli.files import cache_folder
+
 from ._base import BoolOption, ListOption, in_group
 from ._options import (
     FILE,
@@ -42,6 +44,12 @@ class _YesNoAuto(click.ParamType[bool | None]):
         if str(value).lower() == "auto":
             return None
         return bool(click.BOOL.convert(value, param, ctx))
+
+
+def _cache_folder(context: click.Context, param: click.Parameter, given: str | None) -> Path | None:
+    if given == "none":
+        return None
+    return cache_folder() / "embeddings" if given is None else Path(given)
 
 
 input_options = stack(
@@ -85,6 +93,12 @@ input_options = stack(
         type=FOLDER,
         help="Embeddings that `chatbind encode --store` or an earlier run (its folder "
         "`embeddings`) made; then media and encoder are not read.",
+    ),
+    _media(
+        "--embedding-cache",
+        metavar="DIR|none",
+        callback=_cache_folder,
+        help="Where embeddings are kept for later runs.  [default: the user's cache folder]",
     ),
     _media(
         "--on-error",

@@ -6,6 +6,7 @@ every process's random state and the step. It grows in a staging folder and gets
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -15,9 +16,10 @@ import torch
 from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
 
-from chatbind_cli import worker
+from chatbind_cli import stopping, worker
 from chatbind_cli.console import note
 from chatbind_cli.data.conversations import Conversations
 from chatbind_cli.data.lookup import Embeddings
@@ -108,6 +110,7 @@ class ChatBindTrainer(Trainer):
             lambda found: self.accelerator.reduce(found, "sum"),
             scaled=arguments.fp16,
         )
+        self.add_callback(self._watch)
         self._settings = settings
         self._bundle = bundle
         self._memory = None
@@ -143,12 +146,22 @@ class ChatBindTrainer(Trainer):
         assert self.model is not None
         return self.model
 
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The batches of an epoch, made by processes that leave signals to this one."""
+        return _shielded(super().get_train_dataloader())
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Likewise, of held-out conversations."""
+        return _shielded(super().get_eval_dataloader(eval_dataset))
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
         """The batches of a step, whose work is counted."""
         waited_for = self._meter.waiting(epoch_iterator)
-        batches, labelled = super().get_batch_samples(waited_for, num_batches, device)
+        # loaders that start now are to live on, see `leave_to_parent`
+        with stopping.unheard(signal.SIGTERM):
+            batches, labelled = super().get_batch_samples(waited_for, num_batches, device)
         for batch in batches:
             self._meter.add(batch.pop("work"))
         self._watch.begin([batch.pop("samples") for batch in batches])
@@ -195,7 +208,7 @@ class ChatBindTrainer(Trainer):
     ) -> torch.Tensor | float | None:
         """The gradient's norm, which is asked for last before the optimizer changes anything."""
         norm: torch.Tensor | float | None = super()._get_grad_norm(model, grad_norm)
-        self._watch.check(norm, self.state.global_step + 1)
+        self._watch.check(norm, self.state.global_step + 1, stop=stopping.requested())
         return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -275,3 +288,8 @@ class ChatBindTrainer(Trainer):
             state: dict[str, torch.Tensor] = self.accelerator.get_state_dict(self.model_wrapped)
             return state if self.args.should_save else {}
         return dict(self.trained.state_dict()) if self.args.should_save else {}
+
+
+def _shielded(loader: DataLoader[Any]) -> DataLoader[Any]:
+    loader.worker_init_fn = partial(stopping.leave_to_parent, also=loader.worker_init_fn)
+    return loader
