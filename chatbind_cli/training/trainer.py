@@ -25,6 +25,7 @@ from chatbind_cli.data.conversations import Conversations
 from chatbind_cli.data.lookup import Embeddings
 from chatbind_cli.data.tokens import PromptEncoder
 from chatbind_cli.errors import CheckpointError
+from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
 from chatbind_cli.model.loading import ChatBind
 from chatbind_cli.training.arguments import on_gpu
 from chatbind_cli.training.checkpointing import GpuMemory, Trial
@@ -76,7 +77,6 @@ class ChatBindTrainer(Trainer):
         collate = Collator(
             bundle.tokenizer.pad_token_id, _MULTIPLE_ON_GPU if on_gpu(settings) else 1
         )
-        frozen = not settings.backbone_trains
         self._log = TrainingLog(folder.path / LOG_FILE)
         noise = None
         if settings.embedding_noise:
@@ -85,7 +85,10 @@ class ChatBindTrainer(Trainer):
             model=bundle.model,
             args=arguments,
             data_collator=WithPositions(
-                collate, bundle.config, at_labels=settings.loss_at_labels, frozen=frozen
+                collate,
+                bundle.config,
+                at_labels=settings.loss_at_labels,
+                frozen=not settings.backbone_trains,
             ),
             train_dataset=samples(inputs.conversations, noise=noise),
             eval_dataset=samples(inputs.held_out) if len(inputs.held_out) else None,
@@ -99,12 +102,6 @@ class ChatBindTrainer(Trainer):
         mixed = arguments.bf16 or arguments.fp16
         peak = peak_flops(arguments.device, computing) if mixed else None
         self._meter = Meter(ModelFlops.of(bundle.model), peak)
-        if settings.loss_at_labels:  # one process may be the only one that has the weights
-            found = bundle.model.find_loss_way() if worker.rank() == 0 else None
-            bundle.model.loss_way = broadcast_object_list([found])[0]
-        self._prefix = SharedPrefix(
-            bundle.model, self.accelerator.autocast, wanted=settings.share_prefix and frozen
-        )
         self._watch = Watch(
             inputs.conversations,
             lambda found: self.accelerator.reduce(found, "sum"),
@@ -113,12 +110,20 @@ class ChatBindTrainer(Trainer):
         self.add_callback(self._watch)
         self._settings = settings
         self._bundle = bundle
-        self._memory = None
-        if settings.gradient_checkpointing is None:
-            self._memory = self._memory_trial(inputs.conversations)
-        if settings.compile:
-            compile_layers(bundle.model.language_model)
         self._folder = folder
+        self._make_fast(bundle.model)
+        self._memory = self._memory_trial(inputs.conversations)
+
+    def _make_fast(self, model: ChatBindForConditionalGeneration) -> None:
+        """Sets up what the switches of speed ask for."""
+        settings = self._settings
+        if settings.loss_at_labels:  # one process may be the only one that has the weights
+            found = model.find_loss_way() if worker.rank() == 0 else None
+            model.loss_way = broadcast_object_list([found])[0]
+        shared = settings.share_prefix and not settings.backbone_trains
+        self._prefix = SharedPrefix(model, self.accelerator.autocast, wanted=shared)
+        if settings.compile:
+            compile_layers(model.language_model)
 
     def fit(self) -> None:
         """Trains from the newest complete checkpoint on, if there is one."""
@@ -179,8 +184,9 @@ class ChatBindTrainer(Trainer):
 
     def _memory_trial(self, conversations: Conversations) -> Trial | None:
         """The first step's, where a GPU's memory is to decide about gradient checkpointing."""
+        auto = self._settings.gradient_checkpointing is None
         shared_out = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if self.args.device.type != "cuda" or shared_out:
+        if not auto or self.args.device.type != "cuda" or shared_out:
             return None
         encoder = PromptEncoder(self._bundle.tokenizer, self._bundle.config)
         longest = encoder.conversation(conversations[int(conversations.sizes().argmax())])

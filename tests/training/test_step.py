@@ -58,6 +58,7 @@ def test_an_evaluation_has_the_plain_loss(world: World, run: Any) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+@pytest.mark.slow
 # the compiler looks at every attribute of a tensor, and silences what that says on its own
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 def test_compiled_layers_compute_the_same(capsys: pytest.CaptureFixture[str]) -> None:
