@@ -17,13 +17,12 @@ from chatbind_cli.console import note
 from chatbind_cli.device import resolve_device, resolve_dtype
 from chatbind_cli.errors import UsageError, reason
 from chatbind_cli.model.attention import resolve_attention
+from chatbind_cli.training.hangs import PATIENCE
 from chatbind_cli.training.settings import TrainingSettings
 
 _KNOWN = {field.name for field in fields(TrainingArguments)}
 # what is said in other words below, by what the machine has and by what version 5 calls it
 _TRANSLATED = {"bf16", "tf32", "gradient_checkpointing", "fsdp"}
-# encoding and saving keep the other processes waiting for longer than the default half hour
-_TIMEOUT_S = 6 * 3600
 _FIRST_WITH_TF32 = 8  # compute capability of Ampere
 
 
@@ -59,7 +58,7 @@ def training_arguments(settings: TrainingSettings) -> TrainingArguments:
         "disable_tqdm": True,
         "log_level": "error",
         "log_level_replica": "error",
-        "ddp_timeout": _TIMEOUT_S,
+        "ddp_timeout": int(PATIENCE.total_seconds()),
         "ddp_find_unused_parameters": False,
     }
     try:
@@ -83,6 +82,15 @@ def weights_dtype(settings: TrainingSettings) -> torch.dtype:
     half = settings.bf16 or (settings.bf16 is None and on_gpu(settings))
     small = half and not settings.fp16 and not settings.matrices_train
     return torch.bfloat16 if small else torch.float32
+
+
+def saved_dtype(
+    settings: TrainingSettings, trained: torch.dtype, arguments: TrainingArguments
+) -> torch.dtype:
+    """The numbers of the model that a run leaves, given those of its weights in training."""
+    if settings.save_dtype != "auto":
+        return resolve_dtype(settings.save_dtype, torch.device("cpu"))
+    return torch.bfloat16 if arguments.bf16 else trained
 
 
 def attention(settings: TrainingSettings, arguments: TrainingArguments) -> str:
@@ -127,7 +135,9 @@ def _numbers(settings: TrainingSettings, *, gpu: bool) -> dict[str, Any]:
     bf16 = settings.bf16
     if bf16 is None:
         bf16 = gpu and not settings.fp16 and torch.cuda.is_bf16_supported()
-    saving = gpu if settings.gradient_checkpointing is None else settings.gradient_checkpointing
+    saving = settings.gradient_checkpointing
+    if saving is None:  # what is shared out cannot be tried, see `checkpointing.Trial`
+        saving = gpu and bool(settings.fsdp)
     values: dict[str, Any] = {
         "use_cpu": not gpu and (settings.device == "cpu" or not torch.backends.mps.is_available()),
         "bf16": bf16,

@@ -31,7 +31,13 @@ from chatbind_cli.model.config import EncoderInfo
 from chatbind_cli.model.loading import ChatBind
 from chatbind_cli.stopping import listening
 from chatbind_cli.training.adapters import put_adapters, quantization, write_adapted
-from chatbind_cli.training.arguments import attention, on_gpu, training_arguments, weights_dtype
+from chatbind_cli.training.arguments import (
+    attention,
+    on_gpu,
+    saved_dtype,
+    training_arguments,
+    weights_dtype,
+)
 from chatbind_cli.training.embeddings import (
     assumed_encoder,
     encode_media,
@@ -56,6 +62,7 @@ from chatbind_cli.training.rundir import (
     RunFolder,
     read_log,
 )
+from chatbind_cli.training.saved import saving
 from chatbind_cli.training.settings import TrainingSettings
 from chatbind_cli.training.sharding import Sharding, is_sharded, make_whole, shard, sharding_of
 from chatbind_cli.training.stages import (
@@ -157,7 +164,7 @@ def _train(
             {"encoder_sha256": encoder.sha256, "language_model": base.get("fingerprint")}
         )
     if settings.lora_r is not None:
-        put_adapters(bundle.model, settings)
+        put_adapters(bundle.model, settings, mixed=arguments.bf16 or arguments.fp16)
     freeze = settings.freeze_backbone
     note(select_trainable(bundle.model, settings.stage, freeze_backbone=freeze))
     if how is not None:
@@ -220,14 +227,20 @@ def _write_result(
         state = trainer.gathered_state()
     if worker.rank() != 0:
         return
-    staged.mkdir(parents=True)
-    if settings.stage == "pretrain":
-        write_stage_1(bundle, staged)
-    elif settings.lora_r is not None:
-        write_adapted(bundle, staged, settings)
-    else:
-        weights = next(bundle.model.parameters()).dtype
-        write_model(bundle, staged, state, torch.bfloat16 if trainer.args.bf16 else weights)
+    with saving(folder.path / STAGING):
+        staged.mkdir(parents=True)
+        if settings.stage == "pretrain":
+            write_stage_1(bundle, staged)
+        elif settings.lora_r is not None:
+            write_adapted(bundle, staged, settings)
+        else:
+            dtype = saved_dtype(settings, next(bundle.model.parameters()).dtype, trainer.args)
+            rounded = write_model(bundle, staged, state, dtype)
+            if rounded:
+                note(
+                    f"saved in {str(dtype).removeprefix('torch.')}: rounding has changed the "
+                    f"weights by {rounded:.1g} of their size; --save-dtype float32 keeps them"
+                )
     folder.publish_files(staged, last=CONFIG_NAME)
     folder.clear_staging()
 
