@@ -79,6 +79,7 @@ class TrainingSettings:
     gradient_checkpointing: bool | None = field(default=None, compare=False)
     loss_at_labels: bool = field(default=True, compare=False)
     share_prefix: bool = field(default=True, compare=False)
+    compile: bool = field(default=False, compare=False)
     fsdp: str = field(default="", compare=False)
     fsdp_layers: tuple[str, ...] = field(default=(), compare=False)
     dataloader_num_workers: int = field(default=0, compare=False)
