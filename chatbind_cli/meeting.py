@@ -47,6 +47,7 @@ class Member:
         first: the number of its first worker among all.
         processes: how many workers there are in all.
         step: what SLURM calls the launch; parents of another are not let in.
+        kind: what messages call one: a machine, or a process where it has one worker alone.
     """
 
     rank: int
@@ -55,16 +56,12 @@ class Member:
     first: int
     processes: int
     step: str = ""
+    kind: str = "machine"
 
     @property
     def name(self) -> str:
-        """How messages name it: a machine, or a single worker of it."""
+        """How messages name it."""
         return f"{self.kind} {self.rank} on {self.host}"
-
-    @property
-    def kind(self) -> str:
-        """What it is one of."""
-        return "process" if self.members == self.processes else "machine"
 
 
 class Meeting:

@@ -127,7 +127,8 @@ class Dispatch:
         task, wanted = slurm.task(), self.wanted_processes
         step = task.step if task else ""
         if self.task is not None:
-            return Member(self.task.rank, wanted, slurm.host(), self.task.rank, wanted, step)
+            rank = self.task.rank
+            return Member(rank, wanted, slurm.host(), rank, wanted, step, kind="process")
         if self.machines == 1:
             self._say_what_is_idle()
             return None
