@@ -147,8 +147,3 @@ def test_machines_with_other_numbers_of_processes_are_refused(come):
     got = come(FIRST, OTHERS[0], replace(OTHERS[1], processes=9))
     assert "machine 2 on node03 works with 9 processes on 3 machines, and machine 0" in str(got[0])
     assert "works with 9 processes" in str(got[1])
-
-
-def test_the_interface_of_an_address():
-    assert meeting.interface_of("127.0.0.1") == "lo"
-    assert meeting.interface_of("203.0.113.9") is None

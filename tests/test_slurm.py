@@ -179,6 +179,11 @@ def test_cpus_are_those_that_this_process_may_use(monkeypatch, tmp_path):
     assert hardware.cpu_count() == 3
 
 
+def test_the_interface_of_an_address():
+    assert hardware.interface_of("127.0.0.1") == "lo"
+    assert hardware.interface_of("203.0.113.9") is None
+
+
 @pytest.fixture
 def job(tmp_path):
     """Submits a script to a cluster of stand-ins; its step runs the given Python lines."""
