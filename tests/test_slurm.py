@@ -162,6 +162,8 @@ def test_threads_are_shared_by_the_workers_of_a_machine(step, monkeypatch):
     assert plan.preferences() == {"OMP_NUM_THREADS": "3"}
     step(3, 8, "n[1-2]", 4)
     assert Dispatch().with_slurm().preferences() == {"OMP_NUM_THREADS": "3"}
+    step(3, 8, "n[1-2]", 4, CPUS_ON_NODE=48)  # each task has CPUs of its own
+    assert Dispatch().with_slurm().preferences() == {"OMP_NUM_THREADS": "12"}
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert plan.preferences() == {}
 
