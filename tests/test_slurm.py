@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from chatbind_cli import hardware, launch, sbatch, slurm
-from chatbind_cli.errors import UsageError
+from chatbind_cli import hardware, launch, slurm
+from chatbind_cli.errors import Interrupted, UsageError
 from chatbind_cli.plan import Dispatch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -236,9 +236,9 @@ def test_the_batch_script_starts_one_task_a_machine_and_ends_as_they_do(capsys, 
 @pytest.mark.parametrize(
     ("number", "code", "requeued"),
     [
-        (signal.SIGUSR1, sbatch.STOPPED, True),
+        (signal.SIGUSR1, Interrupted.exit_code, True),
         (signal.SIGUSR1, 0, False),  # it was done just then
-        (signal.SIGTERM, sbatch.STOPPED, False),  # as `scancel` sends it
+        (signal.SIGTERM, Interrupted.exit_code, False),  # as `scancel` sends it
     ],
 )
 def test_a_job_whose_time_is_over_goes_back_into_the_queue(

@@ -88,6 +88,7 @@ class TrainingSettings:
     save_strategy: str = field(default="steps", compare=False)
     save_steps: float = field(default=500, compare=False)
     save_total_limit: int | None = field(default=None, compare=False)
+    save_dtype: str = field(default="auto", compare=False)
     logging_steps: float = field(default=1, compare=False)
     report_to: tuple[str, ...] = field(default=(), compare=False)
     plot: Path | None = field(default=None, compare=False)
@@ -110,6 +111,12 @@ class TrainingSettings:
                 hint="give them with --eval-data, or say --evaluation-strategy no",
             )
 
+        if self.matrices_train and self.dtype in ("float16", "bfloat16"):
+            mixed = "--bf16" if self.dtype == "bfloat16" else "--fp16"
+            raise UsageError(
+                f"--dtype {self.dtype} would train weights that most steps are too small to change",
+                hint=f"say {mixed}, which computes so, and keeps the trained weights in float32",
+            )
         self._check_adapters()
 
     def _check_adapters(self) -> None:
