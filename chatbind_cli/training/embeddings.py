@@ -110,11 +110,6 @@ def assumed_encoder() -> EncoderInfo:
     return EncoderInfo(name="none", sha256=None, embedding_dim=_IMAGEBIND_WIDTH)
 
 
-def part_name(rank: int) -> str:
-    """The folder, below a run's embeddings, of those that one process makes."""
-    return f"part-{rank:05}"
-
-
 def encode_media(
     media: Sequence[Medium],
     encoder: Encoder,

@@ -20,7 +20,7 @@ from transformers import TrainingArguments, set_seed
 from chatbind_cli import worker
 from chatbind_cli.artifacts import artifact_record, emit_artifact
 from chatbind_cli.console import note
-from chatbind_cli.data.lookup import Embeddings, open_parts
+from chatbind_cli.data.lookup import Embeddings, open_parts, part_name
 from chatbind_cli.encoders.imagebind.encoder import load_encoder
 from chatbind_cli.files import sha256_file
 from chatbind_cli.folders import RECORD
@@ -34,7 +34,6 @@ from chatbind_cli.training.embeddings import (
     assumed_encoder,
     encode_media,
     identity_of,
-    part_name,
     stored_embeddings,
     trained_on,
 )
