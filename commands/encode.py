@@ -161,7 +161,15 @@ def _shard(context: click.Context, param: click.Parameter, given: str | None) ->
 @_compute(
     "--num-workers",
     type=click.IntRange(min=0),
-    help="Threads that decode ahead; 0: none.  [default: one a core, at most 8]",
+    help="Threads or processes that decode ahead; 0: none.  [default: one a core, at most 8]",
+)
+@_compute(
+    "--decode-in",
+    advanced=True,
+    type=click.Choice(["auto", "threads", "processes"]),
+    default="auto",
+    help="Where media are decoded. Processes feed a GPU better, and a file that crashes one is a "
+    "failed record; auto: processes on a GPU.",
 )
 @attention_option
 @dispatch_options
@@ -218,7 +226,9 @@ def _encode(
     options = EncodingOptions(
         media=media,
         workers=min(os.cpu_count() or 1, 8) if workers is None else workers,
-        batch_size=1 if device.type == "cpu" else batch_size,
+        # two at once: one is put together while the GPU works on the other
+        batch_size=1 if device.type == "cpu" else 2 * batch_size,
+        decode_in=asked["decode_in"],
     )
     if worker.rank() != 0:
         help_encode(encoder, options)

@@ -323,6 +323,14 @@ def test_a_shard_that_is_none_is_refused(run: Any, shard: str) -> None:
     assert code == 2 and "3/16" in said
 
 
+def test_decoding_in_processes_changes_no_record(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    files = ["0.png", "tone.wav", tmp_path / "broken.png", "1.png"]
+    code, records, _ = run(*files, "--decode-in", "processes", "--num-workers", "1")
+    assert code == 3
+    assert records == run(*files, "--decode-in", "threads")[1]
+
+
 def test_labels_get_probabilities(
     run: Any, encoder: Path, tmp_path: Path, media: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
