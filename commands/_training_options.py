@@ -189,6 +189,17 @@ compute_options = stack(
         "gradient_checkpointing",
         help="Compute activations twice to save memory; default: on a GPU.",
     ),
+    _switch(
+        "--loss-at-labels",
+        default=True,
+        help="Compute logits only where there is something to learn.",
+    ),
+    _switch(
+        "--share-prefix",
+        default=True,
+        help="Compute what all samples of a batch begin with once, where the language model is "
+        "frozen.",
+    ),
     _compute(
         "--fsdp",
         default="",

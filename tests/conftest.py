@@ -89,5 +89,6 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     # of each test: what one has cached, another must not find
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / f"cache-{next(_COUNT)}"))
     monkeypatch.setenv("HF_HOME", str(home / "hf"))
-    for name in ("OPENAI_API_KEY", "HF_TOKEN", "CHATBIND_DEBUG", "SLURM_NNODES", "SLURM_NODEID"):
+    slurm = [name for name in os.environ if name.startswith("SLURM")]
+    for name in ("OPENAI_API_KEY", "HF_TOKEN", "CHATBIND_DEBUG", *slurm):
         monkeypatch.delenv(name, raising=False)

@@ -7,11 +7,12 @@ same time, and see what has been committed.
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +44,10 @@ _SECONDS_PER_COMMIT = 1.0  # what a kill loses
 _BY_NAME = (
     "SELECT sha256, embedding FROM embeddings WHERE name = ? AND modality = ? "
     "AND preprocessing = coalesce(?, preprocessing) ORDER BY id DESC LIMIT 1"
+)
+_HELD = (
+    "SELECT DISTINCT name FROM embeddings WHERE name IN (SELECT value FROM json_each(?)) "
+    "AND modality = ? AND preprocessing = coalesce(?, preprocessing)"
 )
 _BY_CONTENT = (
     "SELECT embedding FROM embeddings WHERE sha256 = ? AND modality = ? AND preprocessing = ? "
@@ -125,6 +130,12 @@ class EmbeddingStore:
         """The same, with the SHA-256 of the medium's content before it."""
         found = self._run(_BY_NAME, (_as_text(name), modality, fingerprint))
         return (found[0][0].hex(), self._vector(found[0][1])) if found else None
+
+    def held(self, modality: str, names: Sequence[str], fingerprint: str | None = None) -> set[str]:
+        """Those of many names for which `get` would find an embedding; none is read."""
+        spelled = {_as_text(name): name for name in names}
+        asked = (json.dumps(list(spelled)), modality, fingerprint)
+        return {spelled[name] for (name,) in self._run(_HELD, asked)}
 
     def recall(self, modality: str, content_sha256: str, fingerprint: str) -> torch.Tensor | None:
         """Returns the embedding of the same content under whatever name, if there is one."""
