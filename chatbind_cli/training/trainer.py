@@ -7,13 +7,16 @@ every process's random state and the step. It grows in a staging folder and gets
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from accelerate.utils import send_to_device
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
 
 from chatbind_cli.console import note
@@ -22,6 +25,7 @@ from chatbind_cli.data.tokens import PromptEncoder
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.model.loading import ChatBind
 from chatbind_cli.training.arguments import on_gpu
+from chatbind_cli.training.batches import Steps
 from chatbind_cli.training.inputs import Inputs
 from chatbind_cli.training.log import TrainingLog
 from chatbind_cli.training.rundir import LOG_FILE, STAGING, RunFolder
@@ -61,18 +65,22 @@ class ChatBindTrainer(Trainer):
             embeddings=embeddings,
             max_length=settings.model_max_length,
         )
+        trained_on = samples(inputs.conversations)
         pad = bundle.tokenizer.pad_token_id
+        collator = Collator(pad, _MULTIPLE_ON_GPU if on_gpu(settings) else 1)
         self._log = TrainingLog(folder.path / LOG_FILE)
         super().__init__(
             model=bundle.model,
             args=arguments,
-            data_collator=Collator(pad, _MULTIPLE_ON_GPU if on_gpu(settings) else 1),
-            train_dataset=samples(inputs.conversations),
+            data_collator=collator,
+            train_dataset=trained_on,
             eval_dataset=samples(inputs.held_out) if len(inputs.held_out) else None,
             callbacks=[self._log],
         )
         # it would print Python dictionaries between the records
         self.remove_callback(PrinterCallback)
+        self._steps = Steps(settings, trained_on, collator, bundle.model)
+        self.add_callback(self._steps)
         # the Trainer has turned the cache off in the configuration; those who load it want it on
         bundle.config.use_cache = True
         computing = torch.bfloat16 if arguments.bf16 else torch.float16
@@ -109,15 +117,38 @@ class ChatBindTrainer(Trainer):
         assert self.model is not None
         return self.model
 
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Steps: to the Trainer each is one batch."""
+        return self._steps.loader(self.args)
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
-        """The batches of a step, whose work is counted."""
-        waited_for = self._meter.waiting(epoch_iterator)
-        batches, labelled = super().get_batch_samples(waited_for, num_batches, device)
-        for batch in batches:
+        """A step, whose work is counted, and the number of its labels in all processes."""
+        step = next(self._meter.waiting(epoch_iterator))
+        for batch in step["passes"]:
             self._meter.add(batch.pop("work"))
-        return batches, labelled
+        step["passes"] = send_to_device(step["passes"], device, non_blocking=True)
+        return [step], self._get_num_items_in_batch(step["passes"], device)
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """The passes of a step; returns its loss. Processes add up their gradients at the last."""
+        passes = inputs["passes"]
+        self.current_gradient_accumulation_steps = len(passes)
+        state = self.accelerator.gradient_state
+        losses = []
+        for batch in passes:
+            last = batch is passes[-1]
+            state._set_sync_gradients(last)  # DeepSpeed takes its step by it
+            each = last or state.plugin_kwargs.get("sync_each_batch", False)
+            with nullcontext() if each else self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, batch, num_items_in_batch))
+        return torch.stack(losses).sum()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the rates since the last record to it."""
