@@ -193,10 +193,10 @@ def compare(
     folder: Path, stage: str, dtype: str, size: dict[str, int], encoder: float | None
 ) -> None:
     """One stage with each set of switches."""
-    off = [f"--no-{name}" for name in SWITCHES[stage]]
+    off = [word for name in SWITCHES[stage] for word in (f"--{name}", "no")]
     runs = {"all off": off, "all on": []}
-    runs |= {f"without {name}": [f"--no-{name}"] for name in SWITCHES[stage]}
-    runs["with compile"] = ["--compile"]
+    runs |= {f"without {name}": [f"--{name}", "no"] for name in SWITCHES[stage]}
+    runs["with compile"] = ["--compile", "yes"]
     runs["reference"] = [*off, "--gradient-checkpointing", "yes"]
     base = None
     for name, words in runs.items():

@@ -13,6 +13,8 @@ import re
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
+import orjson
+
 from chatbind_cli.errors import RecordError
 
 Record = dict[str, Any]
@@ -101,6 +103,8 @@ def _line(value: Any, where: str, number: int) -> Line:
     """The value that JSON text means; no problem if it is a record that can be written again."""
     if not isinstance(value, dict):
         return _bad(f"must be a JSON object, not {type(value).__name__}", where, number)
+    if _is_plain(value):
+        return Line(value, where, number)
     problem = _TOO_DEEP if _is_deeper(value, _MOST_DEPTH) else _unwritable(value)
     if problem is None:
         return Line(value, where, number)
@@ -110,6 +114,16 @@ def _line(value: Any, where: str, number: int) -> Line:
 
 def _bad(problem: str, where: str, number: int, record: Record | None = None) -> Line:
     return Line(record or {}, where, number, RecordError(problem, where=where))
+
+
+def _is_plain(value: Record) -> bool:
+    """Whether it is seen at a glance that a value is not deep and can be written again."""
+    try:
+        text = orjson.dumps(value)
+    except TypeError:
+        return False
+    # what is not finite becomes null; each level has a bracket
+    return b"null" not in text and text.count(b"{") + text.count(b"[") <= _MOST_DEPTH
 
 
 def _unwritable(value: Record) -> str | None:

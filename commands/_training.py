@@ -86,8 +86,10 @@ def run_stage(stage: Stage, plan: launch.Dispatch, values: dict[str, Any]) -> No
         values: of the options.
     """
     from chatbind_cli.artifacts import resolve_artifact  # noqa: PLC0415  help need not pay
+    from chatbind_cli.training.data_files import DataFile  # noqa: PLC0415
     from chatbind_cli.training.settings import TrainingSettings  # noqa: PLC0415
 
+    values["data"] = tuple(map(DataFile.parse, values["data"]))
     values["prompt_style"] = style_name(values["prompt_style"])
     for name in ("report_to", "fsdp_layers"):
         values[name] = tuple(w for v in values[name] for w in v.split(",") if w)

@@ -46,10 +46,11 @@ input_options = stack(
         "--data",
         "--data-path",
         "data",
-        metavar="FILE",
-        type=_PATH,
+        cls=ListOption,
+        metavar="FILE[:WEIGHT]...",
         required=True,
-        help="Conversations to train on: LLaVA's JSON array, or JSONL; text-only ones too.",
+        help="Conversations to train on: LLaVA's JSON array, JSONL or Parquet; text-only ones too. "
+        "a.json:2 is seen twice an epoch, of b.json:0.5 a half, drawn by --seed.",
     ),
     _input(
         "--eval-data",
@@ -152,6 +153,13 @@ schedule_options = stack(
         help="cosine, linear, constant, constant_with_warmup, ... (transformers' names).",
     ),
     _training("--optim", help="Another optimizer, by transformers' name."),
+    _number(
+        "--embedding-noise",
+        _SHARE,
+        "Noise on embeddings, fresh each time, in multiples of their norm: helps media of "
+        "modalities that training does not see.",
+        0.0,
+    ),
     _number("--max-grad-norm", _SHARE, "Gradients are clipped to it; 0: not.", 1.0),
     _training(
         "--evaluation-strategy",

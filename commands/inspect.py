@@ -114,6 +114,8 @@ def _for_programs(as_json: bool) -> bool:
 
 def _inspect_data(path: Path | None, as_json: bool, asked: dict[str, Any]) -> int:
     """Tells of training data; returns how many records and media cannot be used."""
+    from chatbind_cli.data.conversations import Media  # noqa: PLC0415
+    from chatbind_cli.training.data_files import DataFile  # noqa: PLC0415
     from chatbind_cli.training.inputs import missing_media, read_conversations  # noqa: PLC0415
     from chatbind_cli.training.survey import survey  # noqa: PLC0415
 
@@ -121,10 +123,9 @@ def _inspect_data(path: Path | None, as_json: bool, asked: dict[str, Any]) -> in
         raise UsageError("DATA needs -m MODEL: its tokenizer makes the tokens")
     assert path is not None
     reader = _reader(asked)
-    conversations, bad = read_conversations(path)
+    conversations, bad = read_conversations([DataFile(path)])
     if asked["media_root"].folder is not None:
-        media = dict.fromkeys(m for c in conversations for m in c.media)
-        missing = missing_media(asked["media_root"], list(media))
+        missing = missing_media(asked["media_root"], Media(conversations))
         bad += [{str(m.modality): m.name, "error": why} for m, why in missing.items()]
     for index in range(min(asked["show"], len(conversations))):
         if as_json:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -26,9 +25,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # tests interrupt are to be as a terminal starts them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The suite also runs from a checkout that is not installed editably: `commands/` is mapped to
-# `chatbind_cli.commands` by the installer, and this line does the same for a bare checkout.
-if importlib.util.find_spec("chatbind_cli.commands") is None:
+# An installer puts `commands/` below the package. In a checkout it stands beside it, so that the
+# package is told of it here, whatever else is installed; `__main__` does the same.
+if not (Path(chatbind_cli.__file__).parent / "commands").is_dir():
     chatbind_cli.__path__.append(str(ROOT))
 
 

@@ -80,6 +80,11 @@ class ProjectorFile:
     tensors: dict[str, torch.Tensor]
     token_embeddings: dict[str, torch.Tensor] = field(default_factory=dict)
 
+    def named(self) -> dict[str, torch.Tensor]:
+        """All tensors by the names that they have in a file."""
+        words = {f"token_embeddings.{name}": row for name, row in self.token_embeddings.items()}
+        return {**self.tensors, **words}
+
 
 def projector_key(name: str) -> str | None:
     """Our name for a projector's tensor in any known spelling; None for any other tensor.
@@ -267,8 +272,7 @@ def write_projector(path: str | Path, projector: ProjectorFile) -> None:
         if path.suffix == ".bin":
             torch.save(_published_layout(projector, path), temporary)
             return
-        tensors = dict(projector.tensors)
-        tensors |= {f"token_embeddings.{n}": row for n, row in projector.token_embeddings.items()}
+        tensors = projector.named()
         known = {key: value for key, value in asdict(projector.info).items() if value is not None}
         # one key only: safetensors writes several in any order, and the file would have any hash
         metadata = {_METADATA_KEY: json.dumps(known, sort_keys=True)}

@@ -5,14 +5,17 @@ Every record is checked when it is read: roles, keys, and that placeholders and 
 
 from __future__ import annotations
 
-import json
-from array import array
-from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, overload
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from chatbind_cli.data.record_file import RecordFile, Row, packed, write_rows
 from chatbind_cli.errors import RecordError
 from chatbind_cli.media.medium import Medium, media_of_record
 from chatbind_cli.media.modality import MODALITIES
@@ -21,10 +24,11 @@ from chatbind_cli.model.turns import (
     HUMAN,
     Turn,
     answer,
-    count_placeholders,
     place_media,
+    placeholders,
 )
 
+_MADE_AT_ONCE = 1000
 _ROLES = {"human": HUMAN, "user": HUMAN, "gpt": GPT, "assistant": GPT}
 
 
@@ -49,55 +53,132 @@ class Conversation:
 
 
 class Conversations:
-    """Many conversations in little memory.
+    """Many conversations in little memory: rows of files of checked records.
 
-    They are held as records in one block of bytes and parsed one at a time: half a million Python
-    objects would cost several times as much, and a copy of it in every worker process of a data
-    loader, because counting references writes to them.
+    Half a million Python objects would cost several times as much, and a copy in every worker
+    process of a data loader, because counting references writes to them.
+
+    Args:
+        records: each with where it stands.
+
+    Raises:
+        RecordError: see `parse_conversation`.
     """
 
     def __init__(self, records: Iterable[tuple[Mapping[str, Any], str]] = ()) -> None:
-        self._bytes = bytearray()
-        self._ends = array("Q")
-        for record, where in records:
-            self.append(record, where)
+        sink = pa.BufferOutputStream()
+        write_rows((checked_row(record, where) for record, where in records), sink)
+        self._parts = [_Part.whole(RecordFile(sink.getvalue(), ""))]
 
-    def append(self, record: Mapping[str, Any], where: str) -> None:
-        """Adds one at the end.
+    @classmethod
+    def of_files(cls, files: Iterable[RecordFile]) -> Conversations:
+        """The usable conversations of files, one file's after the other's."""
+        return cls._of([_Part.whole(file) for file in files])
 
-        Raises:
-            RecordError: see `parse_conversation`.
-        """
-        parse_conversation(record, where)
-        packed = json.dumps([record, where], ensure_ascii=False, separators=(",", ":"))
-        # surrogatepass: JSON files in the wild hold halves of emoji
-        self._bytes += packed.encode("utf-8", "surrogatepass")
-        self._ends.append(len(self._bytes))
+    @classmethod
+    def _of(cls, parts: list[_Part]) -> Conversations:
+        new = cls.__new__(cls)
+        new._parts = parts
+        return new
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return sum(len(part.rows) for part in self._parts)
 
     def __getitem__(self, index: int) -> Conversation:
-        return parse_conversation(*self._record(index))
+        for part in self._parts:
+            if 0 <= index < len(part.rows):
+                return parse_conversation(*part.file.record(int(part.rows[index])))
+            index -= len(part.rows)
+        raise IndexError("no such conversation")
 
     def __iter__(self) -> Iterator[Conversation]:
         return map(self.__getitem__, range(len(self)))
 
-    def sizes(self) -> list[int]:
+    def sizes(self) -> npt.NDArray[np.int64]:
         """About how long each is, for the order of training: the bytes of its record."""
-        return [end - start for start, end in pairwise([0, *self._ends])]
+        sizes = [part.file.sizes()[part.rows] for part in self._parts]
+        return np.concatenate([*sizes, np.zeros(0, np.int64)])
 
-    def without(self, media: Container[Medium]) -> Conversations:
+    def seen(self, weights: Sequence[float], seed: int) -> Conversations:
+        """The conversations of an epoch in which each file is seen `weight` times.
+
+        Of 2.5, all conversations are seen twice, and a half of them, drawn by the seed, once more.
+
+        Args:
+            weights: of each file.
+            seed: of the draw.
+        """
+        parts = zip(self._parts, weights, strict=True)
+        return self._of([part.seen(w, (seed, n)) for n, (part, w) in enumerate(parts)])
+
+    def without(self, media: Collection[Medium]) -> Conversations:
         """The conversations that name none of these media."""
-        kept = [i for i, one in enumerate(self) if not any(m in media for m in one.media)]
-        return Conversations(map(self._record, kept))
-
-    def _record(self, index: int) -> tuple[dict[str, Any], str]:
-        start = self._ends[index - 1] if index else 0
-        record, where = json.loads(
-            self._bytes[start : self._ends[index]].decode("utf-8", "surrogatepass")
+        names = [_name(medium) for medium in media]
+        return self._of(
+            [
+                _Part(part.file, part.rows[~part.file.naming(part.rows, names)])
+                for part in self._parts
+            ]
         )
-        return record, where
+
+    def names(self) -> list[pa.Array]:
+        """What `Media` are made of."""
+        return [name for p in self._parts for name in p.file.names(np.unique(p.rows))]
+
+
+class Media(Sequence[Medium]):
+    """The different media of conversations, in the order of their files, in little memory."""
+
+    def __init__(self, *conversations: Conversations) -> None:
+        chunks = [names for some in conversations for names in some.names()]
+        self._names = pc.unique(pa.chunked_array(chunks, pa.large_string()))
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @overload
+    def __getitem__(self, index: int) -> Medium: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Medium]: ...
+    def __getitem__(self, index: int | slice) -> Medium | list[Medium]:
+        """A medium, or several as a list."""
+        if isinstance(index, slice):
+            return [_medium(name) for name in self._names[index].to_pylist()]
+        return _medium(self._names[index].as_py())
+
+    def __iter__(self) -> Iterator[Medium]:
+        for start in range(0, len(self), _MADE_AT_ONCE):
+            yield from self[start : start + _MADE_AT_ONCE]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows of a file, some of them more than once."""
+
+    file: RecordFile
+    rows: npt.NDArray[np.int64]
+
+    @classmethod
+    def whole(cls, file: RecordFile) -> _Part:
+        return cls(file, file.good)
+
+    def without(self, names: list[str]) -> _Part:
+        return _Part(self.file, self.rows[~self.file.naming(self.rows, names)])
+
+    def seen(self, weight: float, seed: tuple[int, int]) -> _Part:
+        times, share = divmod(weight, 1)
+        drawn = np.random.default_rng(seed).permutation(len(self.rows))
+        more = np.sort(drawn[: round(share * len(self.rows))])
+        return _Part(self.file, np.concatenate([*[self.rows] * int(times), self.rows[more]]))
+
+
+def _name(medium: Medium) -> str:
+    return f"{medium.modality}\0{medium.name}"
+
+
+def _medium(name: str) -> Medium:
+    modality, _, ref = name.partition("\0")
+    return Medium(modality, ref)
 
 
 def parse_conversation(record: Mapping[str, Any], where: str) -> Conversation:
@@ -113,19 +194,7 @@ def parse_conversation(record: Mapping[str, Any], where: str) -> Conversation:
         RecordError: a key is missing or of the wrong type, a role is unknown, turns do not
             alternate, or placeholders and media do not agree.
     """
-    identity = record.get("id", where)
-    if not isinstance(identity, str | int):
-        raise RecordError(f"id must be text or a number, not {identity!r}", where=where)
-    place = where if identity == where else f"{where} (id {identity})"
-    media = media_of_record(record, where=place)
-    if "conversations" in record:
-        said = list(_said(record["conversations"], place))
-    elif "instruction" in record:
-        said = _alpaca(record, place)
-    else:
-        raise RecordError("a record has neither conversations nor instruction", where=place)
-    _check_roles([role for role, _ in said], place)
-    _check_counts([text for role, text in said if role == HUMAN], media, place)
+    said, media = _checked(record, where)
     turns: list[Turn] = []
     waiting: Sequence[Medium] = media
     for role, text in said:
@@ -134,57 +203,92 @@ def parse_conversation(record: Mapping[str, Any], where: str) -> Conversation:
         else:
             content, waiting = place_media(text, waiting)
             turns.append(Turn(HUMAN, content))
-    return Conversation(identity, tuple(turns), where)
+    return Conversation(record.get("id", where), tuple(turns), where)
 
 
-def _said(conversations: Any, where: str) -> Iterator[tuple[str, str]]:
+def checked_row(record: Mapping[str, Any], where: str) -> Row:
+    """A record as it is kept.
+
+    Raises:
+        RecordError: see `parse_conversation`.
+    """
+    _, media = _checked(record, where)
+    return Row(where, packed(record), [_name(medium) for medium in media])
+
+
+def _checked(
+    record: Mapping[str, Any], where: str
+) -> tuple[list[tuple[str, str]], tuple[Medium, ...]]:
+    """What is said in a record, as roles and texts, and its media."""
+    identity = record.get("id", where)
+    if not isinstance(identity, str | int):
+        raise RecordError(f"id must be text or a number, not {identity!r}", where=where)
+    try:
+        media = media_of_record(record)
+        if "conversations" in record:
+            said = _said(record["conversations"])
+        elif "instruction" in record:
+            said = _alpaca(record)
+        else:
+            raise RecordError("a record has neither conversations nor instruction")
+        _check_roles([role for role, _ in said])
+        _check_counts([text for role, text in said if role == HUMAN], media)
+    except RecordError as error:
+        place = where if identity == where else f"{where} (id {identity})"
+        raise RecordError(error.what, where=place, hint=error.hint) from None
+    return said, media
+
+
+def _said(conversations: Any) -> list[tuple[str, str]]:
     if not isinstance(conversations, list) or not conversations:
-        raise RecordError("conversations must be a list with at least one turn", where=where)
+        raise RecordError("conversations must be a list with at least one turn")
+    said = []
     for number, turn in enumerate(conversations, start=1):
-        if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
-            raise RecordError(f"turn {number} has no text under value", where=where)
+        text = turn.get("value") if isinstance(turn, dict) else None
+        if not isinstance(text, str):
+            raise RecordError(f"turn {number} has no text under value")
         role = _ROLES.get(str(turn.get("from")))
         if role is None:
             raise RecordError(
                 f"turn {number} is from {turn.get('from')!r}",
-                where=where,
                 hint="the roles are human and gpt",
             )
-        yield role, turn["value"]
+        said.append((role, text))
+    return said
 
 
-def _alpaca(record: Mapping[str, Any], where: str) -> list[tuple[str, str]]:
+def _alpaca(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     fields = {key: record.get(key, "") for key in ("instruction", "input", "output")}
     for key, value in fields.items():
         if not isinstance(value, str):
-            raise RecordError(f"{key} must be text", where=where)
+            raise RecordError(f"{key} must be text")
     if "output" not in record:
-        raise RecordError("a record with an instruction has no output", where=where)
+        raise RecordError("a record with an instruction has no output")
     asked = "\n".join(text for text in (fields["instruction"], fields["input"]) if text)
     return [(HUMAN, asked), (GPT, fields["output"])]
 
 
-def _check_roles(roles: list[str], where: str) -> None:
+def _check_roles(roles: list[str]) -> None:
     for number, (before, role) in enumerate(pairwise(roles), start=2):
         if before == role:
             raise RecordError(
                 f"turns {number - 1} and {number} are both from {role}",
-                where=where,
                 hint="human and gpt must take turns",
             )
     if roles[-1] != GPT:
-        raise RecordError("the last turn is not an answer (from gpt)", where=where)
+        raise RecordError("the last turn is not an answer (from gpt)")
 
 
-def _check_counts(questions: list[str], media: Sequence[Medium], where: str) -> None:
-    placeholders = sum(map(count_placeholders, questions), Counter[str]())
-    named = Counter(medium.modality for medium in media)
+def _check_counts(questions: Iterable[str], media: Sequence[Medium]) -> None:
+    asked = [modality for text in questions for modality in placeholders(text)]
+    named = [medium.modality for medium in media]
+    if asked == named:
+        return
     for modality in MODALITIES:
-        wanted, given = placeholders[modality], named[modality]
+        wanted, given = asked.count(modality), named.count(modality)
         if wanted != given:
             raise RecordError(
                 f"{wanted} <{modality}> placeholder(s) in the questions, "
                 f"but {given} under the key {modality}",
-                where=where,
                 hint="they must agree",
             )

@@ -49,9 +49,9 @@ class Turn:
         return "".join(parts)
 
 
-def count_placeholders(text: str) -> Counter[str]:
-    """How often each modality's placeholder stands in a text."""
-    return Counter(match[1] for match in _PLACEHOLDER.finditer(text))
+def placeholders(text: str) -> list[str]:
+    """The modalities of the placeholders in a text, in order."""
+    return _PLACEHOLDER.findall(text) if "<" in text else []
 
 
 def place_media(text: str, media: Iterable[Medium]) -> tuple[Content, list[Medium]]:
@@ -63,6 +63,8 @@ def place_media(text: str, media: Iterable[Medium]) -> tuple[Content, list[Mediu
         The content, and the media for which there was no placeholder, in their order.
     """
     waiting = list(media)
+    if not waiting:
+        return ((text,) if text else ()), waiting
     content: list[str | Medium] = []
     position = 0
     for match in _PLACEHOLDER.finditer(text):
@@ -88,7 +90,7 @@ def question(text: str, media: Sequence[Medium] = (), *, where: str | None = Non
     Raises:
         RecordError: there are more placeholders of a modality than media of it (and at least one).
     """
-    for modality, count in count_placeholders(text).items():
+    for modality, count in Counter(placeholders(text)).items():
         attached = sum(medium.modality == modality for medium in media)
         if 0 < attached < count:
             raise RecordError(

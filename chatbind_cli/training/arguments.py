@@ -45,6 +45,8 @@ def training_arguments(settings: TrainingSettings, *, world_size: int) -> Traini
         # a fraction of a step means a fraction of all steps; 1 means one step, so that a ratio of
         # 1 has to stay just below it
         values["warmup_steps"] = min(settings.warmup_ratio, 1 - 1e-9)
+    if settings.max_steps == 0:
+        values["num_train_epochs"] = 0  # by 0 steps the library understands that none are set
     values |= {
         **_numbers(settings, gpu=gpu),
         **sharding(settings, gpu=gpu, world_size=world_size),

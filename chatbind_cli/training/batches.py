@@ -33,7 +33,8 @@ from chatbind_cli.training.throughput import ModelFlops, Work
 
 WINDOW: Final = 32
 """How many steps are sorted by length together, where they are grouped."""
-_LEFT_TO_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_LEFT_TO_PARENT = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_GRACE_S = 60  # how long a worker that is told to end may yet be of use
 
 
 class Step(NamedTuple):
@@ -41,11 +42,11 @@ class Step(NamedTuple):
 
     Attributes:
         epoch: from 0.
-        samples: their numbers, int64, at most the global batch size.
+        samples: their numbers, at most the global batch size.
     """
 
     epoch: int
-    samples: np.ndarray
+    samples: list[int]
 
 
 class StepSampler(Sampler[Step]):
@@ -76,7 +77,7 @@ class StepSampler(Sampler[Step]):
         if self._sizes is not None:
             self._group(order, generator)
         for start in range(0, self._count, self._per_step):
-            yield Step(self.epoch, order[start : start + self._per_step])
+            yield Step(self.epoch, order[start : start + self._per_step].tolist())
 
     def _group(self, order: np.ndarray, generator: np.random.Generator) -> None:
         """Sorts windows of whole steps by length, in place, and shuffles the steps of each."""
@@ -145,9 +146,9 @@ class StepSamples(Dataset[Any]):
         return len(self.samples)
 
     def __getitems__(self, step: Step) -> list[dict[str, Any]]:
-        """A list of one: `passes`, the batches; `samples`, the numbers of the whole step's."""
+        """A list of one: the batches of this process under `passes`."""
         make = self._padded if self.packing is None else self._packed
-        return [{"passes": make(step), "samples": step.samples.tolist()}]
+        return [{"passes": make(step)}]
 
     def _padded(self, step: Step) -> list[dict[str, Any]]:
         sizes = self.sizes[step.samples]
@@ -229,7 +230,6 @@ class Steps(TrainerCallback):
             collate_fn=itemgetter(0),
             num_workers=workers,
             pin_memory=arguments.dataloader_pin_memory,
-            persistent_workers=workers > 0,
             worker_init_fn=_leave_signals,
             # the workers' seed: the process's own random state is left alone
             generator=torch.Generator().manual_seed(arguments.seed),
@@ -279,5 +279,6 @@ def _leave_signals(number: int) -> None:
     """
     for one in _LEFT_TO_PARENT:
         signal.signal(one, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_S))
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a worker
     torch.set_num_threads(1)

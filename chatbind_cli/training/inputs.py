@@ -2,38 +2,39 @@
 
 Missing files, records that make no sense and media that are not there are named in the process that
 the user started, so that the errors are one line; workers are told what it found, and do not look
-again. Imports nothing heavy, except to look into an embedding store.
+again. Imports nothing heavier than Arrow, except to look into an embedding store.
 """
 
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from chatbind_cli.data.conversations import Conversations
+from chatbind_cli.data.checked import checked_file
+from chatbind_cli.data.conversations import Conversations, Media
 from chatbind_cli.encoders.imagebind.config import ENCODER_PLACES, usual_encoder
 from chatbind_cli.errors import (
     CheckpointError,
     MediaError,
     RecordError,
     WeightsError,
-    contained,
 )
 from chatbind_cli.files import refuse_overlap, replace_file
-from chatbind_cli.jsonl import Record, dumps, read_lines, read_records
+from chatbind_cli.jsonl import Record, dumps, read_records
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.root import MediaRoot
 from chatbind_cli.pictures import check_picture
+from chatbind_cli.training.data_files import DataFile
 from chatbind_cli.training.settings import TrainingSettings
 
 _SHOWN = 3
-_LEFT_OUT = "CHATBIND_TRAINING_REJECTED"  # in a worker's environment: a file of `save_rejected`
+_FOUND = "CHATBIND_TRAINING_INPUTS"  # in a worker's environment: the file of what its parent found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class Inputs:
     """
 
     conversations: Conversations
-    media: list[Medium]
+    media: Sequence[Medium]
     held_out: Conversations
     encoder: Path | None
     bad_records: list[Record]
@@ -70,11 +71,12 @@ class Inputs:
         """
         if not bad:
             return self
+        conversations, held_out = self.conversations.without(bad), self.held_out.without(bad)
         left = replace(
             self,
-            conversations=self.conversations.without(bad),
-            held_out=self.held_out.without(bad),
-            media=[medium for medium in self.media if medium not in bad],
+            conversations=conversations,
+            held_out=held_out,
+            media=Media(conversations, held_out),
             bad_media={**self.bad_media, **bad},
         )
         if not len(left.conversations):
@@ -85,7 +87,7 @@ class Inputs:
 def check_inputs(settings: TrainingSettings) -> Inputs:
     """Reads the records and looks for everything they and the settings name.
 
-    A worker, whose parent has looked, reads the records and takes the parent's word for the rest.
+    A worker takes what its parent has found.
 
     Raises:
         CheckpointError: there is no language model or projector.
@@ -93,17 +95,18 @@ def check_inputs(settings: TrainingSettings) -> Inputs:
         RecordError: the data cannot be read, or (unless they are to be skipped) records or media
             cannot be used.
     """
-    told = os.environ.get(_LEFT_OUT)
-    if told is None:
-        _check_files(settings)
-    conversations, rejected = read_conversations(settings.data)
-    held_out, more = (
-        read_conversations(settings.eval_data) if settings.eval_data else (Conversations(), [])
-    )
-    media = list(dict.fromkeys(m for c in chain(conversations, held_out) for m in c.media))
+    told = os.environ.get(_FOUND)
     if told is not None:
-        bad = read_rejected(Path(told))
-    elif settings.store is not None:
+        found: Inputs = pickle.loads(Path(told).read_bytes())  # noqa: S301  our parent's own
+        return found
+    _check_files(settings)
+    conversations, rejected = read_conversations(settings.data, settings.seed)
+    held_out = Conversations()
+    if settings.eval_data is not None:
+        held_out, more = read_conversations([DataFile(settings.eval_data)])
+        rejected += more
+    media = Media(conversations, held_out)
+    if settings.store is not None:
         bad = _missing_rows(settings, media)
     else:
         bad = missing_media(settings.media_root, media)
@@ -112,7 +115,7 @@ def check_inputs(settings: TrainingSettings) -> Inputs:
         media=media,
         held_out=held_out,
         encoder=_find_encoder(settings, media),
-        bad_records=rejected + more,
+        bad_records=rejected,
     ).leave_out(bad)
     if settings.on_error == "fail":
         refuse_rejected(inputs.rejected)
@@ -121,15 +124,15 @@ def check_inputs(settings: TrainingSettings) -> Inputs:
 
 @contextmanager
 def told_to_workers(inputs: Inputs) -> Iterator[None]:
-    """Leaves word of what was left out for the workers that are started meanwhile."""
+    """Leaves what was found for the workers that are started meanwhile."""
     with TemporaryDirectory(prefix="chatbind-") as folder:
-        path = Path(folder) / "rejected.jsonl"
-        save_rejected(inputs.rejected, path)
-        os.environ[_LEFT_OUT] = str(path)
+        path = Path(folder) / "inputs.pickle"
+        path.write_bytes(pickle.dumps(inputs))
+        os.environ[_FOUND] = str(path)
         try:
             yield
         finally:
-            del os.environ[_LEFT_OUT]
+            del os.environ[_FOUND]
 
 
 def refuse_rejected(rejected: Sequence[Record], path: Path | None = None) -> None:
@@ -172,7 +175,8 @@ def save_rejected(rejected: Sequence[Record], path: Path) -> None:
 
 
 def _check_files(settings: TrainingSettings) -> None:
-    given = (settings.data, settings.eval_data, settings.model, settings.projector)
+    paths = [file.path for file in settings.data]
+    given = (*paths, settings.eval_data, settings.model, settings.projector)
     refuse_overlap(settings.output, [*given, settings.encoder, settings.store])
     if settings.plot is not None:
         check_picture(settings.plot, "--plot")
@@ -230,22 +234,28 @@ def _missing_rows(settings: TrainingSettings, media: Sequence[Medium]) -> dict[M
     }
 
 
-def read_conversations(path: Path) -> tuple[Conversations, list[Record]]:
-    """The usable conversations of a file, and what is wrong with the others.
+def read_conversations(
+    files: Sequence[DataFile], seed: int = 0
+) -> tuple[Conversations, list[Record]]:
+    """The conversations of an epoch, and what is wrong with those that cannot be used.
+
+    Args:
+        files: where they are, and how often each is seen.
+        seed: draws those that are seen once more than others of their file.
 
     Raises:
-        RecordError: the file cannot be read as records at all, or holds no usable one.
+        RecordError: a file cannot be read as records at all, or holds no usable one.
     """
-    conversations = Conversations()
     rejected: list[Record] = []
-    for record, where, _, problem in read_lines(path):
-        try:
-            if problem is not None:
-                raise problem
-            conversations.append(record, where)
-        except Exception as error:
-            rejected.append({"record": where, "error": str(contained(error, where=where))})
+    checked = []
+    for file in files:
+        checked.append(checked_file(file.path))
+        errors = checked[-1].errors()
+        rejected += errors
+        if not len(checked[-1].good):
+            refuse_rejected(errors)
+            raise RecordError("has no conversations", where=str(file.path))
+    conversations = Conversations.of_files(checked).seen([file.weight for file in files], seed)
     if not len(conversations):
-        refuse_rejected(rejected)
-        raise RecordError("has no conversations", where=str(path))
+        raise RecordError("no conversation is drawn", hint="raise the weights of --data")
     return conversations, rejected

@@ -22,7 +22,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from chatbind_cli import worker
 from chatbind_cli.artifacts import emit_record
 from chatbind_cli.console import note, quiet
-from chatbind_cli.errors import ChatBindError
 from chatbind_cli.jsonl import Record, dumps
 from chatbind_cli.pictures import save_picture
 
@@ -66,6 +65,13 @@ class TrainingLog(TrainerCallback):
         """Starts the clock."""
         self._start = (state.global_step, time.monotonic())
 
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Asks for a record of the last step, however far it is from the one before."""
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+
     def on_log(
         self,
         args: TrainingArguments,
@@ -74,20 +80,10 @@ class TrainingLog(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Writes one record.
-
-        Raises:
-            ChatBindError: the loss is not a number any more; on every process, since all see it.
-        """
+        """Writes one record."""
         logs = logs or {}
         if _SUMMARY in logs:
             return
-        if not math.isfinite(logs.get("loss", 0)):
-            raise ChatBindError(
-                f"the loss is not a number any more at step {state.global_step}",
-                hint="try a smaller --learning-rate, a longer --warmup-ratio, or --bf16 instead "
-                "of --fp16",
-            )
         if state.is_world_process_zero:
             record = _record(state, logs)
             with self._path.open("a", encoding="utf-8") as file:

@@ -128,9 +128,9 @@ def collate_rows(
         pad_to_multiple_of: the length is rounded up to a multiple of this.
 
     Returns:
-        `input_ids`, `labels` and `position_ids` [rows, longest], and `media_embeddings` and `work`
-        as `Collator` has them. The first label of a sample never counts: what comes before it is
-        another one.
+        `input_ids`, `labels` and `position_ids` [rows, longest], and `media_embeddings`, `work` and
+        `samples` as `Collator` has them. The first label of a sample never counts: what comes
+        before it is another one.
     """
     lengths = [[len(sample["input_ids"]) for sample in row] for row in rows]
     width = -(-max(map(sum, lengths)) // pad_to_multiple_of) * pad_to_multiple_of
@@ -156,6 +156,7 @@ def collate_rows(
         batch["media_embeddings"] = torch.cat([one for one in media if one is not None])
     labelled = int((labels != IGNORE_INDEX).sum())
     batch["work"] = Work.of((n for row in lengths for n in row), labelled)
+    batch["samples"] = [sample.get("number", -1) for row in rows for sample in row]
     return batch
 
 

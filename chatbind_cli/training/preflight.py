@@ -98,7 +98,7 @@ def _look_at_samples(
         tokens_per_embedding=settings.tokens_per_embedding,
     )
     encoder = PromptEncoder(tokenizer, config)
-    longest = sorted(range(len(conversations)), key=conversations.sizes().__getitem__)
+    longest = conversations.sizes().argsort(kind="stable").tolist()
     looked_at = longest if everything else longest[-_LONGEST:]
     lengths, untrained = [], 0
     for index in looked_at:

@@ -79,7 +79,7 @@ def train(settings: TrainingSettings, inputs: Inputs) -> None:
         if worker.rank() == 0:
             identity = settings.identity(worker.world_size())
             identity["encoder"] = str(inputs.encoder.resolve()) if inputs.encoder else None
-            identity["data_sha256"] = sha256_file(settings.data)
+            identity["data_sha256"] = [sha256_file(file.path) for file in settings.data]
             if settings.projector is not None:
                 identity["projector_sha256"] = sha256_file(settings.projector)
             also = _written_by_others(settings)
@@ -211,13 +211,13 @@ def _write_result(
 def _finish(settings: TrainingSettings, inputs: Inputs, folder: RunFolder) -> Record:
     """Draws the loss, and notes in the folder that the run is done."""
     log = read_log(folder.path / LOG_FILE)
-    pictures = [folder.path / name for name in PICTURES]
-    for picture in filter(None, (*pictures, settings.plot)):
-        plot_loss(log, picture, title=f"{settings.stage}: {folder.path.name}")
     losses = [record["loss"] for record in log if "loss" in record]
     extra: dict[str, Any] = {"steps": log[-1]["step"] if log else 0}
     if losses:
         extra["loss"] = losses[-1]
+        pictures = [folder.path / name for name in PICTURES]
+        for picture in filter(None, (*pictures, settings.plot)):
+            plot_loss(log, picture, title=f"{settings.stage}: {folder.path.name}")
     if inputs.rejected:
         extra["left_out"] = len(inputs.rejected)
     artifact = artifact_record(

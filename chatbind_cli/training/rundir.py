@@ -233,7 +233,9 @@ def is_complete(folder: Path) -> bool:
 
 
 def read_log(path: Path) -> list[Record]:
-    """The records of a training log; a half-written last line is left out."""
+    """The records of a training log, if there is one; a half-written last line is left out."""
+    if not path.exists():
+        return []  # of a run without a step
     lines = path.read_bytes().splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith(b"\n")]
 

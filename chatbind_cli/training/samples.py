@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from chatbind_cli.data.conversations import Conversations
 from chatbind_cli.data.lookup import Embeddings
 from chatbind_cli.data.tokens import IGNORE_INDEX, PromptEncoder, TokenizedSample
+from chatbind_cli.training.noise import EmbeddingNoise
 from chatbind_cli.training.throughput import Work
 
 
@@ -27,12 +28,14 @@ class TrainingSamples(Dataset[dict[str, Any]]):
         encoder: writes them down as tokens.
         embeddings: of all their media.
         max_length: longer samples are cut there.
+        noise: added to the embeddings; None for none.
     """
 
     conversations: Conversations
     encoder: PromptEncoder
     embeddings: Embeddings
     max_length: int
+    noise: EmbeddingNoise | None = None
 
     def __len__(self) -> int:
         return len(self.conversations)
@@ -47,10 +50,14 @@ class TrainingSamples(Dataset[dict[str, Any]]):
 
     def with_media(self, index: int, sample: TokenizedSample) -> dict[str, Any]:
         """The sample of that index with the embeddings of its media."""
+        rows = self.embeddings.rows(sample.media)
+        if self.noise is not None and rows is not None:
+            rows = self.noise.add(rows, index)
         return {
             "input_ids": sample.input_ids,
             "labels": sample.labels,
-            "media_embeddings": self.embeddings.rows(sample.media),
+            "media_embeddings": rows,
+            "number": index,
         }
 
 
@@ -71,12 +78,13 @@ class Collator:
 
         Args:
             samples: each with `input_ids` and `labels` (lists of the same length), and
-                `media_embeddings`, float32 [media, embedding_dim]; None or absent for text only.
+                `media_embeddings`, float32 [media, embedding_dim]; None or absent for text only;
+                `number`, if anybody asks which they are.
 
         Returns:
             `input_ids`, `attention_mask`, `labels` [batch, longest], and, where a sample has
             media, `media_embeddings` [media in the batch, embedding_dim], float32, in order;
-            `work`, which is not for the model.
+            `work` and `samples` (their numbers), which are not for the model.
         """
         batch: dict[str, Any] = {
             "input_ids": self._padded([s["input_ids"] for s in samples], self.pad_token_id),
@@ -88,6 +96,7 @@ class Collator:
             batch["media_embeddings"] = torch.cat(media)
         labelled = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
         batch["work"] = Work.of((len(s["input_ids"]) for s in samples), labelled)
+        batch["samples"] = [s.get("number", -1) for s in samples]
         return batch
 
     def _padded(self, rows: Sequence[list[int]], value: int) -> torch.Tensor:

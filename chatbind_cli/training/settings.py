@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from chatbind_cli.errors import UsageError
 from chatbind_cli.media.root import MediaRoot
+from chatbind_cli.training.data_files import DataFile
 
 Stage = Literal["pretrain", "finetune"]
 
@@ -25,7 +26,7 @@ class TrainingSettings:
 
     stage: Stage
     model: Path
-    data: Path
+    data: tuple[DataFile, ...]
     output: Path = field(compare=False)
 
     # media and their embeddings
@@ -59,6 +60,7 @@ class TrainingSettings:
     optim: str | None = None
     max_grad_norm: float = 1.0
     seed: int = 0
+    embedding_noise: float = 0.0  # in norms of an embedding
     eval_data: Path | None = field(default=None, compare=False)
     eval_strategy: str = field(default="no", compare=False)
     eval_steps: float | None = field(default=None, compare=False)
@@ -117,6 +119,7 @@ class TrainingSettings:
         How a global batch is split over processes is left out: it changes sums only by rounding.
         """
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.compare}
+        values["data"] = [str(replace(file, path=file.path.resolve())) for file in self.data]
         root = self.media_root
         values["media_root"], values["media_prefix"] = root.folder, root.prefix
         values["allow_outside"] = root.allow_outside

@@ -20,6 +20,7 @@ from chatbind_cli.files import sha256_file
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration, word_embeddings
 from chatbind_cli.model.loading import ChatBind, projector_of
 from chatbind_cli.model.tokenizer import media_rows
+from chatbind_cli.training.saved import check_weights
 from chatbind_cli.training.settings import Stage
 
 MADE: Final = {"pretrain": "checkpoint", "finetune": "model"}
@@ -140,7 +141,9 @@ def _trained_projector(bundle: ChatBind) -> ProjectorFile:
 
 def write_stage_1(bundle: ChatBind, folder: Path) -> None:
     """Writes what stage 1 makes: projector, configuration and tokenizer, no frozen weights."""
-    write_projector(folder / PROJECTOR_NAME, _trained_projector(bundle))
+    projector = _trained_projector(bundle)
+    write_projector(folder / PROJECTOR_NAME, projector)
+    check_weights(folder / PROJECTOR_NAME, projector.named())
     bundle.config.save_pretrained(folder)
     bundle.tokenizer.save_pretrained(folder)
 
@@ -165,7 +168,8 @@ def write_model(
             same = tensor.to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
             converted[tensor.data_ptr()] = same
         weights[name] = same
-    bundle.model.save_pretrained(folder, state_dict=weights)
+    bundle.model.save_pretrained(folder, state_dict=dict(weights))  # it empties what it gets
+    check_weights(folder, weights)
     # saving notes the dtype that the model was trained in; the next reader wants the file's
     text_config = bundle.config.text_config
     assert isinstance(text_config, PreTrainedConfig)

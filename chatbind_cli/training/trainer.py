@@ -28,11 +28,14 @@ from chatbind_cli.training.arguments import on_gpu
 from chatbind_cli.training.batches import Steps
 from chatbind_cli.training.inputs import Inputs
 from chatbind_cli.training.log import TrainingLog
+from chatbind_cli.training.noise import EmbeddingNoise
 from chatbind_cli.training.rundir import LOG_FILE, STAGING, RunFolder
 from chatbind_cli.training.samples import Collator, TrainingSamples
+from chatbind_cli.training.saved import check_optimizer, check_weights
 from chatbind_cli.training.settings import TrainingSettings
 from chatbind_cli.training.stages import write_stage_1
 from chatbind_cli.training.throughput import Meter, ModelFlops, peak_flops
+from chatbind_cli.training.watch import Watch
 
 WEIGHTS: Final = "trained.safetensors"
 _MULTIPLE_ON_GPU = 8  # lengths that tensor cores like
@@ -65,17 +68,20 @@ class ChatBindTrainer(Trainer):
             embeddings=embeddings,
             max_length=settings.model_max_length,
         )
-        trained_on = samples(inputs.conversations)
         pad = bundle.tokenizer.pad_token_id
         collator = Collator(pad, _MULTIPLE_ON_GPU if on_gpu(settings) else 1)
         self._log = TrainingLog(folder.path / LOG_FILE)
+        noise = None
+        if settings.embedding_noise:
+            noise = EmbeddingNoise(settings.embedding_noise, settings.seed)
+        trained_on = samples(inputs.conversations, noise=noise)
         super().__init__(
             model=bundle.model,
             args=arguments,
             data_collator=collator,
             train_dataset=trained_on,
             eval_dataset=samples(inputs.held_out) if len(inputs.held_out) else None,
-            callbacks=[self._log],
+            callbacks=[self._log, *([noise] if noise else [])],
         )
         # it would print Python dictionaries between the records
         self.remove_callback(PrinterCallback)
@@ -87,6 +93,11 @@ class ChatBindTrainer(Trainer):
         mixed = arguments.bf16 or arguments.fp16
         peak = peak_flops(arguments.device, computing) if mixed else None
         self._meter = Meter(ModelFlops.of(bundle.model), peak)
+        self._watch = Watch(
+            inputs.conversations,
+            lambda found: self.accelerator.reduce(found, "sum"),
+            scaled=arguments.fp16,
+        )
         self._settings = settings
         self._bundle = bundle
         self._folder = folder
@@ -128,6 +139,7 @@ class ChatBindTrainer(Trainer):
         step = next(self._meter.waiting(epoch_iterator))
         for batch in step["passes"]:
             self._meter.add(batch.pop("work"))
+        self._watch.begin([batch.pop("samples") for batch in step["passes"]])
         step["passes"] = send_to_device(step["passes"], device, non_blocking=True)
         return [step], self._get_num_items_in_batch(step["passes"], device)
 
@@ -147,8 +159,17 @@ class ChatBindTrainer(Trainer):
             state._set_sync_gradients(last)  # DeepSpeed takes its step by it
             each = last or state.plugin_kwargs.get("sync_each_batch", False)
             with nullcontext() if each else self.accelerator.no_sync(model):
-                losses.append(super().training_step(model, batch, num_items_in_batch))
+                loss = super().training_step(model, batch, num_items_in_batch)
+            losses.append(self._watch.saw(loss))
         return torch.stack(losses).sum()
+
+    def _get_grad_norm(
+        self, model: nn.Module, grad_norm: torch.Tensor | float | None = None
+    ) -> torch.Tensor | float | None:
+        """The gradient's norm, which is asked for last before the optimizer changes anything."""
+        norm: torch.Tensor | float | None = super()._get_grad_norm(model, grad_norm)
+        self._watch.check(norm, self.state.global_step + 1)
+        return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the rates since the last record to it."""
@@ -164,7 +185,7 @@ class ChatBindTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
         """One batch of evaluation, which is not timed."""
-        del inputs["work"]
+        del inputs["work"], inputs["samples"]
         return super().prediction_step(model, inputs, *args, **kwargs)
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -178,6 +199,8 @@ class ChatBindTrainer(Trainer):
             staged = self._folder.path / STAGING / f"checkpoint-{self.state.global_step}"
             if self._settings.stage == "pretrain" and not self.is_fsdp_enabled:
                 write_stage_1(self._bundle, staged)  # a projector that can be taken from it
+            if (staged / "optimizer.pt").exists():
+                check_optimizer(staged / "optimizer.pt")
             self._folder.publish_checkpoint(staged, self._settings.save_total_limit)
         self.accelerator.wait_for_everyone()
 
@@ -192,6 +215,7 @@ class ChatBindTrainer(Trainer):
         }
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         save_file(trained, Path(output_dir) / WEIGHTS)
+        check_weights(Path(output_dir) / WEIGHTS, trained)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None

@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 
 from chatbind_cli.errors import UsageError
 from chatbind_cli.training.arguments import attention, sharding, training_arguments
+from chatbind_cli.training.data_files import DataFile
 from chatbind_cli.training.settings import TrainingSettings
 
 needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -21,7 +22,7 @@ def settings(tmp_path: Path) -> TrainingSettings:
     return TrainingSettings(
         stage="finetune",
         model=tmp_path,
-        data=tmp_path / "data.json",
+        data=(DataFile(tmp_path / "data.json"),),
         output=tmp_path / "out",
         device="cpu",
     )
@@ -138,7 +139,6 @@ def test_sharding_is_in_the_words_of_today(settings: TrainingSettings) -> None:
         ({"learning_rate": float("nan")}, "--learning-rate is nan"),
         ({"bf16": True, "fp16": True}, "exclude each other"),
         ({"eval_strategy": "steps"}, "needs held-out conversations"),
-        ({"plot": Path("loss.gif")}, "no suffix that we draw"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(

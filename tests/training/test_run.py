@@ -95,7 +95,8 @@ def test_finetune_makes_a_model_folder_from_a_projector(world, here, tmp_path) -
 
 def test_a_frozen_language_model_stays_as_it_is(world, here, tmp_path) -> None:
     out = tmp_path / "out"
-    assert here("finetune", *world.args(out, *FAST, "--freeze-backbone")).code == 0
+    done = here("finetune", *world.args(out, *FAST, "--freeze-backbone"))
+    assert done.code == 0, done.stderr
     before = load_file(world.llama / "model.safetensors")
     after = load_file(out / "model.safetensors")
     for name, tensor in before.items():
@@ -319,6 +320,27 @@ def test_a_loss_that_is_not_a_number_ends_the_run(world, here, tmp_path) -> None
     done = here("finetune", *world.args(tmp_path / "out", "--learning-rate", "1e38"))
     assert done.code == 1
     assert "the loss is not a number any more at step" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "steps"),
+    [
+        (("--max-steps", "2", "--logging-steps", "10"), [2]),
+        (("--max-steps", "5", "--logging-steps", "3"), [3, 5]),
+        (("--num-train-epochs", "0"), []),
+        (("--max-steps", "0"), []),
+    ],
+)
+def test_the_last_step_is_logged_if_there_is_one(world, here, tmp_path, words, steps) -> None:
+    out = tmp_path / "out"
+    done = here("pretrain", *world.args(out, *words))
+    assert done.code == 0, done.stderr
+    *log, made = done.records
+    assert [record["step"] for record in log] == steps
+    assert made["steps"] == max(steps, default=0)
+    assert (out / "loss.svg").exists() == bool(steps)
+    read_projector(out / "projector.safetensors")
+    assert here("pretrain", *world.args(out, *words)).records == [made]
 
 
 def test_held_out_conversations_are_measured(world, here, tmp_path) -> None:

@@ -24,6 +24,7 @@ def test_a_replaced_method_takes_what_the_library_hands_it(name: str) -> None:
 
 def test_the_private_ones_are_few_and_known() -> None:
     assert {name for name in REPLACED if name.startswith("_")} == {
+        "_get_grad_norm",
         "_get_output_dir",
         "_load_from_checkpoint",
         "_save_checkpoint",

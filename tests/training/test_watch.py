@@ -1,0 +1,111 @@
+"""A step that is no number ends the run before it spoils anything; its samples are named."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from chatbind_cli.data.conversations import Conversations
+from chatbind_cli.errors import ChatBindError
+from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
+from chatbind_cli.training.watch import Watch
+from tests.training.conftest import caption
+
+NAN = torch.tensor(math.nan)
+FINE = torch.tensor(1.0)
+
+
+def watch(*, scaled: bool = False, others: float = 0) -> Watch:
+    records = [({"id": f"c{i}", **caption(4)}, f"data.json:{i}") for i in range(4)]
+    for record, _ in records[:1]:
+        del record["id"]
+    total = lambda found: found + torch.tensor([0.0, others, 0.0])  # noqa: E731
+    return Watch(Conversations(records), total, scaled=scaled)
+
+
+def step(one: Watch, *losses: torch.Tensor, norm: object = FINE, stop: bool = False) -> bool:
+    one.begin([[0, 1], [2]])
+    for loss in losses:
+        one.saw(loss)
+    return one.check(norm, 7, stop=stop)  # type: ignore[arg-type]
+
+
+def test_the_samples_of_the_batch_that_is_no_number_are_named() -> None:
+    assert not step(watch(), FINE, FINE)
+    with pytest.raises(ChatBindError, match=r"the loss .* at step 7 \(its samples: data.json:2 "):
+        step(watch(), FINE, NAN)
+    with pytest.raises(ChatBindError, match=r"samples: data.json:0, data.json:1 \(id c4\)\);"):
+        step(watch(), torch.tensor(math.inf), FINE)
+
+
+@pytest.mark.parametrize("norm", [NAN, math.inf])
+def test_a_gradient_that_is_no_number_names_the_whole_step(norm: object) -> None:
+    with pytest.raises(ChatBindError, match=r"the gradient .*data.json:0, .*1 \(.*2 \(id c4\)\)"):
+        step(watch(), FINE, FINE, norm=norm)
+    step(watch(), FINE, FINE, norm=None)
+
+
+def test_processes_agree_on_what_one_of_them_has_seen() -> None:
+    with pytest.raises(ChatBindError, match="the gradient is not a number"):
+        step(watch(others=1), FINE, FINE)
+    assert step(watch(), FINE, FINE, stop=True)
+
+
+def test_steps_that_a_scaler_leaves_out_are_an_error_only_in_a_row() -> None:
+    one = watch(scaled=True)
+    for _ in range(3):
+        for _ in range(24):
+            step(one, FINE, NAN, norm=math.inf)
+        step(one, FINE, FINE)
+    with pytest.raises(ChatBindError, match="of 25 steps in a row, up to step 7"):
+        for _ in range(25):
+            step(one, FINE, FINE, norm=math.inf)
+    assert one.saw(NAN) == 0
+    assert math.isnan(watch().saw(NAN))
+
+
+@pytest.fixture
+def spoil(monkeypatch):
+    """Makes the loss of the forward pass of that number, in training, no number."""
+
+    def do(number: int) -> None:
+        forward = ChatBindForConditionalGeneration.forward
+        passes = 0
+
+        def spoilt(self: nn.Module, *args: object, **kwargs: object) -> object:
+            nonlocal passes
+            passes += 1
+            output = forward(self, *args, **kwargs)  # type: ignore[arg-type]
+            if passes == number:
+                output.loss = output.loss * math.nan
+            return output
+
+        monkeypatch.setattr(ChatBindForConditionalGeneration, "forward", spoilt)
+
+    return do
+
+
+def test_a_run_stops_before_the_weights_are_spoilt_and_goes_on_after(
+    world, here, tmp_path, spoil, monkeypatch
+) -> None:
+    # the seventh forward pass belongs to step 4: nothing of it is logged before step 5
+    words = ("--max-steps", "5", "--logging-steps", "5", "--save-steps", "1", "--seed", "3")
+    args = world.args(tmp_path / "out", *words)
+    args[args.index("--gradient-accumulation-steps") + 1] = "2"
+    with monkeypatch.context():
+        spoil(7)
+        done = here("pretrain", *args)
+        assert done.code == 1
+        line = done.stderr.splitlines()[-1]
+        assert "the loss is not a number any more at step 4" in line
+        assert line.count("captions.json") == 2  # of one micro batch
+        kept = sorted(folder.name for folder in (tmp_path / "out").glob("checkpoint-*"))
+        assert kept == ["checkpoint-3"]
+        assert not (tmp_path / "out" / "projector.safetensors").exists()
+    spoil(-1)
+    again = here("pretrain", *args)
+    assert again.code == 0, again.stderr
+    assert "going on from step 3 of 5" in again.stderr
