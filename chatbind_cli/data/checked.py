@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from chatbind_cli.console import note
 from chatbind_cli.data.conversations import checked_row
+from chatbind_cli.data.parquet_records import is_parquet, read_parquet
 from chatbind_cli.data.record_file import RecordFile, Row, write_rows
 from chatbind_cli.errors import RecordError, contained
 from chatbind_cli.files import cache_folder, replace_file, sha256_file
@@ -76,7 +77,8 @@ def _in_memory(path: Path, name: str) -> RecordFile:
 
 def _rows(path: Path, name: str) -> Iterator[Row]:
     """Rows whose places do not hold the file's name: another file may have the same content."""
-    for record, where, _, problem in read_lines(path, name=name):
+    lines = read_parquet(path, name) if is_parquet(path) else read_lines(path, name=name)
+    for record, where, _, problem in lines:
         place = where.removeprefix(name)
         try:
             if problem is not None:

@@ -6,6 +6,7 @@ Of a medium that was encoded in several ways only the rows of one way count.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.options import MediaOptions
 
+_ASKED_AT_ONCE = 1000
 _ALIKE = ("chatbind", "pytorchvideo")  # clip samplers
 _ANEW = "encode the media into a store of their own, all with the same options"
 
@@ -49,6 +51,20 @@ class Embeddings:
             if row is not None:
                 return row
         return None
+
+    def missing(self, media: Iterable[Medium]) -> list[Medium]:
+        """Those of many media of which there is no embedding; in order, and without reading any."""
+        missing: list[Medium] = []
+        waiting = iter(media)
+        while some := list(islice(waiting, _ASKED_AT_ONCE)):
+            held: set[tuple[str | None, str]] = set()
+            for modality in MODALITIES:
+                names = [medium.name for medium in some if medium.modality == modality]
+                made = self._made.get(modality)
+                found = set().union(*(store.held(modality, names, made) for store in self._stores))
+                held |= {(modality, name) for name in found}
+            missing += [medium for medium in some if (medium.modality, medium.name) not in held]
+        return missing
 
     def rows(self, media: Iterable[Medium]) -> torch.Tensor | None:
         """The embeddings of media, float32 [media, dim], in order; None for no media.

@@ -7,11 +7,12 @@ same time, and see what has been committed.
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
@@ -41,8 +42,12 @@ _LOCK_NAME = "writer.lock"
 _SECONDS_PER_COMMIT = 1.0  # what a kill loses
 
 _BY_NAME = (
-    "SELECT embedding FROM embeddings WHERE name = ? AND modality = ? "
+    "SELECT sha256, embedding FROM embeddings WHERE name = ? AND modality = ? "
     "AND preprocessing = coalesce(?, preprocessing) ORDER BY id DESC LIMIT 1"
+)
+_HELD = (
+    "SELECT DISTINCT name FROM embeddings WHERE name IN (SELECT value FROM json_each(?)) "
+    "AND modality = ? AND preprocessing = coalesce(?, preprocessing)"
 )
 _BY_CONTENT = (
     "SELECT embedding FROM embeddings WHERE sha256 = ? AND modality = ? AND preprocessing = ? "
@@ -116,12 +121,27 @@ class EmbeddingStore:
         Raises:
             StoreError: the store is broken.
         """
-        return self._vector(self._run(_BY_NAME, (_as_text(name), modality, fingerprint)))
+        row = self.find(modality, name, fingerprint)
+        return None if row is None else row[1]
+
+    def find(
+        self, modality: str, name: str, fingerprint: str | None = None
+    ) -> tuple[str, torch.Tensor] | None:
+        """The same, with the SHA-256 of the medium's content before it."""
+        found = self._run(_BY_NAME, (_as_text(name), modality, fingerprint))
+        return (found[0][0].hex(), self._vector(found[0][1])) if found else None
+
+    def held(self, modality: str, names: Sequence[str], fingerprint: str | None = None) -> set[str]:
+        """Those of many names for which `get` would find an embedding; none is read."""
+        spelled = {_as_text(name): name for name in names}
+        asked = (json.dumps(list(spelled)), modality, fingerprint)
+        return {spelled[name] for (name,) in self._run(_HELD, asked)}
 
     def recall(self, modality: str, content_sha256: str, fingerprint: str) -> torch.Tensor | None:
         """Returns the embedding of the same content under whatever name, if there is one."""
         content = bytes.fromhex(content_sha256)
-        return self._vector(self._run(_BY_CONTENT, (content, modality, fingerprint)))
+        found = self._run(_BY_CONTENT, (content, modality, fingerprint))
+        return self._vector(found[0][0]) if found else None
 
     def add(
         self,
@@ -198,10 +218,7 @@ class EmbeddingStore:
         except sqlite3.Error as error:
             raise unusable(self._path, error) from error
 
-    def _vector(self, found: list[Any]) -> torch.Tensor | None:
-        if not found:
-            return None
-        [(numbers,)] = found
+    def _vector(self, numbers: Any) -> torch.Tensor:
         dtype = DTYPES[self.meta.dtype]
         if not isinstance(numbers, bytes) or len(numbers) != self.meta.dim * dtype.itemsize:
             raise StoreError(

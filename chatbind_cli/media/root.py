@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +12,9 @@ from chatbind_cli.media.source import MediaSource, open_source, shown
 
 ADDRESSES = ("http://", "https://", "data:")
 """How the names begin that are no paths."""
+
+_WORTH_LISTING = 64
+"""Names in a folder: a folder of millions is not listed for the sake of a few."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class MediaRoot:
         Raises:
             MediaError: the path leaves the root, or no file is there.
         """
-        base = (self.folder if self.folder is not None else Path()).absolute()
+        base = self._base()
         where = shown(name)
         if not name or "\0" in name:
             raise MediaError("is not a file name", where=repr(where))
@@ -53,6 +58,47 @@ class MediaRoot:
         if not found:
             raise MediaError("no such file", where=shown(str(path)), hint="is --media-root right?")
         return path
+
+    def missing(self, names: Iterable[str]) -> dict[str, str]:
+        """Those of many names for which `find` would fail, each with its message.
+
+        A folder of many is listed once: asking the disk for half a million files one by one takes
+        longer than a step of training.
+        """
+        folders: dict[str, list[str]] = {}
+        for name in names:
+            file = name.rpartition("/")[2]
+            folders.setdefault(name.removesuffix(file), []).append(file)
+        missing = {}
+        for folder, inside in folders.items():
+            plain = self._plain_files(folder) if len(inside) >= _WORTH_LISTING else frozenset()
+            for file in inside:
+                if (file if file.startswith(self.prefix) else self.prefix + file) in plain:
+                    continue
+                try:
+                    self.find(folder + file)
+                except MediaError as error:
+                    missing[folder + file] = str(error)
+        return missing
+
+    def _plain_files(self, folder: str) -> Collection[str]:
+        """The files in a folder, below the root, that are certainly not outside: links may be."""
+        base = self._base()
+        try:
+            place = (base / folder).resolve()
+            if not self.allow_outside and (
+                Path(folder).is_absolute()
+                or ".." in Path(folder).parts
+                or not place.is_relative_to(base.resolve())
+            ):
+                return frozenset()
+            with os.scandir(place) as entries:
+                return {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
+        except (OSError, ValueError, RuntimeError):
+            return frozenset()  # `find` says why
+
+    def _base(self) -> Path:
+        return (self.folder if self.folder is not None else Path()).absolute()
 
     def open(self, ref: str | Path | bytes) -> MediaSource:
         """The bytes that a record means by a name; http(s) and data addresses are read too.

@@ -95,7 +95,7 @@ def weights_dtype(settings: TrainingSettings) -> torch.dtype:
     if settings.dtype != "auto":
         return resolve_dtype(settings.dtype, torch.device("cpu"))
     half = settings.bf16 or (settings.bf16 is None and on_gpu(settings))
-    small = half and not settings.fp16 and not settings.backbone_trains
+    small = half and not settings.fp16 and not settings.matrices_train
     return torch.bfloat16 if small else torch.float32
 
 

@@ -9,7 +9,6 @@ samples between the passes of a step change sums by rounding.
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import itemgetter
@@ -26,15 +25,14 @@ from chatbind_cli.console import note
 from chatbind_cli.data.tokens import IGNORE_INDEX
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
 from chatbind_cli.training.arguments import on_gpu
-from chatbind_cli.training.packing import Packing, collate_rows, packs_exactly
-from chatbind_cli.training.samples import Collator, TrainingSamples
+from chatbind_cli.training.packing import Packing, packs_exactly
+from chatbind_cli.training.positions import Collate
+from chatbind_cli.training.samples import TrainingSamples
 from chatbind_cli.training.settings import TrainingSettings
 from chatbind_cli.training.throughput import ModelFlops, Work
 
 WINDOW: Final = 32
 """How many steps are sorted by length together, where they are grouped."""
-_LEFT_TO_PARENT = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-_GRACE_S = 60  # how long a worker that is told to end may yet be of use
 
 
 class Step(NamedTuple):
@@ -128,7 +126,8 @@ class StepSamples(Dataset[Any]):
 
     Args:
         samples: all samples.
-        collator: makes batches of those that are not packed.
+        padded: makes batches of samples.
+        packed: makes batches of rows of samples.
         share: this process's.
         sizes: about how long samples are, int64.
         by_length: see `Share.passes`.
@@ -136,7 +135,8 @@ class StepSamples(Dataset[Any]):
     """
 
     samples: TrainingSamples
-    collator: Collator
+    padded: Collate
+    packed: Collate
     share: Share
     sizes: np.ndarray
     by_length: bool = False
@@ -147,32 +147,29 @@ class StepSamples(Dataset[Any]):
 
     def __getitems__(self, step: Step) -> list[dict[str, Any]]:
         """A list of one: the batches of this process under `passes`."""
-        make = self._padded if self.packing is None else self._packed
+        make = self._apart if self.packing is None else self._in_rows
         return [{"passes": make(step)}]
 
-    def _padded(self, step: Step) -> list[dict[str, Any]]:
+    def _apart(self, step: Step) -> list[dict[str, Any]]:
         sizes = self.sizes[step.samples]
         passes = self.share.passes(sizes, by_length=self.by_length)
         return [
-            self.collator([self.samples[step.samples[n]] for n in one])
-            if one
-            else self._filler(step)
+            self.padded([self.samples[step.samples[n]] for n in one]) if one else self._filler(step)
             for one in passes
         ]
 
-    def _packed(self, step: Step) -> list[dict[str, Any]]:
+    def _in_rows(self, step: Step) -> list[dict[str, Any]]:
         """Every process counts all tokens of the step: only so do all find the same rows."""
         assert self.packing is not None
         texts = [self.samples.tokens(index) for index in step.samples]
         lengths = np.array([len(text.input_ids) for text in texts])
-        pad, multiple = self.collator.pad_token_id, self.collator.pad_to_multiple_of
         made = []
         for shares in self.packing.passes(lengths, self.share.processes):
             rows = [
                 [self.samples.with_media(step.samples[n], texts[n]) for n in row]
                 for row in shares[self.share.rank]
             ]
-            made.append(collate_rows(rows, pad, multiple) if rows else self._filler(step))
+            made.append(self.packed(rows) if rows else self._filler(step))
         return made
 
     def _filler(self, step: Step) -> dict[str, Any]:
@@ -181,9 +178,9 @@ class StepSamples(Dataset[Any]):
         Processes wait for each other in every pass.
         """
         shortest = step.samples[int(np.argmin(self.sizes[step.samples]))]
-        batch = self.collator([self.samples[shortest]])
-        batch["labels"].fill_(IGNORE_INDEX)
-        return {**batch, "work": Work(0, 0, 0, 0)}
+        sample = self.samples[shortest]
+        sample["labels"] = [IGNORE_INDEX] * len(sample["labels"])
+        return {**self.padded([sample]), "work": Work(0, 0, 0, 0)}
 
 
 class Steps(TrainerCallback):
@@ -192,7 +189,8 @@ class Steps(TrainerCallback):
     Args:
         settings: of the run.
         samples: to train on.
-        collator: makes batches of those that are not packed.
+        padded: makes batches of samples.
+        packed: makes batches of rows of samples.
         model: a ChatBind model.
     """
 
@@ -200,7 +198,8 @@ class Steps(TrainerCallback):
         self,
         settings: TrainingSettings,
         samples: TrainingSamples,
-        collator: Collator,
+        padded: Collate,
+        packed: Collate,
         model: ChatBindForConditionalGeneration,
     ) -> None:
         self._model = model
@@ -214,7 +213,8 @@ class Steps(TrainerCallback):
         )
         self._samples = StepSamples(
             samples,
-            collator,
+            padded,
+            packed,
             Share(worker.rank(), world, settings.per_device_train_batch_size),
             sizes,
             by_length=settings.group_by_length,
@@ -230,7 +230,7 @@ class Steps(TrainerCallback):
             collate_fn=itemgetter(0),
             num_workers=workers,
             pin_memory=arguments.dataloader_pin_memory,
-            worker_init_fn=_leave_signals,
+            worker_init_fn=_work_alone,
             # the workers' seed: the process's own random state is left alone
             generator=torch.Generator().manual_seed(arguments.seed),
         )
@@ -272,13 +272,7 @@ def _packing(settings: TrainingSettings, model: ChatBindForConditionalGeneration
     )
 
 
-def _leave_signals(number: int) -> None:
-    """Signals that a terminal or a scheduler sends to all processes are for the trainer alone.
-
-    It may yet finish a step, for which it needs its workers.
-    """
-    for one in _LEFT_TO_PARENT:
-        signal.signal(one, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_S))
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a worker
+def _work_alone(number: int) -> None:
+    """One thread a worker: there are others."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)

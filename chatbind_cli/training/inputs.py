@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +20,6 @@ from chatbind_cli.data.conversations import Conversations, Media
 from chatbind_cli.encoders.imagebind.config import ENCODER_PLACES, usual_encoder
 from chatbind_cli.errors import (
     CheckpointError,
-    MediaError,
     RecordError,
     WeightsError,
 )
@@ -211,15 +210,12 @@ def _find_encoder(settings: TrainingSettings, media: Sequence[Medium]) -> Path |
     )
 
 
-def missing_media(root: MediaRoot, media: Sequence[Medium]) -> dict[Medium, str]:
+def missing_media(root: MediaRoot, media: Iterable[Medium]) -> dict[Medium, str]:
     """The media for which there is no file, each with the reason."""
-    missing = {}
-    for medium in media:
-        try:
-            root.find(medium.name)
-        except MediaError as error:
-            missing[medium] = str(error)
-    return missing
+    missing = root.missing(dict.fromkeys(medium.name for medium in media))
+    if not missing:
+        return {}
+    return {medium: missing[medium.name] for medium in media if medium.name in missing}
 
 
 def _missing_rows(settings: TrainingSettings, media: Sequence[Medium]) -> dict[Medium, str]:
@@ -229,8 +225,7 @@ def _missing_rows(settings: TrainingSettings, media: Sequence[Medium]) -> dict[M
     embeddings = stored_embeddings(settings, media)[0]
     return {
         medium: f"{medium.name}: the store has no embedding of this {medium.modality}"
-        for medium in media
-        if medium not in embeddings
+        for medium in embeddings.missing(media)
     }
 
 

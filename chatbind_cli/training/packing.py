@@ -117,47 +117,56 @@ def _area(lengths: np.ndarray, rows: list[list[int]]) -> int:
     return len(rows) * max((int(lengths[row].sum()) for row in rows), default=0)
 
 
-def collate_rows(
-    rows: Sequence[Sequence[Mapping[str, Any]]], pad_token_id: int, pad_to_multiple_of: int = 1
-) -> dict[str, Any]:
-    """One packed batch.
+@dataclass(frozen=True)
+class RowCollator:
+    """Makes one packed batch.
 
     Args:
-        rows: of samples as `Collator` takes them.
         pad_token_id: what fills `input_ids`.
         pad_to_multiple_of: the length is rounded up to a multiple of this.
-
-    Returns:
-        `input_ids`, `labels` and `position_ids` [rows, longest], and `media_embeddings`, `work` and
-        `samples` as `Collator` has them. The first label of a sample never counts: what comes
-        before it is another one.
     """
-    lengths = [[len(sample["input_ids"]) for sample in row] for row in rows]
-    width = -(-max(map(sum, lengths)) // pad_to_multiple_of) * pad_to_multiple_of
-    ids = np.full((len(rows), width), pad_token_id)
-    labels = np.full((len(rows), width), IGNORE_INDEX)
-    positions = np.empty((len(rows), width), dtype=np.int64)
-    for place, row in enumerate(rows):
-        start = 0
-        for sample, length in zip(row, lengths[place], strict=True):
-            end = start + length
-            ids[place, start:end] = sample["input_ids"]
-            labels[place, start + 1 : end] = sample["labels"][1:]
-            positions[place, start:end] = np.arange(length)
-            start = end
-        positions[place, start:] = np.arange(width - start)
-    batch: dict[str, Any] = {
-        "input_ids": torch.from_numpy(ids),
-        "labels": torch.from_numpy(labels),
-        "position_ids": torch.from_numpy(positions),
-    }
-    media = [sample.get("media_embeddings") for row in rows for sample in row]
-    if any(one is not None for one in media):
-        batch["media_embeddings"] = torch.cat([one for one in media if one is not None])
-    labelled = int((labels != IGNORE_INDEX).sum())
-    batch["work"] = Work.of((n for row in lengths for n in row), labelled)
-    batch["samples"] = [sample.get("number", -1) for row in rows for sample in row]
-    return batch
+
+    pad_token_id: int
+    pad_to_multiple_of: int = 1
+
+    def __call__(self, rows: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+        """One batch.
+
+        Args:
+            rows: of samples as `Collator` takes them.
+
+        Returns:
+            `input_ids`, `labels` and `position_ids` [rows, longest], and `media_embeddings`, `work`
+            and `samples` as `Collator` has them. The first label of a sample never counts: what
+            comes before it is another one.
+        """
+        lengths = [[len(sample["input_ids"]) for sample in row] for row in rows]
+        multiple = self.pad_to_multiple_of
+        width = -(-max(map(sum, lengths)) // multiple) * multiple
+        ids = np.full((len(rows), width), self.pad_token_id)
+        labels = np.full((len(rows), width), IGNORE_INDEX)
+        positions = np.empty((len(rows), width), dtype=np.int64)
+        for place, row in enumerate(rows):
+            start = 0
+            for sample, length in zip(row, lengths[place], strict=True):
+                end = start + length
+                ids[place, start:end] = sample["input_ids"]
+                labels[place, start + 1 : end] = sample["labels"][1:]
+                positions[place, start:end] = np.arange(length)
+                start = end
+            positions[place, start:] = np.arange(width - start)
+        batch: dict[str, Any] = {
+            "input_ids": torch.from_numpy(ids),
+            "labels": torch.from_numpy(labels),
+            "position_ids": torch.from_numpy(positions),
+        }
+        media = [sample.get("media_embeddings") for row in rows for sample in row]
+        if any(one is not None for one in media):
+            batch["media_embeddings"] = torch.cat([one for one in media if one is not None])
+        labelled = int((labels != IGNORE_INDEX).sum())
+        batch["work"] = Work.of((n for row in lengths for n in row), labelled)
+        batch["samples"] = [sample.get("number", -1) for row in rows for sample in row]
+        return batch
 
 
 @torch.no_grad()

@@ -29,6 +29,8 @@ from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.model.assemble import build_chatbind
 from chatbind_cli.model.config import EncoderInfo
 from chatbind_cli.model.loading import ChatBind
+from chatbind_cli.stopping import listening
+from chatbind_cli.training.adapters import put_adapters, quantization, write_adapted
 from chatbind_cli.training.arguments import attention, on_gpu, training_arguments, weights_dtype
 from chatbind_cli.training.embeddings import (
     assumed_encoder,
@@ -74,6 +76,7 @@ def train(settings: TrainingSettings, inputs: Inputs) -> None:
     transformers.utils.logging.disable_progress_bar()
     arguments = training_arguments(settings, world_size=worker.world_size())
     kernels = attention(settings, arguments)
+    quantization(settings)  # which may not be possible
     folder = RunFolder(settings.output, settings.stage)
     with ExitStack() as held:
         if worker.rank() == 0:
@@ -134,6 +137,8 @@ def _train(
         command=shlex.join(["chatbind", *settings.command]),
         dtype=weights_dtype(settings),
         attn_implementation=kernels,
+        quantization=quantization(settings),
+        merge=settings.lora_r is None,
         projector_type=settings.projector_type,
         tokens_per_embedding=settings.tokens_per_embedding,
         use_start_end=settings.use_start_end,
@@ -144,15 +149,18 @@ def _train(
         folder.confirm(
             {"encoder_sha256": encoder.sha256, "language_model": base.get("fingerprint")}
         )
+    if settings.lora_r is not None:
+        put_adapters(bundle.model, settings)
     freeze = settings.freeze_backbone
     note(select_trainable(bundle.model, settings.stage, freeze_backbone=freeze))
-    trainer = ChatBindTrainer(settings, inputs, embeddings, bundle, folder, arguments)
-    trainer.fit()
-    _write_result(settings, bundle, trainer, folder)
-    record = {"artifact": MADE[settings.stage]}
-    if worker.rank() == 0:
-        record = _finish(settings, inputs, folder)
-    PartialState().wait_for_everyone()
+    with listening():  # what comes after the last step waits for nothing, and signals for it
+        trainer = ChatBindTrainer(settings, inputs, embeddings, bundle, folder, arguments)
+        trainer.fit()
+        _write_result(settings, bundle, trainer, folder)
+        record = {"artifact": MADE[settings.stage]}
+        if worker.rank() == 0:
+            record = _finish(settings, inputs, folder)
+        PartialState().wait_for_everyone()
     return record
 
 
@@ -173,11 +181,12 @@ def _embedded(
     # once training has begun, the set of its samples stays as it is
     bad = read_rejected(listed) if folder.last_checkpoint() is not None else {}
     had = Embeddings(open_parts(parts), options)
-    missing = [medium for medium in inputs.media if medium not in bad and medium not in had]
+    missing = [medium for medium in had.missing(inputs.media) if medium not in bad]
     # every process must have looked before the first one adds to what there is
     PartialState().wait_for_everyone()
     mine, part = missing[worker.rank() :: worker.world_size()], parts / part_name(worker.rank())
-    failed = encode_media(mine, encoder, settings.media_root, part, options)
+    cache = settings.embedding_cache
+    failed = encode_media(mine, encoder, settings.media_root, part, options, cache)
     inputs = inputs.leave_out(bad | dict(gather_object(failed)))
     if worker.rank() == 0:
         save_rejected(inputs.rejected, listed)
@@ -192,7 +201,7 @@ def _write_result(
 ) -> None:
     """Writes the stage's result into the run's folder, a whole file at a time."""
     staged = folder.path / STAGING / "result"
-    if settings.stage == "finetune":
+    if settings.stage == "finetune" and settings.lora_r is None:
         if worker.rank() == 0:
             fold_rows(bundle.model)
         state = trainer.gathered_state()
@@ -201,6 +210,8 @@ def _write_result(
     staged.mkdir(parents=True)
     if settings.stage == "pretrain":
         write_stage_1(bundle, staged)
+    elif settings.lora_r is not None:
+        write_adapted(bundle, staged, settings)
     else:
         weights = next(bundle.model.parameters()).dtype
         write_model(bundle, staged, state, torch.bfloat16 if trainer.args.bf16 else weights)

@@ -33,6 +33,7 @@ class TrainingSettings:
     media_root: MediaRoot = field(default_factory=MediaRoot)
     encoder: Path | None = None
     store: Path | None = None  # embeddings made before: then neither encoder nor media are needed
+    embedding_cache: Path | None = field(default=None, compare=False)  # of all runs
 
     # the model; what is None comes from the projector file, else from the first of the choices
     projector: Path | None = None
@@ -41,6 +42,12 @@ class TrainingSettings:
     use_start_end: bool | None = None
     prompt_style: str | None = None
     freeze_backbone: bool = False
+    lora_r: int | None = None  # rank of adapters; None: none
+    lora_alpha: float | None = None
+    lora_dropout: float | None = None
+    lora_targets: tuple[str, ...] | None = None
+    lora_dora: bool | None = None
+    load_in_4bit: bool | None = None
     model_max_length: int = 2048
 
     # optimization
@@ -73,6 +80,8 @@ class TrainingSettings:
     fp16: bool | None = None
     tf32: bool | None = None
     gradient_checkpointing: bool | None = field(default=None, compare=False)
+    loss_at_labels: bool = field(default=True, compare=False)
+    share_prefix: bool = field(default=True, compare=False)
     fsdp: str = field(default="", compare=False)
     fsdp_layers: tuple[str, ...] = field(default=(), compare=False)
     dataloader_num_workers: int | None = field(default=None, compare=False)
@@ -103,10 +112,32 @@ class TrainingSettings:
                 hint="give them with --eval-data, or say --evaluation-strategy no",
             )
 
+        self._check_adapters()
+
+    def _check_adapters(self) -> None:
+        words = ("lora_alpha", "lora_dropout", "lora_targets", "lora_dora", "load_in_4bit")
+        for name in words if self.lora_r is None else ():
+            if getattr(self, name):
+                raise UsageError(f"--{name.replace('_', '-')} needs --lora-r")
+        if self.lora_r is None:
+            return
+        if self.freeze_backbone:
+            raise UsageError("--freeze-backbone trains no adapters, and --lora-r asks for them")
+        if self.fsdp:
+            raise UsageError(
+                "--fsdp shares out no model with adapters",
+                hint="adapters are small, and --load-in-4bit makes the rest of it so",
+            )
+
     @property
     def backbone_trains(self) -> bool:
-        """Whether the language model is changed by training, and not the projector alone."""
+        """Whether the language model is changed by training, itself or by adapters."""
         return self.stage == "finetune" and not self.freeze_backbone
+
+    @property
+    def matrices_train(self) -> bool:
+        """Whether the language model's own weights train, and not adapters beside them."""
+        return self.backbone_trains and self.lora_r is None
 
     def samples_per_step(self, world_size: int) -> int:
         """The samples of an optimizer step, over all processes."""

@@ -1,7 +1,7 @@
 """What each stage trains, and what it leaves behind: the one place that decides it, and says it.
 
 `pretrain`: the projector, and the embeddings of the media tokens. `finetune`: projector and
-language model.
+language model; or, with adapters in the latter, what stage 1 trains and the adapters.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from transformers import PreTrainedConfig
 
 from chatbind_cli.checkpoints.projector_file import ProjectorFile, write_projector
 from chatbind_cli.files import sha256_file
+from chatbind_cli.model.adapters import adapter_parameters, adapters_of
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration, word_embeddings
-from chatbind_cli.model.loading import ChatBind, projector_of
+from chatbind_cli.model.loading import PROJECTOR_NAME, ChatBind, projector_of
 from chatbind_cli.model.tokenizer import media_rows
 from chatbind_cli.training.saved import check_weights
 from chatbind_cli.training.settings import Stage
@@ -26,7 +27,6 @@ from chatbind_cli.training.settings import Stage
 MADE: Final = {"pretrain": "checkpoint", "finetune": "model"}
 """The kind of artefact that each stage makes."""
 
-PROJECTOR_NAME: Final = "projector.safetensors"
 CONFIG_NAME: Final = "config.json"
 
 
@@ -90,10 +90,12 @@ def select_trainable(
         stage: decides it.
         freeze_backbone: in stage `finetune`, train the projector and leave the language model.
     """
+    language_model = model.language_model
+    adapted = adapters_of(language_model)
     model.requires_grad_(False)
     model.projector.requires_grad_(True)
     parts = ["the projector"]
-    if stage == "pretrain" or freeze_backbone:
+    if stage == "pretrain" or freeze_backbone or adapted is not None:
         # parameters that train are kept in float32; the frozen ones may be half as large
         model.projector.float()
         # of <im_patch> no embedding is ever read
@@ -103,7 +105,11 @@ def select_trainable(
             base = word_embeddings(model)
             model.set_input_embeddings(RowEmbedding(base, list(rows.values())))
             parts.append(f"the embeddings of {', '.join(rows)}")
-    else:
+    if adapted is not None:
+        for _, parameter in adapter_parameters(language_model):
+            parameter.requires_grad_(True)
+        parts.append(f"adapters of rank {adapted.r} beside the language model's matrices")
+    elif stage == "finetune" and not freeze_backbone:
         model.language_model.requires_grad_(True)
         parts.append("the language model")
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

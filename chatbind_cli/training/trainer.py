@@ -6,19 +6,22 @@ every process's random state and the step. It grows in a staging folder and gets
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from accelerate.utils import send_to_device
+from accelerate.utils import broadcast_object_list, send_to_device
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
 
+from chatbind_cli import stopping, worker
 from chatbind_cli.console import note
 from chatbind_cli.data.lookup import Embeddings
 from chatbind_cli.data.tokens import PromptEncoder
@@ -29,6 +32,9 @@ from chatbind_cli.training.batches import Steps
 from chatbind_cli.training.inputs import Inputs
 from chatbind_cli.training.log import TrainingLog
 from chatbind_cli.training.noise import EmbeddingNoise
+from chatbind_cli.training.packing import RowCollator
+from chatbind_cli.training.positions import WithPositions
+from chatbind_cli.training.prefix import SharedPrefix
 from chatbind_cli.training.rundir import LOG_FILE, STAGING, RunFolder
 from chatbind_cli.training.samples import Collator, TrainingSamples
 from chatbind_cli.training.saved import check_optimizer, check_weights
@@ -68,8 +74,12 @@ class ChatBindTrainer(Trainer):
             embeddings=embeddings,
             max_length=settings.model_max_length,
         )
-        pad = bundle.tokenizer.pad_token_id
-        collator = Collator(pad, _MULTIPLE_ON_GPU if on_gpu(settings) else 1)
+        pad, config = bundle.tokenizer.pad_token_id, bundle.config
+        multiple = _MULTIPLE_ON_GPU if on_gpu(settings) else 1
+        frozen = not settings.backbone_trains
+        collate = WithPositions(
+            Collator(pad, multiple), config, at_labels=settings.loss_at_labels, frozen=frozen
+        )
         self._log = TrainingLog(folder.path / LOG_FILE)
         noise = None
         if settings.embedding_noise:
@@ -78,14 +88,15 @@ class ChatBindTrainer(Trainer):
         super().__init__(
             model=bundle.model,
             args=arguments,
-            data_collator=collator,
+            data_collator=collate,
             train_dataset=trained_on,
             eval_dataset=samples(inputs.held_out) if len(inputs.held_out) else None,
             callbacks=[self._log, *([noise] if noise else [])],
         )
         # it would print Python dictionaries between the records
         self.remove_callback(PrinterCallback)
-        self._steps = Steps(settings, trained_on, collator, bundle.model)
+        rows = replace(collate, collate=RowCollator(pad, multiple))
+        self._steps = Steps(settings, trained_on, collate, rows, bundle.model)
         self.add_callback(self._steps)
         # the Trainer has turned the cache off in the configuration; those who load it want it on
         bundle.config.use_cache = True
@@ -93,11 +104,18 @@ class ChatBindTrainer(Trainer):
         mixed = arguments.bf16 or arguments.fp16
         peak = peak_flops(arguments.device, computing) if mixed else None
         self._meter = Meter(ModelFlops.of(bundle.model), peak)
+        if settings.loss_at_labels:  # one process may be the only one that has the weights
+            found = bundle.model.find_loss_way() if worker.rank() == 0 else None
+            bundle.model.loss_way = broadcast_object_list([found])[0]
+        self._prefix = SharedPrefix(
+            bundle.model, self.accelerator.autocast, wanted=settings.share_prefix and frozen
+        )
         self._watch = Watch(
             inputs.conversations,
             lambda found: self.accelerator.reduce(found, "sum"),
             scaled=arguments.fp16,
         )
+        self.add_callback(self._watch)
         self._settings = settings
         self._bundle = bundle
         self._folder = folder
@@ -129,19 +147,31 @@ class ChatBindTrainer(Trainer):
         return self.model
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Steps: to the Trainer each is one batch."""
-        return self._steps.loader(self.args)
+        """Steps, made by processes that leave signals to this one: to the Trainer, batches."""
+        return _shielded(self._steps.loader(self.args))
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Batches of held-out conversations, made likewise."""
+        return _shielded(super().get_eval_dataloader(eval_dataset))
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
         """A step, whose work is counted, and the number of its labels in all processes."""
-        step = next(self._meter.waiting(epoch_iterator))
+        # loaders that start now are to live on, see `leave_to_parent`
+        with stopping.unheard(signal.SIGTERM):
+            step = next(self._meter.waiting(epoch_iterator))
         for batch in step["passes"]:
             self._meter.add(batch.pop("work"))
         self._watch.begin([batch.pop("samples") for batch in step["passes"]])
         step["passes"] = send_to_device(step["passes"], device, non_blocking=True)
         return [step], self._get_num_items_in_batch(step["passes"], device)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """The loss of a batch, of which what all rows begin with may be computed already."""
+        return super().compute_loss(model, self._prefix.cut(inputs), *args, **kwargs)
 
     def training_step(
         self,
@@ -168,7 +198,7 @@ class ChatBindTrainer(Trainer):
     ) -> torch.Tensor | float | None:
         """The gradient's norm, which is asked for last before the optimizer changes anything."""
         norm: torch.Tensor | float | None = super()._get_grad_norm(model, grad_norm)
-        self._watch.check(norm, self.state.global_step + 1)
+        self._watch.check(norm, self.state.global_step + 1, stop=stopping.requested())
         return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -248,3 +278,8 @@ class ChatBindTrainer(Trainer):
             state: dict[str, torch.Tensor] = self.accelerator.get_state_dict(self.model_wrapped)
             return state if self.args.should_save else {}
         return dict(self.trained.state_dict()) if self.args.should_save else {}
+
+
+def _shielded(loader: DataLoader[Any]) -> DataLoader[Any]:
+    loader.worker_init_fn = partial(stopping.leave_to_parent, also=loader.worker_init_fn)
+    return loader

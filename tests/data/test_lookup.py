@@ -85,3 +85,29 @@ def test_a_store_of_nonsense_is_one_error(tmp_path: Path) -> None:
         store.add("a.mp4", "video", "1" * 64, "video/v1/²/2.0/imagebind", torch.zeros(2))
     with pytest.raises(StoreError, match="otherwise than .*: 'video/v1/²/2.0/imagebind"):
         agreed(tmp_path / "kind", "video")
+
+
+def test_many_media_are_looked_up_as_one_is(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("chatbind_cli.data.lookup._ASKED_AT_ONCE", 3)
+    odd = "caf\udce9.png"
+    fill(tmp_path / "part-0", ("a.png", OURS), ("b.png", OURS), ("c.mp4", OTHER), (odd, OURS))
+    fill(tmp_path / "part-1", ("d.png", OURS), ("b.png", OURS), ("c.mp4", OURS), ("e.mp4", OTHER))
+    names = [
+        "a.png",
+        "b.png",
+        "c.mp4",
+        "d.png",
+        "e.mp4",
+        "f.png",
+        odd,
+        "caf\\xe9.png",
+        "a.png",
+        "%",
+    ]
+    media = [Medium(m, name) for name in names for m in ("image", "video", "smell", None)]
+    for options in (None, OURS, OTHER):
+        found = Embeddings(open_stores(tmp_path), options)
+        missing = found.missing(media)
+        assert missing == [medium for medium in media if medium not in found]
+        assert 0 < len(missing) < len(media)
+    assert Embeddings([]).missing(media) == media

@@ -182,6 +182,46 @@ def test_coco_prefixes_are_added_where_only_the_prefixed_file_exists(
     assert MediaRoot(folder, "COCO_val2014_").find("COCO_val2014_000001.jpg").is_file()
 
 
+@pytest.mark.parametrize("listed_from", [0, 1_000_000])
+@pytest.mark.parametrize("allow_outside", [False, True])
+@pytest.mark.parametrize("prefix", ["", "COCO_val2014_"])
+def test_many_names_are_found_as_one_is(
+    root: Path, prefix: str, allow_outside: bool, listed_from: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chatbind_cli.media.root._WORTH_LISTING", listed_from)
+    names = ["sub/a.jpg", "./sub//a.jpg", "sub/../sub/a.jpg", "inner.jpg", "link.jpg"]
+    names += ["out/secret.txt", "../secret.txt", "sub/../../secret.txt", "sub", "sub/", "", ".."]
+    names += [str(root / "sub" / "a.jpg"), "a\0b", "x\0/b", "x" * 5000, "out/root/sub/a.jpg"]
+    names += ["gone.jpg", "gone/a.jpg", "inner.jpg/a", "val/1.jpg", "val/COCO_val2014_1.jpg"]
+    (root / "plain.jpg").write_bytes(b"a")
+    names += ["plain.jpg", "/plain.jpg", f"{root}/plain.jpg"]
+    (root / "val").mkdir()
+    (root / "val" / "COCO_val2014_1.jpg").write_bytes(b"a")
+    (root / "val" / "link.jpg").symlink_to(root.parent / "secret.txt")
+    (root / "val" / "COCO_val2014_link.jpg").symlink_to(root.parent / "secret.txt")
+    names += ["val/link.jpg", "/inner.jpg", "/"]
+    media = MediaRoot(root, prefix, allow_outside)
+    wanted = {}
+    for name in names:
+        try:
+            media.find(name)
+        except MediaError as error:
+            wanted[name] = str(error)
+    assert media.missing(names) == wanted
+    assert len(wanted) < len(names) - 1
+
+
+def test_a_folder_of_many_is_asked_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"sub/{n}.jpg" for n in range(100)]
+    for name in names[1:]:
+        (root / name).write_bytes(b"a")
+    looked_for = []
+    find = MediaRoot.find
+    monkeypatch.setattr(MediaRoot, "find", lambda s, name: looked_for.append(name) or find(s, name))
+    assert list(MediaRoot(root).missing(names)) == names[:1]
+    assert looked_for == names[:1]
+
+
 def test_a_pipe_that_nobody_writes_to_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

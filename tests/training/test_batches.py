@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from chatbind_cli.data.tokens import IGNORE_INDEX, TokenizedSample
 from chatbind_cli.training.batches import WINDOW, Share, Step, StepSampler, StepSamples
-from chatbind_cli.training.packing import Packing
+from chatbind_cli.training.packing import Packing, RowCollator
 from chatbind_cli.training.samples import Collator
 
 NO = IGNORE_INDEX
@@ -107,6 +107,7 @@ def made(lengths: list[int], processes: int, packing: Packing | None) -> list[di
         StepSamples(
             Texts(lengths),  # type: ignore[arg-type]
             Collator(0),
+            RowCollator(0),
             Share(rank, processes, 2),
             np.array(lengths),
             packing=packing,

@@ -20,7 +20,7 @@ from transformers import (
 
 from chatbind_cli.data.tokens import IGNORE_INDEX
 from chatbind_cli.model.chatbind import ChatBindConfig, ChatBindForConditionalGeneration
-from chatbind_cli.training.packing import Packing, collate_rows, first_fit, packs_exactly
+from chatbind_cli.training.packing import Packing, RowCollator, first_fit, packs_exactly
 from chatbind_cli.training.samples import Collator
 
 PATCH = 99
@@ -73,7 +73,7 @@ def learned(model: ChatBindForConditionalGeneration, batches: list[dict[str, Any
     labelled = sum(batch["work"].labelled for batch in batches)
     total = 0.0
     for batch in batches:
-        inputs = {name: value for name, value in batch.items() if name != "work"}
+        inputs = {name: value for name, value in batch.items() if name not in ("work", "samples")}
         loss = model(**inputs, num_items_in_batch=labelled).loss
         loss.backward()
         total += loss.item()
@@ -88,10 +88,7 @@ def test_a_packed_step_teaches_what_a_padded_one_does(kind: str, one_row: bool) 
     packing = Packing(tokens=40, row=24, one_row=one_row, attention=1e6)
     shares = list(chain.from_iterable(packing.passes(lengths, 1)))
     assert any(len(row) > 1 for rows in shares for row in rows)
-    packed = [
-        collate_rows([[samples[n] for n in row] for row in rows], 0, pad_to_multiple_of=8)
-        for rows in shares
-    ]
+    packed = [RowCollator(0, 8)([[samples[n] for n in row] for row in rows]) for rows in shares]
     loss, gradients = learned(model, packed)
     wanted_loss, wanted = learned(model, [Collator(0)(samples)])
     assert loss == pytest.approx(wanted_loss, rel=1e-6)
@@ -182,7 +179,7 @@ def test_a_row_reads_its_samples_one_after_the_other() -> None:
     one = {"input_ids": [5, 6, 7], "labels": [5, 6, 7], "media_embeddings": torch.ones(1, 2)}
     two = {"input_ids": [8], "labels": [8]}
     three = {"input_ids": [9, 9], "labels": [-100, 9], "media_embeddings": torch.zeros(1, 2)}
-    batch = collate_rows([[one, two], [three]], 0, pad_to_multiple_of=3)
+    batch = RowCollator(0, 3)([[one, two], [three]])
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 0, 0], [9, 9, 0, 0, 0, 0]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 0, 1], [0, 1, 0, 1, 2, 3]]
     # nothing before a sample says what its first token is
