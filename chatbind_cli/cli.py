@@ -20,7 +20,7 @@ import click
 
 from chatbind_cli import __version__, worker
 from chatbind_cli.console import printable
-from chatbind_cli.errors import ChatBindError, debugging
+from chatbind_cli.errors import ChatBindError, Interrupted, debugging
 
 # name -> (module, one-line help)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -182,7 +182,8 @@ def run(args: list[str]) -> tuple[int, str]:
     except BrokenPipeError:
         return _CLOSED_PIPE, ""
     except ChatBindError as error:
-        return error.exit_code, _text(error, f"chatbind: error: {error}", args)
+        kind = "" if error.exit_code == Interrupted.exit_code else "error: "
+        return error.exit_code, _text(error, f"chatbind: {kind}{error}", args)
     except OSError as error:
         return 1, _text(error, f"chatbind: error: {_one_line(error)}", args)
     except Exception as error:  # a bug of ours, or of a library: the user gets a line for that too

@@ -12,7 +12,8 @@ Anything else that escapes is a bug in ChatBind and says so. The tree:
     ├── DownloadError        1  a file that could not be fetched or verified
     ├── JudgeError           1  a judge that cannot be reached or understood
     ├── LaunchError          1  worker processes that failed
-    └── SomeRecordsFailed    3  finished, but some records carry an error
+    ├── SomeRecordsFailed    3  finished, but some records carry an error
+    └── Interrupted         75  told to stop, and saved what there was: to be run again
 """
 
 from __future__ import annotations
@@ -87,6 +88,12 @@ class SomeRecordsFailed(ChatBindError):
     """The run went through, but some of its output records carry an `error`."""
 
     exit_code = 3
+
+
+class Interrupted(ChatBindError):
+    """A signal ended the work, of which nothing is lost: the same command goes on with it."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h, on which batch scripts may requeue a job
 
 
 def debugging() -> bool:

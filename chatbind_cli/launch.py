@@ -1,7 +1,8 @@
-"""Runs a command in place, or as `accelerate launch` on several processes and machines.
+"""Runs a command in place, or in workers: as `accelerate launch`, or as one task of `srun`.
 
 The launched workers are the very same command: what `--dry-run` prints can be typed by hand. How
-they end is read from what each leaves in the status folder, see `worker`.
+they end is read from what each leaves in the status folder, see `worker`; the parents on several
+machines tell it each other, see `meeting`.
 """
 
 from __future__ import annotations
@@ -14,46 +15,26 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
-from chatbind_cli.errors import ChatBindError, LaunchError, SomeRecordsFailed, UsageError
-from chatbind_cli.numerals import whole_number
-from chatbind_cli.worker import STATUS_FOLDER, alive, is_worker
+import click
 
-_DEFAULT_PORT = "29500"
+from chatbind_cli import sbatch, slurm, stopping
+from chatbind_cli.errors import ChatBindError, Interrupted, LaunchError, SomeRecordsFailed
+from chatbind_cli.launch_config import config_words
+from chatbind_cli.meeting import Meeting, meet
+from chatbind_cli.plan import Dispatch as Dispatch
+from chatbind_cli.worker import STATUS_FOLDER, alive, is_worker, leave_outcome
+
 _POLL_S = 0.2
 _GRACE_S = 1.0
 """How long workers may still say why they failed when the first one has failed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dispatch:
-    """On how many processes and machines a command runs; None: SLURM's or the machine's own."""
-
-    num_processes: int | None = None
-    num_machines: int | None = None
-    machine_rank: int | None = None
-    main_address: str | None = None
-    launch_config: Path | None = None
-    device: str = "auto"
-    dry_run: bool = False
-
-    def with_slurm(self) -> Dispatch:
-        """Fills what is None from the variables of a SLURM job step."""
-        machines = self.num_machines or whole_number(os.environ.get("SLURM_NNODES", ""))
-        rank = self.machine_rank
-        if rank is None:
-            rank = whole_number(os.environ.get("SLURM_NODEID", ""))
-        address = self.main_address
-        if address is None and machines and machines > 1:
-            hosts = os.environ.get("SLURM_JOB_NODELIST") or os.environ.get("SLURM_NODELIST")
-            address = first_slurm_host(hosts) if hosts else None
-        return replace(self, num_machines=machines, machine_rank=rank, main_address=address)
 
 
 def dispatch(args: Sequence[str], plan: Dispatch, extra: Sequence[str] = ()) -> bool:
@@ -75,18 +56,62 @@ def dispatch(args: Sequence[str], plan: Dispatch, extra: Sequence[str] = ()) -> 
     """
     if _is_launched():
         return False
+    if plan.sbatch:
+        sys.stdout.write(sbatch.script([*args, *extra], plan))
+        return True
+    with met(plan) as here:
+        launched, environment, line = needs_workers(here), {}, [sys.executable]
+        if launched:
+            line, environment = _launcher(here), here.variables()
+        line += _worker_command(args, extra)
+        if here.dry_run:
+            prefix = [f"{name}={value}" for name, value in environment.items()]
+            sys.stdout.write(shlex.join([*prefix, *line]) + "\n")
+        elif launched:
+            _run_workers(line, {**environment, **here.preferences()}, here.meeting)
+        return launched or here.dry_run
+
+
+@contextmanager
+def met(plan: Dispatch) -> Iterator[Dispatch]:
+    """Waits for the other machines, or tasks, of a launch, and ends with them.
+
+    To be entered before heavy work, so that a machine that is missing shows at once. What goes
+    wrong inside is told to the others.
+
+    Args:
+        plan: on what to run.
+
+    Yields:
+        the plan with SLURM's variables, and with the meeting where there is one.
+
+    Raises:
+        LaunchError: somebody did not come.
+    """
+    if _is_launched():
+        yield plan
+        return
     plan = plan.with_slurm()
-    launched, environment, line = needs_workers(plan), {}, [sys.executable]
-    if launched:
-        line = _launcher(plan, _wanted_processes(plan))
-        environment = {} if _uses_gpu(plan) else {"ACCELERATE_USE_CPU": "true"}
-    line += _worker_command(args, extra)
-    if plan.dry_run:
-        prefix = [f"{name}={value}" for name, value in environment.items()]
-        sys.stdout.write(shlex.join([*prefix, *line]) + "\n")
-    elif launched:
-        _run_workers(line, environment)
-    return launched or plan.dry_run
+    me = None if plan.dry_run or plan.meeting is not None else plan.member()
+    if me is None:
+        yield plan
+        return
+    under_slurm = me.step != ""
+    if under_slurm and me.rank != 0:
+        os.environ["CHATBIND_QUIET"] = "1"  # all write to one file
+    host, port = plan.address()
+    meeting = meet(me, host, port, plan.hosts)
+    try:
+        yield replace(plan, meeting=meeting)
+    except BaseException as error:
+        code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
+        text = f"chatbind: error: {error}"
+        word = {"rank": me.first, "exit_code": code, "message": text, "host": me.host}
+        meeting.leave({**word, "time_s": time.time()})
+        if under_slurm and meeting.first_knows and isinstance(error, ChatBindError):
+            raise click.exceptions.Exit(code) from error
+        raise
+    meeting.leave()
 
 
 def run_apart(args: Sequence[str], *, folder: Path, environment: Mapping[str, str]) -> None:
@@ -109,8 +134,8 @@ def needs_workers(plan: Dispatch) -> bool:
     if _is_launched():
         return False
     plan = plan.with_slurm()
-    several = _wanted_processes(plan) > 1 or (plan.num_machines or 1) > 1
-    return several or plan.launch_config is not None or _uses_gpu(plan)
+    several = plan.wanted_processes > 1 or plan.machines > 1
+    return several or plan.launch_config is not None or plan.uses_gpu
 
 
 def _is_launched() -> bool:
@@ -118,80 +143,46 @@ def _is_launched() -> bool:
     return is_worker() or "RANK" in os.environ or "LOCAL_RANK" in os.environ
 
 
-def first_slurm_host(hosts: str) -> str:
-    """The first host of SLURM's compressed list: `node[03-05,9],x1` -> `node03`."""
-    head, bracket, rest = hosts.partition("[")
-    if not bracket or "," in head:
-        return hosts.split(",")[0]
-    return head + rest.split("]")[0].split(",")[0].split("-")[0]
-
-
 def _worker_command(args: Sequence[str], extra: Sequence[str]) -> list[str]:
     return ["-m", "chatbind_cli", *args, *extra]
 
 
-def _uses_gpu(plan: Dispatch) -> bool:
-    if plan.device == "cpu":
-        return False
-    return plan.device.startswith("cuda") or gpu_count() > 0
-
-
-def gpu_count() -> int:
-    """The number of NVIDIA GPUs, counted without importing torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-
-
-def _wanted_processes(plan: Dispatch) -> int:
-    if plan.num_processes is not None:
-        return plan.num_processes
-    gpus = gpu_count() if plan.device in ("auto", "cuda") else 0
-    return (plan.num_machines or 1) * max(1, gpus)
-
-
-def _launcher(plan: Dispatch, n: int) -> list[str]:
+def _launcher(plan: Dispatch) -> list[str]:
+    if plan.task is not None:
+        return [sys.executable]
     if importlib.util.find_spec("accelerate") is None:
         raise LaunchError("accelerate is not installed", hint="pip install accelerate")
     line = [sys.executable, "-m", "accelerate.commands.launch"]
+    line += config_words(plan.launch_config)
+    n = plan.workers_here * plan.machines
     if plan.launch_config is not None:
-        line += ["--config_file", str(plan.launch_config)]
         if plan.num_processes is not None:
             line += ["--num_processes", str(n)]
     else:
-        machines = plan.num_machines or 1
         # `--multi_gpu` is the launcher's word for torch's elastic agent; with
         # ACCELERATE_USE_CPU in the environment its workers meet over gloo on CPUs.
         line += ["--multi_gpu"] if n > 1 else []
-        line += ["--num_processes", str(n), "--num_machines", str(machines)]
+        line += ["--num_processes", str(n), "--num_machines", str(plan.machines)]
         line += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    return line + _meeting_point(plan)
+    if plan.machines == 1:
+        return line + (["--main_process_port", "0"] if plan.launch_config is None else [])
+    host, port = plan.address()
+    line += ["--machine_rank", str(plan.machine_rank or 0), "--main_process_ip", host]
+    return [*line, "--main_process_port", str(port)]
 
 
-def _meeting_point(plan: Dispatch) -> list[str]:
-    if (plan.num_machines or 1) == 1:
-        return ["--main_process_port", "0"] if plan.launch_config is None else []
-    if plan.main_address is None:
-        raise UsageError(
-            "several machines need --main-address HOST:PORT",
-            hint="name machine 0 and a free port of it",
-        )
-    host, _, port = plan.main_address.partition(":")
-    line = ["--machine_rank", str(plan.machine_rank or 0), "--main_process_ip", host]
-    return [*line, "--main_process_port", port or _DEFAULT_PORT]
-
-
-def _run_workers(line: Sequence[str], environment: Mapping[str, str], **place: Any) -> None:
+def _run_workers(
+    line: Sequence[str],
+    environment: Mapping[str, str],
+    meeting: Meeting | None = None,
+    **place: Any,
+) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix="chatbind-") as name:
             folder = Path(name)
             variables = {**os.environ, **environment, STATUS_FOLDER: name}
-            # One thread a worker unless the user says otherwise: the launcher's own default, set
-            # here because its warning about it would be noise.
-            variables.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // 2)))
             with alive(folder):
-                code = _supervise(line, variables, folder, **place)
+                code = _supervise(line, variables, folder, meeting, **place)
                 _raise_outcome(folder, code)
     except _Terminated:
         # the workers are gone, the folder too: now die of the signal, as the sender expects
@@ -204,7 +195,11 @@ class _Terminated(BaseException):
 
 
 def _supervise(
-    line: Sequence[str], variables: Mapping[str, str], folder: Path, **place: Any
+    line: Sequence[str],
+    variables: Mapping[str, str],
+    folder: Path,
+    meeting: Meeting | None = None,
+    **place: Any,
 ) -> int:
     """Runs the launcher; whatever ends this process or a worker ends all of them.
 
@@ -212,28 +207,45 @@ def _supervise(
     would say so in forty lines. So workers end with 0, whatever they have reported, and signals
     of the terminal do not reach the launcher's session.
     """
-
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        raise _Terminated
-
-    before = signal.signal(signal.SIGTERM, stop)
-    process = subprocess.Popen(
-        line, env=variables, stdin=subprocess.DEVNULL, start_new_session=True, **place
-    )
+    before = _stop_workers(folder)
+    with stopping.unheard(*stopping.SIGNALS):  # the launcher need not know
+        process = subprocess.Popen(
+            line, env=variables, stdin=subprocess.DEVNULL, start_new_session=True, **place
+        )
     try:
-        while process.poll() is None:
+        while not _failures(folder, meeting) and process.poll() is None:
+            stopping.pass_on(folder)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(_POLL_S)
-            if any(o["exit_code"] not in _FINISHED for o in _outcomes(folder)):
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(_GRACE_S)
+        until = time.monotonic() + _GRACE_S
+        while _failures(folder, meeting) and time.monotonic() < until:
+            if meeting is None and process.poll() is not None:
                 break
+            time.sleep(_POLL_S)
         return process.returncode or 0
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stop_workers(folder: Path) -> dict[int, Any]:
+    """Has signals stop workers, at the end of a step where they train; returns the handlers before.
+
+    The handlers raise `_Terminated` or KeyboardInterrupt where that cannot be waited for.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        pressed = number == signal.SIGINT
+        if not stopping.ask(folder, pressed=pressed):
+            raise KeyboardInterrupt if pressed else _Terminated
+
+    numbers = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as a shell's background jobs have it
+        numbers.append(signal.SIGINT)
+    return {number: signal.signal(number, stop) for number in numbers}
 
 
 _FINISHED = (0, SomeRecordsFailed.exit_code)
@@ -243,11 +255,20 @@ def _outcomes(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in sorted(folder.glob("rank-*.json"))]
 
 
+def _failures(folder: Path, meeting: Meeting | None) -> list[dict[str, Any]]:
+    """What failed workers have said, here and on other machines."""
+    failures = [o for o in _outcomes(folder) if o["exit_code"] not in _FINISHED]
+    for told in meeting.exchange(failures) if meeting else ():
+        leave_outcome(folder, told)
+        failures.append(told)
+    return failures
+
+
 def _raise_outcome(folder: Path, launcher_code: int) -> None:
     failed = [outcome for outcome in _outcomes(folder) if outcome["exit_code"] != 0]
     if failed:
         cause = min(failed, key=_distance_from_cause)
-        raise WorkerFailed(cause["exit_code"], cause["message"])
+        raise WorkerFailed(cause["exit_code"], cause["message"], cause.get("host"))
     if launcher_code != 0:
         raise LaunchError(
             f"the launcher ended with exit code {launcher_code}, and no worker said why",
@@ -255,15 +276,20 @@ def _raise_outcome(folder: Path, launcher_code: int) -> None:
         )
 
 
-def _distance_from_cause(outcome: Mapping[str, Any]) -> tuple[bool, bool, float]:
+def _distance_from_cause(outcome: Mapping[str, Any]) -> tuple[bool, bool, bool, float]:
     """Orders what workers say: one that was told to stop, or has lost another, knows less."""
-    told_to_stop = outcome["exit_code"] in (130, 143)
-    return told_to_stop, not outcome.get("killed"), float(outcome.get("time_s", 0))
+    told_to_stop = outcome["exit_code"] in (130, 143, Interrupted.exit_code)
+    internal = "internal error" in outcome["message"]  # as when a connection is lost
+    time_s = float(outcome.get("time_s", 0))
+    return told_to_stop, not outcome.get("killed"), internal, time_s
 
 
 class WorkerFailed(ChatBindError):
     """What a worker said when it failed, with its exit code."""
 
-    def __init__(self, exit_code: int, message: str) -> None:
-        super().__init__(message.removeprefix("chatbind: error: ") or "a worker failed")
+    def __init__(self, exit_code: int, message: str, host: str | None = None) -> None:
+        words = message.removeprefix("chatbind: ").removeprefix("error: ") or "a worker failed"
+        elsewhere = host not in (None, slurm.host()) and exit_code != Interrupted.exit_code
+        # what was lost, and where, is said already
+        super().__init__(f"{host}: {words}" if elsewhere and f" on {host}" not in words else words)
         self.exit_code = exit_code

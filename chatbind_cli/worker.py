@@ -12,10 +12,13 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
+
+from chatbind_cli.slurm import host
 
 STATUS_FOLDER = "CHATBIND_STATUS_FOLDER"
 _ALIVE = "alive"
@@ -56,10 +59,14 @@ def report_outcome(code: int, message: str, *, killed: bool = False) -> None:
     folder = Path(os.environ[STATUS_FOLDER])
     if folder.is_dir():
         outcome = {"rank": rank(), "exit_code": code, "message": message, "killed": killed}
-        outcome["time_s"] = time.time()
-        unseen = folder / f"{rank()}.tmp"
-        unseen.write_text(json.dumps(outcome), encoding="utf-8")
-        unseen.replace(folder / f"rank-{rank():05}.json")
+        leave_outcome(folder, {**outcome, "host": host(), "time_s": time.time()})
+
+
+def leave_outcome(folder: Path, outcome: Mapping[str, Any]) -> None:
+    """Puts a worker's outcome into the status folder, whole or not at all."""
+    unseen = folder / f"{outcome['rank']}.{os.getpid()}.tmp"
+    unseen.write_text(json.dumps(outcome), encoding="utf-8")
+    unseen.replace(folder / f"rank-{outcome['rank']:05}.json")
 
 
 def work_in_child() -> None:
@@ -67,6 +74,8 @@ def work_in_child() -> None:
 
     Only a parent is told, and the worker's parent is the launcher, which makes forty lines of it.
     """
+    # the launcher hears none of them
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
     reading, writing = os.pipe()
     worker = os.fork()
     if worker == 0:
@@ -99,7 +108,8 @@ def _end_with_watcher(pipe: int) -> None:
 
 def report_killed(number: int) -> None:
     """Leaves word of the signal that ended this worker."""
-    text = f"process {rank()} was killed by signal {number:d} ({signal.Signals(number).name})"
+    text = f"lost process {rank()} on {host()}: "
+    text += f"killed by signal {number:d} ({signal.Signals(number).name})"
     if number == signal.SIGKILL:
         text += "; where memory runs out the system does that (see `dmesg`): take smaller batches "
         text += "or fewer processes"

@@ -20,7 +20,7 @@ from chatbind_cli.media.options import (
 )
 
 from ._base import in_group
-from ._options import attention_option, gather, seed_option
+from ._options import attention_option, base_option, gather, seed_option
 
 if TYPE_CHECKING:
     from chatbind_cli.inference.loaded_model import LoadedModel
@@ -34,6 +34,7 @@ class ModelChoice:
 
     model: str
     projector: str | None
+    base: Path | None
     encoder: Path | None
     allow_encoder_mismatch: bool
     prompt_style: str | None
@@ -73,6 +74,7 @@ class ModelChoice:
         return load_model(
             Path(self.model),
             projector=None if self.projector is None else Path(self.projector),
+            base=self.base,
             encoder=self.encoder,
             allow_encoder_mismatch=self.allow_encoder_mismatch,
             device=device,
@@ -100,6 +102,7 @@ model_options = gather(
         metavar="FILE",
         help="Projector to put before the language model in -m; - as for -m.",
     ),
+    base_option,
     _model(
         "--encoder",
         metavar="PATH",

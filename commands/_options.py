@@ -117,6 +117,15 @@ attention_option = _compute(
     "auto: the fastest that is installed and fits.",
 )
 
+base_option = in_group("Model")(
+    "--base",
+    advanced=True,
+    metavar="DIR",
+    type=FOLDER,
+    help="The language model that a folder of adapters belongs to, where it does not lie any more "
+    "where it lay in training.",
+)
+
 
 def _media_root(media_root: Path | None, media_prefix: str, allow_outside: bool) -> MediaRoot:
     from chatbind_cli.media.root import MediaRoot  # noqa: PLC0415  9 ms, which help need not pay
@@ -163,19 +172,20 @@ dispatch_options = gather(
         "--num-machines",
         advanced=True,
         type=click.IntRange(min=1),
-        help="Machines; default: $SLURM_NNODES, else 1.",
+        help="Machines; default: those of SLURM's step, else 1.",
     ),
     _dispatch(
         "--machine-rank",
         advanced=True,
         type=click.IntRange(min=0),
-        help="This machine's number, from 0; default: $SLURM_NODEID, else 0.",
+        help="This machine's number, from 0; default: $SLURM_NODEID in a step, else 0.",
     ),
     _dispatch(
         "--main-address",
         advanced=True,
         metavar="HOST:PORT",
-        help="Where machine 0 listens; default: the first host of $SLURM_JOB_NODELIST.",
+        help="Where machine 0 listens; default: $MASTER_ADDR and $MASTER_PORT, else the first "
+        "host of SLURM's step and a port by its job's number.",
     ),
     _dispatch(
         "--launch-config",
@@ -185,6 +195,12 @@ dispatch_options = gather(
         help="A config of `accelerate config` to launch with.",
     ),
     _dispatch("--dry-run", is_flag=True, help="Print the command line that would run, and stop."),
+    _dispatch(
+        "--sbatch",
+        advanced=True,
+        is_flag=True,
+        help="Print a batch script for SLURM that runs this command, and stop.",
+    ),
     shared=["device"],
 )
 """The options of `launch.Dispatch`, handed to the function as one argument `plan`."""

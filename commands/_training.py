@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from chatbind_cli import launch
+from chatbind_cli import hardware, launch, stopping
 
 from ._options import (
     F,
@@ -29,13 +30,13 @@ from ._training_options import (
 )
 
 if TYPE_CHECKING:
-    from chatbind_cli.training.settings import Stage
+    from chatbind_cli.training.settings import Stage, TrainingSettings
 
 # What people set: the rest is shown by --help-all.
 _SHOWN = {"model", "data", "media_root", "encoder", "store", "projector", "prompt_style"}
 _SHOWN |= {"num_train_epochs", "max_steps", "learning_rate", "per_device_train_batch_size"}
 _SHOWN |= {"gradient_accumulation_steps", "seed", "device", "bf16", "output", "save_steps"}
-_SHOWN |= {"overwrite", "num_processes", "dry_run"}
+_SHOWN |= {"overwrite", "num_processes", "dry_run", "lora_r"}
 
 
 def training_options(defaults: Mapping[str, Any], *own: Callable[[Any], Any]) -> Callable[[F], F]:
@@ -91,8 +92,9 @@ def run_stage(stage: Stage, plan: launch.Dispatch, values: dict[str, Any]) -> No
 
     values["data"] = tuple(map(DataFile.parse, values["data"]))
     values["prompt_style"] = style_name(values["prompt_style"])
-    for name in ("report_to", "fsdp_layers"):
-        values[name] = tuple(w for v in values[name] for w in v.split(",") if w)
+    for name in ("report_to", "fsdp_layers", "lora_targets"):
+        values[name] = tuple(w for v in values.get(name, ()) for w in v.split(",") if w)
+    values["lora_targets"] = values["lora_targets"] or None
     words: list[str] = []
     if values.get("projector") is not None:
         values["projector"] = resolve_artifact(values["projector"], {"projector"})
@@ -103,17 +105,24 @@ def run_stage(stage: Stage, plan: launch.Dispatch, values: dict[str, Any]) -> No
     if plan.dry_run:
         dispatched(plan, words)
         return
+    with launch.met(plan) as here:
+        _check_and_train(settings, here, words)
+
+
+def _check_and_train(settings: TrainingSettings, plan: launch.Dispatch, words: list[str]) -> None:
     from chatbind_cli.training.inputs import check_inputs, told_to_workers  # noqa: PLC0415
 
-    inputs = check_inputs(settings)
-    if "RANK" not in os.environ:  # else each of several processes would
-        from chatbind_cli.training.preflight import preflight  # noqa: PLC0415
+    # SIGUSR1 foretells the end of a job: training asks for it, and what comes before goes on
+    with stopping.noting(signal.SIGUSR1):
+        inputs = check_inputs(settings)
+        if "RANK" not in os.environ:  # else each of several processes would
+            from chatbind_cli.training.preflight import preflight  # noqa: PLC0415
 
-        gpus = 0 if plan.device == "cpu" else launch.gpu_count()
-        inputs = preflight(settings, inputs, gpus=gpus)
-    with told_to_workers(inputs):
-        if dispatched(plan, words):
-            return
-    from chatbind_cli.training.run import train  # noqa: PLC0415
+            gpus = 0 if plan.device == "cpu" else hardware.gpu_count()
+            inputs = preflight(settings, inputs, gpus=gpus)
+        with told_to_workers(inputs):
+            if dispatched(plan, words):
+                return
+        from chatbind_cli.training.run import train  # noqa: PLC0415
 
-    train(settings, inputs)
+        train(settings, inputs)

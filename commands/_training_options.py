@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from chatbind_cli.files import cache_folder
+
 from ._base import BoolOption, ListOption, in_group
 from ._options import (
     FILE,
@@ -29,6 +31,25 @@ _SHARE, _ABOVE_0 = click.FloatRange(min=0), click.FloatRange(min=0, min_open=Tru
 _input, _media, _model = in_group("Input"), in_group("Media"), in_group("Model")
 _training, _output = in_group("Training"), in_group("Output")
 _compute, _switch = in_group("Compute"), in_group("Compute", BoolOption)
+
+
+class _YesNoAuto(click.ParamType[bool | None]):
+    """A switch with a third value, for which the program decides."""
+
+    name = "choice"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> bool | None:
+        if str(value).lower() == "auto":
+            return None
+        return bool(click.BOOL.convert(value, param, ctx))
+
+
+def _cache_folder(context: click.Context, param: click.Parameter, given: str | None) -> Path | None:
+    if given == "none":
+        return None
+    return cache_folder() / "embeddings" if given is None else Path(given)
 
 
 input_options = stack(
@@ -72,6 +93,12 @@ input_options = stack(
         type=FOLDER,
         help="Embeddings that `chatbind encode --store` or an earlier run (its folder "
         "`embeddings`) made; then media and encoder are not read.",
+    ),
+    _media(
+        "--embedding-cache",
+        metavar="DIR|none",
+        callback=_cache_folder,
+        help="Where embeddings are kept for later runs.  [default: the user's cache folder]",
     ),
     _media(
         "--on-error",
@@ -173,7 +200,24 @@ compute_options = stack(
         "--gradient-checkpointing",
         "--activation-checkpointing",
         "gradient_checkpointing",
-        help="Compute activations twice to save memory; default: on a GPU.",
+        type=_YesNoAuto(),
+        metavar="[yes|no|auto]",
+        help="Compute activations twice to save memory; default: auto, where a GPU's memory asks "
+        "for it in the first step.",
+    ),
+    _switch(
+        "--loss-at-labels",
+        default=True,
+        help="Compute logits only where there is something to learn.",
+    ),
+    _switch(
+        "--share-prefix",
+        default=True,
+        help="Compute what all samples of a batch begin with once, where the language model is "
+        "frozen.",
+    ),
+    _switch(
+        "--compile", help="Compile the language model's layers (torch.compile).", default=False
     ),
     _compute(
         "--fsdp",

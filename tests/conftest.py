@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from filelock import FileLock
 import chatbind_cli
 
 ROOT = Path(__file__).resolve().parent.parent
+_COUNT = itertools.count()
 
 # Tiny models run fastest on one thread, and the suite runs in as many processes as there are
 # cores. Children inherit it.
@@ -70,12 +73,22 @@ def quick_world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[di
     return folder, [json.loads(line) for line in log.read_text().splitlines()]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _home_of_fixtures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The same for fixtures that several tests share."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        home = tmp_path_factory.getbasetemp() / "home"
+        monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's caches, tokens or settings."""
     home = tmp_path_factory.getbasetemp() / "home"
-    home.mkdir(exist_ok=True)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    # of each test: what one has cached, another must not find
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / f"cache-{next(_COUNT)}"))
     monkeypatch.setenv("HF_HOME", str(home / "hf"))
-    for name in ("OPENAI_API_KEY", "HF_TOKEN", "CHATBIND_DEBUG", "SLURM_NNODES", "SLURM_NODEID"):
+    slurm = [name for name in os.environ if name.startswith("SLURM")]
+    for name in ("OPENAI_API_KEY", "HF_TOKEN", "CHATBIND_DEBUG", *slurm):
         monkeypatch.delenv(name, raising=False)

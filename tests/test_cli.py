@@ -182,6 +182,7 @@ def test_every_suggested_option_and_every_option_in_a_text_is_there(base):
     options |= {"--config-file", "--multi-gpu", "--mixed-precision", "--dynamo-backend"}
     options |= {"--main-process-ip", "--main-process-port"}
     options |= {"--query-gpu"}  # of `nvidia-smi`
+    options |= {"--ntasks-per-node", "--gpus-per-node"}  # of `srun` and `sbatch`
     unknown = [
         (path.name, word)
         for folder in ("chatbind_cli", "commands")

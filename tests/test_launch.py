@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from chatbind_cli import launch, worker
+from chatbind_cli import hardware, launch, worker
 from chatbind_cli.errors import LaunchError, UsageError
 from chatbind_cli.launch import Dispatch
 
@@ -24,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def _plain_machine(monkeypatch):
     for name in ("RANK", "LOCAL_RANK", "CHATBIND_STATUS_FOLDER", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(launch, "gpu_count", lambda: 0)
+    monkeypatch.setattr(hardware, "gpu_count", lambda: 0)
 
 
 def printed(capsys, plan, args=("pretrain", "-m", "a b")):
@@ -50,28 +51,21 @@ def test_two_cpu_processes_go_through_accelerate(capsys):
 
 
 def test_gpu_work_is_launched_with_one_process_a_gpu(capsys, monkeypatch):
-    monkeypatch.setattr(launch, "gpu_count", lambda: 4)
+    monkeypatch.setattr(hardware, "gpu_count", lambda: 4)
     line = printed(capsys, Dispatch(dry_run=True))
     assert "ACCELERATE_USE_CPU=true" not in line
     assert line[line.index("--num_processes") + 1] == "4"
 
 
 def test_slurm_gives_the_machines_and_the_meeting_point(capsys, monkeypatch):
-    monkeypatch.setenv("SLURM_NNODES", "2")
-    monkeypatch.setenv("SLURM_NODEID", "1")
-    monkeypatch.setenv("SLURM_JOB_NODELIST", "node[07-08]")
+    step = {"SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2"}
+    step |= {"SLURM_PROCID": "1", "SLURM_NODEID": "1", "SLURM_STEP_NODELIST": "node[07-08]"}
+    for name, value in step.items():
+        monkeypatch.setenv(name, value)
     line = printed(capsys, Dispatch(num_processes=8, dry_run=True))
     assert line[line.index("--num_machines") + 1] == "2"
     assert line[line.index("--machine_rank") + 1] == "1"
     assert line[line.index("--main_process_ip") + 1] == "node07"
-
-
-@pytest.mark.parametrize(
-    ("hosts", "first"),
-    [("a", "a"), ("a,b", "a"), ("n[03-05,9],x", "n03"), ("n[3,5]", "n3"), ("a,n[1-2]", "a")],
-)
-def test_the_first_host_of_a_slurm_list(hosts, first):
-    assert launch.first_slurm_host(hosts) == first
 
 
 def test_several_machines_need_a_meeting_point(monkeypatch):
@@ -98,6 +92,24 @@ def test_the_parent_takes_the_failing_worker_s_code_and_words(tmp_path):
     assert (caught.value.exit_code, str(caught.value)) == (3, "2 records failed")
 
 
+def test_a_message_from_elsewhere_names_its_machine_once():
+    failed = launch.WorkerFailed
+    assert str(failed(1, "chatbind: error: no such file", "node07")) == "node07: no such file"
+    assert str(failed(1, "lost process 3 on node07: gone", "node07")) == (
+        "lost process 3 on node07: gone"
+    )
+    assert str(failed(1, "no such file", socket.gethostname())) == "no such file"
+    assert str(failed(75, "chatbind: told to stop", "node07")) == "told to stop"
+
+
+def test_an_error_is_nearer_to_the_cause_than_a_connection_that_ended_before(tmp_path):
+    for rank, message, time_s in ((0, "chatbind: internal error: gloo", 1), (1, "no file", 2)):
+        said = {"rank": rank, "exit_code": 1, "message": message, "time_s": time_s}
+        worker.leave_outcome(tmp_path, said)
+    with pytest.raises(launch.WorkerFailed, match="no file"):
+        launch._raise_outcome(tmp_path, 1)
+
+
 def test_workers_that_die_without_a_word_are_an_error(tmp_path):
     outcome(tmp_path, 0, 0)
     with pytest.raises(LaunchError, match="no worker said why"):
@@ -110,7 +122,9 @@ def test_the_worker_that_was_killed_is_the_cause_whoever_speaks_first(tmp_path, 
     outcome(tmp_path, 0, 1, "chatbind: internal error: RuntimeError: gloo")
     monkeypatch.setenv("RANK", "1")
     worker.report_killed(signal.SIGKILL)
-    with pytest.raises(launch.WorkerFailed, match=r"process 1 was killed by signal 9 \(SIGKILL\)"):
+    with pytest.raises(
+        launch.WorkerFailed, match=r"lost process 1 on .*: killed by signal 9 \(SIGKILL\)"
+    ):
         launch._raise_outcome(tmp_path, 1)
 
 
@@ -119,7 +133,7 @@ import sys
 from chatbind_cli import launch, worker
 from chatbind_cli.errors import ChatBindError
 launch._worker_command = lambda args, extra: list(args)
-launch._launcher = lambda plan, n: [sys.executable]
+launch._launcher = lambda plan: [sys.executable]
 try:
     launch.dispatch(sys.argv[1:], launch.Dispatch(num_processes=2, device="cpu"))
 except ChatBindError as error:
@@ -190,6 +204,44 @@ def test_workers_end_with_their_parent(tmp_path, parent, number):
     _wait_until(lambda: not list(tmp_path.glob("chatbind-*")))
 
 
+_LISTENING = """
+from chatbind_cli import stopping
+with stopping.listening():
+    open(f"work-{worker.rank()}", "w").close()
+    while not stopping.requested() or os.path.exists("busy"):
+        time.sleep(0.05)
+    worker.report_outcome(75, "chatbind: stopped")
+    exit()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_workers_that_train_are_asked_to_stop_and_waited_for(tmp_path, parent, number):
+    process = parent(_LISTENING)
+    _wait_until(lambda: len(list(tmp_path.glob("work-*"))) == 2)
+    process.send_signal(number)
+    _, message = process.communicate(timeout=20)
+    first, last = message.splitlines()
+    assert first.startswith("chatbind: stopping after this step, with a checkpoint")
+    assert last == "75 stopped"
+    _gone(tmp_path)
+
+
+def test_a_second_ctrl_c_does_not_wait_for_workers(tmp_path, parent):
+    (tmp_path / "busy").touch()
+    process = parent(_LISTENING)
+    _wait_until(lambda: len(list(tmp_path.glob("work-*"))) == 2)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
+    _wait_until(lambda: list(tmp_path.glob("chatbind-*/pressed")))
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGINT
+    _gone(tmp_path)
+
+
 def test_one_failed_worker_ends_the_others_and_is_heard(tmp_path, parent):
     process = parent("if worker.rank() == 1: worker.report_outcome(3 - 1, 'bad words'); exit()")
     _, message = process.communicate(timeout=20)
@@ -202,7 +254,8 @@ def test_one_failed_worker_ends_the_others_and_is_heard(tmp_path, parent):
 def test_the_signal_that_killed_a_worker_is_told(tmp_path, parent, number):
     process = parent(f"if worker.rank() == 1: os.kill(os.getpid(), {number:d})")
     _, message = process.communicate(timeout=20)
-    assert message.startswith(f"1 process 1 was killed by signal {number:d} ({number.name})")
+    assert message.startswith(f"1 lost process 1 on {socket.gethostname()}: killed by signal ")
+    assert f"{number:d} ({number.name})" in message
     _gone(tmp_path)
 
 
@@ -211,7 +264,8 @@ def test_a_worker_does_not_outlive_the_process_that_waits_for_it(tmp_path, paren
     _wait_until(lambda: (tmp_path / "work-1").exists() and (tmp_path / "work-1").read_text())
     os.kill(int((tmp_path / "pids").read_text().split()[1]), signal.SIGKILL)
     _, message = process.communicate(timeout=20)
-    assert message.startswith("1 process 1 was killed by signal 9 (SIGKILL);")
+    assert message.startswith("1 lost process 1 on ")
+    assert "killed by signal 9 (SIGKILL);" in message
 
 
 _TALKING = """
@@ -243,5 +297,6 @@ def test_a_worker_killed_under_accelerate_is_the_cause_and_not_the_lost_connecti
         text=True,
         timeout=120,
     )
-    assert done.stderr.splitlines()[-1].startswith("1 process 1 was killed by signal 9 (SIGKILL);")
+    assert "lost process 1 on " in done.stderr.splitlines()[-1]
+    assert "killed by signal 9 (SIGKILL);" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr

@@ -42,7 +42,7 @@ _LOCK_NAME = "writer.lock"
 _SECONDS_PER_COMMIT = 1.0  # what a kill loses
 
 _BY_NAME = (
-    "SELECT embedding FROM embeddings WHERE name = ? AND modality = ? "
+    "SELECT sha256, embedding FROM embeddings WHERE name = ? AND modality = ? "
     "AND preprocessing = coalesce(?, preprocessing) ORDER BY id DESC LIMIT 1"
 )
 _HELD = (
@@ -121,7 +121,15 @@ class EmbeddingStore:
         Raises:
             StoreError: the store is broken.
         """
-        return self._vector(self._run(_BY_NAME, (_as_text(name), modality, fingerprint)))
+        row = self.find(modality, name, fingerprint)
+        return None if row is None else row[1]
+
+    def find(
+        self, modality: str, name: str, fingerprint: str | None = None
+    ) -> tuple[str, torch.Tensor] | None:
+        """The same, with the SHA-256 of the medium's content before it."""
+        found = self._run(_BY_NAME, (_as_text(name), modality, fingerprint))
+        return (found[0][0].hex(), self._vector(found[0][1])) if found else None
 
     def held(self, modality: str, names: Sequence[str], fingerprint: str | None = None) -> set[str]:
         """Those of many names for which `get` would find an embedding; none is read."""
@@ -132,7 +140,8 @@ class EmbeddingStore:
     def recall(self, modality: str, content_sha256: str, fingerprint: str) -> torch.Tensor | None:
         """Returns the embedding of the same content under whatever name, if there is one."""
         content = bytes.fromhex(content_sha256)
-        return self._vector(self._run(_BY_CONTENT, (content, modality, fingerprint)))
+        found = self._run(_BY_CONTENT, (content, modality, fingerprint))
+        return self._vector(found[0][0]) if found else None
 
     def add(
         self,
@@ -209,10 +218,7 @@ class EmbeddingStore:
         except sqlite3.Error as error:
             raise unusable(self._path, error) from error
 
-    def _vector(self, found: list[Any]) -> torch.Tensor | None:
-        if not found:
-            return None
-        [(numbers,)] = found
+    def _vector(self, numbers: Any) -> torch.Tensor:
         dtype = DTYPES[self.meta.dtype]
         if not isinstance(numbers, bytes) or len(numbers) != self.meta.dim * dtype.itemsize:
             raise StoreError(

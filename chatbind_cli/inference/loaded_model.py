@@ -16,7 +16,7 @@ from chatbind_cli.checkpoints.projector_file import read_projector
 from chatbind_cli.device import resolve_device, resolve_dtype
 from chatbind_cli.encoders.imagebind.config import usual_encoder
 from chatbind_cli.encoders.imagebind.encoder import Encoder, load_encoder
-from chatbind_cli.errors import CheckpointError
+from chatbind_cli.errors import CheckpointError, UsageError
 from chatbind_cli.files import sha256_file, sha256_text
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.model.assemble import build_chatbind
@@ -167,6 +167,7 @@ def load_model(
     path: Path,
     *,
     projector: Path | None = None,
+    base: Path | None = None,
     encoder: Path | None = None,
     allow_encoder_mismatch: bool = False,
     device: str = "auto",
@@ -175,8 +176,9 @@ def load_model(
 ) -> LoadedModel:
     """Loads a ChatBind model, or a bare language model and a projector.
 
-    The encoder is looked for when it is needed. What the words mean: see `LoadedModel`,
-    `resolve_device`, `resolve_dtype`, `resolve_attention`.
+    Adapters become part of the matrices that they stand beside. The encoder is looked for when it
+    is needed. What the words mean: see `load_chatbind`, `LoadedModel`, `resolve_device`,
+    `resolve_dtype`, `resolve_attention`.
 
     Raises:
         CheckpointError: the folder cannot be used.
@@ -187,8 +189,12 @@ def load_model(
     attention = resolve_attention(attn_implementation, place, numbers)
     if projector is None:
         _refuse_stage_1(path)
-        bundle = load_chatbind(path, dtype=numbers, device=place, attn_implementation=attention)
+        bundle = load_chatbind(
+            path, dtype=numbers, device=place, attn_implementation=attention, base=base
+        )
     else:
+        if base is not None:
+            raise UsageError("--base goes with a folder of adapters, and --projector with none")
         if not path.is_dir():
             raise CheckpointError(
                 "no such folder",

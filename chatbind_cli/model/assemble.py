@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +14,7 @@ import chatbind_cli
 from chatbind_cli.checkpoints.delta import refuse_unapplied
 from chatbind_cli.checkpoints.projector_file import ProjectorFile, is_published, read_projector
 from chatbind_cli.errors import CheckpointError
+from chatbind_cli.model.base import fingerprint, grow_embeddings
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration, word_embeddings
 from chatbind_cli.model.config import ChatBindConfig, EncoderInfo, check_encoder
 from chatbind_cli.model.loading import (
@@ -28,8 +28,6 @@ from chatbind_cli.model.loading import (
 from chatbind_cli.model.pretrained import open_config, open_model
 from chatbind_cli.model.prompts import get_style
 from chatbind_cli.model.tokenizer import load_tokenizer, media_token_ids, prepare_tokenizer
-
-_PROBE_BYTES = 1 << 20
 
 # What a model is where neither the user nor the projector file says.
 _DEFAULTS: dict[str, Any] = {
@@ -52,6 +50,9 @@ def build_chatbind(
     command: str | None = None,
     dtype: torch.dtype | str = "auto",
     attn_implementation: str | None = None,
+    quantization: Any = None,
+    merge: bool = True,
+    device_map: str | None = None,
     **given: Any,
 ) -> ChatBind:
     """Makes a ChatBind model from a language model, or goes on from a ChatBind model.
@@ -66,6 +67,9 @@ def build_chatbind(
         command: the command line, for the record.
         dtype: type of the weights; `auto`: as saved.
         attn_implementation: see `attention.resolve_attention`; None: transformers' choice.
+        quantization: transformers' configuration of how a bare language model is packed.
+        merge: whether adapters that a ChatBind model may have become part of its matrices.
+        device_map: `meta`: the same model without weights, which take no memory.
         **given: fields of `ChatBindConfig`: `projector_type`, `tokens_per_embedding`,
             `use_start_end`, `prompt_style`, `normalize_embeddings`. What is None or missing is as
             in the projector file, else as in `_DEFAULTS`; or as in the ChatBind model.
@@ -76,19 +80,23 @@ def build_chatbind(
     """
     given = {name: value for name, value in given.items() if value is not None}
     held: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
+    held["device_map"] = device_map
     file = read_projector(projector) if projector is not None else None
     going_on = stage == "finetune" and is_chatbind(Path(language_model))
     if going_on:
-        bundle = load_chatbind(language_model, **held)
+        _refuse_packing(quantization, where=str(language_model))
+        bundle = load_chatbind(language_model, merge=merge, **held)
         _continue(bundle.config, given, encoder, where=str(language_model))
     else:
         chosen = _choices(file, given, where=str(projector))
+        if quantization is not None:  # packed weights are made where they are used
+            place = {"": torch.cuda.current_device()}
+            held |= {"quantization_config": quantization, "device_map": place}
         bundle = _join(language_model, chosen, encoder, held)
     if file is not None:
         _put_projector(bundle.model, file, encoder, where=str(projector))
     config = bundle.config
-    config.stage = stage
-    config.encoder = encoder.as_record()
+    config.stage, config.encoder = stage, encoder.as_record()
     config.media_options = {**(config.media_options or {}), **(media_options or {})}
     config.provenance = _provenance(language_model, command)
     return bundle
@@ -163,6 +171,20 @@ def _join(
     return ChatBind(model, tokenizer, config)
 
 
+def _refuse_packing(quantization: Any, *, where: str) -> None:
+    """Refuses to pack what has a projector in it.
+
+    Raises:
+        CheckpointError: it is to be packed.
+    """
+    if quantization is not None:
+        raise CheckpointError(
+            "is a ChatBind model, which is not packed into fewer bits",
+            where=where,
+            hint="give the language model that it was made from, and --projector",
+        )
+
+
 def _continue(
     config: ChatBindConfig, given: Mapping[str, Any], encoder: EncoderInfo, *, where: str
 ) -> None:
@@ -218,54 +240,20 @@ def _put_projector(
 
 
 @torch.no_grad()
-def grow_embeddings(language_model: PreTrainedModel, size: int, *, known: int) -> None:
-    """Makes room for new tokens; their rows start as the mean of the known ones.
-
-    The tokenizer has `size` tokens now, and had `known` before. A vocabulary with spare rows keeps
-    its size.
-    """
-    if size > word_embeddings(language_model).num_embeddings:
-        language_model.resize_token_embeddings(size, mean_resizing=False)
-    if known == size:
-        return
-    output: Any = language_model.get_output_embeddings()
-    for layer in (language_model.get_input_embeddings(), output):
-        weight = getattr(layer, "weight", None)
-        if weight is not None:
-            # of tied layers the second pass takes the same mean of the same rows
-            weight[known:size] = weight[:known].mean(dim=0, dtype=torch.float32).to(weight.dtype)
-    bias = getattr(output, "bias", None)
-    if bias is not None:
-        bias[known:size] = bias[:known].mean()
-
-
-@torch.no_grad()
 def _word_size(language_model: PreTrainedModel, known: int) -> float:
     """Root mean square of the entries of the word embeddings: what a soft token should be like."""
     weight = word_embeddings(language_model).weight[:known]
+    if weight.is_meta:
+        return 1.0
     size = float(torch.linalg.vector_norm(weight, dtype=torch.float32)) / weight.numel() ** 0.5
     return size or 0.02
 
 
 def _provenance(language_model: str | Path, command: str | None) -> dict[str, Any]:
-    base = {"name": str(language_model), "fingerprint": _fingerprint(Path(language_model))}
+    base = {"name": str(language_model), "fingerprint": fingerprint(Path(language_model))}
     versions = {
         "chatbind": chatbind_cli.__version__,
         "torch": str(torch.__version__),
         "transformers": transformers.__version__,
     }
     return {"command": command, "versions": versions, "language_model": base}
-
-
-def _fingerprint(folder: Path) -> str:
-    """A hash of the ends and sizes of all weights files: quick, and it tells two models apart."""
-    digest = hashlib.sha256()
-    files = [p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin")]
-    for path in sorted(files):
-        size = path.stat().st_size
-        digest.update(f"{path.name}\0{size}\0".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(_PROBE_BYTES))
-            file.seek(max(size - _PROBE_BYTES, 0))
-            digest.update(file.read(_PROBE_BYTES))
-    return digest.hexdigest()

@@ -17,6 +17,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from chatbind_cli.errors import RecordError
 from chatbind_cli.model.config import ChatBindConfig, end_ids
+from chatbind_cli.model.label_loss import LossWay, loss_at_labels, loss_way
 from chatbind_cli.model.pretrained import blank_model
 from chatbind_cli.model.projector import Projector
 
@@ -62,6 +63,7 @@ class ChatBindForConditionalGeneration(PreTrainedModel, GenerationMixin):
         parameters = inspect.signature(language_model.forward).parameters
         self._forwarded = frozenset(parameters)
         self.accepts_loss_kwargs = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        self.loss_way: LossWay | None = None  # found when it is first needed
         self.post_init()
         ends = getattr(language_model.generation_config, "eos_token_id", None)
         self.generation_config = config.generation(end_ids(ends))
@@ -116,6 +118,8 @@ class ChatBindForConditionalGeneration(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: int | torch.Tensor | None = None,
+        media_positions: torch.Tensor | None = None,
+        label_positions: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Reads word tokens and soft tokens, and predicts the next ones.
@@ -126,15 +130,17 @@ class ChatBindForConditionalGeneration(PreTrainedModel, GenerationMixin):
             position_ids: [batch, length].
             past_key_values: keys and values of earlier positions.
             inputs_embeds: [batch, length, width], in place of `input_ids`; then soft tokens are in.
-            media_embeddings: [media in the batch, embedding_dim], in the order of the placeholders
-                (row by row).
-            media_weights: [media in the batch], see `soft_tokens`.
+            media_embeddings: [media, embedding_dim], in the order of the placeholders, row by row.
+            media_weights: [media], see `soft_tokens`.
             labels: [batch, length], -100 where nothing is to be learned; shifted inside.
             use_cache: whether to return keys and values; unless said, not with `labels`: only
                 generation needs them.
             logits_to_keep: how many of the last positions need logits; 0 for all.
             num_items_in_batch: what the loss is divided by, in place of the number of its tokens.
                 A step of samples that were cut before their answers has loss 0, not 0 / 0.
+            media_positions: int64 [placeholders], in the flattened `input_ids`; spares a search.
+            label_positions: int64 [n], where the flattened batch predicts a label; then logits are
+                computed there alone, and only the loss is returned.
             **kwargs: passed on to the language model, as far as it takes them.
 
         Raises:
@@ -143,11 +149,11 @@ class ChatBindForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("forward needs input_ids or inputs_embeds")
-            continues = past_key_values is not None and past_key_values.get_seq_length() > 0
-            if continues and media_embeddings is None:
-                inputs_embeds = word_embeddings(self)(input_ids)
-            else:
-                inputs_embeds = self._embed(input_ids, media_embeddings, media_weights)
+            media = (media_embeddings, media_weights, media_positions)
+            cached = past_key_values is not None and past_key_values.get_seq_length() > 0
+            generated = cached and media_embeddings is None and labels is None
+            words = word_embeddings(self)(input_ids)
+            inputs_embeds = words if generated else self._embed(words, input_ids, *media)
         optional = {
             "position_ids": position_ids,
             "past_key_values": past_key_values,
@@ -155,24 +161,46 @@ class ChatBindForConditionalGeneration(PreTrainedModel, GenerationMixin):
             "logits_to_keep": logits_to_keep,
         }
         kwargs.update((k, v) for k, v in optional.items() if k in self._forwarded)
-        if num_items_in_batch is not None:
-            kwargs["num_items_in_batch"] = torch.as_tensor(num_items_in_batch).clamp(min=1)
         if not self.accepts_loss_kwargs:
             kwargs = {k: v for k, v in kwargs.items() if k in self._forwarded}
-        return self.language_model(
-            inputs_embeds=inputs_embeds, attention_mask=attention_mask, labels=labels, **kwargs
-        )
+        kwargs |= {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
+        return self._predict(labels, label_positions, num_items_in_batch, kwargs)
+
+    def _predict(
+        self,
+        labels: torch.Tensor | None,
+        positions: torch.Tensor | None,
+        num_items: int | torch.Tensor | None,
+        inputs: dict[str, Any],
+    ) -> CausalLMOutputWithPast:
+        """What the language model says to these inputs; see `forward`."""
+        items = None if num_items is None else torch.as_tensor(num_items).clamp(min=1)
+        if labels is not None and positions is not None:
+            inputs.pop("logits_to_keep", None)
+            way = self.find_loss_way()
+            return loss_at_labels(self.language_model, way, positions, labels, items, **inputs)
+        if items is not None and self.accepts_loss_kwargs:
+            inputs["num_items_in_batch"] = items
+        return self.language_model(labels=labels, **inputs)
+
+    def find_loss_way(self) -> LossWay:
+        """How the loss at labels alone is computed; the first call tries the language model."""
+        if self.loss_way is None:
+            self.loss_way = loss_way(self.language_model, word_embeddings(self).weight.shape[1])
+        return self.loss_way
 
     def _embed(
         self,
+        words: torch.Tensor,
         input_ids: torch.Tensor,
         media_embeddings: torch.Tensor | None,
         media_weights: torch.Tensor | None,
+        media_positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Word embeddings [batch, length, width], with soft tokens in place of `<im_patch>`."""
-        words = word_embeddings(self)(input_ids)
-        mask = self._soft_positions(input_ids)
-        found = int(mask.sum())
+        if media_positions is None:
+            media_positions = self._soft_positions(input_ids).flatten().nonzero().squeeze(1)
+        found = len(media_positions)
         media = 0 if media_embeddings is None else len(media_embeddings)
         tokens = self.config.tokens_per_embedding
         if found != media * tokens:
@@ -184,7 +212,9 @@ class ChatBindForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if media_embeddings is None or media == 0:
             return words + self._untouched() if self.training else words
         soft = self.soft_tokens(media_embeddings.to(words.device), media_weights)
-        return words.masked_scatter(mask.unsqueeze(-1), soft.to(words.dtype))
+        flat = words.flatten(0, 1)
+        placed = flat.index_copy(0, media_positions, soft.flatten(0, 1).to(words.dtype))
+        return placed.view_as(words)
 
     def _soft_positions(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Where soft tokens stand: bool, of the shape of `input_ids`."""

@@ -31,7 +31,7 @@ _KINDS: dict[tuple[type, ...], tuple[str, ...]] = {
     (bool,): ("use_start_end", "normalize_embeddings"),
     (str,): ("projector_type", "projector_layout", "prompt_style", "stage"),
     (int, type(None)): ("im_patch_id", "im_start_id", "im_end_id"),
-    (dict, type(None)): ("encoder", "media_options", "provenance"),
+    (dict, type(None)): ("encoder", "media_options", "provenance", "base_model"),
 }
 
 
@@ -56,6 +56,8 @@ class ChatBindConfig(PreTrainedConfig):
         encoder: the encoder's identity: `name`, `sha256`, `path`, and what else it tells.
         media_options: how media became tensors in training (`clip_sampler`, ...).
         provenance: `command`, `versions`, `language_model`, and what else the maker notes.
+        base_model: of a folder that holds adapters only: `path` and `fingerprint` of the model
+            whose matrices they stand beside.
 
     Raises:
         CheckpointError: a value that no version of ChatBind writes.
@@ -80,6 +82,7 @@ class ChatBindConfig(PreTrainedConfig):
     encoder: dict[str, Any] | None = None
     media_options: dict[str, Any] | None = None
     provenance: dict[str, Any] | None = None
+    base_model: dict[str, Any] | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:

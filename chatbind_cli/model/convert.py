@@ -1,7 +1,7 @@
 """`convert`: a ChatBind folder, published or ours, written in our layout, tensor by tensor.
 
 Only names change: every tensor keeps its bits. With a projector file, a bare language model becomes
-such a folder, too.
+such a folder, too; and so do adapters and the model that they belong to.
 """
 
 from __future__ import annotations
@@ -43,10 +43,12 @@ from chatbind_cli.console import Progress
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.files import sha256_file, sha256_text
 from chatbind_cli.folders import replace_folder
+from chatbind_cli.model.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from chatbind_cli.model.assemble import build_chatbind
+from chatbind_cli.model.base import adapted_base, find_base
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
 from chatbind_cli.model.config import MODEL_TYPE, encoder_of
-from chatbind_cli.model.loading import read_published
+from chatbind_cli.model.loading import PROJECTOR_NAME, ChatBind, load_chatbind, read_published
 from chatbind_cli.model.pretrained import (
     model_without_memory,
     one_line,
@@ -56,6 +58,7 @@ from chatbind_cli.model.pretrained import (
 
 _COMMAND = "convert"
 _PIECE_ELEMENTS = 4 << 20
+_ADAPTERS = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, PROJECTOR_NAME)
 
 
 def convert(
@@ -146,16 +149,63 @@ def join(
                 projector=projector,
                 media_options=info.media_options,
             )
-            with quiet_transformers():
-                bundle.model.save_pretrained(folder, max_shard_size=shard_bytes)
-                bundle.tokenizer.save_pretrained(folder)
-            with open_checkpoint(folder) as found:
-                sha256 = fingerprint(found)
+            sha256 = _save(bundle, folder, shard_bytes)
             side_files = side_files_sha256(language_model)
             manifest = _manifest(sha256, language_model, checkpoint, side_files)
             manifest["source"]["projector"] = digest
             write_manifest(folder, {**manifest, "task": task}, made_by=_COMMAND)
     return Result(output, sha256)
+
+
+def merge(
+    source: Path,
+    output: Path,
+    *,
+    base: Path | None = None,
+    shard_bytes: int = DEFAULT_SHARD_BYTES,
+    overwrite: bool = False,
+) -> Result:
+    """Writes a folder of adapters and the model that they belong to as one ChatBind folder.
+
+    Matrices become what `ask` makes of them, and keep the numbers of the base model: what adapters
+    add to a bfloat16 matrix is rounded to that. The model is loaded whole.
+
+    Args:
+        source: of `finetune --lora-r`.
+        output: the folder to make.
+        base: the model that the adapters belong to, where it has moved.
+        shard_bytes: the largest size of an output file.
+        overwrite: replace what an earlier call has made.
+
+    Raises:
+        CheckpointError: the source holds no adapters, or they do not fit to the base.
+        ChatBindError: the output is there already.
+    """
+    if adapted_base(source) is None:
+        raise CheckpointError("holds no adapters to merge", where=str(source))
+    place = find_base(source, base)
+    adapters = {name: sha256_file(source / name) for name in _ADAPTERS}
+    with open_checkpoint(place) as checkpoint:
+        facts = [source_facts(checkpoint), side_files_sha256(source), adapters, shard_bytes]
+        task = sha256_text(f"{chatbind_cli.__version__} {facts}")
+        made = None if overwrite else made_already(output, task)
+        if made is not None:
+            return made
+        with replace_folder(output, made_by=_COMMAND, overwrite=overwrite) as folder:
+            sha256 = _save(load_chatbind(source, base=place), folder, shard_bytes)
+            manifest = _manifest(sha256, place, checkpoint, side_files_sha256(source))
+            manifest["source"]["adapters"] = adapters
+            write_manifest(folder, {**manifest, "task": task}, made_by=_COMMAND)
+    return Result(output, sha256)
+
+
+def _save(bundle: ChatBind, folder: Path, shard_bytes: int) -> str:
+    """Writes a model in memory; returns the hash of its weights."""
+    with quiet_transformers():
+        bundle.model.save_pretrained(folder, max_shard_size=shard_bytes)
+        bundle.tokenizer.save_pretrained(folder)
+    with open_checkpoint(folder) as found:
+        return fingerprint(found)
 
 
 def _manifest(sha256: str, source: Path, checkpoint: Checkpoint, side_files: str) -> dict[str, Any]:
@@ -185,6 +235,12 @@ def _settings(source: Path) -> tuple[Any, Any]:
     """
     if is_published(source):
         return read_published(source)[:2]
+    if adapted_base(source) is not None:
+        raise CheckpointError(
+            "holds adapters, and not the model that they belong to",
+            where=str(source),
+            hint="say --merge",
+        )
     kind = read_json(source / "config.json", missing_ok=True).get("model_type")
     if kind != MODEL_TYPE:
         raise CheckpointError(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
@@ -20,8 +20,11 @@ from chatbind_cli.checkpoints.projector_file import (
     is_published,
     projector_facts,
     projector_from_tensors,
+    read_projector,
 )
 from chatbind_cli.errors import CheckpointError
+from chatbind_cli.model.adapters import merge_adapters, read_adapters
+from chatbind_cli.model.base import adapted_base, find_base, grow_embeddings
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration, word_embeddings
 from chatbind_cli.model.config import MODEL_TYPE, ChatBindConfig, saved_end_ids
 from chatbind_cli.model.pretrained import make_config, open_config, open_model, quiet_transformers
@@ -31,6 +34,8 @@ from chatbind_cli.model.tokenizer import (
     media_token_ids,
     prepare_tokenizer,
 )
+
+PROJECTOR_NAME: Final = "projector.safetensors"
 
 _V0_PADDING = "[PAD]"
 
@@ -56,11 +61,16 @@ def load_chatbind(
     dtype: torch.dtype | str = "auto",
     device: str | torch.device | None = None,
     attn_implementation: str | None = None,
+    base: Path | None = None,
+    merge: bool = True,
+    device_map: str | None = None,
 ) -> ChatBind:
     """Loads a ChatBind model folder, ours or one in the published layout.
 
     Its weights are as saved if `dtype` is `auto`; attention (see `resolve_attention`) is
-    transformers' choice unless given.
+    transformers' choice unless given. Of a folder of adapters, `base` is the model that they
+    belong to, where it does not lie any more where config.json says; with `merge` they become part
+    of its matrices.
 
     Raises:
         CheckpointError: it is no ChatBind model, or its weights are incomplete.
@@ -74,10 +84,17 @@ def load_chatbind(
             "download` and `chatbind apply-delta`",
         )
     refuse_unapplied(folder)
-    options = {"dtype": dtype, "attn_implementation": attn_implementation}
-    load = _load_published if is_published(folder) else _load_ours
+    options = {"dtype": dtype, "attn_implementation": attn_implementation, "device_map": device_map}
     with quiet_transformers():
-        model, tokenizer = load(folder, options)
+        if adapted_base(folder) is not None:
+            model, tokenizer = _load_adapted(folder, options, base)
+            if merge:
+                merge_adapters(model.language_model)
+                model.config.base_model = None
+        else:
+            if base is not None:
+                raise CheckpointError("is a whole model, and takes no --base", where=str(path))
+            model, tokenizer = _load_whole(folder, options)
     check_ids(model, tokenizer, str(path))
     for name, index in media_token_ids(tokenizer).items():
         own = getattr(model.config, name)
@@ -103,6 +120,34 @@ def check_ids(model: Any, tokenizer: PreTrainedTokenizerBase, where: str) -> Non
         raise CheckpointError(
             f"the tokenizer has ids for {wanted} tokens, the model {rows} embeddings", where=where
         )
+
+
+def _load_adapted(
+    folder: Path, options: dict[str, Any], base: Path | None
+) -> tuple[ChatBindForConditionalGeneration, PreTrainedTokenizerBase]:
+    """A base model with the projector, the token embeddings and the adapters of a folder."""
+    place = find_base(folder, base)
+    if adapted_base(place) is not None:
+        raise CheckpointError("holds adapters, and adapters of adapters are none", where=str(place))
+    config, tokenizer = cast(ChatBindConfig, open_config(folder)), load_tokenizer(folder)
+    if is_chatbind(place):
+        language_model = _load_whole(place, options)[0].language_model
+    else:
+        language_model = open_model(place, config=open_config(place), **options)
+        grow_embeddings(language_model, len(tokenizer), known=len(load_tokenizer(place)))
+    config.text_config = language_model.config
+    model = ChatBindForConditionalGeneration(config, language_model)
+    model.projector.to(device=language_model.device, dtype=language_model.dtype)
+    load_into(model, read_projector(folder / PROJECTOR_NAME), str(folder))
+    read_adapters(language_model, folder)
+    return model, tokenizer
+
+
+def _load_whole(
+    folder: Path, options: dict[str, Any]
+) -> tuple[ChatBindForConditionalGeneration, PreTrainedTokenizerBase]:
+    load = _load_published if is_published(folder) else _load_ours
+    return load(folder, options)
 
 
 def _load_ours(

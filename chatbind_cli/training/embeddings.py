@@ -8,13 +8,17 @@ nor media.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.checkpoints.projector_file import is_published, read_projector
 from chatbind_cli.console import Progress, note
 from chatbind_cli.data.conversations import Media
+from chatbind_cli.data.embedding_cache import EmbeddingCache
 from chatbind_cli.data.encode import StoreSink, writable_store
 from chatbind_cli.data.encoding import EncodingOptions, encode_items
 from chatbind_cli.data.lookup import Embeddings, open_stores, options_in
@@ -112,9 +116,16 @@ def part_name(rank: int) -> str:
 
 
 def encode_media(
-    media: Sequence[Medium], encoder: Encoder, root: MediaRoot, part: Path, options: MediaOptions
+    media: Sequence[Medium],
+    encoder: Encoder,
+    root: MediaRoot,
+    part: Path,
+    options: MediaOptions,
+    cache_folder: Path | None = None,
 ) -> list[tuple[Medium, str]]:
     """Encodes one process's share of media, without repeats, into its own store.
+
+    What a run before has left in the cache is copied from there, see `EmbeddingCache`.
 
     Returns:
         The media that cannot be read, each with the reason.
@@ -123,12 +134,29 @@ def encode_media(
     failed: list[tuple[Medium, str]] = []
     batch_size = 1 if encoder.device.type == "cpu" else encoder.batch_size
     how = EncodingOptions(media=options, workers=_READERS, batch_size=batch_size)
-    store = writable_store(part, encoder, options)
-    with store, Progress(len(items), "encoding media", "files") as progress:
-        sink = StoreSink(store, options)
-        for result in encode_items(items, encoder, how, sink.recall):
+    with (
+        writable_store(part, encoder, options) as store,
+        closing(EmbeddingCache(cache_folder, encoder, options)) as cache,
+        Progress(len(items), "encoding media", "files") as progress,
+    ):
+        sink, new = StoreSink(store, options), []
+        for item in items:
+            if (found := cache.find(item)) is None:
+                new.append(item)
+            else:
+                sink.write(found)
+                progress.advance()
+        if len(new) < len(items):
+            note(f"{len(items) - len(new):,} embeddings were there already, in {cache_folder}")
+
+        def recall(modality: str, sha256: str) -> torch.Tensor | None:
+            known = sink.recall(modality, sha256)
+            return cache.recall(modality, sha256) if known is None else known
+
+        for result in encode_items(new, encoder, how, recall):
             if result.error is None:
                 sink.write(result)
+                cache.keep(result)
             else:
                 failed.append((result.item.medium, str(result.error)))
             progress.advance()

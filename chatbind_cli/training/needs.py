@@ -12,6 +12,7 @@ from chatbind_cli.training.settings import TrainingSettings
 
 _MASTER, _GRADIENT, _ADAM = 4, 4, 8  # bytes a trained number: float32, and AdamW's two averages
 _HALF = 2
+_PACKED = 0.6  # of four bits, and the scales of each block; word embeddings stay as they are
 # numbers that a LLaMA's layer keeps for the backward pass, for each token and number of its width:
 # inputs and outputs of its norms, matrices and attention, and four times the wider middle (2.7)
 _KEPT = 19
@@ -93,10 +94,11 @@ def memory_needed(
         shards: over how many processes the model is shared out.
     """
     frozen = not settings.backbone_trains
-    rank = getattr(settings, "lora_r", 0)
+    rank = settings.lora_r
     trained = rank * shape.adapted if rank else 0 if frozen else shape.numbers
     left = shape.numbers if rank or frozen else 0
     size = _HALF if half else _MASTER
+    packed = _PACKED if settings.load_in_4bit else size
     copies = _HALF * trained if half and shards == 1 else 0
     kept = _KEPT * size * shape.width * tokens
     if settings.gradient_checkpointing is True:
@@ -104,7 +106,7 @@ def memory_needed(
     else:
         activations = kept * shape.layers
     return Needs(
-        weights=(left * size + trained * _MASTER) / shards + copies,
+        weights=(left * packed + trained * _MASTER) / shards + copies,
         training=trained * (_GRADIENT + _ADAM) / shards,
         # about half of the tokens are answers
         activations=activations + tokens / 2 * shape.vocabulary * _LOGITS,
@@ -116,9 +118,9 @@ def disk_needed(settings: TrainingSettings, shape: Shape, *, half: bool) -> tupl
     if not settings.backbone_trains:
         trained = 0
     else:
-        rank = getattr(settings, "lora_r", 0)
+        rank = settings.lora_r
         trained = rank * shape.adapted if rank else shape.numbers
-    whole = settings.stage == "finetune" and not getattr(settings, "lora_r", 0)
+    whole = settings.stage == "finetune" and not settings.lora_r
     result = shape.numbers * (_HALF if half else _MASTER) if whole else trained * _MASTER
     return result, trained * (_MASTER + _ADAM)
 
@@ -132,11 +134,13 @@ def advice(
     one = replace(saving, per_device_train_batch_size=1)
     few = f"--per-device-train-batch-size 1 and {changes[0][0]}"
     changes.append((few, one, 1))
-    if gpus > 1 and settings.stage == "finetune":
+    if gpus > 1 and settings.matrices_train:
         changes.append((f'--fsdp "full_shard auto_wrap" over {gpus} GPUs', saving, gpus))
     per_sample = max(1, tokens // settings.per_device_train_batch_size)
     for words, changed, shards in changes:
         n = per_sample * changed.per_device_train_batch_size
         if memory_needed(changed, shape, tokens=n, half=half, shards=shards).total <= room:
             return words
-    return "--lora-r 64" if settings.stage == "finetune" else None
+    if settings.lora_r:
+        return "--load-in-4bit" if gpus and not settings.load_in_4bit else None
+    return "--lora-r 64" if settings.matrices_train else None

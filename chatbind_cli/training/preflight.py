@@ -23,6 +23,7 @@ from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.model.assemble import read_without_weights
+from chatbind_cli.model.base import adapted_base, find_base
 from chatbind_cli.training.embeddings import trained_on
 from chatbind_cli.training.inputs import Inputs, refuse_rejected
 from chatbind_cli.training.needs import GIB, Shape, advice, disk_needed, memory_needed
@@ -120,6 +121,8 @@ def _look_at_samples(
 
 
 def _shape(model: Path) -> Shape:
+    if adapted_base(model) is not None:
+        model = find_base(model)
     with open_checkpoint(model) as weights:
         shapes = {name: weights.info(name).shape for name in weights.tensors}
     return Shape.of(read_json(model / "config.json"), shapes)

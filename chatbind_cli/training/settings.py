@@ -33,6 +33,7 @@ class TrainingSettings:
     media_root: MediaRoot = field(default_factory=MediaRoot)
     encoder: Path | None = None
     store: Path | None = None  # embeddings made before: then neither encoder nor media are needed
+    embedding_cache: Path | None = field(default=None, compare=False)  # of all runs
 
     # the model; what is None comes from the projector file, else from the first of the choices
     projector: Path | None = None
@@ -41,6 +42,12 @@ class TrainingSettings:
     use_start_end: bool | None = None
     prompt_style: str | None = None
     freeze_backbone: bool = False
+    lora_r: int | None = None  # rank of adapters; None: none
+    lora_alpha: float | None = None
+    lora_dropout: float | None = None
+    lora_targets: tuple[str, ...] | None = None
+    lora_dora: bool | None = None
+    load_in_4bit: bool | None = None
     model_max_length: int = 2048
 
     # optimization
@@ -70,6 +77,9 @@ class TrainingSettings:
     fp16: bool | None = None
     tf32: bool | None = None
     gradient_checkpointing: bool | None = field(default=None, compare=False)
+    loss_at_labels: bool = field(default=True, compare=False)
+    share_prefix: bool = field(default=True, compare=False)
+    compile: bool = field(default=False, compare=False)
     fsdp: str = field(default="", compare=False)
     fsdp_layers: tuple[str, ...] = field(default=(), compare=False)
     dataloader_num_workers: int = field(default=0, compare=False)
@@ -78,6 +88,7 @@ class TrainingSettings:
     save_strategy: str = field(default="steps", compare=False)
     save_steps: float = field(default=500, compare=False)
     save_total_limit: int | None = field(default=None, compare=False)
+    save_dtype: str = field(default="auto", compare=False)
     logging_steps: float = field(default=1, compare=False)
     report_to: tuple[str, ...] = field(default=(), compare=False)
     plot: Path | None = field(default=None, compare=False)
@@ -100,10 +111,38 @@ class TrainingSettings:
                 hint="give them with --eval-data, or say --evaluation-strategy no",
             )
 
+        if self.matrices_train and self.dtype in ("float16", "bfloat16"):
+            mixed = "--bf16" if self.dtype == "bfloat16" else "--fp16"
+            raise UsageError(
+                f"--dtype {self.dtype} would train weights that most steps are too small to change",
+                hint=f"say {mixed}, which computes so, and keeps the trained weights in float32",
+            )
+        self._check_adapters()
+
+    def _check_adapters(self) -> None:
+        words = ("lora_alpha", "lora_dropout", "lora_targets", "lora_dora", "load_in_4bit")
+        for name in words if self.lora_r is None else ():
+            if getattr(self, name):
+                raise UsageError(f"--{name.replace('_', '-')} needs --lora-r")
+        if self.lora_r is None:
+            return
+        if self.freeze_backbone:
+            raise UsageError("--freeze-backbone trains no adapters, and --lora-r asks for them")
+        if self.fsdp:
+            raise UsageError(
+                "--fsdp shares out no model with adapters",
+                hint="adapters are small, and --load-in-4bit makes the rest of it so",
+            )
+
     @property
     def backbone_trains(self) -> bool:
-        """Whether the language model is changed by training, and not the projector alone."""
+        """Whether the language model is changed by training, itself or by adapters."""
         return self.stage == "finetune" and not self.freeze_backbone
+
+    @property
+    def matrices_train(self) -> bool:
+        """Whether the language model's own weights train, and not adapters beside them."""
+        return self.backbone_trains and self.lora_r is None
 
     def identity(self, world_size: int) -> dict[str, Any]:
         """The values that decide the result, in JSON's types.

@@ -1,12 +1,13 @@
 """What each stage trains, and what it leaves behind: the one place that decides it, and says it.
 
 `pretrain`: the projector, and the embeddings of the media tokens. `finetune`: projector and
-language model.
+language model; or, with adapters in the latter, what stage 1 trains and the adapters.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -17,8 +18,9 @@ from transformers import PreTrainedConfig
 
 from chatbind_cli.checkpoints.projector_file import ProjectorFile, write_projector
 from chatbind_cli.files import sha256_file
+from chatbind_cli.model.adapters import adapter_parameters, adapters_of
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration, word_embeddings
-from chatbind_cli.model.loading import ChatBind, projector_of
+from chatbind_cli.model.loading import PROJECTOR_NAME, ChatBind, projector_of
 from chatbind_cli.model.tokenizer import media_rows
 from chatbind_cli.training.saved import check_weights
 from chatbind_cli.training.settings import Stage
@@ -26,7 +28,6 @@ from chatbind_cli.training.settings import Stage
 MADE: Final = {"pretrain": "checkpoint", "finetune": "model"}
 """The kind of artefact that each stage makes."""
 
-PROJECTOR_NAME: Final = "projector.safetensors"
 CONFIG_NAME: Final = "config.json"
 
 
@@ -90,10 +91,12 @@ def select_trainable(
         stage: decides it.
         freeze_backbone: in stage `finetune`, train the projector and leave the language model.
     """
+    language_model = model.language_model
+    adapted = adapters_of(language_model)
     model.requires_grad_(False)
     model.projector.requires_grad_(True)
     parts = ["the projector"]
-    if stage == "pretrain" or freeze_backbone:
+    if stage == "pretrain" or freeze_backbone or adapted is not None:
         # parameters that train are kept in float32; the frozen ones may be half as large
         model.projector.float()
         # of <im_patch> no embedding is ever read
@@ -103,7 +106,11 @@ def select_trainable(
             base = word_embeddings(model)
             model.set_input_embeddings(RowEmbedding(base, list(rows.values())))
             parts.append(f"the embeddings of {', '.join(rows)}")
-    else:
+    if adapted is not None:
+        for _, parameter in adapter_parameters(language_model):
+            parameter.requires_grad_(True)
+        parts.append(f"adapters of rank {adapted.r} beside the language model's matrices")
+    elif stage == "finetune" and not freeze_backbone:
         model.language_model.requires_grad_(True)
         parts.append("the language model")
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -150,7 +157,7 @@ def write_stage_1(bundle: ChatBind, folder: Path) -> None:
 
 def write_model(
     bundle: ChatBind, folder: Path, state: dict[str, torch.Tensor], dtype: torch.dtype
-) -> None:
+) -> float:
     """Writes a model into an existing folder, for `from_pretrained`.
 
     Args:
@@ -158,7 +165,11 @@ def write_model(
         folder: where to.
         state: its weights, gathered from wherever they were sharded.
         dtype: in which they are saved.
+
+    Returns:
+        What rounding to `dtype` has changed, as a share of the weights (Euclidean norms).
     """
+    lost = whole = 0.0
     converted: dict[int, torch.Tensor] = {}
     weights = {}
     for name, tensor in state.items():
@@ -166,6 +177,9 @@ def write_model(
         same = converted.get(tensor.data_ptr())
         if same is None or same.shape != tensor.shape:
             same = tensor.to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
+            if same.dtype.itemsize < tensor.dtype.itemsize:
+                lost += float((same.to(tensor) - tensor).square().sum())
+                whole += float(tensor.square().sum())
             converted[tensor.data_ptr()] = same
         weights[name] = same
     bundle.model.save_pretrained(folder, state_dict=dict(weights))  # it empties what it gets
@@ -176,6 +190,7 @@ def write_model(
     bundle.config.dtype = text_config.dtype = dtype
     bundle.config.save_pretrained(folder)
     bundle.tokenizer.save_pretrained(folder)
+    return math.sqrt(lost / whole) if whole else 0.0
 
 
 def weights_sha256(folder: Path) -> str:

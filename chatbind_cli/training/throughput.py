@@ -56,17 +56,15 @@ class Work(NamedTuple):
     context: int
 
     @classmethod
-    def of(cls, lengths: Iterable[int], labelled: int, prefix: int = 0) -> Work:
-        """The work of samples of these lengths.
+    def of(cls, lengths: Iterable[int], labelled: int) -> Work:
+        """The work of samples of these lengths in tokens, with so many labelled positions."""
+        own = list(lengths)
+        return cls(len(own), sum(own), labelled, sum(n * (n + 1) // 2 for n in own))
 
-        Args:
-            lengths: in tokens, the prefix included.
-            labelled: positions that need logits, of all of them.
-            prefix: how many first tokens all have in common and need no work.
-        """
-        own = [length - prefix for length in lengths]
-        context = sum(n * (n + 1) // 2 + n * prefix for n in own)
-        return cls(len(own), sum(own), labelled, context)
+    def without_prefix(self, prefix: int) -> Work:
+        """The same work, where the first tokens of every sample are the same and need none."""
+        tokens, pairs = self.samples * prefix, self.samples * prefix * (prefix + 1) // 2
+        return self._replace(tokens=self.tokens - tokens, context=self.context - pairs)
 
 
 @dataclass(frozen=True)

@@ -7,21 +7,22 @@ of the device is asked once a step, and with it whether any process was told to 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 import torch
 from accelerate.utils import gather_object
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from chatbind_cli.data.conversations import Conversations
-from chatbind_cli.errors import ChatBindError
+from chatbind_cli.errors import ChatBindError, Interrupted
 
 # the scale of a GradScaler starts at 2^16 and is halved each time
 _SKIPPED_IN_A_ROW: Final = 25
 _NAMED: Final = 8
 
 
-class Watch:
-    """Of one training run.
+class Watch(TrainerCallback):
+    """Of one training run; as a callback it saves and ends the run that was told to stop.
 
     Args:
         conversations: what is trained on.
@@ -43,6 +44,7 @@ class Watch:
         self._skipped = 0
         self._samples: list[Sequence[int]] = []
         self._losses: list[torch.Tensor] = []
+        self._told = False
 
     def begin(self, samples: Sequence[Sequence[int]]) -> None:
         """A step begins.
@@ -59,16 +61,13 @@ class Watch:
         # one that is left out would make all sums that are logged after it no numbers, too
         return loss.nan_to_num(0, 0, 0) if self._scaled else loss
 
-    def check(self, norm: torch.Tensor | float | None, step: int, *, stop: bool = False) -> bool:
+    def check(self, norm: torch.Tensor | float | None, step: int, *, stop: bool) -> None:
         """Looks at the step's losses and its gradient's norm; the one wait for the device.
 
         Args:
             norm: of the gradient; None where nobody knows it.
             step: its number.
-            stop: whether this process was told to stop.
-
-        Returns:
-            Whether any process was: the same on all of them.
+            stop: whether this process was told to stop; then all will.
 
         Raises:
             ChatBindError: one of them is not a finite number, on any process.
@@ -80,13 +79,34 @@ class Watch:
         spoilt = [~torch.isfinite(losses).all(), ~torch.isfinite(whole.float())]
         found = self._total(torch.stack([*(flag.float() for flag in spoilt), stops]))
         of_loss, of_norm, told = found.tolist()
-        if not of_loss and not of_norm:
-            self._skipped = 0
-            return bool(told)
-        self._skipped += 1
-        if not self._scaled or self._skipped >= _SKIPPED_IN_A_ROW:
+        self._told = bool(told)
+        self._skipped = self._skipped + 1 if of_loss or of_norm else 0
+        if self._skipped and (not self._scaled or self._skipped >= _SKIPPED_IN_A_ROW):
             self._refuse("loss" if of_loss else "gradient", step)
-        return bool(told)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        """Asks for a checkpoint where the run is to stop; after the last step it just ends."""
+        self._told = self._told and state.global_step < state.max_steps
+        if self._told:
+            control.should_log = control.should_save = True
+            control.should_evaluate = False  # there may be little time
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        """Ends the run with its last checkpoint.
+
+        Raises:
+            Interrupted: it was told to stop.
+        """
+        if self._told:
+            raise Interrupted(
+                f"told to stop after step {state.global_step:,} of {state.max_steps:,}, of which "
+                "there is a checkpoint",
+                hint="the same command goes on from it",
+            )
 
     def _refuse(self, what: str, step: int) -> None:
         """Ends training; every process names the same records."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -107,3 +108,27 @@ def test_an_embedding_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"image gone\.png"):
         Embeddings(open_parts(tmp_path)).rows([Medium("image", "gone.png")])
     assert Embeddings(open_parts(tmp_path)).rows([]) is None
+
+
+def test_the_next_stage_encodes_nothing(world, here, tmp_path, monkeypatch) -> None:
+    for picture in world.media.iterdir():
+        os.utime(picture, (0, 0))  # a fresh file would be read again
+    more = ("--max-steps", "1", "--learning-rate", "0")
+    assert here("pretrain", *world.args(tmp_path / "a", *more, source="media")).code == 0
+    monkeypatch.setattr(Encoder, "embed", None)
+    words = world.args(tmp_path / "b", *more, "--freeze-backbone", source="media")
+    done = here("finetune", *words)
+    assert done.code == 0, done.stderr
+    assert "8 embeddings were there already" in done.stderr
+    assert len(open_parts(tmp_path / "b" / "embeddings")[0]) == 8
+    without = here("finetune", *words, "-o", str(tmp_path / "c"), "--embedding-cache", "none")
+    assert without.code != 0
+
+
+def test_a_run_goes_on_with_another_cache_or_none(world, here, tmp_path) -> None:
+    words = world.args(tmp_path / "a", "--max-steps", "1", source="media")
+    assert here("pretrain", *words, "--embedding-cache", str(tmp_path / "mine")).code == 0
+    [folder] = (tmp_path / "mine").iterdir()
+    assert len(EmbeddingStore.open(folder)) == 8
+    done = here("pretrain", *words, "--embedding-cache", "none")
+    assert done.code == 0 and "this run is finished" in done.stderr

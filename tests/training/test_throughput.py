@@ -30,7 +30,7 @@ def model(language_model) -> ChatBindForConditionalGeneration:
 def test_work_leaves_out_the_prefix_but_what_looks_at_it() -> None:
     assert Work.of([5, 3], labelled=4) == (2, 8, 4, 15 + 6)
     # the pairs inside the first two positions are gone, and no others
-    assert Work.of([5, 3], labelled=4, prefix=2) == (2, 4, 4, 15 + 6 - 2 * 3)
+    assert Work.of([5, 3], labelled=4).without_prefix(2) == (2, 4, 4, 15 + 6 - 2 * 3)
 
 
 def test_operations_are_those_that_torch_counts() -> None:
