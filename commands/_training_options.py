@@ -147,8 +147,8 @@ model_options = stack(
     _model(
         "--model-max-length",
         type=click.IntRange(min=8),
-        default=2048,
-        help="Longer samples are cut there, in tokens.",
+        help="Longer samples are cut there, in tokens; default: 2048, or less where the model "
+        "reads less.",
     ),
 )
 

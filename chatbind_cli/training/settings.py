@@ -128,11 +128,6 @@ class TrainingSettings:
             return
         if self.freeze_backbone:
             raise UsageError("--freeze-backbone trains no adapters, and --lora-r asks for them")
-        if self.fsdp:
-            raise UsageError(
-                "--fsdp shares out no model with adapters",
-                hint="adapters are small, and --load-in-4bit makes the rest of it so",
-            )
 
     @property
     def backbone_trains(self) -> bool:
