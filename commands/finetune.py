@@ -56,6 +56,13 @@ _ADAPTERS_RATE = 2e-4
         default=False,
         help="Train the projector alone, and leave the language model as it is.",
     ),
+    in_group("Output")(
+        "--save-dtype",
+        type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
+        default="auto",
+        help="Numbers of the model that is made; auto: bfloat16 after training with --bf16, which "
+        "rounds the trained weights, else as trained.",
+    ),
     in_group("Model")(
         "--lora-r",
         metavar="RANK",

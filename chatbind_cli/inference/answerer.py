@@ -59,6 +59,7 @@ class Answerer:
         path: str | Path,
         *,
         projector: str | Path | None = None,
+        base: str | Path | None = None,
         encoder: str | Path | None = None,
         device: str = "auto",
         dtype: str = "auto",
@@ -75,6 +76,7 @@ class Answerer:
             load_model(
                 Path(path),
                 projector=None if projector is None else Path(projector),
+                base=None if base is None else Path(base),
                 encoder=None if encoder is None else Path(encoder),
                 device=device,
                 dtype=dtype,

@@ -98,7 +98,7 @@ def add_adapters(language_model: PreTrainedModel, config: LoraConfig) -> int:
     for _, parameter in adapter_parameters(language_model):
         # peft gives them the type of the frozen weights: small steps would be lost in bfloat16
         parameter.data = parameter.data.float()
-    return sum(1 for _ in _adapted(language_model))
+    return sum(1 for _ in adapted_layers(language_model))
 
 
 def adapters_of(language_model: PreTrainedModel) -> LoraConfig | None:
@@ -122,7 +122,7 @@ def merge_adapters(language_model: PreTrainedModel) -> None:
 
     The sum is rounded to the type of the matrix.
     """
-    for name, layer in list(_adapted(language_model)):
+    for name, layer in list(adapted_layers(language_model)):
         layer.merge()
         language_model.set_submodule(name, layer.get_base_layer())
     if hasattr(language_model, "peft_config"):
@@ -294,7 +294,7 @@ def _sides(module: nn.Module) -> tuple[int, int]:
     return module.out_features, module.in_features
 
 
-def _adapted(language_model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
+def adapted_layers(language_model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
     """The layers of peft, by the names of the matrices that they stand for."""
     for name, module in language_model.named_modules():
         if hasattr(module, "lora_A") and hasattr(module, "get_base_layer"):

@@ -11,7 +11,10 @@ from transformers import BitsAndBytesConfig
 
 from chatbind_cli.errors import CheckpointError, UsageError
 from chatbind_cli.model.adapters import (
+    ADAPTER_WEIGHTS,
     ALL_LINEAR,
+    adapted_layers,
+    adapter_parameters,
     adapters_of,
     add_adapters,
     lora_config,
@@ -20,6 +23,7 @@ from chatbind_cli.model.adapters import (
 from chatbind_cli.model.base import find_base
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
 from chatbind_cli.model.loading import ChatBind
+from chatbind_cli.training.saved import check_weights
 from chatbind_cli.training.settings import TrainingSettings
 from chatbind_cli.training.stages import write_stage_1
 
@@ -27,8 +31,15 @@ from chatbind_cli.training.stages import write_stage_1
 _ALPHA, _DROPOUT = 16.0, 0.05
 
 
-def put_adapters(model: ChatBindForConditionalGeneration, settings: TrainingSettings) -> None:
+def put_adapters(
+    model: ChatBindForConditionalGeneration, settings: TrainingSettings, *, mixed: bool
+) -> None:
     """Puts adapters beside the language model's matrices, or goes on with those that it has.
+
+    Args:
+        model: changed in place.
+        settings: which adapters.
+        mixed: whether training runs in mixed precision, which casts what goes into a matrix.
 
     Raises:
         UsageError: no matrix has a name that the settings say.
@@ -47,7 +58,19 @@ def put_adapters(model: ChatBindForConditionalGeneration, settings: TrainingSett
             dora=bool(settings.lora_dora),
         )
         add_adapters(language_model, config)
-        return
+    else:
+        _check_same(had, settings)
+    for _, layer in adapted_layers(language_model):
+        # else float32 copies of all inputs are kept for the backward pass: a fifth of its memory
+        layer.cast_input_dtype_enabled = not mixed
+
+
+def _check_same(had: Any, settings: TrainingSettings) -> None:
+    """Refuses to go on with other adapters than the settings say.
+
+    Raises:
+        CheckpointError: one of their numbers differs.
+    """
     asked: dict[str, Any] = {"r": settings.lora_r, "lora_alpha": settings.lora_alpha}
     asked |= {"lora_dropout": settings.lora_dropout, "use_dora": settings.lora_dora}
     asked |= {"target_modules": settings.lora_targets and set(settings.lora_targets)}
@@ -72,6 +95,7 @@ def write_adapted(bundle: ChatBind, folder: Path, settings: TrainingSettings) ->
     # that it was packed for training is not so where it is loaded again
     vars(config.text_config).pop("quantization_config", None)
     write_adapters(bundle.model.language_model, folder, base)
+    check_weights(folder / ADAPTER_WEIGHTS, dict(adapter_parameters(bundle.model.language_model)))
     write_stage_1(bundle, folder)
 
 

@@ -82,6 +82,7 @@ class TrainingSettings:
     gradient_checkpointing: bool | None = field(default=None, compare=False)
     loss_at_labels: bool = field(default=True, compare=False)
     share_prefix: bool = field(default=True, compare=False)
+    compile: bool = field(default=False, compare=False)
     fsdp: str = field(default="", compare=False)
     fsdp_layers: tuple[str, ...] = field(default=(), compare=False)
     dataloader_num_workers: int | None = field(default=None, compare=False)
@@ -90,6 +91,7 @@ class TrainingSettings:
     save_strategy: str = field(default="steps", compare=False)
     save_steps: float = field(default=500, compare=False)
     save_total_limit: int | None = field(default=None, compare=False)
+    save_dtype: str = field(default="auto", compare=False)
     logging_steps: float = field(default=1, compare=False)
     report_to: tuple[str, ...] = field(default=(), compare=False)
     plot: Path | None = field(default=None, compare=False)
@@ -112,6 +114,12 @@ class TrainingSettings:
                 hint="give them with --eval-data, or say --evaluation-strategy no",
             )
 
+        if self.matrices_train and self.dtype in ("float16", "bfloat16"):
+            mixed = "--bf16" if self.dtype == "bfloat16" else "--fp16"
+            raise UsageError(
+                f"--dtype {self.dtype} would train weights that most steps are too small to change",
+                hint=f"say {mixed}, which computes so, and keeps the trained weights in float32",
+            )
         self._check_adapters()
 
     def _check_adapters(self) -> None:
@@ -123,11 +131,6 @@ class TrainingSettings:
             return
         if self.freeze_backbone:
             raise UsageError("--freeze-backbone trains no adapters, and --lora-r asks for them")
-        if self.fsdp:
-            raise UsageError(
-                "--fsdp shares out no model with adapters",
-                hint="adapters are small, and --load-in-4bit makes the rest of it so",
-            )
 
     @property
     def backbone_trains(self) -> bool:

@@ -12,23 +12,27 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list, send_to_device
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
+from transformers import PrinterCallback, TrainerState, TrainingArguments
 
 from chatbind_cli import stopping, worker
 from chatbind_cli.console import note
+from chatbind_cli.data.conversations import Conversations
 from chatbind_cli.data.lookup import Embeddings
 from chatbind_cli.data.tokens import PromptEncoder
-from chatbind_cli.errors import CheckpointError
+from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
 from chatbind_cli.model.loading import ChatBind
 from chatbind_cli.training.arguments import on_gpu
 from chatbind_cli.training.batches import Steps
+from chatbind_cli.training.checkpointing import GpuMemory, Trial
+from chatbind_cli.training.compiling import compile_layers
+from chatbind_cli.training.hangs import noticed_soon
 from chatbind_cli.training.inputs import Inputs
 from chatbind_cli.training.log import TrainingLog
 from chatbind_cli.training.noise import EmbeddingNoise
@@ -37,17 +41,18 @@ from chatbind_cli.training.positions import WithPositions
 from chatbind_cli.training.prefix import SharedPrefix
 from chatbind_cli.training.rundir import LOG_FILE, STAGING, RunFolder
 from chatbind_cli.training.samples import Collator, TrainingSamples
-from chatbind_cli.training.saved import check_optimizer, check_weights
+from chatbind_cli.training.saved import check_optimizer, check_weights, saving
 from chatbind_cli.training.settings import TrainingSettings
+from chatbind_cli.training.sharded_trainer import WEIGHTS, ShardedTrainer
+from chatbind_cli.training.sharding import gathered, is_sharded
 from chatbind_cli.training.stages import write_stage_1
 from chatbind_cli.training.throughput import Meter, ModelFlops, peak_flops
 from chatbind_cli.training.watch import Watch
 
-WEIGHTS: Final = "trained.safetensors"
 _MULTIPLE_ON_GPU = 8  # lengths that tensor cores like
 
 
-class ChatBindTrainer(Trainer):
+class ChatBindTrainer(ShardedTrainer):
     """A Trainer of one stage, that saves what trains.
 
     Args:
@@ -104,12 +109,6 @@ class ChatBindTrainer(Trainer):
         mixed = arguments.bf16 or arguments.fp16
         peak = peak_flops(arguments.device, computing) if mixed else None
         self._meter = Meter(ModelFlops.of(bundle.model), peak)
-        if settings.loss_at_labels:  # one process may be the only one that has the weights
-            found = bundle.model.find_loss_way() if worker.rank() == 0 else None
-            bundle.model.loss_way = broadcast_object_list([found])[0]
-        self._prefix = SharedPrefix(
-            bundle.model, self.accelerator.autocast, wanted=settings.share_prefix and frozen
-        )
         self._watch = Watch(
             inputs.conversations,
             lambda found: self.accelerator.reduce(found, "sum"),
@@ -119,6 +118,19 @@ class ChatBindTrainer(Trainer):
         self._settings = settings
         self._bundle = bundle
         self._folder = folder
+        self._make_fast(bundle.model)
+        self._memory = self._memory_trial(inputs.conversations)
+
+    def _make_fast(self, model: ChatBindForConditionalGeneration) -> None:
+        """Sets up what the switches of speed ask for."""
+        settings = self._settings
+        if settings.loss_at_labels:  # one process may be the only one that has the weights
+            found = model.find_loss_way() if worker.rank() == 0 else None
+            model.loss_way = broadcast_object_list([found])[0]
+        shared = settings.share_prefix and not settings.backbone_trains
+        self._prefix = SharedPrefix(model, self.accelerator.autocast, wanted=shared)
+        if settings.compile:
+            compile_layers(model.language_model)
 
     def fit(self) -> None:
         """Trains from the newest complete checkpoint on, if there is one."""
@@ -134,17 +146,11 @@ class ChatBindTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if checkpoint is not None and state.global_step >= state.max_steps > 0:
             # the Trainer would take one more step
-            self._load_finished(checkpoint)
+            self._load_from_checkpoint(str(checkpoint))
         else:
-            with self._log:
+            with self._log, noticed_soon():
                 self._meter.restart()
                 self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-
-    @property
-    def trained(self) -> nn.Module:
-        """The model, which `transformers.Trainer` may also make late."""
-        assert self.model is not None
-        return self.model
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Steps, made by processes that leave signals to this one: to the Trainer, batches."""
@@ -171,7 +177,32 @@ class ChatBindTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
         """The loss of a batch, of which what all rows begin with may be computed already."""
+        if self._memory is not None and model.training:
+            trial, self._memory = self._memory, None
+            tried = self._prefix.cut(inputs)
+            trial(tried, inputs["input_ids"].shape[1] - tried["input_ids"].shape[1])
         return super().compute_loss(model, self._prefix.cut(inputs), *args, **kwargs)
+
+    def _memory_trial(self, conversations: Conversations) -> Trial | None:
+        """The first step's, where a GPU's memory is to decide about gradient checkpointing."""
+        auto = self._settings.gradient_checkpointing is None
+        shared_out = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if not auto or self.args.device.type != "cuda" or shared_out:
+            return None
+        most = self._settings.model_max_length
+        if not self._settings.packing:  # which fills up to the brim
+            encoder = PromptEncoder(self._bundle.tokenizer, self._bundle.config)
+            longest = encoder.conversation(conversations[int(conversations.sizes().argmax())])
+            most = min(len(longest.input_ids), most)
+        return Trial(
+            self._bundle.model,
+            GpuMemory(self.args.device),
+            self.args.per_device_train_batch_size,
+            most,
+            lambda mine: bool(
+                self.accelerator.reduce(torch.tensor(float(mine)).to(self.args.device))
+            ),
+        )
 
     def training_step(
         self,
@@ -222,21 +253,22 @@ class ChatBindTrainer(Trainer):
         return str(Path(super()._get_output_dir(trial)) / STAGING)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        # every process has written its random state before the folder may count as complete
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            staged = self._folder.path / STAGING / f"checkpoint-{self.state.global_step}"
-            if self._settings.stage == "pretrain" and not self.is_fsdp_enabled:
-                write_stage_1(self._bundle, staged)  # a projector that can be taken from it
-            if (staged / "optimizer.pt").exists():
-                check_optimizer(staged / "optimizer.pt")
-            self._folder.publish_checkpoint(staged, self._settings.save_total_limit)
+        with saving(self._folder.path / STAGING):
+            super()._save_checkpoint(model, trial)
+            # every process has written its random state before the folder may count as complete
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                staged = self._folder.path / STAGING / f"checkpoint-{self.state.global_step}"
+                if self._settings.stage == "pretrain":
+                    write_stage_1(self._bundle, staged)  # a projector that can be taken from it
+                if (staged / "optimizer.pt").exists():
+                    check_optimizer(staged / "optimizer.pt")
+                self._folder.publish_checkpoint(staged, self._settings.save_total_limit)
         self.accelerator.wait_for_everyone()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes what trains into a checkpoint; sharded weights go with the optimizer's."""
-        if self.is_fsdp_enabled or not self.args.should_save or output_dir is None:
+        if is_sharded(self.trained) or not self.args.should_save or output_dir is None:
             return
         trained = {
             name: parameter.detach().cpu().contiguous()
@@ -247,36 +279,10 @@ class ChatBindTrainer(Trainer):
         save_file(trained, Path(output_dir) / WEIGHTS)
         check_weights(Path(output_dir) / WEIGHTS, trained)
 
-    def _load_from_checkpoint(
-        self, resume_from_checkpoint: str, model: nn.Module | None = None
-    ) -> None:
-        if self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        model = self.trained if model is None else model
-        saved = load_file(Path(resume_from_checkpoint) / WEIGHTS)
-        wanted = {name: p.shape for name, p in model.named_parameters() if p.requires_grad}
-        for name in sorted(saved.keys() | wanted.keys()):
-            if name not in saved or saved[name].shape != wanted.get(name):
-                raise CheckpointError(
-                    f"does not fit: {name} is not the same in the checkpoint and the model",
-                    where=resume_from_checkpoint,
-                )
-        model.load_state_dict(saved, strict=False)
-
-    def _load_finished(self, checkpoint: Path) -> None:
-        """Loads the checkpoint of the last step, after which there is nothing left to train."""
-        if self.is_fsdp_enabled:
-            # a sharded model is prepared together with its optimizer, or not at all
-            model, _ = self.accelerator.prepare(self.model, self.create_optimizer())
-            self.model = self.model_wrapped = model
-        self._load_from_checkpoint(str(checkpoint), self.trained)
-
     def gathered_state(self) -> dict[str, torch.Tensor]:
         """The whole model's weights; empty on other processes than the first."""
-        if self.is_fsdp_enabled:
-            state: dict[str, torch.Tensor] = self.accelerator.get_state_dict(self.model_wrapped)
-            return state if self.args.should_save else {}
+        if is_sharded(self.trained):
+            return gathered(self.trained)
         return dict(self.trained.state_dict()) if self.args.should_save else {}
 
 

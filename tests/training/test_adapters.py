@@ -23,7 +23,12 @@ from transformers import (
 
 from chatbind_cli.checkpoints.projector_file import read_projector
 from chatbind_cli.errors import ChatBindError, CheckpointError, UsageError
-from chatbind_cli.model.adapters import adapter_parameters, add_adapters, lora_config
+from chatbind_cli.model.adapters import (
+    adapted_layers,
+    adapter_parameters,
+    add_adapters,
+    lora_config,
+)
 from chatbind_cli.model.loading import load_chatbind
 from chatbind_cli.training import run as training_run
 from chatbind_cli.training.settings import TrainingSettings
@@ -154,7 +159,7 @@ def test_the_folder_is_small_and_other_programs_read_it(world, adapted, base) ->
         assert torch.allclose(ours(ids).logits[..., : wanted.shape[-1]], wanted, atol=2e-5)
 
 
-def test_commands_take_the_folder_as_a_model(world, here, adapted, tmp_path) -> None:
+def test_commands_take_the_folder_as_a_model(world, here, adapted, base, tmp_path) -> None:
     picture, words = str(world.media / "p1.png"), ["--encoder", str(world.imagebind)]
     question = ["What is this?", "-a", picture, "--device", "cpu", "--max-new-tokens", "4"]
     more = [*words, "--allow-encoder-mismatch", "--json"]
@@ -163,6 +168,10 @@ def test_commands_take_the_folder_as_a_model(world, here, adapted, tmp_path) -> 
     assert here("convert", str(adapted), "--merge", "-o", str(tmp_path / "whole")).code == 0
     again = here("ask", "-m", str(tmp_path / "whole"), *question, *more)
     assert again.records[0]["text"] == answered.records[0]["text"]
+    moved = here("ask", "-m", str(adapted), "--base", str(world.llama), *question, *more)
+    assert f"adapters of another model than the one at {world.llama}" in moved.stderr
+    there = here("ask", "-m", str(adapted), "--base", str(base), *question, *more)
+    assert there.records[0]["text"] == answered.records[0]["text"]
     taken = here("extract-projector", str(adapted), "-o", str(tmp_path / "p.safetensors"))
     assert taken.code == 0, taken.stderr
     own = read_projector(adapted / "projector.safetensors")
@@ -325,7 +334,7 @@ def test_a_base_is_a_folder_with_the_fingerprint(adapted, tmp_path, base_model, 
 
 
 def test_adapters_of_a_half_model_are_float32_and_are_counted(base) -> None:
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).requires_grad_(False)
     before = ModelFlops.of(model)
     count = add_adapters(model, lora_config(model, r=4, alpha=8, targets=["q_proj", "up_proj"]))
     assert count == 4
@@ -335,6 +344,15 @@ def test_adapters_of_a_half_model_are_float32_and_are_counted(base) -> None:
     after = ModelFlops.of(model)
     assert after.passes == before.passes == 2
     assert after.body - before.body == 2 * 4 * (32 + 32 + 32 + 48)
+
+
+def test_mixed_precision_keeps_no_float32_copies(world, here, base, trained, tmp_path) -> None:
+    done = here(*args(world, base, tmp_path / "out", "--max-steps", "1", "--bf16"))
+    assert done.code == 0, done.stderr
+    model = trained[0].model.language_model
+    layers = [layer for _, layer in adapted_layers(model)]
+    assert {layer.cast_input_dtype_enabled for layer in layers} == {False}
+    assert {layer.get_base_layer().weight.dtype for layer in layers} == {torch.bfloat16}
 
 
 def test_matrices_are_named_by_their_last_part(base) -> None:
@@ -349,7 +367,6 @@ def test_words_that_make_no_sense(world, here, tmp_path) -> None:
         ("--load-in-4bit",): "--load-in-4bit needs --lora-r",
         ("--lora-r", "4", "--load-in-4bit"): "--load-in-4bit needs an NVIDIA GPU",
         ("--lora-r", "4", "--freeze-backbone"): "--freeze-backbone trains no adapters",
-        ("--lora-r", "4", "--fsdp", "full_shard"): "--fsdp shares out no model with adapters",
         ("--lora-r", "4", "--lora-targets", "q"): "has no matrix 'q'",
     }.items():
         refused = here("finetune", *world.args(tmp_path / "out", *words))

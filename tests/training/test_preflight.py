@@ -52,6 +52,26 @@ def test_advice_is_the_first_thing_that_helps() -> None:
     assert ask(10, stage="pretrain") is None
 
 
+def test_adapters_need_little_beside_a_small_frozen_model() -> None:
+    def need(**values):
+        return memory_needed(settings(lora_r=64, **values), LLAMA, tokens=2048, half=True)
+
+    adapters = 64 * LLAMA.adapted
+    assert need().training == adapters * 12
+    assert need().weights == LLAMA.numbers * 2 + adapters * 6
+    assert need(load_in_4bit=True).weights < need().weights / 2
+    # the folder, and a checkpoint with the optimizer's averages
+    assert disk_needed(settings(lora_r=64), LLAMA, half=True) == (adapters * 4, adapters * 12)
+
+    def ask(gib: float, gpus: int, **values) -> str | None:
+        told = {"tokens": 16 * 2048, "half": True, "room": gib * GIB, "gpus": gpus}
+        return advice(settings(lora_r=64, **values), LLAMA, **told)
+
+    assert ask(14, gpus=8) == "--load-in-4bit"
+    assert ask(14, gpus=0) is None
+    assert ask(5, gpus=8, load_in_4bit=True) is None
+
+
 def test_shapes_are_read_off_the_weights() -> None:
     shapes = {"model.layers.0.q.weight": (6, 4), "model.norm.weight": (4,), "head": (10, 4)}
     config = {"text_config": {"num_hidden_layers": 1, "hidden_size": 4}, "vocab_size": 10}
