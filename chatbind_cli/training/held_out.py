@@ -6,15 +6,15 @@ another number.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.data import DataLoader
 
 from chatbind_cli.data.tokens import IGNORE_INDEX
-from chatbind_cli.stopping import leave_to_parent
+from chatbind_cli.stopping import leave_to_parent, unheard
 from chatbind_cli.training.samples import Collator, TrainingSamples
 
 
@@ -25,49 +25,17 @@ def shares(samples: int, batch_size: int, rank: int, world: int) -> list[tuple[r
         The numbers of each batch's samples, and whether it counts: sharded models want all
         processes to take part, also those for which nothing is left.
     """
-    batches = [
-        range(at, min(at + batch_size, samples)) for at in range(0, samples, batch_size)
-    ]
+    batches = [range(at, min(at + batch_size, samples)) for at in range(0, samples, batch_size)]
     passes = -(-len(batches) // world)
     mine = range(rank, passes * world, world)
     return [(batches[i % len(batches)], i < len(batches)) for i in mine]
 
 
-@torch.no_grad()
-def held_out_loss(
-    model: nn.Module,
-    loader: DataLoader[Any],
-    counts: list[bool],
-    prepare: Callable[[dict[str, Any]], dict[str, Any]],
-    total: Callable[[torch.Tensor], torch.Tensor],
-) -> float:
-    """The mean loss of all labelled tokens.
-
-    Args:
-        model: put into evaluation mode, and left in it.
-        loader: of this process's batches.
-        counts: whether each of them counts, see `shares`.
-        prepare: takes away what is not for the model, and brings the rest to its device.
-        total: adds a tensor up over all processes.
-    """
-    model.eval()
-    sums = []
-    for batch, real in zip(loader, counts, strict=True):
-        labelled = (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
-        inputs = prepare(batch)
-        loss = model(**inputs).loss.float()
-        tokens = labelled.to(loss.device) * real
-        # a batch in which nothing is labelled has no mean
-        sums.append(torch.stack([torch.where(tokens > 0, loss * tokens, 0), tokens]))
-    summed, tokens = total(torch.stack(sums).sum(dim=0)).tolist()
-    return float(summed / max(tokens, 1))
-
-
-def held_out_loader(
+def held_out_batches(
     samples: TrainingSamples, collate: Collator, batches: list[range], workers: int
-) -> DataLoader[Any]:
-    """Batches of these samples, made by so many processes."""
-    return DataLoader(
+) -> Iterator[dict[str, Any]]:
+    """Batches of these samples, made by so many processes, which leave signals to this one."""
+    loader = DataLoader(
         samples,
         batch_sampler=[list(numbers) for numbers in batches],
         collate_fn=collate,
@@ -76,3 +44,34 @@ def held_out_loader(
         # the process's own random state is left alone
         generator=torch.Generator().manual_seed(0),
     )
+    with unheard(signal.SIGTERM):
+        return iter(loader)
+
+
+@torch.no_grad()
+def held_out_loss(
+    batches: Iterable[dict[str, Any]],
+    counts: list[bool],
+    loss_of: Callable[[dict[str, Any]], torch.Tensor],
+    total: Callable[[torch.Tensor], torch.Tensor],
+) -> float:
+    """The mean loss of all labelled tokens.
+
+    Args:
+        batches: of this process.
+        counts: whether each of them counts, see `shares`.
+        loss_of: the mean over a batch's labelled tokens, on the device.
+        total: adds a tensor up over all processes.
+    """
+    sums = []
+    for batch, real in zip(batches, counts, strict=True):
+        labelled = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) * real
+        loss = loss_of(batch).float()
+        # a batch in which nothing is labelled has no mean
+        sums.append(
+            torch.stack(
+                [loss.new_zeros(()) if not labelled else loss * labelled, loss.new_tensor(labelled)]
+            )
+        )
+    summed, tokens = total(torch.stack(sums).sum(dim=0)).tolist()
+    return float(summed / max(tokens, 1))
