@@ -33,6 +33,19 @@ _training, _output = in_group("Training"), in_group("Output")
 _compute, _switch = in_group("Compute"), in_group("Compute", BoolOption)
 
 
+class _YesNoAuto(click.ParamType[bool | None]):
+    """A switch with a third value, for which the program decides."""
+
+    name = "choice"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> bool | None:
+        if str(value).lower() == "auto":
+            return None
+        return bool(click.BOOL.convert(value, param, ctx))
+
+
 def _cache_folder(context: click.Context, param: click.Parameter, given: str | None) -> Path | None:
     if given == "none":
         return None
@@ -134,8 +147,8 @@ model_options = stack(
     _model(
         "--model-max-length",
         type=click.IntRange(min=8),
-        default=2048,
-        help="Longer samples are cut there, in tokens.",
+        help="Longer samples are cut there, in tokens; default: 2048, or less where the model "
+        "reads less.",
     ),
 )
 
@@ -187,7 +200,10 @@ compute_options = stack(
         "--gradient-checkpointing",
         "--activation-checkpointing",
         "gradient_checkpointing",
-        help="Compute activations twice to save memory; default: on a GPU.",
+        type=_YesNoAuto(),
+        metavar="[yes|no|auto]",
+        help="Compute activations twice to save memory; default: auto, where a GPU's memory asks "
+        "for it in the first step.",
     ),
     _switch(
         "--loss-at-labels",
@@ -199,6 +215,9 @@ compute_options = stack(
         default=True,
         help="Compute what all samples of a batch begin with once, where the language model is "
         "frozen.",
+    ),
+    _switch(
+        "--compile", help="Compile the language model's layers (torch.compile).", default=False
     ),
     _compute(
         "--fsdp",

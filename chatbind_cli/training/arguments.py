@@ -135,7 +135,9 @@ def _numbers(settings: TrainingSettings, *, gpu: bool) -> dict[str, Any]:
     bf16 = settings.bf16
     if bf16 is None:
         bf16 = gpu and not settings.fp16 and torch.cuda.is_bf16_supported()
-    saving = gpu if settings.gradient_checkpointing is None else settings.gradient_checkpointing
+    saving = settings.gradient_checkpointing
+    if saving is None:  # what is shared out cannot be tried, see `checkpointing.Trial`
+        saving = gpu and bool(settings.fsdp)
     values: dict[str, Any] = {
         "use_cpu": not gpu and (settings.device == "cpu" or not torch.backends.mps.is_available()),
         "bf16": bf16,

@@ -64,7 +64,7 @@ from chatbind_cli.training.rundir import (
 )
 from chatbind_cli.training.saved import saving
 from chatbind_cli.training.settings import TrainingSettings
-from chatbind_cli.training.sharding import Sharding, shard, sharding_of
+from chatbind_cli.training.sharding import Sharding, is_sharded, make_whole, shard, sharding_of
 from chatbind_cli.training.stages import (
     CONFIG_NAME,
     MADE,
@@ -220,6 +220,8 @@ def _write_result(
 ) -> None:
     """Writes the stage's result into the run's folder, a whole file at a time."""
     staged = folder.path / STAGING / "result"
+    if settings.lora_r is not None and is_sharded(bundle.model):
+        make_whole(bundle.model)
     if settings.stage == "finetune" and settings.lora_r is None:
         if worker.rank() == 0:
             fold_rows(bundle.model)

@@ -79,6 +79,7 @@ class TrainingSettings:
     gradient_checkpointing: bool | None = field(default=None, compare=False)
     loss_at_labels: bool = field(default=True, compare=False)
     share_prefix: bool = field(default=True, compare=False)
+    compile: bool = field(default=False, compare=False)
     fsdp: str = field(default="", compare=False)
     fsdp_layers: tuple[str, ...] = field(default=(), compare=False)
     dataloader_num_workers: int = field(default=0, compare=False)
@@ -127,11 +128,6 @@ class TrainingSettings:
             return
         if self.freeze_backbone:
             raise UsageError("--freeze-backbone trains no adapters, and --lora-r asks for them")
-        if self.fsdp:
-            raise UsageError(
-                "--fsdp shares out no model with adapters",
-                hint="adapters are small, and --load-in-4bit makes the rest of it so",
-            )
 
     @property
     def backbone_trains(self) -> bool:

@@ -153,6 +153,23 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
+def make_whole(model: nn.Module) -> None:
+    """Makes the parameters that train whole again, and the word embeddings; training is over then.
+
+    For models of which no more than these is written: adapters, a projector.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+    for module in model.modules():
+        for name, part in module.named_parameters(recurse=False):
+            if isinstance(part, DTensor) and (
+                part.requires_grad or isinstance(module, nn.Embedding)
+            ):
+                whole = part.full_tensor().cpu()
+                module._parameters[name] = nn.Parameter(whole, part.requires_grad)
+
+
 def gathered(model: nn.Module) -> dict[str, torch.Tensor]:
     """All weights of a model that is shared out, in main memory; on process 0, else nothing.
 

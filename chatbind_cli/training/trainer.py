@@ -21,10 +21,14 @@ from transformers import PrinterCallback, TrainerState, TrainingArguments
 
 from chatbind_cli import stopping, worker
 from chatbind_cli.console import note
+from chatbind_cli.data.conversations import Conversations
 from chatbind_cli.data.lookup import Embeddings
 from chatbind_cli.data.tokens import PromptEncoder
+from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
 from chatbind_cli.model.loading import ChatBind
 from chatbind_cli.training.arguments import on_gpu
+from chatbind_cli.training.checkpointing import GpuMemory, Trial
+from chatbind_cli.training.compiling import compile_layers
 from chatbind_cli.training.hangs import noticed_soon
 from chatbind_cli.training.inputs import Inputs
 from chatbind_cli.training.log import TrainingLog
@@ -74,7 +78,6 @@ class ChatBindTrainer(ShardedTrainer):
         collate = Collator(
             bundle.tokenizer.pad_token_id, _MULTIPLE_ON_GPU if on_gpu(settings) else 1
         )
-        frozen = not settings.backbone_trains
         self._log = TrainingLog(folder.path / LOG_FILE)
         noise = None
         if settings.embedding_noise:
@@ -83,7 +86,10 @@ class ChatBindTrainer(ShardedTrainer):
             model=bundle.model,
             args=arguments,
             data_collator=WithPositions(
-                collate, bundle.config, at_labels=settings.loss_at_labels, frozen=frozen
+                collate,
+                bundle.config,
+                at_labels=settings.loss_at_labels,
+                frozen=not settings.backbone_trains,
             ),
             train_dataset=samples(inputs.conversations, noise=noise),
             eval_dataset=samples(inputs.held_out) if len(inputs.held_out) else None,
@@ -97,12 +103,6 @@ class ChatBindTrainer(ShardedTrainer):
         mixed = arguments.bf16 or arguments.fp16
         peak = peak_flops(arguments.device, computing) if mixed else None
         self._meter = Meter(ModelFlops.of(bundle.model), peak)
-        if settings.loss_at_labels:  # one process may be the only one that has the weights
-            found = bundle.model.find_loss_way() if worker.rank() == 0 else None
-            bundle.model.loss_way = broadcast_object_list([found])[0]
-        self._prefix = SharedPrefix(
-            bundle.model, self.accelerator.autocast, wanted=settings.share_prefix and frozen
-        )
         self._watch = Watch(
             inputs.conversations,
             lambda found: self.accelerator.reduce(found, "sum"),
@@ -112,6 +112,19 @@ class ChatBindTrainer(ShardedTrainer):
         self._settings = settings
         self._bundle = bundle
         self._folder = folder
+        self._make_fast(bundle.model)
+        self._memory = self._memory_trial(inputs.conversations)
+
+    def _make_fast(self, model: ChatBindForConditionalGeneration) -> None:
+        """Sets up what the switches of speed ask for."""
+        settings = self._settings
+        if settings.loss_at_labels:  # one process may be the only one that has the weights
+            found = model.find_loss_way() if worker.rank() == 0 else None
+            model.loss_way = broadcast_object_list([found])[0]
+        shared = settings.share_prefix and not settings.backbone_trains
+        self._prefix = SharedPrefix(model, self.accelerator.autocast, wanted=shared)
+        if settings.compile:
+            compile_layers(model.language_model)
 
     def fit(self) -> None:
         """Trains from the newest complete checkpoint on, if there is one."""
@@ -158,7 +171,29 @@ class ChatBindTrainer(ShardedTrainer):
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
         """The loss of a batch, of which what all rows begin with may be computed already."""
+        if self._memory is not None and model.training:
+            trial, self._memory = self._memory, None
+            tried = self._prefix.cut(inputs)
+            trial(tried, inputs["input_ids"].shape[1] - tried["input_ids"].shape[1])
         return super().compute_loss(model, self._prefix.cut(inputs), *args, **kwargs)
+
+    def _memory_trial(self, conversations: Conversations) -> Trial | None:
+        """The first step's, where a GPU's memory is to decide about gradient checkpointing."""
+        auto = self._settings.gradient_checkpointing is None
+        shared_out = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if not auto or self.args.device.type != "cuda" or shared_out:
+            return None
+        encoder = PromptEncoder(self._bundle.tokenizer, self._bundle.config)
+        longest = encoder.conversation(conversations[int(conversations.sizes().argmax())])
+        return Trial(
+            self._bundle.model,
+            GpuMemory(self.args.device),
+            self.args.per_device_train_batch_size,
+            min(len(longest.input_ids), self._settings.model_max_length),
+            lambda mine: bool(
+                self.accelerator.reduce(torch.tensor(float(mine)).to(self.args.device))
+            ),
+        )
 
     def training_step(
         self,

@@ -135,3 +135,27 @@ def test_how_a_batch_is_split_is_no_part_of_a_runs_identity(settings: TrainingSe
     assert one.identity(1) != two.identity(1)
     assert one.identity(1) == replace(one, save_steps=7, logging_steps=3).identity(1)
     assert one.identity(1) != replace(one, seed=9).identity(1)
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ([], None),
+        (["auto"], None),
+        (["True"], True),
+        (["no"], False),
+        ([""], True),
+    ],
+)
+def test_gradient_checkpointing_has_three_values_and_old_spellings(
+    words: list[str], meant: bool | None
+) -> None:
+    import click
+    from chatbind_cli.commands._training_options import compute_options
+
+    @compute_options
+    def parsed(**values: object) -> None: ...
+
+    made = click.Command("x", params=parsed.__click_params__[::-1], callback=dict)
+    line = ["--gradient-checkpointing", *filter(None, words)] if words else []
+    assert made.main(line, standalone_mode=False)["gradient_checkpointing"] is meant

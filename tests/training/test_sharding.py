@@ -16,10 +16,9 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from chatbind_cli.cli import run
 from chatbind_cli.errors import UsageError
@@ -111,19 +110,19 @@ def watch(notes: Path) -> None:
 
 @pytest.fixture(scope="module")
 def tied(world, tmp_path_factory) -> Path:
-    """A language model with dropout, whose input and output embeddings are one."""
+    """A language model without dropout, whose input and output embeddings are one."""
     folder = tmp_path_factory.mktemp("tied") / "llama"
-    shutil.copytree(world.llama, folder)
-    model = LlamaForCausalLM.from_pretrained(world.llama, tie_word_embeddings=True)
-    model.save_pretrained(folder)
+    shutil.copytree(world.llama_without_dropout, folder)
+    torch.manual_seed(1)
+    config = LlamaConfig.from_pretrained(folder, tie_word_embeddings=True)
+    LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def runs(world, tied, tmp_path_factory) -> Path:
-    """Runs of two processes; `whole` is not shared out."""
+    """Runs of two processes; `whole` and `adapters` are not shared out."""
     root = tmp_path_factory.mktemp("runs")
-    llama = world.llama_without_dropout
 
     def work(rank: int) -> None:
         from accelerate import PartialState
@@ -135,13 +134,17 @@ def runs(world, tied, tmp_path_factory) -> Path:
             code, message = run(words(world, root / name, *more, model=model))
             assert code == 0, f"{name}: {message}"
 
-        go("whole", model=llama)
-        go("shared", *FSDP, model=llama)
-        go("shared-again", *FSDP, model=llama, again="shared")
-        go("whole-then-shared", *FSDP, model=llama, again="whole")
+        go("whole", model=tied)
+        go("shared", *FSDP, model=tied)
+        go("shared-again", *FSDP, model=tied, again="shared")
+        go("whole-then-shared", *FSDP, model=tied, again="whole")
+        lora = ("--lora-r", "4", "--lora-alpha", "8", "--lora-dropout", "0")
+        go("adapters", *lora, model=world.llama_without_dropout)
+        go("shared-adapters", *FSDP, *lora, model=world.llama_without_dropout)
         watch(root / f"seen-{rank}.json")
-        go("tied", *FSDP, *HALF, model=tied)
-        go("tied-again", *FSDP, *HALF, model=tied, again="tied")
+        more = [*FSDP, *HALF, "--eval-data", str(world.captions), "--eval-strategy", "steps"]
+        go("half", *more, model=world.llama)
+        go("half-again", *more, model=world.llama, again="half")
 
     together(work, root)
     return root
@@ -156,7 +159,7 @@ def same(one: Path, other: Path, tolerance: float) -> None:
 
 def losses(run_folder: Path) -> list[float]:
     records = map(json.loads, (run_folder / "log.jsonl").read_text().splitlines())
-    return [record["loss"] for record in records]
+    return [record.get("loss", record.get("eval_loss")) for record in records]
 
 
 def test_a_shared_model_trains_like_a_whole_one(runs) -> None:
@@ -164,17 +167,24 @@ def test_a_shared_model_trains_like_a_whole_one(runs) -> None:
     assert losses(runs / "whole") == pytest.approx(losses(runs / "shared"), abs=1e-5)
 
 
-@pytest.mark.parametrize(("first", "again"), [("shared", "shared-again"), ("tied", "tied-again")])
+def test_adapters_train_beside_a_shared_model(runs) -> None:
+    for name in ("adapter_model.safetensors", "projector.safetensors"):
+        one, other = load_file(runs / "adapters" / name), load_file(runs / "shared-adapters" / name)
+        assert one.keys() == other.keys()
+        for key, tensor in one.items():
+            torch.testing.assert_close(other[key], tensor, rtol=0, atol=6e-8, msg=key)
+
+
+@pytest.mark.parametrize(("first", "again"), [("shared", "shared-again"), ("half", "half-again")])
 def test_it_goes_on_bit_for_bit(runs, first, again) -> None:
     assert (runs / again / "checkpoint-4" / "shards").is_dir()
     same(runs / first, runs / again, 0)
     assert losses(runs / first) == losses(runs / again)
 
 
-def test_one_process_goes_on_where_two_were(world, here, runs, tmp_path) -> None:
+def test_one_process_goes_on_where_two_were(world, tied, here, runs, tmp_path) -> None:
     out = interrupted(runs / "shared", tmp_path / "one")
-    llama = world.llama_without_dropout
-    done = here(*words(world, out, model=llama, processes=1))
+    done = here(*words(world, out, model=tied, processes=1))
     assert done.code == 0, done.stderr
     assert "going on from step 2 of 4" in done.stderr
     same(runs / "shared", out, 2e-7)
@@ -200,11 +210,9 @@ def test_gradients_are_shared_out_and_exact_after_every_pass(runs) -> None:
     assert not all(seen["rounded"] for seen in passes)
 
 
-def test_tied_weights_are_written_once(runs, world) -> None:
-    with safe_open(runs / "tied" / "model.safetensors", "pt") as file:
-        names = set(file.keys())
-    with safe_open(runs / "shared" / "model.safetensors", "pt") as file:
-        assert set(file.keys()) - names == {"language_model.lm_head.weight"}
+def test_tied_weights_are_written_once(runs) -> None:
+    untied, once = (load_file(runs / name / "model.safetensors") for name in ("half", "shared"))
+    assert untied.keys() - once.keys() == {"language_model.lm_head.weight"}
 
 
 @pytest.fixture
