@@ -27,6 +27,7 @@ import click
 
 from chatbind_cli import sbatch, slurm, stopping
 from chatbind_cli.errors import ChatBindError, Interrupted, LaunchError, SomeRecordsFailed
+from chatbind_cli.launch_config import config_words
 from chatbind_cli.meeting import Meeting, meet
 from chatbind_cli.plan import Dispatch as Dispatch
 from chatbind_cli.worker import STATUS_FOLDER, alive, is_worker, leave_outcome
@@ -152,9 +153,9 @@ def _launcher(plan: Dispatch) -> list[str]:
     if importlib.util.find_spec("accelerate") is None:
         raise LaunchError("accelerate is not installed", hint="pip install accelerate")
     line = [sys.executable, "-m", "accelerate.commands.launch"]
+    line += config_words(plan.launch_config)
     n = plan.workers_here * plan.machines
     if plan.launch_config is not None:
-        line += ["--config_file", str(plan.launch_config)]
         if plan.num_processes is not None:
             line += ["--num_processes", str(n)]
     else:
@@ -267,11 +268,7 @@ def _raise_outcome(folder: Path, launcher_code: int) -> None:
     failed = [outcome for outcome in _outcomes(folder) if outcome["exit_code"] != 0]
     if failed:
         cause = min(failed, key=_distance_from_cause)
-        message = cause["message"].removeprefix("chatbind: error: ")
-        host = cause.get("host", slurm.host())
-        if host != slurm.host() and host not in message:
-            message = f"{host}: {message}"
-        raise WorkerFailed(cause["exit_code"], message)
+        raise WorkerFailed(cause["exit_code"], cause["message"], cause.get("host"))
     if launcher_code != 0:
         raise LaunchError(
             f"the launcher ended with exit code {launcher_code}, and no worker said why",
@@ -290,7 +287,9 @@ def _distance_from_cause(outcome: Mapping[str, Any]) -> tuple[bool, bool, bool, 
 class WorkerFailed(ChatBindError):
     """What a worker said when it failed, with its exit code."""
 
-    def __init__(self, exit_code: int, message: str) -> None:
-        words = message.removeprefix("chatbind: ").removeprefix("error: ")
-        super().__init__(words or "a worker failed")
+    def __init__(self, exit_code: int, message: str, host: str | None = None) -> None:
+        words = message.removeprefix("chatbind: ").removeprefix("error: ") or "a worker failed"
+        elsewhere = host not in (None, slurm.host()) and exit_code != Interrupted.exit_code
+        # what was lost, and where, is said already
+        super().__init__(f"{host}: {words}" if elsewhere and f" on {host}" not in words else words)
         self.exit_code = exit_code

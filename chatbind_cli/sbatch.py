@@ -7,12 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from chatbind_cli.errors import UsageError
+from chatbind_cli.errors import Interrupted, UsageError
 from chatbind_cli.hardware import gpu_count
 from chatbind_cli.plan import Dispatch
-
-STOPPED = 75
-"""How a run ends that a signal has stopped, and that can go on."""
 
 _TEMPLATE = Path(__file__).with_suffix(".sh")
 
@@ -41,7 +38,7 @@ def script(args: Sequence[str], plan: Dispatch) -> str:
     for name, value in {
         "GPUS": str(plan.workers_here),
         "MACHINES": str(plan.machines),
-        "STOPPED": str(STOPPED),
+        "STOPPED": str(Interrupted.exit_code),
         "COMMAND": shlex.join([sys.executable, "-m", "chatbind_cli", *words]),
     }.items():
         text = text.replace(name, value)

@@ -83,7 +83,8 @@ class BoolOption(GroupedOption):
     """A switch that may also be given a value, as the seed does: `--bf16` or `--bf16 True`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.update(type=click.BOOL, is_flag=False, flag_value="true")
+        kwargs.update(is_flag=False, flag_value="true")
+        kwargs.setdefault("type", click.BOOL)
         kwargs.setdefault("metavar", "[BOOL]")
         super().__init__(*args, **kwargs)
 

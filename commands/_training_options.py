@@ -33,6 +33,19 @@ _training, _output = in_group("Training"), in_group("Output")
 _compute, _switch = in_group("Compute"), in_group("Compute", BoolOption)
 
 
+class _YesNoAuto(click.ParamType[bool | None]):
+    """A switch with a third value, for which the program decides."""
+
+    name = "choice"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> bool | None:
+        if str(value).lower() == "auto":
+            return None
+        return bool(click.BOOL.convert(value, param, ctx))
+
+
 def _cache_folder(context: click.Context, param: click.Parameter, given: str | None) -> Path | None:
     if given == "none":
         return None
@@ -134,8 +147,8 @@ model_options = stack(
     _model(
         "--model-max-length",
         type=click.IntRange(min=8),
-        default=2048,
-        help="Longer samples are cut there, in tokens.",
+        help="Longer samples are cut there, in tokens; default: 2048, or less where the model "
+        "reads less.",
     ),
 )
 
@@ -149,6 +162,14 @@ schedule_options = stack(
     _number("--max-steps", click.INT, "Steps in all, in place of epochs; -1: none set.", -1),
     _number("--per-device-train-batch-size", _POSITIVE, "Samples a process and forward pass."),
     _number("--gradient-accumulation-steps", _POSITIVE, "Forward passes a step."),
+    _number(
+        "--global-batch-size", _POSITIVE, "Samples a step over all processes; then passes follow."
+    ),
+    _training(
+        "--group-by-length",
+        cls=BoolOption,
+        help="Make steps of samples of similar length, in windows of several steps.",
+    ),
     _number("--learning-rate", _SHARE, "Highest learning rate."),
     _number("--weight-decay", _SHARE, "AdamW's weight decay.", 0.0),
     _number("--warmup-ratio", click.FloatRange(0, 1), "Share of steps that warm up.", 0.03),
@@ -187,7 +208,10 @@ compute_options = stack(
         "--gradient-checkpointing",
         "--activation-checkpointing",
         "gradient_checkpointing",
-        help="Compute activations twice to save memory; default: on a GPU.",
+        type=_YesNoAuto(),
+        metavar="[yes|no|auto]",
+        help="Compute activations twice to save memory; default: auto, where a GPU's memory asks "
+        "for it in the first step.",
     ),
     _switch(
         "--loss-at-labels",
@@ -199,6 +223,9 @@ compute_options = stack(
         default=True,
         help="Compute what all samples of a batch begin with once, where the language model is "
         "frozen.",
+    ),
+    _switch(
+        "--compile", help="Compile the language model's layers (torch.compile).", default=False
     ),
     _compute(
         "--fsdp",
@@ -215,11 +242,14 @@ compute_options = stack(
         metavar="CLASS...",
         help="Layers that are shared out one by one; default: the language model's own.",
     ),
+    _switch(
+        "--packing",
+        help="Put whole samples side by side in rows of --model-max-length, in place of padding.",
+    ),
     _compute(
         "--dataloader-num-workers",
         type=_WHOLE,
-        default=0,
-        help="Processes that make batches ahead.",
+        help="Processes that make batches ahead; default: some on a GPU, none on CPUs.",
     ),
 )
 

@@ -18,6 +18,8 @@ _DEFAULTS = {
     "num_train_epochs": 3.0,
     "per_device_train_batch_size": 4,
     "gradient_accumulation_steps": 2,
+    "group_by_length": False,
+    "packing": True,
     "learning_rate": 2e-5,
     "save_steps": 5000,
     "save_total_limit": 3,
@@ -53,6 +55,13 @@ _ADAPTERS_RATE = 2e-4
         "freeze_backbone",
         default=False,
         help="Train the projector alone, and leave the language model as it is.",
+    ),
+    in_group("Output")(
+        "--save-dtype",
+        type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
+        default="auto",
+        help="Numbers of the model that is made; auto: bfloat16 after training with --bf16, which "
+        "rounds the trained weights, else as trained.",
     ),
     in_group("Model")(
         "--lora-r",

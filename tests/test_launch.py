@@ -92,6 +92,24 @@ def test_the_parent_takes_the_failing_worker_s_code_and_words(tmp_path):
     assert (caught.value.exit_code, str(caught.value)) == (3, "2 records failed")
 
 
+def test_a_message_from_elsewhere_names_its_machine_once():
+    failed = launch.WorkerFailed
+    assert str(failed(1, "chatbind: error: no such file", "node07")) == "node07: no such file"
+    assert str(failed(1, "lost process 3 on node07: gone", "node07")) == (
+        "lost process 3 on node07: gone"
+    )
+    assert str(failed(1, "no such file", socket.gethostname())) == "no such file"
+    assert str(failed(75, "chatbind: told to stop", "node07")) == "told to stop"
+
+
+def test_an_error_is_nearer_to_the_cause_than_a_connection_that_ended_before(tmp_path):
+    for rank, message, time_s in ((0, "chatbind: internal error: gloo", 1), (1, "no file", 2)):
+        said = {"rank": rank, "exit_code": 1, "message": message, "time_s": time_s}
+        worker.leave_outcome(tmp_path, said)
+    with pytest.raises(launch.WorkerFailed, match="no file"):
+        launch._raise_outcome(tmp_path, 1)
+
+
 def test_workers_that_die_without_a_word_are_an_error(tmp_path):
     outcome(tmp_path, 0, 0)
     with pytest.raises(LaunchError, match="no worker said why"):

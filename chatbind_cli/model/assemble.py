@@ -52,6 +52,7 @@ def build_chatbind(
     attn_implementation: str | None = None,
     quantization: Any = None,
     merge: bool = True,
+    device_map: str | None = None,
     **given: Any,
 ) -> ChatBind:
     """Makes a ChatBind model from a language model, or goes on from a ChatBind model.
@@ -68,6 +69,7 @@ def build_chatbind(
         attn_implementation: see `attention.resolve_attention`; None: transformers' choice.
         quantization: transformers' configuration of how a bare language model is packed.
         merge: whether adapters that a ChatBind model may have become part of its matrices.
+        device_map: `meta`: the same model without weights, which take no memory.
         **given: fields of `ChatBindConfig`: `projector_type`, `tokens_per_embedding`,
             `use_start_end`, `prompt_style`, `normalize_embeddings`. What is None or missing is as
             in the projector file, else as in `_DEFAULTS`; or as in the ChatBind model.
@@ -78,6 +80,7 @@ def build_chatbind(
     """
     given = {name: value for name, value in given.items() if value is not None}
     held: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
+    held["device_map"] = device_map
     file = read_projector(projector) if projector is not None else None
     going_on = stage == "finetune" and is_chatbind(Path(language_model))
     if going_on:
@@ -86,16 +89,14 @@ def build_chatbind(
         _continue(bundle.config, given, encoder, where=str(language_model))
     else:
         chosen = _choices(file, given, where=str(projector))
-        if quantization is not None:
-            # packed weights are made where they are used
-            device_map = {"": torch.cuda.current_device()}
-            held |= {"quantization_config": quantization, "device_map": device_map}
+        if quantization is not None:  # packed weights are made where they are used
+            place = {"": torch.cuda.current_device()}
+            held |= {"quantization_config": quantization, "device_map": place}
         bundle = _join(language_model, chosen, encoder, held)
     if file is not None:
         _put_projector(bundle.model, file, encoder, where=str(projector))
     config = bundle.config
-    config.stage = stage
-    config.encoder = encoder.as_record()
+    config.stage, config.encoder = stage, encoder.as_record()
     config.media_options = {**(config.media_options or {}), **(media_options or {})}
     config.provenance = _provenance(language_model, command)
     return bundle
@@ -242,6 +243,8 @@ def _put_projector(
 def _word_size(language_model: PreTrainedModel, known: int) -> float:
     """Root mean square of the entries of the word embeddings: what a soft token should be like."""
     weight = word_embeddings(language_model).weight[:known]
+    if weight.is_meta:
+        return 1.0
     size = float(torch.linalg.vector_norm(weight, dtype=torch.float32)) / weight.numel() ** 0.5
     return size or 0.02
 

@@ -63,6 +63,7 @@ def load_chatbind(
     attn_implementation: str | None = None,
     base: Path | None = None,
     merge: bool = True,
+    device_map: str | None = None,
 ) -> ChatBind:
     """Loads a ChatBind model folder, ours or one in the published layout.
 
@@ -83,7 +84,7 @@ def load_chatbind(
             "download` and `chatbind apply-delta`",
         )
     refuse_unapplied(folder)
-    options = {"dtype": dtype, "attn_implementation": attn_implementation}
+    options = {"dtype": dtype, "attn_implementation": attn_implementation, "device_map": device_map}
     with quiet_transformers():
         if adapted_base(folder) is not None:
             model, tokenizer = _load_adapted(folder, options, base)

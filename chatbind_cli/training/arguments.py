@@ -17,18 +17,19 @@ from chatbind_cli.console import note
 from chatbind_cli.device import resolve_device, resolve_dtype
 from chatbind_cli.errors import UsageError, reason
 from chatbind_cli.model.attention import resolve_attention
+from chatbind_cli.training.hangs import PATIENCE
 from chatbind_cli.training.settings import TrainingSettings
 
 _KNOWN = {field.name for field in fields(TrainingArguments)}
 # what is said in other words below, by what the machine has and by what version 5 calls it
-_TRANSLATED = {"bf16", "tf32", "gradient_checkpointing", "fsdp"}
-# encoding and saving keep the other processes waiting for longer than the default half hour
-_TIMEOUT_S = 6 * 3600
+_TRANSLATED = {"bf16", "tf32", "gradient_checkpointing", "fsdp", "dataloader_num_workers"}
+# to the Trainer a step is one batch, see `training.batches`
+_TRANSLATED |= {"gradient_accumulation_steps"}
+_MOST_WORKERS = 4
 _FIRST_WITH_TF32 = 8  # compute capability of Ampere
-_FSDP_WORDS = ("full_shard", "shard_grad_op", "offload", "auto_wrap")
 
 
-def training_arguments(settings: TrainingSettings, *, world_size: int) -> TrainingArguments:
+def training_arguments(settings: TrainingSettings) -> TrainingArguments:
     """The Trainer's arguments; of what has no effect on this machine a note is made.
 
     Raises:
@@ -46,11 +47,11 @@ def training_arguments(settings: TrainingSettings, *, world_size: int) -> Traini
         values["num_train_epochs"] = 0  # by 0 steps the library understands that none are set
     values |= {
         **_numbers(settings, gpu=gpu),
-        **sharding(settings, gpu=gpu, world_size=world_size),
         "output_dir": str(settings.output),
         "data_seed": settings.seed,
         "average_tokens_across_devices": True,
         "dataloader_pin_memory": gpu,
+        "dataloader_num_workers": _workers(settings, gpu=gpu),
         "remove_unused_columns": False,
         "label_names": ["labels"],
         # the run's folder counts the checkpoints, since it knows which are complete
@@ -61,7 +62,7 @@ def training_arguments(settings: TrainingSettings, *, world_size: int) -> Traini
         "disable_tqdm": True,
         "log_level": "error",
         "log_level_replica": "error",
-        "ddp_timeout": _TIMEOUT_S,
+        "ddp_timeout": int(PATIENCE.total_seconds()),
         "ddp_find_unused_parameters": False,
     }
     try:
@@ -78,6 +79,14 @@ def on_gpu(settings: TrainingSettings) -> bool:
     return settings.device != "cpu" and torch.cuda.is_available()
 
 
+def _workers(settings: TrainingSettings, *, gpu: bool) -> int:
+    """Processes that make batches ahead: unless told, none where the cores compute as well."""
+    if settings.dataloader_num_workers is not None:
+        return settings.dataloader_num_workers
+    cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(_MOST_WORKERS, max(cores - 1, 0)) if gpu else 0
+
+
 def weights_dtype(settings: TrainingSettings) -> torch.dtype:
     """How the language model is held: trained weights in float32, frozen ones as small as told."""
     if settings.dtype != "auto":
@@ -85,6 +94,15 @@ def weights_dtype(settings: TrainingSettings) -> torch.dtype:
     half = settings.bf16 or (settings.bf16 is None and on_gpu(settings))
     small = half and not settings.fp16 and not settings.matrices_train
     return torch.bfloat16 if small else torch.float32
+
+
+def saved_dtype(
+    settings: TrainingSettings, trained: torch.dtype, arguments: TrainingArguments
+) -> torch.dtype:
+    """The numbers of the model that a run leaves, given those of its weights in training."""
+    if settings.save_dtype != "auto":
+        return resolve_dtype(settings.save_dtype, torch.device("cpu"))
+    return torch.bfloat16 if arguments.bf16 else trained
 
 
 def attention(settings: TrainingSettings, arguments: TrainingArguments) -> str:
@@ -129,7 +147,9 @@ def _numbers(settings: TrainingSettings, *, gpu: bool) -> dict[str, Any]:
     bf16 = settings.bf16
     if bf16 is None:
         bf16 = gpu and not settings.fp16 and torch.cuda.is_bf16_supported()
-    saving = gpu if settings.gradient_checkpointing is None else settings.gradient_checkpointing
+    saving = settings.gradient_checkpointing
+    if saving is None:  # what is shared out cannot be tried, see `checkpointing.Trial`
+        saving = gpu and bool(settings.fsdp)
     values: dict[str, Any] = {
         "use_cpu": not gpu and (settings.device == "cpu" or not torch.backends.mps.is_available()),
         "bf16": bf16,
@@ -142,36 +162,3 @@ def _numbers(settings: TrainingSettings, *, gpu: bool) -> dict[str, Any]:
         word = "activation_checkpointing" if newer else "gradient_checkpointing"
         values |= {word: True, f"{word}_kwargs": {"use_reentrant": False}}
     return values
-
-
-def sharding(settings: TrainingSettings, *, gpu: bool, world_size: int) -> dict[str, Any]:
-    """The arguments that share a model out over processes (FSDP), where that has an effect.
-
-    Raises:
-        UsageError: a word that nobody knows.
-    """
-    words = settings.fsdp.split()
-    unknown = [word for word in words if word not in _FSDP_WORDS]
-    if unknown:
-        raise UsageError(
-            f"--fsdp does not know {unknown[0]!r}", hint=f"it takes {', '.join(_FSDP_WORDS)}"
-        )
-    needless = None
-    if not settings.backbone_trains:
-        needless = "the projector alone trains, and it is small"
-    elif world_size == 1:
-        needless = "there is one process, and so nothing to share out"
-    elif not gpu:
-        needless = "on CPUs every process holds the whole model"
-    if words and needless:
-        note(f"--fsdp has no effect: {needless}")
-    if not words or needless:
-        return {}
-    config: dict[str, Any] = {
-        "version": 2,
-        "reshard_after_forward": "shard_grad_op" not in words,
-        "cpu_offload": "offload" in words,
-    }
-    if settings.fsdp_layers:
-        config["transformer_layer_cls_to_wrap"] = list(settings.fsdp_layers)
-    return {"fsdp": True, "fsdp_config": config}

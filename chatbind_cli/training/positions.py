@@ -13,7 +13,7 @@ from chatbind_cli.data.tokens import IGNORE_INDEX
 from chatbind_cli.model.config import ChatBindConfig
 from chatbind_cli.model.tokenizer import media_rows
 
-Collate = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
+Collate = Callable[[Sequence[Any]], dict[str, Any]]  # of samples, or of rows of samples
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,21 @@ class WithPositions:
     frozen: bool
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The collator's batch, and more.
+        """The collator's batch of these samples, see `mark`."""
+        return self.mark(self.collate(samples))
+
+    def mark(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Adds to a batch, in place, where things are.
 
         Args:
-            samples: for the collator.
+            batch: with `input_ids`, `labels` [batch, length] and `work`, padded or packed.
 
         Returns:
-            `media_positions` int64 [placeholders], `label_positions` int64 [n] if wanted (see
-            `ChatBindForConditionalGeneration.forward`); and `prefix`, not for the model: the
-            tokens, none of them of media, that all rows begin with before any that is labelled.
+            the batch, with `media_positions` int64 [placeholders], `label_positions` int64 [n] if
+            wanted (see `ChatBindForConditionalGeneration.forward`); and `prefix`, not for the
+            model: the tokens, none of them of media, that all rows begin with before any that is
+            labelled.
         """
-        batch = self.collate(samples)
         ids, labels = batch["input_ids"], batch["labels"]
         placeholders = ids == (-1 if self.config.im_patch_id is None else self.config.im_patch_id)
         batch["media_positions"] = placeholders.flatten().nonzero().squeeze(1)

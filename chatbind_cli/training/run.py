@@ -20,7 +20,8 @@ from transformers import TrainingArguments, set_seed
 from chatbind_cli import worker
 from chatbind_cli.artifacts import artifact_record, emit_artifact
 from chatbind_cli.console import note
-from chatbind_cli.data.lookup import Embeddings, open_parts
+from chatbind_cli.data.lookup import Embeddings, open_parts, part_name
+from chatbind_cli.device import resolve_dtype
 from chatbind_cli.encoders.imagebind.encoder import load_encoder
 from chatbind_cli.files import sha256_file
 from chatbind_cli.folders import RECORD
@@ -31,12 +32,17 @@ from chatbind_cli.model.config import EncoderInfo
 from chatbind_cli.model.loading import ChatBind
 from chatbind_cli.stopping import listening
 from chatbind_cli.training.adapters import put_adapters, quantization, write_adapted
-from chatbind_cli.training.arguments import attention, on_gpu, training_arguments, weights_dtype
+from chatbind_cli.training.arguments import (
+    attention,
+    on_gpu,
+    saved_dtype,
+    training_arguments,
+    weights_dtype,
+)
 from chatbind_cli.training.embeddings import (
     assumed_encoder,
     encode_media,
     identity_of,
-    part_name,
     stored_embeddings,
     trained_on,
 )
@@ -46,6 +52,7 @@ from chatbind_cli.training.inputs import (
     refuse_rejected,
     save_rejected,
 )
+from chatbind_cli.training.launched import with_launcher
 from chatbind_cli.training.log import plot_loss
 from chatbind_cli.training.rundir import (
     LOG_FILE,
@@ -55,7 +62,9 @@ from chatbind_cli.training.rundir import (
     RunFolder,
     read_log,
 )
+from chatbind_cli.training.saved import saving
 from chatbind_cli.training.settings import TrainingSettings
+from chatbind_cli.training.sharding import Sharding, is_sharded, make_whole, shard, sharding_of
 from chatbind_cli.training.stages import (
     CONFIG_NAME,
     MADE,
@@ -74,7 +83,9 @@ def train(settings: TrainingSettings, inputs: Inputs) -> None:
     """Runs a stage, or what is left of it, and tells what it made."""
     # bars that know nothing of --quiet and of pipes
     transformers.utils.logging.disable_progress_bar()
-    arguments = training_arguments(settings, world_size=worker.world_size())
+    settings = with_launcher(settings)
+    how = sharding_of(settings, worker.world_size())
+    arguments = training_arguments(settings)
     kernels = attention(settings, arguments)
     quantization(settings)  # which may not be possible
     folder = RunFolder(settings.output, settings.stage)
@@ -90,7 +101,7 @@ def train(settings: TrainingSettings, inputs: Inputs) -> None:
         PartialState().wait_for_everyone()
         artifact = folder.finished_artifact()
         if artifact is None:
-            artifact = _train(settings, inputs, folder, arguments, kernels)
+            artifact = _train(settings, inputs, folder, arguments, kernels, how)
         else:
             note(
                 f"{folder.path}: this run is finished, nothing was trained; to train anew say "
@@ -117,6 +128,7 @@ def _train(
     folder: RunFolder,
     arguments: TrainingArguments,
     kernels: str,
+    how: Sharding | None,
 ) -> Record:
     if settings.store is not None:
         embeddings, encoder, options = stored_embeddings(settings, inputs.media)
@@ -136,6 +148,8 @@ def _train(
         media_options=options.deciding(),
         command=shlex.join(["chatbind", *settings.command]),
         dtype=weights_dtype(settings),
+        # of a model that is shared out one process reads the weights
+        device_map="meta" if how is not None and worker.rank() != 0 else None,
         attn_implementation=kernels,
         quantization=quantization(settings),
         merge=settings.lora_r is None,
@@ -153,6 +167,10 @@ def _train(
         put_adapters(bundle.model, settings, mixed=arguments.bf16 or arguments.fp16)
     freeze = settings.freeze_backbone
     note(select_trainable(bundle.model, settings.stage, freeze_backbone=freeze))
+    if how is not None:
+        if settings.loss_at_labels and worker.rank() == 0:
+            bundle.model.find_loss_way()  # while one process has all weights
+        shard(bundle.model, how, arguments.device, bf16=arguments.bf16)
     with listening():  # what comes after the last step waits for nothing, and signals for it
         trainer = ChatBindTrainer(settings, inputs, embeddings, bundle, folder, arguments)
         trainer.fit()
@@ -172,10 +190,11 @@ def _embedded(
     options = MediaOptions.known(media_options)
     if inputs.encoder is None:
         return inputs, Embeddings([]), trained or assumed_encoder(), options
+    device = "cuda" if on_gpu(settings) else "cpu"
     encoder = load_encoder(
         inputs.encoder,
-        device="cuda" if on_gpu(settings) else "cpu",
-        dtype=getattr(torch, (trained and trained.dtype) or "float32"),
+        device=device,
+        dtype=resolve_dtype((trained and trained.dtype) or "auto", torch.device(device)),
     )
     parts, listed = folder.path / _EMBEDDINGS, folder.path / REJECTED_FILE
     # once training has begun, the set of its samples stays as it is
@@ -201,20 +220,28 @@ def _write_result(
 ) -> None:
     """Writes the stage's result into the run's folder, a whole file at a time."""
     staged = folder.path / STAGING / "result"
+    if settings.lora_r is not None and is_sharded(bundle.model):
+        make_whole(bundle.model)
     if settings.stage == "finetune" and settings.lora_r is None:
         if worker.rank() == 0:
             fold_rows(bundle.model)
         state = trainer.gathered_state()
     if worker.rank() != 0:
         return
-    staged.mkdir(parents=True)
-    if settings.stage == "pretrain":
-        write_stage_1(bundle, staged)
-    elif settings.lora_r is not None:
-        write_adapted(bundle, staged, settings)
-    else:
-        weights = next(bundle.model.parameters()).dtype
-        write_model(bundle, staged, state, torch.bfloat16 if trainer.args.bf16 else weights)
+    with saving(folder.path / STAGING):
+        staged.mkdir(parents=True)
+        if settings.stage == "pretrain":
+            write_stage_1(bundle, staged)
+        elif settings.lora_r is not None:
+            write_adapted(bundle, staged, settings)
+        else:
+            dtype = saved_dtype(settings, next(bundle.model.parameters()).dtype, trainer.args)
+            rounded = write_model(bundle, staged, state, dtype)
+            if rounded:
+                note(
+                    f"saved in {str(dtype).removeprefix('torch.')}: rounding has changed the "
+                    f"weights by {rounded:.1g} of their size; --save-dtype float32 keeps them"
+                )
     folder.publish_files(staged, last=CONFIG_NAME)
     folder.clear_staging()
 

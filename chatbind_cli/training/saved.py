@@ -2,17 +2,48 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from chatbind_cli.checkpoints.checkpoint import open_checkpoint
-from chatbind_cli.errors import WeightsError
+from chatbind_cli.errors import CheckpointError, WeightsError
 
 _PIECE = 1 << 24  # elements
 _HINT = "nothing took its name, and what was saved before it stays; run the same command again"
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def saving(staging: Path) -> Iterator[None]:
+    """Takes away again, where saving fails, what it has left in a folder.
+
+    Raises:
+        CheckpointError: the disk is full, in whatever words a library says so.
+    """
+    try:
+        yield
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in _FULL
+        full |= isinstance(error, SafetensorError) and "I/O error" in str(error)
+        # torch's writer has no words for it
+        full |= isinstance(error, RuntimeError) and "inline_container" in str(error)
+        shutil.rmtree(staging, ignore_errors=True)
+        if full:
+            raise CheckpointError(
+                "cannot be saved: the disk is full, or files may not be as large",
+                where=str(staging.parent),
+                hint="what was saved before stays; make room and run the same command again",
+            ) from error
+        raise
 
 
 def check_weights(path: Path, saved: Mapping[str, torch.Tensor]) -> None:

@@ -56,6 +56,9 @@ class TrainingSettings:
     per_device_train_batch_size: int = field(default=16, compare=False)
     per_device_eval_batch_size: int = field(default=4, compare=False)
     gradient_accumulation_steps: int = field(default=1, compare=False)
+    global_batch_size: int | None = field(default=None, compare=False)  # in place of the former
+    group_by_length: bool = False  # it decides which samples make a step
+    packing: bool = field(default=False, compare=False)
     learning_rate: float = 2e-3
     weight_decay: float = 0.0
     warmup_ratio: float = 0.03
@@ -79,14 +82,16 @@ class TrainingSettings:
     gradient_checkpointing: bool | None = field(default=None, compare=False)
     loss_at_labels: bool = field(default=True, compare=False)
     share_prefix: bool = field(default=True, compare=False)
+    compile: bool = field(default=False, compare=False)
     fsdp: str = field(default="", compare=False)
     fsdp_layers: tuple[str, ...] = field(default=(), compare=False)
-    dataloader_num_workers: int = field(default=0, compare=False)
+    dataloader_num_workers: int | None = field(default=None, compare=False)
 
     # what is kept and shown
     save_strategy: str = field(default="steps", compare=False)
     save_steps: float = field(default=500, compare=False)
     save_total_limit: int | None = field(default=None, compare=False)
+    save_dtype: str = field(default="auto", compare=False)
     logging_steps: float = field(default=1, compare=False)
     report_to: tuple[str, ...] = field(default=(), compare=False)
     plot: Path | None = field(default=None, compare=False)
@@ -109,6 +114,12 @@ class TrainingSettings:
                 hint="give them with --eval-data, or say --evaluation-strategy no",
             )
 
+        if self.matrices_train and self.dtype in ("float16", "bfloat16"):
+            mixed = "--bf16" if self.dtype == "bfloat16" else "--fp16"
+            raise UsageError(
+                f"--dtype {self.dtype} would train weights that most steps are too small to change",
+                hint=f"say {mixed}, which computes so, and keeps the trained weights in float32",
+            )
         self._check_adapters()
 
     def _check_adapters(self) -> None:
@@ -120,11 +131,6 @@ class TrainingSettings:
             return
         if self.freeze_backbone:
             raise UsageError("--freeze-backbone trains no adapters, and --lora-r asks for them")
-        if self.fsdp:
-            raise UsageError(
-                "--fsdp shares out no model with adapters",
-                hint="adapters are small, and --load-in-4bit makes the rest of it so",
-            )
 
     @property
     def backbone_trains(self) -> bool:
@@ -136,6 +142,11 @@ class TrainingSettings:
         """Whether the language model's own weights train, and not adapters beside them."""
         return self.backbone_trains and self.lora_r is None
 
+    def samples_per_step(self, world_size: int) -> int:
+        """The samples of an optimizer step, over all processes."""
+        passes = self.gradient_accumulation_steps * world_size
+        return self.global_batch_size or self.per_device_train_batch_size * passes
+
     def identity(self, world_size: int) -> dict[str, Any]:
         """The values that decide the result, in JSON's types.
 
@@ -146,9 +157,7 @@ class TrainingSettings:
         root = self.media_root
         values["media_root"], values["media_prefix"] = root.folder, root.prefix
         values["allow_outside"] = root.allow_outside
-        values["global_batch_size"] = (
-            self.per_device_train_batch_size * self.gradient_accumulation_steps * world_size
-        )
+        values["global_batch_size"] = self.samples_per_step(world_size)
         return {
             key: str(value.resolve()) if isinstance(value, Path) else value
             for key, value in values.items()

@@ -7,6 +7,7 @@ language model; or, with adapters in the latter, what stage 1 trains and the ada
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -156,7 +157,7 @@ def write_stage_1(bundle: ChatBind, folder: Path) -> None:
 
 def write_model(
     bundle: ChatBind, folder: Path, state: dict[str, torch.Tensor], dtype: torch.dtype
-) -> None:
+) -> float:
     """Writes a model into an existing folder, for `from_pretrained`.
 
     Args:
@@ -164,7 +165,11 @@ def write_model(
         folder: where to.
         state: its weights, gathered from wherever they were sharded.
         dtype: in which they are saved.
+
+    Returns:
+        What rounding to `dtype` has changed, as a share of the weights (Euclidean norms).
     """
+    lost = whole = 0.0
     converted: dict[int, torch.Tensor] = {}
     weights = {}
     for name, tensor in state.items():
@@ -172,6 +177,9 @@ def write_model(
         same = converted.get(tensor.data_ptr())
         if same is None or same.shape != tensor.shape:
             same = tensor.to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
+            if same.dtype.itemsize < tensor.dtype.itemsize:
+                lost += float((same.to(tensor) - tensor).square().sum())
+                whole += float(tensor.square().sum())
             converted[tensor.data_ptr()] = same
         weights[name] = same
     bundle.model.save_pretrained(folder, state_dict=dict(weights))  # it empties what it gets
@@ -182,6 +190,7 @@ def write_model(
     bundle.config.dtype = text_config.dtype = dtype
     bundle.config.save_pretrained(folder)
     bundle.tokenizer.save_pretrained(folder)
+    return math.sqrt(lost / whole) if whole else 0.0
 
 
 def weights_sha256(folder: Path) -> str:

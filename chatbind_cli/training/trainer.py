@@ -8,42 +8,51 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
-from safetensors.torch import load_file, save_file
+from accelerate.utils import broadcast_object_list, send_to_device
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
+from transformers import PrinterCallback, TrainerState, TrainingArguments
 
 from chatbind_cli import stopping, worker
 from chatbind_cli.console import note
+from chatbind_cli.data.conversations import Conversations
 from chatbind_cli.data.lookup import Embeddings
 from chatbind_cli.data.tokens import PromptEncoder
-from chatbind_cli.errors import CheckpointError
+from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
 from chatbind_cli.model.loading import ChatBind
 from chatbind_cli.training.arguments import on_gpu
+from chatbind_cli.training.batches import Steps
+from chatbind_cli.training.checkpointing import GpuMemory, Trial
+from chatbind_cli.training.compiling import compile_layers
+from chatbind_cli.training.hangs import noticed_soon
 from chatbind_cli.training.inputs import Inputs
 from chatbind_cli.training.log import TrainingLog
 from chatbind_cli.training.noise import EmbeddingNoise
+from chatbind_cli.training.packing import RowCollator
 from chatbind_cli.training.positions import WithPositions
 from chatbind_cli.training.prefix import SharedPrefix
 from chatbind_cli.training.rundir import LOG_FILE, STAGING, RunFolder
 from chatbind_cli.training.samples import Collator, TrainingSamples
-from chatbind_cli.training.saved import check_optimizer, check_weights
+from chatbind_cli.training.saved import check_optimizer, check_weights, saving
 from chatbind_cli.training.settings import TrainingSettings
+from chatbind_cli.training.sharded_trainer import WEIGHTS, ShardedTrainer
+from chatbind_cli.training.sharding import gathered, is_sharded
 from chatbind_cli.training.stages import write_stage_1
 from chatbind_cli.training.throughput import Meter, ModelFlops, peak_flops
 from chatbind_cli.training.watch import Watch
 
-WEIGHTS: Final = "trained.safetensors"
 _MULTIPLE_ON_GPU = 8  # lengths that tensor cores like
 
 
-class ChatBindTrainer(Trainer):
+class ChatBindTrainer(ShardedTrainer):
     """A Trainer of one stage, that saves what trains.
 
     Args:
@@ -70,38 +79,36 @@ class ChatBindTrainer(Trainer):
             embeddings=embeddings,
             max_length=settings.model_max_length,
         )
-        collate = Collator(
-            bundle.tokenizer.pad_token_id, _MULTIPLE_ON_GPU if on_gpu(settings) else 1
-        )
+        pad, config = bundle.tokenizer.pad_token_id, bundle.config
+        multiple = _MULTIPLE_ON_GPU if on_gpu(settings) else 1
         frozen = not settings.backbone_trains
+        collate = WithPositions(
+            Collator(pad, multiple), config, at_labels=settings.loss_at_labels, frozen=frozen
+        )
         self._log = TrainingLog(folder.path / LOG_FILE)
         noise = None
         if settings.embedding_noise:
             noise = EmbeddingNoise(settings.embedding_noise, settings.seed)
+        trained_on = samples(inputs.conversations, noise=noise)
         super().__init__(
             model=bundle.model,
             args=arguments,
-            data_collator=WithPositions(
-                collate, bundle.config, at_labels=settings.loss_at_labels, frozen=frozen
-            ),
-            train_dataset=samples(inputs.conversations, noise=noise),
+            data_collator=collate,
+            train_dataset=trained_on,
             eval_dataset=samples(inputs.held_out) if len(inputs.held_out) else None,
             callbacks=[self._log, *([noise] if noise else [])],
         )
         # it would print Python dictionaries between the records
         self.remove_callback(PrinterCallback)
+        rows = replace(collate, collate=RowCollator(pad, multiple))
+        self._steps = Steps(settings, trained_on, collate, rows, bundle.model)
+        self.add_callback(self._steps)
         # the Trainer has turned the cache off in the configuration; those who load it want it on
         bundle.config.use_cache = True
         computing = torch.bfloat16 if arguments.bf16 else torch.float16
         mixed = arguments.bf16 or arguments.fp16
         peak = peak_flops(arguments.device, computing) if mixed else None
         self._meter = Meter(ModelFlops.of(bundle.model), peak)
-        if settings.loss_at_labels:  # one process may be the only one that has the weights
-            found = bundle.model.find_loss_way() if worker.rank() == 0 else None
-            bundle.model.loss_way = broadcast_object_list([found])[0]
-        self._prefix = SharedPrefix(
-            bundle.model, self.accelerator.autocast, wanted=settings.share_prefix and frozen
-        )
         self._watch = Watch(
             inputs.conversations,
             lambda found: self.accelerator.reduce(found, "sum"),
@@ -111,6 +118,19 @@ class ChatBindTrainer(Trainer):
         self._settings = settings
         self._bundle = bundle
         self._folder = folder
+        self._make_fast(bundle.model)
+        self._memory = self._memory_trial(inputs.conversations)
+
+    def _make_fast(self, model: ChatBindForConditionalGeneration) -> None:
+        """Sets up what the switches of speed ask for."""
+        settings = self._settings
+        if settings.loss_at_labels:  # one process may be the only one that has the weights
+            found = model.find_loss_way() if worker.rank() == 0 else None
+            model.loss_way = broadcast_object_list([found])[0]
+        shared = settings.share_prefix and not settings.backbone_trains
+        self._prefix = SharedPrefix(model, self.accelerator.autocast, wanted=shared)
+        if settings.compile:
+            compile_layers(model.language_model)
 
     def fit(self) -> None:
         """Trains from the newest complete checkpoint on, if there is one."""
@@ -126,44 +146,63 @@ class ChatBindTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if checkpoint is not None and state.global_step >= state.max_steps > 0:
             # the Trainer would take one more step
-            self._load_finished(checkpoint)
+            self._load_from_checkpoint(str(checkpoint))
         else:
-            with self._log:
+            with self._log, noticed_soon():
                 self._meter.restart()
                 self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
-    @property
-    def trained(self) -> nn.Module:
-        """The model, which `transformers.Trainer` may also make late."""
-        assert self.model is not None
-        return self.model
-
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """The batches of an epoch, made by processes that leave signals to this one."""
-        return _shielded(super().get_train_dataloader())
+        """Steps, made by processes that leave signals to this one: to the Trainer, batches."""
+        return _shielded(self._steps.loader(self.args))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """Likewise, of held-out conversations."""
+        """Batches of held-out conversations, made likewise."""
         return _shielded(super().get_eval_dataloader(eval_dataset))
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
-        """The batches of a step, whose work is counted."""
-        waited_for = self._meter.waiting(epoch_iterator)
+        """A step, whose work is counted, and the number of its labels in all processes."""
         # loaders that start now are to live on, see `leave_to_parent`
         with stopping.unheard(signal.SIGTERM):
-            batches, labelled = super().get_batch_samples(waited_for, num_batches, device)
-        for batch in batches:
+            step = next(self._meter.waiting(epoch_iterator))
+        for batch in step["passes"]:
             self._meter.add(batch.pop("work"))
-        self._watch.begin([batch.pop("samples") for batch in batches])
-        return batches, labelled
+        self._watch.begin([batch.pop("samples") for batch in step["passes"]])
+        step["passes"] = send_to_device(step["passes"], device, non_blocking=True)
+        return [step], self._get_num_items_in_batch(step["passes"], device)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
         """The loss of a batch, of which what all rows begin with may be computed already."""
+        if self._memory is not None and model.training:
+            trial, self._memory = self._memory, None
+            tried = self._prefix.cut(inputs)
+            trial(tried, inputs["input_ids"].shape[1] - tried["input_ids"].shape[1])
         return super().compute_loss(model, self._prefix.cut(inputs), *args, **kwargs)
+
+    def _memory_trial(self, conversations: Conversations) -> Trial | None:
+        """The first step's, where a GPU's memory is to decide about gradient checkpointing."""
+        auto = self._settings.gradient_checkpointing is None
+        shared_out = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if not auto or self.args.device.type != "cuda" or shared_out:
+            return None
+        most = self._settings.model_max_length
+        if not self._settings.packing:  # which fills up to the brim
+            encoder = PromptEncoder(self._bundle.tokenizer, self._bundle.config)
+            longest = encoder.conversation(conversations[int(conversations.sizes().argmax())])
+            most = min(len(longest.input_ids), most)
+        return Trial(
+            self._bundle.model,
+            GpuMemory(self.args.device),
+            self.args.per_device_train_batch_size,
+            most,
+            lambda mine: bool(
+                self.accelerator.reduce(torch.tensor(float(mine)).to(self.args.device))
+            ),
+        )
 
     def training_step(
         self,
@@ -171,8 +210,19 @@ class ChatBindTrainer(Trainer):
         inputs: dict[str, Any],
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """Forward and backward of a batch, whose loss is looked at with the step's others."""
-        return self._watch.saw(super().training_step(model, inputs, num_items_in_batch))
+        """The passes of a step; returns its loss. Processes add up their gradients at the last."""
+        passes = inputs["passes"]
+        self.current_gradient_accumulation_steps = len(passes)
+        state = self.accelerator.gradient_state
+        losses = []
+        for batch in passes:
+            last = batch is passes[-1]
+            state._set_sync_gradients(last)  # DeepSpeed takes its step by it
+            each = last or state.plugin_kwargs.get("sync_each_batch", False)
+            with nullcontext() if each else self.accelerator.no_sync(model):
+                loss = super().training_step(model, batch, num_items_in_batch)
+            losses.append(self._watch.saw(loss))
+        return torch.stack(losses).sum()
 
     def _get_grad_norm(
         self, model: nn.Module, grad_norm: torch.Tensor | float | None = None
@@ -203,21 +253,22 @@ class ChatBindTrainer(Trainer):
         return str(Path(super()._get_output_dir(trial)) / STAGING)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        # every process has written its random state before the folder may count as complete
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            staged = self._folder.path / STAGING / f"checkpoint-{self.state.global_step}"
-            if self._settings.stage == "pretrain" and not self.is_fsdp_enabled:
-                write_stage_1(self._bundle, staged)  # a projector that can be taken from it
-            if (staged / "optimizer.pt").exists():
-                check_optimizer(staged / "optimizer.pt")
-            self._folder.publish_checkpoint(staged, self._settings.save_total_limit)
+        with saving(self._folder.path / STAGING):
+            super()._save_checkpoint(model, trial)
+            # every process has written its random state before the folder may count as complete
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                staged = self._folder.path / STAGING / f"checkpoint-{self.state.global_step}"
+                if self._settings.stage == "pretrain":
+                    write_stage_1(self._bundle, staged)  # a projector that can be taken from it
+                if (staged / "optimizer.pt").exists():
+                    check_optimizer(staged / "optimizer.pt")
+                self._folder.publish_checkpoint(staged, self._settings.save_total_limit)
         self.accelerator.wait_for_everyone()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes what trains into a checkpoint; sharded weights go with the optimizer's."""
-        if self.is_fsdp_enabled or not self.args.should_save or output_dir is None:
+        if is_sharded(self.trained) or not self.args.should_save or output_dir is None:
             return
         trained = {
             name: parameter.detach().cpu().contiguous()
@@ -228,36 +279,10 @@ class ChatBindTrainer(Trainer):
         save_file(trained, Path(output_dir) / WEIGHTS)
         check_weights(Path(output_dir) / WEIGHTS, trained)
 
-    def _load_from_checkpoint(
-        self, resume_from_checkpoint: str, model: nn.Module | None = None
-    ) -> None:
-        if self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        model = self.trained if model is None else model
-        saved = load_file(Path(resume_from_checkpoint) / WEIGHTS)
-        wanted = {name: p.shape for name, p in model.named_parameters() if p.requires_grad}
-        for name in sorted(saved.keys() | wanted.keys()):
-            if name not in saved or saved[name].shape != wanted.get(name):
-                raise CheckpointError(
-                    f"does not fit: {name} is not the same in the checkpoint and the model",
-                    where=resume_from_checkpoint,
-                )
-        model.load_state_dict(saved, strict=False)
-
-    def _load_finished(self, checkpoint: Path) -> None:
-        """Loads the checkpoint of the last step, after which there is nothing left to train."""
-        if self.is_fsdp_enabled:
-            # a sharded model is prepared together with its optimizer, or not at all
-            model, _ = self.accelerator.prepare(self.model, self.create_optimizer())
-            self.model = self.model_wrapped = model
-        self._load_from_checkpoint(str(checkpoint), self.trained)
-
     def gathered_state(self) -> dict[str, torch.Tensor]:
         """The whole model's weights; empty on other processes than the first."""
-        if self.is_fsdp_enabled:
-            state: dict[str, torch.Tensor] = self.accelerator.get_state_dict(self.model_wrapped)
-            return state if self.args.should_save else {}
+        if is_sharded(self.trained):
+            return gathered(self.trained)
         return dict(self.trained.state_dict()) if self.args.should_save else {}
 
 

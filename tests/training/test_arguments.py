@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import TrainingArguments
 
 from chatbind_cli.errors import UsageError
-from chatbind_cli.training.arguments import attention, sharding, training_arguments
+from chatbind_cli.training.arguments import attention, training_arguments
 from chatbind_cli.training.data_files import DataFile
 from chatbind_cli.training.settings import TrainingSettings
 
@@ -42,12 +41,13 @@ def test_the_values_reach_the_trainer(
             weight_decay=0.1,
             seed=5,
         ),
-        world_size=1,
     )
     assert arguments.learning_rate == 3e-4
     assert arguments.get_warmup_steps(100) == 25
     assert arguments.lr_scheduler_type == "linear"
-    assert arguments.gradient_accumulation_steps == 7
+    # a step is one batch to the Trainer, whatever its passes
+    assert arguments.gradient_accumulation_steps == 1
+    assert arguments.dataloader_num_workers == 0
     assert arguments.gradient_checkpointing
     assert arguments.weight_decay == 0.1
     assert arguments.seed == arguments.data_seed == 5
@@ -58,12 +58,12 @@ def test_the_values_reach_the_trainer(
 def test_the_warmup_ratio_is_a_share_of_all_steps(
     settings: TrainingSettings, ratio: float, steps: int
 ) -> None:
-    arguments = training_arguments(replace(settings, warmup_ratio=ratio), world_size=1)
+    arguments = training_arguments(replace(settings, warmup_ratio=ratio))
     assert arguments.get_warmup_steps(100) == steps
 
 
 def test_bfloat16_works_on_a_cpu(settings: TrainingSettings) -> None:
-    made = training_arguments(replace(settings, bf16=True), world_size=1)
+    made = training_arguments(replace(settings, bf16=True))
     assert made.bf16
     assert made.device.type == "cpu"
 
@@ -73,7 +73,6 @@ def test_bfloat16_works_on_a_cpu(settings: TrainingSettings) -> None:
     [
         ({"tf32": True}, "--tf32 has no effect: it is a mode of NVIDIA GPUs"),
         ({"report_to": ("no_such_tracker",)}, "no_such_tracker is not installed"),
-        ({"fsdp": "full_shard auto_wrap"}, "--fsdp has no effect: there is one process"),
     ],
 )
 def test_what_has_no_effect_here_is_said(
@@ -82,7 +81,7 @@ def test_what_has_no_effect_here_is_said(
     change: dict[str, object],
     told: str,
 ) -> None:
-    training_arguments(replace(settings, **change), world_size=1)
+    training_arguments(replace(settings, **change))
     (line,) = capsys.readouterr().err.splitlines()
     assert told in line
 
@@ -93,7 +92,6 @@ def test_what_has_no_effect_here_is_said(
         ({"lr_scheduler_type": "wavy"}, "wavy"),
         ({"optim": "magic"}, "magic"),
         ({"fp16": True}, "--fp16 needs a GPU"),
-        ({"fsdp": "half_shard"}, "--fsdp does not know 'half_shard'"),
         ({"device": "tpu"}, "'tpu' is no device"),
     ],
 )
@@ -101,11 +99,11 @@ def test_what_nobody_knows_is_a_usage_error(
     settings: TrainingSettings, change: dict[str, object], told: str
 ) -> None:
     with pytest.raises(UsageError, match=told):
-        training_arguments(replace(settings, **change), world_size=1)
+        training_arguments(replace(settings, **change))
 
 
 def test_attention_follows_what_the_run_computes_in(settings: TrainingSettings) -> None:
-    arguments = training_arguments(settings, world_size=1)
+    arguments = training_arguments(settings)
     assert attention(settings, arguments) == "sdpa"
     with pytest.raises(UsageError, match="flash_attention_2: it needs an NVIDIA GPU"):
         attention(replace(settings, attn_implementation="flash_attention_2"), arguments)
@@ -114,21 +112,7 @@ def test_attention_follows_what_the_run_computes_in(settings: TrainingSettings) 
 @needs_no_gpu
 def test_a_gpu_that_is_not_there_is_a_usage_error(settings: TrainingSettings) -> None:
     with pytest.raises(UsageError, match="there is no cuda here"):
-        training_arguments(replace(settings, device="cuda"), world_size=1)
-
-
-def test_sharding_is_in_the_words_of_today(settings: TrainingSettings) -> None:
-    words = replace(
-        settings, fsdp="full_shard auto_wrap offload", fsdp_layers=("LlamaDecoderLayer",)
-    )
-    made = sharding(words, gpu=True, world_size=2)
-    # what the Trainer makes of it, without the GPUs that it would want to use
-    arguments = TrainingArguments(use_cpu=True, **made)
-    assert arguments.fsdp is True
-    assert arguments.fsdp_plugin_args["fsdp_version"] == 2
-    assert arguments.fsdp_plugin_args["reshard_after_forward"] is True
-    assert arguments.fsdp_plugin_args["cpu_offload"] is True
-    assert arguments.fsdp_plugin_args["transformer_cls_names_to_wrap"] == "LlamaDecoderLayer"
+        training_arguments(replace(settings, device="cuda"))
 
 
 @pytest.mark.parametrize(
@@ -151,5 +135,32 @@ def test_how_a_batch_is_split_is_no_part_of_a_runs_identity(settings: TrainingSe
     two = replace(settings, per_device_train_batch_size=2, gradient_accumulation_steps=2)
     assert one.identity(1) == two.identity(2)
     assert one.identity(1) != two.identity(1)
+    assert one.identity(1) == replace(two, global_batch_size=8).identity(3)
+    assert one.identity(1) == replace(one, packing=True).identity(1)
+    assert one.identity(1) != replace(one, group_by_length=True).identity(1)
     assert one.identity(1) == replace(one, save_steps=7, logging_steps=3).identity(1)
     assert one.identity(1) != replace(one, seed=9).identity(1)
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ([], None),
+        (["auto"], None),
+        (["True"], True),
+        (["no"], False),
+        ([""], True),
+    ],
+)
+def test_gradient_checkpointing_has_three_values_and_old_spellings(
+    words: list[str], meant: bool | None
+) -> None:
+    import click
+    from chatbind_cli.commands._training_options import compute_options
+
+    @compute_options
+    def parsed(**values: object) -> None: ...
+
+    made = click.Command("x", params=parsed.__click_params__[::-1], callback=dict)
+    line = ["--gradient-checkpointing", *filter(None, words)] if words else []
+    assert made.main(line, standalone_mode=False)["gradient_checkpointing"] is meant

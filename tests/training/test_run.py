@@ -322,6 +322,33 @@ def test_a_loss_that_is_not_a_number_ends_the_run(world, here, tmp_path) -> None
     assert "the loss is not a number any more at step" in done.stderr
 
 
+@pytest.mark.parametrize(("dtype", "mixed"), [("bfloat16", "--bf16"), ("float16", "--fp16")])
+def test_weights_that_train_are_not_held_in_half(world, here, tmp_path, dtype, mixed) -> None:
+    words = world.args(tmp_path / "out", *FAST, "--dtype", dtype)
+    refused = here("finetune", *words)
+    assert refused.code == 2
+    assert f"; say {mixed}, which computes so, and keeps the trained weights in" in refused.stderr
+    # frozen ones may be
+    kept = here("finetune", *words, "--freeze-backbone")
+    assert kept.code == 0, kept.stderr
+
+
+def test_a_model_is_kept_in_the_numbers_that_are_asked_for(world, here, tmp_path) -> None:
+    words = [*FAST, "--bf16", "True"]
+    whole = here("finetune", *world.args(tmp_path / "a", *words, "--save-dtype", "float32"))
+    assert whole.code == 0, whole.stderr
+    assert "rounding" not in whole.stderr
+    half = here("finetune", *world.args(tmp_path / "b", *words))
+    said = re.search(
+        r"saved in bfloat16: rounding has changed the weights by (\S+) of", half.stderr
+    )
+    assert said is not None
+    assert 0.001 < float(said[1]) < 0.003  # 2^-9 at most for each, which has 8 bits
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
+    assert all(torch.equal(tensor.bfloat16(), b[name]) for name, tensor in a.items())
+    assert load_chatbind(tmp_path / "a").model.dtype == torch.float32
+
+
 @pytest.mark.parametrize(
     ("words", "steps"),
     [

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainingArguments
 
+from chatbind_cli.training.compiling import compile_layers
+from chatbind_cli.training.prefix import SharedPrefix
 from tests.training.conftest import Outcome, World
+from tests.training.test_prefix import chatbind, collator, results, samples
 
 PLAIN = ("--share-prefix", "no", "--loss-at-labels", "no")
 
@@ -50,3 +56,41 @@ def test_an_evaluation_has_the_plain_loss(world: World, run: Any) -> None:
     outcomes = [run("pretrain", *words, *more) for more in ((), PLAIN)]
     losses = [[r["eval_loss"] for r in log if "eval_loss" in r] for log, _, _ in outcomes]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.slow
+# the compiler looks at every attribute of a tensor, and silences what that says on its own
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_compiled_layers_compute_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    model = chatbind("llama")
+    batch = SharedPrefix(model, nullcontext, wanted=True).cut(collator(model)(samples()))
+    cache = copy.deepcopy(batch["past_key_values"])
+    loss, wanted = results(model, batch)
+    # code is traced and guarded as for any backend, but not translated
+    assert compile_layers(model.language_model, backend="eager")
+    got, gradients = results(model, {**batch, "past_key_values": cache})
+    torch.testing.assert_close(got, loss, rtol=1e-6, atol=1e-6)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=2e-5, atol=1e-6, msg=name)
+    assert not capsys.readouterr().err
+
+
+def test_without_a_compiler_nothing_is_compiled(capsys: pytest.CaptureFixture[str]) -> None:
+    model = chatbind("llama")
+    assert not compile_layers(model.language_model, backend="no_such_backend")
+    assert "--compile has no effect: nothing compiles here" in capsys.readouterr().err
+
+
+def test_the_fused_optimizer_is_the_plain_one() -> None:
+    torch.manual_seed(0)
+    start, gradients = torch.randn(50), [torch.randn(50) for _ in range(5)]
+    ends = []
+    for fused in (True, False):
+        parameter = torch.nn.Parameter(start.clone())
+        optimizer = torch.optim.AdamW([parameter], lr=1e-2, weight_decay=0.1, fused=fused)
+        for gradient in gradients:
+            parameter.grad = gradient.clone()
+            optimizer.step()
+        ends.append(parameter.detach())
+    torch.testing.assert_close(*ends, rtol=1e-6, atol=1e-6)
+    assert TrainingArguments("unused", use_cpu=True).optim == "adamw_torch_fused"

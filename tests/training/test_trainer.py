@@ -7,9 +7,11 @@ import inspect
 import pytest
 from transformers import Trainer
 
+from chatbind_cli.training.sharded_trainer import ShardedTrainer
 from chatbind_cli.training.trainer import ChatBindTrainer
 
-REPLACED = [name for name in vars(ChatBindTrainer) if hasattr(Trainer, name) and name[:2] != "__"]
+OURS = [*vars(ChatBindTrainer), *vars(ShardedTrainer)]
+REPLACED = sorted({name for name in OURS if hasattr(Trainer, name) and name[:2] != "__"})
 
 
 @pytest.mark.parametrize("name", REPLACED)
@@ -27,5 +29,8 @@ def test_the_private_ones_are_few_and_known() -> None:
         "_get_grad_norm",
         "_get_output_dir",
         "_load_from_checkpoint",
+        "_load_optimizer_and_scheduler",
+        "_move_model_to_device",
         "_save_checkpoint",
+        "_save_optimizer_and_scheduler",
     }

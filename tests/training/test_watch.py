@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from itertools import count
 
 import pytest
 import torch
-from torch import nn
 from transformers import TrainerControl, TrainerState
 
 from chatbind_cli.data.conversations import Conversations
 from chatbind_cli.errors import ChatBindError, Interrupted
-from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
 from chatbind_cli.training.watch import Watch
 from tests.training.conftest import caption
 
@@ -92,42 +91,36 @@ def test_steps_that_a_scaler_leaves_out_are_an_error_only_in_a_row() -> None:
 
 @pytest.fixture
 def spoil(monkeypatch):
-    """Makes the loss of the forward pass of that number, in training, no number."""
+    """Makes the loss of the batch of that number no number."""
+    saw = Watch.saw
 
     def do(number: int) -> None:
-        forward = ChatBindForConditionalGeneration.forward
-        passes = 0
+        losses = count(1)
 
-        def spoilt(self: nn.Module, *args: object, **kwargs: object) -> object:
-            nonlocal passes
-            passes += 1
-            output = forward(self, *args, **kwargs)  # type: ignore[arg-type]
-            if passes == number:
-                output.loss = output.loss * math.nan
-            return output
+        def spoilt(self: Watch, loss: torch.Tensor) -> torch.Tensor:
+            return saw(self, loss * math.nan if next(losses) == number else loss)
 
-        monkeypatch.setattr(ChatBindForConditionalGeneration, "forward", spoilt)
+        monkeypatch.setattr(Watch, "saw", spoilt)
 
     return do
 
 
 def test_a_run_stops_before_the_weights_are_spoilt_and_goes_on_after(
-    world, here, tmp_path, spoil, monkeypatch
+    world, here, tmp_path, spoil
 ) -> None:
-    # the seventh forward pass belongs to step 4: nothing of it is logged before step 5
+    # the seventh batch belongs to step 4: nothing of it is logged before step 5
     words = ("--max-steps", "5", "--logging-steps", "5", "--save-steps", "1", "--seed", "3")
     args = world.args(tmp_path / "out", *words)
     args[args.index("--gradient-accumulation-steps") + 1] = "2"
-    with monkeypatch.context():
-        spoil(7)
-        done = here("pretrain", *args)
-        assert done.code == 1
-        line = done.stderr.splitlines()[-1]
-        assert "the loss is not a number any more at step 4" in line
-        assert line.count("captions.json") == 2  # of one micro batch
-        kept = sorted(folder.name for folder in (tmp_path / "out").glob("checkpoint-*"))
-        assert kept == ["checkpoint-3"]
-        assert not (tmp_path / "out" / "projector.safetensors").exists()
+    spoil(7)
+    done = here("pretrain", *args)
+    assert done.code == 1
+    line = done.stderr.splitlines()[-1]
+    assert "the loss is not a number any more at step 4" in line
+    assert line.count("captions.json") == 2  # of one micro batch
+    kept = sorted(folder.name for folder in (tmp_path / "out").glob("checkpoint-*"))
+    assert kept == ["checkpoint-3"]
+    assert not (tmp_path / "out" / "projector.safetensors").exists()
     spoil(-1)
     again = here("pretrain", *args)
     assert again.code == 0, again.stderr

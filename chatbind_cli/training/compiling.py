@@ -1,0 +1,37 @@
+"""The language model's layers compiled (`--compile`)."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from chatbind_cli.console import note
+from chatbind_cli.errors import reason
+
+
+def compile_layers(model: PreTrainedModel, *, backend: str = "inductor") -> bool:
+    """Has a model's repeated layers compiled when they are first used, for any batch and length.
+
+    All layers share what one costs to compile, and what is around them (soft tokens, caches, the
+    loss) stays as it is. Where no compiler works a note says so.
+
+    Args:
+        model: a language model.
+        backend: of `torch.compile`.
+
+    Returns:
+        Whether there is anything to compile, and something that compiles.
+    """
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    device = next(model.parameters()).device
+    try:
+        torch.compile(torch.sin, backend=backend)(torch.zeros(2, device=device))
+    except Exception as error:  # whatever a compiler's absence looks like
+        note(f"--compile has no effect: nothing compiles here ({reason(error)})")
+        return False
+    for layer in layers:
+        layer.compile(dynamic=True, backend=backend)
+    if not layers:
+        note(f"--compile has no effect: {type(model).__name__} names no layers")
+    return bool(layers)
