@@ -99,7 +99,7 @@ def memory_needed(
     left = shape.numbers if rank or frozen else 0
     size = _HALF if half else _MASTER
     packed = _PACKED if settings.load_in_4bit else size
-    copies, sums = _HALF * trained if half else 0, 0.0
+    copies, sums = float(_HALF * trained) if half else 0.0, 0.0
     if shards > 1:
         # embeddings and output layer are whole during a step, and two layers at a time
         ends = 2 * shape.vocabulary * shape.width
