@@ -1,15 +1,20 @@
-"""The CPUs and GPUs that this process may use, counted without torch.
+"""The CPUs, GPUs and network interfaces that this process may use, told without torch.
 
 They are fewer than the machine has in a container, or in a job of SLURM's.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
+import socket
+import struct
 from contextlib import suppress
 from pathlib import Path
 
 _CGROUPS = Path("/sys/fs/cgroup")
+_ADDRESSES_6 = Path("/proc/net/if_inet6")
+_SIOCGIFADDR = 0x8915
 _OWN_CGROUP = Path("/proc/self/cgroup")
 
 
@@ -42,3 +47,20 @@ def _quota() -> float | None:
                 if allowed != "max":
                     shares.append(int(allowed) / int(period))
     return min(shares, default=None)
+
+
+def interface_of(address: str) -> str | None:
+    """The name of the network interface that has an address, None where none is found."""
+    with suppress(OSError):
+        if ":" in address:
+            packed = socket.inet_pton(socket.AF_INET6, address.partition("%")[0]).hex()
+            rows = [row.split() for row in _ADDRESSES_6.read_text().splitlines()]
+            return next((row[-1] for row in rows if row[0] == packed), None)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+            for _, name in socket.if_nameindex():
+                with suppress(OSError):  # it has no address
+                    asked = struct.pack("256s", name.encode()[:15])
+                    found = fcntl.ioctl(any_socket.fileno(), _SIOCGIFADDR, asked)[20:24]
+                    if socket.inet_ntoa(found) == address:
+                        return name
+    return None

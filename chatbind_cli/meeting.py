@@ -8,20 +8,18 @@ after the meeting, so that the workers can meet there.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
-import struct
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from chatbind_cli.errors import ChatBindError, LaunchError, UsageError
+from chatbind_cli.hardware import interface_of
 from chatbind_cli.numerals import whole_number
 
 PATIENCE = "CHATBIND_MEETING_SECONDS"
@@ -30,8 +28,6 @@ _RETRY_S = 0.2
 _HELLO_S = 5.0
 """How long one that has connected may take to say who it is."""
 _NAMED = 8
-_ADDRESSES_6 = Path("/proc/net/if_inet6")
-_SIOCGIFADDR = 0x8915
 
 Word = dict[str, Any]
 
@@ -47,6 +43,7 @@ class Member:
         first: the number of its first worker among all.
         processes: how many workers there are in all.
         step: what SLURM calls the launch; parents of another are not let in.
+        kind: what messages call one: a machine, or a process where it has one worker alone.
     """
 
     rank: int
@@ -55,16 +52,12 @@ class Member:
     first: int
     processes: int
     step: str = ""
+    kind: str = "machine"
 
     @property
     def name(self) -> str:
-        """How messages name it: a machine, or a single worker of it."""
+        """How messages name it."""
         return f"{self.kind} {self.rank} on {self.host}"
-
-    @property
-    def kind(self) -> str:
-        """What it is one of."""
-        return "process" if self.members == self.processes else "machine"
 
 
 class Meeting:
@@ -263,23 +256,6 @@ def _listener(port: int, backlog: int) -> socket.socket:
 
 def _loops(address: str) -> bool:
     return address.startswith("127.") or address == "::1"
-
-
-def interface_of(address: str) -> str | None:
-    """The name of the network interface that has an address, None where none is found."""
-    with suppress(OSError):
-        if ":" in address:
-            packed = socket.inet_pton(socket.AF_INET6, address.partition("%")[0]).hex()
-            rows = [row.split() for row in _ADDRESSES_6.read_text().splitlines()]
-            return next((row[-1] for row in rows if row[0] == packed), None)
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-            for _, name in socket.if_nameindex():
-                with suppress(OSError):  # it has no address
-                    asked = struct.pack("256s", name.encode()[:15])
-                    found = fcntl.ioctl(any_socket.fileno(), _SIOCGIFADDR, asked)[20:24]
-                    if socket.inet_ntoa(found) == address:
-                        return name
-    return None
 
 
 class _Line:

@@ -127,7 +127,8 @@ class Dispatch:
         task, wanted = slurm.task(), self.wanted_processes
         step = task.step if task else ""
         if self.task is not None:
-            return Member(self.task.rank, wanted, slurm.host(), self.task.rank, wanted, step)
+            rank = self.task.rank
+            return Member(rank, wanted, slurm.host(), rank, wanted, step, kind="process")
         if self.machines == 1:
             self._say_what_is_idle()
             return None
@@ -167,10 +168,16 @@ class Dispatch:
             values |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
         return values
 
+    def _threads(self) -> int:
+        """The CPUs of one worker: a task may have its own, or all tasks of a machine the same."""
+        cpus = hardware.cpu_count()
+        if self.task is not None:
+            return min(cpus, (self.task.local_cpus or cpus) // self.task.local_tasks)
+        return cpus // self.workers_here
+
     def preferences(self) -> dict[str, str]:
         """What the environment tells the workers where the user has not said it."""
-        local = self.task.local_tasks if self.task else self.workers_here
-        values = {"OMP_NUM_THREADS": str(max(1, hardware.cpu_count() // local))}
+        values = {"OMP_NUM_THREADS": str(max(1, self._threads()))}
         if self.meeting is not None and self.meeting.interface is not None:
             values["GLOO_SOCKET_IFNAME"] = self.meeting.interface
         return {name: value for name, value in values.items() if name not in os.environ}

@@ -34,6 +34,7 @@ class Task:
         hosts: the machines' names.
         tasks: how many there are.
         local_tasks: how many there are on its machine, as far as that is known.
+        local_cpus: what the job was given there, for all of them; None: unknown.
     """
 
     step: str
@@ -43,6 +44,7 @@ class Task:
     hosts: tuple[str, ...]
     tasks: int
     local_tasks: int
+    local_cpus: int | None = None
 
     @property
     def one_a_machine(self) -> bool:
@@ -73,6 +75,7 @@ def task() -> Task | None:
         hosts=hosts,
         tasks=tasks,
         local_tasks=_tasks_of(node) or max(1, tasks // len(hosts)),
+        local_cpus=_number("SLURM_CPUS_ON_NODE"),
     )
 
 

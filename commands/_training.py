@@ -88,10 +88,12 @@ def run_stage(stage: Stage, plan: launch.Dispatch, values: dict[str, Any]) -> No
     """
     from chatbind_cli.artifacts import resolve_artifact  # noqa: PLC0415  help need not pay
     from chatbind_cli.training.data_files import DataFile  # noqa: PLC0415
+    from chatbind_cli.training.longest import longest_sample  # noqa: PLC0415
     from chatbind_cli.training.settings import TrainingSettings  # noqa: PLC0415
 
     values["data"] = tuple(map(DataFile.parse, values["data"]))
     values["prompt_style"] = style_name(values["prompt_style"])
+    values["model_max_length"] = longest_sample(values["model"], values["model_max_length"])
     for name in ("report_to", "fsdp_layers", "lora_targets"):
         values[name] = tuple(w for v in values.get(name, ()) for w in v.split(",") if w)
     values["lora_targets"] = values["lora_targets"] or None

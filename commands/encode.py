@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from chatbind_cli.errors import SomeRecordsFailed, UsageError
 from chatbind_cli.files import own_stream, refuse_overlap
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.options import MediaOptions
+from chatbind_cli.numerals import whole_number
 
 from . import _base
 from ._base import in_group
@@ -45,6 +47,17 @@ if TYPE_CHECKING:
 
 _input, _encoder = in_group("Input"), in_group("Encoder")
 _output, _compute = in_group("Output"), in_group("Compute")
+
+
+def _shard(context: click.Context, param: click.Parameter, given: str | None) -> tuple[int, int]:
+    """I and N of `I/N`; 1 and 1 where nothing is given."""
+    if given is None:
+        return 1, 1
+    number, slash, count = given.partition("/")
+    share = whole_number(number) or 0, whole_number(count) or 0
+    if not slash or not 1 <= share[0] <= share[1]:
+        raise click.BadParameter(f"{given} is not like 3/16, from 1/16 to 16/16")
+    return share
 
 
 @_base.command(
@@ -80,6 +93,14 @@ _output, _compute = in_group("Output"), in_group("Compute")
     type=click.Choice(MODALITIES),
     help="Of files whose record does not say; default: the content tells. Thermal pictures look "
     "like any others: name them.",
+)
+@_input(
+    "--shard",
+    advanced=True,
+    metavar="I/N",
+    callback=_shard,
+    help="Take every N-th input from the I-th on, I from 1 to N: for the N jobs of a batch array, "
+    "which may share one --store.",
 )
 @_encoder(
     "--encoder",
@@ -140,7 +161,15 @@ _output, _compute = in_group("Output"), in_group("Compute")
 @_compute(
     "--num-workers",
     type=click.IntRange(min=0),
-    help="Threads that decode ahead; 0: none.  [default: one a core, at most 8]",
+    help="Threads or processes that decode ahead; 0: none.  [default: one a core, at most 8]",
+)
+@_compute(
+    "--decode-in",
+    advanced=True,
+    type=click.Choice(["auto", "threads", "processes"]),
+    default="auto",
+    help="Where media are decoded. Processes feed a GPU better, and a file that crashes one is a "
+    "failed record; auto: processes on a GPU.",
 )
 @attention_option
 @dispatch_options
@@ -197,11 +226,14 @@ def _encode(
     options = EncodingOptions(
         media=media,
         workers=min(os.cpu_count() or 1, 8) if workers is None else workers,
-        batch_size=1 if device.type == "cpu" else batch_size,
+        # two at once: one is put together while the GPU works on the other
+        batch_size=1 if device.type == "cpu" else 2 * batch_size,
+        decode_in=asked["decode_in"],
     )
     if worker.rank() != 0:
         help_encode(encoder, options)
         return None
+    number, count = asked["shard"]
     only_paths = listed is None and asked["data"] is None
     with _sink(encoder, media, asked) as sink:
         return encode(
@@ -210,7 +242,7 @@ def _encode(
             options,
             sink,
             on_error=asked["on_error"],
-            total=len(paths) if only_paths else None,
+            total=len(range(number - 1, len(paths), count)) if only_paths else None,
         )
 
 
@@ -219,12 +251,14 @@ def _items(paths: list[str], listed: str | None, asked: dict[str, Any]) -> Itera
     from chatbind_cli.data import media_items  # noqa: PLC0415
 
     root, modality = asked["media_root"], asked["modality"]
-    yield from media_items.items_of_paths(paths, root, modality)
+    items = [media_items.items_of_paths(paths, root, modality)]
     if listed is not None:
         stdin = own_stream(sys.stdin.buffer) if listed == "-" else None
-        yield from media_items.items_of_list(listed, root, modality, stdin=stdin)
+        items.append(media_items.items_of_list(listed, root, modality, stdin=stdin))
     if asked["data"] is not None:
-        yield from media_items.items_of_training_file(asked["data"], root, modality)
+        items.append(media_items.items_of_training_file(asked["data"], root, modality))
+    number, count = asked["shard"]
+    return islice(chain(*items), number - 1, None, count)
 
 
 def _sink(
@@ -235,7 +269,11 @@ def _sink(
     output, overwrite = asked["output"], asked["overwrite"]
     if asked["store"] is not None:
         dtype = asked["store_dtype"]
-        return filled_store(asked["store"], encoder, media, dtype=dtype, overwrite=overwrite)
+        number, count = asked["shard"]
+        part = number - 1 if count > 1 else None
+        return filled_store(
+            asked["store"], encoder, media, part=part, dtype=dtype, overwrite=overwrite
+        )
     if asked["zero_shot"] is None:
         normalize = asked["normalize"] is not False
         return closing(embedding_sink(output, encoder, normalize=normalize, overwrite=overwrite))

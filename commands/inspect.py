@@ -144,6 +144,7 @@ def _inspect_data(path: Path | None, as_json: bool, asked: dict[str, Any]) -> in
 def _reader(asked: dict[str, Any]) -> Reader:
     from chatbind_cli.data.tokens import PromptEncoder  # noqa: PLC0415
     from chatbind_cli.model.assemble import read_without_weights  # noqa: PLC0415
+    from chatbind_cli.training.longest import longest_sample  # noqa: PLC0415
     from chatbind_cli.training.survey import Reader  # noqa: PLC0415
 
     from ._training import style_name  # noqa: PLC0415
@@ -160,7 +161,7 @@ def _reader(asked: dict[str, Any]) -> Reader:
         tokenizer,
         config.im_patch_id,
         config.tokens_per_embedding,
-        asked["model_max_length"],
+        longest_sample(asked["model"], asked["model_max_length"]),
     )
 
 

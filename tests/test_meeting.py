@@ -122,10 +122,11 @@ def test_a_first_one_that_does_not_come_is_named(come, port):
 
 
 def test_tasks_that_do_not_come_are_named_by_their_machine(come):
-    tasks = [replace(FIRST, rank=n, members=6, first=n, host=HOSTS[n // 2]) for n in (0, 1, 2, 4)]
+    each = replace(FIRST, members=6, kind="process")
+    tasks = [replace(each, rank=n, first=n, host=HOSTS[n // 2]) for n in (0, 1, 2, 4)]
     message = str(come(*tasks)[0])
     assert "processes 3, 5 did not answer" in message
-    tasks = [replace(FIRST, rank=n, members=4, first=n, processes=4) for n in (0, 1)]
+    tasks = [replace(each, rank=n, members=4, first=n) for n in (0, 1)]
     assert "processes 2, 3 (nobody on node02, node03) did not" in str(come(*tasks)[0])
 
 
@@ -146,8 +147,3 @@ def test_machines_with_other_numbers_of_processes_are_refused(come):
     got = come(FIRST, OTHERS[0], replace(OTHERS[1], processes=9))
     assert "machine 2 on node03 works with 9 processes on 3 machines, and machine 0" in str(got[0])
     assert "works with 9 processes" in str(got[1])
-
-
-def test_the_interface_of_an_address():
-    assert meeting.interface_of("127.0.0.1") == "lo"
-    assert meeting.interface_of("203.0.113.9") is None

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
 from itertools import pairwise
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
-from chatbind_cli import hardware, launch, slurm
+from chatbind_cli import cli, hardware, launch, slurm
 from chatbind_cli.errors import Interrupted, UsageError
+from chatbind_cli.meeting import PATIENCE, Member, meet
 from chatbind_cli.plan import Dispatch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -159,6 +162,8 @@ def test_threads_are_shared_by_the_workers_of_a_machine(step, monkeypatch):
     assert plan.preferences() == {"OMP_NUM_THREADS": "3"}
     step(3, 8, "n[1-2]", 4)
     assert Dispatch().with_slurm().preferences() == {"OMP_NUM_THREADS": "3"}
+    step(3, 8, "n[1-2]", 4, CPUS_ON_NODE=48)  # each task has CPUs of its own
+    assert Dispatch().with_slurm().preferences() == {"OMP_NUM_THREADS": "12"}
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert plan.preferences() == {}
 
@@ -174,6 +179,11 @@ def test_cpus_are_those_that_this_process_may_use(monkeypatch, tmp_path):
     assert hardware.cpu_count() == 12
     (tmp_path / "job" / "cpu.max").write_text("350000 100000\n")
     assert hardware.cpu_count() == 3
+
+
+def test_the_interface_of_an_address():
+    assert hardware.interface_of("127.0.0.1") == "lo"
+    assert hardware.interface_of("203.0.113.9") is None
 
 
 @pytest.fixture
@@ -260,3 +270,56 @@ time.sleep(20)
     assert process.returncode == code
     log = tmp_path / "scontrol"
     assert (log.read_text() if log.exists() else "") == ("requeue 4711\n" if requeued else "")
+
+
+@pytest.fixture
+def other(monkeypatch, tmp_path):
+    """Runs a command that cannot find its data, and another parent of the same step meanwhile."""
+
+    def run(rank, step_name):
+        with socket.create_server(("", 0)) as free:
+            port = free.getsockname()[1]
+        monkeypatch.setenv("MASTER_ADDR", "localhost")
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        monkeypatch.setenv(PATIENCE, "1")
+        monkeypatch.setenv("CHATBIND_QUIET", "")
+        met = []
+        if rank is not None:
+            member = Member(rank, 2, "node09", rank, 2, step_name)
+            come = Thread(target=lambda: met.append(meet(member, "localhost", port)))
+            come.start()
+        words = ["pretrain", "-m", str(tmp_path), "--data", str(tmp_path / "missing.json")]
+        words += ["-o", str(tmp_path / "out"), "--device", "cpu", "--num-machines", "2"]
+        code, message = cli.run(words)
+        heard = []
+        if rank is not None:
+            come.join()
+            heard = met[0].exchange([])
+            met[0].close()
+        return code, message, heard
+
+    return run
+
+
+def test_machines_meet_before_anything_else(other):
+    code, message, _ = other(None, "")
+    assert (code, message.split(";")[0]) == (
+        1,
+        "chatbind: error: machine 1 did not answer within 1 s",
+    )
+
+
+def test_what_keeps_one_machine_from_starting_is_told_to_the_others(other):
+    code, message, heard = other(1, "")
+    assert code == 1
+    assert "is no folder of a language model" in message
+    (word,) = heard
+    assert word["message"] == message
+    assert (word["rank"], word["exit_code"]) == (0, 1)
+
+
+def test_the_first_task_speaks_for_the_others(other, step):
+    step(1, 2, "localhost,node09", 1)
+    code, message, heard = other(0, "4711.2")
+    assert (code, message) == (1, "")
+    assert "is no folder of a language model" in heard[0]["message"]

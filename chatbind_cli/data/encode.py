@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from chatbind_cli.artifacts import artifact_record, emit_artifact, emit_record
 from chatbind_cli.console import Progress, note
 from chatbind_cli.data.encoding import Encoded, EncodingOptions, encode_share, encode_together
+from chatbind_cli.data.lookup import part_name
 from chatbind_cli.data.media_items import MediaItem
 from chatbind_cli.data.process_group import ProcessGroup
 from chatbind_cli.data.store import EmbeddingStore, clear_store
@@ -204,13 +205,18 @@ def filled_store(
     encoder: Encoder,
     options: MediaOptions,
     *,
+    part: int | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
 ) -> Iterator[StoreSink]:
-    """Opens a store to fill, and tells of it when it is; see `writable_store`."""
+    """Opens a store to fill, or one of its parts, and tells of it when it is.
+
+    The parts of a store are what `open_stores` opens together. See `writable_store`.
+    """
+    place = folder if part is None else folder / part_name(part)
     if overwrite:
-        clear_store(folder)
-    with writable_store(folder, encoder, options, dtype=dtype) as store:
+        clear_store(place)
+    with writable_store(place, encoder, options, dtype=dtype) as store:
         yield StoreSink(store, options, log_every=_LOG_EVERY)
         rows = len(store)
     identity = {"name": encoder.name, "sha256": encoder.sha256}

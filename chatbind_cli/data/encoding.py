@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -17,16 +17,14 @@ from typing import TypeVar
 
 import torch
 
+from chatbind_cli.data.decoders import FEW, DecodeIn, Decoders, Loaded, Recall, decode
 from chatbind_cli.data.media_items import MediaItem
 from chatbind_cli.data.process_group import ProcessGroup
 from chatbind_cli.encoders.imagebind.encoder import Encoder
-from chatbind_cli.encoders.imagebind.preprocess import Decoded, load_media
+from chatbind_cli.encoders.imagebind.preprocess import Decoded
 from chatbind_cli.errors import ChatBindError, MediaError, contained
-from chatbind_cli.jsonl import legible
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
-from chatbind_cli.media.sniff import sniff
-from chatbind_cli.media.source import MediaSource, shown
 
 T = TypeVar("T")
 
@@ -37,12 +35,6 @@ _SHARE = 8
 """Batches that one of several processes gets at a time: decoding stays ahead within them."""
 
 NO_EMBEDDING = "the encoder made numbers of it that are not finite, or all zero"
-
-Recall = Callable[[str, str], torch.Tensor | None]
-"""From a modality and the SHA-256 of a content to its embedding, if there is one already."""
-
-_Loaded = Decoded | Medium | ChatBindError
-"""What the encoder takes, a medium with its embedding, or why there is none."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +58,15 @@ class EncodingOptions:
 
     Attributes:
         media: how files become tensors.
-        workers: threads that decode ahead; 0 decodes between the encoder's batches.
+        workers: threads or processes that decode ahead; 0 decodes between the encoder's batches.
+        decode_in: which of the two; `auto`: processes where a GPU encodes, since threads do not
+            feed one, but not for a few media.
         batch_size: media that go to the encoder together.
     """
 
     media: MediaOptions
     workers: int = 2
+    decode_in: DecodeIn = "threads"
     batch_size: int = 1
 
 
@@ -86,12 +81,33 @@ def encode_items(
     Raises:
         ChatBindError: the encoder itself cannot be used, or the list of items cannot be read.
     """
-    known = frozenset(encoder.modalities)
+    with ExitStack() as stack:
+        load = _loader(encoder, options, recall, stack)
+        yield from _encoded(_batches(items, load, options), encoder)
 
-    def load(item: MediaItem) -> _Loaded:
+
+def _loader(
+    encoder: Encoder, options: EncodingOptions, recall: Recall | None, stack: ExitStack
+) -> Callable[[MediaItem], Loaded]:
+    """What decodes an item, in the place that the options say."""
+    known = frozenset(encoder.modalities)
+    automatic = options.decode_in == "auto"
+    if options.workers and (
+        options.decode_in == "processes" or (automatic and encoder.device.type != "cpu")
+    ):
+        few = FEW if automatic else 0
+        return stack.enter_context(closing(Decoders(known, options.media, recall, few)))
+
+    def load(item: MediaItem) -> Loaded:
         return decode(item.medium, item.open, known, options.media, recall)
 
-    for batch in _batches(items, load, options):
+    return load
+
+
+def _encoded(
+    batches: Iterable[list[tuple[MediaItem, Loaded]]], encoder: Encoder
+) -> Generator[Encoded, None, None]:
+    for batch in batches:
         rows = iter(embed_each(encoder, [it for _, it in batch if isinstance(it, Decoded)]))
         for item, loaded in batch:
             if isinstance(loaded, ChatBindError):
@@ -130,36 +146,6 @@ def encode_share(
     return list(encode_items(items, encoder, options, recall))
 
 
-def decode(
-    medium: Medium,
-    open_medium: Callable[[], MediaSource],
-    known: Collection[str],
-    options: MediaOptions,
-    recall: Recall | None = None,
-) -> _Loaded:
-    """Decodes a medium, unless its embedding is known already or it cannot be used.
-
-    Args:
-        medium: what it is called.
-        open_medium: finds its bytes.
-        known: the modalities that the encoder has towers for.
-        options: how it becomes a tensor.
-        recall: asked before it is decoded, from several threads at once.
-    """
-    try:
-        source = open_medium()
-        modality = medium.modality or sniff(source)
-        if modality not in known:
-            return MediaError(f"the encoder has no tower for {modality}", where=source.name)
-        sha256 = source.sha256  # hashed here, in the thread
-        embedding = recall(modality, sha256) if recall else None
-        if embedding is not None:
-            return replace(medium, modality=modality, sha256=sha256, embedding=embedding)
-        return load_media(source, modality, options)
-    except Exception as error:
-        return contained(error, where=shown(legible(medium.name)))
-
-
 def embed_each(encoder: Encoder, media: Sequence[Decoded]) -> list[torch.Tensor | ChatBindError]:
     """Returns the embedding of each medium, not normalised, or why there is none.
 
@@ -189,8 +175,8 @@ def is_embedding(row: torch.Tensor) -> bool:
 
 
 def _batches(
-    items: Iterable[MediaItem], load: Callable[[MediaItem], _Loaded], options: EncodingOptions
-) -> Iterator[list[tuple[MediaItem, _Loaded]]]:
+    items: Iterable[MediaItem], load: Callable[[MediaItem], Loaded], options: EncodingOptions
+) -> Iterator[list[tuple[MediaItem, Loaded]]]:
     """Yields what is ready, in order, up to the size of a batch at a time.
 
     The list has a thread of its own, because it may be a pipe that is slow to say more: what is
@@ -202,7 +188,7 @@ def _batches(
         return
     pool = ThreadPoolExecutor(options.workers, thread_name_prefix="decode")
     # bounds the media that are decoded ahead; None: there are no more
-    decoding: queue.Queue[tuple[MediaItem, Future[_Loaded]] | None]
+    decoding: queue.Queue[tuple[MediaItem, Future[Loaded]] | None]
     decoding = queue.Queue(options.workers + options.batch_size)
     given_up = threading.Event()
     failures: list[Exception] = []

@@ -81,6 +81,11 @@ class Embeddings:
         return torch.stack(found) if found else None
 
 
+def part_name(number: int) -> str:
+    """The folder, below one that holds several stores, of those of a process or shard."""
+    return f"part-{number:05}"
+
+
 def open_parts(folder: Path, **expected: Any) -> list[EmbeddingStore]:
     """The stores that the processes of a run, and of killed ones before it, have filled."""
     # a process that was killed early has left a folder that is no store yet

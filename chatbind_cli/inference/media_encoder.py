@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from chatbind_cli.data.encoding import NO_EMBEDDING, decode, embed_each, is_embedding
+from chatbind_cli.data.decoders import decode
+from chatbind_cli.data.encoding import NO_EMBEDDING, embed_each, is_embedding
 from chatbind_cli.data.lookup import Embeddings, open_stores
 from chatbind_cli.encoders.imagebind.encoder import Encoder
 from chatbind_cli.encoders.imagebind.preprocess import Decoded

@@ -22,11 +22,11 @@ _LONGEST_TEMPLATE = 1 << 20
 _HINT = "choose another --prompt-style"
 
 
-def render_marked(tokenizer: Any, roles: Sequence[str], *, asks: bool) -> tuple[str, list[str]]:
+def render_marked(tokenizer: Any, roles: Sequence[str]) -> tuple[str, list[str]]:
     """A conversation in the words of the tokenizer's chat template.
 
-    The roles are `system`, `user` or `assistant`, turn by turn; if it `asks`, the opening of an
-    answer follows.
+    The roles are `system`, `user` or `assistant`, turn by turn. Models that may think aloud are
+    told not to: what is learned of an answer is the answer.
 
     Returns:
         The text, and the mark that stands in it for each turn's content.
@@ -43,7 +43,7 @@ def render_marked(tokenizer: Any, roles: Sequence[str], *, asks: bool) -> tuple[
     if len(template) > _LONGEST_TEMPLATE:
         raise CheckpointError("the chat template is larger than any", where=where, hint=_HINT)
     special = tuple(sorted(tokenizer.special_tokens_map.items()))
-    text, problem = _rendered(template, special, tuple(roles), asks)
+    text, problem = _rendered(template, special, tuple(roles))
     if problem:
         raise CheckpointError(f"the chat template {problem}", where=where, hint=_HINT)
     return text, _marks(len(roles))
@@ -55,7 +55,7 @@ def _marks(count: int) -> list[str]:
 
 @lru_cache(maxsize=1024)
 def _rendered(
-    template: str, special: tuple[tuple[str, str], ...], roles: tuple[str, ...], asks: bool
+    template: str, special: tuple[tuple[str, str], ...], roles: tuple[str, ...]
 ) -> tuple[str, str]:
     """The text, or why there is none; a failure is remembered, too, since it takes seconds."""
     variables = {
@@ -66,7 +66,8 @@ def _rendered(
         ],
         "tools": None,
         "documents": None,
-        "add_generation_prompt": asks,
+        "add_generation_prompt": False,
+        "enable_thinking": False,
     }
     try:
         done = subprocess.run(

@@ -105,6 +105,7 @@ def _fused(states: torch.Tensor, head: nn.Module) -> bool:
     """Whether liger-kernel has a kernel for it: one matrix that this GPU holds whole."""
     return (
         states.is_cuda
+        and len(states) > 0
         and type(head) is nn.Linear
         and type(head.weight.data) is torch.Tensor  # a sharded one is gathered in the layer's call
         and importlib.util.find_spec("liger_kernel") is not None

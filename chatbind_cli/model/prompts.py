@@ -111,7 +111,12 @@ class PromptStyle:
 
 
 class ChatStyle(PromptStyle):
-    """The language model's own chat template, as its tokenizer carries it."""
+    """The language model's own chat template, as its tokenizer carries it.
+
+    Templates write an answer differently where it is the last, where it is history and where it is
+    yet to come: some put an empty `<think>` block before the last alone. A training sample has all
+    of its answers learned, so each is written as the last; and so is the one that is asked for.
+    """
 
     def pieces(self, turns: Sequence[Turn], *, tokenizer: Any = None) -> list[Piece]:
         """See `PromptStyle.pieces`.
@@ -122,8 +127,20 @@ class ChatStyle(PromptStyle):
         turns = self._usable(turns)
         roles = ["user" if turn.role == HUMAN else "assistant" for turn in turns]
         asks = bool(turns) and turns[-1].role == HUMAN
-        rendered, marks = render_marked(tokenizer, roles, asks=asks)
-        return _split_rendered(rendered, turns, marks, tokenizer)
+        roles += ["assistant"] * asks
+        before: list[str] = []
+        end = ""
+        for last in (index for index, role in enumerate(roles) if role == "assistant"):
+            *texts, end = _around(*render_marked(tokenizer, roles[: last + 1]))
+            before += texts[len(before) :]
+        pieces: list[Piece] = []
+        answered = False
+        for turn, text in zip(turns, before, strict=not asks):
+            pieces += _template_text(text, tokenizer, closes_answer=answered)
+            answered = turn.role != HUMAN
+            pieces += content_pieces(turn, target=answered)
+        pieces += _template_text(before[-1] if asks else end, tokenizer, closes_answer=not asks)
+        return _spaces_to_words(pieces)
 
 
 def content_pieces(turn: Turn, *, target: bool = False) -> list[Piece]:
@@ -134,23 +151,18 @@ def content_pieces(turn: Turn, *, target: bool = False) -> list[Piece]:
     ]
 
 
-def _split_rendered(
-    rendered: str, turns: Sequence[Turn], marks: Sequence[str], tokenizer: Any
-) -> list[Piece]:
-    pieces: list[Piece] = []
-    answered = False
-    for turn, mark in zip(turns, marks, strict=True):
+def _around(rendered: str, marks: Sequence[str]) -> list[str]:
+    """What stands before each of the marks, and after the last."""
+    texts = []
+    for mark in marks:
         before, found, rendered = rendered.partition(mark)
         if not found:
             raise CheckpointError(
                 "the tokenizer's chat template drops or reorders turns",
                 hint="choose another --prompt-style",
             )
-        pieces += _template_text(before, tokenizer, closes_answer=answered)
-        answered = turn.role != HUMAN
-        pieces += content_pieces(turn, target=answered)
-    pieces += _template_text(rendered, tokenizer, closes_answer=answered)
-    return _spaces_to_words(pieces)
+        texts.append(before)
+    return [*texts, rendered]
 
 
 def _template_text(text: str, tokenizer: Any, *, closes_answer: bool) -> list[Piece]:

@@ -31,7 +31,7 @@ from chatbind_cli.model.config import MODEL_TYPE, ChatBindConfig, EncoderInfo, e
 from chatbind_cli.model.loading import read_published
 from chatbind_cli.training.settings import TrainingSettings
 
-_READERS = 4  # threads that decode ahead while a GPU encodes
+_READERS = 8  # threads or processes that decode ahead while a GPU encodes
 _IMAGEBIND_WIDTH = 1024
 
 
@@ -110,11 +110,6 @@ def assumed_encoder() -> EncoderInfo:
     return EncoderInfo(name="none", sha256=None, embedding_dim=_IMAGEBIND_WIDTH)
 
 
-def part_name(rank: int) -> str:
-    """The folder, below a run's embeddings, of those that one process makes."""
-    return f"part-{rank:05}"
-
-
 def encode_media(
     media: Sequence[Medium],
     encoder: Encoder,
@@ -132,8 +127,8 @@ def encode_media(
     """
     items = [MediaItem(medium, root, medium.name) for medium in media]
     failed: list[tuple[Medium, str]] = []
-    batch_size = 1 if encoder.device.type == "cpu" else encoder.batch_size
-    how = EncodingOptions(media=options, workers=_READERS, batch_size=batch_size)
+    batch_size = 1 if encoder.device.type == "cpu" else 2 * encoder.batch_size
+    how = EncodingOptions(media=options, workers=_READERS, batch_size=batch_size, decode_in="auto")
     with (
         writable_store(part, encoder, options) as store,
         closing(EmbeddingCache(cache_folder, encoder, options)) as cache,

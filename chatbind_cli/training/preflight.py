@@ -15,7 +15,7 @@ from chatbind_cli.checkpoints.checkpoint import open_checkpoint
 from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.console import Progress, note
 from chatbind_cli.data.conversations import Conversations
-from chatbind_cli.data.encoding import decode
+from chatbind_cli.data.decoders import decode
 from chatbind_cli.data.media_items import MediaItem
 from chatbind_cli.data.tokens import IGNORE_INDEX, PromptEncoder
 from chatbind_cli.errors import ChatBindError, RecordError

@@ -20,7 +20,8 @@ from transformers import TrainingArguments, set_seed
 from chatbind_cli import worker
 from chatbind_cli.artifacts import artifact_record, emit_artifact
 from chatbind_cli.console import note
-from chatbind_cli.data.lookup import Embeddings, open_parts
+from chatbind_cli.data.lookup import Embeddings, open_parts, part_name
+from chatbind_cli.device import resolve_dtype
 from chatbind_cli.encoders.imagebind.encoder import load_encoder
 from chatbind_cli.files import sha256_file
 from chatbind_cli.folders import RECORD
@@ -42,7 +43,6 @@ from chatbind_cli.training.embeddings import (
     assumed_encoder,
     encode_media,
     identity_of,
-    part_name,
     stored_embeddings,
     trained_on,
 )
@@ -190,10 +190,11 @@ def _embedded(
     options = MediaOptions.known(media_options)
     if inputs.encoder is None:
         return inputs, Embeddings([]), trained or assumed_encoder(), options
+    device = "cuda" if on_gpu(settings) else "cpu"
     encoder = load_encoder(
         inputs.encoder,
-        device="cuda" if on_gpu(settings) else "cpu",
-        dtype=getattr(torch, (trained and trained.dtype) or "float32"),
+        device=device,
+        dtype=resolve_dtype((trained and trained.dtype) or "auto", torch.device(device)),
     )
     parts, listed = folder.path / _EMBEDDINGS, folder.path / REJECTED_FILE
     # once training has begun, the set of its samples stays as it is

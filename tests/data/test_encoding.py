@@ -182,7 +182,7 @@ def test_whatever_a_loader_raises_is_the_failure_of_its_medium(
             raise OverflowError("duration")
         return load_media(source, *rest)
 
-    monkeypatch.setattr("chatbind_cli.data.encoding.load_media", load)
+    monkeypatch.setattr("chatbind_cli.data.decoders.load_media", load)
     encoder: Any = FakeEncoder()
     results = list(encode_items(pictures[:3], encoder, options(workers=2, batch_size=2)))
     assert [result.error is None for result in results] == [True, False, True]

@@ -203,11 +203,32 @@ TURNS = [
 ]
 
 
+_THINKS = """
+{%- set last = namespace(question=0) %}
+{%- for m in messages if m.role == "user" %}{% set last.question = loop.index0 * 2 %}{% endfor %}
+{%- for m in messages %}
+    {{- "<|im_start|>" ~ m.role ~ "\n" }}
+    {%- if loop.index0 > last.question %}{{ "<think>\n\n</think>\n\n" }}{% endif %}
+    {{- m.content ~ "<|im_end|>\n" }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ "<|im_start|>assistant\n" }}
+    {%- if enable_thinking is defined and not enable_thinking %}
+        {{- "<think>\n\n</think>\n\n" }}
+    {%- endif %}
+{%- endif %}"""
+_ALWAYS_THINKS = CHATML.replace("assistant\n{%", "assistant\n<think>\n{%")
+
+
 @pytest.mark.parametrize("make", [byte_tokenizer, word_tokenizer])
-@pytest.mark.parametrize("style", sorted(styles()))
-def test_a_prompt_is_the_beginning_of_its_training_sample(make: Any, style: str) -> None:
+@pytest.mark.parametrize(
+    ("style", "template"),
+    [*((style, CHATML) for style in sorted(styles())), ("chat", _THINKS), ("chat", _ALWAYS_THINKS)],
+)
+def test_a_prompt_is_the_beginning_of_its_training_sample(
+    make: Any, style: str, template: str
+) -> None:
     tokenizer = make()
-    tokenizer.chat_template = CHATML
+    tokenizer.chat_template = template
     encode = encoder(prepared(tokenizer, style), style, tokens=2)
     for turns in TURNS:
         sample = encode.conversation(Conversation("x", tuple(turns), "f:1"))
@@ -217,6 +238,25 @@ def test_a_prompt_is_the_beginning_of_its_training_sample(make: Any, style: str)
             # and the next token is the first that is learned for this answer
             assert sample.labels[len(prompt.input_ids)] != IGNORE_INDEX
             assert sample.labels[len(prompt.input_ids) - 1] == IGNORE_INDEX
+
+
+def test_an_empty_thought_is_read_before_every_answer_and_never_learned() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = _THINKS
+    encode = encoder(prepared(tokenizer, "chat"), "chat")
+    turns = (question("one?", []), answer("1"), question("two?", []), answer("2"))
+    sample = encode.conversation(Conversation("x", turns, "f:1"))
+    assert tokenizer.decode(sample.input_ids).count("<think>\n\n</think>\n\n") == 2
+    learned = [token for token in sample.labels if token != IGNORE_INDEX]
+    assert tokenizer.decode(learned) == "1<|im_end|>2<|im_end|>"
+    # as the template itself has it for one that is to answer without thinking
+    asked = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "one?"}],
+        add_generation_prompt=True,
+        enable_thinking=False,
+        return_dict=False,
+    )
+    assert encode.prompt(turns[:1]).input_ids == asked
 
 
 @pytest.mark.parametrize("make", [byte_tokenizer, word_tokenizer])

@@ -85,7 +85,7 @@ def test_what_means_nothing_to_the_encoder_is_an_error_of_its_medium(
             raise KeyError("mode")
         return media
 
-    monkeypatch.setattr("chatbind_cli.data.encoding.load_media", load)
+    monkeypatch.setattr("chatbind_cli.data.decoders.load_media", load)
     files = [world.media / name for name in ("tone.wav", "3.png", "depth.png")]
     broken, fine, odd = MediaEncoder(loaded).embed([Medium(None, file) for file in files])
     assert "not finite" in str(broken)

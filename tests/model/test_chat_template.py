@@ -24,13 +24,14 @@ TEMPLATES = [
     "[{{ m.role | upper }}] {{ m['content'] }}{{ eos_token }}\n{% endfor %}",
     "{%- set ns = namespace(n=0) -%}{%- for m in messages -%}{%- set ns.n = ns.n + 1 -%}"
     "{{ ns.n }}:{{ m.content }}{%- generation -%} {{ m.role }} {%- endgeneration -%}{%- endfor -%}",
+    "{% for m in messages %}{{ m.content }}{% endfor %}{{ enable_thinking, strftime_now('%%') }}",
     "{% for m in messages %}{{ m.content }}{% if not tools and documents is none %}|{% endif %}"
     "{% endfor %}{{ dict(a=1) | tojson }}{{ ('<é>' ~ 1) | tojson(indent=2) }}",
 ]
 
 
-def render(tokenizer: Any, messages: list[dict[str, str]], *, asks: bool) -> str:
-    text, marks = render_marked(tokenizer, [message["role"] for message in messages], asks=asks)
+def render(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+    text, marks = render_marked(tokenizer, [message["role"] for message in messages])
     for mark, message in zip(marks, messages, strict=True):
         text = text.replace(mark, message["content"])
     return text
@@ -45,10 +46,8 @@ def holder(template: Any) -> Any:
 def test_it_renders_as_transformers_does(template: str, turns: int) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template
-    expected = tokenizer.apply_chat_template(
-        CHAT[:turns], tokenize=False, add_generation_prompt=turns == 3
-    )
-    assert render(tokenizer, CHAT[:turns], asks=turns == 3) == expected
+    expected = tokenizer.apply_chat_template(CHAT[:turns], tokenize=False, enable_thinking=False)
+    assert render(tokenizer, CHAT[:turns]) == expected
 
 
 @pytest.mark.parametrize(
@@ -73,7 +72,7 @@ def test_it_renders_as_transformers_does(template: str, turns: int) -> None:
 def test_a_hostile_template_is_one_line_within_seconds(template: Any) -> None:
     start = time.monotonic()
     with pytest.raises(CheckpointError, match="lm: the .*chat template") as caught:
-        render_marked(holder(template), ["user"], asks=True)
+        render_marked(holder(template), ["user"])
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
     assert time.monotonic() - start < 40  # two seconds of a processor that others use, too
@@ -83,10 +82,15 @@ def test_one_rendering_serves_every_conversation_of_the_same_turns(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tokenizer = holder("{% for m in messages %}[{{ m.content }}]{% endfor %}once")
-    assert render(tokenizer, CHAT[:1], asks=True) == "[Is 'this' <b>\n]once"
+    assert render(tokenizer, CHAT[:1]) == "[Is 'this' <b>\n]once"
 
     def start(*args: object, **kwargs: object) -> None:
         raise AssertionError("a second process for the same turns")
 
     monkeypatch.setattr("subprocess.run", start)
-    assert render(tokenizer, CHAT[2:], asks=True) == "[And this?]once"
+    assert render(tokenizer, CHAT[2:]) == "[And this?]once"
+
+
+def test_every_day_is_the_same_day() -> None:
+    tokenizer = holder("{{ strftime_now('%d %b %Y') }}: {{ messages[0].content }}")
+    assert render(tokenizer, CHAT[2:]) == "26 Jul 2024: And this?"

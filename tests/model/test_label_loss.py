@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
@@ -199,3 +202,34 @@ def test_a_batch_without_labels_has_loss_zero_and_gradients() -> None:
     assert loss == 0
     assert all(g.abs().max() == 0 for g in gradients.values())
     assert any(name.startswith("projector") for name in gradients)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_ligers_kernel_is_handed_what_the_layer_would_compute_with(
+    autocast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Fused(torch.nn.Module):
+        def __init__(self, reduction: str) -> None:
+            super().__init__()
+            self.reduction = reduction
+
+        def forward(self, lin_weight: Any, _input: Any, target: Any, bias: Any = None) -> Any:
+            assert lin_weight.dtype == (torch.bfloat16 if autocast else torch.float32)
+            logits = functional.linear(_input, lin_weight, bias).float()
+            return functional.cross_entropy(logits, target, reduction=self.reduction)
+
+    liger = types.ModuleType("liger_kernel.transformers")
+    liger.LigerFusedLinearCrossEntropyLoss = Fused  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "liger_kernel", types.ModuleType("liger_kernel"))
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", liger)
+    torch.manual_seed(0)
+    head, states = torch.nn.Linear(8, 50), torch.randn(7, 8, requires_grad=True)
+    targets = torch.randint(0, 50, (7,))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        plain = linear_loss(states, head, targets, torch.tensor(3))
+        monkeypatch.setattr(label_loss, "_fused", lambda *given: True)
+        fused = linear_loss(states, head, targets, torch.tensor(3))
+    torch.testing.assert_close(fused, plain, rtol=1e-6, atol=0)
+    both = [torch.autograd.grad(loss, [states, *head.parameters()]) for loss in (fused, plain)]
+    for one, other in zip(*both, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)

@@ -93,7 +93,7 @@ def language_model(folder: Path) -> None:
         intermediate_size=48,
         num_hidden_layers=2,
         num_attention_heads=4,
-        max_position_embeddings=512,
+        max_position_embeddings=2048,
         attention_dropout=0.1,  # so that a resumed run has random states to restore
         bos_token_id=1,
         eos_token_id=2,

@@ -157,9 +157,16 @@ class Encoder:
             for start in range(0, len(items), at_once):
                 part = list(items[start : start + at_once])
                 filled = part + part[-1:] * (at_once - len(part))
-                batch = torch.stack(filled).to(self.device)
-                rows.append(model.embed(modality, batch)[: len(part)].float().cpu())
-        return torch.cat(rows)
+                rows.append(model.embed(modality, self._on_device(filled))[: len(part)].float())
+        # once: until here nothing has waited for a GPU
+        return torch.cat(rows).cpu()
+
+    def _on_device(self, items: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Items as a batch; the copy to a GPU is left to go on by itself."""
+        batch = torch.stack(list(items))
+        if self.device.type == "cuda":
+            batch = batch.pin_memory()
+        return batch.to(self.device, non_blocking=True)
 
     def _attention(self) -> AbstractContextManager[Any]:
         chosen = self._kernels

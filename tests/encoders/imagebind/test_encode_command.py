@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from chatbind_cli import cli
+from chatbind_cli.data.lookup import open_stores
 from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.encoders.imagebind.config import ImageBindConfig
 from chatbind_cli.encoders.imagebind.encoder import load_encoder, save_encoder
@@ -294,6 +295,40 @@ def test_a_store_holds_what_a_training_file_names(
     )
     assert artifact["rows"] == 6
     assert EmbeddingStore.open(folder).get("audio", name="tone.wav") is not None
+
+
+def test_shards_fill_one_store_together(run: Any, tmp_path: Path) -> None:
+    files = [f"{i}.png" for i in range(4)] + ["tone.wav"]
+    whole, shared = tmp_path / "whole", tmp_path / "shared"
+    assert run(*files, "--store", whole)[0] == 0
+    rows = []
+    for number in (1, 2, 3):
+        code, records, _ = run(*files, "--store", shared, "--shard", f"{number}/3")
+        assert code == 0
+        rows.append(records[-1]["rows"])
+    assert rows == [2, 2, 1]
+    stores, single = open_stores(shared), EmbeddingStore.open(whole)
+    for file in files:
+        modality = "audio" if file.endswith("wav") else "image"
+        found = [row for s in stores if (row := s.get(modality, name=file)) is not None]
+        assert len(found) == 1
+        assert torch.equal(found[0], single.get(modality, name=file))
+    code, records, _ = run(*files, "--shard", "3/3", "--no-normalize")
+    assert [record["path"] for record in records] == ["2.png"]
+
+
+@pytest.mark.parametrize("shard", ["0/3", "4/3", "3", "1/", "-1/3", "1/3/5"])
+def test_a_shard_that_is_none_is_refused(run: Any, shard: str) -> None:
+    code, _, said = run("0.png", f"--shard={shard}")
+    assert code == 2 and "3/16" in said
+
+
+def test_decoding_in_processes_changes_no_record(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    files = ["0.png", "tone.wav", tmp_path / "broken.png", "1.png"]
+    code, records, _ = run(*files, "--decode-in", "processes", "--num-workers", "1")
+    assert code == 3
+    assert records == run(*files, "--decode-in", "threads")[1]
 
 
 def test_labels_get_probabilities(
