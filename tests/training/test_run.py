@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from chatbind_cli.checkpoints.projector_file import read_projector
 from chatbind_cli.jsonl import read_records
 from chatbind_cli.model.loading import load_chatbind
+from chatbind_cli.training.trainer import ChatBindTrainer
 from tests.training.conftest import DIM
 
 FAST = ("--max-steps", "3", "--learning-rate", "0.01")
@@ -368,6 +369,19 @@ def test_the_last_step_is_logged_if_there_is_one(world, here, tmp_path, words, s
     assert (out / "loss.svg").exists() == bool(steps)
     read_projector(out / "projector.safetensors")
     assert here("pretrain", *world.args(out, *words)).records == [made]
+
+
+def test_what_trackers_print_stays_out_of_the_records(world, here, tmp_path, monkeypatch) -> None:
+    step = ChatBindTrainer.training_step
+
+    def talking(self: ChatBindTrainer, *args: object, **kwargs: object) -> object:
+        print("* View the run at http://127.0.0.1")
+        return step(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ChatBindTrainer, "training_step", talking)
+    done = here("pretrain", *world.args(tmp_path / "out", *FAST))
+    assert [record.get("step") for record in done.records] == [1, 2, 3, None]
+    assert done.stderr.count("* View the run") == 3
 
 
 def test_held_out_conversations_are_measured(world, here, tmp_path) -> None:
