@@ -25,6 +25,7 @@ IM_PATCH = "<im_patch>"
 IM_START = "<im_start>"
 IM_END = "<im_end>"
 _BREAKS = "its tokenizer breaks over a text"
+_MOST_KNOWN = 4096
 _LONGEST_PIECE = 512  # characters of SentencePiece's; every place to cut one is looked at
 
 
@@ -113,6 +114,7 @@ class TextCodec:
         if tokenizer.eos_token_id is None:
             raise CheckpointError("the tokenizer has no end-of-text token")
         self._where = tokenizer.name_or_path or "the tokenizer"
+        self._known: dict[tuple[bool, str], list[int]] = {}  # what a style writes recurs
         self.eos: int = tokenizer.eos_token_id
         with one_line(_BREAKS, self._where):
             state, self.marks_start = _without_start_mark(json.loads(backend.to_str()))
@@ -141,6 +143,14 @@ class TextCodec:
         return self._ids(self._control, " " + text)
 
     def _ids(self, tokenizer: Tokenizer, text: str) -> list[int]:
+        key = tokenizer is self._plain, text
+        if key not in self._known:
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known[key] = self._encoded(tokenizer, text)
+        return list(self._known[key])
+
+    def _encoded(self, tokenizer: Tokenizer, text: str) -> list[int]:
         try:
             return tokenizer.encode(text, add_special_tokens=False).ids
         except BaseException:  # the library panics with what is no `Exception`
