@@ -344,7 +344,7 @@ def test_a_model_is_kept_in_the_numbers_that_are_asked_for(world, here, tmp_path
         r"saved in bfloat16: rounding has changed the weights by (\S+) of", half.stderr
     )
     assert said is not None
-    assert 0.001 < float(said[1]) < 0.003  # 2^-9 at most for each, which has 8 bits
+    assert 0.0005 < float(said[1]) < 0.003  # 2^-9 at most for each, which has 8 bits
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
     assert all(torch.equal(tensor.bfloat16(), b[name]) for name, tensor in a.items())
     assert load_chatbind(tmp_path / "a").model.dtype == torch.float32
