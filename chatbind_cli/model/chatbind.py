@@ -134,11 +134,9 @@ class ChatBindForConditionalGeneration(PreTrainedModel, GenerationMixin):
             media_embeddings: [media, embedding_dim], in the order of the placeholders, row by row.
             media_weights: [media], see `soft_tokens`.
             labels: [batch, length], -100 where nothing is to be learned; shifted inside.
-            use_cache: whether to return keys and values; unless said, not with `labels`: only
-                generation needs them.
+            use_cache: whether to return keys and values; unless said, not with `labels`.
             logits_to_keep: how many of the last positions need logits; 0 for all.
-            num_items_in_batch: what the loss is divided by, in place of the number of its tokens.
-                A step of samples that were cut before their answers has loss 0, not 0 / 0.
+            num_items_in_batch: divides the loss, in place of the number of its tokens; 0 is as 1.
             media_positions: int64 [placeholders], in the flattened `input_ids`; spares a search.
             label_positions: int64 [n], where the flattened batch predicts a label; then logits are
                 computed there alone, and only the loss is returned.
