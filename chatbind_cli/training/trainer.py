@@ -178,7 +178,8 @@ class ChatBindTrainer(ShardedTrainer):
 
     def _held_out_loss(self, batch: dict[str, Any]) -> torch.Tensor:
         del batch["work"], batch["samples"]
-        loss: torch.Tensor = self.compute_loss(self.trained, self._prepare_inputs(batch))
+        inputs = {**self._prepare_inputs(batch), "step_share": 0.0}
+        loss: torch.Tensor = self.compute_loss(self.trained, inputs)
         return loss
 
     def _total(self, found: torch.Tensor) -> torch.Tensor:
@@ -241,12 +242,14 @@ class ChatBindTrainer(ShardedTrainer):
         self.current_gradient_accumulation_steps = len(passes)
         state = self.accelerator.gradient_state
         losses = []
+        share = 1 / (len(passes) * self.accelerator.num_processes)
         for batch in passes:
             last = batch is passes[-1]
             state._set_sync_gradients(last)  # DeepSpeed takes its step by it
             each = last or state.plugin_kwargs.get("sync_each_batch", False)
             with nullcontext() if each else self.accelerator.no_sync(model):
-                loss = super().training_step(model, batch, num_items_in_batch)
+                inputs = {**batch, "step_share": share}
+                loss = super().training_step(model, inputs, num_items_in_batch)
             losses.append(self._watch.saw(loss))
         return torch.stack(losses).sum()
 
