@@ -39,6 +39,7 @@ from chatbind_cli.data.conversations import Conversations
 from chatbind_cli.data.database import FILE_NAME, Row, StoreMeta, create
 from chatbind_cli.data.lookup import Embeddings, open_stores
 from chatbind_cli.data.tokens import PromptEncoder
+from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.model.assemble import read_without_weights
 from chatbind_cli.training.samples import Collator, TrainingSamples
 
@@ -155,7 +156,7 @@ def measure_samples(folder: Path) -> None:
     samples = TrainingSamples(
         Conversations.of_files([checked_file(folder / "all.json")]),
         PromptEncoder(tokenizer, config),
-        Embeddings(open_stores(folder / "store")),
+        Embeddings(open_stores(folder / "store"), MediaOptions()),
         2048,
     )
     count = min(SAMPLES, len(samples))
