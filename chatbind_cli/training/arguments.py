@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from chatbind_cli import worker
 from chatbind_cli.console import note
 from chatbind_cli.device import resolve_device, resolve_dtype
 from chatbind_cli.errors import UsageError, reason
@@ -83,8 +84,7 @@ def _workers(settings: TrainingSettings, *, gpu: bool) -> int:
     """Processes that make batches ahead: unless told, none where the cores compute as well."""
     if settings.dataloader_num_workers is not None:
         return settings.dataloader_num_workers
-    cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(_MOST_WORKERS, max(cores - 1, 0)) if gpu else 0
+    return min(_MOST_WORKERS, worker.cpus() - 1) if gpu else 0
 
 
 def weights_dtype(settings: TrainingSettings) -> torch.dtype:
