@@ -195,12 +195,11 @@ def main() -> None:
                     for kept in (folder / "cache").glob("chatbind/*/*"):
                         kept.unlink()
                 found = run(folder, "all.json", processes)
-                beyond = {key: round(found[key] - few[key]) for key in ("mib", "shared_mib")}
                 record = {"processes": processes, "again": again, "records": asked.records}
-                record |= {"seconds": round(found["seconds"], 1), **beyond}
-                print(
-                    json.dumps({**record, "seconds_of_few": round(few["seconds"], 1)}), flush=True
-                )
+                for key in ("seconds", "core_seconds"):
+                    record |= {key: round(found[key], 1), f"{key}_of_few": round(few[key], 1)}
+                record |= {key: round(found[key] - few[key]) for key in ("mib", "shared_mib")}
+                print(json.dumps(record), flush=True)
         measure_samples(folder)
 
 
