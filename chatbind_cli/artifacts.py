@@ -16,11 +16,17 @@ from chatbind_cli.errors import CheckpointError
 from chatbind_cli.jsonl import Record, dumps, read_records
 
 
-def emit_record(record: Record) -> None:
-    """Writes a record to stdout at once; workers other than the first stay silent."""
+def emit_record(record: Record, stream: IO[str] | None = None) -> None:
+    """Writes a record to stdout at once; workers other than the first stay silent.
+
+    Args:
+        record: what is written.
+        stream: the true stdout, where something else stands in its place.
+    """
+    stream = stream or sys.stdout
     if os.environ.get("RANK", "0") == "0":
-        sys.stdout.write(dumps(record) + "\n")
-        sys.stdout.flush()
+        stream.write(dumps(record) + "\n")
+        stream.flush()
 
 
 def emit_artifact(record: Record) -> None:

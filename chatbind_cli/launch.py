@@ -162,13 +162,16 @@ def _launcher(plan: Dispatch) -> list[str]:
         # `--multi_gpu` is the launcher's word for torch's elastic agent; with
         # ACCELERATE_USE_CPU in the environment its workers meet over gloo on CPUs.
         line += ["--multi_gpu"] if n > 1 else []
-        line += ["--num_processes", str(n), "--num_machines", str(plan.machines)]
+        line += ["--num_processes", str(n)]
         line += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    if plan.machines == 1:
-        return line + (["--main_process_port", "0"] if plan.launch_config is None else [])
-    host, port = plan.address()
-    line += ["--machine_rank", str(plan.machine_rank or 0), "--main_process_ip", host]
-    return [*line, "--main_process_port", str(port)]
+    if plan.machines > 1:
+        host, port = plan.address()
+        line += ["--num_machines", str(plan.machines)]
+        line += ["--machine_rank", str(plan.machine_rank or 0)]
+        line += ["--main_process_ip", host, "--main_process_port", str(port)]
+    elif plan.launch_config is None:
+        line += ["--num_machines", "1", "--main_process_port", "0"]
+    return line
 
 
 def _run_workers(

@@ -168,16 +168,11 @@ class Dispatch:
             values |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
         return values
 
-    def _threads(self) -> int:
-        """The CPUs of one worker: a task may have its own, or all tasks of a machine the same."""
-        cpus = hardware.cpu_count()
-        if self.task is not None:
-            return min(cpus, (self.task.local_cpus or cpus) // self.task.local_tasks)
-        return cpus // self.workers_here
-
     def preferences(self) -> dict[str, str]:
         """What the environment tells the workers where the user has not said it."""
-        values = {"OMP_NUM_THREADS": str(max(1, self._threads()))}
+        cpus = hardware.cpu_count()
+        threads = self.task.cpus(cpus) if self.task else max(1, cpus // self.workers_here)
+        values = {"OMP_NUM_THREADS": str(threads)}
         if self.meeting is not None and self.meeting.interface is not None:
             values["GLOO_SOCKET_IFNAME"] = self.meeting.interface
         return {name: value for name, value in values.items() if name not in os.environ}

@@ -57,6 +57,10 @@ class Task:
         job, _, step = self.step.partition(".")
         return _FIRST_PORT + (int(job) * _STEPS_APART + int(step)) % _PORTS
 
+    def cpus(self, seen: int) -> int:
+        """The CPUs of this task, which sees its own alone, or those of all tasks of its machine."""
+        return max(1, min(seen, (self.local_cpus or seen) // self.local_tasks))
+
 
 def task() -> Task | None:
     """This process as a task of a step of `srun`, None if it is not one."""

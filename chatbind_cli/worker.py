@@ -18,6 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from chatbind_cli import slurm
+from chatbind_cli.hardware import cpu_count
 from chatbind_cli.slurm import host
 
 STATUS_FOLDER = "CHATBIND_STATUS_FOLDER"
@@ -38,6 +40,14 @@ def rank() -> int:
 def world_size() -> int:
     """The number of workers over all machines."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def cpus() -> int:
+    """The CPUs that fall to this worker, among those of its machine; at least one."""
+    task, seen = slurm.task(), cpu_count()
+    if task is not None and not task.one_a_machine:
+        return task.cpus(seen)
+    return max(1, seen // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 @contextmanager

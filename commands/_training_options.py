@@ -162,6 +162,14 @@ schedule_options = stack(
     _number("--max-steps", click.INT, "Steps in all, in place of epochs; -1: none set.", -1),
     _number("--per-device-train-batch-size", _POSITIVE, "Samples a process and forward pass."),
     _number("--gradient-accumulation-steps", _POSITIVE, "Forward passes a step."),
+    _number(
+        "--global-batch-size", _POSITIVE, "Samples a step over all processes; then passes follow."
+    ),
+    _training(
+        "--group-by-length",
+        cls=BoolOption,
+        help="Make steps of samples of similar length, in windows of several steps.",
+    ),
     _number("--learning-rate", _SHARE, "Highest learning rate."),
     _number("--weight-decay", _SHARE, "AdamW's weight decay.", 0.0),
     _number("--warmup-ratio", click.FloatRange(0, 1), "Share of steps that warm up.", 0.03),
@@ -234,11 +242,14 @@ compute_options = stack(
         metavar="CLASS...",
         help="Layers that are shared out one by one; default: the language model's own.",
     ),
+    _switch(
+        "--packing",
+        help="Put whole samples side by side in rows of --model-max-length, in place of padding.",
+    ),
     _compute(
         "--dataloader-num-workers",
         type=_WHOLE,
-        default=0,
-        help="Processes that make batches ahead.",
+        help="Processes that make batches ahead; default: some on a GPU, none on CPUs.",
     ),
 )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import tempfile
@@ -225,7 +224,7 @@ def _encode(
     )
     options = EncodingOptions(
         media=media,
-        workers=min(os.cpu_count() or 1, 8) if workers is None else workers,
+        workers=min(worker.cpus(), 8) if workers is None else workers,
         # two at once: one is put together while the GPU works on the other
         batch_size=1 if device.type == "cpu" else 2 * batch_size,
         decode_in=asked["decode_in"],

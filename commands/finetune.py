@@ -18,6 +18,8 @@ _DEFAULTS = {
     "num_train_epochs": 3.0,
     "per_device_train_batch_size": 4,
     "gradient_accumulation_steps": 2,
+    "group_by_length": False,
+    "packing": True,
     "learning_rate": 2e-5,
     "save_steps": 5000,
     "save_total_limit": 3,

@@ -15,6 +15,8 @@ _DEFAULTS = {
     "num_train_epochs": 1.0,
     "per_device_train_batch_size": 16,
     "gradient_accumulation_steps": 2,
+    "group_by_length": True,
+    "packing": False,
     "learning_rate": 2e-3,
     "save_steps": 2400,
     "save_total_limit": 1,

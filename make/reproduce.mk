@@ -1,7 +1,7 @@
 # The published model from its sources, with the hyper-parameters it was published with.
 #
 #   MODEL     the language model to start from: a folder, or a name of the catalogue
-#   GPUS      worker processes; the global batch stays what it was on 4 GPUs
+#   GPUS      worker processes, any number; a step has the published samples, see BATCH_1, BATCH_2
 #   DRY_RUN   1: print every command line instead of running it
 #
 # Every step is a file: `make summary` runs what is missing, a second run goes on where the first
@@ -20,8 +20,9 @@ PROJECTOR = $(CHECKPOINTS)/mm_projector/chatbind-7b-pretrain.bin
 STAGE_2   = $(CHECKPOINTS)/chatbind-7b
 RESULTS   = $(STAGE_2)/eval
 
-# 4 GPUs x 16 (or 4) samples x 2 accumulated = 128 (or 32) samples a step, on any number of GPUs
-ACCUMULATE = $(shell expr \( 8 + $(GPUS) - 1 \) / $(GPUS))
+# samples a step, published as 4 GPUs x 16 (or 4) samples x 2 accumulated
+BATCH_1 = 128
+BATCH_2 = 32
 
 ifdef DRY_RUN
 PROGRAM = @print() { printf '%q ' "$$@"; echo; }; print chatbind
@@ -51,7 +52,7 @@ $(STAGE_1)/config.json: $(DATA)/.done $(CHECKPOINTS)/.done
 	  --data $(DATA)/cc3m-595k/chat.json --media-root $(DATA)/cc3m-595k/images \
 	  --mm-use-im-start-end --bf16 True --output $(STAGE_1) \
 	  --num-train-epochs 1 --per-device-train-batch-size 16 \
-	  --gradient-accumulation-steps $(ACCUMULATE) --save-steps 2400 --save-total-limit 1 \
+	  --global-batch-size $(BATCH_1) --save-steps 2400 --save-total-limit 1 \
 	  --learning-rate 2e-3 --weight-decay 0. --warmup-ratio 0.03 --lr-scheduler-type cosine \
 	  --logging-steps 1 --tf32 True --model-max-length 2048 --gradient-checkpointing True \
 	  --num-processes $(GPUS)
@@ -67,7 +68,7 @@ $(STAGE_2)/config.json: $(PROJECTOR)
 	  --media-root $(DATA)/coco/train2014 \
 	  --mm-use-im-start-end True --bf16 True --output $(STAGE_2) \
 	  --num-train-epochs 3 --per-device-train-batch-size 4 \
-	  --gradient-accumulation-steps $(ACCUMULATE) --save-steps 5000 --save-total-limit 3 \
+	  --global-batch-size $(BATCH_2) --save-steps 5000 --save-total-limit 3 \
 	  --learning-rate 2e-5 --weight-decay 0. --warmup-ratio 0.03 --lr-scheduler-type cosine \
 	  --logging-steps 1 --tf32 True --fsdp "full_shard auto_wrap" \
 	  --fsdp-transformer-layer-cls-to-wrap LlamaDecoderLayer \

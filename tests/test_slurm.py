@@ -15,7 +15,7 @@ from threading import Thread
 
 import pytest
 
-from chatbind_cli import cli, hardware, launch, slurm
+from chatbind_cli import cli, hardware, launch, slurm, worker
 from chatbind_cli.errors import Interrupted, UsageError
 from chatbind_cli.meeting import PATIENCE, Member, meet
 from chatbind_cli.plan import Dispatch
@@ -157,13 +157,18 @@ def test_what_does_not_go_together_is_refused(step):
 
 def test_threads_are_shared_by_the_workers_of_a_machine(step, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(hardware, "cpu_count", lambda: 12)
+    for module in (hardware, worker):
+        monkeypatch.setattr(module, "cpu_count", lambda: 12)
     plan = Dispatch(num_processes=8, num_machines=2)
     assert plan.preferences() == {"OMP_NUM_THREADS": "3"}
     step(3, 8, "n[1-2]", 4)
     assert Dispatch().with_slurm().preferences() == {"OMP_NUM_THREADS": "3"}
     step(3, 8, "n[1-2]", 4, CPUS_ON_NODE=48)  # each task has CPUs of its own
     assert Dispatch().with_slurm().preferences() == {"OMP_NUM_THREADS": "12"}
+    assert worker.cpus() == 12
+    step(1, 2, "n[1-2]", 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert worker.cpus() == 3
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert plan.preferences() == {}
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, overload
 
 import numpy as np
@@ -123,7 +122,7 @@ class Conversations:
 
     def names(self) -> list[pa.Array]:
         """What `Media` are made of."""
-        return [name for p in self._parts for name in p.file.names(np.unique(p.rows))]
+        return [name for part in self._parts for name in part.file.names(part.distinct)]
 
 
 class Media(Sequence[Medium]):
@@ -150,6 +149,18 @@ class Media(Sequence[Medium]):
         for start in range(0, len(self), _MADE_AT_ONCE):
             yield from self[start : start + _MADE_AT_ONCE]
 
+    def modalities(self) -> list[str]:
+        """Those of which there are any, in one order in all processes."""
+        return [modality for modality in MODALITIES if pc.any(self._of(modality)).as_py()]
+
+    def names(self, modality: str) -> list[str]:
+        """The names of one modality: less than to make each a `Medium`."""
+        names = self._names.filter(self._of(modality))
+        return pc.utf8_slice_codeunits(names, len(modality) + 1).to_pylist()
+
+    def _of(self, modality: str) -> pa.Array:
+        return pc.starts_with(self._names, _name(Medium(modality, "")))
+
 
 @dataclass(frozen=True)
 class _Part:
@@ -161,6 +172,12 @@ class _Part:
     @classmethod
     def whole(cls, file: RecordFile) -> _Part:
         return cls(file, file.good)
+
+    @property
+    def distinct(self) -> npt.NDArray[np.int64]:
+        """The rows without repeats."""
+        rows = self.rows
+        return rows if (np.diff(rows) > 0).all() else np.unique(rows)
 
     def without(self, names: list[str]) -> _Part:
         return _Part(self.file, self.rows[~self.file.naming(self.rows, names)])
@@ -221,7 +238,7 @@ def _checked(
 ) -> tuple[list[tuple[str, str]], tuple[Medium, ...]]:
     """What is said in a record, as roles and texts, and its media."""
     identity = record.get("id", where)
-    if not isinstance(identity, str | int):
+    if not isinstance(identity, (str, int)):
         raise RecordError(f"id must be text or a number, not {identity!r}", where=where)
     try:
         media = media_of_record(record)
@@ -231,8 +248,8 @@ def _checked(
             said = _alpaca(record)
         else:
             raise RecordError("a record has neither conversations nor instruction")
-        _check_roles([role for role, _ in said])
-        _check_counts([text for role, text in said if role == HUMAN], media)
+        _check_roles(said)
+        _check_counts(said, media)
     except RecordError as error:
         place = where if identity == where else f"{where} (id {identity})"
         raise RecordError(error.what, where=place, hint=error.hint) from None
@@ -268,19 +285,24 @@ def _alpaca(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(HUMAN, asked), (GPT, fields["output"])]
 
 
-def _check_roles(roles: list[str]) -> None:
-    for number, (before, role) in enumerate(pairwise(roles), start=2):
+def _check_roles(said: Sequence[tuple[str, str]]) -> None:
+    before = ""
+    for number, (role, _) in enumerate(said, start=1):
         if before == role:
             raise RecordError(
                 f"turns {number - 1} and {number} are both from {role}",
                 hint="human and gpt must take turns",
             )
-    if roles[-1] != GPT:
+        before = role
+    if before != GPT:
         raise RecordError("the last turn is not an answer (from gpt)")
 
 
-def _check_counts(questions: Iterable[str], media: Sequence[Medium]) -> None:
-    asked = [modality for text in questions for modality in placeholders(text)]
+def _check_counts(said: Iterable[tuple[str, str]], media: Sequence[Medium]) -> None:
+    asked = []
+    for role, text in said:
+        if role == HUMAN and "<" in text:
+            asked += placeholders(text)
     named = [medium.modality for medium in media]
     if asked == named:
         return

@@ -6,12 +6,12 @@ Of a medium that was encoded in several ways only the rows of one way count.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from chatbind_cli.data.conversations import Media
 from chatbind_cli.data.database import FILE_NAME
 from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.errors import ChatBindError, StoreError
@@ -52,18 +52,15 @@ class Embeddings:
                 return row
         return None
 
-    def missing(self, media: Iterable[Medium]) -> list[Medium]:
-        """Those of many media of which there is no embedding; in order, and without reading any."""
+    def missing(self, media: Media) -> list[Medium]:
+        """Those of many media of which there is no embedding, without reading any."""
         missing: list[Medium] = []
-        waiting = iter(media)
-        while some := list(islice(waiting, _ASKED_AT_ONCE)):
-            held: set[tuple[str | None, str]] = set()
-            for modality in MODALITIES:
-                names = [medium.name for medium in some if medium.modality == modality]
-                made = self._made.get(modality)
-                found = set().union(*(store.held(modality, names, made) for store in self._stores))
-                held |= {(modality, name) for name in found}
-            missing += [medium for medium in some if (medium.modality, medium.name) not in held]
+        for modality in media.modalities():
+            names, made = media.names(modality), self._made.get(modality)
+            for start in range(0, len(names), _ASKED_AT_ONCE):
+                some = names[start : start + _ASKED_AT_ONCE]
+                held = set().union(*(store.held(modality, some, made) for store in self._stores))
+                missing += [Medium(modality, name) for name in some if name not in held]
         return missing
 
     def rows(self, media: Iterable[Medium]) -> torch.Tensor | None:

@@ -210,6 +210,7 @@ def load_model(
             dtype=numbers,
             attn_implementation=attention,
         )
+        bundle.model.projector.to(bundle.model.language_model.dtype)
         bundle.model.to(place)  # type: ignore[arg-type]  # transformers' wrapper hides the types
         bundle.model.eval()
     return LoadedModel(bundle, path, projector, place, numbers, encoder, allow_encoder_mismatch)

@@ -65,7 +65,8 @@ def build_chatbind(
         stage: `pretrain` or `finetune`.
         media_options: how media become tensors, for the record.
         command: the command line, for the record.
-        dtype: type of the weights; `auto`: as saved.
+        dtype: type of the language model's weights; `auto`: as saved. A bare one's projector has
+            float32, for training.
         attn_implementation: see `attention.resolve_attention`; None: transformers' choice.
         quantization: transformers' configuration of how a bare language model is packed.
         merge: whether adapters that a ChatBind model may have become part of its matrices.
@@ -166,7 +167,8 @@ def _join(
         **{**media_token_ids(tokenizer), **chosen},
     )
     model = ChatBindForConditionalGeneration(config, base)
-    model.projector.to(device=base.device, dtype=base.dtype)
+    # float32, which training wants it in: the first numbers do not depend on the base's
+    model.projector.to(device=base.device, dtype=torch.float32)
     model.projector.reset_parameters(_word_size(base, known))
     return ChatBind(model, tokenizer, config)
 
@@ -246,7 +248,7 @@ def _word_size(language_model: PreTrainedModel, known: int) -> float:
     if weight.is_meta:
         return 1.0
     size = float(torch.linalg.vector_norm(weight, dtype=torch.float32)) / weight.numel() ** 0.5
-    return size or 0.02
+    return float(f"{size:.3g}") or 0.02  # in bfloat16 the words are of another size by 1e-5
 
 
 def _provenance(language_model: str | Path, command: str | None) -> dict[str, Any]:

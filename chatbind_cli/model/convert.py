@@ -149,6 +149,7 @@ def join(
                 projector=projector,
                 media_options=info.media_options,
             )
+            bundle.model.projector.to(bundle.model.language_model.dtype)
             sha256 = _save(bundle, folder, shard_bytes)
             side_files = side_files_sha256(language_model)
             manifest = _manifest(sha256, language_model, checkpoint, side_files)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from chatbind_cli import worker
 from chatbind_cli.console import note
 from chatbind_cli.device import resolve_device, resolve_dtype
 from chatbind_cli.errors import UsageError, reason
@@ -22,7 +23,10 @@ from chatbind_cli.training.settings import TrainingSettings
 
 _KNOWN = {field.name for field in fields(TrainingArguments)}
 # what is said in other words below, by what the machine has and by what version 5 calls it
-_TRANSLATED = {"bf16", "tf32", "gradient_checkpointing", "fsdp"}
+_TRANSLATED = {"bf16", "tf32", "gradient_checkpointing", "fsdp", "dataloader_num_workers"}
+# to the Trainer a step is one batch, see `training.batches`
+_TRANSLATED |= {"gradient_accumulation_steps"}
+_MOST_WORKERS = 4
 _FIRST_WITH_TF32 = 8  # compute capability of Ampere
 
 
@@ -48,6 +52,7 @@ def training_arguments(settings: TrainingSettings) -> TrainingArguments:
         "data_seed": settings.seed,
         "average_tokens_across_devices": True,
         "dataloader_pin_memory": gpu,
+        "dataloader_num_workers": _workers(settings, gpu=gpu),
         "remove_unused_columns": False,
         "label_names": ["labels"],
         # the run's folder counts the checkpoints, since it knows which are complete
@@ -73,6 +78,13 @@ def training_arguments(settings: TrainingSettings) -> TrainingArguments:
 def on_gpu(settings: TrainingSettings) -> bool:
     """Whether the run uses a GPU."""
     return settings.device != "cpu" and torch.cuda.is_available()
+
+
+def _workers(settings: TrainingSettings, *, gpu: bool) -> int:
+    """Processes that make batches ahead: unless told, none where the cores compute as well."""
+    if settings.dataloader_num_workers is not None:
+        return settings.dataloader_num_workers
+    return min(_MOST_WORKERS, worker.cpus() - 1) if gpu else 0
 
 
 def weights_dtype(settings: TrainingSettings) -> torch.dtype:

@@ -7,7 +7,7 @@ nor media.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.checkpoints.projector_file import is_published, read_projector
 from chatbind_cli.console import Progress, note
+from chatbind_cli.data.conversations import Media
 from chatbind_cli.data.embedding_cache import EmbeddingCache
 from chatbind_cli.data.encode import StoreSink, writable_store
 from chatbind_cli.data.encoding import EncodingOptions, encode_items
@@ -59,7 +60,7 @@ def trained_on(settings: TrainingSettings) -> tuple[EncoderInfo | None, dict[str
 
 
 def stored_embeddings(
-    settings: TrainingSettings, media: Iterable[Medium]
+    settings: TrainingSettings, media: Media
 ) -> tuple[Embeddings, EncoderInfo, MediaOptions]:
     """The embeddings in the store of the settings, and what made them.
 
@@ -69,8 +70,7 @@ def stored_embeddings(
     """
     assert settings.store is not None
     stores = open_stores(settings.store)
-    used = {medium.modality for medium in media if medium.modality is not None}
-    options = options_in(stores, used, trained_on(settings)[1])
+    options = options_in(stores, media.modalities(), trained_on(settings)[1])
     meta, path = stores[0].meta, None
     if settings.encoder is not None:
         encoder = load_encoder(settings.encoder)

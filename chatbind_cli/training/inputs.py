@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -50,7 +50,7 @@ class Inputs:
     """
 
     conversations: Conversations
-    media: Sequence[Medium]
+    media: Media
     held_out: Conversations
     encoder: Path | None
     bad_records: list[Record]
@@ -193,7 +193,7 @@ def _check_files(settings: TrainingSettings) -> None:
         )
 
 
-def _find_encoder(settings: TrainingSettings, media: Sequence[Medium]) -> Path | None:
+def _find_encoder(settings: TrainingSettings, media: Media) -> Path | None:
     if settings.encoder is not None:
         if not settings.encoder.exists():
             raise WeightsError("no such encoder", where=str(settings.encoder))
@@ -210,15 +210,16 @@ def _find_encoder(settings: TrainingSettings, media: Sequence[Medium]) -> Path |
     )
 
 
-def missing_media(root: MediaRoot, media: Iterable[Medium]) -> dict[Medium, str]:
+def missing_media(root: MediaRoot, media: Media) -> dict[Medium, str]:
     """The media for which there is no file, each with the reason."""
-    missing = root.missing(dict.fromkeys(medium.name for medium in media))
-    if not missing:
-        return {}
-    return {medium: missing[medium.name] for medium in media if medium.name in missing}
+    return {
+        Medium(modality, name): why
+        for modality in media.modalities()
+        for name, why in root.missing(media.names(modality)).items()
+    }
 
 
-def _missing_rows(settings: TrainingSettings, media: Sequence[Medium]) -> dict[Medium, str]:
+def _missing_rows(settings: TrainingSettings, media: Media) -> dict[Medium, str]:
     """The media of which the store has no embedding, each with the reason."""
     from chatbind_cli.training.embeddings import stored_embeddings  # noqa: PLC0415  heavy
 

@@ -10,6 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, redirect_stdout
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ _SMOOTHED_FROM = 20  # points
 class TrainingLog(TrainerCallback):
     """Writes a record every time the Trainer logs, and tells a person how far it is.
 
+    As a context manager it keeps stdout for the records: trackers print to it.
+
     Args:
         path: the log file, continued if it is there.
     """
@@ -47,17 +50,21 @@ class TrainingLog(TrainerCallback):
         self._path = path
         self._start = (0, time.monotonic())
         self._told: LiveLine | None = None
+        self._stdout = sys.stdout
+        self._held = ExitStack()
 
     def __enter__(self) -> TrainingLog:
         """Puts up the line for people."""
+        self._stdout = sys.stdout
         if worker.rank() == 0:
             self._told = LiveLine()
+            self._held.callback(self._told.close)
+        self._held.enter_context(redirect_stdout(sys.stderr))
         return self
 
     def __exit__(self, *error: object) -> None:
         """Takes the line away, however training ended."""
-        if self._told is not None:
-            self._told.close()
+        self._held.close()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -88,8 +95,8 @@ class TrainingLog(TrainerCallback):
             record = _record(state, logs)
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(dumps(record) + "\n")
-            if not sys.stdout.isatty():
-                emit_record(record)
+            if not self._stdout.isatty():
+                emit_record(record, self._stdout)
             if self._told is not None:
                 self._told.show(self._line(record))
 
@@ -134,9 +141,7 @@ class LiveLine:
         if sys.stderr.isatty() and not quiet():
             # what else is written to the terminal goes above the line
             self._live = Live(
-                console=Console(stderr=True),
-                auto_refresh=False,
-                redirect_stdout=sys.stdout.isatty(),
+                console=Console(stderr=True), auto_refresh=False, redirect_stdout=False
             )
             self._live.start()
 

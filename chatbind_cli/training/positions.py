@@ -13,7 +13,7 @@ from chatbind_cli.data.tokens import IGNORE_INDEX
 from chatbind_cli.model.config import ChatBindConfig
 from chatbind_cli.model.tokenizer import media_rows
 
-Collate = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
+Collate = Callable[[Sequence[Any]], dict[str, Any]]  # of samples, or of rows of samples
 
 
 @dataclass(frozen=True)

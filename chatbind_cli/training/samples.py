@@ -1,4 +1,4 @@
-"""The samples of a training run and their batches: where packing and other orders will go.
+"""The samples of a training run, and batches of them with padding.
 
 A sample is a conversation as tokens, with the embeddings of its media, made when it is asked for.
 """
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from chatbind_cli.data.conversations import Conversations
 from chatbind_cli.data.lookup import Embeddings
-from chatbind_cli.data.tokens import IGNORE_INDEX, PromptEncoder
+from chatbind_cli.data.tokens import IGNORE_INDEX, PromptEncoder, TokenizedSample
 from chatbind_cli.training.noise import EmbeddingNoise
 from chatbind_cli.training.throughput import Work
 
@@ -42,7 +42,14 @@ class TrainingSamples(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """A sample as `Collator` takes it."""
-        sample = self.encoder.conversation(self.conversations[index], self.max_length)
+        return self.with_media(index, self.tokens(index))
+
+    def tokens(self, index: int) -> TokenizedSample:
+        """A sample that is yet without embeddings."""
+        return self.encoder.conversation(self.conversations[index], self.max_length)
+
+    def with_media(self, index: int, sample: TokenizedSample) -> dict[str, Any]:
+        """The sample of that index with the embeddings of its media."""
         rows = self.embeddings.rows(sample.media)
         if self.noise is not None and rows is not None:
             rows = self.noise.add(rows, index)

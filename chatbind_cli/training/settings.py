@@ -56,6 +56,9 @@ class TrainingSettings:
     per_device_train_batch_size: int = field(default=16, compare=False)
     per_device_eval_batch_size: int = field(default=4, compare=False)
     gradient_accumulation_steps: int = field(default=1, compare=False)
+    global_batch_size: int | None = field(default=None, compare=False)  # in place of the former
+    group_by_length: bool = False  # it decides which samples make a step
+    packing: bool = field(default=False, compare=False)
     learning_rate: float = 2e-3
     weight_decay: float = 0.0
     warmup_ratio: float = 0.03
@@ -82,7 +85,7 @@ class TrainingSettings:
     compile: bool = field(default=False, compare=False)
     fsdp: str = field(default="", compare=False)
     fsdp_layers: tuple[str, ...] = field(default=(), compare=False)
-    dataloader_num_workers: int = field(default=0, compare=False)
+    dataloader_num_workers: int | None = field(default=None, compare=False)
 
     # what is kept and shown
     save_strategy: str = field(default="steps", compare=False)
@@ -139,6 +142,11 @@ class TrainingSettings:
         """Whether the language model's own weights train, and not adapters beside them."""
         return self.backbone_trains and self.lora_r is None
 
+    def samples_per_step(self, world_size: int) -> int:
+        """The samples of an optimizer step, over all processes."""
+        passes = self.gradient_accumulation_steps * world_size
+        return self.global_batch_size or self.per_device_train_batch_size * passes
+
     def identity(self, world_size: int) -> dict[str, Any]:
         """The values that decide the result, in JSON's types.
 
@@ -149,9 +157,7 @@ class TrainingSettings:
         root = self.media_root
         values["media_root"], values["media_prefix"] = root.folder, root.prefix
         values["allow_outside"] = root.allow_outside
-        values["global_batch_size"] = (
-            self.per_device_train_batch_size * self.gradient_accumulation_steps * world_size
-        )
+        values["global_batch_size"] = self.samples_per_step(world_size)
         return {
             key: str(value.resolve()) if isinstance(value, Path) else value
             for key, value in values.items()

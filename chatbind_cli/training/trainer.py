@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, send_to_device
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader
@@ -27,12 +29,14 @@ from chatbind_cli.data.tokens import PromptEncoder
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
 from chatbind_cli.model.loading import ChatBind
 from chatbind_cli.training.arguments import on_gpu
+from chatbind_cli.training.batches import Steps
 from chatbind_cli.training.checkpointing import GpuMemory, Trial
 from chatbind_cli.training.compiling import compile_layers
 from chatbind_cli.training.hangs import noticed_soon
 from chatbind_cli.training.inputs import Inputs
 from chatbind_cli.training.log import TrainingLog
 from chatbind_cli.training.noise import EmbeddingNoise
+from chatbind_cli.training.packing import RowCollator
 from chatbind_cli.training.positions import WithPositions
 from chatbind_cli.training.prefix import SharedPrefix
 from chatbind_cli.training.rundir import LOG_FILE, STAGING, RunFolder
@@ -75,28 +79,30 @@ class ChatBindTrainer(ShardedTrainer):
             embeddings=embeddings,
             max_length=settings.model_max_length,
         )
-        collate = Collator(
-            bundle.tokenizer.pad_token_id, _MULTIPLE_ON_GPU if on_gpu(settings) else 1
+        pad, config = bundle.tokenizer.pad_token_id, bundle.config
+        multiple = _MULTIPLE_ON_GPU if on_gpu(settings) else 1
+        frozen = not settings.backbone_trains
+        collate = WithPositions(
+            Collator(pad, multiple), config, at_labels=settings.loss_at_labels, frozen=frozen
         )
         self._log = TrainingLog(folder.path / LOG_FILE)
         noise = None
         if settings.embedding_noise:
             noise = EmbeddingNoise(settings.embedding_noise, settings.seed)
+        trained_on = samples(inputs.conversations, noise=noise)
         super().__init__(
             model=bundle.model,
             args=arguments,
-            data_collator=WithPositions(
-                collate,
-                bundle.config,
-                at_labels=settings.loss_at_labels,
-                frozen=not settings.backbone_trains,
-            ),
-            train_dataset=samples(inputs.conversations, noise=noise),
+            data_collator=collate,
+            train_dataset=trained_on,
             eval_dataset=samples(inputs.held_out) if len(inputs.held_out) else None,
             callbacks=[self._log, *([noise] if noise else [])],
         )
         # it would print Python dictionaries between the records
         self.remove_callback(PrinterCallback)
+        rows = replace(collate, collate=RowCollator(pad, multiple))
+        self._steps = Steps(settings, trained_on, collate, rows, bundle.model)
+        self.add_callback(self._steps)
         # the Trainer has turned the cache off in the configuration; those who load it want it on
         bundle.config.use_cache = True
         computing = torch.bfloat16 if arguments.bf16 else torch.float16
@@ -147,25 +153,25 @@ class ChatBindTrainer(ShardedTrainer):
                 self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """The batches of an epoch, made by processes that leave signals to this one."""
-        return _shielded(super().get_train_dataloader())
+        """Steps, made by processes that leave signals to this one: to the Trainer, batches."""
+        return _shielded(self._steps.loader(self.args))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """Likewise, of held-out conversations."""
+        """Batches of held-out conversations, made likewise."""
         return _shielded(super().get_eval_dataloader(eval_dataset))
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
-        """The batches of a step, whose work is counted."""
-        waited_for = self._meter.waiting(epoch_iterator)
+        """A step, whose work is counted, and the number of its labels in all processes."""
         # loaders that start now are to live on, see `leave_to_parent`
         with stopping.unheard(signal.SIGTERM):
-            batches, labelled = super().get_batch_samples(waited_for, num_batches, device)
-        for batch in batches:
+            step = next(self._meter.waiting(epoch_iterator))
+        for batch in step["passes"]:
             self._meter.add(batch.pop("work"))
-        self._watch.begin([batch.pop("samples") for batch in batches])
-        return batches, labelled
+        self._watch.begin([batch.pop("samples") for batch in step["passes"]])
+        step["passes"] = send_to_device(step["passes"], device, non_blocking=True)
+        return [step], self._get_num_items_in_batch(step["passes"], device)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
@@ -183,13 +189,16 @@ class ChatBindTrainer(ShardedTrainer):
         shared_out = self.is_fsdp_enabled or self.is_deepspeed_enabled
         if not auto or self.args.device.type != "cuda" or shared_out:
             return None
-        encoder = PromptEncoder(self._bundle.tokenizer, self._bundle.config)
-        longest = encoder.conversation(conversations[int(conversations.sizes().argmax())])
+        most = self._settings.model_max_length
+        if not self._settings.packing:  # which fills up to the brim
+            encoder = PromptEncoder(self._bundle.tokenizer, self._bundle.config)
+            longest = encoder.conversation(conversations[int(conversations.sizes().argmax())])
+            most = min(len(longest.input_ids), most)
         return Trial(
             self._bundle.model,
             GpuMemory(self.args.device),
             self.args.per_device_train_batch_size,
-            min(len(longest.input_ids), self._settings.model_max_length),
+            most,
             lambda mine: bool(
                 self.accelerator.reduce(torch.tensor(float(mine)).to(self.args.device))
             ),
@@ -201,8 +210,19 @@ class ChatBindTrainer(ShardedTrainer):
         inputs: dict[str, Any],
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """Forward and backward of a batch, whose loss is looked at with the step's others."""
-        return self._watch.saw(super().training_step(model, inputs, num_items_in_batch))
+        """The passes of a step; returns its loss. Processes add up their gradients at the last."""
+        passes = inputs["passes"]
+        self.current_gradient_accumulation_steps = len(passes)
+        state = self.accelerator.gradient_state
+        losses = []
+        for batch in passes:
+            last = batch is passes[-1]
+            state._set_sync_gradients(last)  # DeepSpeed takes its step by it
+            each = last or state.plugin_kwargs.get("sync_each_batch", False)
+            with nullcontext() if each else self.accelerator.no_sync(model):
+                loss = super().training_step(model, batch, num_items_in_batch)
+            losses.append(self._watch.saw(loss))
+        return torch.stack(losses).sum()
 
     def _get_grad_norm(
         self, model: nn.Module, grad_norm: torch.Tensor | float | None = None

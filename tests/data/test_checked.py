@@ -134,6 +134,8 @@ def test_media_are_named_once_and_left_out_by_name(tmp_path, keep) -> None:
     assert list(media) == [*(Medium("image", n) for n in names), Medium("audio", "8.jpg")]
     assert (len(media), media[8], media[-1]) == (10, Medium("image", "9.jpg"), list(media)[-1])
     assert media[::4] == list(media)[::4]
+    assert media.modalities() == ["image", "audio"]
+    assert [media.names(m) for m in ("image", "audio", "imu")] == [names, ["8.jpg"], []]
     left = found.without([Medium("audio", "8.jpg"), Medium("image", "0.jpg")])
     assert [c.id for c in left] == [n for n in (*range(20), 21) if n % 7]
     assert len(Media(left, found)) == 10

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from chatbind_cli.data.conversations import Conversations, Media
 from chatbind_cli.data.lookup import Embeddings, open_stores, options_in
 from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.errors import StoreError
@@ -89,25 +90,15 @@ def test_a_store_of_nonsense_is_one_error(tmp_path: Path) -> None:
 
 def test_many_media_are_looked_up_as_one_is(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("chatbind_cli.data.lookup._ASKED_AT_ONCE", 3)
-    odd = "caf\udce9.png"
-    fill(tmp_path / "part-0", ("a.png", OURS), ("b.png", OURS), ("c.mp4", OTHER), (odd, OURS))
+    fill(tmp_path / "part-0", ("a.png", OURS), ("b.png", OURS), ("c.mp4", OTHER), ("é 1.png", OURS))
     fill(tmp_path / "part-1", ("d.png", OURS), ("b.png", OURS), ("c.mp4", OURS), ("e.mp4", OTHER))
-    names = [
-        "a.png",
-        "b.png",
-        "c.mp4",
-        "d.png",
-        "e.mp4",
-        "f.png",
-        odd,
-        "caf\\xe9.png",
-        "a.png",
-        "%",
-    ]
-    media = [Medium(m, name) for name in names for m in ("image", "video", "smell", None)]
+    names = ["a.png", "b.png", "c.mp4", "d.png", "e.mp4", "f.png", "é 1.png", "%"]
+    asked = "".join(f"<{m}>" for m in ("image", "video") for _ in names)
+    talk = [{"from": "human", "value": asked}, {"from": "gpt", "value": "No."}]
+    media = Media(Conversations([({"image": names, "video": names, "conversations": talk}, "")]))
     for options in (None, OURS, OTHER):
         found = Embeddings(open_stores(tmp_path), options)
         missing = found.missing(media)
         assert missing == [medium for medium in media if medium not in found]
         assert 0 < len(missing) < len(media)
-    assert Embeddings([]).missing(media) == media
+    assert Embeddings([]).missing(media) == list(media)

@@ -147,7 +147,7 @@ def test_every_line_of_the_reproduction_parses(tmp_path, monkeypatch):
     for folder in ("data", "checkpoints"):
         assert not (ROOT / folder / ".done").exists(), "a real run has left its stamps here"
     done = subprocess.run(
-        ["make", "-s", "summary", "DRY_RUN=1", "GPUS=2"],
+        ["make", "-s", "summary", "DRY_RUN=1", "GPUS=3"],
         cwd=ROOT,
         env={**os.environ, "MAKEFLAGS": ""},
         capture_output=True,
@@ -170,5 +170,7 @@ def test_every_line_of_the_reproduction_parses(tmp_path, monkeypatch):
     make_inputs(word for line in made for word in shlex.split(line))
     for line in made:
         parse(line)
-    assert "--gradient-accumulation-steps 4" in made[2]
+    # the published samples a step, also where they cannot be shared out evenly
+    assert "--global-batch-size 128" in made[2]
+    assert "--global-batch-size 32" in made[4]
     assert "full_shard\\ auto_wrap" in made[4]

@@ -107,6 +107,16 @@ def test_a_fresh_projector_makes_tokens_as_large_as_words(base: Path) -> None:
     assert soft.std().item() == pytest.approx(words.std().item(), rel=0.2)
 
 
+def test_the_first_projector_is_the_same_whatever_the_base_is_held_in(base: Path) -> None:
+    first = []
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        built = build_chatbind(base, encoder=ENCODER, dtype=dtype).model
+        assert built.language_model.dtype == dtype
+        first.append(built.projector.layers[0].weight)
+    assert torch.equal(*first)
+
+
 def test_a_projector_file_decides_what_is_not_said(base: Path, tmp_path: Path) -> None:
     first = build_chatbind(
         base,
@@ -173,7 +183,7 @@ def test_the_encoder_of_a_model_is_checked(base: Path) -> None:
 
 def test_types_and_kernels_pass_through(base: Path, tmp_path: Path) -> None:
     built = build_chatbind(base, encoder=ENCODER, dtype=torch.bfloat16, attn_implementation="eager")
-    assert {p.dtype for p in built.model.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in built.model.language_model.parameters()} == {torch.bfloat16}
     assert built.model.language_model.config._attn_implementation == "eager"
     save_chatbind(built, tmp_path / "model")
     assert load_chatbind(tmp_path / "model").model.dtype == torch.bfloat16

@@ -45,7 +45,9 @@ def test_the_values_reach_the_trainer(
     assert arguments.learning_rate == 3e-4
     assert arguments.get_warmup_steps(100) == 25
     assert arguments.lr_scheduler_type == "linear"
-    assert arguments.gradient_accumulation_steps == 7
+    # a step is one batch to the Trainer, whatever its passes
+    assert arguments.gradient_accumulation_steps == 1
+    assert arguments.dataloader_num_workers == 0
     assert arguments.gradient_checkpointing
     assert arguments.weight_decay == 0.1
     assert arguments.seed == arguments.data_seed == 5
@@ -133,6 +135,9 @@ def test_how_a_batch_is_split_is_no_part_of_a_runs_identity(settings: TrainingSe
     two = replace(settings, per_device_train_batch_size=2, gradient_accumulation_steps=2)
     assert one.identity(1) == two.identity(2)
     assert one.identity(1) != two.identity(1)
+    assert one.identity(1) == replace(two, global_batch_size=8).identity(3)
+    assert one.identity(1) == replace(one, packing=True).identity(1)
+    assert one.identity(1) != replace(one, group_by_length=True).identity(1)
     assert one.identity(1) == replace(one, save_steps=7, logging_steps=3).identity(1)
     assert one.identity(1) != replace(one, seed=9).identity(1)
 

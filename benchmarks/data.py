@@ -1,0 +1,197 @@
+"""How long training data of CC3M-595K's size take to the first record, and how fast samples come.
+
+    python benchmarks/data.py [--records 595375] [--folder DIR]
+
+Makes so many conversations of a question and a caption of about ten words, a store of embeddings of
+all their media, and a tiny language model; then runs `pretrain` for one step with one and two
+processes, for the first time and again. `seconds` are to the first record on standard output,
+`mib` is the most that a process takes beyond what it takes with 64 conversations, and of that
+`shared_mib` are pages of files, which all processes share. The samples of a second are counted
+without a model: parsed, as tokens, with embeddings, in batches of 32, by the loader's own and by
+two processes. Prints one JSON object a line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.utils.data import DataLoader, Subset
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from chatbind_cli.data.checked import checked_file
+from chatbind_cli.data.conversations import Conversations
+from chatbind_cli.data.database import FILE_NAME, Row, StoreMeta, create
+from chatbind_cli.data.lookup import Embeddings, open_stores
+from chatbind_cli.data.tokens import PromptEncoder
+from chatbind_cli.model.assemble import read_without_weights
+from chatbind_cli.training.samples import Collator, TrainingSamples
+
+ROOT = Path(__file__).parent.parent
+CC3M_RECORDS = 595_375
+FEW = 64
+DIM = 64
+WORDS = 5000
+ASKED = ["Summarize the visual content of the image.", "What is this?", "Describe it in brief."]
+SAMPLES = 100_000
+
+
+def name_of(number: int) -> str:
+    """The name of a picture as CC3M has them."""
+    return f"GCC_train_{number:09d}.jpg"
+
+
+def conversation(number: int, draw: random.Random) -> dict[str, Any]:
+    """A record as LLaVA's file has them."""
+    asked = f"{draw.choice(ASKED)}\n<image>"
+    said = " ".join(f"w{draw.randrange(WORDS)}" for _ in range(max(3, round(draw.gauss(10, 3)))))
+    turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": said}]
+    return {"id": f"{number:09d}", "image": name_of(number), "conversations": turns}
+
+
+def make_world(folder: Path, records: int) -> None:
+    """Conversations (all, and a few), the store, and the language model."""
+    draw = random.Random(0)
+    for name, count in (("all.json", records), ("few.json", FEW)):
+        with (folder / name).open("w") as file:
+            file.write("[\n")
+            for number in range(count):
+                file.write(",\n" if number else "")
+                file.write(json.dumps(conversation(number, draw), indent=2))
+            file.write("\n]\n")
+
+    noise = np.random.default_rng(0)
+
+    def rows() -> Iterator[Row]:
+        for number in range(records):
+            numbers = noise.standard_normal(DIM, np.float32).astype(np.float16)
+            content = number.to_bytes(32, "big")
+            yield name_of(number), "image", "image/v1", content, numbers.tobytes()
+
+    (folder / "store").mkdir()
+    meta = StoreMeta(encoder_sha256="ab" * 32, encoder_name="random", dim=DIM)
+    create(folder / "store" / FILE_NAME, meta, rows())
+    vocabulary = {word: n for n, word in enumerate(("<unk>", "<s>", "</s>", "#", "Human", ":"))}
+    for number in range(WORDS):
+        vocabulary[f"w{number}"] = len(vocabulary)
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder / "model")
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    config = LlamaConfig(vocab_size=len(vocabulary), num_attention_heads=2, **shape)
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+
+
+def memory_of(group: int) -> Iterator[tuple[int, int]]:
+    """The most that each process of a group has held, and what of it are files' pages, in KiB."""
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            if os.getpgid(int(status.parent.name)) == group:
+                lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+                yield int(lines["VmHWM"].split()[0]), int(lines["RssFile"].split()[0])
+        except (OSError, KeyError):
+            continue  # it has ended
+
+
+def run(folder: Path, data: str, processes: int) -> dict[str, float]:
+    """One step of the real command: seconds to the first record, the largest process in MiB."""
+    line = [sys.executable, "-m", "chatbind_cli", "pretrain", "-m", str(folder / "model")]
+    line += ["--data", str(folder / data), "--store", str(folder / "store"), "--device", "cpu"]
+    line += ["-o", str(folder / "out"), "--overwrite", "--save-strategy", "no", "--max-steps", "1"]
+    line += ["--num-processes", str(processes), "--per-device-train-batch-size", "16"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache")}
+    start = time.perf_counter()
+    child = subprocess.Popen(
+        line, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+    peaks = [(0, 0)]
+
+    def watch() -> None:
+        while child.poll() is None:
+            peaks.extend(memory_of(child.pid))
+            time.sleep(0.1)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    assert child.stdout is not None
+    first = child.stdout.readline()
+    seconds = time.perf_counter() - start
+    child.communicate()
+    watcher.join()
+    if child.returncode != 0 or "loss" not in first:
+        raise SystemExit(f"pretrain ended with {child.returncode}")
+    largest, shared = max(peaks)
+    return {"seconds": seconds, "mib": largest / 1024, "shared_mib": shared / 1024}
+
+
+def measure_samples(folder: Path) -> None:
+    """The samples that a loader without a model gives in a second."""
+    tokenizer, config = read_without_weights(folder / "model")
+    samples = TrainingSamples(
+        Conversations.of_files([checked_file(folder / "all.json")]),
+        PromptEncoder(tokenizer, config),
+        Embeddings(open_stores(folder / "store")),
+        2048,
+    )
+    count = min(SAMPLES, len(samples))
+    chosen = Subset(samples, random.Random(0).sample(range(len(samples)), count))
+    for workers in (0, 2):
+        loader = DataLoader(
+            chosen,
+            batch_size=32,
+            num_workers=workers,
+            collate_fn=Collator(tokenizer.pad_token_id or 0),
+        )
+        batches = iter(loader)
+        seen = sum(len(batch["labels"]) for batch in islice(batches, 20))  # until all is warm
+        start = time.perf_counter()
+        for batch in batches:
+            seen += len(batch["labels"])
+        rate = (seen - 20 * 32) / (time.perf_counter() - start)
+        print(json.dumps({"workers": workers, "samples_per_s": round(rate)}), flush=True)
+
+
+def main() -> None:
+    """Makes the data, and measures."""
+    parser = argparse.ArgumentParser(description="Training data to the first record.")
+    parser.add_argument("--records", type=int, default=CC3M_RECORDS)
+    parser.add_argument("--folder", type=Path, help="where to work; default: a temporary one")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(dir=asked.folder) as place:
+        folder = Path(place)
+        make_world(folder, asked.records)
+        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+        for processes in (1, 2):
+            few = run(folder, "few.json", processes)
+            for again in (False, True):
+                if not again:
+                    for kept in (folder / "cache").glob("chatbind/*/*"):
+                        kept.unlink()
+                found = run(folder, "all.json", processes)
+                beyond = {key: round(found[key] - few[key]) for key in ("mib", "shared_mib")}
+                record = {"processes": processes, "again": again, "records": asked.records}
+                record |= {"seconds": round(found["seconds"], 1), **beyond}
+                print(
+                    json.dumps({**record, "seconds_of_few": round(few["seconds"], 1)}), flush=True
+                )
+        measure_samples(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""Samples side by side in rows, in place of padding.
+
+A packed row is read as transformers has it: position ids that begin anew at every sample, and no
+attention mask. From these flash-attn takes the lengths of its sequences, and the masks of the other
+kernels let no sample look at another. What fills the end of a row is a sequence of its own, too,
+that nobody learns from.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from chatbind_cli.data.tokens import IGNORE_INDEX
+from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
+from chatbind_cli.training.throughput import Work
+
+_STRETCH: Final = (1, 2, 3, 4)  # lengths of rows that are tried, in longest samples
+_TRIED: Final = (5, 9)  # tokens of the two samples that `packs_exactly` looks at
+# how far logits may lie apart, as a share of the largest
+_ROUNDING, _ROUNDING_OF_HALF = 1e-4, 3e-2
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How many tokens go where.
+
+    Attributes:
+        tokens: a forward pass holds at most so many.
+        row: a row holds at most so many, or one sample that is longer.
+        one_row: whether a pass is a single row, as flash-attn reads it; then `row` does not count.
+        samples: as many passes are made as if each held so many samples; None: as few as possible.
+        attention: the length of a row at which attention costs as much as all the rest.
+    """
+
+    tokens: int
+    row: int
+    one_row: bool = False
+    samples: int | None = None
+    attention: float = 8192.0
+
+    def passes(self, lengths: np.ndarray, processes: int) -> list[list[list[list[int]]]]:
+        """The samples of a step, laid out: the same in every process that asks.
+
+        Every sample, the longest first, goes where there are the fewest tokens so far; so all
+        passes take about the same time. Where one would hold too much, there is one pass more.
+
+        Args:
+            lengths: of the step's samples, in tokens.
+            processes: that share the step; each has the same number of passes.
+
+        Returns:
+            For every pass, for every process, rows of sample numbers; no row where there were too
+            few samples.
+        """
+        order = np.argsort(-lengths, kind="stable")
+        count = -(-int(lengths.sum()) // (self.tokens * processes))
+        if self.samples is not None:
+            count = max(count, -(-len(lengths) // (self.samples * processes)))
+        while True:
+            packed = [self._rows(lengths, one) for one in _spread(lengths, order, count, processes)]
+            if count >= len(lengths) or all(_area(lengths, r) <= self.tokens for r in packed):
+                return [packed[i : i + processes] for i in range(0, len(packed), processes)]
+            count += 1
+
+    def _rows(self, lengths: np.ndarray, chosen: list[int]) -> list[list[int]]:
+        """Rows of the length that costs least, the most filled of a few."""
+        if self.one_row or len(chosen) < 2:
+            return [chosen] if chosen else []
+        longest = int(lengths[chosen[0]])
+        tried = {max(longest, min(longest * k, self.row)) for k in _STRETCH}
+        return min(
+            (first_fit(lengths, chosen, most) for most in sorted(tried)), key=self._cost(lengths)
+        )
+
+    def _cost(self, lengths: np.ndarray) -> Any:
+        def cost(rows: list[list[int]]) -> float:
+            width = max(int(lengths[row].sum()) for row in rows)
+            return len(rows) * width * (1 + width / self.attention)
+
+        return cost
+
+
+def _spread(lengths: np.ndarray, order: np.ndarray, count: int, processes: int) -> list[list[int]]:
+    """Samples in `count` x `processes` heaps of about as many tokens, the longest of each first."""
+    heaps = [(0, place) for place in range(count * processes)]
+    spread: list[list[int]] = [[] for _ in heaps]
+    for sample in order.tolist():
+        tokens, place = heaps[0]
+        spread[place].append(sample)
+        heapq.heapreplace(heaps, (tokens + int(lengths[sample]), place))
+    return spread
+
+
+def first_fit(lengths: np.ndarray, order: Sequence[int], most: int) -> list[list[int]]:
+    """Rows of at most so many tokens: each sample goes into the first that has room for it."""
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for sample in order:
+        length = int(lengths[sample])
+        fits = next((n for n, left in enumerate(room) if length <= left), None)
+        if fits is None:
+            rows.append([sample])
+            room.append(most - length)
+        else:
+            rows[fits].append(sample)
+            room[fits] -= length
+    return rows
+
+
+def _area(lengths: np.ndarray, rows: list[list[int]]) -> int:
+    return len(rows) * max((int(lengths[row].sum()) for row in rows), default=0)
+
+
+@dataclass(frozen=True)
+class RowCollator:
+    """Makes one packed batch.
+
+    Args:
+        pad_token_id: what fills `input_ids`.
+        pad_to_multiple_of: the length is rounded up to a multiple of this.
+    """
+
+    pad_token_id: int
+    pad_to_multiple_of: int = 1
+
+    def __call__(self, rows: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+        """One batch.
+
+        Args:
+            rows: of samples as `Collator` takes them.
+
+        Returns:
+            `input_ids`, `labels` and `position_ids` [rows, longest], and `media_embeddings`, `work`
+            and `samples` as `Collator` has them. The first label of a sample never counts: what
+            comes before it is another one.
+        """
+        lengths = [[len(sample["input_ids"]) for sample in row] for row in rows]
+        multiple = self.pad_to_multiple_of
+        width = -(-max(map(sum, lengths)) // multiple) * multiple
+        ids = np.full((len(rows), width), self.pad_token_id)
+        labels = np.full((len(rows), width), IGNORE_INDEX)
+        positions = np.empty((len(rows), width), dtype=np.int64)
+        for place, row in enumerate(rows):
+            start = 0
+            for sample, length in zip(row, lengths[place], strict=True):
+                end = start + length
+                ids[place, start:end] = sample["input_ids"]
+                labels[place, start + 1 : end] = sample["labels"][1:]
+                positions[place, start:end] = np.arange(length)
+                start = end
+            positions[place, start:] = np.arange(width - start)
+        batch: dict[str, Any] = {
+            "input_ids": torch.from_numpy(ids),
+            "labels": torch.from_numpy(labels),
+            "position_ids": torch.from_numpy(positions),
+        }
+        media = [sample.get("media_embeddings") for row in rows for sample in row]
+        if any(one is not None for one in media):
+            batch["media_embeddings"] = torch.cat([one for one in media if one is not None])
+        labelled = int((labels != IGNORE_INDEX).sum())
+        batch["work"] = Work.of((n for row in lengths for n in row), labelled)
+        batch["samples"] = [sample.get("number", -1) for row in rows for sample in row]
+        return batch
+
+
+@torch.no_grad()
+def packs_exactly(
+    model: ChatBindForConditionalGeneration, device: torch.device, *, precise: bool
+) -> bool:
+    """Whether a model reads two samples side by side as it reads them apart.
+
+    Not all do: a state-space layer carries its state on, and there are positions that nobody can
+    set. What decides is a trial.
+
+    Args:
+        model: in any mode, in which it is left.
+        device: where it is.
+        precise: whether it computes in float32, and in nothing less.
+    """
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = model.config.im_patch_id or model.config.get_text_config().vocab_size
+    short, long = (torch.randint(vocabulary, (n,), generator=generator) for n in _TRIED)
+    apart = torch.zeros(2, len(long), dtype=torch.long)
+    apart[0, : len(short)], apart[1] = short, long
+    mask = torch.ones_like(apart)
+    mask[0, len(short) :] = 0
+    positions = torch.cat([torch.arange(n) for n in _TRIED])
+    was_training = model.training
+    model.eval()
+    try:
+        wanted = model(
+            input_ids=apart.to(device), attention_mask=mask.to(device), use_cache=False
+        ).logits
+        found = model(
+            input_ids=torch.cat([short, long])[None].to(device),
+            position_ids=positions[None].to(device),
+            use_cache=False,
+        ).logits
+    finally:
+        model.train(was_training)
+    wanted = torch.cat([wanted[0, : len(short)], wanted[1]])
+    error = float((found[0] - wanted).abs().max() / wanted.abs().max())
+    return error <= (_ROUNDING if precise else _ROUNDING_OF_HALF)

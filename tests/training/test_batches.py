@@ -1,0 +1,215 @@
+"""Steps: which samples they are made of, and who reads which."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from chatbind_cli.data.tokens import IGNORE_INDEX, TokenizedSample
+from chatbind_cli.training.batches import WINDOW, Share, Step, StepSampler, StepSamples
+from chatbind_cli.training.packing import Packing, RowCollator
+from chatbind_cli.training.samples import Collator
+
+NO = IGNORE_INDEX
+
+
+def steps(sampler: StepSampler) -> list[list[int]]:
+    return [step.samples for step in sampler]
+
+
+def test_an_epoch_has_every_sample_once_and_ends_with_the_short_step() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(100):
+        count, per_step = int(random.integers(1, 300)), int(random.integers(1, 40))
+        sizes = random.integers(1, 1000, count) if random.integers(2) else None
+        sampler = StepSampler(count, per_step, seed=3, sizes=sizes)
+        made = steps(sampler)
+        assert sorted(chain.from_iterable(made)) == list(range(count))
+        assert len(made) == len(sampler)
+        assert {len(step) for step in made[:-1]} <= {per_step}
+        assert 0 < len(made[-1]) <= per_step
+        assert steps(sampler) == made
+
+
+def test_seed_and_epoch_decide_the_order() -> None:
+    first, other = StepSampler(50, 8, seed=0), StepSampler(50, 8, seed=1)
+    before = steps(first)
+    assert steps(other) != before
+    first.epoch = 1
+    assert steps(first) != before
+    assert {step.epoch for step in first} == {1}
+
+
+def test_grouped_steps_hold_samples_of_similar_length_in_no_order_of_length() -> None:
+    sizes = np.random.default_rng(0).integers(10, 1000, 4 * WINDOW * 8)
+    made = [sizes[step] for step in steps(StepSampler(len(sizes), 8, seed=0, sizes=sizes))]
+    waste = 1 - sizes.sum() / sum(step.max() * len(step) for step in made)
+    assert waste < 0.05
+    means = [step.mean() for step in made]
+    assert abs(np.corrcoef(means, range(len(means)))[0, 1]) < 0.3
+
+
+@pytest.mark.parametrize("by_length", [True, False])
+def test_processes_share_a_step_without_overlap_in_equally_many_passes(by_length: bool) -> None:
+    random = np.random.default_rng(1)
+    for _ in range(200):
+        sizes = random.integers(1, 500, random.integers(1, 60))
+        processes, samples = int(random.integers(1, 6)), int(random.integers(1, 9))
+        shares = [
+            Share(rank, processes, samples).passes(sizes, by_length=by_length)
+            for rank in range(processes)
+        ]
+        assert len({len(share) for share in shares}) == 1
+        assert sorted(chain.from_iterable(chain(*shares))) == list(range(len(sizes)))
+        assert max(len(one) for share in shares for one in share) <= samples
+
+
+def test_processes_read_equally_long_samples_at_a_time() -> None:
+    sizes = np.random.default_rng(2).integers(10, 1000, 64)
+    shares = [Share(rank, 4, 4).passes(sizes, by_length=True) for rank in range(4)]
+    for together in zip(*shares, strict=True):
+        longest = [sizes[one].max() for one in together]
+        assert max(longest) - min(longest) < 100
+
+
+class Texts:
+    """Samples of the given lengths; each token of a sample is its number."""
+
+    def __init__(self, lengths: list[int]) -> None:
+        self.lengths = lengths
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.with_media(index, self.tokens(index))
+
+    def tokens(self, index: int) -> TokenizedSample:
+        tokens = [int(index) + 1] * self.lengths[index]
+        return TokenizedSample(tokens, list(tokens))
+
+    def with_media(self, index: int, sample: TokenizedSample) -> dict[str, Any]:
+        return {"input_ids": sample.input_ids, "labels": sample.labels}
+
+
+def made(lengths: list[int], processes: int, packing: Packing | None) -> list[dict[str, Any]]:
+    """One step of all samples, as each process sees it."""
+    step = Step(0, list(range(len(lengths))))
+    return [
+        StepSamples(
+            Texts(lengths),  # type: ignore[arg-type]
+            Collator(0),
+            RowCollator(0),
+            Share(rank, processes, 2),
+            np.array(lengths),
+            packing=packing,
+        ).__getitems__(step)[0]
+        for rank in range(processes)
+    ]
+
+
+@pytest.mark.parametrize("packing", [None, Packing(tokens=16, row=8, samples=2)])
+def test_a_step_has_the_same_labels_whoever_reads_them(packing: Packing | None) -> None:
+    lengths = [3, 8, 2, 5, 7, 4, 2]
+    wanted = sorted(n + 1 for n, length in enumerate(lengths) for _ in range(length - 1))
+    for processes in (1, 2, 3, 5, 9):
+        shares = made(lengths, processes, packing)
+        assert len({len(share["passes"]) for share in shares}) == 1
+        passes = [batch for share in shares for batch in share["passes"]]
+        labels = torch.cat([batch["labels"][:, 1:].flatten() for batch in passes])
+        assert sorted(labels[labels != NO].tolist()) == wanted
+        assert sum(batch["work"].samples for batch in passes) == len(lengths)
+        assert sum(batch["work"].labelled for batch in passes) == len(wanted)
+        # who has nothing to learn from reads the shortest sample
+        idle = [batch for batch in passes if batch["work"].samples == 0]
+        assert all(batch["input_ids"].tolist() == [[3, 3]] for batch in idle)
+        assert bool(idle) == (processes > len(lengths))
+
+
+# ---- whole runs -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def talks(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Conversations of many lengths."""
+    random = np.random.default_rng(0)
+    records = [
+        {
+            "id": str(n),
+            "conversations": [
+                {"from": "human", "value": "What is it? " + "red " * int(random.integers(0, 20))},
+                {"from": "gpt", "value": "It is " + "blue " * int(random.integers(1, 40))},
+            ],
+        }
+        for n in range(13)
+    ]
+    path = tmp_path_factory.mktemp("talks") / "talks.json"
+    path.write_text(json.dumps(records))
+    return path
+
+
+def words(world: Any, talks: Path, output: Path, *more: str) -> list[str]:
+    made = world.args(output, "--num-train-epochs", "2", "--learning-rate", "0.001", *more)
+    made[made.index("--data") + 1] = str(talks)
+    made[made.index("-m") + 1] = str(world.llama_without_dropout)
+    return ["finetune", *made]
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    return load_file(output / "model.safetensors")
+
+
+def test_a_packed_run_learns_what_an_unpacked_one_does(world, here, talks, tmp_path) -> None:
+    packed, apart = tmp_path / "packed", tmp_path / "apart"
+    done = here(*words(world, talks, packed, "--global-batch-size", "4"))
+    assert done.code == 0, done.stderr
+    assert [record["step"] for record in done.records[:-1]] == list(range(1, 9))
+    # the number of passes is another, the samples of a step are not
+    more = ("--packing", "no", "--gradient-accumulation-steps", "2")
+    other = here(*words(world, talks, apart, *more))
+    assert other.code == 0, other.stderr
+    for one, two in zip(done.records[:-1], other.records[:-1], strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
+        assert one["epoch"] == two["epoch"]
+    wanted = weights(apart)
+    for name, tensor in weights(packed).items():
+        torch.testing.assert_close(tensor, wanted[name], rtol=0, atol=1e-5, msg=name)
+
+
+def test_a_run_that_stopped_inside_an_epoch_ends_the_same(world, here, talks, tmp_path) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    more = ("--global-batch-size", "4", "--save-steps", "3")
+    assert here(*words(world, talks, whole, *more)).code == 0
+    # as a kill leaves it after step 6, the second of the second epoch
+    shutil.copytree(whole, out)
+    noted = json.loads((out / "run.json").read_text())
+    del noted["artifact"]
+    (out / "run.json").write_text(json.dumps({**noted, "status": "running"}))
+    for path in out.glob("checkpoint-*"):
+        if path.name not in ("checkpoint-3", "checkpoint-6"):
+            shutil.rmtree(path)
+    (out / "model.safetensors").unlink()
+    again = here(*words(world, talks, out, *more))
+    assert again.code == 0, again.stderr
+    assert [record.get("step") for record in again.records] == [7, 8, None]
+    wanted = weights(whole)
+    for name, tensor in weights(out).items():
+        assert torch.equal(tensor, wanted[name]), name
+
+
+def test_workers_make_the_same_batches(world, here, talks, tmp_path) -> None:
+    losses = []
+    for workers in ("0", "2"):
+        more = ("--dataloader-num-workers", workers, "--max-steps", "5")
+        done = here(*words(world, talks, tmp_path / workers, *more))
+        assert done.code == 0, done.stderr
+        losses.append([record["loss"] for record in done.records[:-1]])
+    assert losses[0] == losses[1]
