@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer
 
 from chatbind_cli.console import note
@@ -25,6 +25,15 @@ States = tuple[torch.Tensor, torch.Tensor]  # keys and values of a layer
 _LENGTH_DEPENDENT: Final = ("dynamic", "longrope")
 _RTOL: Final = 1e-5  # of a loss in float32; sums are rounded in another order
 _RTOL_HALF: Final = 5e-3
+
+
+def _drops(config: PretrainedConfig) -> bool:
+    """Whether a language model has dropout; heads of classifiers do not count."""
+    return any(
+        "drop" in name and isinstance(share, float) and share > 0
+        for name, share in vars(config).items()
+        if not name.startswith(("classifier", "summary"))
+    )
 
 
 class SharedPrefix:
@@ -83,6 +92,9 @@ class SharedPrefix:
             return "the language model's positions depend on the length of the longest sample"
         if getattr(config, "output_router_logits", False):
             return "the language model's routers learn from all tokens"
+        if _drops(config):
+            # a little of it may pass below, or not, and a run that goes on would not be the same
+            return "the language model has dropout"
         devices = [batch["input_ids"].device] if batch["input_ids"].is_cuda else []
         try:
             # the random state stays what it would have been
@@ -98,7 +110,7 @@ class SharedPrefix:
             return None
         return (
             f"the first batch's loss is {float(shared):.6g} with it and {float(plain):.6g} "
-            "without (dropout, or tokens that look ahead)"
+            "without (tokens that look ahead?)"
         )
 
     def _behind(self, batch: Batch, tokens: tuple[int, ...]) -> Batch:
