@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import torch
-from transformers import DynamicCache, PretrainedConfig
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from chatbind_cli.console import note
@@ -25,15 +25,6 @@ States = tuple[torch.Tensor, torch.Tensor]  # keys and values of a layer
 _LENGTH_DEPENDENT: Final = ("dynamic", "longrope")
 _RTOL: Final = 1e-5  # of a loss in float32; sums are rounded in another order
 _RTOL_HALF: Final = 5e-3
-
-
-def _drops(config: PretrainedConfig) -> bool:
-    """Whether a language model has dropout; heads of classifiers do not count."""
-    return any(
-        "drop" in name and isinstance(share, float) and share > 0
-        for name, share in vars(config).items()
-        if not name.startswith(("classifier", "summary"))
-    )
 
 
 class SharedPrefix:
@@ -92,14 +83,14 @@ class SharedPrefix:
             return "the language model's positions depend on the length of the longest sample"
         if getattr(config, "output_router_logits", False):
             return "the language model's routers learn from all tokens"
-        if _drops(config):
-            # a little of it may pass below, or not, and a run that goes on would not be the same
-            return "the language model has dropout"
         devices = [batch["input_ids"].device] if batch["input_ids"].is_cuda else []
         try:
             # the random state stays what it would have been
             with torch.no_grad(), torch.random.fork_rng(devices), self._autocast():
+                before = _random_state(batch["input_ids"].device)
                 plain = self._model(**batch).loss.float()
+                if not torch.equal(before, _random_state(batch["input_ids"].device)):
+                    return "dropout would make it another one each time"
                 shared = self._model(**self._behind(batch, tokens)).loss.float()
                 exact = word_embeddings(self._model)(batch["input_ids"][:1, :1]).dtype
                 exact_too = not torch.is_autocast_enabled(plain.device.type)
@@ -110,7 +101,7 @@ class SharedPrefix:
             return None
         return (
             f"the first batch's loss is {float(shared):.6g} with it and {float(plain):.6g} "
-            "without (tokens that look ahead?)"
+            "without (tokens look ahead)"
         )
 
     def _behind(self, batch: Batch, tokens: tuple[int, ...]) -> Batch:
@@ -147,3 +138,8 @@ class SharedPrefix:
                 use_cache=True,
             )
         return [(keys, values) for keys, values, _ in cache]
+
+
+def _random_state(device: torch.device) -> torch.Tensor:
+    """What random numbers on a device come next."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
