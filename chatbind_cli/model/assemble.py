@@ -83,8 +83,7 @@ def build_chatbind(
     held: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
     held["device_map"] = device_map
     file = read_projector(projector) if projector is not None else None
-    going_on = stage == "finetune" and is_chatbind(Path(language_model))
-    if going_on:
+    if stage == "finetune" and is_chatbind(Path(language_model)):
         _refuse_packing(quantization, where=str(language_model))
         bundle = load_chatbind(language_model, merge=merge, **held)
         _continue(bundle.config, given, encoder, where=str(language_model))

@@ -99,7 +99,13 @@ def memory_needed(
     left = shape.numbers if rank or frozen else 0
     size = _HALF if half else _MASTER
     packed = _PACKED if settings.load_in_4bit else size
-    copies = _HALF * trained if half and shards == 1 else 0
+    copies, sums = float(_HALF * trained) if half else 0.0, 0.0
+    if shards > 1:
+        # embeddings and output layer are whole during a step, and two layers at a time
+        ends = 2 * shape.vocabulary * shape.width
+        layer = (shape.numbers - ends) / max(1, shape.layers)
+        copies = size * (ends + 2 * layer)
+        sums = 0 if rank else (size + _GRADIENT) * max(ends, layer)
     kept = _KEPT * size * shape.width * tokens
     if settings.gradient_checkpointing is True:
         activations = kept + size * shape.width * tokens * shape.layers
@@ -107,7 +113,7 @@ def memory_needed(
         activations = kept * shape.layers
     return Needs(
         weights=(left * packed + trained * _MASTER) / shards + copies,
-        training=trained * (_GRADIENT + _ADAM) / shards,
+        training=trained * (_GRADIENT + _ADAM) / shards + sums,
         # about half of the tokens are answers
         activations=activations + tokens / 2 * shape.vocabulary * _LOGITS,
     )

@@ -154,7 +154,7 @@ def _look_at_memory(
     settings: TrainingSettings, shape: Shape, longest: int, *, half: bool, gpus: int
 ) -> None:
     tokens = settings.per_device_train_batch_size * longest
-    shards = gpus if settings.fsdp and gpus else 1
+    shards = gpus if settings.fsdp and settings.backbone_trains and gpus else 1
     needs = memory_needed(settings, shape, tokens=tokens, half=half, shards=shards)
     parts = (needs.total, needs.weights, needs.training, needs.activations)
     told = (

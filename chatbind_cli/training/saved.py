@@ -6,11 +6,13 @@ import errno
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from chatbind_cli.checkpoints.checkpoint import open_checkpoint
 from chatbind_cli.errors import CheckpointError, WeightsError
@@ -91,6 +93,27 @@ def check_optimizer(path: Path) -> None:
     for tensor in _tensors(state):
         if tensor.is_floating_point():
             _is_zero("the optimizer's state", iter(tensor.flatten().split(_PIECE)), path)
+
+
+def check_shards(folder: Path, rank: int) -> None:
+    """Reads what process `rank` has written of a model that is shared out, and of its optimizer.
+
+    Raises:
+        WeightsError: it cannot be read, or holds what is not a finite number.
+    """
+    placed = FileSystemReader(folder).read_metadata().storage_data
+    for index, place in placed.items():
+        path = folder / place.relative_path
+        if not path.name.startswith(f"__{rank}_"):
+            continue
+        try:
+            with path.open("rb") as file:
+                file.seek(place.offset)
+                held = torch.load(BytesIO(file.read(place.length)), weights_only=True)
+        except Exception as error:
+            raise WeightsError("cannot be read again", where=str(path), hint=_HINT) from error
+        for tensor in _tensors(held):
+            _is_zero(index.fqn, iter(tensor.flatten().split(_PIECE)), path)
 
 
 def _is_zero(name: str, pieces: Iterator[torch.Tensor], path: Path) -> bool:

@@ -22,7 +22,8 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import Trainer
 
-from chatbind_cli.errors import CheckpointError
+from chatbind_cli.errors import CheckpointError, reason
+from chatbind_cli.training.saved import check_shards
 from chatbind_cli.training.sharding import is_sharded
 
 SHARDS: Final = "shards"  # the folder in a checkpoint; others have `WEIGHTS` and `_OPTIMIZER`
@@ -54,7 +55,12 @@ class ShardedTrainer(Trainer):
             return
         weights = get_model_state_dict(self.trained, options=_TRAINED_ONLY)
         state = {"model": weights, "optimizer": self._optimizer_state()}
-        save_parts(state, checkpoint_id=Path(output_dir) / SHARDS)
+        folder = Path(output_dir) / SHARDS
+        try:
+            save_parts(state, checkpoint_id=folder)
+        except CheckpointException as error:
+            raise _cause(error) from error
+        check_shards(folder, self.args.process_index)
         if self.args.should_save:
             assert self.lr_scheduler is not None
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / _SCHEDULER)
@@ -118,10 +124,15 @@ def _load(state: dict[str, Any], folder: Path) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # so it may be
             load_parts(state, checkpoint_id=folder / SHARDS)
-    except (CheckpointException, RuntimeError, ValueError) as error:
+    except CheckpointException as error:
         raise CheckpointError(
-            f"does not fit the model ({str(error).splitlines()[0]})", where=str(folder)
+            f"does not fit the model ({reason(_cause(error))})", where=str(folder)
         ) from error
+
+
+def _cause(error: CheckpointException) -> BaseException:
+    """What went wrong first, of whatever process; PyTorch's own error is no `Exception`."""
+    return next((cause for cause, _ in error.failures.values()), error)
 
 
 def _load_whole(model: nn.Module, file: Path) -> None:

@@ -182,6 +182,8 @@ def gathered(model: nn.Module) -> dict[str, torch.Tensor]:
             tensor = part.detach()
             if isinstance(tensor, DTensor):
                 tensor = tensor.full_tensor()
-            whole[id(part)] = tensor.cpu() if dist.get_rank() == 0 else tensor.new_empty(0)
+            # others keep nothing of it, but wait for it: else they would hold all that are coming
+            first = dist.get_rank() == 0
+            whole[id(part)] = tensor.cpu() if first else tensor.flatten()[:0].clone()
         state[name] = whole[id(part)]
     return state if dist.get_rank() == 0 else {}

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import shutil
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.distributed import checkpoint
 
 from chatbind_cli.errors import WeightsError
 from chatbind_cli.training import saved
-from chatbind_cli.training.saved import check_optimizer, check_weights
+from chatbind_cli.training.saved import check_optimizer, check_shards, check_weights
 
 
 def weights() -> dict[str, torch.Tensor]:
@@ -80,3 +83,20 @@ def test_an_optimizer_s_state_is_read_too(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(WeightsError, match="cannot be read again"):
         check_optimizer(path)
+
+
+def test_shards_are_read_by_who_wrote_them(tmp_path: Path) -> None:
+    good, bad, cut = tmp_path / "good", tmp_path / "bad", tmp_path / "cut"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that one process saves them
+        checkpoint.save({"weight": torch.ones(8), "rate": 0.1}, checkpoint_id=good)
+        checkpoint.save({"weight": torch.tensor([1.0, math.nan])}, checkpoint_id=bad)
+    check_shards(good, 0)
+    check_shards(bad, 1)  # which has written nothing
+    with pytest.raises(WeightsError, match="weight is not finite"):
+        check_shards(bad, 0)
+    shutil.copytree(good, cut)
+    (part,) = cut.glob("*.distcp")
+    part.write_bytes(part.read_bytes()[:-200])
+    with pytest.raises(WeightsError, match="cannot be read again"):
+        check_shards(cut, 0)
