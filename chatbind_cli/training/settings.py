@@ -131,6 +131,8 @@ class TrainingSettings:
             return
         if self.freeze_backbone:
             raise UsageError("--freeze-backbone trains no adapters, and --lora-r asks for them")
+        if self.save_dtype not in ("auto", "float32"):
+            raise UsageError(f"adapters are saved in float32, not in {self.save_dtype}")
 
     @property
     def backbone_trains(self) -> bool:
