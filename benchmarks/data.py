@@ -5,10 +5,11 @@
 Makes so many conversations of a question and a caption of about ten words, a store of embeddings of
 all their media, and a tiny language model; then runs `pretrain` for one step with one and two
 processes, for the first time and again. `seconds` are to the first record on standard output,
-`mib` is the most that a process takes beyond what it takes with 64 conversations, and of that
-`shared_mib` are pages of files, which all processes share. The samples of a second are counted
-without a model: parsed, as tokens, with embeddings, in batches of 32, by the loader's own and by
-two processes. Prints one JSON object a line.
+`core_seconds` what all processes have computed until then (other work on the machine stretches the
+former), `..._of_few` the same with 64 conversations. `mib` is the most that a process takes beyond
+what it takes with so few; of that `shared_mib` are pages of files, which all processes share. The
+samples of a second are counted without a model: parsed, as tokens, with embeddings, in batches of
+32, in this process and by two workers. Prints one JSON object a line.
 """
 
 from __future__ import annotations
@@ -97,13 +98,16 @@ def make_world(folder: Path, records: int) -> None:
     LlamaForCausalLM(config).save_pretrained(folder / "model")
 
 
-def memory_of(group: int) -> Iterator[tuple[int, int]]:
-    """The most that each process of a group has held, and what of it are files' pages, in KiB."""
-    for status in Path("/proc").glob("[0-9]*/status"):
+def processes_of(group: int) -> Iterator[tuple[int, int, float]]:
+    """Of each process: the most it has held and files' pages in it, in KiB; seconds of a core."""
+    for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if os.getpgid(int(status.parent.name)) == group:
-                lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-                yield int(lines["VmHWM"].split()[0]), int(lines["RssFile"].split()[0])
+            if os.getpgid(int(folder.name)) == group:
+                lines = (folder / "status").read_text().splitlines()
+                values = dict(line.split(":", 1) for line in lines)
+                ticks = (folder / "stat").read_text().rpartition(")")[2].split()[11:13]
+                cpu = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+                yield int(values["VmHWM"].split()[0]), int(values["RssFile"].split()[0]), cpu
         except (OSError, KeyError):
             continue  # it has ended
 
@@ -119,11 +123,11 @@ def run(folder: Path, data: str, processes: int) -> dict[str, float]:
     child = subprocess.Popen(
         line, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
     )
-    peaks = [(0, 0)]
+    peaks = [(0, 0, 0.0)]
 
     def watch() -> None:
         while child.poll() is None:
-            peaks.extend(memory_of(child.pid))
+            peaks.extend(processes_of(child.pid))
             time.sleep(0.1)
 
     watcher = threading.Thread(target=watch)
@@ -131,12 +135,18 @@ def run(folder: Path, data: str, processes: int) -> dict[str, float]:
     assert child.stdout is not None
     first = child.stdout.readline()
     seconds = time.perf_counter() - start
+    core = sum(cpu for _, _, cpu in processes_of(child.pid))
     child.communicate()
     watcher.join()
     if child.returncode != 0 or "loss" not in first:
         raise SystemExit(f"pretrain ended with {child.returncode}")
-    largest, shared = max(peaks)
-    return {"seconds": seconds, "mib": largest / 1024, "shared_mib": shared / 1024}
+    largest, shared, _ = max(peaks)
+    return {
+        "seconds": seconds,
+        "core_seconds": core,
+        "mib": largest / 1024,
+        "shared_mib": shared / 1024,
+    }
 
 
 def measure_samples(folder: Path) -> None:

@@ -1,12 +1,12 @@
 """Does noise on embeddings carry a projector over to modalities it was not trained on?
 
-    python benchmarks/transfer.py                      # five seeds: a quarter of an hour, two cores
+    python benchmarks/transfer.py                      # five seeds: ten minutes on two cores
     python benchmarks/transfer.py --seeds 1 --quick    # does it run?
 
 In the toy world: encoders whose other towers were bound to images only weakly; for each, `pretrain`
-on images alone with noise of several strengths, and without noise but with every modality centred
-by its own mean (taken from media without labels); then "Which digit is this?" about held-out media
-of all modalities. A line a run and modality has the share of right answers beside R@1 (from the
+on images alone with noise of several strengths, or with every modality centred by its own mean
+(taken from media without labels), or both; then "Which digit is this?" about held-out media of all
+modalities. A line a run and modality has the share of right answers beside R@1 (from the
 modality's media to the images) and the distance of the means (gap), both of which are known before
 any training. The last lines are means over the seeds; `gain` is over the plain runs of the same
 seeds, with its standard error.
@@ -56,7 +56,7 @@ NOISE = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
 MODALITIES = tuple(SUFFIXES)
 HELDOUT = 200  # of every modality
 FOR_MEANS = 100  # media of a modality that its mean is taken from
-EPOCHS = {"audio": 3, "depth": 4, "thermal": 4, "imu": 8}
+EPOCHS = {"audio": 2, "depth": 4, "thermal": 4, "imu": 8}
 """Passes that bind a tower: about a third of the toy world's."""
 
 
@@ -90,7 +90,7 @@ class Condition:
     @property
     def name(self) -> str:
         """For a folder."""
-        return "run-centred" if self.centred else f"run-noise-{self.noise:g}"
+        return f"run-{'centred-' * self.centred}noise-{self.noise:g}"
 
 
 def media_of(items: Iterable[Item], modality: str) -> list[Medium]:
@@ -225,7 +225,7 @@ def show(record: dict[str, Any]) -> None:
 
 def measure(world: World, seeds: int, processes: int) -> None:
     """All runs, as many at a time as there are processes."""
-    conditions = [*map(Condition, NOISE), Condition(0.0, centred=True)]
+    conditions = [*map(Condition, NOISE), Condition(0.0, centred=True), Condition(1.0, True)]
     runs: list[dict[str, Any]] = []
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         known: dict[tuple[int, str], dict[str, Any]] = {}

@@ -54,7 +54,7 @@ $(STAGE_1)/config.json: $(DATA)/.done $(CHECKPOINTS)/.done
 	  --num-train-epochs 1 --per-device-train-batch-size 16 \
 	  --global-batch-size $(BATCH_1) --save-steps 2400 --save-total-limit 1 \
 	  --learning-rate 2e-3 --weight-decay 0. --warmup-ratio 0.03 --lr-scheduler-type cosine \
-	  --logging-steps 1 --tf32 True --model-max-length 2048 --gradient-checkpointing True \
+	  --logging-steps 1 --tf32 True --model-max-length 2048 \
 	  --num-processes $(GPUS)
 
 projector: $(PROJECTOR)  ## the projector of stage 1 as one file
@@ -72,7 +72,7 @@ $(STAGE_2)/config.json: $(PROJECTOR)
 	  --learning-rate 2e-5 --weight-decay 0. --warmup-ratio 0.03 --lr-scheduler-type cosine \
 	  --logging-steps 1 --tf32 True --fsdp "full_shard auto_wrap" \
 	  --fsdp-transformer-layer-cls-to-wrap LlamaDecoderLayer \
-	  --model-max-length 2048 --gradient-checkpointing True --num-processes $(GPUS)
+	  --model-max-length 2048 --num-processes $(GPUS)
 
 # Answers and reviews are streams that grow, so being there does not mean being done.
 answers: $(RESULTS)/.answered  ## answers to the 90 evaluation questions

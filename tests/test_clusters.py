@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -49,7 +51,7 @@ def srun(machines):
 
     def run(per_node, who_dies):
         task = [sys.executable, PARTS / "parent.py", str(2 * per_node), str(who_dies)]
-        return subprocess.run(
+        process = subprocess.Popen(
             [sys.executable, PARTS / "srun", f"--ntasks-per-node={per_node}", *task],
             env={
                 **os.environ,
@@ -58,11 +60,18 @@ def srun(machines):
                 "SLURM_JOB_NODELIST": "10.77.0.[1-2]",
                 "SRUN_ENTER": f"ip netns exec chatbind-{os.getpid()}-{{node}}",
             },
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=120,
-            check=False,
+            start_new_session=True,
         )
+        try:
+            out, err = process.communicate(timeout=120)
+            return subprocess.CompletedProcess(task, process.returncode, out, err)
+        finally:
+            with suppress(ProcessLookupError):  # tasks, where they wait for each other for ever
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
 
     return run
 

@@ -47,7 +47,8 @@ def checked_file(path: Path) -> RecordFile:
     try:
         with ExitStack() as held:
             kept.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(OSError):  # a file system without locks: each process writes its own
+            # without locks on a file system each process writes its own
+            with suppress(OSError, NotImplementedError):
                 held.enter_context(FileLock(kept.with_suffix(".lock")))
             found = _kept(kept, name)
             if found is None:

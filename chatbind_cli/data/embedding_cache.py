@@ -8,6 +8,7 @@ something is wrong with it, work goes on without.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,6 +28,7 @@ from chatbind_cli.encoders.imagebind.encoder import Encoder
 from chatbind_cli.errors import ChatBindError, MediaError, StoreError
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
+from chatbind_cli.media.root import MediaRoot
 
 T = TypeVar("T")
 
@@ -35,6 +37,20 @@ _SETTLED_NS = 2_000_000_000
 _SECONDS_PER_WRITE = 5.0
 _PATIENCE_S = 5.0  # at the end, while other processes write
 _MOST_WAITING = 20_000  # rows: 80 MB
+
+
+def _file(root: MediaRoot, name: str) -> tuple[str, os.stat_result]:
+    """Where a medium is, and what the disk says of it.
+
+    `MediaRoot.find` follows every link on the way, which takes as long as all the rest. That it
+    lets a file pass was seen to before, and nothing is read here.
+    """
+    if not root.prefix and ".." not in name and not name.startswith("/"):
+        path = os.path.join(os.path.abspath(root.folder or ""), name)  # noqa: PTH100, PTH118
+        with suppress(FileNotFoundError):
+            return path, os.stat(path)  # noqa: PTH116
+    found = root.find(name)
+    return str(found), found.stat()
 
 
 class EmbeddingCache:
@@ -72,8 +88,7 @@ class EmbeddingCache:
         if self._folder is None or item.root is None or item.modality is None:
             return None
         with suppress(MediaError, OSError):  # told when the file is to be decoded
-            path = item.root.find(item.medium.name)
-            stat = path.stat()
+            path, stat = _file(item.root, item.medium.name)
             if time.time_ns() - stat.st_mtime_ns < _SETTLED_NS:
                 return None
             name = f"{stat.st_ino} {stat.st_size} {stat.st_mtime_ns} {path}"

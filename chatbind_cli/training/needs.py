@@ -140,7 +140,7 @@ def advice(
     one = replace(saving, per_device_train_batch_size=1)
     few = f"--per-device-train-batch-size 1 and {changes[0][0]}"
     changes.append((few, one, 1))
-    if gpus > 1 and settings.matrices_train:
+    if gpus > 1 and settings.backbone_trains and not settings.load_in_4bit:
         changes.append((f'--fsdp "full_shard auto_wrap" over {gpus} GPUs', saving, gpus))
     per_sample = max(1, tokens // settings.per_device_train_batch_size)
     for words, changed, shards in changes:

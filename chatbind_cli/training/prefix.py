@@ -87,7 +87,10 @@ class SharedPrefix:
         try:
             # the random state stays what it would have been
             with torch.no_grad(), torch.random.fork_rng(devices), self._autocast():
+                before = _random_state(batch["input_ids"].device)
                 plain = self._model(**batch).loss.float()
+                if not torch.equal(before, _random_state(batch["input_ids"].device)):
+                    return "dropout would make it another one each time"
                 shared = self._model(**self._behind(batch, tokens)).loss.float()
                 exact = word_embeddings(self._model)(batch["input_ids"][:1, :1]).dtype
                 exact_too = not torch.is_autocast_enabled(plain.device.type)
@@ -98,7 +101,7 @@ class SharedPrefix:
             return None
         return (
             f"the first batch's loss is {float(shared):.6g} with it and {float(plain):.6g} "
-            "without (dropout, or tokens that look ahead)"
+            "without (tokens look ahead)"
         )
 
     def _behind(self, batch: Batch, tokens: tuple[int, ...]) -> Batch:
@@ -135,3 +138,8 @@ class SharedPrefix:
                 use_cache=True,
             )
         return [(keys, values) for keys, values, _ in cache]
+
+
+def _random_state(device: torch.device) -> torch.Tensor:
+    """What random numbers on a device come next."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()

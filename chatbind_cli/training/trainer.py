@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import broadcast_object_list, send_to_device
@@ -33,6 +33,7 @@ from chatbind_cli.training.batches import Steps
 from chatbind_cli.training.checkpointing import GpuMemory, Trial
 from chatbind_cli.training.compiling import compile_layers
 from chatbind_cli.training.hangs import noticed_soon
+from chatbind_cli.training.held_out import held_out_batches, held_out_loss, shares
 from chatbind_cli.training.inputs import Inputs
 from chatbind_cli.training.log import TrainingLog
 from chatbind_cli.training.noise import EmbeddingNoise
@@ -111,7 +112,7 @@ class ChatBindTrainer(ShardedTrainer):
         self._meter = Meter(ModelFlops.of(bundle.model), peak)
         self._watch = Watch(
             inputs.conversations,
-            lambda found: self.accelerator.reduce(found, "sum"),
+            self._total,
             scaled=arguments.fp16,
         )
         self.add_callback(self._watch)
@@ -156,9 +157,34 @@ class ChatBindTrainer(ShardedTrainer):
         """Steps, made by processes that leave signals to this one: to the Trainer, batches."""
         return _shielded(self._steps.loader(self.args))
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """Batches of held-out conversations, made likewise."""
-        return _shielded(super().get_eval_dataloader(eval_dataset))
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """The loss on held-out conversations, a mean over their labelled tokens."""
+        samples, collate = self.eval_dataset, cast(Collator, self.data_collator)
+        assert isinstance(samples, TrainingSamples)
+        size, world = self.args.per_device_eval_batch_size, self.accelerator.num_processes
+        mine, counts = zip(*shares(len(samples), size, worker.rank(), world), strict=True)
+        workers = self.args.dataloader_num_workers
+        batches = held_out_batches(samples, collate, list(mine), workers)
+        self.trained.eval()
+        loss = held_out_loss(batches, list(counts), self._held_out_loss, self._total)
+        metrics = {f"{metric_key_prefix}_loss": loss}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def _held_out_loss(self, batch: dict[str, Any]) -> torch.Tensor:
+        del batch["work"], batch["samples"]
+        loss: torch.Tensor = self.compute_loss(self.trained, self._prepare_inputs(batch))
+        return loss
+
+    def _total(self, found: torch.Tensor) -> torch.Tensor:
+        """A tensor added up over all processes."""
+        summed: torch.Tensor = self.accelerator.reduce(found, "sum")
+        return summed
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
@@ -241,13 +267,6 @@ class ChatBindTrainer(ShardedTrainer):
             summed = self.accelerator.reduce(counts, "sum").tolist()
             logs |= self._meter.rates(summed, self.accelerator.num_processes)
         super().log(logs, start_time)
-
-    def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> Any:
-        """One batch of evaluation, which is not timed."""
-        del inputs["work"], inputs["samples"]
-        return super().prediction_step(model, inputs, *args, **kwargs)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(Path(super()._get_output_dir(trial)) / STAGING)

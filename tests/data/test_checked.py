@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import pickle
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from chatbind_cli.data import checked
+from chatbind_cli.data import checked, record_file
 from chatbind_cli.data.checked import checked_file
-from chatbind_cli.data.conversations import Conversation, Conversations, Media
+from chatbind_cli.data.conversations import Conversation, Conversations, Media, checked_row
 from chatbind_cli.errors import RecordError
 from chatbind_cli.media.medium import Medium
 
@@ -27,7 +29,8 @@ RECORDS = [*map(talk, range(20)), {"id": "none"}, talk(20, image=None), talk(21)
 
 @pytest.fixture
 def keep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[Path]]:
-    """Has small files kept, too; tells what is."""
+    """Has small files kept, too, in several parts; tells what is."""
+    monkeypatch.setattr(record_file, "_BATCH_ROWS", 4)
     monkeypatch.setattr(checked, "_KEPT_FROM_BYTES", 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return lambda: sorted(tmp_path.glob("cache/chatbind/conversations/*.arrow"))
@@ -62,6 +65,22 @@ def test_a_file_is_checked_once_under_whatever_name(tmp_path, keep, monkeypatch)
     mapped = pickle.loads(pickle.dumps(Conversations.of_files([again])))
     assert list(mapped) == conversations(second)
     assert len(pickle.dumps(again)) < 500  # the file, and not what is in it
+
+
+def test_those_who_ask_at_the_same_time_wait_for_the_first(tmp_path, keep, monkeypatch) -> None:
+    path = write(tmp_path / "a.json", RECORDS)
+    looked_at = []
+
+    def slow(record, where):
+        looked_at.append(where)
+        time.sleep(0.01)
+        return checked_row(record, where)
+
+    monkeypatch.setattr(checked, "checked_row", slow)
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(conversations, [path] * 3))
+    assert found[0] == found[1] == found[2]
+    assert len(looked_at) == len(RECORDS)
 
 
 def test_another_content_is_checked_anew(tmp_path, keep) -> None:
@@ -140,6 +159,12 @@ def test_media_are_named_once_and_left_out_by_name(tmp_path, keep) -> None:
     assert [c.id for c in left] == [n for n in (*range(20), 21) if n % 7]
     assert len(Media(left, found)) == 10
     assert len(found.without([])) == len(found)
+
+
+def test_of_a_file_without_bad_records_the_right_ones_are_left_out(tmp_path, keep) -> None:
+    path = write(tmp_path / "a.json", [talk(n) for n in range(20)])
+    left = Conversations.of_files([checked_file(path)]).without([Medium("image", "5.jpg")])
+    assert [c.id for c in left] == [n for n in range(20) if n % 7 != 5]
 
 
 def test_sizes_follow_the_texts(tmp_path, keep) -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from chatbind_cli.data import embedding_cache
 from chatbind_cli.data.lookup import Embeddings, open_parts
+from chatbind_cli.data.media_items import MediaItem
 from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.encoders.imagebind.encoder import Encoder, load_encoder
 from chatbind_cli.errors import ChatBindError
@@ -217,3 +218,18 @@ def test_what_was_encoded_before_a_failure_is_kept(run, media, weights, monkeypa
         patched.setattr(Counting, "embed", embed)
         run(media)
     assert run(media) == 1
+
+
+def test_a_file_is_the_one_that_the_media_root_means(run, media, tmp_path) -> None:
+    """With a prefix, a record's name is that of another file, which may be there, too."""
+    for index in range(3):
+        paint(media / f"COCO_{index}.png", index + 3)
+    root = MediaRoot(media, prefix="COCO_")
+    encoder = load_encoder(run.weights)
+    item = MediaItem(Medium("image", "1.png"), root, "1.png")
+    for name in ("first", "second"):
+        part = tmp_path / name / "part-00000"
+        assert not encode_media([item.medium], encoder, root, part, OPTIONS, run.cache)
+    [row] = open_parts(tmp_path / "second")
+    assert run(media) == 5  # all but the one that was meant
+    assert torch.equal(row.get("image", name="1.png"), run.rows[4])

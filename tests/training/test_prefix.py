@@ -131,6 +131,11 @@ def test_the_prefix_ends_before_anything_that_trains(rows: Any, prefix: tuple[in
     assert batch["prefix"] == prefix
 
 
+def test_a_label_of_the_first_position_is_predicted_by_none() -> None:
+    batch = collator(chatbind())([{"input_ids": [1, 2], "labels": [1, 2]}] * 2)
+    assert batch["label_positions"].tolist() == [0, 2]
+
+
 def test_where_the_language_model_trains_nothing_is_constant() -> None:
     batch = collator(chatbind(), frozen=False)(samples())
     assert batch["prefix"] == ()

@@ -67,10 +67,11 @@ def test_adapters_need_little_beside_a_small_frozen_model() -> None:
     assert disk_needed(settings(lora_r=64), LLAMA, half=True) == (adapters * 4, adapters * 12)
 
     def ask(gib: float, gpus: int, **values) -> str | None:
-        told = {"tokens": 16 * 2048, "half": True, "room": gib * GIB, "gpus": gpus}
+        told = {"tokens": 4 * 2048, "half": True, "room": gib * GIB, "gpus": gpus}
         return advice(settings(lora_r=64, **values), LLAMA, **told)
 
-    assert ask(14, gpus=8) == "--load-in-4bit"
+    assert ask(14, gpus=8) == '--fsdp "full_shard auto_wrap" over 8 GPUs'
+    assert ask(14, gpus=1) == "--load-in-4bit"
     assert ask(14, gpus=0) is None
     assert ask(5, gpus=8, load_in_4bit=True) is None
 
