@@ -13,8 +13,8 @@ from chatbind_cli.errors import reason
 def compile_layers(model: PreTrainedModel, *, backend: str = "inductor") -> bool:
     """Has a model's repeated layers compiled when they are first used, for any batch and length.
 
-    All layers share what one costs to compile, and what is around them (soft tokens, caches, the
-    loss) stays as it is. Where no compiler works a note says so.
+    What is around the layers (soft tokens, caches, the loss) stays as it is. They share what one
+    costs to compile, except behind a shared prefix. Where no compiler works a note says so.
 
     Args:
         model: a language model.
@@ -30,6 +30,9 @@ def compile_layers(model: PreTrainedModel, *, backend: str = "inductor") -> bool
     except Exception as error:  # whatever a compiler's absence looks like
         note(f"--compile has no effect: nothing compiles here ({reason(error)})")
         return False
+    # behind a shared prefix each layer's code knows its place in the cache, and all count as one
+    limit = torch._dynamo.config.recompile_limit
+    torch._dynamo.config.recompile_limit = max(limit, limit * len(layers))
     for layer in layers:
         layer.compile(dynamic=True, backend=backend)
     if not layers:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from chatbind_cli.checkpoints.checkpoint import open_checkpoint
@@ -165,8 +166,14 @@ def _look_at_memory(
     if memory is None:
         note(told)
     elif needs.total > _ROOM * memory:
+        told += f"; there are {memory / GIB:.1f}"
+        saving = replace(settings, gradient_checkpointing=True)
+        saved = memory_needed(saving, shape, tokens=tokens, half=half, shards=shards).total
+        if gpus and settings.gradient_checkpointing is None and saved <= _ROOM * memory:
+            note(f"{told}, and so activations will be computed twice")
+            return
         how = advice(settings, shape, tokens=tokens, half=half, room=_ROOM * memory, gpus=gpus)
-        note(f"{told}; there are {memory / GIB:.1f}" + (f": try {how}" if how else ""))
+        note(told + (f": try {how}" if how else ""))
     elif gpus:
         note(f"{told}, of {memory / GIB:.1f}")
 

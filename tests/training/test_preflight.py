@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from chatbind_cli.training import preflight
 from chatbind_cli.training.needs import GIB, Shape, advice, disk_needed, memory_needed
 from chatbind_cli.training.settings import TrainingSettings
 
@@ -124,3 +125,21 @@ def test_a_run_that_could_learn_nothing_is_refused(world, here, tmp_path) -> Non
     done = here("finetune", *world.args(tmp_path / "out", "--model-max-length", "16"))
     assert done.code == 1
     assert "all samples are cut before their first answer at 16 tokens" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("chosen", "gpus", "told"),
+    [
+        (None, 1, ", and so activations will be computed twice"),
+        (None, 0, ": try --gradient-checkpointing yes"),
+        (False, 1, ": try --gradient-checkpointing yes"),
+    ],
+)
+def test_what_the_first_step_will_decide_needs_no_advice(
+    chosen: bool | None, gpus: int, told: str, monkeypatch, capsys
+) -> None:
+    for asked in ("_gpu_memory", "_main_memory"):
+        monkeypatch.setattr(preflight, asked, lambda: 150 * GIB)
+    run = settings(gradient_checkpointing=chosen, per_device_train_batch_size=16)
+    preflight._look_at_memory(run, LLAMA, 2048, half=True, gpus=gpus)
+    assert told in capsys.readouterr().err

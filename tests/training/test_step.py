@@ -50,6 +50,15 @@ def test_a_run_is_the_plain_run(stage: str, run: Any) -> None:
         torch.testing.assert_close(tensor, wanted[name], rtol=1e-3, atol=2e-5, msg=name)
 
 
+def test_in_bfloat16_a_run_differs_by_rounding(run: Any) -> None:
+    fast, _, told = run("pretrain", "--bf16", "yes")
+    plain, _, _ = run("pretrain", "--bf16", "yes", *PLAIN)
+    assert "has no effect" not in told
+    for one, other in zip(fast, plain, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=5e-3), one["step"]
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=3e-2), one["step"]
+
+
 def test_an_evaluation_has_the_plain_loss(world: World, run: Any) -> None:
     words = ("--eval-data", str(world.instructions), "--eval-strategy", "steps")
     words += ("--eval-steps", "4")
