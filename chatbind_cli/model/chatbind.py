@@ -17,7 +17,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from chatbind_cli.errors import RecordError
 from chatbind_cli.model.config import ChatBindConfig, end_ids
-from chatbind_cli.model.label_loss import LossWay, loss_at_labels, loss_way
+from chatbind_cli.model.label_loss import LossWay, loss_at_labels, loss_way, shared_loss
 from chatbind_cli.model.pretrained import blank_model
 from chatbind_cli.model.projector import Projector
 
@@ -120,6 +120,7 @@ class ChatBindForConditionalGeneration(PreTrainedModel, GenerationMixin):
         num_items_in_batch: int | torch.Tensor | None = None,
         media_positions: torch.Tensor | None = None,
         label_positions: torch.Tensor | None = None,
+        step_share: float | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Reads word tokens and soft tokens, and predicts the next ones.
@@ -133,14 +134,13 @@ class ChatBindForConditionalGeneration(PreTrainedModel, GenerationMixin):
             media_embeddings: [media, embedding_dim], in the order of the placeholders, row by row.
             media_weights: [media], see `soft_tokens`.
             labels: [batch, length], -100 where nothing is to be learned; shifted inside.
-            use_cache: whether to return keys and values; unless said, not with `labels`: only
-                generation needs them.
+            use_cache: whether to return keys and values; unless said, not with `labels`.
             logits_to_keep: how many of the last positions need logits; 0 for all.
-            num_items_in_batch: what the loss is divided by, in place of the number of its tokens.
-                A step of samples that were cut before their answers has loss 0, not 0 / 0.
+            num_items_in_batch: divides the loss, in place of the number of its tokens; 0 is as 1.
             media_positions: int64 [placeholders], in the flattened `input_ids`; spares a search.
             label_positions: int64 [n], where the flattened batch predicts a label; then logits are
                 computed there alone, and only the loss is returned.
+            step_share: what this pass is of its step, for what a language model adds to its loss.
             **kwargs: passed on to the language model, as far as it takes them.
 
         Raises:
@@ -164,13 +164,14 @@ class ChatBindForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if not self.accepts_loss_kwargs:
             kwargs = {k: v for k, v in kwargs.items() if k in self._forwarded}
         kwargs |= {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
-        return self._predict(labels, label_positions, num_items_in_batch, kwargs)
+        return self._predict(labels, label_positions, num_items_in_batch, step_share, kwargs)
 
     def _predict(
         self,
         labels: torch.Tensor | None,
         positions: torch.Tensor | None,
         num_items: int | torch.Tensor | None,
+        step_share: float | None,
         inputs: dict[str, Any],
     ) -> CausalLMOutputWithPast:
         """What the language model says to these inputs; see `forward`."""
@@ -178,10 +179,15 @@ class ChatBindForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if labels is not None and positions is not None:
             inputs.pop("logits_to_keep", None)
             way = self.find_loss_way()
-            return loss_at_labels(self.language_model, way, positions, labels, items, **inputs)
+            return loss_at_labels(
+                self.language_model, way, positions, labels, items, step_share, **inputs
+            )
         if items is not None and self.accepts_loss_kwargs:
             inputs["num_items_in_batch"] = items
-        return self.language_model(labels=labels, **inputs)
+        output = self.language_model(labels=labels, **inputs)
+        if labels is not None:
+            output.loss = shared_loss(self.language_model, output, step_share)
+        return output
 
     def find_loss_way(self) -> LossWay:
         """How the loss at labels alone is computed; the first call tries the language model."""

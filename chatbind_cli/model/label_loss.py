@@ -38,6 +38,7 @@ def loss_at_labels(
     positions: torch.Tensor,
     labels: torch.Tensor,
     num_items: torch.Tensor | None,
+    step_share: float | None = None,
     **inputs: Any,
 ) -> CausalLMOutputWithPast:
     """A forward pass with a loss, but with logits at some positions only; they are not returned.
@@ -48,6 +49,7 @@ def loss_at_labels(
         positions: int64 [n], those of the flattened batch that predict a label.
         labels: [batch, length], not shifted.
         num_items: what the summed loss is divided by; None for a mean.
+        step_share: see `shared_loss`.
         **inputs: of the language model, `inputs_embeds` among them.
     """
     targets = labels.flatten()[positions + 1]
@@ -65,7 +67,28 @@ def loss_at_labels(
         with _handing_on(base, lambda states: states.flatten(0, 1)[positions].unsqueeze(0)):
             targets = targets.unsqueeze(0)
             output = language_model(labels=targets, shift_labels=targets, **inputs)
-    return CausalLMOutputWithPast(loss=output.loss)
+    return CausalLMOutputWithPast(loss=shared_loss(language_model, output, step_share))
+
+
+def shared_loss(
+    language_model: PreTrainedModel, output: Any, step_share: float | None
+) -> torch.Tensor:
+    """The loss of a pass, in which what the language model adds (of its router) has its share.
+
+    What is added is a mean over a pass, and not over a step's labels: added up over the passes of
+    all processes it would count once for each of them.
+
+    Args:
+        language_model: which knows the weight of what it adds.
+        output: of it.
+        step_share: what the pass is of its step; None: it stands alone.
+    """
+    added = getattr(output, "aux_loss", None)
+    weight = getattr(language_model, "router_aux_loss_coef", None)
+    loss: torch.Tensor = output.loss
+    if step_share is None or added is None or weight is None:
+        return loss
+    return loss - (1 - step_share) * weight * added.to(loss.device)
 
 
 def linear_loss(
@@ -158,7 +181,7 @@ def loss_way(language_model: PreTrainedModel, width: int) -> LossWay:
         return "plain"
     weight = next(language_model.parameters())
     random = torch.Generator().manual_seed(0)
-    inputs = {
+    inputs: dict[str, Any] = {
         "inputs_embeds": torch.randn(1, 6, width, generator=random).to(weight),
         "attention_mask": torch.ones(1, 6, dtype=torch.long, device=weight.device),
         "use_cache": False,

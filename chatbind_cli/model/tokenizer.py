@@ -25,8 +25,10 @@ IM_PATCH = "<im_patch>"
 IM_START = "<im_start>"
 IM_END = "<im_end>"
 _BREAKS = "its tokenizer breaks over a text"
-_MOST_KNOWN = 4096
 _LONGEST_PIECE = 512  # characters of SentencePiece's; every place to cut one is looked at
+
+# a prompt style's own texts come first, and again with every sample
+_MOST_KNOWN, _LONGEST_KNOWN = 1000, 2000
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
@@ -114,11 +116,11 @@ class TextCodec:
         if tokenizer.eos_token_id is None:
             raise CheckpointError("the tokenizer has no end-of-text token")
         self._where = tokenizer.name_or_path or "the tokenizer"
-        self._known: dict[tuple[bool, str], list[int]] = {}  # what a style writes recurs
         self.eos: int = tokenizer.eos_token_id
         with one_line(_BREAKS, self._where):
             state, self.marks_start = _without_start_mark(json.loads(backend.to_str()))
             self._state = json.dumps(state)
+            self._known: dict[tuple[str, bool], tuple[int, ...]] = {}
             self._plain = Tokenizer.from_str(self._state)
             self._plain.encode_special_tokens = True  # "</s>" in a user's text is four characters
             self.bos = self._bos(tokenizer)
@@ -143,19 +145,17 @@ class TextCodec:
         return self._ids(self._control, " " + text)
 
     def _ids(self, tokenizer: Tokenizer, text: str) -> list[int]:
-        key = tokenizer is self._plain, text
-        if key not in self._known:
-            if len(self._known) >= _MOST_KNOWN:
-                self._known.clear()
-            self._known[key] = self._encoded(tokenizer, text)
-        return list(self._known[key])
-
-    def _encoded(self, tokenizer: Tokenizer, text: str) -> list[int]:
+        known = self._known.get((text, tokenizer is self._plain))
+        if known is not None:
+            return list(known)
         try:
-            return tokenizer.encode(text, add_special_tokens=False).ids
+            ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
         except BaseException:  # the library panics with what is no `Exception`
             with one_line(_BREAKS, self._where):
                 raise
+        if len(self._known) < _MOST_KNOWN and len(text) < _LONGEST_KNOWN:
+            self._known[text, tokenizer is self._plain] = tuple(ids)
+        return ids
 
     @cached_property
     def _control(self) -> Tokenizer:

@@ -240,7 +240,7 @@ def _write_result(
             if rounded:
                 note(
                     f"saved in {str(dtype).removeprefix('torch.')}: rounding has changed the "
-                    f"weights by {rounded:.1g} of their size; --save-dtype float32 keeps them"
+                    f"weights by {rounded:.2g} of their size; --save-dtype float32 keeps them"
                 )
     folder.publish_files(staged, last=CONFIG_NAME)
     folder.clear_staging()

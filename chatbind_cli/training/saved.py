@@ -58,8 +58,7 @@ def check_weights(path: Path, saved: Mapping[str, torch.Tensor]) -> None:
 
     Raises:
         WeightsError: a tensor is missing, has another shape, holds what is not a finite number, or
-            is a matrix of zeros alone (which the projector's may not be even where they were so in
-            memory).
+            is a matrix of zeros that was none in memory; the projector's must not be one at all.
     """
     with open_checkpoint(path) as checkpoint:
         found = checkpoint.tensors
@@ -69,7 +68,7 @@ def check_weights(path: Path, saved: Mapping[str, torch.Tensor]) -> None:
                 shapes = f"{list(info.shape)} in place of {list(tensor.shape)}"
                 raise WeightsError(f"{name} was saved as {shapes}", where=str(path), hint=_HINT)
             zero = _is_zero(name, checkpoint.chunks(name, _PIECE), path) and len(info.shape) > 1
-            if zero and ("projector" in name or tensor is None or bool(tensor.any())):
+            if zero and ("projector" in name or (tensor is not None and bool(tensor.any()))):
                 raise WeightsError(f"{name} holds nothing but zeros", where=str(path), hint=_HINT)
         once = {(tensor.data_ptr(), tensor.shape): tensor for tensor in saved.values()}
         wanted = sum(tensor.numel() for tensor in once.values())

@@ -178,7 +178,8 @@ class ChatBindTrainer(ShardedTrainer):
 
     def _held_out_loss(self, batch: dict[str, Any]) -> torch.Tensor:
         del batch["work"], batch["samples"]
-        loss: torch.Tensor = self.compute_loss(self.trained, self._prepare_inputs(batch))
+        inputs = {**self._prepare_inputs(batch), "step_share": 0.0}
+        loss: torch.Tensor = self.compute_loss(self.trained, inputs)
         return loss
 
     def _total(self, found: torch.Tensor) -> torch.Tensor:
@@ -212,8 +213,7 @@ class ChatBindTrainer(ShardedTrainer):
     def _memory_trial(self, conversations: Conversations) -> Trial | None:
         """The first step's, where a GPU's memory is to decide about gradient checkpointing."""
         auto = self._settings.gradient_checkpointing is None
-        shared_out = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if not auto or self.args.device.type != "cuda" or shared_out:
+        if not auto or self.args.device.type != "cuda" or is_sharded(self.trained):
             return None
         most = self._settings.model_max_length
         if not self._settings.packing:  # which fills up to the brim
@@ -241,12 +241,14 @@ class ChatBindTrainer(ShardedTrainer):
         self.current_gradient_accumulation_steps = len(passes)
         state = self.accelerator.gradient_state
         losses = []
+        share = 1 / (len(passes) * self.accelerator.num_processes)
         for batch in passes:
             last = batch is passes[-1]
             state._set_sync_gradients(last)  # DeepSpeed takes its step by it
             each = last or state.plugin_kwargs.get("sync_each_batch", False)
             with nullcontext() if each else self.accelerator.no_sync(model):
-                loss = super().training_step(model, batch, num_items_in_batch)
+                inputs = {**batch, "step_share": share}
+                loss = super().training_step(model, inputs, num_items_in_batch)
             losses.append(self._watch.saw(loss))
         return torch.stack(losses).sum()
 
