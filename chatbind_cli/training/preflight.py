@@ -154,7 +154,9 @@ def _look_at_disk(settings: TrainingSettings, shape: Shape, *, half: bool) -> No
 def _look_at_memory(
     settings: TrainingSettings, shape: Shape, longest: int, *, half: bool, gpus: int
 ) -> None:
-    tokens = settings.per_device_train_batch_size * longest
+    # on GPUs packed passes are filled
+    width = settings.model_max_length if settings.packing and gpus else longest
+    tokens = settings.per_device_train_batch_size * width
     shards = gpus if settings.fsdp and settings.backbone_trains and gpus else 1
     needs = memory_needed(settings, shape, tokens=tokens, half=half, shards=shards)
     parts = (needs.total, needs.weights, needs.training, needs.activations)
