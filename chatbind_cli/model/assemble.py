@@ -89,6 +89,7 @@ def build_chatbind(
         _continue(bundle.config, given, encoder, where=str(language_model))
     else:
         chosen = _choices(file, given, where=str(projector))
+        get_style(chosen["prompt_style"])  # one that is none is refused before anything is read
         if quantization is not None:  # packed weights are made where they are used
             place = {"": torch.cuda.current_device()}
             held |= {"quantization_config": quantization, "device_map": place}
