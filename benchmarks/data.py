@@ -39,6 +39,7 @@ from chatbind_cli.data.conversations import Conversations
 from chatbind_cli.data.database import FILE_NAME, Row, StoreMeta, create
 from chatbind_cli.data.lookup import Embeddings, open_stores
 from chatbind_cli.data.tokens import PromptEncoder
+from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.model.assemble import read_without_weights
 from chatbind_cli.training.samples import Collator, TrainingSamples
 
@@ -98,18 +99,25 @@ def make_world(folder: Path, records: int) -> None:
     LlamaForCausalLM(config).save_pretrained(folder / "model")
 
 
-def processes_of(group: int) -> Iterator[tuple[int, int, float]]:
-    """Of each process: the most it has held and files' pages in it, in KiB; seconds of a core."""
+def processes_of(root: int) -> Iterator[tuple[int, int, float]]:
+    """Of a process and all below it: the most it has held and files' pages, KiB; core seconds."""
+    found: dict[int, tuple[int, tuple[int, int, float]]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if os.getpgid(int(folder.name)) == group:
-                lines = (folder / "status").read_text().splitlines()
-                values = dict(line.split(":", 1) for line in lines)
-                ticks = (folder / "stat").read_text().rpartition(")")[2].split()[11:13]
-                cpu = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
-                yield int(values["VmHWM"].split()[0]), int(values["RssFile"].split()[0]), cpu
+            lines = (folder / "status").read_text().splitlines()
+            values = dict(line.split(":", 1) for line in lines)
+            ticks = (folder / "stat").read_text().rpartition(")")[2].split()[11:13]
+            held = int(values["VmHWM"].split()[0]), int(values["RssFile"].split()[0])
+            cpu = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+            found[int(folder.name)] = int(values["PPid"]), (*held, cpu)
         except (OSError, KeyError):
             continue  # it has ended
+    for pid, (_, figures) in found.items():
+        above = pid
+        while above != root and above in found:
+            above = found[above][0]
+        if above == root:
+            yield figures
 
 
 def run(folder: Path, data: str, processes: int) -> dict[str, float]:
@@ -120,9 +128,7 @@ def run(folder: Path, data: str, processes: int) -> dict[str, float]:
     line += ["--num-processes", str(processes), "--per-device-train-batch-size", "16"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache")}
     start = time.perf_counter()
-    child = subprocess.Popen(
-        line, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
-    )
+    child = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=environment)
     peaks = [(0, 0, 0.0)]
 
     def watch() -> None:
@@ -155,7 +161,7 @@ def measure_samples(folder: Path) -> None:
     samples = TrainingSamples(
         Conversations.of_files([checked_file(folder / "all.json")]),
         PromptEncoder(tokenizer, config),
-        Embeddings(open_stores(folder / "store")),
+        Embeddings(open_stores(folder / "store"), MediaOptions()),
         2048,
     )
     count = min(SAMPLES, len(samples))
@@ -194,12 +200,11 @@ def main() -> None:
                     for kept in (folder / "cache").glob("chatbind/*/*"):
                         kept.unlink()
                 found = run(folder, "all.json", processes)
-                beyond = {key: round(found[key] - few[key]) for key in ("mib", "shared_mib")}
                 record = {"processes": processes, "again": again, "records": asked.records}
-                record |= {"seconds": round(found["seconds"], 1), **beyond}
-                print(
-                    json.dumps({**record, "seconds_of_few": round(few["seconds"], 1)}), flush=True
-                )
+                for key in ("seconds", "core_seconds"):
+                    record |= {key: round(found[key], 1), f"{key}_of_few": round(few[key], 1)}
+                record |= {key: round(found[key] - few[key]) for key in ("mib", "shared_mib")}
+                print(json.dumps(record), flush=True)
         measure_samples(folder)
 
 

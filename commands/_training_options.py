@@ -232,8 +232,8 @@ compute_options = stack(
         default="",
         show_default=False,
         metavar="WORDS",
-        help='Share the model out over processes: "full_shard auto_wrap", "shard_grad_op", and '
-        '"offload" for parameters in main memory.',
+        help='Share the model out over processes: "full_shard auto_wrap", or "shard_grad_op" for '
+        "less traffic and more memory.",
     ),
     _compute(
         "--fsdp-transformer-layer-cls-to-wrap",

@@ -29,7 +29,7 @@ _COLOURS: dict[str, dict[str, Any]] = {
     "trained": {"fg": "green"},
     "medium": {"fg": "magenta"},
 }
-_SHARES = ("trained", "prefix", "padding", "cut", "untrained")
+_SHARES = ("trained", "prefix", "padding", "grouped", "packed", "cut", "untrained")
 _BAR = 40
 
 
@@ -66,7 +66,7 @@ _BAR = 40
     "batch_size",
     type=click.IntRange(min=1),
     default=16,
-    help="For the share of padding.",
+    help="For the shares of padding.",
 )
 @model_options
 @_pairs(
@@ -95,10 +95,10 @@ def command(data: Path | None, pairs: Path | None, as_json: bool, **asked: Any) 
     """Show training data as a model will see them, or how well an encoder's senses agree.
 
     Of DATA: a few samples, their trained words in green; lengths; how much of a batch is the
-    prefix that all samples share, or padding; what is cut; which records are bad. Of --pairs:
-    how often the nearest neighbour in the other modality is the same thing, which foretells what
-    a projector that has seen images only will understand. Exit code 3: some records or media
-    cannot be used.
+    prefix that all samples share, or padding (as drawn, grouped by length, packed in rows); what is
+    cut; which records are bad. Of --pairs: how often the nearest neighbour in the other modality is
+    the same thing, which foretells what a projector that has seen images only will understand. Exit
+    code 3: some records or media cannot be used.
     """
     as_json = _for_programs(as_json)
     if (data is None) == (pairs is None):

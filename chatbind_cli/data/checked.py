@@ -52,6 +52,7 @@ def checked_file(path: Path) -> RecordFile:
                 held.enter_context(FileLock(kept.with_suffix(".lock")))
             found = _kept(kept, name)
             if found is None:
+                note(f"{name}: checking its records; later runs take what comes of it")
                 with replace_file(kept) as temporary:
                     write_rows(_rows(path, name), str(temporary))
                 found = RecordFile(kept, name)

@@ -27,6 +27,9 @@ IM_END = "<im_end>"
 _BREAKS = "its tokenizer breaks over a text"
 _LONGEST_PIECE = 512  # characters of SentencePiece's; every place to cut one is looked at
 
+# a prompt style's own texts come first, and again with every sample
+_MOST_KNOWN, _LONGEST_KNOWN = 1000, 2000
+
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder.
@@ -117,6 +120,7 @@ class TextCodec:
         with one_line(_BREAKS, self._where):
             state, self.marks_start = _without_start_mark(json.loads(backend.to_str()))
             self._state = json.dumps(state)
+            self._known: dict[tuple[str, bool], tuple[int, ...]] = {}
             self._plain = Tokenizer.from_str(self._state)
             self._plain.encode_special_tokens = True  # "</s>" in a user's text is four characters
             self.bos = self._bos(tokenizer)
@@ -141,11 +145,17 @@ class TextCodec:
         return self._ids(self._control, " " + text)
 
     def _ids(self, tokenizer: Tokenizer, text: str) -> list[int]:
+        known = self._known.get((text, tokenizer is self._plain))
+        if known is not None:
+            return list(known)
         try:
-            return tokenizer.encode(text, add_special_tokens=False).ids
+            ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
         except BaseException:  # the library panics with what is no `Exception`
             with one_line(_BREAKS, self._where):
                 raise
+        if len(self._known) < _MOST_KNOWN and len(text) < _LONGEST_KNOWN:
+            self._known[text, tokenizer is self._plain] = tuple(ids)
+        return ids
 
     @cached_property
     def _control(self) -> Tokenizer:

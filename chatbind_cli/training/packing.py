@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -19,6 +20,8 @@ import torch
 from chatbind_cli.data.tokens import IGNORE_INDEX
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
 from chatbind_cli.training.throughput import Work
+
+Layout = list[list[list[list[int]]]]  # [pass][process][row][sample]
 
 _STRETCH: Final = (1, 2, 3, 4)  # lengths of rows that are tried, in longest samples
 _TRIED: Final = (5, 9)  # tokens of the two samples that `packs_exactly` looks at
@@ -44,11 +47,11 @@ class Packing:
     samples: int | None = None
     attention: float = 8192.0
 
-    def passes(self, lengths: np.ndarray, processes: int) -> list[list[list[list[int]]]]:
+    def passes(self, lengths: np.ndarray, processes: int) -> Layout:
         """The samples of a step, laid out: the same in every process that asks.
 
-        Every sample, the longest first, goes where there are the fewest tokens so far; so all
-        passes take about the same time. Where one would hold too much, there is one pass more.
+        Of several layouts that takes least time of which processes wait for each other in every
+        pass.
 
         Args:
             lengths: of the step's samples, in tokens.
@@ -58,39 +61,70 @@ class Packing:
             For every pass, for every process, rows of sample numbers; no row where there were too
             few samples.
         """
-        order = np.argsort(-lengths, kind="stable")
+        order = np.argsort(-lengths, kind="stable").tolist()
+        found = [self._even(lengths, order, processes)]
+        if not self.one_row:
+            rows = [[[sample] for sample in order]]
+            rows += [first_fit(lengths, order, most) for most in self._widths(lengths, order)]
+            found += [self._dealt(lengths, one, processes) for one in rows]
+        return min(found, key=lambda layout: self._time(lengths, layout))
+
+    def _even(self, lengths: np.ndarray, order: list[int], processes: int) -> Layout:
+        """Every sample goes where there are the fewest tokens so far, the longest first.
+
+        Where one share would hold too much, there is one pass more.
+        """
         count = -(-int(lengths.sum()) // (self.tokens * processes))
         if self.samples is not None:
-            count = max(count, -(-len(lengths) // (self.samples * processes)))
+            count = max(count, -(-len(order) // (self.samples * processes)))
         while True:
             packed = [self._rows(lengths, one) for one in _spread(lengths, order, count, processes)]
-            if count >= len(lengths) or all(_area(lengths, r) <= self.tokens for r in packed):
+            if count >= len(order) or all(area(lengths, r) <= self.tokens for r in packed):
                 return [packed[i : i + processes] for i in range(0, len(packed), processes)]
             count += 1
 
+    def _dealt(self, lengths: np.ndarray, rows: list[list[int]], processes: int) -> Layout:
+        """Rows of about the same length share a pass, in all processes."""
+        rows = sorted(rows, key=lambda row: -int(lengths[row].sum()))
+        most = len(rows)
+        if self.samples is not None:
+            passes = -(-len(lengths) // (self.samples * processes))
+            most = -(-len(rows) // (passes * processes))
+        ends = [0]
+        while ends[-1] < len(rows):
+            fit = self.tokens // int(lengths[rows[ends[-1]]].sum())
+            ends.append(ends[-1] + max(min(fit, most), 1) * processes)
+        return [
+            [rows[start + rank : end : processes] for rank in range(processes)]
+            for start, end in pairwise(ends)
+        ]
+
     def _rows(self, lengths: np.ndarray, chosen: list[int]) -> list[list[int]]:
-        """Rows of the length that costs least, the most filled of a few."""
+        """Rows of the width that costs least, or one row."""
         if self.one_row or len(chosen) < 2:
             return [chosen] if chosen else []
-        longest = int(lengths[chosen[0]])
-        tried = {max(longest, min(longest * k, self.row)) for k in _STRETCH}
-        return min(
-            (first_fit(lengths, chosen, most) for most in sorted(tried)), key=self._cost(lengths)
-        )
+        tried = [first_fit(lengths, chosen, most) for most in self._widths(lengths, chosen)]
+        return min(tried, key=lambda rows: self._time(lengths, [[rows]]))
 
-    def _cost(self, lengths: np.ndarray) -> Any:
-        def cost(rows: list[list[int]]) -> float:
-            width = max(int(lengths[row].sum()) for row in rows)
-            return len(rows) * width * (1 + width / self.attention)
+    def _widths(self, lengths: np.ndarray, order: list[int]) -> list[int]:
+        """Of rows: a few times the longest sample."""
+        longest = int(lengths[order[0]])
+        return sorted({max(longest, min(longest * k, self.row)) for k in _STRETCH})
 
-        return cost
+    def _time(self, lengths: np.ndarray, layout: Layout) -> float:
+        """About how long a layout takes, in tokens of short rows."""
+        total = 0.0
+        for shares in layout:
+            areas = [(area(lengths, rows), len(rows)) for rows in shares]
+            total += max(a * (1 + a / max(n, 1) / self.attention) for a, n in areas)
+        return total
 
 
-def _spread(lengths: np.ndarray, order: np.ndarray, count: int, processes: int) -> list[list[int]]:
+def _spread(lengths: np.ndarray, order: list[int], count: int, processes: int) -> list[list[int]]:
     """Samples in `count` x `processes` heaps of about as many tokens, the longest of each first."""
     heaps = [(0, place) for place in range(count * processes)]
     spread: list[list[int]] = [[] for _ in heaps]
-    for sample in order.tolist():
+    for sample in order:
         tokens, place = heaps[0]
         spread[place].append(sample)
         heapq.heapreplace(heaps, (tokens + int(lengths[sample]), place))
@@ -113,7 +147,8 @@ def first_fit(lengths: np.ndarray, order: Sequence[int], most: int) -> list[list
     return rows
 
 
-def _area(lengths: np.ndarray, rows: list[list[int]]) -> int:
+def area(lengths: np.ndarray, rows: list[list[int]]) -> int:
+    """The tokens of a pass of these rows of samples, with what fills them up."""
     return len(rows) * max((int(lengths[row].sum()) for row in rows), default=0)
 
 

@@ -16,6 +16,7 @@ from transformers.cache_utils import DynamicLayer
 
 from chatbind_cli.console import note
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration, word_embeddings
+from chatbind_cli.model.label_loss import IGNORED
 from chatbind_cli.training.checkpointing import recomputes
 
 Batch = dict[str, Any]
@@ -65,6 +66,8 @@ class SharedPrefix:
         if not (self._wanted and tokens):
             return batch
         if not self._tried:
+            if not bool((batch["labels"] != IGNORED).any()):
+                return batch  # of no loss nothing could be told
             self._tried, obstacle = True, self._obstacle(batch, tokens)
             if obstacle:
                 note(f"--share-prefix has no effect: {obstacle}")
@@ -97,7 +100,7 @@ class SharedPrefix:
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             return f"the language model does not go on from a cache ({type(error).__name__})"
         rtol = _RTOL if exact == torch.float32 and exact_too else _RTOL_HALF
-        if torch.allclose(plain, shared, rtol=rtol, atol=rtol, equal_nan=True):
+        if torch.allclose(plain, shared, rtol=rtol, atol=rtol):
             return None
         return (
             f"the first batch's loss is {float(shared):.6g} with it and {float(plain):.6g} "

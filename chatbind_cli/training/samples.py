@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
@@ -101,5 +102,7 @@ class Collator:
 
     def _padded(self, rows: Sequence[list[int]], value: int) -> torch.Tensor:
         multiple = self.pad_to_multiple_of
-        length = -(-max(map(len, rows)) // multiple) * multiple
-        return torch.tensor([row + [value] * (length - len(row)) for row in rows])
+        padded = np.full((len(rows), -(-max(map(len, rows)) // multiple) * multiple), value)
+        for place, row in enumerate(rows):
+            padded[place, : len(row)] = row
+        return torch.from_numpy(padded)

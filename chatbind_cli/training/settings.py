@@ -12,6 +12,7 @@ from chatbind_cli.media.root import MediaRoot
 from chatbind_cli.training.data_files import DataFile
 
 Stage = Literal["pretrain", "finetune"]
+_FSDP = ("full_shard", "shard_grad_op", "auto_wrap")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +122,7 @@ class TrainingSettings:
                 hint=f"say {mixed}, which computes so, and keeps the trained weights in float32",
             )
         self._check_adapters()
+        self._check_sharding()
 
     def _check_adapters(self) -> None:
         words = ("lora_alpha", "lora_dropout", "lora_targets", "lora_dora", "load_in_4bit")
@@ -131,6 +133,24 @@ class TrainingSettings:
             return
         if self.freeze_backbone:
             raise UsageError("--freeze-backbone trains no adapters, and --lora-r asks for them")
+        if self.save_dtype not in ("auto", "float32"):
+            raise UsageError(f"adapters are saved in float32, not in {self.save_dtype}")
+
+    def _check_sharding(self) -> None:
+        words = self.fsdp.split()
+        if "offload" in words:
+            raise UsageError(
+                "--fsdp offload is not supported",
+                hint="share the model out over more GPUs, or train adapters (--lora-r 64)",
+            )
+        for word in words:
+            if word not in _FSDP:
+                raise UsageError(
+                    f"--fsdp does not know {word!r}", hint=f"it takes {', '.join(_FSDP)}"
+                )
+        if words and (self.fp16 or self.load_in_4bit):
+            other = "--fp16" if self.fp16 else "--load-in-4bit"
+            raise UsageError(f"--fsdp goes with --bf16 or float32, not with {other}")
 
     @property
     def backbone_trains(self) -> bool:

@@ -25,8 +25,6 @@ from chatbind_cli.console import note
 from chatbind_cli.errors import UsageError
 from chatbind_cli.training.settings import TrainingSettings
 
-_WORDS = ("full_shard", "shard_grad_op", "offload", "auto_wrap")
-
 
 @dataclass(frozen=True)
 class Sharding:
@@ -43,24 +41,9 @@ class Sharding:
 
 
 def sharding_of(settings: TrainingSettings, world_size: int) -> Sharding | None:
-    """How the settings want the model shared out; None where that has no effect, which is said.
-
-    Raises:
-        UsageError: a word that nobody knows, or what cannot be done.
-    """
-    words = settings.fsdp.split()
-    unknown = [word for word in words if word not in _WORDS]
-    if unknown:
-        raise UsageError(
-            f"--fsdp does not know {unknown[0]!r}", hint=f"it takes {', '.join(_WORDS)}"
-        )
-    if not words:
+    """How the settings want the model shared out; None where that has no effect, which is said."""
+    if not settings.fsdp:
         return None
-    if "offload" in words:
-        raise UsageError(
-            "--fsdp offload is not supported",
-            hint="share the model out over more GPUs, or train adapters (--lora-r 64)",
-        )
     needless = None
     if not settings.backbone_trains:
         needless = "the projector alone trains, and it is small"
@@ -69,10 +52,9 @@ def sharding_of(settings: TrainingSettings, world_size: int) -> Sharding | None:
     if needless:
         note(f"--fsdp has no effect: {needless}")
         return None
-    if settings.fp16 or settings.load_in_4bit:
-        other = "--fp16" if settings.fp16 else "--load-in-4bit"
-        raise UsageError(f"--fsdp goes with --bf16 or float32, not with {other}")
-    return Sharding(reshard="shard_grad_op" not in words, layers=settings.fsdp_layers)
+    return Sharding(
+        reshard="shard_grad_op" not in settings.fsdp.split(), layers=settings.fsdp_layers
+    )
 
 
 def shard(model: nn.Module, how: Sharding, device: torch.device, *, bf16: bool) -> None:

@@ -13,8 +13,11 @@ from transformers import PreTrainedTokenizerBase
 from chatbind_cli.data.conversations import Conversation, Conversations
 from chatbind_cli.data.tokens import IGNORE_INDEX, PromptEncoder, TokenizedSample
 from chatbind_cli.jsonl import Record
+from chatbind_cli.training.batches import Share, StepSampler
+from chatbind_cli.training.packing import Packing, area
 
 _BINS = 20
+_PASSES = 8  # of a step, to reckon with
 _PERCENTILES = (50, 90, 99)
 
 
@@ -85,13 +88,14 @@ def survey(
         reader: as the model.
         conversations: all of them.
         chosen: which are looked at.
-        batch_size: of batches in this order, for the share of padding.
+        batch_size: of forward passes, for the shares of padding.
 
     Returns:
         `samples`, `looked_at`, `media` (of each modality), `tokens` (`mean`, percentiles, `max`),
         `histogram` ([longest of the bin, samples] each), and, as shares of the tokens, `trained`
-        and `prefix` (what all samples begin with), as a share of a batch `padding`, as a share of
-        the samples `cut` and `untrained` (without a token to learn from).
+        and `prefix` (what all samples begin with), as shares of forward passes
+        `padding`, and what is left of it where samples are `grouped` by length or `packed` into
+        rows, as shares of the samples `cut` and `untrained` (without a token to learn from).
     """
     lengths, trained, cut = [], [], 0
     media: Counter[str] = Counter()
@@ -119,7 +123,7 @@ def survey(
         "histogram": [[int(e), int(n)] for e, n in zip(edges[1:], counts, strict=True)],
         "trained": _share(sum(trained), sizes.sum()),
         "prefix": _share(len(prefix or ()) * len(sizes), sizes.sum()),
-        "padding": _padding(sizes, batch_size),
+        **_padding(sizes, batch_size, reader.max_length),
         "cut": _share(cut, len(sizes)),
         "untrained": _share(trained.count(0), len(sizes)),
     }
@@ -136,11 +140,19 @@ def _common(sample: TokenizedSample, before: list[int] | None, soft_token: int |
     return ids[:same]
 
 
-def _padding(lengths: np.ndarray, batch_size: int) -> float:
-    """The share of padding in batches of that many samples, in this order."""
-    parts = np.split(lengths, range(batch_size, len(lengths), batch_size))
-    padded = sum(int(part.max()) * len(part) for part in parts)
-    return _share(padded - int(lengths.sum()), padded)
+def _padding(lengths: np.ndarray, batch_size: int, max_length: int) -> Record:
+    """The shares of padding in forward passes as training makes them."""
+    share = Share(samples=batch_size)
+    packing = Packing(batch_size * max_length, max_length, samples=batch_size)
+    areas = {"padding": 0, "grouped": 0, "packed": 0}
+    for name, sizes in (("padding", None), ("grouped", lengths)):
+        for step in StepSampler(len(lengths), batch_size * _PASSES, seed=0, sizes=sizes):
+            own = lengths[step.samples]
+            for one in share.passes(own, by_length=sizes is not None):
+                areas[name] += area(own, [[sample] for sample in one])
+            if sizes is None:
+                areas["packed"] += sum(area(own, rows) for (rows,) in packing.passes(own, 1))
+    return {name: _share(all_ - int(lengths.sum()), all_) for name, all_ in areas.items()}
 
 
 def _share(part: int, whole: int) -> float:

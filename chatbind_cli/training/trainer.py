@@ -213,8 +213,7 @@ class ChatBindTrainer(ShardedTrainer):
     def _memory_trial(self, conversations: Conversations) -> Trial | None:
         """The first step's, where a GPU's memory is to decide about gradient checkpointing."""
         auto = self._settings.gradient_checkpointing is None
-        shared_out = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if not auto or self.args.device.type != "cuda" or shared_out:
+        if not auto or self.args.device.type != "cuda" or is_sharded(self.trained):
             return None
         most = self._settings.model_max_length
         if not self._settings.packing:  # which fills up to the brim

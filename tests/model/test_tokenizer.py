@@ -113,6 +113,17 @@ def test_control_tokens_of_a_template_count() -> None:
     assert TextCodec(tokenizer).control("<|im_end|>\n", at_start=False)[0] == end
 
 
+def test_a_text_that_was_met_before_has_the_same_ids() -> None:
+    codec = TextCodec(byte_tokenizer())
+    text = "<|im_end|> a"
+    read = [codec.plain(text, at_start=False), codec.control(text, at_start=False)]
+    assert read[0] != read[1]
+    for ids in read:
+        ids.append(0)  # the caller's own
+    again = [codec.plain(text, at_start=False), codec.control(text, at_start=False)]
+    assert again == [ids[:-1] for ids in read]
+
+
 def test_a_word_tokenizer_marks_the_start_and_a_byte_one_does_not() -> None:
     word, byte = TextCodec(word_tokenizer()), TextCodec(byte_tokenizer())
     assert (word.marks_start, byte.marks_start) == (True, False)

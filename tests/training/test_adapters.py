@@ -373,6 +373,7 @@ def test_words_that_make_no_sense(world, here, tmp_path) -> None:
         ("--load-in-4bit",): "--load-in-4bit needs --lora-r",
         ("--lora-r", "4", "--load-in-4bit"): "--load-in-4bit needs an NVIDIA GPU",
         ("--lora-r", "4", "--freeze-backbone"): "--freeze-backbone trains no adapters",
+        ("--lora-r", "4", "--save-dtype", "bfloat16"): "adapters are saved in float32",
         ("--lora-r", "4", "--lora-targets", "q"): "has no matrix 'q'",
     }.items():
         refused = here("finetune", *world.args(tmp_path / "out", *words))

@@ -107,3 +107,19 @@ def test_a_picture_that_could_not_be_drawn_is_refused_before_the_work(
 ) -> None:
     with pytest.raises(UsageError, match="no suffix that we draw"):
         check_inputs(replace(settings, plot=Path("loss.gif")))
+
+
+def test_the_words_of_data_are_files_and_weights(world, here, tmp_path: Path, monkeypatch) -> None:
+    read: list[TrainingSettings] = []
+
+    def stop(settings: TrainingSettings) -> None:
+        read.append(settings)
+        raise RecordError("enough")
+
+    monkeypatch.setattr("chatbind_cli.training.inputs.check_inputs", stop)
+    words = world.args(tmp_path / "out", "--data", "b.json:2", "c.json", "--max-steps", "1")
+    assert "enough" in here("pretrain", *words).stderr
+    files = DataFile(world.captions), DataFile(Path("b.json"), 2), DataFile(Path("c.json"))
+    assert read[0].data == files
+    done = here("pretrain", *words, "--data", "d.json:0")
+    assert (done.code, "--data d.json:0: the weight must be above 0" in done.stderr) == (2, True)

@@ -86,9 +86,10 @@ def test_a_contradiction_is_named(settings, launched, change, told) -> None:
         with_launcher(replace(settings, **change))
 
 
-def test_offload_reaches_the_words_that_refuse_it(settings, launched) -> None:
+def test_offload_is_refused(settings, launched) -> None:
     launched({**NEWER, "fsdp_offload_params": "true"})
-    assert with_launcher(settings).fsdp == "full_shard offload"
+    with pytest.raises(UsageError, match="offload is not supported"):
+        with_launcher(settings)
 
 
 def test_a_strategy_without_a_word_is_refused(settings, launched) -> None:

@@ -242,6 +242,16 @@ def test_a_model_that_looks_ahead_is_found_out(
     assert "the first batch's loss is" in capsys.readouterr().err
 
 
+def test_a_batch_without_labels_proves_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    model = chatbind(attention_dropout=0.5)
+    empty = [{**one, "labels": [-100] * len(one["labels"])} for one in samples()]
+    shared = SharedPrefix(model, nullcontext, wanted=True)
+    assert "past_key_values" not in shared.cut(collator(model)(empty))
+    assert not capsys.readouterr().err
+    shared.cut(collator(model)(samples()))
+    assert "dropout" in capsys.readouterr().err
+
+
 def test_recomputed_activations_keep_no_cache(capsys: pytest.CaptureFixture[str]) -> None:
     model = chatbind()
     batch = collator(model)(samples())

@@ -26,6 +26,8 @@ def test_samples_come_as_the_model_sees_them_and_then_the_figures(world, here) -
     # the system text, and "### Human:"
     assert 0.4 < figures["prefix"] < 0.9
     assert 0 < figures["padding"] < 0.3
+    assert 0 <= figures["grouped"] <= figures["padding"]
+    assert 0 <= figures["packed"] < 0.1
 
 
 def test_what_is_cut_is_counted(world, here) -> None:
