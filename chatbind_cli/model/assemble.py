@@ -209,6 +209,7 @@ def _choices(file: ProjectorFile | None, given: Mapping[str, Any], *, where: str
 
     Raises:
         CheckpointError: an option that shapes the projector contradicts the file.
+        UsageError: there is no such prompt style.
     """
     told = {name: getattr(file.info, name) for name in _DEFAULTS} if file else {}
     for name in ("projector_type", "tokens_per_embedding"):
@@ -217,7 +218,9 @@ def _choices(file: ProjectorFile | None, given: Mapping[str, Any], *, where: str
                 f"the projector's {name} is {told[name]}, not {given[name]}", where=where
             )
     told = {name: value for name, value in told.items() if value is not None}
-    return {**_DEFAULTS, **told, **given}
+    chosen = {**_DEFAULTS, **told, **given}
+    get_style(chosen["prompt_style"])
+    return chosen
 
 
 def _put_projector(
