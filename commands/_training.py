@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 # What people set: the rest is shown by --help-all.
 _SHOWN = {"model", "data", "media_root", "encoder", "store", "projector", "prompt_style"}
 _SHOWN |= {"num_train_epochs", "max_steps", "learning_rate", "per_device_train_batch_size"}
-_SHOWN |= {"gradient_accumulation_steps", "seed", "device", "bf16", "output", "save_steps"}
+_SHOWN |= {"global_batch_size", "seed", "device", "bf16", "output"}
 _SHOWN |= {"overwrite", "num_processes", "dry_run", "lora_r"}
 
 

@@ -163,7 +163,9 @@ schedule_options = stack(
     _number("--per-device-train-batch-size", _POSITIVE, "Samples a process and forward pass."),
     _number("--gradient-accumulation-steps", _POSITIVE, "Forward passes a step."),
     _number(
-        "--global-batch-size", _POSITIVE, "Samples a step over all processes; then passes follow."
+        "--global-batch-size",
+        _POSITIVE,
+        "Samples a step, over all processes, in place of --gradient-accumulation-steps.",
     ),
     _training(
         "--group-by-length",

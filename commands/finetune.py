@@ -99,10 +99,9 @@ _ADAPTERS_RATE = 2e-4
 def command(plan: launch.Dispatch, **values: Any) -> None:
     """Stage 2: fit projector and language model on instructions.
 
-    Makes a ChatBind model folder that `ask`, `vqa` and `from_pretrained` load. With --lora-r the
-    folder holds projector and adapters only; `ask` and `vqa` find the language model beside which
-    they were trained, and `convert --merge` makes one model of the two. Log records go to stdout
-    as the work goes on; the last record names the model.
+    Makes a ChatBind model folder that `ask`, `vqa` and `from_pretrained` load; with --lora-r it
+    holds projector and adapters only. Log records go to stdout as the work goes on; the last
+    record names the model.
     """
     source = click.get_current_context().get_parameter_source("learning_rate")
     if values["lora_r"] is not None and source is ParameterSource.DEFAULT:

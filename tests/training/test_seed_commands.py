@@ -148,5 +148,5 @@ def test_the_help_shows_what_people_set_and_help_all_the_rest(command: str, caps
     assert any("--attn-implementation" in line for line in shown["--help-all"])
     # the published hyper-parameters of the stage are its defaults
     rates = {"pretrain": "0.002", "finetune": "2e-05"}
-    (rate,) = (line for line in lines if "--learning-rate" in line)
+    (rate,) = (line for line in lines if line.startswith("  --learning-rate"))
     assert f"[default: {rates[command]};" in rate
