@@ -20,18 +20,8 @@ from transformers import (
 from chatbind_cli.model import label_loss
 from chatbind_cli.model.chatbind import ChatBindConfig, ChatBindForConditionalGeneration
 from chatbind_cli.model.label_loss import linear_loss, loss_way
-from tests.model.tiny import language_model
+from tests.model.tiny import SIZES, language_model
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 100,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "pad_token_id": 0,
-}
 PATCH = 97
 
 

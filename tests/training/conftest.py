@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.encoders.imagebind.config import ImageBindConfig
-from chatbind_cli.encoders.imagebind.encoder import save_encoder
+from chatbind_cli.encoders.imagebind.encoder import Encoder, save_encoder
 from chatbind_cli.encoders.imagebind.model import ImageBind
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,6 +100,16 @@ def language_model(folder: Path) -> None:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     fast.save_pretrained(folder)
+
+
+class Counting(Encoder):
+    """Counts what it encodes."""
+
+    n_encoded = 0
+
+    def embed(self, media, *, normalize):  # type: ignore[no-untyped-def]
+        self.n_encoded += len(media)
+        return super().embed(media, normalize=normalize)
 
 
 def encoder(folder: Path) -> None:

@@ -19,18 +19,9 @@ from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.root import MediaRoot
 from chatbind_cli.training.embeddings import encode_media
+from tests.training.conftest import Counting
 
 OPTIONS = MediaOptions()
-
-
-class Counting(Encoder):
-    """Counts what it encodes."""
-
-    n_encoded = 0
-
-    def embed(self, media, *, normalize):  # type: ignore[no-untyped-def]
-        self.n_encoded += len(media)
-        return super().embed(media, normalize=normalize)
 
 
 @pytest.fixture

@@ -24,18 +24,8 @@ from chatbind_cli.training.prefix import SharedPrefix
 from chatbind_cli.training.samples import Collator
 from chatbind_cli.training.stages import select_trainable
 from chatbind_cli.training.throughput import Work
+from tests.model.tiny import SIZES
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 100,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-}
 KINDS = {
     "llama": LlamaConfig,
     "qwen3": Qwen3Config,
@@ -52,7 +42,9 @@ SYSTEM = [1, 5, 6, 7, 8, 9]
 
 def chatbind(kind: str = "llama", **fields: Any) -> ChatBindForConditionalGeneration:
     torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_config(KINDS[kind](**{**SIZES, **fields}))
+    base = AutoModelForCausalLM.from_config(
+        KINDS[kind](**{**SIZES, "max_position_embeddings": 64, **fields})
+    )
     config = ChatBindConfig(
         text_config=base.config,
         embedding_dim=8,
