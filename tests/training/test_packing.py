@@ -25,7 +25,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from chatbind_cli.data.tokens import IGNORE_INDEX
 from chatbind_cli.model.chatbind import ChatBindConfig, ChatBindForConditionalGeneration
-from chatbind_cli.model.packed_attention import NAME, read_by_sequence
+from chatbind_cli.model.packed_attention import NAME, packed_rows, read_by_sequence
 from chatbind_cli.training.batches import Steps
 from chatbind_cli.training.checkpointing import recompute
 from chatbind_cli.training.packing import Packing, RowCollator, first_fit, packs_exactly
@@ -154,6 +154,12 @@ def test_no_pair_of_two_samples_is_computed(monkeypatch: pytest.MonkeyPatch) -> 
         learned(model, [rows])
         wanted = [((1, n, n), mask) for n, mask in zip(lengths, masks, strict=True)]
         assert seen == wanted * model.language_model.config.num_hidden_layers
+
+
+def test_other_kernels_are_told_nothing() -> None:
+    inputs = {"sequence_lengths": [[3, 2]]}
+    with packed_rows(chatbind(MODELS["llama"]).language_model, inputs):
+        assert inputs == {}
 
 
 def chosen(model: ChatBindForConditionalGeneration, **changed: Any) -> tuple[bool | None, str]:
