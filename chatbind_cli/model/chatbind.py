@@ -18,6 +18,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from chatbind_cli.errors import RecordError
 from chatbind_cli.model.config import ChatBindConfig, end_ids
 from chatbind_cli.model.label_loss import LossWay, loss_at_labels, loss_way, shared_loss
+from chatbind_cli.model.packed_attention import packed_rows
 from chatbind_cli.model.pretrained import blank_model
 from chatbind_cli.model.projector import Projector
 
@@ -141,7 +142,7 @@ class ChatBindForConditionalGeneration(PreTrainedModel, GenerationMixin):
             label_positions: int64 [n], where the flattened batch predicts a label; then logits are
                 computed there alone, and only the loss is returned.
             step_share: what this pass is of its step, for what a language model adds to its loss.
-            **kwargs: passed on to the language model, as far as it takes them.
+            **kwargs: passed on as far as the language model takes them, see also `packed_rows`.
 
         Raises:
             RecordError: the number of placeholders and of media differ.
@@ -179,12 +180,14 @@ class ChatBindForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if labels is not None and positions is not None:
             inputs.pop("logits_to_keep", None)
             way = self.find_loss_way()
-            return loss_at_labels(
-                self.language_model, way, positions, labels, items, step_share, **inputs
-            )
+            with packed_rows(self.language_model, inputs):
+                return loss_at_labels(
+                    self.language_model, way, positions, labels, items, step_share, **inputs
+                )
         if items is not None and self.accepts_loss_kwargs:
             inputs["num_items_in_batch"] = items
-        output = self.language_model(labels=labels, **inputs)
+        with packed_rows(self.language_model, inputs):
+            output = self.language_model(labels=labels, **inputs)
         if labels is not None:
             output.loss = shared_loss(self.language_model, output, step_share)
         return output

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any, Final, NamedTuple, cast
 
@@ -24,6 +25,7 @@ from chatbind_cli import worker
 from chatbind_cli.console import note
 from chatbind_cli.data.tokens import IGNORE_INDEX
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
+from chatbind_cli.model.packed_attention import read_by_sequence
 from chatbind_cli.training.arguments import on_gpu
 from chatbind_cli.training.packing import Packing, packs_exactly
 from chatbind_cli.training.positions import Collate
@@ -33,6 +35,9 @@ from chatbind_cli.training.throughput import ModelFlops, Work
 
 WINDOW: Final = 32
 """How many steps are sorted by length together, where they are grouped."""
+
+# of layers that take no lengths
+_NOT_HANDED_ON: Final = (RuntimeError, TypeError, ValueError)
 
 
 class Step(NamedTuple):
@@ -202,7 +207,7 @@ class Steps(TrainerCallback):
         packed: Collate,
         model: ChatBindForConditionalGeneration,
     ) -> None:
-        self._model = model
+        self._model, self._compiled = model, settings.compile
         sizes = np.array(samples.conversations.sizes())
         world = worker.world_size()
         self._order = StepSampler(
@@ -238,14 +243,29 @@ class Steps(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: Any, **others: Any
     ) -> None:
-        """Packs nothing where the model, by now on its device, does not read rows as it should."""
-        if self._samples.packing is None:
+        """Decides, with the model on its device, how rows are read, or that nothing is packed."""
+        packing, language_model = self._samples.packing, self._model.language_model
+        if packing is None:
             return
         # a GPU may compute float32, too, with the precision of half of it
         precise = args.device.type == "cpu" and not (args.bf16 or args.fp16)
         precise &= self._model.dtype == torch.float32
-        exact = [packs_exactly(self._model, args.device, precise=precise)]
-        if not broadcast_object_list(exact)[0]:
+
+        def exact(allowed: tuple[type[Exception], ...] = ()) -> bool:
+            found = [False]
+            with suppress(*allowed):
+                found = [packs_exactly(self._model, args.device, precise=precise)]
+            return bool(broadcast_object_list(found)[0])
+
+        # a GPU would wait for the launches of short sequences, a compiler for every new length
+        by_sequence = args.device.type == "cpu" and not self._compiled
+        by_sequence &= self._model.accepts_loss_kwargs  # and lengths
+        if by_sequence and read_by_sequence(language_model, on=True):
+            if exact(_NOT_HANDED_ON):
+                self._samples.packing = replace(packing, one_row=True)
+                return
+            read_by_sequence(language_model, on=False)
+        if not exact():
             note("--packing has no effect: this language model mixes up samples that share a row")
             self._samples.packing, self._samples.by_length = None, True
 

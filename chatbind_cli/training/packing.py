@@ -1,9 +1,9 @@
 """Samples side by side in rows, in place of padding.
 
 A packed row is read as transformers has it: position ids that begin anew at every sample, and no
-attention mask. From these flash-attn takes the lengths of its sequences, and the masks of the other
-kernels let no sample look at another. What fills the end of a row is a sequence of its own, too,
-that nobody learns from.
+attention mask. From these flash-attn takes the lengths of its sequences; on CPUs attention is told
+them (`model.packed_attention`); and the masks of other kernels let no sample look at another. What
+fills the end of a row is a sequence of its own, too, that nobody learns from.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class Packing:
     Attributes:
         tokens: a forward pass holds at most so many.
         row: a row holds at most so many, or one sample that is longer.
-        one_row: whether a pass is a single row, as flash-attn reads it; then `row` does not count.
+        one_row: whether a pass is a single row, where attention goes by sequence, as flash-attn's
+            does; then `row` does not count.
         samples: as many passes are made as if each held so many samples; None: as few as possible.
         attention: the length of a row at which attention costs as much as all the rest.
     """
@@ -171,9 +172,9 @@ class RowCollator:
             rows: of samples as `Collator` takes them.
 
         Returns:
-            `input_ids`, `labels` and `position_ids` [rows, longest], and `media_embeddings`, `work`
-            and `samples` as `Collator` has them. The first label of a sample never counts: what
-            comes before it is another one.
+            `input_ids`, `labels` and `position_ids` [rows, longest], `sequence_lengths` (of every
+            row, with what fills it up), and `media_embeddings`, `work` and `samples` as `Collator`
+            has them. The first label of a sample never counts: what comes before it is another one.
         """
         lengths = [[len(sample["input_ids"]) for sample in row] for row in rows]
         multiple = self.pad_to_multiple_of
@@ -194,6 +195,7 @@ class RowCollator:
             "input_ids": torch.from_numpy(ids),
             "labels": torch.from_numpy(labels),
             "position_ids": torch.from_numpy(positions),
+            "sequence_lengths": [[n for n in (*row, width - sum(row)) if n > 0] for row in lengths],
         }
         media = [sample.get("media_embeddings") for row in rows for sample in row]
         if any(one is not None for one in media):
@@ -235,6 +237,7 @@ def packs_exactly(
         found = model(
             input_ids=torch.cat([short, long])[None].to(device),
             position_ids=positions[None].to(device),
+            sequence_lengths=[_TRIED],
             use_cache=False,
         ).logits
     finally:

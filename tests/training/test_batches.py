@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AttentionInterface
 
 from chatbind_cli.data.tokens import IGNORE_INDEX, TokenizedSample
+from chatbind_cli.model.packed_attention import NAME
 from chatbind_cli.training.batches import WINDOW, Share, Step, StepSampler, StepSamples
 from chatbind_cli.training.packing import Packing, RowCollator
 from chatbind_cli.training.samples import Collator
@@ -167,11 +169,22 @@ def weights(output: Path) -> dict[str, torch.Tensor]:
     return load_file(output / "model.safetensors")
 
 
-def test_a_packed_run_learns_what_an_unpacked_one_does(world, here, talks, tmp_path) -> None:
+def test_a_packed_run_learns_what_an_unpacked_one_does(
+    world, here, talks, tmp_path, monkeypatch
+) -> None:
     packed, apart = tmp_path / "packed", tmp_path / "apart"
+    told, attention = [], AttentionInterface._global_mapping[NAME]
+
+    def watched(*states: Any, **options: Any) -> Any:
+        told.extend(options.get("sequence_lengths") or [])
+        return attention(*states, **options)
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, NAME, watched)
     done = here(*words(world, talks, packed, "--global-batch-size", "4"))
     assert done.code == 0, done.stderr
     assert [record["step"] for record in done.records[:-1]] == list(range(1, 9))
+    assert any(len(row) > 1 and list(row) != [5, 9] for row in told)  # as the trial's are
+    assert NAME not in (packed / "config.json").read_text()
     # the number of passes is another, the samples of a step are not
     more = ("--packing", "no", "--gradient-accumulation-steps", "2")
     other = here(*words(world, talks, apart, *more))

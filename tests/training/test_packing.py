@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from itertools import chain
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from transformers import (
+    AttentionInterface,
     AutoModelForCausalLM,
     FalconMambaConfig,
     GPT2Config,
@@ -16,10 +19,15 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     Qwen3Config,
+    TrainerState,
 )
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from chatbind_cli.data.tokens import IGNORE_INDEX
 from chatbind_cli.model.chatbind import ChatBindConfig, ChatBindForConditionalGeneration
+from chatbind_cli.model.packed_attention import NAME, packed_rows, read_by_sequence
+from chatbind_cli.training.batches import Steps
+from chatbind_cli.training.checkpointing import recompute
 from chatbind_cli.training.packing import Packing, RowCollator, first_fit, packs_exactly
 from chatbind_cli.training.samples import Collator
 
@@ -46,7 +54,7 @@ MODELS = {
 
 def chatbind(config: Any) -> ChatBindForConditionalGeneration:
     torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_config(config)
+    base = AutoModelForCausalLM.from_config(deepcopy(config))  # which a model may change
     wrapped = ChatBindConfig(text_config=base.config, im_patch_id=PATCH, embedding_dim=8)
     return ChatBindForConditionalGeneration(wrapped, base).train()
 
@@ -96,6 +104,104 @@ def test_a_packed_step_teaches_what_a_padded_one_does(kind: str, one_row: bool) 
     for name, gradient in wanted.items():
         error = (gradients[name] - gradient).norm() / gradient.norm().clamp(min=1e-9)
         assert error < 3e-6, name
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt_neox", "mistral"])
+@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize("half", [False, True])
+def test_attention_by_sequence_teaches_the_same(kind: str, twice: bool, half: bool) -> None:
+    model, samples = chatbind(MODELS[kind]), a_step()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+        wanted_loss, wanted = learned(model, [Collator(0)(samples)])
+        assert read_by_sequence(model.language_model, on=True)
+        if twice:
+            recompute(model)
+        rows = RowCollator(0, 8)([samples[:3], samples[3:5], samples[5:]])
+        loss, gradients = learned(model, [rows])
+        padded, _ = learned(model, [Collator(0)(samples)])  # goes the old way
+    assert loss == pytest.approx(wanted_loss, rel=1e-2 if half else 1e-6)
+    assert padded == wanted_loss
+    assert gradients.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        error = (gradients[name] - gradient).norm() / gradient.norm().clamp(min=1e-9)
+        assert error < (3e-2 if half else 3e-6), name
+
+
+def test_no_pair_of_two_samples_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    kernels = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(query: Any, key: Any, value: Any, attn_mask: Any = None, **options: Any) -> Any:
+        pairs = (query.shape[0], query.shape[2], key.shape[2])
+        seen.append((pairs, None if attn_mask is None else tuple(attn_mask.shape)))
+        return kernels(query, key, value, attn_mask=attn_mask, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    samples = [a_step()[n] for n in (0, 1, 3)]
+    for kind, lengths, masks in [
+        ("llama", [3, 17, 2, 18], [None] * 4),
+        ("mistral", [3, 17, 2, 18], [(1, 1, n, n) for n in (3, 17, 2, 18)]),  # sees 4 at most
+        ("mistral", [3, 1, 2, 2], [None] * 4),
+    ]:
+        model = chatbind(MODELS[kind])
+        assert read_by_sequence(model.language_model, on=True)
+        rows = RowCollator(0)([[samples[0], samples[1]], [samples[2]]])
+        if kind == "mistral" and 17 not in lengths:  # as if cut short
+            shorter = [{"input_ids": [1] * n, "labels": [1] * n} for n in (3, 1, 2)]
+            rows = RowCollator(0)([shorter[:2], shorter[2:]])
+        assert list(chain.from_iterable(rows["sequence_lengths"])) == lengths
+        seen.clear()
+        learned(model, [rows])
+        wanted = [((1, n, n), mask) for n, mask in zip(lengths, masks, strict=True)]
+        assert seen == wanted * model.language_model.config.num_hidden_layers
+
+
+def test_other_kernels_are_told_nothing() -> None:
+    inputs = {"sequence_lengths": [[3, 2]]}
+    with packed_rows(chatbind(MODELS["llama"]).language_model, inputs):
+        assert inputs == {}
+
+
+def chosen(model: ChatBindForConditionalGeneration, **changed: Any) -> tuple[bool | None, str]:
+    """Whether a run's passes are single rows (None: not packed), and its kernels."""
+    settings: Any = SimpleNamespace(
+        **{
+            "samples_per_step": lambda world: 4 * world,
+            "seed": 0,
+            "group_by_length": False,
+            "packing": True,
+            "compile": False,
+            "per_device_train_batch_size": 4,
+            "model_max_length": 64,
+            "device": "cpu",
+            **changed,
+        }
+    )
+    samples: Any = SimpleNamespace(conversations=SimpleNamespace(sizes=lambda: [3, 4, 5]))
+    steps = Steps(settings, samples, Collator(0), RowCollator(0), model)
+    arguments: Any = SimpleNamespace(device=torch.device("cpu"), bf16=False, fp16=False)
+    steps.on_train_begin(arguments, TrainerState(), None)
+    packing = steps._samples.packing
+    return packing and packing.one_row, model.language_model.config._attn_implementation
+
+
+def test_a_run_reads_by_sequence_where_that_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert chosen(chatbind(MODELS["llama"])) == (True, NAME)
+    assert chosen(chatbind(MODELS["eager"])) == (False, "eager")
+    assert chosen(chatbind(MODELS["llama"]), compile=True) == (False, "sdpa")
+    assert chosen(chatbind(MODELS["llama"]), packing=False) == (None, "sdpa")
+
+    for attention in (deaf_attention, strict_attention):  # of models that hand less on
+        monkeypatch.setitem(AttentionInterface._global_mapping, NAME, attention)
+        assert chosen(chatbind(MODELS["llama"])) == (False, "sdpa")
+
+
+def deaf_attention(*states: Any, sequence_lengths: Any = None, **options: Any) -> Any:
+    return sdpa_attention_forward(*states, **options)
+
+
+def strict_attention(module: Any, *states: Any, dropout: float, scaling: float) -> Any:
+    return sdpa_attention_forward(module, *states, dropout=dropout, scaling=scaling)
 
 
 @pytest.mark.parametrize("kind", MODELS)
