@@ -7,7 +7,6 @@ run); `value` is what is there, and `hint` what to do about it, where there is s
 from __future__ import annotations
 
 import importlib
-import os
 import platform
 import shutil
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import chatbind_cli
 from chatbind_cli.errors import UsageError, reason
+from chatbind_cli.hardware import cpu_count
 from chatbind_cli.jsonl import Record
 from chatbind_cli.urls import public_url
 
@@ -37,7 +37,7 @@ _LOADED = {
 _EXTRA = {
     "flash-attn": "faster attention on GPUs; without it PyTorch's own kernels are used",
     "liger-kernel": "less memory in training on GPUs",
-    "bitsandbytes": "8-bit optimizers on GPUs",
+    "bitsandbytes": "`finetune --load-in-4bit`, and 8-bit optimizers, on GPUs",
 }
 _REINSTALL = "install it again with the versions of constraints.txt"
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -129,7 +129,7 @@ def devices() -> Iterator[Record]:
     if torch.backends.mps.is_available():
         names.append("mps")
     for name in names:
-        what = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
+        what = f"{cpu_count()} cores, {torch.get_num_threads()} threads"
         if name.startswith("cuda"):
             facts = torch.cuda.get_device_properties(name)
             what = f"{facts.name}, {facts.total_memory / 1e9:.1f} GB"

@@ -304,7 +304,7 @@ class _Line:
             data = self._connection.recv(1 << 16)
             self.ended = not data
         except (BlockingIOError, TimeoutError):
-            pass
+            pass  # nothing has come in yet
         except OSError:
             self.ended = True
         *lines, self._text = (self._text + data).split(b"\n")

@@ -165,7 +165,8 @@ class ChatBindForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if not self.accepts_loss_kwargs:
             kwargs = {k: v for k, v in kwargs.items() if k in self._forwarded}
         kwargs |= {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
-        return self._predict(labels, label_positions, num_items_in_batch, step_share, kwargs)
+        with packed_rows(self.language_model, kwargs):
+            return self._predict(labels, label_positions, num_items_in_batch, step_share, kwargs)
 
     def _predict(
         self,
@@ -180,14 +181,12 @@ class ChatBindForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if labels is not None and positions is not None:
             inputs.pop("logits_to_keep", None)
             way = self.find_loss_way()
-            with packed_rows(self.language_model, inputs):
-                return loss_at_labels(
-                    self.language_model, way, positions, labels, items, step_share, **inputs
-                )
+            return loss_at_labels(
+                self.language_model, way, positions, labels, items, step_share, **inputs
+            )
         if items is not None and self.accepts_loss_kwargs:
             inputs["num_items_in_batch"] = items
-        with packed_rows(self.language_model, inputs):
-            output = self.language_model(labels=labels, **inputs)
+        output = self.language_model(labels=labels, **inputs)
         if labels is not None:
             output.loss = shared_loss(self.language_model, output, step_share)
         return output

@@ -19,6 +19,7 @@ from chatbind_cli.model.packed_attention import NAME
 from chatbind_cli.training.batches import WINDOW, Share, Step, StepSampler, StepSamples
 from chatbind_cli.training.packing import Packing, RowCollator
 from chatbind_cli.training.samples import Collator
+from chatbind_cli.training.watch import Watch
 
 NO = IGNORE_INDEX
 
@@ -195,6 +196,29 @@ def test_a_packed_run_learns_what_an_unpacked_one_does(
     wanted = weights(apart)
     for name, tensor in weights(packed).items():
         torch.testing.assert_close(tensor, wanted[name], rtol=0, atol=1e-5, msg=name)
+
+
+def test_a_run_is_grouped_if_it_is_to_be(world, here, talks, tmp_path, monkeypatch) -> None:
+    read: list[int] = []
+    begin = Watch.begin
+
+    def watched(self: Watch, samples: Any) -> None:
+        read.extend(number for one in samples for number in one)
+        begin(self, samples)
+
+    monkeypatch.setattr(Watch, "begin", watched)
+    for switch in ("no", "yes"):
+        more = ("--group-by-length", switch, "--num-train-epochs", "1", "--packing", "no")
+        assert here(*words(world, talks, tmp_path / switch, *more)).code == 0
+    as_drawn, grouped = read[:13], read[13:]
+    assert sorted(as_drawn) == sorted(grouped) == list(range(13))
+    lengths = [len(json.dumps(record)) for record in json.loads(talks.read_text())]
+
+    def apart(order: list[int]) -> int:
+        pairs = zip(order[0:12:2], order[1:12:2], strict=True)
+        return sum(abs(lengths[one] - lengths[other]) for one, other in pairs)
+
+    assert apart(grouped) < apart(as_drawn) / 2
 
 
 def test_a_run_that_stopped_inside_an_epoch_ends_the_same(world, here, talks, tmp_path) -> None:

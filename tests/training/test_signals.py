@@ -8,14 +8,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from chatbind_cli import stopping
 from chatbind_cli.cli import run
 from chatbind_cli.training import run as running
 from chatbind_cli.training.trainer import ChatBindTrainer
@@ -44,15 +43,16 @@ def at_step(monkeypatch) -> Callable[..., None]:
     """Has signals come in the middle of a step."""
 
     def arrange(step: int, *numbers: int) -> None:
-        check = Watch.check
+        begin, begun = Watch.begin, 0
 
-        def disturbed(self: Watch, norm: object, now: int, *, stop: bool) -> None:
-            if now == step:
-                for number in numbers:
-                    signal.raise_signal(number)
-            check(self, norm, now, stop=stopping.requested())  # type: ignore[arg-type]
+        def disturbed(self: Watch, samples: Sequence[Sequence[int]]) -> None:
+            nonlocal begun
+            begun += 1
+            begin(self, samples)
+            for number in numbers if begun == step else ():
+                signal.raise_signal(number)
 
-        monkeypatch.setattr(Watch, "check", disturbed)
+        monkeypatch.setattr(Watch, "begin", disturbed)
 
     return arrange
 

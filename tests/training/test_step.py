@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainingArguments
 
+from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
+from chatbind_cli.training import trainer
 from chatbind_cli.training.compiling import compile_layers
 from chatbind_cli.training.prefix import SharedPrefix
 from tests.training.conftest import Outcome, World
@@ -103,3 +105,26 @@ def test_the_fused_optimizer_is_the_plain_one() -> None:
         ends.append(parameter.detach())
     torch.testing.assert_close(*ends, rtol=1e-6, atol=1e-6)
     assert TrainingArguments("unused", use_cpu=True).optim == "adamw_torch_fused"
+
+
+def test_the_switches_reach_the_model(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[set[str]] = []
+    compiled: list[Any] = []
+    forward = ChatBindForConditionalGeneration.forward
+
+    def watched(self: Any, *args: Any, **inputs: Any) -> Any:
+        if torch.is_grad_enabled():  # no trial
+            seen.append({name for name, value in inputs.items() if value is not None})
+        return forward(self, *args, **inputs)
+
+    monkeypatch.setattr(ChatBindForConditionalGeneration, "forward", watched)
+    monkeypatch.setattr(trainer, "compile_layers", compiled.append)
+    run("pretrain", "--compile", "yes")
+    fast, seen = seen, []
+    assert fast
+    assert all({"past_key_values", "label_positions"} <= names for names in fast)
+    assert len(compiled) == 1
+    run("pretrain", *PLAIN)
+    assert seen
+    assert not any({"past_key_values", "label_positions"} & names for names in seen)
+    assert len(compiled) == 1
