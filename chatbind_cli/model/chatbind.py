@@ -139,8 +139,7 @@ class ChatBindForConditionalGeneration(PreTrainedModel, GenerationMixin):
             logits_to_keep: how many of the last positions need logits; 0 for all.
             num_items_in_batch: divides the loss, in place of the number of its tokens; 0 is as 1.
             media_positions: int64 [placeholders], in the flattened `input_ids`; spares a search.
-            label_positions: int64 [n], where the flattened batch predicts a label; then logits are
-                computed there alone, and only the loss is returned.
+            label_positions: int64 [n], where labels are predicted; then the loss alone is returned.
             step_share: what this pass is of its step, for what a language model adds to its loss.
             **kwargs: passed on as far as the language model takes them, see also `packed_rows`.
 
@@ -164,9 +163,9 @@ class ChatBindForConditionalGeneration(PreTrainedModel, GenerationMixin):
         kwargs.update((k, v) for k, v in optional.items() if k in self._forwarded)
         if not self.accepts_loss_kwargs:
             kwargs = {k: v for k, v in kwargs.items() if k in self._forwarded}
-        kwargs |= {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
-        with packed_rows(self.language_model, kwargs):
-            return self._predict(labels, label_positions, num_items_in_batch, step_share, kwargs)
+        inputs = kwargs | {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
+        with packed_rows(self.language_model, inputs):
+            return self._predict(labels, label_positions, num_items_in_batch, step_share, inputs)
 
     def _predict(
         self,
