@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 # imported here so that the forks have it
-import torch  # noqa: F401
+import torch
 import torchaudio  # noqa: F401
 import transformers  # noqa: F401
 
@@ -148,6 +148,8 @@ def _become(words: Sequence[str], folder: Path, paths: dict[str, Path], script: 
             flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
             os.dup2(os.open(paths[name], flags, 0o600), number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        # a fork's first call makes a new thread pool, which two threads at once find half made
+        torch.set_num_threads(1)
         if script:
             os.execv(Path(sys.executable).with_name("chatbind"), ["chatbind", *words])
         sys.argv = ["chatbind", *words]
