@@ -16,6 +16,8 @@ import torch
 from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
+from chatbind_cli.errors import ChatBindError
+
 FinishReason = Literal["stop", "length"]
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -37,6 +39,10 @@ class Generated:
     text: str
     n_tokens: int
     finish_reason: FinishReason
+
+
+Outcome = Generated | ChatBindError
+"""What becomes of a question: its answer, or why there is none."""
 
 
 class AnswerDecoder:

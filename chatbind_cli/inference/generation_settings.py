@@ -5,7 +5,7 @@ Apart from `generation`, which brings torch: a command checks them before it loa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from chatbind_cli.errors import UsageError
@@ -26,8 +26,22 @@ class GenerationSettings:
     temperature."""
     top_p: float = 1.0
     """Sampling looks only at the likeliest tokens that hold this much of the probability."""
+    top_k: int = 0
+    """Sampling looks only at so many of the likeliest tokens; 0: at all."""
+    min_p: float = 0.0
+    """Sampling leaves out tokens less likely than this share of the likeliest one's probability."""
+    repetition_penalty: float = 1.0
+    """Divides the scores of tokens that prompt or answer have already; 1 for none."""
+    no_repeat_ngram_size: int = 0
+    """No run of so many tokens comes twice; 0: it may."""
     num_beams: int = 1
     """Beams of beam search; 1 for none."""
+    length_penalty: float = 1.0
+    """Power of its length that a beam's score is divided by; above 0 long answers gain."""
+    samples: int = 1
+    """Answers that are drawn to each question."""
+    logprobs: bool = False
+    """Whether an answer tells the log-probability of each of its tokens."""
     seed: int = 0
     """Seed of sampling; the answers of greedy decoding do not depend on it."""
     stop: tuple[str, ...] = ()
@@ -37,7 +51,13 @@ class GenerationSettings:
         for name, low, high in (
             ("max_new_tokens", 1, 1 << 20),
             ("temperature", 0.0, 100.0),
+            ("top_k", 0, 1 << 31),
+            ("min_p", 0.0, 1.0),
+            ("repetition_penalty", 0.01, 100.0),
+            ("no_repeat_ngram_size", 0, 1 << 20),
             ("num_beams", 1, 64),
+            ("length_penalty", -100.0, 100.0),
+            ("samples", 1, 1024),
             ("seed", 0, 2**63 - 1),
         ):
             value = getattr(self, name)
@@ -47,6 +67,10 @@ class GenerationSettings:
             raise UsageError(f"top_p is {self.top_p}", hint="it must lie above 0, and be at most 1")
         if not all(self.stop):
             raise UsageError("a stop text is empty", hint="leave it out")
+        if self.samples > 1 and not self.sampled:
+            raise UsageError("several samples of a greedy answer", hint="give a temperature")
+        if self.num_beams > 1 and (self.samples > 1 or self.logprobs):
+            raise UsageError("num_beams goes with neither samples nor logprobs")
 
     @property
     def sampled(self) -> bool:
@@ -61,8 +85,16 @@ class GenerationSettings:
         }
         if self.sampled:
             record |= {"top_p": self.top_p, "seed": self.seed}
+            record |= self._changed("top_k", "min_p", "samples")
+        record |= self._changed("repetition_penalty", "no_repeat_ngram_size", "logprobs")
         if self.num_beams > 1:
-            record["num_beams"] = self.num_beams
+            record |= {"num_beams": self.num_beams, **self._changed("length_penalty")}
         if self.stop:
             record["stop"] = list(self.stop)
         return record
+
+    def _changed(self, *names: str) -> dict[str, Any]:
+        """The values of these that are not the defaults."""
+        defaults = {field.name: field.default for field in fields(self)}
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value != defaults[name]}

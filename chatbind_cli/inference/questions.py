@@ -24,6 +24,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from chatbind_cli.errors import ChatBindError, RecordError, contained
 from chatbind_cli.files import own_stream
+from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.jsonl import Line, Record, read_lines, record_id
 from chatbind_cli.media.medium import Medium, media_of_record
 
@@ -55,6 +56,7 @@ class Question:
         where: what an error message calls it: file and line of a record.
         line: the number of its line, if that holds no question that goes by an id.
         problem: why it cannot be answered.
+        settings: how its answer is generated, where it says that itself.
         turn: what it is in a dialogue, once its media are embedded.
         prompt: what the language model reads, from then on.
     """
@@ -67,6 +69,7 @@ class Question:
     where: str | None = None
     line: int | None = None
     problem: ChatBindError | None = None
+    settings: GenerationSettings | None = None
     turn: Turn | None = None
     prompt: TokenizedSample | None = None
 

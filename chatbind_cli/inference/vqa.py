@@ -17,10 +17,10 @@ from typing import Any
 from chatbind_cli.console import Progress
 from chatbind_cli.data.encoding import GPU_FAILED
 from chatbind_cli.data.process_group import ProcessGroup
-from chatbind_cli.errors import ChatBindError, contained
+from chatbind_cli.errors import contained
 from chatbind_cli.inference.answer_file import AnswerFile
 from chatbind_cli.inference.answerer import Answerer
-from chatbind_cli.inference.decoding import Generated
+from chatbind_cli.inference.decoding import Outcome
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.loaded_model import LoadedModel
 from chatbind_cli.inference.media_encoder import MediaEncoder, StoredEmbeddings
@@ -33,8 +33,6 @@ from chatbind_cli.inference.questions import (
 )
 from chatbind_cli.jsonl import Line
 from chatbind_cli.media.root import MediaRoot
-
-Outcome = Generated | ChatBindError
 
 
 def vqa(
