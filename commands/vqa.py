@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,6 @@ from chatbind_cli import launch, worker
 from chatbind_cli.errors import UsageError
 from chatbind_cli.files import refuse_overlap
 from chatbind_cli.inference.generation_settings import GenerationSettings
-from chatbind_cli.inference.questions import piped_stdin
 from chatbind_cli.media.options import MediaOptions
 
 from . import _base
@@ -21,9 +21,9 @@ from ._inference import ModelChoice, generation_options, media_changes, media_op
 from ._options import (
     FOLDER,
     STREAM,
+    crew,
+    crew_options,
     device_options,
-    dispatch_options,
-    dispatched,
     media_root_options,
     on_error_option,
     one_reader,
@@ -54,8 +54,8 @@ _input, _compute = in_group("Input"), in_group("Compute")
     metavar="FILE",
     type=STREAM,
     help="Question records (JSONL, or a JSON array; also compressed): question_id, text, and media "
-    "under image, video, audio, depth, thermal, imu. From a pipe that pauses for half a "
-    "second, what has come is answered at once.",
+    "under image, video, audio, depth, thermal, imu. From a pipe, what has come is answered at "
+    "once.",
 )
 @media_root_options
 @media_options
@@ -79,11 +79,10 @@ _input, _compute = in_group("Input"), in_group("Compute")
     "--batch-size",
     type=click.IntRange(min=1),
     default=16,
-    help="Questions that are answered together, by their places in the file: the same batches in "
-    "every run, so that an interrupted run ends with the same bytes.",
+    help="Questions that are answered together, at most; answers do not depend on it.",
 )
 @_compute("--num-workers", type=click.IntRange(min=1), default=2, help="Threads that read media.")
-@dispatch_options
+@crew_options
 def command(
     choice: ModelChoice,
     questions: str,
@@ -104,7 +103,7 @@ def command(
 
     Unless the options say otherwise, media are read as the model's training read them.
     """
-    if not plan.dry_run:
+    if not plan.dry_run and not worker.is_worker():
         one_reader(*choice.words_on_line(), ("the questions", questions))
         if questions == "-" and sys.stdin.isatty():
             raise UsageError(
@@ -115,14 +114,13 @@ def command(
     if not plan.dry_run and not worker.is_worker():
         choice = choice.resolved()
         words = choice.words()
-    wants_pipe = questions == "-" and launch.needs_workers(plan) and not plan.dry_run
-    with piped_stdin(wants_pipe) as pipe:
-        if dispatched(plan, [*words, "--questions", str(pipe)] if pipe else words):
-            return
+    hands = crew(plan, words)
+    if hands is None:
+        return
     from chatbind_cli.inference.vqa import vqa  # noqa: PLC0415  torch
 
     vqa(
-        choice.load(device, dtype),
+        partial(choice.load, device, dtype),
         settings,
         questions=questions,
         media_root=media_root,
@@ -135,4 +133,5 @@ def command(
         prompt_style=choice.prompt_style,
         attn_implementation=choice.attn_implementation,
         media=media_changes(media),
+        crew=hands,
     )
