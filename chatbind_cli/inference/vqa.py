@@ -24,12 +24,12 @@ from chatbind_cli.inference.decoding import Outcome
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.loaded_model import LoadedModel
 from chatbind_cli.inference.media_encoder import MediaEncoder, StoredEmbeddings
+from chatbind_cli.inference.question_record import read_question
 from chatbind_cli.inference.questions import (
     Question,
     count_questions,
     gather,
     open_questions,
-    read_question,
 )
 from chatbind_cli.jsonl import Line
 from chatbind_cli.media.root import MediaRoot
