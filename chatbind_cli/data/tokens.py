@@ -94,23 +94,27 @@ class PromptEncoder:
             )
         return sample
 
-    def prompt(self, turns: Sequence[Turn]) -> TokenizedSample:
+    def prompt(self, turns: Sequence[Turn], system: str | None = None) -> TokenizedSample:
         """A prompt that asks for the answer to the last turn.
 
         Args:
             turns: questions and answers in turn, the last a question (see `turns.question`).
+            system: what tells the model how to answer, in place of the style's own system text.
 
         Raises:
             RecordError: the last turn is not a question.
+            CheckpointError: the model's chat template takes no system text.
         """
         if not turns or turns[-1].role != HUMAN:
             raise RecordError("a prompt must end with a question")
-        sample, _ = self._encode(turns)
+        sample, _ = self._encode(turns, system)
         return sample
 
-    def _encode(self, turns: Sequence[Turn]) -> tuple[TokenizedSample, list[tuple[int, int]]]:
+    def _encode(
+        self, turns: Sequence[Turn], system: str | None = None
+    ) -> tuple[TokenizedSample, list[tuple[int, int]]]:
         """The whole sample, and where each medium's tokens start and end in it."""
-        pieces = _merged(self.style.pieces(turns, tokenizer=self._tokenizer))
+        pieces = _merged(self.style.pieces(turns, tokenizer=self._tokenizer, system=system))
         if self._codec.marks_start:
             pieces = _without_space_at_media(pieces)
         sample = TokenizedSample()

@@ -183,7 +183,7 @@ class Answerer:
             self.generator.check_text(question.text)
             read = [_mixed(media)] if question.mix and media else media
             turn = question_turn(question.text, read, where=question.where)
-            prompt = self.prompts.prompt([*history, turn])
+            prompt = self.prompts.prompt([*history, turn], question.system)
             self.generator.check_length(prompt)
         except Exception as error:
             problem = contained(error, where=question.where or "the question")

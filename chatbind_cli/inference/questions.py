@@ -51,6 +51,7 @@ class Question:
         media: what it is about.
         mix: bring all media into one embedding (their weighted sum, at norm 1), which takes the
             place of the first; else each has its own.
+        system: what tells the model how to answer, in place of its prompt style's own text.
         id: its `question_id` (or `id`), if it was a record.
         record: as it was read.
         where: what an error message calls it: file and line of a record.
@@ -64,6 +65,7 @@ class Question:
     text: str = ""
     media: tuple[Medium, ...] = ()
     mix: bool = False
+    system: str | None = None
     id: str | int | None = None
     record: Record = field(default_factory=dict)
     where: str | None = None
