@@ -95,17 +95,19 @@ class PromptEncoder:
             )
         return sample
 
-    def prompt(self, turns: Sequence[Turn]) -> TokenizedSample:
+    def prompt(self, turns: Sequence[Turn], system: str | None = None) -> TokenizedSample:
         """A prompt that asks for the answer to the last turn.
 
         Args:
             turns: questions and answers in turn, the last a question (see `turns.question`).
+            system: what tells the model how to answer, in place of the style's own system text.
 
         Raises:
             RecordError: the last turn is not a question.
+            CheckpointError: the model's chat template takes no system text.
         """
         _check_asks(turns)
-        sample, _ = self._encode(turns)
+        sample, _ = self._encode(turns, system)
         return sample
 
     def answer(self, turns: Sequence[Turn], text: str, system: str | None = None) -> list[int]:
@@ -125,9 +127,11 @@ class PromptEncoder:
             ids += self._ids(piece, at_start=_starts_anew(before))
         return ids
 
-    def _encode(self, turns: Sequence[Turn]) -> tuple[TokenizedSample, list[tuple[int, int]]]:
+    def _encode(
+        self, turns: Sequence[Turn], system: str | None = None
+    ) -> tuple[TokenizedSample, list[tuple[int, int]]]:
         """The whole sample, and where each medium's tokens start and end in it."""
-        pieces = self._pieces(turns)
+        pieces = self._pieces(turns, system)
         sample = TokenizedSample()
         media: list[Medium] = []
         spans: list[tuple[int, int]] = []
@@ -145,7 +149,7 @@ class PromptEncoder:
         return sample, spans
 
     def _pieces(self, turns: Sequence[Turn], system: str | None = None) -> list[Piece]:
-        pieces = _merged(self.style.pieces(turns, tokenizer=self._tokenizer))
+        pieces = _merged(self.style.pieces(turns, tokenizer=self._tokenizer, system=system))
         return _without_space_at_media(pieces) if self._codec.marks_start else pieces
 
     def _ids(self, piece: Piece, *, at_start: bool) -> Sequence[int]:

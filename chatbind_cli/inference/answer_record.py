@@ -95,9 +95,7 @@ def told(generated: Generated) -> Record:
     return record
 
 
-def _identity(
-    question: Question, text: str, model_id: str, metadata: Mapping[str, Any]
-) -> str:
+def _identity(question: Question, text: str, model_id: str, metadata: Mapping[str, Any]) -> str:
     media = [[medium.modality, medium.name] for medium in question.media]
     weights = [medium.weight for medium in question.media]
     special = {

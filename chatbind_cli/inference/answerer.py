@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from chatbind_cli.data.tokens import PromptEncoder, TokenizedSample
 from chatbind_cli.errors import ChatBindError, RecordError, contained
+from chatbind_cli.inference.choices import likeliest
 from chatbind_cli.inference.decoding import Generated
 from chatbind_cli.inference.generation import Generator, Stream
 from chatbind_cli.inference.generation_settings import GenerationSettings
@@ -158,6 +159,8 @@ class Answerer:
         Raises:
             ChatBindError: the `problem` of one of them.
         """
+        if any(question.choices for question in questions):
+            return [likeliest(self.model, question) for question in questions]
         return self.generator.answers([_prompt(q) for q in questions], settings, salt=salt)
 
     def stream_prepared(self, question: Question, settings: GenerationSettings) -> Stream:
@@ -191,9 +194,7 @@ class Answerer:
             problem = contained(error, where=question.where or "the question")
             return replace(question, problem=problem)
         told = question.media if question.mix else tuple(media)
-        return replace(
-            question, media=told, turn=turns[-1], prompt=prompt, choice_ids=choice_ids
-        )
+        return replace(question, media=told, turn=turns[-1], prompt=prompt, choice_ids=choice_ids)
 
     def _choice_ids(
         self, question: Question, turns: Sequence[Turn], prompt: TokenizedSample

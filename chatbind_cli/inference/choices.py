@@ -15,11 +15,29 @@ from torch.nn.utils.rnn import pad_sequence
 
 from chatbind_cli.data.tokens import IGNORE_INDEX, TokenizedSample
 from chatbind_cli.errors import RecordError
+from chatbind_cli.inference.decoding import Generated, ScoredChoice
+from chatbind_cli.inference.questions import Question
 
 _MOST_HELD = 1 << 14
 """Positions whose keys and values are held at once, the prompt's repeated for each choice."""
 _MOST_COMPUTED = 1 << 10
 """Positions that are computed at once: of each there is a number a word of the vocabulary."""
+
+
+def likeliest(model: Any, question: Question) -> Generated:
+    """The likeliest of the choices that a prepared question leaves; of equals the first.
+
+    Raises:
+        RecordError: the model's numbers are not finite.
+    """
+    assert question.prompt is not None, "the question was not prepared"
+    scores = score_choices(model, question.prompt, question.choice_ids)
+    choices = tuple(
+        ScoredChoice(text, score, len(ids))
+        for text, score, ids in zip(question.choices, scores, question.choice_ids, strict=True)
+    )
+    best = max(choices, key=lambda choice: choice.logprob)
+    return Generated(best.text, best.n_tokens, "stop", choices=choices)
 
 
 def score_choices(

@@ -107,7 +107,8 @@ def _asked(record: Record, settings: GenerationSettings, choices: bool) -> dict[
         "system": system,
         "earlier": _earlier(record.get("conversations")),
         "choices": _choices(record, text) if choices else (),
-        "settings": _settings(record.get("generation"), settings),
+        # nothing is generated where there is a choice
+        "settings": None if choices else _settings(record.get("generation"), settings),
     }
 
 
@@ -141,7 +142,7 @@ def _earlier(conversations: Any) -> tuple[tuple[str, str], ...]:
 
 
 def _choices(record: Record, text: str) -> tuple[str, ...]:
-    """The answers to choose from: the record's `choices` (or `options`), else the letters in its text."""
+    """The answers to choose from: under `choices` or `options`, else the letters in the text."""
     given = record.get("choices", record.get("options"))
     if given is None:
         given = list(options_of({"text": text}))
@@ -156,7 +157,7 @@ def _choices(record: Record, text: str) -> tuple[str, ...]:
         raise RecordError(f"{len(given):,} choices; {_MOST_CHOICES:,} are the most")
     for number, choice in enumerate(given, start=1):
         if isinstance(choice, bool) or not isinstance(choice, str | int | float):
-            raise RecordError(f"choice {number} is not text: {repr(choice)[:_SHOWN]}")
+            raise RecordError(f"choice {number} is no text: {repr(choice)[:_SHOWN]}")
         if not str(choice).strip():
             raise RecordError(f"choice {number} is empty")
     return tuple(str(choice).strip() for choice in given)

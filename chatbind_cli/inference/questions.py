@@ -128,15 +128,16 @@ def open_questions(source: str) -> tuple[Iterator[Line], float | None]:
     return read_lines(path), None
 
 
-def count_questions(source: str) -> int | None:
-    """How many questions there are, where that is quickly told; for the progress bar."""
+def count_questions(source: str, limit: int | None = None) -> int | None:
+    """How many questions are answered, where that is quickly told; for the progress bar."""
     path = Path(source)
     if source == "-" or not path.is_file() or path.stat().st_size > _MOST_COUNTED:
         return None
     with path.open("rb") as file:
         if file.peek(1)[:1] != b"{":
             return None
-        return sum(part.count(b"\n") for part in iter(partial(file.read, 1 << 20), b""))
+        count = sum(part.count(b"\n") for part in iter(partial(file.read, 1 << 20), b""))
+    return count if limit is None else min(count, limit)
 
 
 @contextmanager
