@@ -26,6 +26,22 @@ _SILENT_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """One of the answers that a question leaves to choose from, and how likely it is.
+
+    Attributes:
+        text: the answer.
+        logprob: log-probability of this answer and no other: the sum over its tokens and what ends
+            it.
+        n_tokens: how many these are.
+    """
+
+    text: str
+    logprob: float
+    n_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Generated:
     """An answer.
 
@@ -34,11 +50,19 @@ class Generated:
         n_tokens: tokens that were generated, the end token not counted.
         finish_reason: `stop`: the model ended it; `length`: `max_new_tokens` or the model's
             longest context did.
+        tokens: the text of each token, where log-probabilities are asked for.
+        logprobs: the log-probability of each.
+        samples: all answers, this one the first, where several are asked for.
+        choices: those that the question leaves, where it does: this is the likeliest.
     """
 
     text: str
     n_tokens: int
     finish_reason: FinishReason
+    tokens: tuple[str, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    samples: tuple[Generated, ...] = ()
+    choices: tuple[Choice, ...] = ()
 
 
 Outcome = Generated | ChatBindError
