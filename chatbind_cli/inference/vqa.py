@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from functools import partial
+from itertools import islice
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -24,17 +25,18 @@ from chatbind_cli.inference.decoding import Outcome
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.loaded_model import LoadedModel
 from chatbind_cli.inference.media_encoder import MediaEncoder, StoredEmbeddings
+from chatbind_cli.inference.question_record import odd_keys_noted, read_question
 from chatbind_cli.inference.questions import (
     Question,
     count_questions,
     open_questions,
-    read_question,
 )
-from chatbind_cli.jsonl import Line
 from chatbind_cli.media.root import MediaRoot
 
 _ROOM = 2
 """Batches of questions that a worker has: the next one is read while it answers."""
+
+_KEY = attrgetter("key")
 
 
 def vqa(
@@ -42,6 +44,8 @@ def vqa(
     settings: GenerationSettings,
     *,
     questions: str,
+    limit: int | None,
+    choices: bool,
     media_root: MediaRoot,
     media: Mapping[str, Any],
     store: Path | None,
@@ -71,7 +75,7 @@ def vqa(
         metadata: dict[str, Any] = {
             "model_sha256": loaded.sha256,
             "prompt_style": answerer.prompts.style.name,
-            **settings.as_record(),
+            **({"choices": True} if choices else settings.as_record()),
             "dtype": str(loaded.dtype).removeprefix("torch."),
         }
         if attn_implementation != "auto":
@@ -89,12 +93,11 @@ def vqa(
         return
     with work_queue(crew, begin, _KEY) as queue:
         file = AnswerFile(output, overwrite=overwrite, on_error=on_error, **queue.said)
-        progress = Progress(count_questions(questions), "answering", "questions")
+        progress = Progress(count_questions(questions, limit), "answering", "questions")
         with closing(file), progress:
-            answer_all(open_questions(questions), file, queue, progress.advance)
-
-
-_KEY = attrgetter("key")
+            lines = odd_keys_noted(islice(open_questions(questions), limit))
+            read = partial(read_question, settings=settings, choices=choices)
+            answer_all(map(read, lines), file, queue, progress.advance)
 
 
 def _media_encoder(
@@ -111,15 +114,15 @@ def _media_encoder(
 
 
 def answer_all(
-    lines: Iterable[Line],
+    questions: Iterable[Question],
     file: AnswerFile,
     queue: WorkQueue[Question, Outcome],
     on_done: Callable[[], None] = lambda: None,
 ) -> None:
-    """Reads questions, has those answered that the file has no answer to, and writes that.
+    """Has those questions answered that the file has no answer to, and writes that.
 
     Args:
-        lines: the records.
+        questions: as they were read.
         file: where answers go; to standard output in the order of the questions.
         queue: who answers.
         on_done: called for each question that has been dealt with.
@@ -131,9 +134,7 @@ def answer_all(
     """
 
     def missing() -> Iterator[Question]:
-        for question in map(read_question, lines):
-            if not file.expect(question):
-                continue
+        for question in filter(file.expect, questions):
             if file.wants(question):
                 yield question
             else:
