@@ -91,7 +91,7 @@ def _check_place(plan: Dispatch) -> None:
     if plan.task is not None and "RANK" not in os.environ:
         raise UsageError(
             f"srun has started {plan.task.tasks} tasks, and this command starts its own workers",
-            hint=f"srun --ntasks=1, with the GPUs and CPUs of all; or {each}",
+            hint=f"start one: srun --ntasks-per-node=1; or {each}",
         )
 
 

@@ -29,6 +29,7 @@ from ._options import (
     one_reader,
     output_option,
     overwrite_option,
+    shard_option,
 )
 
 if TYPE_CHECKING:
@@ -56,6 +57,23 @@ _input, _compute = in_group("Input"), in_group("Compute")
     help="Question records (JSONL, or a JSON array; also compressed): question_id, text, and media "
     "under image, video, audio, depth, thermal, imu. From a pipe, what has come is answered at "
     "once.",
+)
+@shard_option(
+    "Answer the I-th of N stretches of the questions, I from 1 to N: for the N jobs of a batch "
+    "array, each with an --output of its own; `cat` joins them in the order of the file. From a "
+    "pipe: every N-th question from the I-th on."
+)
+@_input(
+    "--num-chunks",
+    advanced=True,
+    type=click.IntRange(min=1),
+    help="LLaVA's words for --shard: how many there are.",
+)
+@_input(
+    "--chunk-idx",
+    advanced=True,
+    type=click.IntRange(min=0),
+    help="LLaVA's words for --shard: which one it is, from 0.",
 )
 @_input("--limit", metavar="N", type=click.IntRange(min=1), help="Answer the first N alone.")
 @media_root_options
@@ -93,6 +111,9 @@ _input, _compute = in_group("Input"), in_group("Compute")
 def command(
     choice: ModelChoice,
     questions: str,
+    shard: tuple[int, int],
+    num_chunks: int | None,
+    chunk_idx: int | None,
     limit: int | None,
     media_root: MediaRoot,
     media: MediaOptions,
@@ -134,6 +155,7 @@ def command(
         partial(choice.load, device, dtype),
         settings,
         questions=questions,
+        shard=_chunk(num_chunks, chunk_idx, shard),
         limit=limit,
         choices=choices,
         media_root=media_root,
@@ -148,3 +170,14 @@ def command(
         media=media_changes(media),
         crew=hands,
     )
+
+
+def _chunk(count: int | None, index: int | None, shard: tuple[int, int]) -> tuple[int, int]:
+    """The shard, which LLaVA's words may say, too."""
+    if count is None and index is None:
+        return shard
+    if count is None or index is None or index >= count or shard != (1, 1):
+        raise UsageError(
+            "--num-chunks N goes with --chunk-idx, which is less than N, and without --shard"
+        )
+    return index + 1, count

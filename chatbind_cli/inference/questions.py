@@ -6,6 +6,7 @@ import sys
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,18 +70,37 @@ class Question:
         return self.id if self.line is None else ("line", self.line)
 
 
-def open_questions(source: str) -> Iterator[Line]:
-    """The question records of a file, a named pipe or `-`, each as soon as it is there."""
+def open_questions(source: str, shard: tuple[int, int] = (1, 1)) -> Iterator[Line]:
+    """The question records of a file, a named pipe or `-`, each as soon as it is there.
+
+    Args:
+        source: where they are.
+        shard: I and N. Of a file the I-th of N stretches, so that the answers to all of them, one
+            behind the other, are those to the file. Of a pipe, which nobody can count, every N-th
+            from the I-th on.
+    """
     path = Path(source)
+    number, shards = shard
     if source == "-":
         # they are read in a thread, which may still wait for more when the program ends
-        return read_lines("-", stdin=own_stream(sys.stdin.buffer))
-    if path.is_fifo():
-        return read_lines("-", stdin=path.open("rb"))
-    return read_lines(path)
+        lines = read_lines("-", stdin=own_stream(sys.stdin.buffer))
+    elif path.is_fifo():
+        lines = read_lines("-", stdin=path.open("rb"))
+    else:
+        lines = read_lines(path)
+        if shards > 1:
+            return islice(lines, *_stretch(sum(1 for _ in read_lines(path)), shard))
+    return islice(lines, number - 1, None, shards)
 
 
-def count_questions(source: str, limit: int | None = None) -> int | None:
+def _stretch(count: int, shard: tuple[int, int]) -> tuple[int, int]:
+    number, shards = shard
+    return (number - 1) * count // shards, number * count // shards
+
+
+def count_questions(
+    source: str, shard: tuple[int, int] = (1, 1), limit: int | None = None
+) -> int | None:
     """How many questions are answered, where that is quickly told; for the progress bar."""
     path = Path(source)
     if source == "-" or not path.is_file() or path.stat().st_size > _MOST_COUNTED:
@@ -89,4 +109,5 @@ def count_questions(source: str, limit: int | None = None) -> int | None:
         if file.peek(1)[:1] != b"{":
             return None
         count = sum(part.count(b"\n") for part in iter(partial(file.read, 1 << 20), b""))
-    return count if limit is None else min(count, limit)
+    start, end = _stretch(count, shard)
+    return end - start if limit is None else min(end - start, limit)

@@ -44,6 +44,7 @@ def vqa(
     settings: GenerationSettings,
     *,
     questions: str,
+    shard: tuple[int, int],
     limit: int | None,
     choices: bool,
     media_root: MediaRoot,
@@ -93,9 +94,9 @@ def vqa(
         return
     with work_queue(crew, begin, _KEY) as queue:
         file = AnswerFile(output, overwrite=overwrite, on_error=on_error, **queue.said)
-        progress = Progress(count_questions(questions, limit), "answering", "questions")
+        progress = Progress(count_questions(questions, shard, limit), "answering", "questions")
         with closing(file), progress:
-            lines = odd_keys_noted(islice(open_questions(questions), limit))
+            lines = odd_keys_noted(islice(open_questions(questions, shard), limit))
             read = partial(read_question, settings=settings, choices=choices)
             answer_all(map(read, lines), file, queue, progress.advance)
 
