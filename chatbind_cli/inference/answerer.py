@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from chatbind_cli.data.tokens import PromptEncoder
-from chatbind_cli.errors import ChatBindError, contained
+from chatbind_cli.data.tokens import PromptEncoder, TokenizedSample
+from chatbind_cli.errors import ChatBindError, RecordError, contained
 from chatbind_cli.inbox import Inbox
 from chatbind_cli.inference.decoding import Generated, Outcome
 from chatbind_cli.inference.engine import Engine, Stream, check_length, check_text
@@ -29,8 +29,7 @@ from chatbind_cli.inference.media_encoder import MediaEncoder, StoredEmbeddings
 from chatbind_cli.inference.questions import Question
 from chatbind_cli.inference.schedule import WINDOW
 from chatbind_cli.media.medium import Medium
-from chatbind_cli.model.turns import Turn
-from chatbind_cli.model.turns import question as question_turn
+from chatbind_cli.model.turns import Turn, dialogue
 
 MediaLike = str | Path | bytes | Medium
 
@@ -236,16 +235,41 @@ class Answerer:
                 if isinstance(medium, ChatBindError):
                     raise medium
                 media.append(medium)
-            check_text(question.text, self.engine.longest_context)
+            earlier = (text for _, text in question.earlier)
+            said = "".join((question.text, question.system or "", *earlier))
+            check_text(said, self.engine.longest_context)
             read = [_mixed(media)] if question.mix and media else media
-            turn = question_turn(question.text, read, where=question.where)
-            prompt = self.prompts.prompt([*history, turn])
+            own = dialogue(question.earlier, question.text, read, where=question.where)
+            turns = [*history, *own]
+            prompt = self.prompts.prompt(turns, question.system)
             check_length(len(prompt.input_ids), self.engine.longest_context)
+            choice_ids = self._choice_ids(question, turns, prompt)
         except Exception as error:
             problem = contained(error, where=question.where or "the question")
             return replace(question, problem=problem)
         told = question.media if question.mix else tuple(media)
-        return replace(question, media=told, turn=turn, prompt=prompt)
+        return replace(question, media=told, turn=turns[-1], prompt=prompt, choice_ids=choice_ids)
+
+    def _choice_ids(
+        self, question: Question, turns: Sequence[Turn], prompt: TokenizedSample
+    ) -> tuple[list[int], ...]:
+        """The token ids of the question's choices.
+
+        Raises:
+            RecordError: one does not fit into the model's context.
+        """
+        found = []
+        longest = self.engine.longest_context
+        for number, text in enumerate(question.choices, start=1):
+            check_text(text, longest)
+            ids = self.prompts.answer(turns, text, question.system)
+            if longest is not None and len(prompt.input_ids) + len(ids) > longest:
+                raise RecordError(
+                    f"the prompt has {len(prompt.input_ids)} tokens, choice {number} has "
+                    f"{len(ids)}, and the model reads {longest} at most"
+                )
+            found.append(ids)
+        return tuple(found)
 
 
 def _question(text: str, media: Sequence[MediaLike], identity: int | None = None) -> Question:

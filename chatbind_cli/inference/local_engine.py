@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from chatbind_cli.data.encoding import GPU_FAILED
 from chatbind_cli.errors import RecordError
 from chatbind_cli.inbox import Inbox
 from chatbind_cli.inference.asks import Ask
+from chatbind_cli.inference.choices import likeliest
 from chatbind_cli.inference.decoding import AnswerDecoder, Generated, Outcome
 from chatbind_cli.inference.dialogue import Dialogue
 from chatbind_cli.inference.engine import Show, Stream
@@ -109,6 +111,8 @@ class LocalEngine:
         prompt = question.prompt
         assert prompt is not None, "the question was not prepared"
         settings = question.settings or settings
+        if question.choices:
+            settings = replace(settings, samples=1)
         room = settings.max_new_tokens
         if self.longest_context is not None:
             room = max(1, min(room, self.longest_context - len(prompt.input_ids)))
@@ -126,22 +130,32 @@ class LocalEngine:
         """Whether an answer can be made beside others that come and go."""
         longest = self._longest_together
         together = longest is None or len(ask.prompt.input_ids) + ask.room <= longest
-        return ask.settings.num_beams == 1 and together and self._rows_work
+        free = ask.settings.num_beams == 1 and not ask.question.choices
+        return free and together and self._rows_work
 
     def _others(self, asks: Sequence[Ask]) -> Iterator[tuple[Ask, Outcome]]:
         """The answers that cannot."""
+        for ask in asks:
+            if ask.question.choices:
+                yield from self._attempt([ask], self._scored)
+        free = [ask for ask in asks if not ask.question.choices]
         alone = self._longest_together is not None
-        for group in self._fixed.groups(asks, self._batch_size, alone=alone):
-            yield from self._answered(group)
+        for group in self._fixed.groups(free, self._batch_size, alone=alone):
+            yield from self._attempt(group, self._fixed.answers)
 
-    def _answered(self, group: Sequence[Ask]) -> Iterator[tuple[Ask, Outcome]]:
+    def _scored(self, group: Sequence[Ask]) -> list[Generated]:
+        return [likeliest(self._model, ask.question) for ask in group]
+
+    def _attempt(
+        self, group: Sequence[Ask], work: Callable[[Sequence[Ask]], list[Generated]]
+    ) -> Iterator[tuple[Ask, Outcome]]:
         """The answers of a group, halved as long as it fails.
 
         Raises:
             Exception: the GPU is out of order.
         """
         try:
-            answers = self._fixed.answers(group)
+            answers = work(group)
         except Exception as error:
             if isinstance(error, GPU_FAILED) and not out_of_memory(error):
                 raise
@@ -153,8 +167,8 @@ class LocalEngine:
             yield from zip(group, answers, strict=True)
             return
         half = len(group) // 2
-        yield from self._answered(group[:half])
-        yield from self._answered(group[half:])
+        yield from self._attempt(group[:half], work)
+        yield from self._attempt(group[half:], work)
 
     def _go_on(self, ask: Ask, show: Show, cancelled: threading.Event) -> Generated:
         """Answers a turn of a dialogue, whose keys and values are kept for the next one.

@@ -137,9 +137,12 @@ def test_a_failed_question_is_recorded_and_tried_again_in_its_place(tmp_path: Pa
     assert records[1] == {
         "question_id": 3,
         "prompt": "What is 3?",
+        "text": "",
         "error": "3.png: no such file",
+        "answer_id": records[1]["answer_id"],
         "model_id": "m",
         "category": "conv",
+        "metadata": {},
     }
     before = path.read_bytes()
     with pytest.raises(SomeRecordsFailed):
@@ -221,7 +224,15 @@ def test_a_line_that_is_no_question_is_a_failed_record_in_its_place(tmp_path: Pa
     records = read_jsonl(path)
     assert [{key: r[key] for key in f} for r, f in zip(records[::2], failed, strict=True)] == failed
     assert [record["question_id"] for record in records[1::2]] == [0, 1, 2, 3, 4]
-    assert records[0] == {**failed[0], "model_id": "m"}
+    assert records[0] == {
+        **failed[0],
+        "question_id": None,
+        "prompt": "",
+        "text": "",
+        "answer_id": records[0]["answer_id"],
+        "model_id": "m",
+        "metadata": {},
+    }
     work = Fake()
     with pytest.raises(SomeRecordsFailed, match="5 of 10"):
         answer_lines(tmp_path / "q.jsonl", path, work)
