@@ -17,8 +17,6 @@ from typing import Any
 from chatbind_cli.console import Progress
 from chatbind_cli.crew import Crew
 from chatbind_cli.data.work_queue import Hand, WorkQueue, follow, work_queue
-from chatbind_cli.errors import contained
-from chatbind_cli.inbox import Inbox
 from chatbind_cli.inference.answer_file import AnswerFile
 from chatbind_cli.inference.answerer import Answerer
 from chatbind_cli.inference.decoding import Outcome
@@ -72,7 +70,7 @@ def vqa(
     def begin() -> Hand[Question, Outcome]:
         loaded = load()
         encoder = _media_encoder(loaded, media, media_root, store, workers)
-        answerer = Answerer(loaded, encoder, style=prompt_style)
+        answerer = Answerer(loaded, encoder, style=prompt_style, batch_size=batch_size)
         metadata: dict[str, Any] = {
             "model_sha256": loaded.sha256,
             "prompt_style": answerer.prompts.style.name,
@@ -84,7 +82,7 @@ def vqa(
         if media:
             metadata["media_options"] = dict(media)
         return Hand(
-            partial(_answers, answerer, settings, batch_size),
+            partial(answerer.run, settings=settings),
             room=_ROOM * batch_size,
             said={"model_id": loaded.model_id, "metadata": metadata | encoder.identity()},
         )
@@ -145,34 +143,3 @@ def answer_all(
         file.write(question, outcome)
         on_done()
     file.finish()
-
-
-def _answers(
-    answerer: Answerer, settings: GenerationSettings, batch_size: int, inbox: Inbox[Question]
-) -> Iterator[tuple[Question, Outcome]]:
-    while first := inbox.take():
-        batch = [first]
-        while len(batch) < batch_size and not settings.sampled and (more := inbox.take(wait=False)):
-            batch.append(more)
-        ready = []
-        for question in answerer.prepare(batch):
-            if question.problem is not None:
-                yield question, question.problem
-            else:
-                ready.append(question)
-        yield from zip(ready, _generated(answerer, settings, ready), strict=True)
-
-
-def _generated(
-    answerer: Answerer, settings: GenerationSettings, questions: list[Question]
-) -> list[Outcome]:
-    """Answers questions together, or each alone if one of them makes that fail."""
-    if not questions:
-        return []
-    salt = "\0".join(str(question.id) for question in questions)
-    try:
-        return [*answerer.generate(questions, settings, salt=salt)]
-    except Exception as error:
-        if len(questions) == 1:
-            return [contained(error, where=str(questions[0].where))]
-        return [outcome for one in questions for outcome in _generated(answerer, settings, [one])]
