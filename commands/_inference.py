@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from chatbind_cli.errors import UsageError
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.media.options import (
     ACCEL_UNITS,
@@ -20,12 +21,13 @@ from chatbind_cli.media.options import (
 )
 
 from ._base import in_group
-from ._options import attention_option, base_option, gather, seed_option
+from ._options import FOLDER, attention_option, base_option, gather, seed_option
 
 if TYPE_CHECKING:
     from chatbind_cli.inference.loaded_model import LoadedModel
+    from chatbind_cli.launch import Dispatch
 
-_model, _generation = in_group("Model"), in_group("Generation")
+_model, _generation, _compute = in_group("Model"), in_group("Generation"), in_group("Compute")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,10 @@ class ModelChoice:
     encoder: Path | None
     allow_encoder_mismatch: bool
     prompt_style: str | None
+    adapter: Path | None
     attn_implementation: str
+    device_map: str | None
+    load_in: str | None
 
     def words_on_line(self) -> tuple[tuple[str, str | None], ...]:
         """For `one_reader`."""
@@ -63,6 +68,24 @@ class ModelChoice:
         words = ["--model", self.model]
         return words if self.projector is None else [*words, "--projector", self.projector]
 
+    def dispatch(self, plan: Dispatch) -> Dispatch:
+        """On how many processes such a model answers.
+
+        Raises:
+            UsageError: it takes all GPUs of a machine, and is to be there several times.
+        """
+        if self.device_map == "cpu":
+            return replace(plan, device="cpu")
+        if self.device_map is None:
+            return plan
+        if (plan.num_processes or 1) > (plan.num_machines or 1):
+            raise UsageError(
+                f"--device-map {self.device_map} spreads one model over all GPUs of a machine, and "
+                f"--num-processes {plan.num_processes} asks for several",
+                hint="leave one of them out",
+            )
+        return replace(plan, one_a_machine=True)
+
     def load(self, device: str, dtype: str) -> LoadedModel:
         """Loads the model."""
         import transformers
@@ -80,6 +103,9 @@ class ModelChoice:
             device=device,
             dtype=dtype,
             attn_implementation=self.attn_implementation,
+            adapter=self.adapter,
+            device_map=self.device_map,
+            load_in=self.load_in,
         )
 
 
@@ -104,6 +130,14 @@ model_options = gather(
     ),
     base_option,
     _model(
+        "--adapter",
+        advanced=True,
+        metavar="DIR",
+        type=FOLDER,
+        help="Low-rank adapters (LoRA) to put beside the matrices of the model in -m; a folder of "
+        "`finetune --lora-r`, or one of peft's.",
+    ),
+    _model(
         "--encoder",
         metavar="PATH",
         type=click.Path(path_type=Path),
@@ -125,6 +159,19 @@ model_options = gather(
         help="Style of the prompt; default: the one that the model was trained in.",
     ),
     attention_option,
+    _compute(
+        "--device-map",
+        advanced=True,
+        type=click.Choice(["auto", "balanced", "cpu"]),
+        help="Where the layers of a model lie that is too large for one GPU; auto and balanced: "
+        "evenly on all GPUs, and in memory what does not fit there.",
+    ),
+    _compute(
+        "--load-in",
+        advanced=True,
+        type=click.Choice(["8bit", "4bit"]),
+        help="Pack the language model into few bits a number, with bitsandbytes, on a GPU.",
+    ),
 )
 """Which model answers, handed to the function as one argument `choice`."""
 

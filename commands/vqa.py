@@ -110,6 +110,7 @@ def command(
             raise UsageError(
                 "no questions", hint="name a file with --questions, or pipe records in"
             )
+    plan = choice.dispatch(plan)
     refuse_overlap(output, [questions, choice.projector])
     words: list[str] = []
     if not plan.dry_run and not worker.is_worker():
@@ -133,6 +134,5 @@ def command(
         batch_size=batch_size,
         workers=num_workers,
         prompt_style=choice.prompt_style,
-        attn_implementation=choice.attn_implementation,
         media=media_changes(media),
     )

@@ -49,7 +49,6 @@ def vqa(
     batch_size: int,
     workers: int,
     prompt_style: str | None,
-    attn_implementation: str,
 ) -> None:
     """Answers all questions, as the help of `vqa` says for the options of the same names.
 
@@ -67,14 +66,11 @@ def vqa(
             group.follow(work)
             return
         metadata: dict[str, Any] = {
-            "model_sha256": loaded.sha256,
+            **loaded.identity(),
             "prompt_style": answerer.prompts.style.name,
             **settings.as_record(),
             "batch_size": batch_size,
-            "dtype": str(loaded.dtype).removeprefix("torch."),
         }
-        if attn_implementation != "auto":
-            metadata["attn_implementation"] = attn_implementation
         if media:
             metadata["media_options"] = dict(media)
         file = AnswerFile(
