@@ -1,27 +1,18 @@
-"""Options that go to tensors: how media are read, which model answers, how it generates."""
+"""Which model answers, and how it generates."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
-from click.core import ParameterSource
 
 from chatbind_cli.errors import UsageError
 from chatbind_cli.inference.generation_settings import GenerationSettings
-from chatbind_cli.media.options import (
-    ACCEL_UNITS,
-    CLIP_SAMPLERS,
-    DEPTH_UNITS,
-    GYRO_UNITS,
-    MediaOptions,
-)
 
 from ._base import in_group
-from ._options import FOLDER, attention_option, base_option, gather, seed_option
+from ._options import FOLDER, attention_option, base_option, gather, seed_option, without_effect
 
 if TYPE_CHECKING:
     from chatbind_cli.inference.loaded_model import LoadedModel
@@ -125,6 +116,7 @@ model_options = gather(
     ),
     _model(
         "--projector",
+        "--mm-projector",
         metavar="FILE",
         help="Projector to put before the language model in -m; - as for -m.",
     ),
@@ -172,12 +164,11 @@ model_options = gather(
         type=click.Choice(["8bit", "4bit"]),
         help="Pack the language model into few bits a number, with bitsandbytes, on a GPU.",
     ),
+    without_effect("--vision-tower", because="the encoder is ImageBind, see --encoder"),
 )
 """Which model answers, handed to the function as one argument `choice`."""
 
-generation_options = gather(
-    "settings",
-    GenerationSettings,
+_GENERATION = (
     _generation(
         "--max-new-tokens",
         type=click.IntRange(min=1),
@@ -199,11 +190,51 @@ generation_options = gather(
         help="Draw only from the likeliest tokens that hold this much of the probability.",
     ),
     _generation(
+        "--top-k",
+        advanced=True,
+        type=click.IntRange(min=0),
+        default=0,
+        help="Draw only from so many of the likeliest tokens; 0: from all.",
+    ),
+    _generation(
+        "--min-p",
+        advanced=True,
+        type=click.FloatRange(min=0.0, max=1.0),
+        default=0.0,
+        help="Draw no token that is less likely than this share of the likeliest one.",
+    ),
+    _generation(
+        "--repetition-penalty",
+        advanced=True,
+        type=click.FloatRange(min=0.0, min_open=True),
+        default=1.0,
+        help="Makes tokens that are there already, in the question too, less likely; 1: does not.",
+    ),
+    _generation(
+        "--no-repeat-ngram-size",
+        advanced=True,
+        type=click.IntRange(min=0),
+        default=0,
+        help="No run of so many tokens comes twice; 0: it may.",
+    ),
+    _generation(
         "--num-beams",
         advanced=True,
         type=click.IntRange(min=1),
         default=1,
         help="Beams of beam search.",
+    ),
+    _generation(
+        "--length-penalty",
+        advanced=True,
+        type=float,
+        default=1.0,
+        help="Of beam search: above 0 long answers gain, below 0 short ones.",
+    ),
+    _generation(
+        "--logprobs",
+        is_flag=True,
+        help="Say in the record how likely each token of the answer was.",
     ),
     _generation(
         "--stop",
@@ -214,87 +245,19 @@ generation_options = gather(
     ),
     seed_option,
 )
+
+generation_options = gather("settings", GenerationSettings, *_GENERATION)
 """How answers are generated, handed to the function as one argument `settings`."""
 
-_POSITIVE = click.FloatRange(min=0, min_open=True)
-
-
-def _preprocessing(
-    name: str, kind: click.ParamType[Any], help_text: str, *, advanced: bool = True
-) -> Callable[[Any], Any]:
-    return in_group("Preprocessing")(
-        f"--{name}",
-        type=kind,
-        default=getattr(MediaOptions(), name.replace("-", "_")),
-        help=help_text,
-        advanced=advanced,
-    )
-
-
-media_options = gather(
-    "media",
-    MediaOptions,
-    _preprocessing(
-        "audio-clips",
-        click.IntRange(min=1),
-        "Clips of a sound; their embeddings are averaged.",
-    ),
-    _preprocessing(
-        "video-clips",
-        click.IntRange(min=1),
-        "Clips of a video, three crops each; their embeddings are averaged.",
-    ),
-    _preprocessing(
-        "clip-seconds",
-        _POSITIVE,
-        "Length of a clip. A recording that is shorter gives equal clips of all of it.",
-    ),
-    _preprocessing(
-        "clip-sampler",
-        click.Choice(CLIP_SAMPLERS),
-        "imagebind: clips from start to end; chatbind: as published ChatBind weights want "
-        "them, the last clip ending before the end; pytorchvideo: that library's sampler.",
-    ),
-    _preprocessing(
-        "depth-unit",
-        click.Choice(DEPTH_UNITS),
-        "Of depth maps; auto: 16-bit pictures are millimetres, floating-point arrays metres.",
-        advanced=False,
-    ),
-    _preprocessing(
-        "depth-baseline-m",
-        _POSITIVE,
-        "Baseline of the depth sensor in metres, for disparity = baseline * focal / depth.",
-    ),
-    _preprocessing("depth-focal-px", _POSITIVE, "Focal length of the depth sensor in pixels."),
-    _preprocessing(
-        "imu-rate-hz",
-        _POSITIVE,
-        "Samples a second of motion recordings that have no time column.",
-        advanced=False,
-    ),
-    _preprocessing(
-        "imu-start-seconds",
-        click.FloatRange(min=0),
-        "Where the 5 s window of a motion recording starts; default: its middle. After the "
-        "end of a shorter recording its last reading is held.",
-    ),
-    _preprocessing("imu-accel-unit", click.Choice(ACCEL_UNITS), "Of the accelerometer."),
-    _preprocessing("imu-gyro-unit", click.Choice(GYRO_UNITS), "Of the gyroscope."),
-    _preprocessing(
-        "max-pixels",
-        click.IntRange(min=1),
-        "Largest picture or frame that is decoded, width times height.",
+sampling_options = gather(
+    "settings",
+    GenerationSettings,
+    *_GENERATION,
+    _generation(
+        "--samples",
+        type=click.IntRange(min=1),
+        default=1,
+        help="Answers that are drawn to each question; needs a temperature.",
     ),
 )
-"""The options of `MediaOptions`, handed to the function as one argument `media`."""
-
-
-def media_changes(media: MediaOptions) -> dict[str, Any]:
-    """The fields of `MediaOptions` that the user has said; in the others the model has its way."""
-    context = click.get_current_context()
-    return {
-        field.name: getattr(media, field.name)
-        for field in fields(media)
-        if context.get_parameter_source(field.name) not in (None, ParameterSource.DEFAULT)
-    }
+"""The same for a command that may give several answers to a question."""

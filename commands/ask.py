@@ -18,8 +18,9 @@ from chatbind_cli.media.options import MediaOptions
 
 from . import _base
 from ._base import in_group
-from ._inference import ModelChoice, generation_options, media_changes, media_options, model_options
+from ._inference import ModelChoice, generation_options, model_options
 from ._options import device_options, one_reader, stack
+from ._preprocessing import media_changes, media_options
 
 _media, _question = in_group("Media"), in_group("Question")
 
@@ -124,6 +125,8 @@ def command(
     attachments = tuple(click.get_current_context().meta.get("chatbind.attachments", ()))
     if question is not None and query is not None:
         raise UsageError("the question is given twice", hint="as an argument or with --query")
+    if settings.logprobs and not as_json:
+        raise UsageError("--logprobs says something in records alone", hint="add --json")
     words = question if question is not None else query
     first = None if words == "-" else words
     reading = "-" if chat or first is None else None

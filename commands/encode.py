@@ -22,7 +22,6 @@ from chatbind_cli.numerals import whole_number
 
 from . import _base
 from ._base import in_group
-from ._inference import media_options
 from ._options import (
     FILE,
     NEW_FOLDER,
@@ -36,6 +35,7 @@ from ._options import (
     output_option,
     overwrite_option,
 )
+from ._preprocessing import media_options
 
 if TYPE_CHECKING:
     from collections import Counter

@@ -17,7 +17,7 @@ from chatbind_cli.media.options import MediaOptions
 
 from . import _base
 from ._base import in_group
-from ._inference import ModelChoice, generation_options, media_changes, media_options, model_options
+from ._inference import ModelChoice, model_options, sampling_options
 from ._options import (
     FOLDER,
     STREAM,
@@ -30,6 +30,7 @@ from ._options import (
     output_option,
     overwrite_option,
 )
+from ._preprocessing import media_changes, media_options
 
 if TYPE_CHECKING:
     from chatbind_cli.media.root import MediaRoot
@@ -57,6 +58,7 @@ _input, _compute = in_group("Input"), in_group("Compute")
     "under image, video, audio, depth, thermal, imu. From a pipe that pauses for half a "
     "second, what has come is answered at once.",
 )
+@_input("--limit", metavar="N", type=click.IntRange(min=1), help="Answer the first N alone.")
 @media_root_options
 @media_options
 @_input(
@@ -73,7 +75,13 @@ _input, _compute = in_group("Input"), in_group("Compute")
 )
 @overwrite_option
 @on_error_option
-@generation_options
+@in_group("Generation")(
+    "--choices",
+    is_flag=True,
+    help="Answer with the likeliest of the answers that a record lists under `choices`, or of the "
+    "letters that its text offers (A. cat, (B) dog); the answer record says how likely each is.",
+)
+@sampling_options
 @device_options
 @_compute(
     "--batch-size",
@@ -87,12 +95,14 @@ _input, _compute = in_group("Input"), in_group("Compute")
 def command(
     choice: ModelChoice,
     questions: str,
+    limit: int | None,
     media_root: MediaRoot,
     media: MediaOptions,
     store: Path | None,
     output: str,
     overwrite: bool,
     on_error: str,
+    choices: bool,
     settings: GenerationSettings,
     device: str,
     dtype: str,
@@ -111,6 +121,8 @@ def command(
                 "no questions", hint="name a file with --questions, or pipe records in"
             )
     plan = choice.dispatch(plan)
+    if choices and (settings.samples > 1 or settings.logprobs):
+        raise UsageError("--choices goes with neither --samples nor --logprobs")
     refuse_overlap(output, [questions, choice.projector])
     words: list[str] = []
     if not plan.dry_run and not worker.is_worker():
@@ -126,6 +138,8 @@ def command(
         choice.load(device, dtype),
         settings,
         questions=questions,
+        limit=limit,
+        choices=choices,
         media_root=media_root,
         store=store,
         output=output,
