@@ -60,6 +60,26 @@ media_options = gather(
         "them, the last clip ending before the end; pytorchvideo: that library's sampler.",
     ),
     _preprocessing(
+        "fps",
+        _POSITIVE,
+        "Frames a second of a video to look at, two a clip, in place of --video-clips: long videos "
+        "get more clips, 64 at most.",
+        advanced=False,
+    ),
+    _preprocessing(
+        "start",
+        click.FloatRange(min=0),
+        "Second of a video or sound that its clips start from.",
+        advanced=False,
+    ),
+    _preprocessing(
+        "end",
+        _POSITIVE,
+        "Second of a video or sound that its clips end at; default, and where it is shorter: its "
+        "end.",
+        advanced=False,
+    ),
+    _preprocessing(
         "depth-unit",
         click.Choice(DEPTH_UNITS),
         "Of depth maps; auto: 16-bit pictures are millimetres, floating-point arrays metres.",
