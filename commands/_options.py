@@ -105,7 +105,8 @@ device_options = stack(
         "--dtype",
         type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
         default="auto",
-        help="Numbers of the model; auto: bfloat16 on a GPU, float32 on a CPU.",
+        help="Numbers of the model; auto: bfloat16 on a GPU, float32 on a CPU, where `ask` and "
+        "`vqa` keep bfloat16 if the CPU multiplies it, or if float32 would not fit.",
     ),
 )
 

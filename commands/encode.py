@@ -19,7 +19,6 @@ from chatbind_cli.media.options import MediaOptions
 
 from . import _base
 from ._base import in_group
-from ._inference import media_options
 from ._options import (
     FILE,
     NEW_FOLDER,
@@ -34,6 +33,7 @@ from ._options import (
     overwrite_option,
     shard_option,
 )
+from ._preprocessing import media_options
 
 if TYPE_CHECKING:
     from collections import Counter

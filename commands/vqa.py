@@ -17,7 +17,7 @@ from chatbind_cli.media.options import MediaOptions
 
 from . import _base
 from ._base import in_group
-from ._inference import ModelChoice, media_changes, media_options, model_options, sampling_options
+from ._inference import ModelChoice, model_options, sampling_options
 from ._options import (
     FOLDER,
     STREAM,
@@ -31,6 +31,7 @@ from ._options import (
     overwrite_option,
     shard_option,
 )
+from ._preprocessing import media_changes, media_options
 
 if TYPE_CHECKING:
     from chatbind_cli.media.root import MediaRoot
@@ -139,6 +140,7 @@ def command(
             raise UsageError(
                 "no questions", hint="name a file with --questions, or pipe records in"
             )
+    plan = choice.dispatch(plan)
     if choices and (settings.samples > 1 or settings.logprobs):
         raise UsageError("--choices goes with neither --samples nor --logprobs")
     refuse_overlap(output, [questions, choice.projector])
@@ -166,7 +168,6 @@ def command(
         batch_size=batch_size,
         workers=num_workers,
         prompt_style=choice.prompt_style,
-        attn_implementation=choice.attn_implementation,
         media=media_changes(media),
         crew=hands,
     )

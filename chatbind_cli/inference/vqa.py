@@ -54,7 +54,6 @@ def vqa(
     batch_size: int,
     workers: int,
     prompt_style: str | None,
-    attn_implementation: str,
     crew: Crew,
 ) -> None:
     """Answers all questions, as the help of `vqa` says for the options of the same names.
@@ -72,13 +71,10 @@ def vqa(
         encoder = _media_encoder(loaded, media, media_root, store, workers)
         answerer = Answerer(loaded, encoder, style=prompt_style, batch_size=batch_size)
         metadata: dict[str, Any] = {
-            "model_sha256": loaded.sha256,
+            **loaded.identity(),
             "prompt_style": answerer.prompts.style.name,
             **({"choices": True} if choices else settings.as_record()),
-            "dtype": str(loaded.dtype).removeprefix("torch."),
         }
-        if attn_implementation != "auto":
-            metadata["attn_implementation"] = attn_implementation
         if media:
             metadata["media_options"] = dict(media)
         return Hand(
