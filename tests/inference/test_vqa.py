@@ -125,6 +125,31 @@ def test_choices_are_scored_and_a_question_without_any_fails(world: World) -> No
     assert isinstance(refused.exception, UsageError)
 
 
+def test_chosen_and_failed_answers_are_reviewed(world: World, tmp_path: Path) -> None:
+    animals = ["dog", "brown dog", "not a dog", "bird"]
+    asked: list[dict[str, Any]] = [
+        {"question_id": n, "text": "What?", "choices": animals, "answer": animals[n % 4]}
+        for n in range(6)
+    ]
+    asked += [{"question_id": 6, "text": "What?", "answer": "dog"}, {"text": "no id"}]
+    path, out = write_jsonl(tmp_path / "q.jsonl", asked), tmp_path / "a.jsonl"
+    assert cli.run([*words(world), "-q", str(path), "-o", str(out), "--choices"])[0] == 3
+    records = read_jsonl(out)
+    # whoever knows no errors finds an empty answer
+    assert [record["text"] for record in records[6:]] == ["", ""]
+    assert all(records[0].keys() - {"choices", "answer"} <= record.keys() for record in records)
+    review = tmp_path / "r.jsonl"
+    line = ["review", "-q", path, "--answer-list", out, out, "--judge", "rule", "-o", review]
+    assert cli.run([str(word) for word in line])[0] == 3
+    verdicts = read_jsonl(review)
+    assert [v.get("metadata", {}).get("correct") for v in verdicts[:6]] == [
+        [record["text"] == record["answer"]] * 2 for record in records[:6]
+    ]
+    assert {tuple(v["metadata"]["correct"]) for v in verdicts[:6]} == {(True,) * 2, (False,) * 2}
+    assert "failed (" in verdicts[6]["error"]
+    assert "no question_id" in verdicts[7]["error"]
+
+
 def test_a_limit_answers_the_first_questions(world: World, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "q.jsonl", questions(6))
     limited = vqa(world, "-q", path, "--limit", "5")
