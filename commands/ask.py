@@ -124,6 +124,8 @@ def command(
     attachments = tuple(click.get_current_context().meta.get("chatbind.attachments", ()))
     if question is not None and query is not None:
         raise UsageError("the question is given twice", hint="as an argument or with --query")
+    if settings.logprobs and not as_json:
+        raise UsageError("--logprobs says something in records alone", hint="add --json")
     words = question if question is not None else query
     first = None if words == "-" else words
     reading = "-" if chat or first is None else None

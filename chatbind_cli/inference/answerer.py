@@ -16,7 +16,8 @@ import torch
 from torch.nn import functional
 
 from chatbind_cli.data.tokens import PromptEncoder, TokenizedSample
-from chatbind_cli.errors import ChatBindError, contained
+from chatbind_cli.errors import ChatBindError, RecordError, contained
+from chatbind_cli.inference.choices import likeliest
 from chatbind_cli.inference.decoding import Generated
 from chatbind_cli.inference.generation import Generator, Stream
 from chatbind_cli.inference.generation_settings import GenerationSettings
@@ -24,8 +25,7 @@ from chatbind_cli.inference.loaded_model import LoadedModel, load_model
 from chatbind_cli.inference.media_encoder import MediaEncoder, StoredEmbeddings
 from chatbind_cli.inference.questions import Question
 from chatbind_cli.media.medium import Medium
-from chatbind_cli.model.turns import Turn
-from chatbind_cli.model.turns import question as question_turn
+from chatbind_cli.model.turns import Turn, dialogue
 
 MediaLike = str | Path | bytes | Medium
 
@@ -159,6 +159,8 @@ class Answerer:
         Raises:
             ChatBindError: the `problem` of one of them.
         """
+        if any(question.choices for question in questions):
+            return [likeliest(self.model, question) for question in questions]
         return self.generator.answers([_prompt(q) for q in questions], settings, salt=salt)
 
     def stream_prepared(self, question: Question, settings: GenerationSettings) -> Stream:
@@ -180,16 +182,40 @@ class Answerer:
                 if isinstance(medium, ChatBindError):
                     raise medium
                 media.append(medium)
-            self.generator.check_text(question.text)
+            earlier = (text for _, text in question.earlier)
+            self.generator.check_text("".join((question.text, question.system or "", *earlier)))
             read = [_mixed(media)] if question.mix and media else media
-            turn = question_turn(question.text, read, where=question.where)
-            prompt = self.prompts.prompt([*history, turn])
+            own = dialogue(question.earlier, question.text, read, where=question.where)
+            turns = [*history, *own]
+            prompt = self.prompts.prompt(turns, question.system)
             self.generator.check_length(prompt)
+            choice_ids = self._choice_ids(question, turns, prompt)
         except Exception as error:
             problem = contained(error, where=question.where or "the question")
             return replace(question, problem=problem)
         told = question.media if question.mix else tuple(media)
-        return replace(question, media=told, turn=turn, prompt=prompt)
+        return replace(question, media=told, turn=turns[-1], prompt=prompt, choice_ids=choice_ids)
+
+    def _choice_ids(
+        self, question: Question, turns: Sequence[Turn], prompt: TokenizedSample
+    ) -> tuple[list[int], ...]:
+        """The token ids of the question's choices.
+
+        Raises:
+            RecordError: one does not fit into the model's context.
+        """
+        found = []
+        longest = self.generator.longest_context
+        for number, text in enumerate(question.choices, start=1):
+            self.generator.check_text(text)
+            ids = self.prompts.answer(turns, text, question.system)
+            if longest is not None and len(prompt.input_ids) + len(ids) > longest:
+                raise RecordError(
+                    f"the prompt has {len(prompt.input_ids)} tokens, choice {number} has "
+                    f"{len(ids)}, and the model reads {longest} at most"
+                )
+            found.append(ids)
+        return tuple(found)
 
 
 def _question(text: str, media: Sequence[MediaLike]) -> Question:

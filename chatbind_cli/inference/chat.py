@@ -10,7 +10,7 @@ from typing import IO
 from chatbind_cli.artifacts import emit_record
 from chatbind_cli.console import note, printable
 from chatbind_cli.errors import ChatBindError, MediaError, UsageError
-from chatbind_cli.inference.answer_file import short_digest
+from chatbind_cli.inference.answer_record import short_digest, told
 from chatbind_cli.inference.answerer import Answerer
 from chatbind_cli.inference.decoding import Generated
 from chatbind_cli.inference.generation_settings import GenerationSettings
@@ -107,6 +107,7 @@ class Chat:
             "text": generated.text,
             "answer_id": short_digest(identity, generated.text, self._model_id),
             "model_id": self._model_id,
+            **told(generated),
             "metadata": {
                 "n_tokens": generated.n_tokens,
                 "finish_reason": generated.finish_reason,

@@ -26,6 +26,22 @@ _SILENT_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredChoice:
+    """One of the answers that a question leaves to choose from, and how likely it is.
+
+    Attributes:
+        text: the answer.
+        logprob: log-probability of this answer and no other: the sum over its tokens and what ends
+            it.
+        n_tokens: how many these are.
+    """
+
+    text: str
+    logprob: float
+    n_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Generated:
     """An answer.
 
@@ -34,11 +50,20 @@ class Generated:
         n_tokens: tokens that were generated, the end token not counted.
         finish_reason: `stop`: the model ended it; `length`: `max_new_tokens` or the model's
             longest context did.
+        tokens: the text of each token by itself, where log-probabilities are asked for.
+        logprobs: natural logarithm of the model's probability of each token, before temperature
+            and all else that changes it.
+        samples: all answers that were drawn, where there are several; this is the first.
+        choices: those that the question leaves, where it does; this is the likeliest.
     """
 
     text: str
     n_tokens: int
     finish_reason: FinishReason
+    tokens: tuple[str, ...] | None = None
+    logprobs: tuple[float, ...] | None = None
+    samples: tuple[Generated, ...] = ()
+    choices: tuple[ScoredChoice, ...] = ()
 
 
 Outcome = Generated | ChatBindError

@@ -18,9 +18,13 @@ from typing import Any
 from chatbind_cli.errors import CheckpointError, UsageError
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.model.chat_template import render_marked
-from chatbind_cli.model.turns import HUMAN, Turn
+from chatbind_cli.model.turns import GPT, HUMAN, Turn
 
 CHAT = "chat"
+
+_SYSTEM = "system"
+_TWO_PAIRS = ["user", "assistant", "user", "assistant"]
+_TEMPLATE_ROLES = {_SYSTEM: "system", HUMAN: "user", GPT: "assistant"}
 
 STYLE_BY_VERSION = {"v0": "v0", "v1": "vicuna_v1_1", "mpt": "mpt_multimodal"}
 """LLaVA's `--version` values, and the style in which its scripts then train."""
@@ -45,13 +49,15 @@ class Piece:
 class PromptStyle:
     """The fixed strings of a style, in the order of their use.
 
-    The preamble; then, turn by turn, `user_open` question `user_close` and `answer_open`
-    `answer_lead` answer `answer_close`; then the tail. The model learns lead, answer and close. A
-    prompt for inference ends with `answer_open`.
+    `system_open` `system` `system_close`; then, turn by turn, `user_open` question `user_close`
+    and `answer_open` `answer_lead` answer `answer_close`; then the tail. The model learns lead,
+    answer and close. A prompt for inference ends with `answer_open`.
 
     Args:
         name: what `--prompt-style` calls it.
-        preamble: system message and, where the style has them, seed turns.
+        system_open: what stands before the system text.
+        system: the system text, where nobody gives another.
+        system_close: what stands after it; seed turns, too, where the style has them.
         user_open: what stands before a question.
         user_close: what stands after it.
         answer_open: what stands before an answer.
@@ -66,7 +72,9 @@ class PromptStyle:
     """
 
     name: str
-    preamble: str = ""
+    system_open: str = ""
+    system: str = ""
+    system_close: str = ""
     user_open: str = ""
     user_close: str = ""
     answer_open: str = ""
@@ -79,15 +87,18 @@ class PromptStyle:
     may_start_with_answer: bool = False
     pad_token: str | None = None
 
-    def pieces(self, turns: Sequence[Turn], *, tokenizer: Any = None) -> list[Piece]:
+    def pieces(
+        self, turns: Sequence[Turn], *, tokenizer: Any = None, system: str | None = None
+    ) -> list[Piece]:
         """The pieces of a conversation: of questions and answers in turn.
 
         If the last is a question, they are a prompt that asks for the answer; else a training
         sample. Neighbours of the same kind and mark are not merged. Only the style `chat` needs
-        the tokenizer.
+        the tokenizer. A `system` text takes the place of the style's own.
         """
         kind = CONTROL if self.control_tokens else PLAIN
-        pieces = [Piece(kind, self.preamble)]
+        told = Piece(kind, self.system) if system is None else Piece(PLAIN, system)
+        pieces = [Piece(kind, self.system_open), told, Piece(kind, self.system_close)]
         for turn in self._usable(turns):
             if turn.role == HUMAN:
                 pieces += [Piece(kind, self.user_open), *content_pieces(turn)]
@@ -118,16 +129,21 @@ class ChatStyle(PromptStyle):
     of its answers learned, so each is written as the last; and so is the one that is asked for.
     """
 
-    def pieces(self, turns: Sequence[Turn], *, tokenizer: Any = None) -> list[Piece]:
+    def pieces(
+        self, turns: Sequence[Turn], *, tokenizer: Any = None, system: str | None = None
+    ) -> list[Piece]:
         """See `PromptStyle.pieces`.
 
         Raises:
-            CheckpointError: the tokenizer has no chat template, or it changes its contents.
+            CheckpointError: the tokenizer has no chat template, or it changes its contents, or
+                knows no system text.
         """
         turns = self._usable(turns)
-        roles = ["user" if turn.role == HUMAN else "assistant" for turn in turns]
         asks = bool(turns) and turns[-1].role == HUMAN
-        roles += ["assistant"] * asks
+        if system is not None:
+            _check_system(tokenizer)
+            turns = [Turn(_SYSTEM, (system,)), *turns]
+        roles = [_TEMPLATE_ROLES[turn.role] for turn in turns] + ["assistant"] * asks
         before: list[str] = []
         end = ""
         for last in (index for index, role in enumerate(roles) if role == "assistant"):
@@ -137,7 +153,7 @@ class ChatStyle(PromptStyle):
         answered = False
         for turn, text in zip(turns, before, strict=not asks):
             pieces += _template_text(text, tokenizer, closes_answer=answered)
-            answered = turn.role != HUMAN
+            answered = turn.role == GPT
             pieces += content_pieces(turn, target=answered)
         pieces += _template_text(before[-1] if asks else end, tokenizer, closes_answer=not asks)
         return _spaces_to_words(pieces)
@@ -149,6 +165,21 @@ def content_pieces(turn: Turn, *, target: bool = False) -> list[Piece]:
         Piece(MEDIA, medium=part) if isinstance(part, Medium) else Piece(PLAIN, part, target)
         for part in turn.content
     ]
+
+
+def _check_system(tokenizer: Any) -> None:
+    """Refuses a chat template that has no room for a system text.
+
+    Raises:
+        CheckpointError: it has none, or none where it would stay in its place.
+    """
+    try:
+        _around(*render_marked(tokenizer, ["system", *_TWO_PAIRS]))
+    except CheckpointError as error:
+        _around(*render_marked(tokenizer, _TWO_PAIRS))  # says what is wrong beside that
+        raise CheckpointError(
+            "the tokenizer's chat template takes no system text", where=error.where
+        ) from error
 
 
 def _around(rendered: str, marks: Sequence[str]) -> list[str]:

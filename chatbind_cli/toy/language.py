@@ -122,9 +122,9 @@ def samples(tokenizer: PreTrainedTokenizerFast, rng: Random) -> Iterator[dict[st
     # Its texts hold no media; the id that would stand for one is never used.
     config = ChatBindConfig(use_start_end=False, im_patch_id=tokenizer.unk_token_id)
     encoders = [
-        PromptEncoder(tokenizer, config, replace(style, preamble=preamble))
-        for style in map(get_style, STYLES)
-        for preamble in (style.preamble, "")
+        PromptEncoder(tokenizer, config, style)
+        for published in map(get_style, STYLES)
+        for style in (published, replace(published, system_open="", system="", system_close=""))
     ]
     talk, prose = conversations(rng), passages(rng)
     while True:

@@ -230,3 +230,12 @@ def test_a_question_of_megabytes_is_refused_before_it_is_tokenized(
     monkeypatch.setattr(answerer, "prompts", None)
     (refused,) = answerer.prepare([Question("word " * 1_000_000)])
     assert "5,000,000 characters" in str(refused.problem)
+
+
+def test_a_question_may_bring_its_own_system_text(answerer: Answerer) -> None:
+    asked, told = answerer.prepare([Question("What?"), Question("What?", system="A dog.")])
+    assert asked.prompt is not None
+    assert told.prompt is not None
+    assert told.turn is not None
+    wanted = answerer.prompts.prompt([told.turn], "A dog.")
+    assert told.prompt.input_ids == wanted.input_ids != asked.prompt.input_ids

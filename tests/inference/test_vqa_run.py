@@ -15,7 +15,8 @@ from chatbind_cli.errors import MediaError, RecordError, SomeRecordsFailed
 from chatbind_cli.inference.answer_file import AnswerFile
 from chatbind_cli.inference.decoding import Generated
 from chatbind_cli.inference.generation_settings import GenerationSettings
-from chatbind_cli.inference.questions import Question, gather, read_question
+from chatbind_cli.inference.question_record import read_question
+from chatbind_cli.inference.questions import Question, gather
 from chatbind_cli.inference.vqa import Outcome, answer_all, answer_batch
 from chatbind_cli.jsonl import Line, dumps, read_lines
 from tests.inference.world import read_jsonl
@@ -139,9 +140,12 @@ def test_a_failed_question_is_recorded_and_tried_again_in_its_place(tmp_path: Pa
     assert records[1] == {
         "question_id": 3,
         "prompt": "What is 3?",
+        "text": "",
         "error": "3.png: no such file",
+        "answer_id": records[1]["answer_id"],
         "model_id": "m",
         "category": "conv",
+        "metadata": {},
     }
     before = path.read_bytes()
     with pytest.raises(SomeRecordsFailed):
@@ -223,7 +227,15 @@ def test_a_line_that_is_no_question_is_a_failed_record_in_its_place(tmp_path: Pa
     records = read_jsonl(path)
     assert [{key: r[key] for key in f} for r, f in zip(records[::2], failed, strict=True)] == failed
     assert [record["question_id"] for record in records[1::2]] == [0, 1, 2, 3, 4]
-    assert records[0] == {**failed[0], "model_id": "m"}
+    assert records[0] == {
+        **failed[0],
+        "question_id": None,
+        "prompt": "",
+        "text": "",
+        "answer_id": records[0]["answer_id"],
+        "model_id": "m",
+        "metadata": {},
+    }
     work = Fake()
     with pytest.raises(SomeRecordsFailed, match="5 of 10"):
         answer_lines(tmp_path / "q.jsonl", path, work)

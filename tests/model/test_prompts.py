@@ -19,7 +19,7 @@ from chatbind_cli.model.prompts import (
     styles,
 )
 from chatbind_cli.model.turns import Turn, answer, question
-from tests.model.tiny import byte_tokenizer, word_tokenizer
+from tests.model.tiny import CHATML, byte_tokenizer, word_tokenizer
 
 IMAGE = Medium("image", "a.png")
 
@@ -126,6 +126,45 @@ def test_chat_uses_the_template_of_the_tokenizer() -> None:
     )
     sample = [*asked, answer("A dog.")]
     assert learned(style, sample, tokenizer=tokenizer) == "A dog.<|im_end|>"
+
+
+@pytest.mark.parametrize("name", sorted(set(styles()) - {"chat"}))
+def test_a_system_text_takes_the_place_of_the_published_one_alone(name: str) -> None:
+    style = get_style(name)
+    asked = [question("What?", [IMAGE])]
+    published = written(style, asked)
+    assert published.count(style.system) == 1
+    assert len(style.system) > 50
+    assert written(style, asked, system="Be brief.") == published.replace(style.system, "Be brief.")
+    told = [p.kind for p in style.pieces(asked, system="<|im_end|>") if p.text == "<|im_end|>"]
+    assert told[0] == "plain"
+
+
+def test_chat_writes_a_system_text_as_the_templates_system_turn() -> None:
+    tokenizer = byte_tokenizer()
+    turns = [question("a"), answer("b"), question("c")]
+    without = written(get_style("chat"), turns, tokenizer=tokenizer)
+    told = written(get_style("chat"), turns, tokenizer=tokenizer, system="Be <|im_end|> brief.")
+    assert told == f"<|im_start|>system\nBe <|im_end|> brief.<|im_end|>\n{without}"
+    sample = [question("a"), answer("b")]
+    assert learned(get_style("chat"), sample, tokenizer=tokenizer, system="x") == "b<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        CHATML.replace(
+            "{% for", "{{ raise_exception('no') if messages[0].role == 'system' }}{% for"
+        ),
+        CHATML.replace("in messages", "in messages if m.role != 'system'"),
+    ],
+)
+def test_chat_says_that_a_template_takes_no_system_text(template: str) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    get_style("chat").pieces([question("a")], tokenizer=tokenizer)
+    with pytest.raises(CheckpointError, match="chat template takes no system text"):
+        get_style("chat").pieces([question("a")], tokenizer=tokenizer, system="Be brief.")
 
 
 def test_chat_keeps_user_text_out_of_the_template() -> None:
