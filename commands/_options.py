@@ -224,18 +224,23 @@ crew_options = gather(
 """Those of a command whose work is shared out item by item, in the same argument."""
 
 
-def dispatched(plan: launch.Dispatch, extra: Sequence[str] = ()) -> bool:
+def dispatched(
+    plan: launch.Dispatch,
+    extra: Sequence[str] = (),
+    meanwhile: Callable[[], None] | None = None,
+) -> bool:
     """Runs the command that is being handled in worker processes, where the plan wants that.
 
     Args:
         plan: what `dispatch_options` gave.
         extra: words that replace what this process has read from its standard input.
+        meanwhile: what this process does while the workers start, if they do.
 
     Returns:
         Whether the work is done; else the caller goes on in this process.
     """
     invocation = click.get_current_context().obj
-    return launch.dispatch(invocation or sys.argv[1:], plan, extra)
+    return launch.dispatch(invocation or sys.argv[1:], plan, extra, meanwhile)
 
 
 def crew(plan: launch.Dispatch, extra: Sequence[str] = ()) -> Crew | None:
