@@ -20,7 +20,7 @@ from chatbind_cli.media.options import (
 )
 
 from ._base import in_group
-from ._options import attention_option, base_option, gather, seed_option
+from ._options import attention_option, base_option, gather, seed_option, without_effect
 
 if TYPE_CHECKING:
     from chatbind_cli.inference.loaded_model import LoadedModel
@@ -99,6 +99,7 @@ model_options = gather(
     ),
     _model(
         "--projector",
+        "--mm-projector",
         metavar="FILE",
         help="Projector to put before the language model in -m; - as for -m.",
     ),
@@ -125,12 +126,11 @@ model_options = gather(
         help="Style of the prompt; default: the one that the model was trained in.",
     ),
     attention_option,
+    without_effect("--vision-tower", because="the encoder is ImageBind, see --encoder"),
 )
 """Which model answers, handed to the function as one argument `choice`."""
 
-generation_options = gather(
-    "settings",
-    GenerationSettings,
+_GENERATION = (
     _generation(
         "--max-new-tokens",
         type=click.IntRange(min=1),
@@ -152,11 +152,51 @@ generation_options = gather(
         help="Draw only from the likeliest tokens that hold this much of the probability.",
     ),
     _generation(
+        "--top-k",
+        advanced=True,
+        type=click.IntRange(min=0),
+        default=0,
+        help="Draw only from so many of the likeliest tokens; 0: from all.",
+    ),
+    _generation(
+        "--min-p",
+        advanced=True,
+        type=click.FloatRange(min=0.0, max=1.0),
+        default=0.0,
+        help="Draw no token that is less likely than this share of the likeliest one.",
+    ),
+    _generation(
+        "--repetition-penalty",
+        advanced=True,
+        type=click.FloatRange(min=0.0, min_open=True),
+        default=1.0,
+        help="Makes tokens that are there already, in the question too, less likely; 1: does not.",
+    ),
+    _generation(
+        "--no-repeat-ngram-size",
+        advanced=True,
+        type=click.IntRange(min=0),
+        default=0,
+        help="No run of so many tokens comes twice; 0: it may.",
+    ),
+    _generation(
         "--num-beams",
         advanced=True,
         type=click.IntRange(min=1),
         default=1,
         help="Beams of beam search.",
+    ),
+    _generation(
+        "--length-penalty",
+        advanced=True,
+        type=float,
+        default=1.0,
+        help="Of beam search: above 0 long answers gain, below 0 short ones.",
+    ),
+    _generation(
+        "--logprobs",
+        is_flag=True,
+        help="Say in the record how likely each token of the answer was.",
     ),
     _generation(
         "--stop",
@@ -167,7 +207,22 @@ generation_options = gather(
     ),
     seed_option,
 )
+
+generation_options = gather("settings", GenerationSettings, *_GENERATION)
 """How answers are generated, handed to the function as one argument `settings`."""
+
+sampling_options = gather(
+    "settings",
+    GenerationSettings,
+    *_GENERATION,
+    _generation(
+        "--samples",
+        type=click.IntRange(min=1),
+        default=1,
+        help="Answers that are drawn to each question; needs a temperature.",
+    ),
+)
+"""The same for a command that may give several answers to a question."""
 
 _POSITIVE = click.FloatRange(min=0, min_open=True)
 

@@ -22,7 +22,7 @@ from ._inference import ModelChoice, generation_options, media_changes, media_op
 from ._options import device_options, one_reader, stack
 
 if TYPE_CHECKING:
-    from chatbind_cli.inference.chat_commands import Dialogue
+    from chatbind_cli.inference.chat_commands import Talk
 
 _media, _question, _output = in_group("Media"), in_group("Question"), in_group("Output")
 
@@ -144,6 +144,8 @@ def command(
     attachments = tuple(click.get_current_context().meta.get("chatbind.attachments", ()))
     if question is not None and query is not None:
         raise UsageError("the question is given twice", hint="as an argument or with --query")
+    if settings.logprobs and not as_json:
+        raise UsageError("--logprobs says something in records alone", hint="add --json")
     words = question if question is not None else query
     first = None if words == "-" else words
     reading = "-" if chat or first is None else None
@@ -168,7 +170,7 @@ def command(
     from chatbind_cli.inference.answer_view import view_of  # noqa: PLC0415
     from chatbind_cli.inference.answerer import Answerer  # noqa: PLC0415
     from chatbind_cli.inference.chat import Chat  # noqa: PLC0415
-    from chatbind_cli.inference.chat_commands import Dialogue  # noqa: PLC0415
+    from chatbind_cli.inference.chat_commands import Talk  # noqa: PLC0415
     from chatbind_cli.inference.media_encoder import MediaEncoder  # noqa: PLC0415
 
     loaded = choice.load(device, dtype)
@@ -179,13 +181,13 @@ def command(
     talk.system = system
     talk.attach(*attachments)
     if chat:
-        dialogue = Dialogue(talk)
+        dialogue = Talk(talk)
         dialogue.run(_lines(first, dialogue))
     elif first is not None:
         talk.ask(first)
 
 
-def _lines(first: str | None, dialogue: Dialogue) -> Iterator[str]:
+def _lines(first: str | None, dialogue: Talk) -> Iterator[str]:
     """What the user says, line by line until the end of input; on a terminal with an editor."""
     if first is not None:
         yield first

@@ -17,7 +17,7 @@ from chatbind_cli.media.options import MediaOptions
 
 from . import _base
 from ._base import in_group
-from ._inference import ModelChoice, generation_options, media_changes, media_options, model_options
+from ._inference import ModelChoice, media_changes, media_options, model_options, sampling_options
 from ._options import (
     FOLDER,
     STREAM,
@@ -57,6 +57,7 @@ _input, _compute = in_group("Input"), in_group("Compute")
     "under image, video, audio, depth, thermal, imu. From a pipe that pauses for half a "
     "second, what has come is answered at once.",
 )
+@_input("--limit", metavar="N", type=click.IntRange(min=1), help="Answer the first N alone.")
 @media_root_options
 @media_options
 @_input(
@@ -73,7 +74,13 @@ _input, _compute = in_group("Input"), in_group("Compute")
 )
 @overwrite_option
 @on_error_option
-@generation_options
+@in_group("Generation")(
+    "--choices",
+    is_flag=True,
+    help="Answer with the likeliest of the answers that a record lists under `choices`, or of the "
+    "letters that its text offers (A. cat, (B) dog); the answer record says how likely each is.",
+)
+@sampling_options
 @device_options
 @_compute(
     "--batch-size",
@@ -87,12 +94,14 @@ _input, _compute = in_group("Input"), in_group("Compute")
 def command(
     choice: ModelChoice,
     questions: str,
+    limit: int | None,
     media_root: MediaRoot,
     media: MediaOptions,
     store: Path | None,
     output: str,
     overwrite: bool,
     on_error: str,
+    choices: bool,
     settings: GenerationSettings,
     device: str,
     dtype: str,
@@ -110,6 +119,8 @@ def command(
             raise UsageError(
                 "no questions", hint="name a file with --questions, or pipe records in"
             )
+    if choices and (settings.samples > 1 or settings.logprobs):
+        raise UsageError("--choices goes with neither --samples nor --logprobs")
     refuse_overlap(output, [questions, choice.projector])
     words: list[str] = []
     if not plan.dry_run and not worker.is_worker():
@@ -125,6 +136,8 @@ def command(
         choice.load(device, dtype),
         settings,
         questions=questions,
+        limit=limit,
+        choices=choices,
         media_root=media_root,
         store=store,
         output=output,

@@ -223,6 +223,17 @@ def parse_conversation(record: Mapping[str, Any], where: str) -> Conversation:
     return Conversation(record.get("id", where), tuple(turns), where)
 
 
+def said_before(conversations: Any) -> tuple[tuple[str, str], ...]:
+    """Roles and texts of the turns before a question, in LLaVA's form.
+
+    Raises:
+        RecordError: they have another form, do not alternate, or do not end with an answer.
+    """
+    said = _said(conversations)
+    _check_roles(said)
+    return tuple(said)
+
+
 def checked_row(record: Mapping[str, Any], where: str) -> Row:
     """A record as it is kept.
 

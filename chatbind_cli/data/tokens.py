@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from transformers import PreTrainedTokenizerBase
 
@@ -18,7 +19,7 @@ from chatbind_cli.media.medium import Medium
 from chatbind_cli.model.config import ChatBindConfig
 from chatbind_cli.model.prompts import CONTROL, EOS, MEDIA, Piece, PromptStyle, get_style
 from chatbind_cli.model.tokenizer import TextCodec
-from chatbind_cli.model.turns import HUMAN, Turn
+from chatbind_cli.model.turns import HUMAN, Turn, answer
 
 IGNORE_INDEX = -100
 """The label of a token that is read but not learned (PyTorch's cross entropy skips it)."""
@@ -105,18 +106,32 @@ class PromptEncoder:
             RecordError: the last turn is not a question.
             CheckpointError: the model's chat template takes no system text.
         """
-        if not turns or turns[-1].role != HUMAN:
-            raise RecordError("a prompt must end with a question")
+        _check_asks(turns)
         sample, _ = self._encode(turns, system)
         return sample
+
+    def answer(self, turns: Sequence[Turn], text: str, system: str | None = None) -> list[int]:
+        """The token ids of an answer behind the prompt of `turns`, as training would learn them.
+
+        With what ends an answer: to write them is to answer that, and nothing more.
+
+        Raises:
+            RecordError: the last turn is not a question.
+        """
+        _check_asks(turns)
+        pieces = self._pieces([*turns, answer(text)], system)
+        end = 1 + max(index for index, piece in enumerate(pieces) if piece.target)
+        start = 1 + max(index for index, piece in enumerate(pieces[:end]) if not piece.target)
+        ids: list[int] = []
+        for before, piece in pairwise(pieces[start - 1 : end]):
+            ids += self._ids(piece, at_start=_starts_anew(before))
+        return ids
 
     def _encode(
         self, turns: Sequence[Turn], system: str | None = None
     ) -> tuple[TokenizedSample, list[tuple[int, int]]]:
         """The whole sample, and where each medium's tokens start and end in it."""
-        pieces = _merged(self.style.pieces(turns, tokenizer=self._tokenizer, system=system))
-        if self._codec.marks_start:
-            pieces = _without_space_at_media(pieces)
+        pieces = self._pieces(turns, system)
         sample = TokenizedSample()
         media: list[Medium] = []
         spans: list[tuple[int, int]] = []
@@ -124,20 +139,27 @@ class PromptEncoder:
             self._grow(sample, self._codec.bos, target=False)
         at_start = True
         for piece in pieces:
+            ids = self._ids(piece, at_start=at_start)
             if piece.medium is not None:
-                ids = self._medium_ids
                 media.append(piece.medium)
                 spans.append((len(sample.input_ids), len(sample.input_ids) + len(ids)))
-            elif piece.kind == EOS:
-                ids = [self._codec.eos]
-            elif piece.kind == CONTROL:
-                ids = self._codec.control(piece.text, at_start=at_start)
-            else:
-                ids = self._codec.plain(piece.text, at_start=at_start)
             self._grow(sample, ids, target=piece.target)
-            at_start = piece.kind in (EOS, MEDIA)
+            at_start = _starts_anew(piece)
         sample.media = tuple(media)
         return sample, spans
+
+    def _pieces(self, turns: Sequence[Turn], system: str | None = None) -> list[Piece]:
+        pieces = _merged(self.style.pieces(turns, tokenizer=self._tokenizer, system=system))
+        return _without_space_at_media(pieces) if self._codec.marks_start else pieces
+
+    def _ids(self, piece: Piece, *, at_start: bool) -> Sequence[int]:
+        if piece.kind == MEDIA:
+            return self._medium_ids
+        if piece.kind == EOS:
+            return [self._codec.eos]
+        if piece.kind == CONTROL:
+            return self._codec.control(piece.text, at_start=at_start)
+        return self._codec.plain(piece.text, at_start=at_start)
 
     @staticmethod
     def _grow(sample: TokenizedSample, ids: Sequence[int], *, target: bool) -> None:
@@ -158,6 +180,16 @@ class PromptEncoder:
                 if ids and ids[-1] in self._tokenizer.all_special_ids:
                     stops.append(ids[-1])
         return tuple(dict.fromkeys(stops))
+
+
+def _check_asks(turns: Sequence[Turn]) -> None:
+    if not turns or turns[-1].role != HUMAN:
+        raise RecordError("a prompt must end with a question")
+
+
+def _starts_anew(before: Piece) -> bool:
+    """Whether what follows a piece is the start of a text to the tokenizer."""
+    return before.kind in (EOS, MEDIA)
 
 
 def _merged(pieces: Sequence[Piece]) -> list[Piece]:

@@ -80,7 +80,8 @@ def keyed(
 ) -> Iterator[tuple[str, Record]]:
     """Records with their ids as text; see `records_by_id`."""
     for line in lines:
-        if "error" in line.record and "line" in line.record and "question_id" not in line.record:
+        nameless = line.record.get("question_id") is None
+        if nameless and "error" in line.record and "line" in line.record:
             continue  # of `vqa`: a line of its questions that was none
         try:
             if line.problem is not None:

@@ -8,26 +8,26 @@ put in order once, and replaced whole.
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from chatbind_cli.console import note, printable
+from chatbind_cli.console import note
 from chatbind_cli.errors import ChatBindError, RecordError, SomeRecordsFailed
-from chatbind_cli.files import replace_file, sha256_text
+from chatbind_cli.files import replace_file
+from chatbind_cli.inference.answer_record import (
+    OF_ONE_ANSWER,
+    answer_record,
+    failed_record,
+    in_words,
+)
 from chatbind_cli.inference.decoding import Generated
 from chatbind_cli.inference.questions import Question
-from chatbind_cli.jsonl import Record, RecordWriter, dumps, read_records
+from chatbind_cli.jsonl import RecordWriter, read_records
 
 KEY = "question_id"
 
-_OF_ONE_ANSWER = {"n_tokens", "finish_reason"}
-# what an answer record says itself, and what only says how the question was asked
-_NOT_CARRIED = (
-    *("question_id", "id", "text", "prompt"),
-    *("answer_id", "model_id", "metadata", "error", "line"),
-)
 _SHOWN = 3
 
 
@@ -160,66 +160,6 @@ class AnswerFile:
         self._writer.close()
 
 
-def answer_record(
-    question: Question, generated: Generated, *, model_id: str, metadata: Mapping[str, Any]
-) -> Record:
-    """The record of an answer; what it is made of is in its `answer_id`, `metadata` too."""
-    media = [[medium.modality, medium.name] for medium in question.media]
-    parts = (question.id, question.text, media, generated.text, model_id, metadata)
-    return {
-        "question_id": question.id,
-        "prompt": question.text,
-        "text": generated.text,
-        "answer_id": short_digest(*parts),
-        "model_id": model_id,
-        **_carried(question.record),
-        "metadata": {
-            "n_tokens": generated.n_tokens,
-            "finish_reason": generated.finish_reason,
-            **metadata,
-        },
-    }
-
-
-def failed_record(question: Question, error: Exception, *, model_id: str) -> Record:
-    """The record that takes the place of an answer that could not be given."""
-    record, line = question.record, question.line
-    return {
-        **({} if line is None else {"line": line}),
-        **({} if question.id is None else {"question_id": question.id}),
-        **({} if line is not None and "text" not in record else {"prompt": record.get("text")}),
-        "error": str(error),
-        "model_id": model_id,
-        **_carried(record),
-    }
-
-
-def _carried(record: Record) -> Record:
-    """The question's other keys (category, media names, reference, ...); no media content."""
-    return {
-        key: value
-        for key, value in record.items()
-        if key not in _NOT_CARRIED and not _is_content(value)
-    }
-
-
-def _is_content(value: object) -> bool:
-    values: Sequence[object] = value if isinstance(value, list) else [value]
-    return any(isinstance(item, str) and item.startswith("data:") for item in values)
-
-
-def short_digest(*parts: object) -> str:
-    """A short hash of JSON values, the same in every run."""
-    return sha256_text(dumps({"of": list(parts)}))[:22]
-
-
-def in_words(record: Record) -> str:
-    """An answer as a person reads it: what was asked, and below it what was said."""
-    said = record.get("text", f"error: {record.get('error')}")
-    asked = "  ".join(" ".join(str(record.get(key, "")).split()) for key in (KEY, "prompt"))
-    return printable(f"{asked.rstrip()}\n    {said}")
-
-
 def _check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
     """Compares how the file's first answer was generated with how this run generates them.
 
@@ -235,7 +175,7 @@ def _check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
     if not both:
         # nothing there, or somebody else's file, which does not say
         return
-    keys = (there.keys() | metadata.keys()) - _OF_ONE_ANSWER
+    keys = (there.keys() | metadata.keys()) - OF_ONE_ANSWER
     for key in sorted(keys, key=lambda key: (key not in both, key)):
         if there.get(key) != metadata.get(key):
             raise RecordError(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from chatbind_cli.artifacts import emit_record
 from chatbind_cli.console import note
 from chatbind_cli.errors import ChatBindError, UsageError
-from chatbind_cli.inference.answer_file import short_digest
+from chatbind_cli.inference.answer_record import short_digest, told
 from chatbind_cli.inference.answer_view import View
 from chatbind_cli.inference.answerer import Answerer
 from chatbind_cli.inference.decoding import Generated
@@ -186,7 +186,7 @@ class Chat:
         Whole exchanges are left out, the oldest first, until there is room for an answer too.
         """
         assert question.turn is not None
-        longest = self._answerer.generator.longest_context
+        longest = self._answerer.engine.longest_context
         left_out = self.left_out
         while True:
             prompt = self._answerer.prompts.prompt(
@@ -259,6 +259,7 @@ class Chat:
             "text": generated.text,
             "answer_id": short_digest(identity, generated.text, self.model_id),
             "model_id": self.model_id,
+            **told(generated),
             "metadata": {
                 "n_tokens": generated.n_tokens,
                 "finish_reason": generated.finish_reason,

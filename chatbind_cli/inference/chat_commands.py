@@ -25,12 +25,12 @@ _LONGEST_PROMPT = 40
 class Command:
     """What `/word` does: with which words behind it, and in which words `/help` tells."""
 
-    does: Callable[[Dialogue, str], None]
+    does: Callable[[Talk, str], None]
     takes: str
     help: str
 
 
-class Dialogue:
+class Talk:
     """The lines of a person to a `Chat`."""
 
     def __init__(self, chat: Chat) -> None:
@@ -153,28 +153,28 @@ class Dialogue:
             show(f"{words:{width}}{text}")
 
 
-def _named(modality: str) -> Callable[[Dialogue, str], None]:
+def _named(modality: str) -> Callable[[Talk, str], None]:
     return lambda dialogue, rest: dialogue.attach(rest, modality)
 
 
 COMMANDS = {
     "/attach": Command(
-        Dialogue.attach,
+        Talk.attach,
         "[--thermal] FILE[@0.5]...",
         "add files to the next question, as what their content says or the word before them",
     ),
     **{f"/{name}": Command(_named(name), "FILE[@0.5]...", "") for name in MODALITIES},
-    "/media": Command(Dialogue.media, "", "show what is attached to which question"),
-    "/drop": Command(Dialogue.drop, "", "let go of what waits for the next question"),
+    "/media": Command(Talk.media, "", "show what is attached to which question"),
+    "/drop": Command(Talk.drop, "", "let go of what waits for the next question"),
     "/system": Command(
-        Dialogue.system, "[TEXT]", f"tell the model how to answer; {_OWN_SYSTEM}: as it was made"
+        Talk.system, "[TEXT]", f"tell the model how to answer; {_OWN_SYSTEM}: as it was made"
     ),
-    "/undo": Command(Dialogue.undo, "", "forget the last question and its answer"),
-    "/retry": Command(Dialogue.retry, "", "ask the last question again, with another seed"),
-    "/save": Command(Dialogue.save, "FILE.jsonl", "write the dialogue down"),
-    "/load": Command(Dialogue.load, "FILE.jsonl", "go on with a dialogue that was written down"),
-    "/reset": Command(Dialogue.reset, "", "forget all that was said"),
-    "/help": Command(Dialogue.help, "", "this"),
+    "/undo": Command(Talk.undo, "", "forget the last question and its answer"),
+    "/retry": Command(Talk.retry, "", "ask the last question again, with another seed"),
+    "/save": Command(Talk.save, "FILE.jsonl", "write the dialogue down"),
+    "/load": Command(Talk.load, "FILE.jsonl", "go on with a dialogue that was written down"),
+    "/reset": Command(Talk.reset, "", "forget all that was said"),
+    "/help": Command(Talk.help, "", "this"),
 }
 """All commands but those that end the dialogue, in the order of `/help`."""
 

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from chatbind_cli.data.conversations import parse_conversation
 from chatbind_cli.errors import ChatBindError, RecordError, UsageError
 from chatbind_cli.files import refuse_foreign_records, replace_file
-from chatbind_cli.inference.answer_file import short_digest
+from chatbind_cli.inference.answer_record import short_digest
 from chatbind_cli.inference.chat import Chat, Exchange
+from chatbind_cli.inference.question_record import weighted
 from chatbind_cli.inference.questions import Question
 from chatbind_cli.jsonl import Record, dumps, read_records
 from chatbind_cli.media.medium import Medium, media_of_record
@@ -54,7 +54,10 @@ def read_dialogue(chat: Chat, path: Path) -> None:
     left_out = record.get("left_out", 0)
     if not isinstance(system, str | None) or not isinstance(mix, bool):
         raise RecordError("system must be text, and mix true or false", where=where)
-    turns = _weighted(conversation.turns, record, where)
+    try:
+        turns = _weighted(conversation.turns, record)
+    except RecordError as error:
+        raise RecordError(error.what, where=where) from error
     asked, answers = turns[::2], turns[1::2]
     if asked[0].role != HUMAN:
         raise RecordError("the dialogue begins with an answer", where=where)
@@ -128,20 +131,11 @@ def _marked(turn: Turn) -> str:
     return "".join(parts)
 
 
-def _weighted(turns: Sequence[Turn], record: Record, where: str) -> list[Turn]:
-    """The turns with the weights of a record: one for each of its media, in the order of its keys.
-
-    Raises:
-        RecordError: there are more or fewer, or one is no number.
-    """
-    media = media_of_record(record)
-    weights: Any = record.get("weights", [1.0] * len(media))
-    fits = isinstance(weights, list) and len(weights) == len(media)
-    if not fits or not all(type(weight) in (int, float) for weight in weights):
-        raise RecordError(f"weights are no {len(media)} numbers", where=where)
+def _weighted(turns: Sequence[Turn], record: Record) -> list[Turn]:
+    """The turns with the weights that a record gives its media, in the order of its keys."""
     left: dict[str | None, deque[float]] = defaultdict(deque)
-    for medium, weight in zip(media, weights, strict=True):
-        left[medium.modality].append(float(weight))
+    for medium in weighted(media_of_record(record), record.get("weights")):
+        left[medium.modality].append(medium.weight)
     return [
         replace(
             turn,

@@ -5,10 +5,16 @@ Apart from `generation`, which brings torch: a command checks them before it loa
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from typing import Any
 
 from chatbind_cli.errors import UsageError
+
+_MOST_STOPS = 64
+_MOST_OF_A_STOP = 1000  # characters; after each token as many are decoded again
+_MOST_SHOWN = 80
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +73,9 @@ class GenerationSettings:
             raise UsageError(f"top_p is {self.top_p}", hint="it must lie above 0, and be at most 1")
         if not all(self.stop):
             raise UsageError("a stop text is empty", hint="leave it out")
+        if len(self.stop) > _MOST_STOPS or any(len(text) > _MOST_OF_A_STOP for text in self.stop):
+            limits = f"at most {_MOST_STOPS} of at most {_MOST_OF_A_STOP} characters"
+            raise UsageError("too many stop texts, or too long ones", hint=limits)
         if self.samples > 1 and not self.sampled:
             raise UsageError("several samples of a greedy answer", hint="give a temperature")
         if self.num_beams > 1 and (self.samples > 1 or self.logprobs):
@@ -76,6 +85,24 @@ class GenerationSettings:
     def sampled(self) -> bool:
         """Whether answers are drawn at random."""
         return self.temperature > 0.0
+
+    def changed(self, values: Mapping[str, Any]) -> GenerationSettings:
+        """The same but for what a record says under the names of the fields.
+
+        Raises:
+            UsageError: there is no such field, or its value is of another type or out of range.
+        """
+        known = {field.name: field.default for field in fields(self)}
+        taken: dict[str, Any] = {}
+        for name, value in values.items():
+            if name not in known:
+                near = get_close_matches(str(name)[:_MOST_SHOWN], known, n=1)
+                raise UsageError(
+                    f"{str(name)[:_MOST_SHOWN]} is no setting of generation",
+                    hint=f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}",
+                )
+            taken[name] = _typed(name, value, known[name])
+        return replace(self, **taken)
 
     def as_record(self) -> dict[str, Any]:
         """What an answer record says of it; without what had no influence."""
@@ -98,3 +125,23 @@ class GenerationSettings:
         defaults = {field.name: field.default for field in fields(self)}
         values = {name: getattr(self, name) for name in names}
         return {name: value for name, value in values.items() if value != defaults[name]}
+
+
+def _typed(name: str, value: Any, default: Any) -> Any:
+    """A value out of JSON, if it is of the type of the field's default."""
+    fits: bool
+    match default:
+        case tuple():
+            value = [value] if isinstance(value, str) else value
+            fits = isinstance(value, list) and all(isinstance(text, str) for text in value)
+            value, wanted = tuple(value) if fits else value, "a text or a list of texts"
+        case bool():
+            fits, wanted = isinstance(value, bool), "true or false"
+        case int():
+            fits, wanted = type(value) is int, "a whole number"
+        case _:
+            fits, wanted = type(value) in (int, float), "a number"
+    if not fits:
+        shown = repr(value)[:_MOST_SHOWN]
+        raise UsageError(f"{name} must be {wanted}, not {shown}")
+    return value

@@ -17,16 +17,16 @@ import tempfile
 import threading
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from chatbind_cli.errors import ChatBindError, RecordError, contained
+from chatbind_cli.errors import ChatBindError
 from chatbind_cli.files import own_stream
 from chatbind_cli.inference.generation_settings import GenerationSettings
-from chatbind_cli.jsonl import Line, Record, read_lines, record_id
-from chatbind_cli.media.medium import Medium, media_of_record
+from chatbind_cli.jsonl import Line, Record, read_lines
+from chatbind_cli.media.medium import Medium
 
 if TYPE_CHECKING:
     from chatbind_cli.data.tokens import TokenizedSample
@@ -52,6 +52,9 @@ class Question:
         mix: bring all media into one embedding (their weighted sum, at norm 1), which takes the
             place of the first; else each has its own.
         system: what tells the model how to answer, in place of its prompt style's own text.
+        earlier: roles and texts of what was said before, with placeholders for its media, which
+            are the first of `media`.
+        choices: the answers to choose from, where it leaves no others.
         id: its `question_id` (or `id`), if it was a record.
         record: as it was read.
         where: what an error message calls it: file and line of a record.
@@ -60,12 +63,15 @@ class Question:
         settings: how its answer is generated, where it says that itself.
         turn: what it is in a dialogue, once its media are embedded.
         prompt: what the language model reads, from then on.
+        choice_ids: the token ids of each choice behind that.
     """
 
     text: str = ""
     media: tuple[Medium, ...] = ()
     mix: bool = False
     system: str | None = None
+    earlier: tuple[tuple[str, str], ...] = ()
+    choices: tuple[str, ...] = ()
     id: str | int | None = None
     record: Record = field(default_factory=dict)
     where: str | None = None
@@ -74,38 +80,12 @@ class Question:
     settings: GenerationSettings | None = None
     turn: Turn | None = None
     prompt: TokenizedSample | None = None
+    choice_ids: tuple[list[int], ...] = ()
 
     @property
     def key(self) -> Hashable:
         """What tells it from the other questions of its file."""
         return self.id if self.line is None else ("line", self.line)
-
-
-def read_question(line: Line) -> Question:
-    """The question in a line; one that cannot be answered has a `problem`.
-
-    Args:
-        line: its record is `{"question_id", "text", "image" | "audio" | ..., ...}`; a media key
-            holds a name or a list of names, and a placeholder such as `<image>` in the text says
-            where it goes.
-    """
-    record, where, number, problem = line
-    identity: str | int | None = None
-    try:
-        identity = record_id(record)
-    except RecordError as error:
-        # without an id its answer could not be told from others
-        problem = problem or RecordError(error.what, where=where)
-    question = Question(id=identity, record=record, where=where, problem=problem)
-    if problem is not None:
-        return replace(question, line=number)
-    try:
-        text = record.get("text")
-        if not isinstance(text, str) or not text.strip():
-            raise RecordError("a question has no text", where=where)
-        return replace(question, text=text, media=media_of_record(record, where=where))
-    except Exception as error:
-        return replace(question, problem=contained(error, where=where))
 
 
 def gather(
@@ -148,15 +128,16 @@ def open_questions(source: str) -> tuple[Iterator[Line], float | None]:
     return read_lines(path), None
 
 
-def count_questions(source: str) -> int | None:
-    """How many questions there are, where that is quickly told; for the progress bar."""
+def count_questions(source: str, limit: int | None = None) -> int | None:
+    """How many questions are answered, where that is quickly told; for the progress bar."""
     path = Path(source)
     if source == "-" or not path.is_file() or path.stat().st_size > _MOST_COUNTED:
         return None
     with path.open("rb") as file:
         if file.peek(1)[:1] != b"{":
             return None
-        return sum(part.count(b"\n") for part in iter(partial(file.read, 1 << 20), b""))
+        count = sum(part.count(b"\n") for part in iter(partial(file.read, 1 << 20), b""))
+    return count if limit is None else min(count, limit)
 
 
 @contextmanager

@@ -11,25 +11,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from chatbind_cli.console import Progress
-from chatbind_cli.data.encoding import GPU_FAILED
 from chatbind_cli.data.process_group import ProcessGroup
-from chatbind_cli.errors import contained
+from chatbind_cli.inbox import Inbox
 from chatbind_cli.inference.answer_file import AnswerFile
 from chatbind_cli.inference.answerer import Answerer
 from chatbind_cli.inference.decoding import Outcome
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.loaded_model import LoadedModel
 from chatbind_cli.inference.media_encoder import MediaEncoder, StoredEmbeddings
+from chatbind_cli.inference.question_record import odd_keys_noted, read_question
 from chatbind_cli.inference.questions import (
     Question,
     count_questions,
     gather,
     open_questions,
-    read_question,
 )
 from chatbind_cli.jsonl import Line
 from chatbind_cli.media.root import MediaRoot
@@ -40,6 +40,8 @@ def vqa(
     settings: GenerationSettings,
     *,
     questions: str,
+    limit: int | None,
+    choices: bool,
     media_root: MediaRoot,
     media: Mapping[str, Any],
     store: Path | None,
@@ -60,7 +62,7 @@ def vqa(
         ChatBindError: something that all of them need is not there or broken.
     """
     encoder = _media_encoder(loaded, media, media_root, store, workers)
-    answerer = Answerer(loaded, encoder, style=prompt_style)
+    answerer = Answerer(loaded, encoder, style=prompt_style, batch_size=batch_size)
     work = partial(answer_batch, answerer, settings)
     with ProcessGroup() as group:
         if not group.leads:
@@ -69,7 +71,7 @@ def vqa(
         metadata: dict[str, Any] = {
             "model_sha256": loaded.sha256,
             "prompt_style": answerer.prompts.style.name,
-            **settings.as_record(),
+            **({"choices": True} if choices else settings.as_record()),
             "batch_size": batch_size,
             "dtype": str(loaded.dtype).removeprefix("torch."),
         }
@@ -84,11 +86,13 @@ def vqa(
             model_id=loaded.model_id,
             metadata=metadata | encoder.identity(),
         )
-        progress = Progress(count_questions(questions), "answering", "questions")
+        progress = Progress(count_questions(questions, limit), "answering", "questions")
         with closing(file), progress:
             lines, idle_seconds = open_questions(questions)
+            lines = odd_keys_noted(islice(lines, limit))
             batches = gather(lines, batch_size, idle_seconds=idle_seconds)
-            answer_all(batches, batch_size, file, group, work, progress.advance)
+            read = partial(read_question, settings=settings, choices=choices)
+            answer_all(batches, batch_size, file, group, work, progress.advance, read)
 
 
 def _media_encoder(
@@ -111,6 +115,7 @@ def answer_all(
     group: ProcessGroup,
     work: Callable[[list[Question]], list[Outcome]],
     on_done: Callable[[int], None] = lambda n: None,
+    read: Callable[[Line], Question] = read_question,
 ) -> None:
     """Reads questions, has them answered, and writes what is missing in the file, in order.
 
@@ -122,7 +127,7 @@ def answer_all(
         ChatBindError: the questions cannot be read; or what a question failed with, where that
             ends the run.
     """
-    rounds = _rounds(batches, batch_size, file, group.size, on_done)
+    rounds = _rounds(batches, batch_size, file, group.size, on_done, read)
     for questions, outcomes in group.results(rounds, work):
         for question, outcome in zip(questions, outcomes, strict=True):
             if file.wants(question):
@@ -137,11 +142,12 @@ def _rounds(
     file: AnswerFile,
     group_size: int,
     on_done: Callable[[int], None],
+    read: Callable[[Line], Question],
 ) -> Iterator[list[list[Question]]]:
     """Batches with something to do in them, as many at once as there are processes."""
     waiting: list[list[Question]] = []
     for batch in batches:
-        questions = [question for question in map(read_question, batch) if file.expect(question)]
+        questions = [question for question in map(read, batch) if file.expect(question)]
         if any(map(file.wants, questions)):
             waiting.append(questions)
         else:
@@ -171,13 +177,10 @@ def answer_batch(
 def _generated(
     answerer: Answerer, settings: GenerationSettings, questions: list[Question]
 ) -> list[Outcome]:
-    """Answers questions together, or each alone if one of them makes that fail."""
-    salt = "\0".join(str(question.id) for question in questions)
-    try:
-        return [*answerer.generate(questions, settings, salt=salt)]
-    except GPU_FAILED:
-        raise
-    except Exception as error:
-        if len(questions) == 1:
-            return [contained(error, where=str(questions[0].where))]
-        return [outcome for one in questions for outcome in _generated(answerer, settings, [one])]
+    """Answers prepared questions; one outcome a question, in order."""
+    inbox: Inbox[Question] = Inbox(max(1, len(questions)))
+    for question in questions:
+        inbox.put(question)
+    inbox.close()
+    outcomes = {id(question): outcome for question, outcome in answerer.engine.run(inbox, settings)}
+    return [outcomes[id(question)] for question in questions]

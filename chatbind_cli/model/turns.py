@@ -90,6 +90,51 @@ def question(text: str, media: Sequence[Medium] = (), *, where: str | None = Non
     Raises:
         RecordError: there are more placeholders of a modality than media of it (and at least one).
     """
+    _check_placeholders(text, media, where)
+    content, rest = place_media(text, media)
+    tail: list[str | Medium] = []
+    for medium in rest:
+        if content or tail:
+            tail.append("\n")
+        tail.append(medium)
+    return Turn(HUMAN, content + tuple(tail))
+
+
+def dialogue(
+    said: Sequence[tuple[str, str]],
+    text: str,
+    media: Sequence[Medium] = (),
+    *,
+    where: str | None = None,
+) -> list[Turn]:
+    """The turns of a question and of what was said before it.
+
+    Media go to the placeholders of the turns in order; the question has what is left.
+
+    Args:
+        said: roles and texts of the earlier turns.
+        text: the question's.
+        media: what all of it is about.
+        where: what an error message calls it.
+
+    Raises:
+        RecordError: there are more placeholders of a modality than media of it (and at least one).
+    """
+    asked = [words for role, words in said if role == HUMAN]
+    _check_placeholders("\n".join([*asked, text]), media, where)
+    waiting = list(media)
+    turns: list[Turn] = []
+    for role, words in said:
+        if role == HUMAN:
+            content, waiting = place_media(words, waiting)
+            turns.append(Turn(HUMAN, content))
+        else:
+            turns.append(answer(words))
+    return [*turns, question(text, waiting, where=where)]
+
+
+def _check_placeholders(text: str, media: Sequence[Medium], where: str | None) -> None:
+    """Refuses more placeholders of a modality than media of it, unless there are none of it."""
     for modality, count in Counter(placeholders(text)).items():
         attached = sum(medium.modality == modality for medium in media)
         if 0 < attached < count:
@@ -99,13 +144,6 @@ def question(text: str, media: Sequence[Medium] = (), *, where: str | None = Non
                 where=where,
                 hint="give as many files as placeholders",
             )
-    content, rest = place_media(text, media)
-    tail: list[str | Medium] = []
-    for medium in rest:
-        if content or tail:
-            tail.append("\n")
-        tail.append(medium)
-    return Turn(HUMAN, content + tuple(tail))
 
 
 def answer(text: str) -> Turn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,9 @@ def test_a_prompt_is_the_beginning_of_its_training_sample(
             # and the next token is the first that is learned for this answer
             assert sample.labels[len(prompt.input_ids)] != IGNORE_INDEX
             assert sample.labels[len(prompt.input_ids) - 1] == IGNORE_INDEX
+            choice = encode.answer(turns[:asked], turns[asked].text)
+            learned = sample.labels[len(prompt.input_ids) :]
+            assert choice == list(takewhile(lambda label: label != IGNORE_INDEX, learned))
 
 
 def test_an_empty_thought_is_read_before_every_answer_and_never_learned() -> None:

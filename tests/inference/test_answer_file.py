@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from chatbind_cli.errors import RecordError
-from chatbind_cli.inference.answer_file import AnswerFile, answer_record, in_words
+from chatbind_cli.inference.answer_file import AnswerFile
+from chatbind_cli.inference.answer_record import answer_record, in_words
 from chatbind_cli.inference.decoding import Generated
-from chatbind_cli.inference.questions import Question, read_question
+from chatbind_cli.inference.question_record import read_question
+from chatbind_cli.inference.questions import Question
 from chatbind_cli.jsonl import Line
 from tests.inference.world import read_jsonl, write_jsonl
 

@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from chatbind_cli.data.process_group import ProcessGroup
 from chatbind_cli.errors import MediaError, RecordError, SomeRecordsFailed
 from chatbind_cli.inference.answer_file import AnswerFile
-from chatbind_cli.inference.decoding import Generated
-from chatbind_cli.inference.generation_settings import GenerationSettings
-from chatbind_cli.inference.questions import Question, gather, read_question
-from chatbind_cli.inference.vqa import Outcome, answer_all, answer_batch
+from chatbind_cli.inference.decoding import Generated, Outcome
+from chatbind_cli.inference.questions import Question, gather
+from chatbind_cli.inference.vqa import answer_all
 from chatbind_cli.jsonl import Line, dumps, read_lines
 from tests.inference.world import read_jsonl
 
@@ -139,9 +137,12 @@ def test_a_failed_question_is_recorded_and_tried_again_in_its_place(tmp_path: Pa
     assert records[1] == {
         "question_id": 3,
         "prompt": "What is 3?",
+        "text": "",
         "error": "3.png: no such file",
+        "answer_id": records[1]["answer_id"],
         "model_id": "m",
         "category": "conv",
+        "metadata": {},
     }
     before = path.read_bytes()
     with pytest.raises(SomeRecordsFailed):
@@ -223,7 +224,15 @@ def test_a_line_that_is_no_question_is_a_failed_record_in_its_place(tmp_path: Pa
     records = read_jsonl(path)
     assert [{key: r[key] for key in f} for r, f in zip(records[::2], failed, strict=True)] == failed
     assert [record["question_id"] for record in records[1::2]] == [0, 1, 2, 3, 4]
-    assert records[0] == {**failed[0], "model_id": "m"}
+    assert records[0] == {
+        **failed[0],
+        "question_id": None,
+        "prompt": "",
+        "text": "",
+        "answer_id": records[0]["answer_id"],
+        "model_id": "m",
+        "metadata": {},
+    }
     work = Fake()
     with pytest.raises(SomeRecordsFailed, match="5 of 10"):
         answer_lines(tmp_path / "q.jsonl", path, work)
@@ -249,36 +258,6 @@ def test_lines_that_are_no_questions_can_be_left_out_or_end_the_run(
 def test_no_questions_are_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path / "a.jsonl", [], Fake())
     assert capsys.readouterr().err == "chatbind: there are no questions\n"
-
-
-class FakeAnswerer:
-    """Answers prompts that are their own text; generating fails on some."""
-
-    def __init__(self, error: Exception) -> None:
-        self._error = error
-        self.batches: list[int] = []
-
-    def prepare(self, asked: Sequence[Question]) -> list[Question]:
-        return list(asked)
-
-    def generate(self, asked: Sequence[Question], settings: Any, *, salt: str) -> list[Generated]:
-        self.batches.append(len(asked))
-        if any("3" in one.text for one in asked):
-            raise self._error
-        return [Generated(one.text, 1, "stop") for one in asked]
-
-
-def test_a_question_that_breaks_its_batch_fails_alone(tmp_path: Path) -> None:
-    answerer: Any = FakeAnswerer(ValueError("odd shape"))
-    settings = GenerationSettings()
-    batch = [read_question(line) for line in questions(*IDS[:4])]
-    outcomes = answer_batch(answerer, settings, batch)
-    assert answerer.batches == [4, 1, 1, 1, 1]
-    assert [isinstance(outcome, Generated) for outcome in outcomes] == [True, False, True, True]
-    assert str(outcomes[1]) == "q.jsonl:2: cannot be used (ValueError: odd shape)"
-    broken: Any = FakeAnswerer(torch.OutOfMemoryError("CUDA out of memory"))
-    with pytest.raises(torch.OutOfMemoryError):
-        answer_batch(broken, settings, batch)
 
 
 def test_several_processes_get_the_same_batches(tmp_path: Path) -> None:

@@ -189,7 +189,7 @@ def _answers(
         if 0 < number <= len(answers):
             answer = answers[number - 1].get(question_id, {"text": "(no answer)"})
             model = models[place] if len(models) == 2 else ""
-            found.append((model, str(answer.get("text", answer.get("error", "")))))
+            found.append((model, str(answer.get("error") or answer.get("text", ""))))
     return found
 
 
