@@ -42,6 +42,11 @@ _KNOWN_ELSEWHERE = {
     "--epochs": "--num-train-epochs",
     "--lr": "--learning-rate",
     "--force": "--overwrite",
+    # ours, in commands that work on one machine
+    "--num-machines": "--shard",
+    "--machine-rank": "--shard",
+    "--main-address": "--shard",
+    "--launch-config": "--num-processes",
 }
 
 

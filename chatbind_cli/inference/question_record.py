@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from difflib import get_close_matches
+from itertools import islice
 from typing import Any
 
 from chatbind_cli.console import note
@@ -28,6 +29,7 @@ _MEANT = {
 }
 _CLOSE = 0.8
 _MOST_NAMES = 1000  # keys that are looked at in a run
+_MOST_NOTES = 20
 _LONGEST_NAME = 40
 _MOST_CHOICES = 10_000
 _SHOWN = 80
@@ -66,11 +68,14 @@ def read_question(
 def odd_keys_noted(lines: Iterator[Line]) -> Iterator[Line]:
     """The lines; a key that is not read, but looks like one that is, is noted once."""
     seen: set[str] = set()
+    noted = 0
     for line in lines:
-        for key in line.record.keys() - seen if len(seen) < _MOST_NAMES else ():
+        room = _MOST_NAMES - len(seen)
+        for key in islice(line.record.keys() - seen, room) if room and noted < _MOST_NOTES else ():
             seen.add(key)
             meant = _meant(key)
             if meant is not None and meant not in line.record:
+                noted += 1
                 note(f"{line.where}: the key {key} means nothing here; is {meant} meant?")
         yield line
 
