@@ -42,6 +42,9 @@ _KNOWN_ELSEWHERE = {
     "--epochs": "--num-train-epochs",
     "--lr": "--learning-rate",
     "--force": "--overwrite",
+    "--num-return-sequences": "--samples",
+    "--num-samples": "--samples",
+    "--max-questions": "--limit",
 }
 
 
