@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from chatbind_cli.console import Progress
-from chatbind_cli.data.encoding import GPU_FAILED
 from chatbind_cli.data.process_group import ProcessGroup
-from chatbind_cli.errors import contained
+from chatbind_cli.inbox import Inbox
 from chatbind_cli.inference.answer_file import AnswerFile
 from chatbind_cli.inference.answerer import Answerer
 from chatbind_cli.inference.decoding import Outcome
@@ -63,7 +62,7 @@ def vqa(
         ChatBindError: something that all of them need is not there or broken.
     """
     encoder = _media_encoder(loaded, media, media_root, store, workers)
-    answerer = Answerer(loaded, encoder, style=prompt_style)
+    answerer = Answerer(loaded, encoder, style=prompt_style, batch_size=batch_size)
     work = partial(answer_batch, answerer, settings)
     with ProcessGroup() as group:
         if not group.leads:
@@ -178,13 +177,10 @@ def answer_batch(
 def _generated(
     answerer: Answerer, settings: GenerationSettings, questions: list[Question]
 ) -> list[Outcome]:
-    """Answers questions together, or each alone if one of them makes that fail."""
-    salt = "\0".join(str(question.id) for question in questions)
-    try:
-        return [*answerer.generate(questions, settings, salt=salt)]
-    except GPU_FAILED:
-        raise
-    except Exception as error:
-        if len(questions) == 1:
-            return [contained(error, where=str(questions[0].where))]
-        return [outcome for one in questions for outcome in _generated(answerer, settings, [one])]
+    """Answers prepared questions; one outcome a question, in order."""
+    inbox: Inbox[Question] = Inbox(max(1, len(questions)))
+    for question in questions:
+        inbox.put(question)
+    inbox.close()
+    outcomes = {id(question): outcome for question, outcome in answerer.engine.run(inbox, settings)}
+    return [outcomes[id(question)] for question in questions]

@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from chatbind_cli.data.process_group import ProcessGroup
 from chatbind_cli.errors import MediaError, RecordError, SomeRecordsFailed
 from chatbind_cli.inference.answer_file import AnswerFile
-from chatbind_cli.inference.decoding import Generated
-from chatbind_cli.inference.generation_settings import GenerationSettings
-from chatbind_cli.inference.question_record import read_question
+from chatbind_cli.inference.decoding import Generated, Outcome
 from chatbind_cli.inference.questions import Question, gather
-from chatbind_cli.inference.vqa import Outcome, answer_all, answer_batch
+from chatbind_cli.inference.vqa import answer_all
 from chatbind_cli.jsonl import Line, dumps, read_lines
 from tests.inference.world import read_jsonl
 
@@ -261,36 +258,6 @@ def test_lines_that_are_no_questions_can_be_left_out_or_end_the_run(
 def test_no_questions_are_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path / "a.jsonl", [], Fake())
     assert capsys.readouterr().err == "chatbind: there are no questions\n"
-
-
-class FakeAnswerer:
-    """Answers prompts that are their own text; generating fails on some."""
-
-    def __init__(self, error: Exception) -> None:
-        self._error = error
-        self.batches: list[int] = []
-
-    def prepare(self, asked: Sequence[Question]) -> list[Question]:
-        return list(asked)
-
-    def generate(self, asked: Sequence[Question], settings: Any, *, salt: str) -> list[Generated]:
-        self.batches.append(len(asked))
-        if any("3" in one.text for one in asked):
-            raise self._error
-        return [Generated(one.text, 1, "stop") for one in asked]
-
-
-def test_a_question_that_breaks_its_batch_fails_alone(tmp_path: Path) -> None:
-    answerer: Any = FakeAnswerer(ValueError("odd shape"))
-    settings = GenerationSettings()
-    batch = [read_question(line) for line in questions(*IDS[:4])]
-    outcomes = answer_batch(answerer, settings, batch)
-    assert answerer.batches == [4, 1, 1, 1, 1]
-    assert [isinstance(outcome, Generated) for outcome in outcomes] == [True, False, True, True]
-    assert str(outcomes[1]) == "q.jsonl:2: cannot be used (ValueError: odd shape)"
-    broken: Any = FakeAnswerer(torch.OutOfMemoryError("CUDA out of memory"))
-    with pytest.raises(torch.OutOfMemoryError):
-        answer_batch(broken, settings, batch)
 
 
 def test_several_processes_get_the_same_batches(tmp_path: Path) -> None:
