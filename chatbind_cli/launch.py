@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +37,12 @@ _GRACE_S = 1.0
 """How long workers may still say why they failed when the first one has failed."""
 
 
-def dispatch(args: Sequence[str], plan: Dispatch, extra: Sequence[str] = ()) -> bool:
+def dispatch(
+    args: Sequence[str],
+    plan: Dispatch,
+    extra: Sequence[str] = (),
+    meanwhile: Callable[[], None] | None = None,
+) -> bool:
     """Runs `chatbind ARGS` in worker processes where the plan wants that.
 
     Args:
@@ -45,6 +50,7 @@ def dispatch(args: Sequence[str], plan: Dispatch, extra: Sequence[str] = ()) -> 
         plan: on what to run.
         extra: words put at the end, where they win: what the parent has read from its standard
             input ("--projector", "/path"), since workers get none.
+        meanwhile: what this process does while the workers start; where it fails, they are ended.
 
     Returns:
         True: done, or the dry run is printed. False: the caller goes on in this process.
@@ -68,7 +74,8 @@ def dispatch(args: Sequence[str], plan: Dispatch, extra: Sequence[str] = ()) -> 
             prefix = [f"{name}={value}" for name, value in environment.items()]
             sys.stdout.write(shlex.join([*prefix, *line]) + "\n")
         elif launched:
-            _run_workers(line, {**environment, **here.preferences()}, here.meeting)
+            variables = {**environment, **here.preferences()}
+            _run_workers(line, variables, here.meeting, meanwhile)
         return launched or here.dry_run
 
 
@@ -178,6 +185,7 @@ def _run_workers(
     line: Sequence[str],
     environment: Mapping[str, str],
     meeting: Meeting | None = None,
+    meanwhile: Callable[[], None] | None = None,
     **place: Any,
 ) -> None:
     try:
@@ -185,7 +193,7 @@ def _run_workers(
             folder = Path(name)
             variables = {**os.environ, **environment, STATUS_FOLDER: name}
             with alive(folder):
-                code = _supervise(line, variables, folder, meeting, **place)
+                code = _supervise(line, variables, folder, meeting, meanwhile, **place)
                 _raise_outcome(folder, code)
     except _Terminated:
         # the workers are gone, the folder too: now die of the signal, as the sender expects
@@ -202,6 +210,7 @@ def _supervise(
     variables: Mapping[str, str],
     folder: Path,
     meeting: Meeting | None = None,
+    meanwhile: Callable[[], None] | None = None,
     **place: Any,
 ) -> int:
     """Runs the launcher; whatever ends this process or a worker ends all of them.
@@ -216,6 +225,8 @@ def _supervise(
             line, env=variables, stdin=subprocess.DEVNULL, start_new_session=True, **place
         )
     try:
+        if meanwhile is not None:
+            meanwhile()
         while not _failures(folder, meeting) and process.poll() is None:
             stopping.pass_on(folder)
             with suppress(subprocess.TimeoutExpired):

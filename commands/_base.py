@@ -45,6 +45,11 @@ _KNOWN_ELSEWHERE = {
     "--num-return-sequences": "--samples",
     "--num-samples": "--samples",
     "--max-questions": "--limit",
+    # ours, in commands that work on one machine
+    "--num-machines": "--shard",
+    "--machine-rank": "--shard",
+    "--main-address": "--shard",
+    "--launch-config": "--num-processes",
 }
 
 

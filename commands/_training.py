@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -30,6 +31,7 @@ from ._training_options import (
 )
 
 if TYPE_CHECKING:
+    from chatbind_cli.training.inputs import Inputs
     from chatbind_cli.training.settings import Stage, TrainingSettings
 
 # What people set: the rest is shown by --help-all.
@@ -112,19 +114,39 @@ def run_stage(stage: Stage, plan: launch.Dispatch, values: dict[str, Any]) -> No
 
 
 def _check_and_train(settings: TrainingSettings, plan: launch.Dispatch, words: list[str]) -> None:
-    from chatbind_cli.training.inputs import check_inputs, told_to_workers  # noqa: PLC0415
+    from chatbind_cli.training.inputs import (  # noqa: PLC0415
+        parent_tells,
+        telling_workers,
+        told_by_parent,
+    )
 
     # SIGUSR1 foretells the end of a job: training asks for it, and what comes before goes on
     with stopping.noting(signal.SIGUSR1):
-        inputs = check_inputs(settings)
-        if "RANK" not in os.environ:  # else each of several processes would
-            from chatbind_cli.training.preflight import preflight  # noqa: PLC0415
+        if parent_tells():
+            from chatbind_cli.training.run import train  # noqa: PLC0415  while the parent looks
 
-            gpus = 0 if plan.device == "cpu" else hardware.gpu_count()
-            inputs = preflight(settings, inputs, gpus=gpus)
-        with told_to_workers(inputs):
-            if dispatched(plan, words):
+            train(settings, told_by_parent())
+            return
+        with telling_workers() as tell:
+            if dispatched(plan, words, lambda: tell(_looked_at(settings, plan))):
                 return
+        inputs = _looked_at(settings, plan)
         from chatbind_cli.training.run import train  # noqa: PLC0415
 
         train(settings, inputs)
+
+
+def _looked_at(settings: TrainingSettings, plan: launch.Dispatch) -> Inputs:
+    from chatbind_cli.data.checked import checked_ahead  # noqa: PLC0415
+    from chatbind_cli.training.inputs import check_inputs  # noqa: PLC0415
+
+    with checked_ahead([file.path for file in settings.data]) as takes_time:
+        if takes_time:
+            import_module("chatbind_cli.training.run")  # so do the libraries
+        inputs = check_inputs(settings)
+    if "RANK" in os.environ:  # each of several processes would
+        return inputs
+    from chatbind_cli.training.preflight import preflight  # noqa: PLC0415
+
+    gpus = 0 if plan.device == "cpu" else hardware.gpu_count()
+    return preflight(settings, inputs, gpus=gpus)

@@ -18,8 +18,9 @@ from chatbind_cli.media.options import MediaOptions
 
 from . import _base
 from ._base import in_group
-from ._inference import ModelChoice, generation_options, media_changes, media_options, model_options
+from ._inference import ModelChoice, generation_options, model_options
 from ._options import device_options, one_reader, stack
+from ._preprocessing import media_changes, media_options
 
 _media, _question = in_group("Media"), in_group("Question")
 

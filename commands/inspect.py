@@ -114,6 +114,7 @@ def _for_programs(as_json: bool) -> bool:
 
 def _inspect_data(path: Path | None, as_json: bool, asked: dict[str, Any]) -> int:
     """Tells of training data; returns how many records and media cannot be used."""
+    from chatbind_cli.data.checked import checked_ahead  # noqa: PLC0415
     from chatbind_cli.data.conversations import Media  # noqa: PLC0415
     from chatbind_cli.training.data_files import DataFile  # noqa: PLC0415
     from chatbind_cli.training.inputs import missing_media, read_conversations  # noqa: PLC0415
@@ -122,8 +123,9 @@ def _inspect_data(path: Path | None, as_json: bool, asked: dict[str, Any]) -> in
     if asked["model"] is None:
         raise UsageError("DATA needs -m MODEL: its tokenizer makes the tokens")
     assert path is not None
-    reader = _reader(asked)
-    conversations, bad = read_conversations([DataFile(path)])
+    with checked_ahead([path]):
+        reader = _reader(asked)
+        conversations, bad = read_conversations([DataFile(path)])
     if asked["media_root"].folder is not None:
         missing = missing_media(asked["media_root"], Media(conversations))
         bad += [{str(m.modality): m.name, "error": why} for m, why in missing.items()]

@@ -242,6 +242,23 @@ def test_a_second_ctrl_c_does_not_wait_for_workers(tmp_path, parent):
     _gone(tmp_path)
 
 
+def _fail_meanwhile():
+    _wait_until(Path("pids").exists)
+    raise UsageError("found meanwhile")
+
+
+def test_what_fails_while_workers_start_ends_them(tmp_path, monkeypatch):
+    (tmp_path / "work.py").write_text("import time\ntime.sleep(60)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch, "_worker_command", lambda args, extra: list(args))
+    monkeypatch.setattr(launch, "_launcher", lambda plan: [sys.executable])
+    plan = Dispatch(num_processes=2, device="cpu")
+    with pytest.raises(UsageError, match="found meanwhile"):
+        launch.dispatch(["-c", _LAUNCHER], plan, (), _fail_meanwhile)
+    _gone(tmp_path)
+    assert launch.dispatch(["vqa"], Dispatch(), (), _fail_meanwhile) is False
+
+
 def test_one_failed_worker_ends_the_others_and_is_heard(tmp_path, parent):
     process = parent("if worker.rank() == 1: worker.report_outcome(3 - 1, 'bad words'); exit()")
     _, message = process.communicate(timeout=20)

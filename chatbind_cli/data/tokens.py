@@ -33,11 +33,13 @@ class TokenizedSample:
         input_ids: token ids.
         labels: the same length; `IGNORE_INDEX` or the token id.
         media: the media whose tokens are in `input_ids`, in order.
+        cut: how many more tokens the conversation has.
     """
 
     input_ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     media: tuple[Medium, ...] = ()
+    cut: int = 0
 
 
 class PromptEncoder:
@@ -91,7 +93,10 @@ class PromptEncoder:
             length = next(torn, max_length)
             kept = sum(end <= length for _, end in spans)
             sample = TokenizedSample(
-                sample.input_ids[:length], sample.labels[:length], sample.media[:kept]
+                sample.input_ids[:length],
+                sample.labels[:length],
+                sample.media[:kept],
+                cut=len(sample.input_ids) - length,
             )
         return sample
 

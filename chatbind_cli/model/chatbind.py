@@ -220,7 +220,7 @@ class ChatBindForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return words + self._untouched() if self.training else words
         soft = self.soft_tokens(media_embeddings.to(words.device), media_weights)
         flat = words.flatten(0, 1)
-        placed = flat.index_copy(0, media_positions, soft.flatten(0, 1).to(words.dtype))
+        placed = flat.index_copy(0, media_positions, soft.flatten(0, 1).to(words))
         return placed.view_as(words)
 
     def _soft_positions(self, input_ids: torch.Tensor) -> torch.Tensor:

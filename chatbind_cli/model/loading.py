@@ -63,14 +63,16 @@ def load_chatbind(
     attn_implementation: str | None = None,
     base: Path | None = None,
     merge: bool = True,
-    device_map: str | None = None,
+    device_map: Any = None,
+    quantization: Any = None,
 ) -> ChatBind:
     """Loads a ChatBind model folder, ours or one in the published layout.
 
     Its weights are as saved if `dtype` is `auto`; attention (see `resolve_attention`) is
     transformers' choice unless given. Of a folder of adapters, `base` is the model that they
     belong to, where it does not lie any more where config.json says; with `merge` they become part
-    of its matrices.
+    of its matrices. `device_map` and `quantization` (its `quantization_config`) are for
+    transformers.
 
     Raises:
         CheckpointError: it is no ChatBind model, or its weights are incomplete.
@@ -85,6 +87,7 @@ def load_chatbind(
         )
     refuse_unapplied(folder)
     options = {"dtype": dtype, "attn_implementation": attn_implementation, "device_map": device_map}
+    options["quantization_config"] = quantization
     with quiet_transformers():
         if adapted_base(folder) is not None:
             model, tokenizer = _load_adapted(folder, options, base)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from chatbind_cli.training.settings import TrainingSettings
 
 _SHOWN = 3
 _FOUND = "CHATBIND_TRAINING_INPUTS"  # in a worker's environment: the file of what its parent found
+_POLL_S = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,18 +88,12 @@ class Inputs:
 def check_inputs(settings: TrainingSettings) -> Inputs:
     """Reads the records and looks for everything they and the settings name.
 
-    A worker takes what its parent has found.
-
     Raises:
         CheckpointError: there is no language model or projector.
         WeightsError: there is no encoder.
         RecordError: the data cannot be read, or (unless they are to be skipped) records or media
             cannot be used.
     """
-    told = os.environ.get(_FOUND)
-    if told is not None:
-        found: Inputs = pickle.loads(Path(told).read_bytes())  # noqa: S301  our parent's own
-        return found
     _check_files(settings)
     conversations, rejected = read_conversations(settings.data, settings.seed)
     held_out = Conversations()
@@ -122,16 +118,38 @@ def check_inputs(settings: TrainingSettings) -> Inputs:
 
 
 @contextmanager
-def told_to_workers(inputs: Inputs) -> Iterator[None]:
-    """Leaves what was found for the workers that are started meanwhile."""
+def telling_workers() -> Iterator[Callable[[Inputs], None]]:
+    """Has workers that are started meanwhile wait for what their parent finds.
+
+    Yields:
+        tells it to them.
+    """
     with TemporaryDirectory(prefix="chatbind-") as folder:
         path = Path(folder) / "inputs.pickle"
-        path.write_bytes(pickle.dumps(inputs))
+
+        def tell(inputs: Inputs) -> None:
+            with replace_file(path) as temporary:
+                temporary.write_bytes(pickle.dumps(inputs))
+
         os.environ[_FOUND] = str(path)
         try:
-            yield
+            yield tell
         finally:
             del os.environ[_FOUND]
+
+
+def parent_tells() -> bool:
+    """Whether this process is a worker whose parent looks at the inputs."""
+    return _FOUND in os.environ
+
+
+def told_by_parent() -> Inputs:
+    """What the parent has found, as soon as it is told."""
+    path = Path(os.environ[_FOUND])
+    while not path.exists():  # where the parent fails it ends this process
+        time.sleep(_POLL_S)
+    found: Inputs = pickle.loads(path.read_bytes())  # noqa: S301  our parent's own
+    return found
 
 
 def refuse_rejected(rejected: Sequence[Record], path: Path | None = None) -> None:

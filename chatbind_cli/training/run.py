@@ -6,9 +6,11 @@ result. Every step that leaves something on disk can be killed and done again.
 
 from __future__ import annotations
 
+import gc
 import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from functools import cache
 from typing import Any
 
 import torch
@@ -81,6 +83,7 @@ _EMBEDDINGS = "embeddings"  # in the run's folder: what `--store` takes, too
 
 def train(settings: TrainingSettings, inputs: Inputs) -> None:
     """Runs a stage, or what is left of it, and tells what it made."""
+    _libraries_stay()
     # bars that know nothing of --quiet and of pipes
     transformers.utils.logging.disable_progress_bar()
     settings = with_launcher(settings)
@@ -108,6 +111,12 @@ def train(settings: TrainingSettings, inputs: Inputs) -> None:
                 "--overwrite or another --output"
             )
         emit_artifact(artifact)
+
+
+@cache
+def _libraries_stay() -> None:
+    """What is in memory by now is not looked through again and again, a quarter second each."""
+    gc.freeze()
 
 
 def _written_by_others(settings: TrainingSettings) -> Iterator[str]:

@@ -41,7 +41,6 @@ class Reader:
 
     def sample(self, conversation: Conversation) -> Record:
         """A sample as training sees it: `id`, `where`, `tokens`, `trained` (of each), `cut`."""
-        whole = self.encoder.conversation(conversation)
         kept = self.encoder.conversation(conversation, self.max_length)
         return {
             "id": conversation.id,
@@ -49,7 +48,7 @@ class Reader:
             "tokens": self.tokenizer.convert_ids_to_tokens(kept.input_ids),
             "trained": [label != IGNORE_INDEX for label in kept.labels],
             "media": [{str(medium.modality): medium.name} for medium in kept.media],
-            "cut": len(whole.input_ids) - len(kept.input_ids),
+            "cut": kept.cut,
         }
 
     def pieces(self, conversation: Conversation) -> Iterator[tuple[str, str]]:
@@ -101,10 +100,8 @@ def survey(
     media: Counter[str] = Counter()
     prefix: list[int] | None = None
     for index in chosen:
-        conversation = conversations[index]
-        whole = reader.encoder.conversation(conversation)
-        kept = reader.encoder.conversation(conversation, reader.max_length)
-        cut += len(kept.input_ids) < len(whole.input_ids)
+        kept = reader.encoder.conversation(conversations[index], reader.max_length)
+        cut += kept.cut > 0
         media.update(str(medium.modality) for medium in kept.media)
         lengths.append(len(kept.input_ids))
         trained.append(sum(label != IGNORE_INDEX for label in kept.labels))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from chatbind_cli.data import checked, record_file
-from chatbind_cli.data.checked import checked_file
+from chatbind_cli.data.checked import checked_ahead, checked_file
 from chatbind_cli.data.conversations import Conversation, Conversations, Media, checked_row
 from chatbind_cli.errors import RecordError
 from chatbind_cli.media.medium import Medium
@@ -81,6 +81,39 @@ def test_those_who_ask_at_the_same_time_wait_for_the_first(tmp_path, keep, monke
         found = list(pool.map(conversations, [path] * 3))
     assert found[0] == found[1] == found[2]
     assert len(looked_at) == len(RECORDS)
+
+
+def test_files_are_checked_ahead_by_other_processes(tmp_path, keep, monkeypatch, capfd) -> None:
+    good = [write(tmp_path / f"{n}.json", [*RECORDS, talk(n)]) for n in range(3)]
+    (tmp_path / "broken.json").write_text("[1")
+    asked = [tmp_path / "broken.json", *good, tmp_path / "none.json"]
+    with checked_ahead(asked) as takes_time:
+        assert takes_time
+        deadline = time.monotonic() + 60
+        while len(keep()) < 3 and time.monotonic() < deadline:
+            time.sleep(0.02)
+    # what it cannot check is not its to tell
+    assert all(line.endswith("what comes of it") for line in capfd.readouterr().err.splitlines())
+
+    def check(*args: object) -> None:
+        raise AssertionError("checked again")
+
+    monkeypatch.setattr(checked, "checked_row", check)
+    assert [len(conversations(path)) for path in good] == [22] * 3
+    with pytest.raises(RecordError, match=r"broken\.json:1: is not a JSON array"):
+        checked_file(asked[0])
+    with checked_ahead(good) as takes_time:
+        assert not takes_time
+
+
+def test_who_does_not_wait_for_what_is_checked_ahead_ends_it(tmp_path, keep) -> None:
+    path = write(tmp_path / "a.json", [talk(n) for n in range(100_000)])
+    began = time.monotonic()
+    with checked_ahead([path]):
+        while not list(tmp_path.glob("cache/chatbind/conversations/.*.tmp")):
+            assert time.monotonic() < began + 60
+            time.sleep(0.01)
+    assert [p.suffix for p in tmp_path.glob("cache/chatbind/conversations/*")] == [".lock"]
 
 
 def test_another_content_is_checked_anew(tmp_path, keep) -> None:

@@ -72,7 +72,6 @@ def test_questions_on_stdin_are_answered_on_stdout(world: World) -> None:
         "prompt_style": "vicuna_v1_1",
         "max_new_tokens": 8,
         "temperature": 0.0,
-        "batch_size": 4,
         "dtype": "float32",
     }
 
@@ -153,8 +152,7 @@ def test_sampled_answers_can_be_continued_too(world: World, tmp_path: Path) -> N
     cut.write_bytes(b"".join(whole.read_bytes().splitlines(keepends=True)[:6]))
     vqa(world, *options, cut)
     texts = [record["text"] for record in read_jsonl(whole)]
-    # each batch draws anew
-    assert texts[:4] != texts[4:]
+    assert len(set(texts)) > 1
     assert cut.read_bytes() == whole.read_bytes()
 
 
@@ -256,8 +254,11 @@ def test_kill_9_at_random_moments_leaves_a_file_that_continues_to_the_same_bytes
         assert process.wait() == -signal.SIGKILL
         process.communicate()
         counts.append(out.read_bytes().count(b"\n"))
-        # what is there is a beginning of what is to come
-        assert whole.read_bytes().startswith(out.read_bytes())
+        # what is there is part of what is to come
+        there = set(out.read_bytes().splitlines(keepends=True))
+        assert {line for line in there if line.endswith(b"\n")} <= set(
+            whole.read_bytes().splitlines(keepends=True)
+        )
     assert counts == sorted(set(counts))
     assert vqa(world, "-q", path, "-o", out).exception is None
     assert out.read_bytes() == whole.read_bytes()

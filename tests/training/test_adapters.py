@@ -172,6 +172,10 @@ def test_commands_take_the_folder_as_a_model(world, here, adapted, base, tmp_pat
     assert again.records[0]["text"] == answered.records[0]["text"]
     moved = here("ask", "-m", str(adapted), "--base", str(world.llama), *question, *more)
     assert f"adapters of another model than the one at {world.llama}" in moved.stderr
+    beside = here("ask", "-m", str(base), "--adapter", str(adapted), *question, *more)
+    assert beside.records[0]["text"] == answered.records[0]["text"], beside.stderr
+    twice = ("--adapter", str(adapted), "--base", str(base))
+    assert "has its own projector" in here("ask", "-m", str(base), *twice, *question).stderr
     there = here("ask", "-m", str(adapted), "--base", str(base), *question, *more)
     assert there.records[0]["text"] == answered.records[0]["text"]
     taken = here("extract-projector", str(adapted), "-o", str(tmp_path / "p.safetensors"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,12 @@ import pytest
 from chatbind_cli.errors import RecordError, UsageError
 from chatbind_cli.media.root import MediaRoot
 from chatbind_cli.training.data_files import DataFile
-from chatbind_cli.training.inputs import check_inputs, told_to_workers
+from chatbind_cli.training.inputs import (
+    check_inputs,
+    parent_tells,
+    telling_workers,
+    told_by_parent,
+)
 from chatbind_cli.training.settings import TrainingSettings
 
 
@@ -42,22 +48,19 @@ def test_what_cannot_be_used_is_left_out_with_the_reason(settings: TrainingSetti
     assert "no such file" in medium["error"]
 
 
-def test_a_worker_takes_its_parent_s_word(
-    settings: TrainingSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_waits_for_its_parent_s_word(settings: TrainingSettings) -> None:
     found = check_inputs(settings)
-
-    def look(*args: object, **kwargs: object) -> None:
-        raise AssertionError("looked again")
-
-    with told_to_workers(found):
-        monkeypatch.setattr(MediaRoot, "find", look)
-        told = check_inputs(settings)
+    with telling_workers() as tell, ThreadPoolExecutor(1) as worker:
+        assert parent_tells()
+        word = worker.submit(told_by_parent)
+        with pytest.raises(TimeoutError):
+            word.result(timeout=0.2)
+        tell(found)
+        told = word.result(timeout=10)
+    assert not parent_tells()
     assert told.rejected == found.rejected
     assert list(told.media) == list(found.media)
     assert list(told.conversations) == list(found.conversations)
-    with pytest.raises(AssertionError):
-        check_inputs(settings)
 
 
 def test_nothing_usable_is_an_error_even_where_bad_records_are_skipped(
