@@ -18,6 +18,7 @@ from chatbind_cli.media.options import MediaOptions
 
 from . import _base
 from ._base import in_group
+from ._engine import check_engine, connected
 from ._inference import ModelChoice, generation_options, model_options
 from ._options import device_options, one_reader, stack
 from ._preprocessing import media_changes, media_options
@@ -127,6 +128,7 @@ def command(
         raise UsageError("the question is given twice", hint="as an argument or with --query")
     if settings.logprobs and not as_json:
         raise UsageError("--logprobs says something in records alone", hint="add --json")
+    check_engine(choice, settings)
     words = question if question is not None else query
     first = None if words == "-" else words
     reading = "-" if chat or first is None else None
@@ -153,14 +155,15 @@ def command(
 
     loaded = choice.load(device, dtype)
     media_encoder = MediaEncoder(loaded, options=loaded.media_options(**media_changes(media)))
-    answerer = Answerer(loaded, media_encoder, style=choice.prompt_style)
-    out = None if as_json else sys.stdout
-    dialogue = Chat(answerer, settings, model_id=loaded.model_id, out=out, mix=mix)
-    dialogue.attach(*attachments)
-    if chat:
-        dialogue.run(_lines(first))
-    elif first is not None:
-        dialogue.ask(first)
+    with connected(choice, loaded) as engine:
+        answerer = Answerer(loaded, media_encoder, style=choice.prompt_style, engine=engine)
+        out = None if as_json else sys.stdout
+        dialogue = Chat(answerer, settings, model_id=loaded.model_id, out=out, mix=mix)
+        dialogue.attach(*attachments)
+        if chat:
+            dialogue.run(_lines(first))
+        elif first is not None:
+            dialogue.ask(first)
 
 
 def _check_text(words: str) -> None:
