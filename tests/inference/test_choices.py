@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, Lfm2Config
 
 from chatbind_cli.data.tokens import TokenizedSample
 from chatbind_cli.errors import RecordError
@@ -19,7 +20,7 @@ from chatbind_cli.media.medium import Medium
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
 from chatbind_cli.model.config import ChatBindConfig
 from tests.inference.world import World
-from tests.model.tiny import LANGUAGE_MODELS, language_model
+from tests.model.tiny import LANGUAGE_MODELS, SIZES, language_model
 
 TEXTS = ("bird", "a brown dog", "a red car drives past the bird", "dog", "bird")
 
@@ -67,9 +68,16 @@ def test_scores_are_those_of_the_plain_computation(
     assert score_choices(answerer.model, heavier, question.choice_ids) != scores
 
 
-@pytest.mark.parametrize("kind", sorted(LANGUAGE_MODELS))
+def hybrid() -> Any:
+    """A language model that keeps more than keys and values."""
+    sizes = {**SIZES, "layer_types": ["conv", "full_attention"] * 2, "num_hidden_layers": 4}
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(Lfm2Config(**sizes)).eval()
+
+
+@pytest.mark.parametrize("kind", [*sorted(LANGUAGE_MODELS), "hybrid"])
 def test_every_kind_of_language_model_scores(kind: str) -> None:
-    base = language_model(kind)
+    base = hybrid() if kind == "hybrid" else language_model(kind)
     config = ChatBindConfig(text_config=base.config, embedding_dim=8)
     model = ChatBindForConditionalGeneration(config, base).eval()
     prompt = TokenizedSample([5, 6, 7, 8, 9])

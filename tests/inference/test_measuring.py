@@ -106,8 +106,10 @@ def test_records_change_how_they_are_asked(world: World) -> None:
         {"generation": {"temperature": 5.0, "seed": 3}},
         {"conversations": [{"from": "human", "value": "red?"}, {"from": "gpt", "value": "dog"}]},
     ]
-    asked = [{**plain, "question_id": n, **way} for n, way in enumerate(ways)]
-    records = answered(vqa(world, stdin=lines(asked)))
+    asked = [{**plain, "question_id": n, "systems": "x", **way} for n, way in enumerate(ways)]
+    result = vqa(world, stdin=lines(asked))
+    assert result.stderr.count("the key systems means nothing here; is system meant?") == 1
+    records = answered(result)
     assert len({record["text"] for record in records}) == len(ways)
     assert records[3]["metadata"]["generation"] == {"max_new_tokens": 2}
     assert records[3]["metadata"]["n_tokens"] == 2
