@@ -12,14 +12,12 @@ from typing import Any
 import torch
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from chatbind_cli.data.tokens import IGNORE_INDEX, TokenizedSample
 from chatbind_cli.errors import RecordError
 from chatbind_cli.inference.decoding import Generated, ScoredChoice
 from chatbind_cli.inference.questions import Question
 
-_KEYS_AND_VALUES = (DynamicLayer, DynamicSlidingWindowLayer)
 _MOST_HELD = 1 << 14
 """Positions whose keys and values are held at once, the prompt's repeated for each choice."""
 _MOST_COMPUTED = 1 << 10
@@ -120,21 +118,16 @@ def _behind(
     if not read.numel():
         return total
     cache = copy.deepcopy(cache)
+    # once for each choice: layers that keep more than keys and values know no other way
     cache.reorder_cache(torch.zeros(len(rows), dtype=torch.long, device=first.device))
     positions = torch.arange(prompt_length, prompt_length + read.shape[1], device=first.device)
-    # what keeps more than keys and values (Mamba, ...) goes on by single tokens alone
-    together = all(type(layer) in _KEYS_AND_VALUES for layer in cache.layers)
-    step = read.shape[1] if together else 1
-    for start in range(0, read.shape[1], step):
-        output = model(
-            input_ids=read[:, start : start + step],
-            position_ids=positions[start : start + step].expand(len(rows), -1),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        now = wanted[:, start : start + step]
-        lost = functional.cross_entropy(
-            output.logits.float().flatten(0, 1), now.flatten(), reduction="none"
-        )
-        total = total - lost.view_as(now).sum(dim=1)
-    return total
+    output = model(
+        input_ids=read,
+        position_ids=positions.expand_as(read),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    lost = functional.cross_entropy(
+        output.logits.float().flatten(0, 1), wanted.flatten(), reduction="none"
+    )
+    return total - lost.view_as(wanted).sum(dim=1)

@@ -114,6 +114,31 @@ def test_thousands_of_choices_and_long_ones(answerer: Answerer, world: World) ->
     assert prepared(answerer, world, ["x" * 1_000_000]).problem is not None
 
 
+def test_choices_that_do_not_fit_in_memory_are_fewer_at_a_time(
+    answerer: Answerer, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = prepared(answerer, world)
+    wanted = likeliest(answerer.model, question)
+    behind, at_once = of_choices._behind, []
+
+    def small(*args: Any) -> torch.Tensor:
+        at_once.append(len(args[-1]))
+        if at_once[-1] > room:
+            raise torch.OutOfMemoryError("out of memory")
+        return behind(*args)
+
+    monkeypatch.setattr(of_choices, "_behind", small)
+    room = 1
+    found = likeliest(answerer.model, question)
+    assert at_once == [4, 2, 1, 1, 1, 1]
+    assert [choice.logprob for choice in found.choices] == pytest.approx(
+        [choice.logprob for choice in wanted.choices], rel=1e-5
+    )
+    room = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        likeliest(answerer.model, question)
+
+
 def test_numbers_that_are_none_fail(world: World) -> None:
     broken = Answerer.from_pretrained(world.model, device="cpu")
     with torch.no_grad():
