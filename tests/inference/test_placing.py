@@ -261,6 +261,7 @@ def test_adapters_change_answers_and_identity(world: World, tmp_path: Path) -> N
     )
     assert not torch.allclose(logits(merged.bundle.model), logits(plain.bundle.model), atol=0.1)
     assert merged.model_id == "model+lora"
+    assert not list(adapted_layers(merged.bundle.model.language_model))
     parts = load_model(world.llama, projector=world.projector, adapter=folder, device="cpu")
     assert parts.model_id == "llama+projector+lora"
     torch.testing.assert_close(
