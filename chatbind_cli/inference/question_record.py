@@ -107,7 +107,7 @@ def _asked(record: Record, settings: GenerationSettings, choices: bool) -> dict[
         raise RecordError("mix must be true or false")
     return {
         "text": text,
-        "media": _weighted(media_of_record(record), record.get("weights")),
+        "media": weighted(media_of_record(record), record.get("weights")),
         "mix": bool(mix),
         "system": system,
         "earlier": _earlier(record.get("conversations")),
@@ -117,8 +117,12 @@ def _asked(record: Record, settings: GenerationSettings, choices: bool) -> dict[
     }
 
 
-def _weighted(media: tuple[Medium, ...], weights: Any) -> tuple[Medium, ...]:
-    """The media with the weights of a record: one for all, or a list with one for each."""
+def weighted(media: tuple[Medium, ...], weights: Any) -> tuple[Medium, ...]:
+    """The media with the weights of a record: one for all, or a list with one for each.
+
+    Raises:
+        RecordError: there are more or fewer than media, or one is no number.
+    """
     if weights is None:
         return media
     each = weights if isinstance(weights, list) else [weights] * len(media)
