@@ -23,6 +23,7 @@ from chatbind_cli.inference.loaded_model import load_model
 from chatbind_cli.inference.placing import plan_layers, resolve_numbers
 from chatbind_cli.launch import Dispatch
 from chatbind_cli.model.adapters import (
+    adapted_layers,
     adapter_parameters,
     add_adapters,
     lora_config,
