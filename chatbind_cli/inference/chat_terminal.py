@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
@@ -59,7 +58,7 @@ def terminal_lines(
         prompt_continuation="... ",
         enable_suspend=True,
         # where one of them goes to a file, the other is the terminal
-        output=create_output(sys.stdout, always_prefer_tty=True),
+        output=create_output(always_prefer_tty=True),
     )
     leaving = False
     while True:
