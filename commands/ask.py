@@ -166,7 +166,7 @@ def command(
         if not first:
             raise UsageError("standard input has no question", hint="write it as an argument")
     check_text(first or "")
-    check_text(system or "")
+    check_text(system or "", "the system text")
     # imported here: they bring torch
     from chatbind_cli.inference.answer_view import view_of  # noqa: PLC0415
     from chatbind_cli.inference.answerer import Answerer  # noqa: PLC0415

@@ -120,7 +120,6 @@ class LineHistory(History):
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
             with os.fdopen(handle, "w", encoding="utf-8") as file:
-                os.fchmod(handle, 0o600)
                 file.write(f"{json.dumps(string)}\n")
 
 

@@ -6,7 +6,7 @@ import io
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -345,6 +345,9 @@ def test_a_full_context_leaves_the_oldest_out_and_says_so(
     talk.run([too_long])
     assert "and the model reads 512 at most" in capsys.readouterr().err
     assert talk.chat.left_out == left_out
+    talk.run(["/undo"] * 9)
+    talk.run(["What is this?", "And the dog?"])
+    assert out.answers[-2:] == chat(answerer, "What is this?", "And the dog?")
 
 
 def test_an_accident_ends_a_line_and_not_the_dialogue(
@@ -368,6 +371,15 @@ def test_an_accident_ends_a_line_and_not_the_dialogue(
     assert len(talk.chat.exchanges) == 2
 
 
+def test_nobody_who_reads_on_ends_the_dialogue(answerer: Answerer) -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        dialogue(answerer, Closed()).run(["What?", "And?"])
+
+
 def test_help_names_every_command(answerer: Answerer, capsys: pytest.CaptureFixture[str]) -> None:
     chat(answerer, "/help")
     told = capsys.readouterr().err
@@ -380,6 +392,21 @@ def test_a_text_in_triple_quotes_has_its_lines(answerer: Answerer) -> None:
     talk.run(['"""\nWhat?\nNow?\n"""', '/system """A\ncar."""'])
     assert talk.chat.exchanges[0].question.text == "What?\nNow?"
     assert talk.chat.system == "A\ncar."
+
+
+def test_an_interrupt_before_the_answer_keeps_what_waits(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(media: Sequence[Medium]) -> None:
+        raise KeyboardInterrupt
+
+    answerer = Answerer.from_pretrained(world.model, device="cpu")
+    talk = dialogue(answerer, Kept())
+    with monkeypatch.context() as slow:
+        slow.setattr(answerer.media_encoder, "embed", interrupted)
+        talk.run([f"/attach {world.media / '2.png'}", "What is this?"])
+    assert talk.chat.exchanges == []
+    assert talk.chat.waiting == [Medium(None, str(world.media / "2.png"))]
 
 
 def test_an_interrupt_between_questions_ends_the_dialogue(answerer: Answerer) -> None:
