@@ -18,6 +18,7 @@ from chatbind_cli.media.options import MediaOptions
 
 from . import _base
 from ._base import in_group
+from ._engine import check_engine, connected
 from ._inference import ModelChoice, generation_options, model_options
 from ._options import device_options, one_reader, stack
 from ._preprocessing import media_changes, media_options
@@ -147,6 +148,7 @@ def command(
         raise UsageError("the question is given twice", hint="as an argument or with --query")
     if settings.logprobs and not as_json:
         raise UsageError("--logprobs says something in records alone", hint="add --json")
+    check_engine(choice, settings)
     words = question if question is not None else query
     first = None if words == "-" else words
     reading = "-" if chat or first is None else None
@@ -176,16 +178,19 @@ def command(
 
     loaded = choice.load(device, dtype)
     media_encoder = MediaEncoder(loaded, options=loaded.media_options(**media_changes(media)))
-    answerer = Answerer(loaded, media_encoder, style=choice.prompt_style)
     view = None if as_json else view_of(sys.stdout, plain=plain)
-    talk = Chat(answerer, settings, model_id=loaded.model_id, view=view, mix=mix, verbose=verbose)
-    talk.system = system
-    talk.attach(*attachments)
-    if chat:
-        dialogue = Talk(talk)
-        dialogue.run(_lines(first, dialogue))
-    elif first is not None:
-        talk.ask(first)
+    with connected(choice, loaded) as engine:
+        answerer = Answerer(loaded, media_encoder, style=choice.prompt_style, engine=engine)
+        talk = Chat(
+            answerer, settings, model_id=loaded.model_id, view=view, mix=mix, verbose=verbose
+        )
+        talk.system = system
+        talk.attach(*attachments)
+        if chat:
+            dialogue = Talk(talk)
+            dialogue.run(_lines(first, dialogue))
+        elif first is not None:
+            talk.ask(first)
 
 
 def _lines(first: str | None, dialogue: Talk) -> Iterator[str]:

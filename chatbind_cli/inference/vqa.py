@@ -7,22 +7,19 @@ after a kill is the same, byte for byte, as that of a run that was never disturb
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from functools import partial
 from itertools import islice
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chatbind_cli.console import Progress
 from chatbind_cli.crew import Crew
 from chatbind_cli.data.work_queue import Hand, WorkQueue, follow, work_queue
 from chatbind_cli.inference.answer_file import AnswerFile
-from chatbind_cli.inference.answerer import Answerer
 from chatbind_cli.inference.decoding import Outcome
 from chatbind_cli.inference.generation_settings import GenerationSettings
-from chatbind_cli.inference.loaded_model import LoadedModel
-from chatbind_cli.inference.media_encoder import MediaEncoder, StoredEmbeddings
 from chatbind_cli.inference.question_record import odd_keys_noted, read_question
 from chatbind_cli.inference.questions import (
     Question,
@@ -30,6 +27,11 @@ from chatbind_cli.inference.questions import (
     open_questions,
 )
 from chatbind_cli.media.root import MediaRoot
+
+if TYPE_CHECKING:
+    from chatbind_cli.inference.answerer import Answerer
+    from chatbind_cli.inference.engine import Engine
+    from chatbind_cli.inference.loaded_model import LoadedModel
 
 _ROOM = 2
 """Batches of questions that a worker has: the next one is read while it answers."""
@@ -41,6 +43,7 @@ def vqa(
     load: Callable[[], LoadedModel],
     settings: GenerationSettings,
     *,
+    connect: Callable[[LoadedModel], AbstractContextManager[Engine | None]],
     questions: str,
     shard: tuple[int, int],
     limit: int | None,
@@ -59,7 +62,7 @@ def vqa(
     """Answers all questions, as the help of `vqa` says for the options of the same names.
 
     Of the fields of `MediaOptions`, `media` has those that differ from the model's training. The
-    model is loaded where questions are answered.
+    model is loaded, and an engine elsewhere found, where questions are answered.
 
     Raises:
         SomeRecordsFailed: some of them could not be answered.
@@ -68,44 +71,52 @@ def vqa(
 
     def begin() -> Hand[Question, Outcome]:
         loaded = load()
-        encoder = _media_encoder(loaded, media, media_root, store, workers)
-        answerer = Answerer(loaded, encoder, style=prompt_style, batch_size=batch_size)
+        engine = open_engines.enter_context(connect(loaded))
+        how = {"style": prompt_style, "engine": engine, "batch_size": batch_size}
+        answerer = _answerer(loaded, media, media_root, store, workers, **how)
         metadata: dict[str, Any] = {
-            **loaded.identity(),
+            **(answerer.engine.identity() | loaded.identity()),
             "prompt_style": answerer.prompts.style.name,
             **({"choices": True} if choices else settings.as_record()),
+            **({"media_options": dict(media)} if media else {}),
+            **answerer.media_encoder.identity(),
         }
-        if media:
-            metadata["media_options"] = dict(media)
         return Hand(
             partial(answerer.run, settings=settings),
             room=_ROOM * batch_size,
-            said={"model_id": loaded.model_id, "metadata": metadata | encoder.identity()},
+            said={"model_id": loaded.model_id, "metadata": metadata},
         )
 
-    if crew.follows:
-        follow(begin, _KEY)
-        return
-    with work_queue(crew, begin, _KEY) as queue:
-        file = AnswerFile(output, overwrite=overwrite, on_error=on_error, **queue.said)
-        progress = Progress(count_questions(questions, shard, limit), "answering", "questions")
-        with closing(file), progress:
-            lines = odd_keys_noted(islice(open_questions(questions, shard), limit))
-            read = partial(read_question, settings=settings, choices=choices)
-            answer_all(map(read, lines), file, queue, progress.advance)
+    with ExitStack() as open_engines:
+        if crew.follows:
+            follow(begin, _KEY)
+            return
+        with work_queue(crew, begin, _KEY) as queue:
+            file = AnswerFile(output, overwrite=overwrite, on_error=on_error, **queue.said)
+            progress = Progress(count_questions(questions, shard, limit), "answering", "questions")
+            with closing(file), progress:
+                read = partial(read_question, settings=settings, choices=choices)
+                lines = islice(open_questions(questions, shard), limit)
+                answer_all(map(read, odd_keys_noted(lines)), file, queue, progress.advance)
 
 
-def _media_encoder(
+def _answerer(
     loaded: LoadedModel,
     media: Mapping[str, Any],
     media_root: MediaRoot,
     store: Path | None,
     workers: int,
-) -> MediaEncoder | StoredEmbeddings:
+    **how: Any,
+) -> Answerer:
+    # they bring torch, which a leader does without
+    from chatbind_cli.inference.answerer import Answerer  # noqa: PLC0415
+    from chatbind_cli.inference.media_encoder import MediaEncoder, StoredEmbeddings  # noqa: PLC0415
+
     options = loaded.media_options(**media)
     if store is not None:
-        return StoredEmbeddings(store, loaded, options)
-    return MediaEncoder(loaded, options=options, open_media=media_root.open, workers=workers)
+        return Answerer(loaded, StoredEmbeddings(store, loaded, options), **how)
+    encoder = MediaEncoder(loaded, options=options, open_media=media_root.open, workers=workers)
+    return Answerer(loaded, encoder, **how)
 
 
 def answer_all(

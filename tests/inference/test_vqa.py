@@ -93,84 +93,6 @@ def test_the_seeds_spellings_work(world: World, tmp_path: Path) -> None:
     assert read_jsonl(out)[0]["model_id"] == "llama+projector"
 
 
-def answered(result: Result) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in result.stdout.splitlines()]
-
-
-def test_choices_are_scored_and_a_question_without_any_fails(world: World) -> None:
-    asked = [
-        {"question_id": 1, "text": "What is it?", "image": "2.png", "choices": ["a car", "dog"]},
-        {"question_id": 2, "text": "What is it?\nA. car\nB. dog", "image": "2.png"},
-        {"question_id": 3, "text": "What is it?"},
-        {"question_id": 4, "text": "What is it?", "choices": ["car " * 600, "dog"]},
-    ]
-    result = vqa(world, "--choices", stdin=lines(asked))
-    assert isinstance(result.exception, SomeRecordsFailed)
-    first, second, third, fourth = answered(result)
-    assert [choice["text"] for choice in first["choices"]] == ["a car", "dog"]
-    assert [choice["text"] for choice in second["choices"]] == ["A", "B"]
-    for record in (first, second):
-        best = max(record["choices"], key=lambda choice: choice["logprob"])
-        assert record["text"] == best["text"]
-        assert record["metadata"]["choices"] is True
-        assert "temperature" not in record["metadata"]
-    assert "a question leaves no choices" in third["error"]
-    assert "choice 1 has" in fourth["error"]
-    # what one is told does not depend on the others
-    alone = answered(vqa(world, "--choices", stdin=lines(asked[1:2])))
-    assert alone == [second]
-    unscored = answered(vqa(world, stdin=lines(asked[:1])))[0]
-    assert unscored["choices"] == ["a car", "dog"]
-    refused = vqa(world, "--choices", "--logprobs", stdin=lines(asked))
-    assert isinstance(refused.exception, UsageError)
-
-
-def test_chosen_and_failed_answers_are_reviewed(world: World, tmp_path: Path) -> None:
-    animals = ["dog", "brown dog", "not a dog", "bird"]
-    asked: list[dict[str, Any]] = [
-        {"question_id": n, "text": "What?", "choices": animals, "answer": animals[n % 4]}
-        for n in range(6)
-    ]
-    asked += [{"question_id": 6, "text": "What?", "answer": "dog"}, {"text": "no id"}]
-    path, out = write_jsonl(tmp_path / "q.jsonl", asked), tmp_path / "a.jsonl"
-    assert cli.run([*words(world), "-q", str(path), "-o", str(out), "--choices"])[0] == 3
-    records = read_jsonl(out)
-    # whoever knows no errors finds an empty answer
-    assert [record["text"] for record in records[6:]] == ["", ""]
-    assert all(records[0].keys() - {"choices", "answer"} <= record.keys() for record in records)
-    review = tmp_path / "r.jsonl"
-    line = ["review", "-q", path, "--answer-list", out, out, "--judge", "rule", "-o", review]
-    assert cli.run([str(word) for word in line])[0] == 3
-    verdicts = read_jsonl(review)
-    assert [v.get("metadata", {}).get("correct") for v in verdicts[:6]] == [
-        [record["text"] == record["answer"]] * 2 for record in records[:6]
-    ]
-    assert {tuple(v["metadata"]["correct"]) for v in verdicts[:6]} == {(True,) * 2, (False,) * 2}
-    assert "failed (" in verdicts[6]["error"]
-    assert "no question_id" in verdicts[7]["error"]
-
-
-def test_a_limit_answers_the_first_questions(world: World, tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "q.jsonl", questions(6))
-    limited = vqa(world, "-q", path, "--limit", "5")
-    assert limited.exception is None
-    assert [record["question_id"] for record in answered(limited)] == list(range(5))
-    assert limited.stdout == "".join(vqa(world, "-q", path).stdout.splitlines(True)[:5])
-
-
-def test_records_change_how_they_are_asked(world: World) -> None:
-    plain = {"question_id": 1, "text": "What about the bird?", "image": "2.png"}
-    ways: list[dict[str, Any]] = [
-        {},
-        {"weights": 5},
-        {"system": "It is a dog."},
-        {"conversations": [{"from": "human", "value": "red?"}, {"from": "gpt", "value": "dog"}]},
-    ]
-    asked = [{**plain, "question_id": n, **way} for n, way in enumerate(ways)]
-    records = answered(vqa(world, stdin=lines(asked)))
-    assert len({record["text"] for record in records}) == len(ways)
-
-
 def test_failed_questions_become_records_and_exit_code_3(world: World, tmp_path: Path) -> None:
     asked = questions(5)
     asked[1]["image"] = "../secret.png"
@@ -343,25 +265,6 @@ def test_kill_9_at_random_moments_leaves_a_file_that_continues_to_the_same_bytes
 
 
 @pytest.mark.slow
-def test_two_processes_write_what_one_writes(world: World, tmp_path: Path) -> None:
-    asked = questions(19)
-    asked[6]["image"] = "gone.png"
-    alone = vqa(world, stdin=lines(asked))
-    assert isinstance(alone.exception, SomeRecordsFailed)
-    out = tmp_path / "a.jsonl"
-    process = start(*words(world, "-o", out, "--num-processes", "2"), stdin=subprocess.PIPE)
-    stdout, stderr = process.communicate(lines(asked).encode(), timeout=300)
-    assert process.returncode == 3, stderr.decode()
-    assert stdout == b""
-    assert out.read_text() == alone.stdout
-    assert (
-        stderr.decode()
-        .splitlines()[-1]
-        .startswith("chatbind: error: 1 of 19 questions failed; the first: ")
-    )
-
-
-@pytest.mark.slow
 def test_a_pipe_that_pauses_is_answered_at_once_and_ctrl_c_ends_with_130(world: World) -> None:
     process = start(*words(world, "--batch-size", "16"), stdin=subprocess.PIPE)
     stdin, stdout = process.stdin, process.stdout
@@ -379,23 +282,24 @@ def test_a_pipe_that_pauses_is_answered_at_once_and_ctrl_c_ends_with_130(world: 
 
 
 @pytest.mark.slow
-def test_a_closed_pipe_ends_the_run_quietly(world: World, tmp_path: Path) -> None:
+def test_a_closed_pipe_ends_the_run_and_its_workers_quietly(world: World, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "q.jsonl", questions(400))
-    process = start(*words(world, "-q", path))
+    process = start(*words(world, "-q", path, "--num-processes", "2"))
     stdout: IO[bytes] | None = process.stdout
     assert stdout is not None
     assert json.loads(stdout.readline())["question_id"] == 0
     stdout.close()
-    assert process.wait(timeout=60) == 141
+    assert process.wait(timeout=120) == 141
     assert process.stderr is not None
     assert process.stderr.read() == b""
     process.stderr.close()
 
 
-def test_help_loads_nothing_heavy() -> None:
+def test_help_and_leaders_load_nothing_heavy() -> None:
     code = (
         "import sys; from chatbind_cli import cli; cli.run(['vqa', '--help']);"
         "cli.run(['ask', '--help']); cli.run(['ask']);"
+        "import chatbind_cli.inference.vqa;"  # as a leader has it
         "sys.exit(str({'torch', 'transformers', 'numpy', 'PIL'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
