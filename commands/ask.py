@@ -160,7 +160,7 @@ def command(
     if words is None and not chat and sys.stdin.isatty():
         raise UsageError("no question", hint="write it as an argument, or use --chat")
     if isinstance(sys.stdin, io.TextIOWrapper):
-        # in every locale alike: what is not text is told by `_check_text`
+        # in every locale alike: what is not text is told by `check_text`
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     choice = choice.resolved()
     if first is None and not chat:

@@ -165,7 +165,7 @@ def test_file_names_are_written_as_in_a_shell_or_as_they_are(
         ("/attach 'a.png", "a quote is not closed in 'a.png"),
         ("/attach --colour a.png", "there is no --colour; there are --image, --video"),
         ("/attach -", "-: no such file"),
-        ("/atach a.png", "/atach is no command; did you mean /attach?"),
+        ("/attachh a.png", "/attachh is no command; did you mean /attach?"),
         ("/drop", "nothing waits for a question"),
         ("/undo", "nothing was asked yet"),
         ("/retry", "nothing was asked yet"),
