@@ -12,6 +12,7 @@ from chatbind_cli.errors import UsageError
 from chatbind_cli.inference.generation_settings import GenerationSettings
 
 from ._base import in_group
+from ._engine import engine_option
 from ._options import FOLDER, attention_option, base_option, gather, seed_option, without_effect
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class ModelChoice:
     attn_implementation: str
     device_map: str | None
     load_in: str | None
+    engine: tuple[str, ...] = ()
 
     def words_on_line(self) -> tuple[tuple[str, str | None], ...]:
         """For `one_reader`."""
@@ -78,13 +80,23 @@ class ModelChoice:
         return replace(plan, one_a_machine=True)
 
     def load(self, device: str, dtype: str) -> LoadedModel:
-        """Loads the model."""
+        """Loads the model; of one that an engine has, the rest."""
         import transformers
 
-        from chatbind_cli.inference.loaded_model import load_model  # noqa: PLC0415  torch
+        from chatbind_cli.inference.front import load_front  # noqa: PLC0415  torch
+        from chatbind_cli.inference.loaded_model import load_model  # noqa: PLC0415
 
         # it would draw a bar for every folder, on a log as on a terminal
         transformers.utils.logging.disable_progress_bar()
+        if self.engine:
+            return load_front(
+                Path(self.model),
+                base=self.base,
+                encoder=self.encoder,
+                allow_encoder_mismatch=self.allow_encoder_mismatch,
+                device=device,
+                dtype=dtype,
+            )
         return load_model(
             Path(self.model),
             projector=None if self.projector is None else Path(self.projector),
@@ -142,6 +154,7 @@ model_options = gather(
         is_flag=True,
         help="Take an encoder that is not the one of training.",
     ),
+    engine_option,
     _model(
         "--prompt-style",
         "--conv-mode",

@@ -17,6 +17,7 @@ from chatbind_cli.media.options import MediaOptions
 
 from . import _base
 from ._base import in_group
+from ._engine import check_engine, connected, in_flight
 from ._inference import ModelChoice, model_options, sampling_options
 from ._options import (
     FOLDER,
@@ -105,7 +106,8 @@ _input, _compute = in_group("Input"), in_group("Compute")
     "--batch-size",
     type=click.IntRange(min=1),
     default=16,
-    help="Questions that are answered together, at most; answers do not depend on it.",
+    help="Questions that are answered together, at most; answers do not depend on it. With "
+    "--engine: 64 for each, unless given.",
 )
 @_compute("--num-workers", type=click.IntRange(min=1), default=2, help="Threads that read media.")
 @crew_options
@@ -140,6 +142,9 @@ def command(
             raise UsageError(
                 "no questions", hint="name a file with --questions, or pipe records in"
             )
+    check_engine(choice, settings)
+    if choices and choice.engine:
+        raise UsageError("--choices goes without --engine, which tells no likelihood of a text")
     plan = choice.dispatch(plan)
     if choices and (settings.samples > 1 or settings.logprobs):
         raise UsageError("--choices goes with neither --samples nor --logprobs")
@@ -153,9 +158,11 @@ def command(
         return
     from chatbind_cli.inference.vqa import vqa  # noqa: PLC0415  torch
 
+    batch_size = in_flight(choice, batch_size)
     vqa(
         partial(choice.load, device, dtype),
         settings,
+        connect=partial(connected, choice, in_flight=batch_size),
         questions=questions,
         shard=_chunk(num_chunks, chunk_idx, shard),
         limit=limit,

@@ -7,7 +7,7 @@ after a kill is the same, byte for byte, as that of a run that was never disturb
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from functools import partial
 from itertools import islice
 from operator import attrgetter
@@ -20,6 +20,7 @@ from chatbind_cli.data.work_queue import Hand, WorkQueue, follow, work_queue
 from chatbind_cli.inference.answer_file import AnswerFile
 from chatbind_cli.inference.answerer import Answerer
 from chatbind_cli.inference.decoding import Outcome
+from chatbind_cli.inference.engine import Engine
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.loaded_model import LoadedModel
 from chatbind_cli.inference.media_encoder import MediaEncoder, StoredEmbeddings
@@ -41,6 +42,7 @@ def vqa(
     load: Callable[[], LoadedModel],
     settings: GenerationSettings,
     *,
+    connect: Callable[[LoadedModel], AbstractContextManager[Engine | None]],
     questions: str,
     shard: tuple[int, int],
     limit: int | None,
@@ -59,7 +61,7 @@ def vqa(
     """Answers all questions, as the help of `vqa` says for the options of the same names.
 
     Of the fields of `MediaOptions`, `media` has those that differ from the model's training. The
-    model is loaded where questions are answered.
+    model is loaded, and an engine elsewhere found, where questions are answered.
 
     Raises:
         SomeRecordsFailed: some of them could not be answered.
@@ -68,31 +70,34 @@ def vqa(
 
     def begin() -> Hand[Question, Outcome]:
         loaded = load()
+        engine = open_engines.enter_context(connect(loaded))
         encoder = _media_encoder(loaded, media, media_root, store, workers)
-        answerer = Answerer(loaded, encoder, style=prompt_style, batch_size=batch_size)
+        answerer = Answerer(
+            loaded, encoder, style=prompt_style, engine=engine, batch_size=batch_size
+        )
         metadata: dict[str, Any] = {
-            **loaded.identity(),
+            **(answerer.engine.identity() | loaded.identity()),
             "prompt_style": answerer.prompts.style.name,
             **({"choices": True} if choices else settings.as_record()),
+            **({"media_options": dict(media)} if media else {}),
         }
-        if media:
-            metadata["media_options"] = dict(media)
         return Hand(
             partial(answerer.run, settings=settings),
             room=_ROOM * batch_size,
             said={"model_id": loaded.model_id, "metadata": metadata | encoder.identity()},
         )
 
-    if crew.follows:
-        follow(begin, _KEY)
-        return
-    with work_queue(crew, begin, _KEY) as queue:
-        file = AnswerFile(output, overwrite=overwrite, on_error=on_error, **queue.said)
-        progress = Progress(count_questions(questions, shard, limit), "answering", "questions")
-        with closing(file), progress:
-            lines = odd_keys_noted(islice(open_questions(questions, shard), limit))
-            read = partial(read_question, settings=settings, choices=choices)
-            answer_all(map(read, lines), file, queue, progress.advance)
+    with ExitStack() as open_engines:
+        if crew.follows:
+            follow(begin, _KEY)
+            return
+        with work_queue(crew, begin, _KEY) as queue:
+            file = AnswerFile(output, overwrite=overwrite, on_error=on_error, **queue.said)
+            progress = Progress(count_questions(questions, shard, limit), "answering", "questions")
+            with closing(file), progress:
+                lines = odd_keys_noted(islice(open_questions(questions, shard), limit))
+                read = partial(read_question, settings=settings, choices=choices)
+                answer_all(map(read, lines), file, queue, progress.advance)
 
 
 def _media_encoder(
