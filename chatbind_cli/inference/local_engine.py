@@ -76,8 +76,8 @@ class LocalEngine:
         self._dialogues: list[Dialogue] = []
 
     def identity(self) -> dict[str, Any]:
-        """What the metadata of answers say of it."""
-        return {"dtype": str(self._model.dtype).removeprefix("torch.")}
+        """What the metadata of answers say of it: nothing that they do not say of the model."""
+        return {}
 
     def run(
         self, questions: Inbox[Question], settings: GenerationSettings

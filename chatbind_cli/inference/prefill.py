@@ -104,7 +104,8 @@ def row_obstacle(model: Any) -> str | None:
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         return f"the language model does not go on from keys and values ({type(error).__name__})"
     wanted = alone.logits[0, -1].float()
-    rtol = _RTOL if model.dtype == torch.float32 else _RTOL_HALF
+    exact = {weight.dtype for weight in model.language_model.parameters()} == {torch.float32}
+    rtol = _RTOL if exact else _RTOL_HALF
     if (found - wanted).norm() > rtol * wanted.norm():
         return "the language model says something else beside other rows"
     return None

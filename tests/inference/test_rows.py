@@ -201,6 +201,23 @@ def test_a_batch_that_is_too_large_is_halved(error: Exception, prompts: bool) ->
     assert max(failing.rows) > 3
 
 
+def test_a_batch_that_was_halved_grows_again() -> None:
+    model = chatbind()
+    one = engine(model, 4)
+    assert one._rows_work
+    failures = [MEMORY[0]]
+
+    def fails(inputs: dict[str, Any]) -> Exception | None:
+        return failures.pop() if failures and len(inputs["inputs_embeds"]) == 4 else None
+
+    failing = Failing(model, fails)
+    run(one, [question(n, max_new_tokens=4) for n in range(40)])
+    failed = failing.rows.index(4)
+    again = failing.rows.index(4, failed + 1)
+    assert max(failing.rows[failed + 1 : again]) == 2
+    assert again > 4 * 4 * 3 / 2  # steps of two rows for four batches of answers
+
+
 @pytest.mark.parametrize("position", [59, 61])
 @pytest.mark.parametrize("error", MEMORY)
 def test_a_question_that_fails_alone_takes_no_other_with_it(
