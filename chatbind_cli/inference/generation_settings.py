@@ -69,7 +69,9 @@ class GenerationSettings:
         ):
             value = getattr(self, name)
             if not low <= value <= high:
-                raise UsageError(f"{name} is {value}", hint=f"it must lie between {low} and {high}")
+                raise UsageError(
+                    f"{name} is {value!s:.40}", hint=f"it must lie between {low} and {high}"
+                )
         if 0.0 < self.temperature < _LEAST_TEMPERATURE:
             least = f"it must be 0, or at least {_LEAST_TEMPERATURE:g}"
             raise UsageError(f"temperature is {self.temperature}", hint=least)
@@ -84,6 +86,10 @@ class GenerationSettings:
             raise UsageError("several samples of a greedy answer", hint="give a temperature")
         if self.num_beams > 1 and (self.samples > 1 or self.logprobs):
             raise UsageError("num_beams goes with neither samples nor logprobs")
+        for field in fields(self):
+            if isinstance(field.default, float):
+                # the library insists on it, and JSON's 1 is none
+                object.__setattr__(self, field.name, float(getattr(self, field.name)))
 
     @property
     def sampled(self) -> bool:
