@@ -150,6 +150,21 @@ def test_under_somebodys_launcher_the_first_process_leads(world: World, tmp_path
     assert out.read_bytes() == whole.read_bytes()
 
 
+def test_tasks_of_srun_come_to_the_first(world: World, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "q.jsonl", questions(19))
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "a.jsonl"
+    alone(world, path, whole)
+    srun = [sys.executable, "tests/cluster/srun", "--ntasks-per-node=2", sys.executable]
+    line = [*srun, "-m", "chatbind_cli", *words(world, "-q", path, "-o", out)]
+    step = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "here"}
+    environment = {**os.environ, **step, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
+    environment["PYTHONPATH"] = os.pathsep.join(["", os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(line, capture_output=True, env=environment, check=False, timeout=240)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert out.read_bytes() == whole.read_bytes()
+    assert not list(tmp_path.glob("chatbind-*"))
+
+
 def test_the_answers_to_all_shards_are_those_to_the_file(world: World, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "q.jsonl", questions(11))
     whole = tmp_path / "whole.jsonl"
