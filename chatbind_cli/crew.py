@@ -23,6 +23,7 @@ from chatbind_cli import sbatch, slurm, worker
 from chatbind_cli.errors import UsageError
 from chatbind_cli.hardware import cpu_count
 from chatbind_cli.plan import Dispatch
+from chatbind_cli.step import Door, line_to_first
 
 _PATIENCE_S = 5.0
 """How long a worker whose line has ended may take to end itself."""
@@ -36,11 +37,13 @@ class Crew:
         size: how many workers; one: this process itself, unless it is somebody's worker.
         line: what starts one.
         follows: this process is a worker.
+        door: where all workers but the first come from; else all are started.
     """
 
     size: int = 1
     line: tuple[str, ...] = ()
     follows: bool = False
+    door: Door | None = None
 
 
 def crew_of(args: Sequence[str], plan: Dispatch, extra: Sequence[str] = ()) -> Crew | None:
@@ -48,7 +51,7 @@ def crew_of(args: Sequence[str], plan: Dispatch, extra: Sequence[str] = ()) -> C
 
     Under somebody's launcher (`torchrun`, `accelerate launch`) the first process leads workers of
     its own, as many as were launched, and the others have nothing to do: a launcher ends all of
-    its processes where one dies.
+    its processes where one dies. Of several tasks of `srun` the others come to the first.
 
     Args:
         args: the command and its words, as the user wrote them.
@@ -61,6 +64,7 @@ def crew_of(args: Sequence[str], plan: Dispatch, extra: Sequence[str] = ()) -> C
 
     Raises:
         UsageError: several machines were asked for.
+        LaunchError: the first task of `srun` does not answer.
     """
     if worker.LINE in os.environ:
         return Crew(follows=True)
@@ -79,40 +83,60 @@ def crew_of(args: Sequence[str], plan: Dispatch, extra: Sequence[str] = ()) -> C
     if plan.dry_run:
         sys.stdout.write(shlex.join(line) + "\n")
         return None
+    if plan.task is not None and "RANK" not in os.environ:
+        return _of_step(plan, plan.task, line)
     return Crew(size, line) if worker.rank() == 0 else None
 
 
+def _of_step(plan: Dispatch, task: slurm.Task, line: tuple[str, ...]) -> Crew:
+    os.environ.update({**plan.variables(), **plan.preferences()})
+    if task.rank == 0:
+        return Crew(task.tasks, line, door=Door(task.step))
+    to_first = line_to_first(task.step)
+    say(to_first, task.rank)
+    os.environ[worker.LINE] = str(os.dup(to_first.fileno()))
+    to_first.close()
+    return Crew(follows=True)
+
+
 def _check_place(plan: Dispatch) -> None:
-    """Refuses what is not one process, or one launcher, on one machine."""
-    each = "give each its share of the inputs with --shard, and an --output of its own"
+    """Refuses several machines."""
     local = os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1"))
-    if plan.machines > 1 or int(local) != worker.world_size():
-        raise UsageError("this command works on one machine", hint=f"with several, {each}")
-    if plan.task is not None and "RANK" not in os.environ:
+    hosts = len(plan.task.hosts) if plan.task else plan.machines
+    if hosts > 1 or int(local) != worker.world_size():
         raise UsageError(
-            f"srun has started {plan.task.tasks} tasks, and this command starts its own workers",
-            hint=f"start one: srun --ntasks-per-node=1; or {each}",
+            "this command works on one machine",
+            hint="give each its share of the inputs with --shard, and an --output of its own",
         )
 
 
 class Member:
     """A worker, as its leader knows it.
 
-    Attributes:
+    Args:
         rank: its number.
         line: to it.
+        process: it, where it was started here.
+
+    Attributes:
         room: for how many items; 0 until it is ready.
         held: what it has, by number.
     """
 
-    def __init__(self, crew: Crew, rank: int) -> None:
-        self.rank = rank
+    def __init__(
+        self, rank: int, line: Connection, process: subprocess.Popen[bytes] | None = None
+    ) -> None:
+        self.rank, self.line, self.process = rank, line, process
         self.room = 0
         self.held: dict[int, Any] = {}
-        self.line, theirs = Pipe()
+
+    @classmethod
+    def started(cls, crew: Crew, rank: int) -> Member:
+        """Starts one."""
+        ours, theirs = Pipe()
         with theirs:
             # a session of its own: a terminal's Ctrl-C is for the leader
-            self._process = subprocess.Popen(
+            process = subprocess.Popen(
                 crew.line,
                 env=_environment(crew, rank, theirs.fileno()),
                 stdin=subprocess.DEVNULL,
@@ -120,6 +144,17 @@ class Member:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
+        return cls(rank, ours, process)
+
+    @classmethod
+    def come(cls, door: Door) -> Member:
+        """One that stands at the door.
+
+        Raises:
+            EOFError, OSError: it is gone again.
+        """
+        line = door.let_in()
+        return cls(hear(line), line)
 
     def give(self, number: int, item: Any) -> None:
         """Sends it an item; that it is gone shows when listening."""
@@ -130,19 +165,23 @@ class Member:
     def end(self) -> str:
         """Ends it, and says how it ended."""
         self.line.close()
+        lost = f"lost process {self.rank} on {slurm.host()}: "
+        if self.process is None:
+            return lost + "its connection has ended"
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(_PATIENCE_S)
+            self.process.wait(_PATIENCE_S)
         self.kill()
-        code = self._process.returncode
+        code = self.process.returncode
         if code < 0:
             return worker.killed_text(self.rank, -code)
-        return f"lost process {self.rank} on {slurm.host()}: it has ended with exit code {code}"
+        return lost + f"it has ended with exit code {code}"
 
     def kill(self) -> None:
-        """Ends it, whatever it is at."""
+        """Ends it, whatever it is at; one that came ends itself without its line."""
         self.line.close()
-        self._process.kill()
-        self._process.wait()
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
 
 
 def _environment(crew: Crew, rank: int, line: int) -> dict[str, str]:

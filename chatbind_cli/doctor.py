@@ -37,7 +37,7 @@ _LOADED = {
 _EXTRA = {
     "flash-attn": "faster attention on GPUs; without it PyTorch's own kernels are used",
     "liger-kernel": "less memory in training on GPUs",
-    "bitsandbytes": "`finetune --load-in-4bit`, and 8-bit optimizers, on GPUs",
+    "bitsandbytes": "`--load-in`, `finetune --load-in-4bit` and 8-bit optimizers, on GPUs",
 }
 _REINSTALL = "install it again with the versions of constraints.txt"
 _DTYPES = ("float32", "bfloat16", "float16")

@@ -173,8 +173,8 @@ class _Led(WorkQueue[Item, Result]):
 
     def __enter__(self) -> _Led[Item, Result]:
         try:
-            for rank in range(self._crew.size):
-                self._members.append(Member(self._crew, rank))
+            for rank in range(1 if self._crew.door else self._crew.size):
+                self._members.append(Member.started(self._crew, rank))
         except BaseException:
             self.__exit__()
             raise
@@ -185,6 +185,8 @@ class _Led(WorkQueue[Item, Result]):
             member.kill()
         self._rope.close()
         self._bell.close()
+        if self._crew.door:
+            self._crew.door.close()
 
     @property
     def said(self) -> dict[str, Any]:
@@ -226,10 +228,15 @@ class _Led(WorkQueue[Item, Result]):
     def _hear(self) -> Found[Item, Result]:
         """Waits for news, and gives out the results among them."""
         lines = {member.line: member for member in self._members}
-        for line in wait([self._bell, *lines]):
+        door = self._crew.door
+        for line in wait([self._bell, *([door.socket] if door else []), *lines]):
             if line is self._bell:
                 self._bell.recv_bytes()
                 self._rung = False
+                continue
+            if door and line is door.socket:
+                with suppress(EOFError, OSError):  # it was gone before it was in
+                    self._members.append(Member.come(door))
                 continue
             member = lines[cast(Any, line)]
             try:
@@ -262,8 +269,9 @@ class _Led(WorkQueue[Item, Result]):
         """Goes on without a worker that is gone."""
         self._members.remove(member)
         self._losses += 1
-        if member.room and self._losses <= self._crew.size + _MORE_LOSSES:
-            self._members.append(Member(self._crew, member.rank))
+        again = member.room and member.process is not None
+        if again and self._losses <= self._crew.size + _MORE_LOSSES:
+            self._members.append(Member.started(self._crew, member.rank))
         if not self._members:
             raise LaunchError(cause)
         n = len(member.held)

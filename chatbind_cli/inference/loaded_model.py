@@ -150,7 +150,7 @@ class LoadedModel:
         said = "and does not say where it is"
         if known.get("path"):
             written = Path(str(known["path"]))
-            for path in (written, self.path / written):
+            for path in (written, self.path / written, (self.adapter or self.path) / written):
                 if path.exists():
                     return path
             said = f"which is not at {written} any more"

@@ -31,7 +31,7 @@ _CLOSE = 0.8
 _MOST_NAMES = 1000  # keys that are looked at in a run
 _MOST_NOTES = 20
 _LONGEST_NAME = 40
-_MOST_CHOICES = 10_000
+_MOST_LISTED = 10_000  # choices, or media: no context has room for more
 _SHOWN = 80
 
 
@@ -105,9 +105,12 @@ def _asked(record: Record, settings: GenerationSettings, choices: bool) -> dict[
         raise RecordError("system must be text")
     if not isinstance(mix, bool | None):
         raise RecordError("mix must be true or false")
+    media = media_of_record(record)
+    if len(media) > _MOST_LISTED:
+        raise RecordError(f"{len(media):,} media; {_MOST_LISTED:,} are the most")
     return {
         "text": text,
-        "media": weighted(media_of_record(record), record.get("weights")),
+        "media": weighted(media, record.get("weights")),
         "mix": bool(mix),
         "system": system,
         "earlier": _earlier(record.get("conversations")),
@@ -162,8 +165,8 @@ def _choices(record: Record, text: str) -> tuple[str, ...]:
             )
     if not isinstance(given, list) or not given:
         raise RecordError("choices must be a list of texts")
-    if len(given) > _MOST_CHOICES:
-        raise RecordError(f"{len(given):,} choices; {_MOST_CHOICES:,} are the most")
+    if len(given) > _MOST_LISTED:
+        raise RecordError(f"{len(given):,} choices; {_MOST_LISTED:,} are the most")
     for number, choice in enumerate(given, start=1):
         if isinstance(choice, bool) or not isinstance(choice, str | int | float):
             raise RecordError(f"choice {number} is no text: {repr(choice)[:_SHOWN]}")

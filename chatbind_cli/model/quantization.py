@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from typing import Any
 
 import torch
@@ -31,6 +32,8 @@ def quantization(bits: int, compute: torch.dtype, device: str, option: str) -> B
             f"{option} needs bitsandbytes", hint="pip install 'chatbind[gpu]' brings it"
         )
     if bits == 8:
+        # it says of every product that its inputs are cast
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,

@@ -63,7 +63,9 @@ def test_choices_are_scored_and_a_question_without_any_fails(world: World) -> No
     assert isinstance(refused.exception, UsageError)
 
 
-def test_chosen_and_failed_answers_are_reviewed(world: World, tmp_path: Path) -> None:
+def test_chosen_and_failed_answers_are_reviewed(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     animals = ["dog", "brown dog", "not a dog", "bird"]
     asked: list[dict[str, Any]] = [
         {"question_id": n, "text": "What?", "choices": animals, "answer": animals[n % 4]}
@@ -79,6 +81,8 @@ def test_chosen_and_failed_answers_are_reviewed(world: World, tmp_path: Path) ->
     review = tmp_path / "r.jsonl"
     line = ["review", "-q", path, "--answer-list", out, out, "--judge", "rule", "-o", review]
     assert cli.run([str(word) for word in line])[0] == 3
+    # a line of the questions that was none is no answer to anything
+    assert "a.jsonl: cannot be used" not in capsys.readouterr().err
     verdicts = read_jsonl(review)
     assert [v.get("metadata", {}).get("correct") for v in verdicts[:6]] == [
         [record["text"] == record["answer"]] * 2 for record in records[:6]
@@ -106,11 +110,15 @@ def test_records_change_how_they_are_asked(world: World) -> None:
         {"generation": {"temperature": 5.0, "seed": 3}},
         {"conversations": [{"from": "human", "value": "red?"}, {"from": "gpt", "value": "dog"}]},
     ]
-    asked = [{**plain, "question_id": n, **way} for n, way in enumerate(ways)]
-    records = answered(vqa(world, stdin=lines(asked)))
+    asked = [{**plain, "question_id": n, "systems": "x", **way} for n, way in enumerate(ways)]
+    result = vqa(world, stdin=lines(asked))
+    assert result.stderr.count("the key systems means nothing here; is system meant?") == 1
+    records = answered(result)
     assert len({record["text"] for record in records}) == len(ways)
     assert records[3]["metadata"]["generation"] == {"max_new_tokens": 2}
     assert records[3]["metadata"]["n_tokens"] == 2
+    # the run's, as far as a record has none of its own
+    assert records[4]["metadata"]["n_tokens"] <= 8
 
 
 ASKED = [{"question_id": n, "text": text} for n, text in enumerate(["Describe a bird.", "So?"])]

@@ -37,6 +37,7 @@ TURNS = [
         ({"mix": "yes"}, "mix must be true or false"),
         ({"image": ["a", "b"], "weights": [1]}, "1 weights for 2 media"),
         ({"weights": [1]}, "1 weights for 0 media"),
+        ({"image": ["a"] * 10_001}, "10,001 media; 10,000 are the most"),
         ({"image": "a", "weights": ["1"]}, "weights must be a finite number"),
         ({"image": "a", "weights": True}, "weights must be a finite number"),
         ({"image": "a", "weights": 10**400}, "weights must be a finite number"),
