@@ -12,7 +12,7 @@ CHATBIND = $(BIN)/chatbind
 SHELL    = bash
 .SHELLFLAGS = -euo pipefail -c
 
-.PHONY: help install check test build clean
+.PHONY: help install check test test-vllm build clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,9 @@ check: install  ## ruff, mypy, codespell
 
 test: install  ## the whole test suite
 	$(BIN)/python -m pytest -q -n auto --dist loadfile
+
+test-vllm: install  ## answers against a real vLLM: CHATBIND_VLLM=its virtual environment
+	$(BIN)/python -m pytest -q -rs tests/inference/test_vllm.py
 
 build: install  ## a wheel, installed and started outside the checkout
 	rm -rf build dist

@@ -123,11 +123,11 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     """Runs the program on `args` (`sys.argv[1:]`) and exits with its code."""
     words = list(sys.argv[1:] if args is None else args)
     _open_streams()
-    if worker.is_worker():
+    if worker.has_parent():
         worker.work_in_child()
         worker.watch_parent()
     code, message = run(words)
-    if worker.is_worker():
+    if worker.has_parent():
         worker.report_outcome(code, message)
         # The parent ends the other workers where need be; the launcher would only add a traceback.
         code = 0

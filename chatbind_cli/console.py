@@ -39,6 +39,12 @@ def note(text: str) -> None:
         sys.stderr.flush()
 
 
+def show(text: str) -> None:
+    """Writes lines that a person has asked to see; `--quiet` does not keep them back."""
+    sys.stderr.write(f"{printable(text)}\n")
+    sys.stderr.flush()
+
+
 class Progress:
     """Counts work done: a bar on a terminal, else a plain line every ten seconds.
 

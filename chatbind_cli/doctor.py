@@ -15,7 +15,7 @@ from pathlib import Path
 
 import chatbind_cli
 from chatbind_cli.errors import UsageError, reason
-from chatbind_cli.hardware import cpu_count
+from chatbind_cli.hardware import cpu_count, memory
 from chatbind_cli.jsonl import Record
 from chatbind_cli.urls import public_url
 
@@ -37,7 +37,7 @@ _LOADED = {
 _EXTRA = {
     "flash-attn": "faster attention on GPUs; without it PyTorch's own kernels are used",
     "liger-kernel": "less memory in training on GPUs",
-    "bitsandbytes": "`finetune --load-in-4bit`, and 8-bit optimizers, on GPUs",
+    "bitsandbytes": "`--load-in`, `finetune --load-in-4bit` and 8-bit optimizers, on GPUs",
 }
 _REINSTALL = "install it again with the versions of constraints.txt"
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -190,8 +190,9 @@ def _room(folder: Path) -> Iterator[Record]:
     place = folder.absolute()
     while not place.exists():
         place = place.parent
+    found = memory()
     rooms = [
-        ("memory", _memory(), _MEMORY_FOR_7B, "a 7B model with ImageBind-Huge"),
+        ("memory", found and found[1], _MEMORY_FOR_7B, "a 7B model with ImageBind-Huge"),
         ("disk", shutil.disk_usage(place).free, _DISK_FOR_7B, "base, delta and sum of a 7B model"),
     ]
     for name, free, wanted, purpose in rooms:
@@ -199,15 +200,6 @@ def _room(folder: Path) -> Iterator[Record]:
             hint = None if free >= wanted else f"{purpose} wants {wanted / 1e9:.0f} GB"
             status = OK if hint is None else NOTE
             yield _found("room", name, status, f"{free / 1e9:.1f} GB free", hint)
-
-
-def _memory() -> int | None:
-    """Memory that a new program may have, in bytes; None where it cannot be told."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvail"))
-    except (OSError, ValueError, StopIteration):
-        return None
 
 
 def hub() -> Iterator[Record]:

@@ -11,6 +11,7 @@ Anything else that escapes is a bug in ChatBind and says so. The tree:
     ├── StoreError           1  an embedding store that cannot be used
     ├── DownloadError        1  a file that could not be fetched or verified
     ├── JudgeError           1  a judge that cannot be reached or understood
+    ├── EngineError          1  an engine (`--engine`) that cannot be reached or used
     ├── LaunchError          1  worker processes that failed
     ├── SomeRecordsFailed    3  finished, but some records carry an error
     └── Interrupted         75  told to stop, and saved what there was: to be run again
@@ -78,6 +79,10 @@ class DownloadError(ChatBindError):
 
 class JudgeError(ChatBindError):
     """A judge cannot be reached, or refuses to work."""
+
+
+class EngineError(ChatBindError):
+    """An engine cannot be reached, refuses to work, or serves another model."""
 
 
 class LaunchError(ChatBindError):

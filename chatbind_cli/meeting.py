@@ -130,6 +130,11 @@ def _lost(member: Member) -> Word:
     return {"rank": member.first, "exit_code": 1, "message": text, "killed": True}
 
 
+def patience_s() -> int:
+    """How long to wait for others of a launch, in seconds."""
+    return whole_number(os.environ.get(PATIENCE, "")) or _PATIENCE_S
+
+
 def meet(me: Member, address: str, port: int, hosts: Sequence[str] = ()) -> Meeting:
     """Waits for the others.
 
@@ -143,7 +148,7 @@ def meet(me: Member, address: str, port: int, hosts: Sequence[str] = ()) -> Meet
         LaunchError: somebody did not come in time.
         UsageError: they were not started alike.
     """
-    seconds = whole_number(os.environ.get(PATIENCE, "")) or _PATIENCE_S
+    seconds = patience_s()
     until = time.monotonic() + seconds
     if me.rank == 0:
         return _receive(me, port, hosts, until, seconds)

@@ -20,6 +20,7 @@ class Dispatch:
     """On how many processes and machines a command runs; None: SLURM's or the machine's own.
 
     Attributes:
+        one_a_machine: whether a process takes all GPUs of its machine.
         task: one of several tasks that `srun` has started on a machine; it has one worker.
         meeting: with the other machines, or tasks.
     """
@@ -30,6 +31,7 @@ class Dispatch:
     main_address: str | None = None
     launch_config: Path | None = None
     device: str = "auto"
+    one_a_machine: bool = False
     dry_run: bool = False
     sbatch: bool = False
     task: slurm.Task | None = None
@@ -82,7 +84,8 @@ class Dispatch:
         """The workers of all machines."""
         if self.num_processes is not None:
             return self.num_processes
-        gpus = hardware.gpu_count() if self.device in ("auto", "cuda") else 0
+        several = self.device in ("auto", "cuda") and not self.one_a_machine
+        gpus = hardware.gpu_count() if several else 0
         return self.machines * max(1, gpus)
 
     @property

@@ -23,11 +23,18 @@ from chatbind_cli.hardware import cpu_count
 from chatbind_cli.slurm import host
 
 STATUS_FOLDER = "CHATBIND_STATUS_FOLDER"
+LINE = "CHATBIND_LINE"
+"""The file descriptor by which a worker of a `crew` talks with its leader."""
 _ALIVE = "alive"
 _POLL_S = 0.2
 
 
 def is_worker() -> bool:
+    """Whether this process was started by another of the same command."""
+    return has_parent() or LINE in os.environ
+
+
+def has_parent() -> bool:
     """Whether this process was started by `dispatch`, and so has a parent to report to."""
     return STATUS_FOLDER in os.environ
 
@@ -118,12 +125,17 @@ def _end_with_watcher(pipe: int) -> None:
 
 def report_killed(number: int) -> None:
     """Leaves word of the signal that ended this worker."""
-    text = f"lost process {rank()} on {host()}: "
+    report_outcome(1, killed_text(rank(), number), killed=True)
+
+
+def killed_text(rank: int, number: int) -> str:
+    """How a message names a worker of this machine, and the signal that ended it."""
+    text = f"lost process {rank} on {host()}: "
     text += f"killed by signal {number:d} ({signal.Signals(number).name})"
     if number == signal.SIGKILL:
         text += "; where memory runs out the system does that (see `dmesg`): take smaller batches "
         text += "or fewer processes"
-    report_outcome(1, text, killed=True)
+    return text
 
 
 def watch_parent() -> None:

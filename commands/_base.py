@@ -42,6 +42,14 @@ _KNOWN_ELSEWHERE = {
     "--epochs": "--num-train-epochs",
     "--lr": "--learning-rate",
     "--force": "--overwrite",
+    "--num-return-sequences": "--samples",
+    "--num-samples": "--samples",
+    "--max-questions": "--limit",
+    # ours, in commands that work on one machine
+    "--num-machines": "--shard",
+    "--machine-rank": "--shard",
+    "--main-address": "--shard",
+    "--launch-config": "--num-processes",
 }
 
 

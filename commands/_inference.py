@@ -1,31 +1,25 @@
-"""Options that go to tensors: how media are read, which model answers, how it generates."""
+"""Which model answers, and how it generates."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
-from click.core import ParameterSource
 
+from chatbind_cli.errors import UsageError
 from chatbind_cli.inference.generation_settings import GenerationSettings
-from chatbind_cli.media.options import (
-    ACCEL_UNITS,
-    CLIP_SAMPLERS,
-    DEPTH_UNITS,
-    GYRO_UNITS,
-    MediaOptions,
-)
 
 from ._base import in_group
-from ._options import attention_option, base_option, gather, seed_option, without_effect
+from ._engine import engine_option
+from ._options import FOLDER, attention_option, base_option, gather, seed_option, without_effect
 
 if TYPE_CHECKING:
     from chatbind_cli.inference.loaded_model import LoadedModel
+    from chatbind_cli.launch import Dispatch
 
-_model, _generation = in_group("Model"), in_group("Generation")
+_model, _generation, _compute = in_group("Model"), in_group("Generation"), in_group("Compute")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +32,11 @@ class ModelChoice:
     encoder: Path | None
     allow_encoder_mismatch: bool
     prompt_style: str | None
+    adapter: Path | None
     attn_implementation: str
+    device_map: str | None
+    load_in: str | None
+    engine: tuple[str, ...] = ()
 
     def words_on_line(self) -> tuple[tuple[str, str | None], ...]:
         """For `one_reader`."""
@@ -63,14 +61,42 @@ class ModelChoice:
         words = ["--model", self.model]
         return words if self.projector is None else [*words, "--projector", self.projector]
 
+    def dispatch(self, plan: Dispatch) -> Dispatch:
+        """On how many processes such a model answers.
+
+        Raises:
+            UsageError: it takes all GPUs of a machine, and is to be there several times.
+        """
+        if self.device_map == "cpu":
+            return replace(plan, device="cpu")
+        if self.device_map is None:
+            return plan
+        if (plan.num_processes or 1) > (plan.num_machines or 1):
+            raise UsageError(
+                f"--device-map {self.device_map} spreads one model over all GPUs of a machine, and "
+                f"--num-processes {plan.num_processes} asks for several",
+                hint="leave one of them out",
+            )
+        return replace(plan, one_a_machine=True)
+
     def load(self, device: str, dtype: str) -> LoadedModel:
-        """Loads the model."""
+        """Loads the model; of one that an engine has, the rest."""
         import transformers
 
-        from chatbind_cli.inference.loaded_model import load_model  # noqa: PLC0415  torch
+        from chatbind_cli.inference.front import load_front  # noqa: PLC0415  torch
+        from chatbind_cli.inference.loaded_model import load_model  # noqa: PLC0415
 
         # it would draw a bar for every folder, on a log as on a terminal
         transformers.utils.logging.disable_progress_bar()
+        if self.engine:
+            return load_front(
+                Path(self.model),
+                base=self.base,
+                encoder=self.encoder,
+                allow_encoder_mismatch=self.allow_encoder_mismatch,
+                device=device,
+                dtype=dtype,
+            )
         return load_model(
             Path(self.model),
             projector=None if self.projector is None else Path(self.projector),
@@ -80,6 +106,9 @@ class ModelChoice:
             device=device,
             dtype=dtype,
             attn_implementation=self.attn_implementation,
+            adapter=self.adapter,
+            device_map=self.device_map,
+            load_in=self.load_in,
         )
 
 
@@ -105,6 +134,14 @@ model_options = gather(
     ),
     base_option,
     _model(
+        "--adapter",
+        advanced=True,
+        metavar="DIR",
+        type=FOLDER,
+        help="Low-rank adapters (LoRA) to put beside the matrices of the model in -m; a folder of "
+        "`finetune --lora-r`, or one of peft's.",
+    ),
+    _model(
         "--encoder",
         metavar="PATH",
         type=click.Path(path_type=Path),
@@ -117,6 +154,7 @@ model_options = gather(
         is_flag=True,
         help="Take an encoder that is not the one of training.",
     ),
+    engine_option,
     _model(
         "--prompt-style",
         "--conv-mode",
@@ -126,6 +164,19 @@ model_options = gather(
         help="Style of the prompt; default: the one that the model was trained in.",
     ),
     attention_option,
+    _compute(
+        "--device-map",
+        advanced=True,
+        type=click.Choice(["auto", "balanced", "cpu"]),
+        help="Where the layers of a model lie that is too large for one GPU; auto and balanced: "
+        "evenly on all GPUs, and in memory what does not fit there.",
+    ),
+    _compute(
+        "--load-in",
+        advanced=True,
+        type=click.Choice(["8bit", "4bit"]),
+        help="Pack the language model into few bits a number, with bitsandbytes, on a GPU.",
+    ),
     without_effect("--vision-tower", because="the encoder is ImageBind, see --encoder"),
 )
 """Which model answers, handed to the function as one argument `choice`."""
@@ -223,86 +274,3 @@ sampling_options = gather(
     ),
 )
 """The same for a command that may give several answers to a question."""
-
-_POSITIVE = click.FloatRange(min=0, min_open=True)
-
-
-def _preprocessing(
-    name: str, kind: click.ParamType[Any], help_text: str, *, advanced: bool = True
-) -> Callable[[Any], Any]:
-    return in_group("Preprocessing")(
-        f"--{name}",
-        type=kind,
-        default=getattr(MediaOptions(), name.replace("-", "_")),
-        help=help_text,
-        advanced=advanced,
-    )
-
-
-media_options = gather(
-    "media",
-    MediaOptions,
-    _preprocessing(
-        "audio-clips",
-        click.IntRange(min=1),
-        "Clips of a sound; their embeddings are averaged.",
-    ),
-    _preprocessing(
-        "video-clips",
-        click.IntRange(min=1),
-        "Clips of a video, three crops each; their embeddings are averaged.",
-    ),
-    _preprocessing(
-        "clip-seconds",
-        _POSITIVE,
-        "Length of a clip. A recording that is shorter gives equal clips of all of it.",
-    ),
-    _preprocessing(
-        "clip-sampler",
-        click.Choice(CLIP_SAMPLERS),
-        "imagebind: clips from start to end; chatbind: as published ChatBind weights want "
-        "them, the last clip ending before the end; pytorchvideo: that library's sampler.",
-    ),
-    _preprocessing(
-        "depth-unit",
-        click.Choice(DEPTH_UNITS),
-        "Of depth maps; auto: 16-bit pictures are millimetres, floating-point arrays metres.",
-        advanced=False,
-    ),
-    _preprocessing(
-        "depth-baseline-m",
-        _POSITIVE,
-        "Baseline of the depth sensor in metres, for disparity = baseline * focal / depth.",
-    ),
-    _preprocessing("depth-focal-px", _POSITIVE, "Focal length of the depth sensor in pixels."),
-    _preprocessing(
-        "imu-rate-hz",
-        _POSITIVE,
-        "Samples a second of motion recordings that have no time column.",
-        advanced=False,
-    ),
-    _preprocessing(
-        "imu-start-seconds",
-        click.FloatRange(min=0),
-        "Where the 5 s window of a motion recording starts; default: its middle. After the "
-        "end of a shorter recording its last reading is held.",
-    ),
-    _preprocessing("imu-accel-unit", click.Choice(ACCEL_UNITS), "Of the accelerometer."),
-    _preprocessing("imu-gyro-unit", click.Choice(GYRO_UNITS), "Of the gyroscope."),
-    _preprocessing(
-        "max-pixels",
-        click.IntRange(min=1),
-        "Largest picture or frame that is decoded, width times height.",
-    ),
-)
-"""The options of `MediaOptions`, handed to the function as one argument `media`."""
-
-
-def media_changes(media: MediaOptions) -> dict[str, Any]:
-    """The fields of `MediaOptions` that the user has said; in the others the model has its way."""
-    context = click.get_current_context()
-    return {
-        field.name: getattr(media, field.name)
-        for field in fields(media)
-        if context.get_parameter_source(field.name) not in (None, ParameterSource.DEFAULT)
-    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from functools import reduce, wraps
+from functools import partial, reduce, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,7 +12,9 @@ import click
 
 from chatbind_cli import launch, worker
 from chatbind_cli.console import note
+from chatbind_cli.crew import Crew, crew_of
 from chatbind_cli.errors import UsageError
+from chatbind_cli.numerals import whole_number
 
 from ._base import in_group
 
@@ -103,7 +105,8 @@ device_options = stack(
         "--dtype",
         type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
         default="auto",
-        help="Numbers of the model; auto: bfloat16 on a GPU, float32 on a CPU.",
+        help="Numbers of the model; auto: bfloat16 on a GPU, float32 on a CPU, where `ask` and "
+        "`vqa` keep bfloat16 if the CPU multiplies it, or if float32 would not fit.",
     ),
 )
 
@@ -160,14 +163,21 @@ media_root_options = gather(
 )
 """Where the media of records lie, handed to the function as one argument `media_root`."""
 
+_num_processes = partial(_dispatch, "--num-processes", type=click.IntRange(min=1))
+_dry_run = _dispatch(
+    "--dry-run", is_flag=True, help="Print the command line that would run, and stop."
+)
+_sbatch = _dispatch(
+    "--sbatch",
+    advanced=True,
+    is_flag=True,
+    help="Print a batch script for SLURM that runs this command, and stop.",
+)
+
 dispatch_options = gather(
     "plan",
     launch.Dispatch,
-    _dispatch(
-        "--num-processes",
-        type=click.IntRange(min=1),
-        help="Worker processes over all machines; default: one a GPU, else one.",
-    ),
+    _num_processes(help="Worker processes over all machines; default: one a GPU, else one."),
     _dispatch(
         "--num-machines",
         advanced=True,
@@ -194,16 +204,24 @@ dispatch_options = gather(
         type=FILE,
         help="A config of `accelerate config` to launch with.",
     ),
-    _dispatch("--dry-run", is_flag=True, help="Print the command line that would run, and stop."),
-    _dispatch(
-        "--sbatch",
-        advanced=True,
-        is_flag=True,
-        help="Print a batch script for SLURM that runs this command, and stop.",
-    ),
+    _dry_run,
+    _sbatch,
     shared=["device"],
 )
 """The options of `launch.Dispatch`, handed to the function as one argument `plan`."""
+
+crew_options = gather(
+    "plan",
+    launch.Dispatch,
+    _num_processes(
+        help="Worker processes on this machine; default: one a GPU, else one. One that dies is "
+        "replaced, and others take what it had. Several machines: --shard."
+    ),
+    _dry_run,
+    _sbatch,
+    shared=["device"],
+)
+"""Those of a command whose work is shared out item by item, in the same argument."""
 
 
 def dispatched(
@@ -223,6 +241,34 @@ def dispatched(
     """
     invocation = click.get_current_context().obj
     return launch.dispatch(invocation or sys.argv[1:], plan, extra, meanwhile)
+
+
+def crew(plan: launch.Dispatch, extra: Sequence[str] = ()) -> Crew | None:
+    """Who does the work of the command that is being handled; None: that is said, or done.
+
+    Args:
+        plan: what `crew_options` gave.
+        extra: words that replace what this process has read from its standard input.
+    """
+    invocation = click.get_current_context().obj
+    return crew_of(invocation or sys.argv[1:], plan, extra)
+
+
+def shard_option(help_text: str) -> Callable[[F], F]:
+    """`--shard I/N`, as two numbers; 1 and 1 where nothing is given."""
+    return in_group("Input")(
+        "--shard", advanced=True, metavar="I/N", callback=_shard, help=help_text
+    )
+
+
+def _shard(context: click.Context, param: click.Parameter, given: str | None) -> tuple[int, int]:
+    if given is None:
+        return 1, 1
+    number, slash, count = given.partition("/")
+    share = whole_number(number) or 0, whole_number(count) or 0
+    if not slash or not 1 <= share[0] <= share[1]:
+        raise click.BadParameter(f"{given} is not like 3/16, from 1/16 to 16/16")
+    return share
 
 
 def one_reader(*words: tuple[str, str | None]) -> None:

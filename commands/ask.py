@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from chatbind_cli.console import note
 from chatbind_cli.errors import UsageError
+from chatbind_cli.inference.chat_input import check_text
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.media.medium import Medium, parse_attachment
 from chatbind_cli.media.modality import MODALITIES
@@ -18,10 +18,15 @@ from chatbind_cli.media.options import MediaOptions
 
 from . import _base
 from ._base import in_group
-from ._inference import ModelChoice, generation_options, media_changes, media_options, model_options
+from ._engine import check_engine, connected
+from ._inference import ModelChoice, generation_options, model_options
 from ._options import device_options, one_reader, stack
+from ._preprocessing import media_changes, media_options
 
-_media, _question = in_group("Media"), in_group("Question")
+if TYPE_CHECKING:
+    from chatbind_cli.inference.chat_commands import Talk
+
+_media, _question, _output = in_group("Media"), in_group("Question"), in_group("Output")
 
 
 def _attach(modality: str | None) -> Callable[..., None]:
@@ -91,15 +96,29 @@ attachment_options = stack(
 @_question(
     "--chat",
     is_flag=True,
-    help="Go on asking: each line of standard input is a question, /attach FILE (or /image, "
-    "/thermal, ...) adds media to the next one, /reset forgets what was said, /quit or Ctrl-D "
-    "ends. Ctrl-C ends an answer.",
+    help="Go on asking: each line of standard input is a question, /attach FILE adds media to the "
+    "next one, /help lists what else there is, /quit or Ctrl-D ends. Ctrl-C ends an answer.",
 )
-@in_group("Output")(
+@_question(
+    "--system",
+    metavar="TEXT",
+    help="Tell the model how to answer, in place of what its prompt style says.",
+)
+@_output(
     "--json",
     "as_json",
     is_flag=True,
     help="Print a record when the answer is whole, with the media, tokens and seconds.",
+)
+@_output(
+    "--plain",
+    is_flag=True,
+    help="Print answers as they are on a terminal too, where Markdown is rendered otherwise.",
+)
+@_output(
+    "--verbose",
+    is_flag=True,
+    help="Tell on standard error how many tokens an answer took, and how long.",
 )
 @generation_options
 @device_options
@@ -110,7 +129,10 @@ def command(
     media: MediaOptions,
     query: str | None,
     chat: bool,
+    system: str | None,
     as_json: bool,
+    plain: bool,
+    verbose: bool,
     settings: GenerationSettings,
     device: str,
     dtype: str,
@@ -126,6 +148,7 @@ def command(
         raise UsageError("the question is given twice", hint="as an argument or with --query")
     if settings.logprobs and not as_json:
         raise UsageError("--logprobs says something in records alone", hint="add --json")
+    check_engine(choice, settings)
     words = question if question is not None else query
     first = None if words == "-" else words
     reading = "-" if chat or first is None else None
@@ -144,58 +167,41 @@ def command(
         first = sys.stdin.read().strip()
         if not first:
             raise UsageError("standard input has no question", hint="write it as an argument")
-    _check_text(first or "")
+    check_text(first or "")
+    check_text(system or "")
     # imported here: they bring torch
+    from chatbind_cli.inference.answer_view import view_of  # noqa: PLC0415
     from chatbind_cli.inference.answerer import Answerer  # noqa: PLC0415
     from chatbind_cli.inference.chat import Chat  # noqa: PLC0415
+    from chatbind_cli.inference.chat_commands import Talk  # noqa: PLC0415
     from chatbind_cli.inference.media_encoder import MediaEncoder  # noqa: PLC0415
 
     loaded = choice.load(device, dtype)
     media_encoder = MediaEncoder(loaded, options=loaded.media_options(**media_changes(media)))
-    answerer = Answerer(loaded, media_encoder, style=choice.prompt_style)
-    out = None if as_json else sys.stdout
-    dialogue = Chat(answerer, settings, model_id=loaded.model_id, out=out, mix=mix)
-    dialogue.attach(*attachments)
-    if chat:
-        dialogue.run(_lines(first))
-    elif first is not None:
-        dialogue.ask(first)
+    view = None if as_json else view_of(sys.stdout, plain=plain)
+    with connected(choice, loaded) as engine:
+        answerer = Answerer(loaded, media_encoder, style=choice.prompt_style, engine=engine)
+        talk = Chat(
+            answerer, settings, model_id=loaded.model_id, view=view, mix=mix, verbose=verbose
+        )
+        talk.system = system
+        talk.attach(*attachments)
+        if chat:
+            dialogue = Talk(talk)
+            dialogue.run(_lines(first, dialogue))
+        elif first is not None:
+            talk.ask(first)
 
 
-def _check_text(words: str) -> None:
-    """Refuses bytes that are no text; Python carries them as halves of surrogate pairs.
-
-    Raises:
-        UsageError: there are some.
-    """
-    try:
-        words.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError("the question is not UTF-8 text") from error
-
-
-def _lines(first: str | None) -> Iterator[str]:
-    """What the user says, line by line until the end of input; on a terminal with a prompt."""
+def _lines(first: str | None, dialogue: Talk) -> Iterator[str]:
+    """What the user says, line by line until the end of input; on a terminal with an editor."""
     if first is not None:
         yield first
-    if not sys.stdin.isatty():
-        for line in sys.stdin:
-            _check_text(line)
-            yield line
-        return
-    import readline  # noqa: F401, PLC0415  makes `input` an editor
+    if sys.stdin.isatty() and (sys.stdout.isatty() or sys.stderr.isatty()):
+        from chatbind_cli.inference.chat_commands import COMMANDS, ENDS  # noqa: PLC0415
+        from chatbind_cli.inference.chat_terminal import terminal_lines  # noqa: PLC0415
 
-    while True:
-        try:
-            sys.stderr.write("> ")
-            sys.stderr.flush()
-            line = input()
-        except EOFError:
-            sys.stderr.write("\n")
-            return
-        except KeyboardInterrupt:
-            # what was said so far is worth more than one key
-            sys.stderr.write("\n")
-            note("Ctrl-D or /quit ends the dialogue")
-            continue
-        yield line
+        with_files = [word for word, command in COMMANDS.items() if "FILE" in command.takes]
+        yield from terminal_lines(lambda: dialogue.prompt, [*COMMANDS, *ENDS], with_files)
+    else:
+        yield from sys.stdin

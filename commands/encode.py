@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, closing
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,45 +16,35 @@ from chatbind_cli.errors import SomeRecordsFailed, UsageError
 from chatbind_cli.files import own_stream, refuse_overlap
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.options import MediaOptions
-from chatbind_cli.numerals import whole_number
 
 from . import _base
 from ._base import in_group
-from ._inference import media_options
 from ._options import (
     FILE,
     NEW_FOLDER,
     STREAM,
     attention_option,
+    crew,
+    crew_options,
     device_options,
-    dispatch_options,
-    dispatched,
     media_root_options,
     on_error_option,
     output_option,
     overwrite_option,
+    shard_option,
 )
+from ._preprocessing import media_options
 
 if TYPE_CHECKING:
     from collections import Counter
 
+    from chatbind_cli.crew import Crew
     from chatbind_cli.data.encode import RecordSink, StoreSink
     from chatbind_cli.data.media_items import MediaItem
     from chatbind_cli.encoders.imagebind.encoder import Encoder
 
 _input, _encoder = in_group("Input"), in_group("Encoder")
 _output, _compute = in_group("Output"), in_group("Compute")
-
-
-def _shard(context: click.Context, param: click.Parameter, given: str | None) -> tuple[int, int]:
-    """I and N of `I/N`; 1 and 1 where nothing is given."""
-    if given is None:
-        return 1, 1
-    number, slash, count = given.partition("/")
-    share = whole_number(number) or 0, whole_number(count) or 0
-    if not slash or not 1 <= share[0] <= share[1]:
-        raise click.BadParameter(f"{given} is not like 3/16, from 1/16 to 16/16")
-    return share
 
 
 @_base.command(
@@ -93,13 +81,9 @@ def _shard(context: click.Context, param: click.Parameter, given: str | None) ->
     help="Of files whose record does not say; default: the content tells. Thermal pictures look "
     "like any others: name them.",
 )
-@_input(
-    "--shard",
-    advanced=True,
-    metavar="I/N",
-    callback=_shard,
-    help="Take every N-th input from the I-th on, I from 1 to N: for the N jobs of a batch array, "
-    "which may share one --store.",
+@shard_option(
+    "Take every N-th input from the I-th on, I from 1 to N: for the N jobs of a batch array, "
+    "which may share one --store."
 )
 @_encoder(
     "--encoder",
@@ -171,7 +155,7 @@ def _shard(context: click.Context, param: click.Parameter, given: str | None) ->
     "failed record; auto: processes on a GPU.",
 )
 @attention_option
-@dispatch_options
+@crew_options
 def command(
     files: tuple[str, ...],
     media: MediaOptions,
@@ -189,23 +173,24 @@ def command(
     listed = _list_source(files, asked)
     inputs = [*files, listed, asked["data"], asked["zero_shot"], asked["encoder"]]
     refuse_overlap(asked["store"] or asked["output"], inputs)
-    with ExitStack() as stack:
-        words: list[str] = []
-        if listed == "-" and launch.needs_workers(plan) and not plan.dry_run:
-            words = ["--inputs", stack.enter_context(_spooled())]
-        if dispatched(plan, words):
-            return
+    hands = crew(plan)
+    if hands is None:
+        return
     paths = [name for name in files if name != "-"]
-    done = _encode(paths, listed, media, asked)
+    done = _encode(paths, listed, media, asked, hands)
     if done is not None and done["failed"] and asked["on_error"] != "skip":
         n = done["failed"] + done["encoded"]
         raise SomeRecordsFailed(f"{done['failed']} of {n} files could not be encoded")
 
 
 def _encode(
-    paths: list[str], listed: str | None, media: MediaOptions, asked: dict[str, Any]
+    paths: list[str],
+    listed: str | None,
+    media: MediaOptions,
+    asked: dict[str, Any],
+    hands: Crew,
 ) -> Counter[str] | None:
-    """Does the work, or this process's share of it; the first process tells what was done."""
+    """Does the work; who leads tells what was done."""
     # imported here: they bring torch
     from chatbind_cli.data.encode import encode, help_encode  # noqa: PLC0415
     from chatbind_cli.data.encoding import EncodingOptions  # noqa: PLC0415
@@ -229,7 +214,7 @@ def _encode(
         batch_size=1 if device.type == "cpu" else 2 * batch_size,
         decode_in=asked["decode_in"],
     )
-    if worker.rank() != 0:
+    if hands.follows:
         help_encode(encoder, options)
         return None
     number, count = asked["shard"]
@@ -242,6 +227,7 @@ def _encode(
             sink,
             on_error=asked["on_error"],
             total=len(range(number - 1, len(paths), count)) if only_paths else None,
+            crew=hands,
         )
 
 
@@ -308,12 +294,3 @@ def _list_source(files: tuple[str, ...], asked: dict[str, Any]) -> str | None:
     if sys.stdin.isatty():
         raise UsageError("there is nothing to encode", hint="name files, or pipe a list of them in")
     return "-"
-
-
-@contextmanager
-def _spooled() -> Iterator[str]:
-    """The name of a file with what stdin has to say: worker processes have no stdin."""
-    with tempfile.NamedTemporaryFile(prefix="chatbind-list-", suffix=".txt") as file:
-        shutil.copyfileobj(sys.stdin.buffer, file)
-        file.flush()
-        yield file.name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,24 +13,26 @@ from chatbind_cli import launch, worker
 from chatbind_cli.errors import UsageError
 from chatbind_cli.files import refuse_overlap
 from chatbind_cli.inference.generation_settings import GenerationSettings
-from chatbind_cli.inference.questions import piped_stdin
 from chatbind_cli.media.options import MediaOptions
 
 from . import _base
 from ._base import in_group
-from ._inference import ModelChoice, media_changes, media_options, model_options, sampling_options
+from ._engine import check_engine, connected, in_flight
+from ._inference import ModelChoice, model_options, sampling_options
 from ._options import (
     FOLDER,
     STREAM,
+    crew,
+    crew_options,
     device_options,
-    dispatch_options,
-    dispatched,
     media_root_options,
     on_error_option,
     one_reader,
     output_option,
     overwrite_option,
+    shard_option,
 )
+from ._preprocessing import media_changes, media_options
 
 if TYPE_CHECKING:
     from chatbind_cli.media.root import MediaRoot
@@ -54,8 +57,25 @@ _input, _compute = in_group("Input"), in_group("Compute")
     metavar="FILE",
     type=STREAM,
     help="Question records (JSONL, or a JSON array; also compressed): question_id, text, and media "
-    "under image, video, audio, depth, thermal, imu. From a pipe that pauses for half a "
-    "second, what has come is answered at once.",
+    "under image, video, audio, depth, thermal, imu. From a pipe, what has come is answered at "
+    "once.",
+)
+@shard_option(
+    "Answer the I-th of N stretches of the questions, I from 1 to N: for the N jobs of a batch "
+    "array, each with an --output of its own; `cat` joins them in the order of the file. From a "
+    "pipe: every N-th question from the I-th on."
+)
+@_input(
+    "--num-chunks",
+    advanced=True,
+    type=click.IntRange(min=1),
+    help="LLaVA's words for --shard: how many there are.",
+)
+@_input(
+    "--chunk-idx",
+    advanced=True,
+    type=click.IntRange(min=0),
+    help="LLaVA's words for --shard: which one it is, from 0.",
 )
 @_input("--limit", metavar="N", type=click.IntRange(min=1), help="Answer the first N alone.")
 @media_root_options
@@ -86,14 +106,17 @@ _input, _compute = in_group("Input"), in_group("Compute")
     "--batch-size",
     type=click.IntRange(min=1),
     default=16,
-    help="Questions that are answered together, by their places in the file: the same batches in "
-    "every run, so that an interrupted run ends with the same bytes.",
+    help="Questions that are answered together, at most; answers do not depend on it. With "
+    "--engine: 64 for each, unless given.",
 )
 @_compute("--num-workers", type=click.IntRange(min=1), default=2, help="Threads that read media.")
-@dispatch_options
+@crew_options
 def command(
     choice: ModelChoice,
     questions: str,
+    shard: tuple[int, int],
+    num_chunks: int | None,
+    chunk_idx: int | None,
     limit: int | None,
     media_root: MediaRoot,
     media: MediaOptions,
@@ -113,12 +136,16 @@ def command(
 
     Unless the options say otherwise, media are read as the model's training read them.
     """
-    if not plan.dry_run:
+    if not plan.dry_run and not worker.is_worker():
         one_reader(*choice.words_on_line(), ("the questions", questions))
         if questions == "-" and sys.stdin.isatty():
             raise UsageError(
                 "no questions", hint="name a file with --questions, or pipe records in"
             )
+    check_engine(choice, settings)
+    if choices and choice.engine:
+        raise UsageError("--choices goes without --engine, which tells no likelihood of a text")
+    plan = choice.dispatch(plan)
     if choices and (settings.samples > 1 or settings.logprobs):
         raise UsageError("--choices goes with neither --samples nor --logprobs")
     refuse_overlap(output, [questions, choice.projector])
@@ -126,16 +153,18 @@ def command(
     if not plan.dry_run and not worker.is_worker():
         choice = choice.resolved()
         words = choice.words()
-    wants_pipe = questions == "-" and launch.needs_workers(plan) and not plan.dry_run
-    with piped_stdin(wants_pipe) as pipe:
-        if dispatched(plan, [*words, "--questions", str(pipe)] if pipe else words):
-            return
+    hands = crew(plan, words)
+    if hands is None:
+        return
     from chatbind_cli.inference.vqa import vqa  # noqa: PLC0415  torch
 
+    batch_size = in_flight(choice, batch_size)
     vqa(
-        choice.load(device, dtype),
+        partial(choice.load, device, dtype),
         settings,
+        connect=partial(connected, choice, in_flight=batch_size),
         questions=questions,
+        shard=_chunk(num_chunks, chunk_idx, shard),
         limit=limit,
         choices=choices,
         media_root=media_root,
@@ -146,6 +175,17 @@ def command(
         batch_size=batch_size,
         workers=num_workers,
         prompt_style=choice.prompt_style,
-        attn_implementation=choice.attn_implementation,
         media=media_changes(media),
+        crew=hands,
     )
+
+
+def _chunk(count: int | None, index: int | None, shard: tuple[int, int]) -> tuple[int, int]:
+    """The shard, which LLaVA's words may say, too."""
+    if count is None and index is None:
+        return shard
+    if count is None or index is None or index >= count or shard != (1, 1):
+        raise UsageError(
+            "--num-chunks N goes with --chunk-idx, which is less than N, and without --shard"
+        )
+    return index + 1, count

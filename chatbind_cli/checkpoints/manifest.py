@@ -114,6 +114,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def made_from(checkpoint: Checkpoint, sha256: str, source: Path, side_files: str) -> dict[str, Any]:
+    """The manifest of a folder with the fingerprint `sha256` that was made of a checkpoint.
+
+    `source` is its name for people, `side_files` the hash of what lay beside its weights.
+    """
+    told = {"name": source.name, "sample_sha256": sample(checkpoint), "side_files": side_files}
+    return {"kind": "model", "sha256": sha256, "source": told}
+
+
 def write_manifest(folder: Path, manifest: Mapping[str, Any], *, made_by: str) -> None:
     """Writes the manifest into a folder in the making, and who made it."""
     maker = {"made_by": f"chatbind {made_by}", "version": chatbind_cli.__version__}

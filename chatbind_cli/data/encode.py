@@ -17,15 +17,18 @@ import torch.nn.functional as F
 
 from chatbind_cli.artifacts import artifact_record, emit_artifact, emit_record
 from chatbind_cli.console import Progress, note
-from chatbind_cli.data.encoding import Encoded, EncodingOptions, encode_share, encode_together
+from chatbind_cli.crew import Crew
+from chatbind_cli.data.decoders import Recall
+from chatbind_cli.data.encoding import Encoded, EncodingOptions, encode_items
 from chatbind_cli.data.lookup import part_name
 from chatbind_cli.data.media_items import MediaItem
-from chatbind_cli.data.process_group import ProcessGroup
 from chatbind_cli.data.store import EmbeddingStore, clear_store
+from chatbind_cli.data.work_queue import Hand, follow, work_queue
 from chatbind_cli.encoders.imagebind.encoder import Encoder
 from chatbind_cli.encoders.imagebind.zero_shot import LabelScorer
-from chatbind_cli.errors import UsageError
+from chatbind_cli.errors import ChatBindError, UsageError
 from chatbind_cli.files import sha256_text
+from chatbind_cli.inbox import Inbox
 from chatbind_cli.jsonl import Record, RecordWriter
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.options import MediaOptions
@@ -43,8 +46,9 @@ def encode(
     *,
     on_error: str,
     total: int | None = None,
+    crew: Crew = Crew(),  # noqa: B008 (frozen)
 ) -> Counter[str]:
-    """Encodes what a sink has not; called on the first process, see `help_encode`.
+    """Encodes what a sink has not; `help_encode` is what the workers of a crew do.
 
     A medium that cannot be encoded becomes a record, a note, or the end, as `on_error` has it:
     "record", "skip" or "fail". `total` is the number of items, where that is known.
@@ -57,13 +61,15 @@ def encode(
             `on_error` is "fail".
     """
     n: Counter[str] = Counter()
-    missing = _missing(items, sink, n)
+    begin = partial(_hand, encoder, options, sink.recall)
     with (
-        ProcessGroup() as group,
-        closing(encode_together(group, missing, encoder, options, sink.recall)) as results,
+        work_queue(crew, begin, id) as queue,
+        closing(queue.results(_missing(items, sink, n), in_order=True)) as results,
         Progress(total, "encoding", "files") as progress,
     ):
-        for result in results:
+        for item, result in results:
+            if isinstance(result, ChatBindError):
+                result = Encoded(item, item.medium, result)
             if result.error is None:
                 sink.write(result)
             elif on_error == "fail":
@@ -82,9 +88,19 @@ def encode(
 
 
 def help_encode(encoder: Encoder, options: EncodingOptions) -> None:
-    """What every process but the first does while that is in `encode`."""
-    with ProcessGroup() as group:
-        group.follow(partial(encode_share, encoder, options, None))
+    """What a worker does while its leader is in `encode`."""
+    follow(partial(_hand, encoder, options, None), id)
+
+
+def _hand(
+    encoder: Encoder, options: EncodingOptions, recall: Recall | None
+) -> Hand[MediaItem, Encoded]:
+    def work(inbox: Inbox[MediaItem]) -> Iterator[tuple[MediaItem, Encoded]]:
+        # `take` says None where there is no other
+        for result in encode_items(iter(inbox.take, None), encoder, options, recall):
+            yield result.item, result
+
+    return Hand(work, room=2 * (options.workers + options.batch_size))
 
 
 def _missing(

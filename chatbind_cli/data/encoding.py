@@ -11,7 +11,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 from typing import TypeVar
 
@@ -19,7 +18,6 @@ import torch
 
 from chatbind_cli.data.decoders import FEW, DecodeIn, Decoders, Loaded, Recall, decode
 from chatbind_cli.data.media_items import MediaItem
-from chatbind_cli.data.process_group import ProcessGroup
 from chatbind_cli.encoders.imagebind.encoder import Encoder
 from chatbind_cli.encoders.imagebind.preprocess import Decoded
 from chatbind_cli.errors import ChatBindError, MediaError, contained
@@ -30,9 +28,6 @@ T = TypeVar("T")
 
 GPU_FAILED = (torch.OutOfMemoryError, torch.AcceleratorError)
 """What no single medium or question is to blame for, and no other would survive."""
-
-_SHARE = 8
-"""Batches that one of several processes gets at a time: decoding stays ahead within them."""
 
 NO_EMBEDDING = "the encoder made numbers of it that are not finite, or all zero"
 
@@ -121,29 +116,6 @@ def _encoded(
                     yield Encoded(item, found, row)
                 else:
                     yield Encoded(item, replace(found, embedding=row))
-
-
-def encode_together(
-    group: ProcessGroup,
-    items: Iterable[MediaItem],
-    encoder: Encoder,
-    options: EncodingOptions,
-    recall: Recall | None,
-) -> Generator[Encoded, None, None]:
-    """The same, each process of a group (see `encode_share`) taking its share of the items."""
-    if group.size == 1:
-        yield from encode_items(items, encoder, options, recall)
-        return
-    rounds = _lists(_lists(items, _SHARE * options.batch_size), group.size)
-    for _, done in group.results(rounds, partial(encode_share, encoder, options, recall)):
-        yield from done
-
-
-def encode_share(
-    encoder: Encoder, options: EncodingOptions, recall: Recall | None, items: list[MediaItem]
-) -> list[Encoded]:
-    """What became of each item, see `encode_items`."""
-    return list(encode_items(items, encoder, options, recall))
 
 
 def embed_each(encoder: Encoder, media: Sequence[Decoded]) -> list[torch.Tensor | ChatBindError]:

@@ -12,13 +12,17 @@
 
 Of several references one is enough. For the ten answers of VQA that is more lenient than VQA's
 own accuracy, min(n / 3, 1), which is neither right nor wrong.
+
+An answer that was chosen by its likelihood (`choices` in its record) is one of the choices, and
+the right one or not.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from string import ascii_uppercase
 from typing import Any
 
 from chatbind_cli.evaluation.texts import CJK, exact_match, plain, words, words_of
@@ -82,6 +86,28 @@ def is_correct(answer: str, references: Iterable[str], question: Mapping[str, An
     return any(_is_correct(answer, reference, options) for reference in references)
 
 
+def chose_right(
+    chosen: str, choices: Sequence[str], references: Iterable[str], question: Mapping[str, Any]
+) -> bool | None:
+    """Whether the one of `choices` that was chosen is what a reference names.
+
+    No words are weighed: a reference is one of the choices, or the letter of one, or the text of
+    the option that has a letter.
+
+    Returns:
+        None: the references name none of them.
+    """
+    options = options_of(question)
+    by_letter = dict(zip(ascii_uppercase, choices, strict=False))
+    meant: set[str] = set()
+    for reference in references:
+        same = {choice for choice in choices if exact_match(choice, [reference])}
+        letter = _letter_meant(reference, options) or ""
+        named = letter if letter in choices else by_letter.get(letter)
+        meant |= same or ({named} if named is not None else set())
+    return chosen in meant if meant else None
+
+
 def options_of(question: Mapping[str, Any]) -> dict[str, str]:
     """The options of a choice by letter: those of `options` or `choices`, or of the text.
 
@@ -91,7 +117,7 @@ def options_of(question: Mapping[str, Any]) -> dict[str, str]:
     if isinstance(given, Mapping):
         return {str(letter).upper(): str(text) for letter, text in given.items()}
     if isinstance(given, list):
-        return dict(zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", map(str, given), strict=False))
+        return dict(zip(ascii_uppercase, map(str, given), strict=False))
     text = str(question.get("text", ""))
     found: dict[str, str] = {}
     marks = list(_OPTION.finditer(text))

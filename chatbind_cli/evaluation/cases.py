@@ -231,6 +231,14 @@ class Inputs:
         return next(filter(None, found), ())
 
 
+def scored_choices(answer: Record) -> list[str]:
+    """The choices whose likelihood an answer record tells (see `vqa --choices`); else none."""
+    given = answer.get("choices")
+    items = given if isinstance(given, list) else []
+    texts = [item.get("text") for item in items if isinstance(item, dict)]
+    return [text for text in texts if isinstance(text, str)]
+
+
 def references_of(record: Record, keys: Sequence[str] = _REFERENCE_KEYS) -> tuple[str, ...]:
     """The right answers that a record carries: words, a number, or a list, as VQA's annotations."""
     given = next((record[key] for key in keys if record.get(key) is not None), None)

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
-from concurrent.futures import Future
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Literal, cast
 
 from chatbind_cli.console import note
@@ -23,6 +20,7 @@ from chatbind_cli.evaluation.judges.judge import Judge, Verdict
 from chatbind_cli.evaluation.records import Judgement, review_record
 from chatbind_cli.evaluation.scores import paid_usd
 from chatbind_cli.jsonl import RecordWriter
+from chatbind_cli.loop_thread import cancel_others, loop_in_a_thread
 
 Orders = Literal["as-given", "both", "random"]
 
@@ -187,7 +185,7 @@ def _judge_all(
             under_way.discard(task)
             seats.release()
 
-    with _loop_in_a_thread() as submit:
+    with loop_in_a_thread("judge") as submit:
         try:
             for judgement in judgements:
                 seats.acquire()
@@ -204,20 +202,6 @@ def _judge_all(
                 submit(_drop_all(judge)).result(timeout=10)
     if errors:
         raise errors[0]
-
-
-@contextmanager
-def _loop_in_a_thread() -> Iterator[Callable[[Coroutine[Any, Any, None]], Future[None]]]:
-    """Runs an event loop in a second thread; yields what hands a coroutine to it."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="judge", daemon=True)
-    thread.start()
-    try:
-        yield partial(asyncio.run_coroutine_threadsafe, loop=loop)
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
 
 
 async def _verdict(judgement: Judgement, judge: Judge) -> Verdict:
@@ -245,8 +229,5 @@ async def _settle(under_way: set[asyncio.Task[Any]], judge: Judge, grace_s: floa
 
 
 async def _drop_all(judge: Judge) -> None:
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
+    await cancel_others()
     await judge.close()

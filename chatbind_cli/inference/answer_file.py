@@ -1,8 +1,8 @@
 """The file of answers: continued by id, and in the order of the questions at the end.
 
-While a run works, records are appended; a question that failed in an earlier run and succeeds in
-this one lands behind those that were done already. When the last question is through, the file is
-put in order once, and replaced whole.
+While a run works, records are appended as they are done, in whatever order. When the last question
+is through, the file is put in order once, and replaced whole. What goes to standard output has to
+come in order.
 """
 
 from __future__ import annotations
@@ -44,6 +44,9 @@ class AnswerFile:
             answer was generated otherwise is not continued, since its answers would not be
             comparable.
 
+    Attributes:
+        is_stream: answers go to standard output or a pipe, where they have to come in order.
+
     Raises:
         RecordError: the file there cannot be continued.
     """
@@ -58,6 +61,7 @@ class AnswerFile:
         metadata: Mapping[str, Any],
     ) -> None:
         self._path = None if str(target) == "-" else Path(target)
+        self.is_stream = self._path is None or (self._path.exists() and not self._path.is_file())
         if self._path is not None and not overwrite:
             _check_metadata(self._path, metadata)
         self._on_error = on_error
@@ -70,7 +74,6 @@ class AnswerFile:
             expect={"model_id": model_id},
             in_words=in_words,
         )
-        self._continued = bool(self._writer.done)
         self._places: dict[Hashable, str | None] = {}
         self._doubled: list[str] = []
         self._failures: list[ChatBindError] = []
@@ -126,7 +129,7 @@ class AnswerFile:
             SomeRecordsFailed: questions have failed.
         """
         self._writer.close()
-        if self._path is not None and self._continued:
+        if self._path is not None and not self.is_stream:
             self._order(self._path)
         if not self._places:
             note("there are no questions")
@@ -143,17 +146,23 @@ class AnswerFile:
 
     def _order(self, path: Path) -> None:
         order = {key: number for number, key in enumerate(self._places)}
-        lines = path.read_bytes().splitlines(keepends=True)
-
-        def place(line: bytes) -> int:
-            record = json.loads(line)
-            key = ("line", record["line"]) if "line" in record else record[KEY]
-            return order.get(key, len(order))
-
-        ordered = sorted(lines, key=place)
-        if ordered != lines:
-            with replace_file(path) as temporary:
-                temporary.write_bytes(b"".join(ordered))
+        lines: list[tuple[int, int, int]] = []
+        start = 0
+        with path.open("rb") as file:
+            for line in file:
+                record = json.loads(line)
+                key = ("line", record["line"]) if "line" in record else record[KEY]
+                end = start + len(line)
+                lines.append((order.get(key, len(order)), start, end))
+                start = end
+        ordered = sorted(lines)
+        if ordered == lines:
+            return
+        # line by line: there may be more than memory holds
+        with replace_file(path) as temporary, path.open("rb") as old, temporary.open("wb") as new:
+            for _, start, end in ordered:
+                old.seek(start)
+                new.write(old.read(end - start))
 
     def close(self) -> None:
         """Closes the file, in whatever order it is."""

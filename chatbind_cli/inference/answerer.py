@@ -6,7 +6,9 @@ print(answerer.answer("What is this?", ["photo.jpg"]))
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -17,13 +19,15 @@ from torch.nn import functional
 
 from chatbind_cli.data.tokens import PromptEncoder, TokenizedSample
 from chatbind_cli.errors import ChatBindError, RecordError, contained
-from chatbind_cli.inference.choices import likeliest
-from chatbind_cli.inference.decoding import Generated
-from chatbind_cli.inference.generation import Generator, Stream
+from chatbind_cli.inbox import Inbox
+from chatbind_cli.inference.decoding import Generated, Outcome
+from chatbind_cli.inference.engine import Engine, Stream, check_length, check_text
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.loaded_model import LoadedModel, load_model
+from chatbind_cli.inference.local_engine import LocalEngine
 from chatbind_cli.inference.media_encoder import MediaEncoder, StoredEmbeddings
 from chatbind_cli.inference.questions import Question
+from chatbind_cli.inference.schedule import WINDOW
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.model.turns import Turn, dialogue
 
@@ -33,7 +37,8 @@ MediaLike = str | Path | bytes | Medium
 class Answerer:
     """A ChatBind model that answers questions.
 
-    Unless said otherwise, with its own encoder, and in the prompt style that it was trained in.
+    Unless said otherwise, with its own encoder, in the prompt style that it was trained in, and
+    with the language model here, which makes up to `batch_size` answers together.
     """
 
     def __init__(
@@ -42,16 +47,20 @@ class Answerer:
         media_encoder: MediaEncoder | StoredEmbeddings | None = None,
         *,
         style: str | None = None,
+        engine: Engine | None = None,
+        batch_size: int = 16,
     ) -> None:
         self.model: Any = loaded.bundle.model
         self.media_encoder = media_encoder or MediaEncoder(loaded)
         self.prompts = PromptEncoder(loaded.bundle.tokenizer, loaded.bundle.config, style)
-        self.generator = Generator(
+        self.engine = engine or LocalEngine(
             self.model,
             loaded.bundle.tokenizer,
             stop_ids=self.prompts.stop_token_ids,
             stops=self.prompts.stop_strings,
+            batch_size=batch_size,
         )
+        self._batch_size = batch_size
 
     @classmethod
     def from_pretrained(
@@ -126,7 +135,10 @@ class Answerer:
         settings: GenerationSettings = GenerationSettings(),  # noqa: B008 (frozen)
     ) -> list[str]:
         """The answers to several questions (words and media of each), generated together."""
-        prepared = self.prepare([_question(text, media) for text, media in questions])
+        asked = [
+            _question(text, media, identity) for identity, (text, media) in enumerate(questions)
+        ]
+        prepared = self.prepare(asked)
         return [generated.text for generated in self.generate(prepared, settings)]
 
     def prepare(
@@ -147,21 +159,62 @@ class Answerer:
             for question in questions
         ]
 
-    def generate(
-        self,
-        questions: Sequence[Question],
-        settings: GenerationSettings,
-        *,
-        salt: str = "",
-    ) -> list[Generated]:
-        """Answers prepared questions together; see `Generator.answers`.
+    def run(
+        self, questions: Inbox[Question], settings: GenerationSettings
+    ) -> Iterator[tuple[Question, Outcome]]:
+        """Answers questions as they come, each as soon as it is done, in any order.
+
+        Media of the next ones are decoded and embedded meanwhile, in a thread of its own. What a
+        question says itself (`Question.settings`) goes before `settings`.
+
+        Yields:
+            Each question, prepared, and its answer, or why there is none.
 
         Raises:
-            ChatBindError: the `problem` of one of them.
+            ChatBindError: nothing more can be answered (the encoder is not there); or the error
+                that the questions ended with, once all others are answered.
         """
-        if any(question.choices for question in questions):
-            return [likeliest(self.model, question) for question in questions]
-        return self.generator.answers([_prompt(q) for q in questions], settings, salt=salt)
+        ready: Inbox[Question] = Inbox(WINDOW * self._batch_size)
+        preparing = threading.Thread(target=self._prepare_ahead, args=(questions, ready))
+        preparing.start()
+        try:
+            yield from self.engine.run(ready, settings)
+        finally:
+            ready.leave()
+            questions.leave()
+            questions.close()  # it may sit in a wait for more
+            # Python may end this generator in any thread
+            if preparing is not threading.current_thread():
+                preparing.join()
+
+    def _prepare_ahead(self, questions: Inbox[Question], ready: Inbox[Question]) -> None:
+        """Prepares questions as they come, several together where so many wait."""
+        try:
+            while (question := questions.take()) is not None:
+                group = [question]
+                with suppress(Exception):  # what they ended with comes again
+                    while len(group) < self._batch_size and (more := questions.take(wait=False)):
+                        group.append(more)
+                if not all(map(ready.put, self.prepare(group))):
+                    return
+            ready.close()
+        except Exception as error:  # raised again in the thread that reads `ready`
+            ready.close(error)
+
+    def generate(
+        self, questions: Sequence[Question], settings: GenerationSettings
+    ) -> list[Generated]:
+        """The answers to prepared questions, in order.
+
+        Raises:
+            ChatBindError: the `problem` of one of them, or what became of one.
+        """
+        inbox: Inbox[Question] = Inbox(len(questions))
+        for question in questions:
+            inbox.put(question)
+        inbox.close()
+        outcomes = {id(question): outcome for question, outcome in self.engine.run(inbox, settings)}
+        return [_answer(outcomes[id(question)]) for question in questions]
 
     def stream_prepared(self, question: Question, settings: GenerationSettings) -> Stream:
         """Answers a prepared question piece by piece.
@@ -169,7 +222,7 @@ class Answerer:
         Raises:
             ChatBindError: its `problem`.
         """
-        return self.generator.stream(_prompt(question), settings)
+        return self.engine.stream(question, settings)
 
     def _prepared(
         self, question: Question, found: list[Medium | ChatBindError], history: Sequence[Turn]
@@ -183,12 +236,13 @@ class Answerer:
                     raise medium
                 media.append(medium)
             earlier = (text for _, text in question.earlier)
-            self.generator.check_text("".join((question.text, question.system or "", *earlier)))
+            said = "".join((question.text, question.system or "", *earlier))
+            check_text(said, self.engine.longest_context)
             read = [_mixed(media)] if question.mix and media else media
             own = dialogue(question.earlier, question.text, read, where=question.where)
             turns = [*history, *own]
             prompt = self.prompts.prompt(turns, question.system)
-            self.generator.check_length(prompt)
+            check_length(len(prompt.input_ids), self.engine.longest_context)
             choice_ids = self._choice_ids(question, turns, prompt)
         except Exception as error:
             problem = contained(error, where=question.where or "the question")
@@ -205,9 +259,9 @@ class Answerer:
             RecordError: one does not fit into the model's context.
         """
         found = []
-        longest = self.generator.longest_context
+        longest = self.engine.longest_context
         for number, text in enumerate(question.choices, start=1):
-            self.generator.check_text(text)
+            check_text(text, longest)
             ids = self.prompts.answer(turns, text, question.system)
             if longest is not None and len(prompt.input_ids) + len(ids) > longest:
                 raise RecordError(
@@ -218,15 +272,15 @@ class Answerer:
         return tuple(found)
 
 
-def _question(text: str, media: Sequence[MediaLike]) -> Question:
-    return Question(text, tuple(m if isinstance(m, Medium) else Medium(None, m) for m in media))
+def _question(text: str, media: Sequence[MediaLike], identity: int | None = None) -> Question:
+    read = tuple(m if isinstance(m, Medium) else Medium(None, m) for m in media)
+    return Question(text, read, id=identity)
 
 
-def _prompt(question: Question) -> TokenizedSample:
-    if question.problem is not None:
-        raise question.problem
-    assert question.prompt is not None, "the question was not prepared"
-    return question.prompt
+def _answer(outcome: Outcome) -> Generated:
+    if isinstance(outcome, ChatBindError):
+        raise outcome
+    return outcome
 
 
 def _mixed(media: Sequence[Medium]) -> Medium:

@@ -3,37 +3,49 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import IO
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from chatbind_cli.artifacts import emit_record
-from chatbind_cli.console import note, printable
-from chatbind_cli.errors import ChatBindError, MediaError, UsageError
+from chatbind_cli.console import note
+from chatbind_cli.errors import ChatBindError, UsageError
 from chatbind_cli.inference.answer_record import short_digest, told
+from chatbind_cli.inference.answer_view import View
 from chatbind_cli.inference.answerer import Answerer
 from chatbind_cli.inference.decoding import Generated
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.questions import Question
 from chatbind_cli.jsonl import Record
-from chatbind_cli.media.medium import Medium, parse_attachment
-from chatbind_cli.media.modality import MODALITIES
-from chatbind_cli.media.root import ADDRESSES
+from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.source import shown
 from chatbind_cli.model.turns import Turn
 from chatbind_cli.model.turns import answer as answer_turn
+from chatbind_cli.model.turns import question as question_turn
 
-_HELP = (
-    f"/attach FILE, or {', '.join(f'/{modality}' for modality in MODALITIES)} FILE where its "
-    "content does not tell what it is; /reset, /quit; everything else is a question"
-)
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A question, with its `turn`, and what was answered.
+
+    `whole` is False for an answer that was interrupted.
+    """
+
+    question: Question
+    answer: str
+    whole: bool = True
 
 
 class Chat:
     """Questions and answers in turn, and what is attached to the next question.
 
-    Answers are shown on `out` while they grow; without it, there is a record of each that is whole
-    on standard output.
+    Answers are shown in `view` while they grow; without one, there is a record of each that is
+    whole on standard output.
+
+    Attributes:
+        exchanges: what was said, oldest first.
+        left_out: how many of the oldest the model reads no more, since its context was full.
+        waiting: the media that go with the next question.
+        mix: whether the media of a question become one embedding.
     """
 
     def __init__(
@@ -42,21 +54,39 @@ class Chat:
         settings: GenerationSettings,
         *,
         model_id: str,
-        out: IO[str] | None,
+        view: View | None,
         mix: bool = False,
+        verbose: bool = False,
     ) -> None:
+        self.exchanges: list[Exchange] = []
+        self.left_out = 0
+        self.waiting: list[Medium] = []
+        self.mix = mix
+        self.model_id = model_id
+        self._system: str | None = None
         self._answerer = answerer
         self._settings = settings
-        self._model_id = model_id
-        self._out = out
-        self._mix = mix
-        self._history: list[Turn] = []
-        self._waiting: list[Medium] = []
-        self._started = time.monotonic()
+        self._view = view
+        self._verbose = verbose
+
+    @property
+    def system(self) -> str | None:
+        """What tells the model how to answer; None: its prompt style's own text.
+
+        Raises:
+            ChatBindError: (when set) the model takes none.
+        """
+        return self._system
+
+    @system.setter
+    def system(self, text: str | None) -> None:
+        if text is not None:
+            self._answerer.prompts.prompt([question_turn("?")], text)
+        self._system = text
 
     def attach(self, *media: Medium) -> None:
         """Adds media to the next question."""
-        self._waiting += media
+        self.waiting += media
 
     def ask(self, question: str) -> None:
         """Asks about what is attached, and remembers question and answer.
@@ -67,34 +97,156 @@ class Chat:
             ChatBindError: it cannot be asked; what was attached to it is let go.
             KeyboardInterrupt: the answer was interrupted.
         """
-        asked = Question(question, tuple(self._waiting), self._mix)
-        self._waiting = []
-        [prepared] = self._answerer.prepare([asked], history=self._history)
-        stream = self._answerer.stream_prepared(prepared, self._settings)
-        assert prepared.turn is not None
+        media, self.waiting = self.waiting, []
+        try:
+            [prepared] = self.prepare([Question(question, tuple(media), self.mix)])
+        except KeyboardInterrupt:
+            self.waiting = media
+            raise
+        self._answer(prepared, self._settings)
+
+    def retry(self) -> None:
+        """Asks the last question again; where answers are drawn, with the next seed.
+
+        Raises:
+            ChatBindError: there is none, or it cannot be answered; then it stays as it was.
+            KeyboardInterrupt: the answer was interrupted.
+        """
+        last = self.undo()
+        settings = last.question.settings or self._settings
+        if settings.sampled:
+            settings = replace(settings, seed=settings.seed + 1)
+        elif last.whole:
+            note("without --temperature the same question has the same answer")
+        try:
+            self._answer(last.question, settings)
+        except ChatBindError:
+            self.exchanges.append(last)
+            raise
+
+    def undo(self) -> Exchange:
+        """Forgets the last question and its answer.
+
+        Raises:
+            UsageError: there is none.
+        """
+        if not self.exchanges:
+            raise UsageError("nothing was asked yet")
+        last = self.exchanges.pop()
+        self.left_out = min(self.left_out, len(self.exchanges))
+        return last
+
+    def reset(self) -> None:
+        """Forgets what was said, and what waits; the system text stays."""
+        self.exchanges.clear()
+        self.waiting.clear()
+        self.left_out = 0
+
+    def prepare(self, questions: Sequence[Question]) -> list[Question]:
+        """Questions with their turns: media embedded, and each short enough to be asked alone.
+
+        Raises:
+            ChatBindError: one of them cannot be asked.
+        """
+        asked = [replace(question, system=self._system) for question in questions]
+        prepared = self._answerer.prepare(asked)
+        for question in prepared:
+            if question.problem is not None:
+                raise question.problem
+        return prepared
+
+    def _answer(self, question: Question, settings: GenerationSettings) -> None:
+        question = self._in_dialogue(replace(question, system=self._system, settings=settings))
+        started, first = time.monotonic(), 0.0
+        stream = self._answerer.stream_prepared(question, settings)
         pieces: list[str] = []
+        problem: ChatBindError | None = None
         try:
             for piece in stream:
+                first = first or time.monotonic()
                 pieces.append(piece)
-                self._show(piece)
+                if self._view is not None:
+                    self._view.show(piece)
+        except ChatBindError as error:
+            problem = error
+            raise
         finally:
-            self._history += [prepared.turn, answer_turn("".join(pieces))]
-            self._end(prepared, stream.result)
+            if self._view is not None:
+                self._view.end()
+            if problem is None:
+                whole = stream.result is not None
+                said = replace(question, prompt=None)
+                self.exchanges.append(Exchange(said, "".join(pieces), whole))
+        if stream.result is not None:
+            self._tell(question, stream.result, settings, started, first)
 
-    def _show(self, text: str) -> None:
-        """Writes more of an answer and hands it to the operating system."""
-        if self._out is not None:
-            self._out.write(printable(text) if self._out.isatty() else text)
-            self._out.flush()
+    def _in_dialogue(self, question: Question) -> Question:
+        """The question behind what was said before, as far as there is room for it.
 
-    def _end(self, question: Question, generated: Generated | None) -> None:
-        """Ends the line, or writes the record; there is none of an answer that was cut off."""
-        self._show("\n")
-        seconds, self._started = time.monotonic() - self._started, time.monotonic()
-        if self._out is None and generated is not None:
-            emit_record(self._record(question, generated, seconds))
+        Whole exchanges are left out, the oldest first, until there is room for an answer too.
+        """
+        assert question.turn is not None
+        longest = self._answerer.engine.longest_context
+        left_out = self.left_out
+        while True:
+            prompt = self._answerer.prompts.prompt(
+                [*self._turns(left_out), question.turn], question.system
+            )
+            if longest is None or left_out == len(self.exchanges):
+                break
+            if len(prompt.input_ids) + self._room(longest) <= longest:
+                break
+            left_out += 1
+        if left_out > self.left_out:
+            note(
+                f"the context is full: from here on the model does not know the first {left_out} "
+                f"of {len(self.exchanges)} questions and their answers"
+            )
+            self.left_out = left_out
+        return replace(question, prompt=prompt)
 
-    def _record(self, question: Question, generated: Generated, seconds: float) -> Record:
+    def _room(self, longest: int) -> int:
+        """Tokens of the context that are kept for an answer."""
+        return min(self._settings.max_new_tokens, longest // 4)
+
+    def _turns(self, left_out: int) -> list[Turn]:
+        turns: list[Turn] = []
+        for said in self.exchanges[left_out:]:
+            assert said.question.turn is not None
+            turns += [said.question.turn, answer_turn(said.answer)]
+        return turns
+
+    def _tell(
+        self,
+        question: Question,
+        generated: Generated,
+        settings: GenerationSettings,
+        started: float,
+        first: float,
+    ) -> None:
+        """The record of an answer, and how long it took."""
+        ended = time.monotonic()
+        if self._view is None:
+            emit_record(self._record(question, generated, settings, ended - started))
+        if self._verbose:
+            assert question.prompt is not None
+            first = first or ended
+            count = generated.n_tokens
+            # what came before the first is the prompt's; beams come all at once
+            alone = count > 1 and settings.num_beams == 1
+            rate = (count - 1) / (ended - first) if alone else count / (ended - started)
+            note(
+                f"{count} tokens, {rate:.1f} tokens/s, the first after {first - started:.2f} s; "
+                f"{len(question.prompt.input_ids)} tokens in the prompt"
+            )
+
+    def _record(
+        self,
+        question: Question,
+        generated: Generated,
+        settings: GenerationSettings,
+        seconds: float,
+    ) -> Record:
         media: list[Record] = [
             {"path": shown(medium.name), "modality": medium.modality, "weight": medium.weight}
             | ({} if question.mix else {"sha256": medium.sha256})
@@ -105,8 +257,8 @@ class Chat:
             "question_id": identity,
             "prompt": question.text,
             "text": generated.text,
-            "answer_id": short_digest(identity, generated.text, self._model_id),
-            "model_id": self._model_id,
+            "answer_id": short_digest(identity, generated.text, self.model_id),
+            "model_id": self.model_id,
             **told(generated),
             "metadata": {
                 "n_tokens": generated.n_tokens,
@@ -114,59 +266,7 @@ class Chat:
                 "seconds": round(seconds, 3),
                 "media": media,
                 "mix": question.mix,
-                **self._settings.as_record(),
+                **({} if question.system is None else {"system": question.system}),
+                **settings.as_record(),
             },
         }
-
-    def run(self, lines: Iterator[str]) -> None:
-        """Answers the lines of a dialogue until it ends.
-
-        A line that fails leaves a note, and the dialogue goes on. An interrupt ends the answer at
-        hand.
-
-        Raises:
-            KeyboardInterrupt: an interrupt while no answer is at hand.
-        """
-        for line in lines:
-            try:
-                if not self._take(line.strip()):
-                    return
-            except KeyboardInterrupt:
-                note("the answer was interrupted")
-            except ChatBindError as error:
-                note(str(error))
-
-    def _take(self, line: str) -> bool:
-        """Does what a line says, and tells whether the dialogue goes on."""
-        word, _, rest = line.partition(" ")
-        match word:
-            case "":
-                return True
-            case "/quit" | "/exit":
-                return False
-            case "/reset":
-                self._history.clear()
-                self._waiting.clear()
-            case "/attach":
-                self.attach(_present(parse_attachment(rest.strip())))
-            case _ if word[0] == "/" and word[1:] in MODALITIES:
-                self.attach(_present(parse_attachment(rest.strip(), word[1:])))
-            case "/help":
-                note(_HELP)
-            case _ if word.startswith("/"):
-                raise UsageError(f"{word} is no instruction", hint=_HELP)
-            case _:
-                self.ask(line)
-        return True
-
-
-def _present(attachment: Medium) -> Medium:
-    """The attachment; now is the time to say that there is no such file, not at the question.
-
-    Raises:
-        MediaError: there is none.
-    """
-    ref = str(attachment.ref)
-    if not ref.startswith(ADDRESSES) and not Path(ref).exists():
-        raise MediaError("no such file", where=ref)
-    return attachment

@@ -118,7 +118,8 @@ def _behind(
     if not read.numel():
         return total
     cache = copy.deepcopy(cache)
-    cache.batch_repeat_interleave(len(rows))
+    # once for each choice: layers that keep more than keys and values know no other way
+    cache.reorder_cache(torch.zeros(len(rows), dtype=torch.long, device=first.device))
     positions = torch.arange(prompt_length, prompt_length + read.shape[1], device=first.device)
     output = model(
         input_ids=read,

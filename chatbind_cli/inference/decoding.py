@@ -78,14 +78,18 @@ class AnswerDecoder:
         self.stops = tuple(stops)
         self._tokenizer = tokenizer
 
-    def finished(self, ids: Sequence[int]) -> Generated:
-        """The answer that complete generation gave."""
+    def finished(self, ids: Sequence[int], logprobs: Sequence[float] | None = None) -> Generated:
+        """The answer that complete generation gave, and what it says of its tokens if asked for."""
         words, ended = self._words(ids)
         text, stopped = self._until_stop(self._text(words))
         if stopped:
             # what a batch generated while other rows went on is not part of the answer
             words = words[: self._shortest_with_stop(words)]
-        return Generated(text.strip(), len(words), "stop" if ended or stopped else "length")
+        reason: FinishReason = "stop" if ended or stopped else "length"
+        if logprobs is None:
+            return Generated(text.strip(), len(words), reason)
+        tokens = tuple(self._tokenizer.decode([token]) for token in words)
+        return Generated(text.strip(), len(words), reason, tokens, tuple(logprobs[: len(words)]))
 
     def safe(self, ids: Sequence[int]) -> str:
         """The beginning of the answer that no later token can change.
@@ -162,13 +166,12 @@ class AnswerEnds(StoppingCriteria):
 
 
 class TextStreamer(BaseStreamer):
-    """Hands text on as soon as no later token can change it."""
+    """Shows the answer so far, as far as no later token can change it."""
 
-    def __init__(self, decoder: AnswerDecoder, on_text: Callable[[str], None]) -> None:
+    def __init__(self, decoder: AnswerDecoder, show: Callable[[str], None]) -> None:
         self._decoder = decoder
-        self._on_text = on_text
+        self._show = show
         self._ids: list[int] | None = None
-        self._shown = ""
 
     def put(self, value: torch.Tensor) -> None:
         """Takes the prompt, which comes first and is left out, then one token at a time."""
@@ -176,18 +179,10 @@ class TextStreamer(BaseStreamer):
             self._ids = []
             return
         self._ids += value.flatten().tolist()
-        self.show(self._decoder.safe(self._ids))
+        self._show(self._decoder.safe(self._ids))
 
     def end(self) -> None:
         """Called by the library when the last token is there."""
-
-    def show(self, text: str) -> None:
-        """Hands on what of the answer so far is new."""
-        # should a tokenizer take back what it had shown, nothing more is shown than is right
-        if text.startswith(self._shown) and len(text) > len(self._shown):
-            piece = text[len(self._shown) :]
-            self._shown = text
-            self._on_text(piece)
 
 
 def _overlap(text: str, stop: str) -> int:

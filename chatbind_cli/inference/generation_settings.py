@@ -104,6 +104,26 @@ class GenerationSettings:
             taken[name] = _typed(name, value, known[name])
         return replace(self, **taken)
 
+    def refuse_elsewhere(self) -> None:
+        """Refuses what an engine (`--engine`) cannot do, or would do in another way.
+
+        Raises:
+            UsageError: it is asked for.
+        """
+        for name, asked, why in (
+            ("temperature", self.temperature > 2.0, "it knows none above 2"),
+            ("num_beams", self.num_beams > 1, "its beam search is another one"),
+            ("no_repeat_ngram_size", self.no_repeat_ngram_size > 0, "it has no such setting"),
+            (
+                "repetition_penalty",
+                self.repetition_penalty != 1.0,
+                "it does not know the prompt's tokens, which count, too",
+            ),
+        ):
+            if asked:
+                hint = "leave it out, or answer without --engine"
+                raise UsageError(f"an engine cannot take {name}: {why}", hint=hint)
+
     def as_record(self) -> dict[str, Any]:
         """What an answer record says of it; without what had no influence."""
         record: dict[str, Any] = {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,15 @@ from chatbind_cli.encoders.imagebind.config import usual_encoder
 from chatbind_cli.encoders.imagebind.encoder import Encoder, load_encoder
 from chatbind_cli.errors import CheckpointError, UsageError
 from chatbind_cli.files import sha256_file, sha256_text
+from chatbind_cli.inference.placing import check_device_map, resolve_numbers, spread
 from chatbind_cli.media.options import MediaOptions
+from chatbind_cli.model.adapters import merge_adapters, read_adapters
 from chatbind_cli.model.assemble import build_chatbind
 from chatbind_cli.model.attention import resolve_attention
+from chatbind_cli.model.base import adapted_base, find_base
 from chatbind_cli.model.config import EncoderInfo, check_encoder, encoder_of, saved_end_ids
 from chatbind_cli.model.loading import ChatBind, load_chatbind
+from chatbind_cli.model.quantization import quantization
 
 # Files of a model folder that decide an answer, beside config.json: weights, what says where they
 # are or changes them, tokenizers of every kind, chat templates.
@@ -53,11 +58,14 @@ class LoadedModel:
         bundle: model, tokenizer and configuration; in eval mode, on `device`.
         path: its folder.
         projector: the projector file, where the folder holds a bare language model.
-        device: where it runs, and the encoder with it.
-        dtype: type of its weights, and of the encoder's.
+        device: where it runs, or its first layers do, and the encoder with them.
+        dtype: type of its weights.
         encoder: where the user says that the encoder is; None: where the model says, else one of
             the usual places.
         allow_encoder_mismatch: take an encoder whose weights are not those of training.
+        encoder_dtype: type of the encoder's weights; None: as for the model.
+        adapter: the folder of adapters that were put beside its matrices.
+        held: what answers say of how the model is held, beside its dtype.
     """
 
     bundle: ChatBind
@@ -67,33 +75,37 @@ class LoadedModel:
     dtype: torch.dtype
     encoder: Path | None = None
     allow_encoder_mismatch: bool = False
+    encoder_dtype: torch.dtype | None = None
+    adapter: Path | None = None
+    held: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def model_id(self) -> str:
         """A short name for records, made of folder and file names."""
-        name = self.path.resolve().name
-        return name if self.projector is None else f"{name}+{self.projector.stem}"
+        names = [self.path.resolve().name]
+        names += [] if self.projector is None else [self.projector.stem]
+        names += [] if self.adapter is None else [self.adapter.resolve().name]
+        return "+".join(names)
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 over everything in the folder that decides an answer, whatever it is called.
+        """SHA-256 over everything in the folders that decides an answer, whatever it is called.
 
         Weights, tokenizer and chat templates as they are; of config.json all but what only tells
         where the model came from; of generation_config.json the end tokens. Reads all weights
         once; the hashes of large files are remembered in the user's cache.
         """
-        files = {
-            name: file
-            for file in sorted(self.path.rglob("*"))
-            if _DECIDING.fullmatch(name := file.relative_to(self.path).as_posix())
-            and ("/" not in name or file.suffix == ".jinja")
-        }
-        parts: dict[str, Any] = {name: sha256_file(file) for name, file in files.items()}
+        parts = _deciding_parts(self.path)
         if self.projector is not None:
             parts["projector"] = sha256_file(self.projector)
-        parts["config"] = _without_origin(read_json(self.path / "config.json"))
-        parts["end_ids"] = saved_end_ids(self.path)
+        if self.adapter is not None:
+            parts["adapter"] = _deciding_parts(self.adapter)
         return json_sha256(parts)
+
+    def identity(self) -> dict[str, Any]:
+        """What answers say of the model: which one, and how it is held."""
+        numbers = str(self.dtype).removeprefix("torch.")
+        return {"model_sha256": self.sha256, "dtype": numbers, **self.held}
 
     def media_options(self, **changes: Any) -> MediaOptions:
         """How media became tensors when the model was trained, but for what the user changes."""
@@ -114,7 +126,7 @@ class LoadedModel:
         """
         config = self.bundle.config
         path = self.encoder or self._encoder_path()
-        encoder = load_encoder(path, device=self.device, dtype=self.dtype)
+        encoder = load_encoder(path, device=self.device, dtype=self.encoder_dtype or self.dtype)
         info = EncoderInfo(
             name=encoder.name,
             # hashing 5 GB is left out where there is nothing to compare with
@@ -138,7 +150,7 @@ class LoadedModel:
         said = "and does not say where it is"
         if known.get("path"):
             written = Path(str(known["path"]))
-            for path in (written, self.path / written):
+            for path in (written, self.path / written, (self.adapter or self.path) / written):
                 if path.exists():
                     return path
             said = f"which is not at {written} any more"
@@ -157,6 +169,20 @@ def json_sha256(value: Any) -> str:
     return sha256_text(json.dumps(value, sort_keys=True))
 
 
+def _deciding_parts(folder: Path) -> dict[str, Any]:
+    """Hashes of the files of a folder that decide answers, and what decides them in its configs."""
+    files = {
+        name: file
+        for file in sorted(folder.rglob("*"))
+        if _DECIDING.fullmatch(name := file.relative_to(folder).as_posix())
+        and ("/" not in name or file.suffix == ".jinja")
+    }
+    parts: dict[str, Any] = {name: sha256_file(file) for name, file in files.items()}
+    parts["config"] = _without_origin(read_json(folder / "config.json", missing_ok=True))
+    parts["end_ids"] = saved_end_ids(folder)
+    return parts
+
+
 def _without_origin(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
@@ -168,52 +194,103 @@ def load_model(
     *,
     projector: Path | None = None,
     base: Path | None = None,
+    adapter: Path | None = None,
     encoder: Path | None = None,
     allow_encoder_mismatch: bool = False,
     device: str = "auto",
     dtype: str = "auto",
     attn_implementation: str = "auto",
+    device_map: str | None = None,
+    load_in: str | None = None,
 ) -> LoadedModel:
     """Loads a ChatBind model, or a bare language model and a projector.
 
-    Adapters become part of the matrices that they stand beside. The encoder is looked for when it
-    is needed. What the words mean: see `load_chatbind`, `LoadedModel`, `resolve_device`,
-    `resolve_dtype`, `resolve_attention`.
+    Adapters become part of the matrices that they stand beside, unless those are packed. What the
+    words mean: see `LoadedModel`, `device`, `placing`, `resolve_attention`, `quantization`.
 
     Raises:
-        CheckpointError: the folder cannot be used.
-        UsageError: there is no such device, dtype or attention.
+        CheckpointError: a folder cannot be used.
+        UsageError: there is no such device, dtype or attention, or the words do not go together.
     """
-    place = resolve_device(device)
-    numbers = resolve_dtype(dtype, place)
+    check_device_map(device_map, device)
+    place = resolve_device("cpu" if device_map == "cpu" else device)
+    folder, below = _whole_model(path, projector, base, adapter)
+    numbers = resolve_numbers(dtype, place, below or folder)
     attention = resolve_attention(attn_implementation, place, numbers)
+    held: dict[str, Any] = {"dtype": numbers, "attn_implementation": attention}
+    if load_in is not None:
+        bits = int(load_in.removesuffix("bit"))
+        held["quantization"] = quantization(bits, numbers, place.type, f"--load-in {load_in}")
+        held["device_map"] = device_map or {"": place.index}
     if projector is None:
-        _refuse_stage_1(path)
-        bundle = load_chatbind(
-            path, dtype=numbers, device=place, attn_implementation=attention, base=base
-        )
+        bundle = load_chatbind(folder, base=below, merge=load_in is None, **held)
     else:
-        if base is not None:
-            raise UsageError("--base goes with a folder of adapters, and --projector with none")
-        if not path.is_dir():
-            raise CheckpointError(
-                "no such folder",
-                where=str(path),
-                hint="`chatbind download hf:OWNER/NAME` fetches a language model",
-            )
         info = read_projector(projector).info
         bundle = build_chatbind(
             path,
             encoder=encoder_of(info),
             projector=projector,
             media_options=info.media_options,
-            dtype=numbers,
-            attn_implementation=attention,
+            **held,
         )
-        bundle.model.projector.to(bundle.model.language_model.dtype)
-        bundle.model.to(place)  # type: ignore[arg-type]  # transformers' wrapper hides the types
-        bundle.model.eval()
-    return LoadedModel(bundle, path, projector, place, numbers, encoder, allow_encoder_mismatch)
+    if adapter is not None and folder != adapter:
+        read_adapters(bundle.model.language_model, adapter)
+        if load_in is None:
+            merge_adapters(bundle.model.language_model)
+    _put(bundle.model, place, numbers, device_map, packed=load_in is not None)
+    said = {"load_in": load_in, "attn_implementation": attn_implementation}
+    model = LoadedModel(bundle, path, projector, place, numbers, encoder, allow_encoder_mismatch)
+    return replace(
+        model,
+        encoder_dtype=resolve_dtype(dtype, place),
+        adapter=adapter,
+        held={name: word for name, word in said.items() if word not in (None, "auto")},
+    )
+
+
+def _whole_model(
+    path: Path, projector: Path | None, base: Path | None, adapter: Path | None
+) -> tuple[Path, Path | None]:
+    """The folder to load, and the one of the model that the adapters in it belong to.
+
+    `finetune` saves adapters with their projector and tokenizer: they make a model of another.
+
+    Raises:
+        UsageError: the words do not go together.
+        CheckpointError: something is not there.
+    """
+    if adapter is not None and adapted_base(adapter) is not None:
+        if projector is not None or base is not None:
+            raise UsageError(
+                f"--adapter {adapter} has its own projector, and goes with --model alone"
+            )
+        return adapter, path
+    if projector is None:
+        _refuse_stage_1(path)
+        return path, base if adapted_base(path) is None else find_base(path, base)
+    if base is not None:
+        raise UsageError("--base goes with a folder of adapters, and --projector with none")
+    if not path.is_dir():
+        raise CheckpointError(
+            "no such folder",
+            where=str(path),
+            hint="`chatbind download hf:OWNER/NAME` fetches a language model",
+        )
+    return path, None
+
+
+def _put(
+    model: Any, place: torch.device, dtype: torch.dtype, device_map: str | None, *, packed: bool
+) -> None:
+    """Brings a model to where it answers; packed weights are there."""
+    model.projector.to(dtype)
+    if packed:
+        model.projector.to(model.get_input_embeddings().weight.device)
+    elif device_map in ("auto", "balanced"):
+        spread(model)
+    else:
+        model.to(place)
+    model.eval()
 
 
 def _refuse_stage_1(folder: Path) -> None:

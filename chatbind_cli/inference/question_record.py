@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from difflib import get_close_matches
+from itertools import islice
 from typing import Any
 
 from chatbind_cli.console import note
@@ -28,8 +29,9 @@ _MEANT = {
 }
 _CLOSE = 0.8
 _MOST_NAMES = 1000  # keys that are looked at in a run
+_MOST_NOTES = 20
 _LONGEST_NAME = 40
-_MOST_CHOICES = 10_000
+_MOST_LISTED = 10_000  # choices, or media: no context has room for more
 _SHOWN = 80
 
 
@@ -66,11 +68,14 @@ def read_question(
 def odd_keys_noted(lines: Iterator[Line]) -> Iterator[Line]:
     """The lines; a key that is not read, but looks like one that is, is noted once."""
     seen: set[str] = set()
+    noted = 0
     for line in lines:
-        for key in line.record.keys() - seen if len(seen) < _MOST_NAMES else ():
+        room = _MOST_NAMES - len(seen)
+        for key in islice(line.record.keys() - seen, room) if room and noted < _MOST_NOTES else ():
             seen.add(key)
             meant = _meant(key)
             if meant is not None and meant not in line.record:
+                noted += 1
                 note(f"{line.where}: the key {key} means nothing here; is {meant} meant?")
         yield line
 
@@ -100,9 +105,12 @@ def _asked(record: Record, settings: GenerationSettings, choices: bool) -> dict[
         raise RecordError("system must be text")
     if not isinstance(mix, bool | None):
         raise RecordError("mix must be true or false")
+    media = media_of_record(record)
+    if len(media) > _MOST_LISTED:
+        raise RecordError(f"{len(media):,} media; {_MOST_LISTED:,} are the most")
     return {
         "text": text,
-        "media": _weighted(media_of_record(record), record.get("weights")),
+        "media": weighted(media, record.get("weights")),
         "mix": bool(mix),
         "system": system,
         "earlier": _earlier(record.get("conversations")),
@@ -112,8 +120,12 @@ def _asked(record: Record, settings: GenerationSettings, choices: bool) -> dict[
     }
 
 
-def _weighted(media: tuple[Medium, ...], weights: Any) -> tuple[Medium, ...]:
-    """The media with the weights of a record: one for all, or a list with one for each."""
+def weighted(media: tuple[Medium, ...], weights: Any) -> tuple[Medium, ...]:
+    """The media with the weights of a record: one for all, or a list with one for each.
+
+    Raises:
+        RecordError: there are more or fewer than media, or one is no number.
+    """
     if weights is None:
         return media
     each = weights if isinstance(weights, list) else [weights] * len(media)
@@ -153,8 +165,8 @@ def _choices(record: Record, text: str) -> tuple[str, ...]:
             )
     if not isinstance(given, list) or not given:
         raise RecordError("choices must be a list of texts")
-    if len(given) > _MOST_CHOICES:
-        raise RecordError(f"{len(given):,} choices; {_MOST_CHOICES:,} are the most")
+    if len(given) > _MOST_LISTED:
+        raise RecordError(f"{len(given):,} choices; {_MOST_LISTED:,} are the most")
     for number, choice in enumerate(given, start=1):
         if isinstance(choice, bool) or not isinstance(choice, str | int | float):
             raise RecordError(f"choice {number} is no text: {repr(choice)[:_SHOWN]}")

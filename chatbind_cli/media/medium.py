@@ -68,7 +68,7 @@ def parse_attachment(text: str, modality: str | None = None) -> Medium:
         UsageError: there is no name, or the weight is not a finite number.
     """
     name, at, number = text.rpartition("@")
-    if not at or "/" in number or _is_file(text):
+    if not at or "/" in number or is_there(text):
         return _named(text, modality, 1.0)
     try:
         weight = float(number)
@@ -85,7 +85,8 @@ def _named(ref: str, modality: str | None, weight: float) -> Medium:
     return Medium(modality, ref, weight)
 
 
-def _is_file(text: str) -> bool:
+def is_there(text: str) -> bool:
+    """Whether a text names a file or folder here."""
     try:
         return Path(text).exists()
     except (OSError, ValueError):

@@ -23,6 +23,11 @@ ACCEL_UNITS: Final = ("m/s2", "g")
 GYRO_UNITS: Final = ("rad/s", "deg/s")
 _LIMITS: Final = ("max_pixels", "max_array_bytes")
 _IMU: Final = ("imu_rate_hz", "imu_start_seconds", "imu_accel_unit", "imu_gyro_unit")
+MOST_CLIPS: Final = 64
+"""Of a video of any length by `fps`: each is three pictures of two frames for the encoder."""
+
+_IF_SAID: Final = {"video": ("fps", "start", "end"), "audio": ("start", "end")}
+"""Fields that are part of a fingerprint where they have a value."""
 _DECIDING: Final = {
     "image": (),
     "video": ("video_clips", "clip_seconds", "clip_sampler"),
@@ -49,6 +54,13 @@ class MediaOptions:
     """`imagebind`: first clip at the start, last at the end; `chatbind`: clip i of n starts at i/n
     of the slack, as published ChatBind weights saw it; `pytorchvideo`: that library's own
     sampler."""
+    fps: float | None = None
+    """Frames a second of a video that are looked at, two a clip and `MOST_CLIPS` clips at most, in
+    place of `video_clips`; clips are shared out over the video all the same."""
+    start: float | None = None
+    end: float | None = None
+    """Seconds of a video or sound between which clips lie, as if the rest were not there; None: at
+    its ends, and an end after that of the recording means the same."""
 
     depth_unit: str = "auto"
     """`auto`: 16-bit pictures and whole numbers are millimetres, floating-point arrays metres."""
@@ -84,6 +96,9 @@ class MediaOptions:
             ("audio_clips", 1, 1000),
             ("video_clips", 1, 1000),
             ("clip_seconds", 0.05, 60.0),
+            ("fps", 1e-3, 1e3),
+            ("start", 0.0, 1e9),
+            ("end", 1e-3, 1e9),
             ("depth_baseline_m", 1e-6, 1e3),
             ("depth_focal_px", 1e-3, 1e6),
             ("imu_rate_hz", 0.1, 1e6),
@@ -94,6 +109,8 @@ class MediaOptions:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise UsageError(f"{name} is {value}", hint=f"it must lie between {low} and {high}")
+        if self.end is not None and self.end <= (self.start or 0.0):
+            raise UsageError(f"end is {self.end}, which is not after start ({self.start})")
 
     @classmethod
     def known(cls, values: Mapping[str, Any]) -> MediaOptions:
@@ -124,6 +141,8 @@ class MediaOptions:
         if modality not in MODALITIES:
             raise ValueError(f"{modality!r} is not one of {', '.join(MODALITIES)}")
         parts = [_text(name, getattr(self, name)) for name in _DECIDING[modality]]
+        said = {name: getattr(self, name) for name in _IF_SAID.get(modality, ())}
+        parts += [f"{name}={float(value)}" for name, value in said.items() if value]
         return "/".join([modality, f"v{PREPROCESSING_VERSION}", *parts])
 
 

@@ -52,7 +52,7 @@ def build_chatbind(
     attn_implementation: str | None = None,
     quantization: Any = None,
     merge: bool = True,
-    device_map: str | None = None,
+    device_map: Any = None,
     **given: Any,
 ) -> ChatBind:
     """Makes a ChatBind model from a language model, or goes on from a ChatBind model.
@@ -70,7 +70,7 @@ def build_chatbind(
         attn_implementation: see `attention.resolve_attention`; None: transformers' choice.
         quantization: transformers' configuration of how a bare language model is packed.
         merge: whether adapters that a ChatBind model may have become part of its matrices.
-        device_map: `meta`: the same model without weights, which take no memory.
+        device_map: transformers'; `meta`: the same model without weights, which take no memory.
         **given: fields of `ChatBindConfig`: `projector_type`, `tokens_per_embedding`,
             `use_start_end`, `prompt_style`, `normalize_embeddings`. What is None or missing is as
             in the projector file, else as in `_DEFAULTS`; or as in the ChatBind model.
@@ -90,7 +90,7 @@ def build_chatbind(
     else:
         chosen = _choices(file, given, where=str(projector))
         if quantization is not None:  # packed weights are made where they are used
-            place = {"": torch.cuda.current_device()}
+            place = device_map or {"": torch.cuda.current_device()}
             held |= {"quantization_config": quantization, "device_map": place}
         bundle = _join(language_model, chosen, encoder, held)
     if file is not None:

@@ -106,6 +106,22 @@ class ChatBindForConditionalGeneration(PreTrainedModel, GenerationMixin):
             vectors = vectors * media_weights.float().unsqueeze(-1)
         return self.projector(vectors)
 
+    def prompt_embeddings(
+        self,
+        input_ids: torch.Tensor,
+        media_embeddings: torch.Tensor | None = None,
+        media_weights: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """What the language model reads for `input_ids` and media, [batch, length, width].
+
+        In the type of the projector; see `forward` for the arguments.
+
+        Raises:
+            RecordError: the number of placeholders and of media differ.
+        """
+        words = word_embeddings(self)(input_ids).to(self.projector.dtype)
+        return self._embed(words, input_ids, media_embeddings, media_weights)
+
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -220,7 +236,7 @@ class ChatBindForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return words + self._untouched() if self.training else words
         soft = self.soft_tokens(media_embeddings.to(words.device), media_weights)
         flat = words.flatten(0, 1)
-        placed = flat.index_copy(0, media_positions, soft.flatten(0, 1).to(words.dtype))
+        placed = flat.index_copy(0, media_positions, soft.flatten(0, 1).to(words))
         return placed.view_as(words)
 
     def _soft_positions(self, input_ids: torch.Tensor) -> torch.Tensor:

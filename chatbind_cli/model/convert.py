@@ -1,7 +1,7 @@
 """`convert`: a ChatBind folder, published or ours, written in our layout, tensor by tensor.
 
-Only names change: every tensor keeps its bits. With a projector file, a bare language model becomes
-such a folder, too; and so do adapters and the model that they belong to.
+Only names change: every tensor keeps its bits. `whole` has the other ways, for which a model is
+loaded.
 """
 
 from __future__ import annotations
@@ -10,28 +10,24 @@ import hashlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import chatbind_cli
 from chatbind_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from chatbind_cli.checkpoints.delta import OWN_PREFIX, refuse_unapplied
 from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.checkpoints.manifest import (
     combine_hashes,
-    fingerprint,
     is_rotary,
-    sample,
-    write_manifest,
+    made_from,
 )
 from chatbind_cli.checkpoints.output_folder import (
     DEFAULT_SHARD_BYTES,
     Facts,
     Result,
-    made_already,
     make_folder,
     source_facts,
 )
-from chatbind_cli.checkpoints.projector_file import is_published, projector_key, read_projector
+from chatbind_cli.checkpoints.projector_file import is_published, projector_key
 from chatbind_cli.checkpoints.safetensors_file import SafetensorsWriter, TensorInfo
 from chatbind_cli.checkpoints.side_files import (
     GENERATION,
@@ -41,14 +37,10 @@ from chatbind_cli.checkpoints.side_files import (
 )
 from chatbind_cli.console import Progress
 from chatbind_cli.errors import CheckpointError
-from chatbind_cli.files import sha256_file, sha256_text
-from chatbind_cli.folders import replace_folder
-from chatbind_cli.model.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from chatbind_cli.model.assemble import build_chatbind
-from chatbind_cli.model.base import adapted_base, find_base
+from chatbind_cli.model.base import adapted_base
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
-from chatbind_cli.model.config import MODEL_TYPE, encoder_of
-from chatbind_cli.model.loading import PROJECTOR_NAME, ChatBind, load_chatbind, read_published
+from chatbind_cli.model.config import MODEL_TYPE
+from chatbind_cli.model.loading import read_published
 from chatbind_cli.model.pretrained import (
     model_without_memory,
     one_line,
@@ -56,9 +48,8 @@ from chatbind_cli.model.pretrained import (
     quiet_transformers,
 )
 
-_COMMAND = "convert"
+CONVERT: Final = "convert"
 _PIECE_ELEMENTS = 4 << 20
-_ADAPTERS = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, PROJECTOR_NAME)
 
 
 def convert(
@@ -95,14 +86,14 @@ def convert(
             else:
                 _write_settings(config, tokenizer, infos, source, folder)
             hashes = {name: digest for facts in done for name, digest in facts["hashes"].items()}
-            return _manifest(combine_hashes(infos, hashes), source, checkpoint, side_files)
+            return made_from(checkpoint, combine_hashes(infos, hashes), source, side_files)
 
         return make_folder(
             output,
             infos,
             write_file,
             finish,
-            made_by=_COMMAND,
+            made_by=CONVERT,
             label="converting",
             inputs={
                 "source": source_facts(checkpoint),
@@ -115,104 +106,6 @@ def convert(
             if left_out
             else [],
         )
-
-
-def join(
-    language_model: Path,
-    projector: Path,
-    output: Path,
-    *,
-    shard_bytes: int = DEFAULT_SHARD_BYTES,
-    overwrite: bool = False,
-) -> Result:
-    """Writes a language model and a projector as one ChatBind folder, as `ask` would join them.
-
-    Any causal language model will do, whatever its tensors are called; so it is loaded whole, and
-    takes as much memory as it has weights. The projector may be ours or a published one.
-
-    Raises:
-        CheckpointError: one of the two cannot be used, or they do not fit together.
-        ChatBindError: the output is there already.
-    """
-    info = read_projector(projector).info
-    digest = sha256_file(projector)
-    with open_checkpoint(language_model) as checkpoint:
-        facts = [source_facts(checkpoint), side_files_sha256(language_model), digest, shard_bytes]
-        task = sha256_text(f"{chatbind_cli.__version__} {facts}")
-        made = None if overwrite else made_already(output, task)
-        if made is not None:
-            return made
-        with replace_folder(output, made_by=_COMMAND, overwrite=overwrite) as folder:
-            bundle = build_chatbind(
-                language_model,
-                encoder=encoder_of(info),
-                projector=projector,
-                media_options=info.media_options,
-            )
-            bundle.model.projector.to(bundle.model.language_model.dtype)
-            sha256 = _save(bundle, folder, shard_bytes)
-            side_files = side_files_sha256(language_model)
-            manifest = _manifest(sha256, language_model, checkpoint, side_files)
-            manifest["source"]["projector"] = digest
-            write_manifest(folder, {**manifest, "task": task}, made_by=_COMMAND)
-    return Result(output, sha256)
-
-
-def merge(
-    source: Path,
-    output: Path,
-    *,
-    base: Path | None = None,
-    shard_bytes: int = DEFAULT_SHARD_BYTES,
-    overwrite: bool = False,
-) -> Result:
-    """Writes a folder of adapters and the model that they belong to as one ChatBind folder.
-
-    Matrices become what `ask` makes of them, and keep the numbers of the base model: what adapters
-    add to a bfloat16 matrix is rounded to that. The model is loaded whole.
-
-    Args:
-        source: of `finetune --lora-r`.
-        output: the folder to make.
-        base: the model that the adapters belong to, where it has moved.
-        shard_bytes: the largest size of an output file.
-        overwrite: replace what an earlier call has made.
-
-    Raises:
-        CheckpointError: the source holds no adapters, or they do not fit to the base.
-        ChatBindError: the output is there already.
-    """
-    if adapted_base(source) is None:
-        raise CheckpointError("holds no adapters to merge", where=str(source))
-    place = find_base(source, base)
-    adapters = {name: sha256_file(source / name) for name in _ADAPTERS}
-    with open_checkpoint(place) as checkpoint:
-        facts = [source_facts(checkpoint), side_files_sha256(source), adapters, shard_bytes]
-        task = sha256_text(f"{chatbind_cli.__version__} {facts}")
-        made = None if overwrite else made_already(output, task)
-        if made is not None:
-            return made
-        with replace_folder(output, made_by=_COMMAND, overwrite=overwrite) as folder:
-            sha256 = _save(load_chatbind(source, base=place), folder, shard_bytes)
-            manifest = _manifest(sha256, place, checkpoint, side_files_sha256(source))
-            manifest["source"]["adapters"] = adapters
-            write_manifest(folder, {**manifest, "task": task}, made_by=_COMMAND)
-    return Result(output, sha256)
-
-
-def _save(bundle: ChatBind, folder: Path, shard_bytes: int) -> str:
-    """Writes a model in memory; returns the hash of its weights."""
-    with quiet_transformers():
-        bundle.model.save_pretrained(folder, max_shard_size=shard_bytes)
-        bundle.tokenizer.save_pretrained(folder)
-    with open_checkpoint(folder) as found:
-        return fingerprint(found)
-
-
-def _manifest(sha256: str, source: Path, checkpoint: Checkpoint, side_files: str) -> dict[str, Any]:
-    """What is written about a folder: its hash, and the source, configuration and all."""
-    told = {"name": source.name, "sample_sha256": sample(checkpoint), "side_files": side_files}
-    return {"kind": "model", "sha256": sha256, "source": told}
 
 
 def _write_settings(

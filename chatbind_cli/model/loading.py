@@ -63,28 +63,25 @@ def load_chatbind(
     attn_implementation: str | None = None,
     base: Path | None = None,
     merge: bool = True,
-    device_map: str | None = None,
+    device_map: Any = None,
+    quantization: Any = None,
 ) -> ChatBind:
     """Loads a ChatBind model folder, ours or one in the published layout.
 
     Its weights are as saved if `dtype` is `auto`; attention (see `resolve_attention`) is
     transformers' choice unless given. Of a folder of adapters, `base` is the model that they
     belong to, where it does not lie any more where config.json says; with `merge` they become part
-    of its matrices.
+    of its matrices. `device_map` and `quantization` (its `quantization_config`) are for
+    transformers.
 
     Raises:
         CheckpointError: it is no ChatBind model, or its weights are incomplete.
     """
     folder = Path(path)
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(
-            "has no config.json" if folder.is_dir() else "no such folder",
-            where=str(path),
-            hint="a model comes from `chatbind finetune`, and the published one from `chatbind "
-            "download` and `chatbind apply-delta`",
-        )
+    refuse_missing(folder)
     refuse_unapplied(folder)
     options = {"dtype": dtype, "attn_implementation": attn_implementation, "device_map": device_map}
+    options["quantization_config"] = quantization
     with quiet_transformers():
         if adapted_base(folder) is not None:
             model, tokenizer = _load_adapted(folder, options, base)
@@ -95,17 +92,43 @@ def load_chatbind(
             if base is not None:
                 raise CheckpointError("is a whole model, and takes no --base", where=str(path))
             model, tokenizer = _load_whole(folder, options)
-    check_ids(model, tokenizer, str(path))
-    for name, index in media_token_ids(tokenizer).items():
-        own = getattr(model.config, name)
-        if own is not None and own != index:
-            raise CheckpointError(
-                f"config.json says {name} = {own}, the tokenizer says {index}", where=str(path)
-            )
+    check_tokens(model, tokenizer, str(path))
     if device is not None:
         cast(Any, model).to(device)
     model.eval()
     return ChatBind(model, tokenizer, model.config)
+
+
+def refuse_missing(folder: Path) -> None:
+    """Refuses what is no model folder.
+
+    Raises:
+        CheckpointError: it is not there, or has no config.json.
+    """
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            "has no config.json" if folder.is_dir() else "no such folder",
+            where=str(folder),
+            hint="a model comes from `chatbind finetune`, and the published one from `chatbind "
+            "download` and `chatbind apply-delta`",
+        )
+
+
+def check_tokens(
+    model: ChatBindForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, where: str
+) -> None:
+    """Refuses a tokenizer that is not the model's.
+
+    Raises:
+        CheckpointError: it has other ids for the media tokens, or ids without embeddings.
+    """
+    check_ids(model, tokenizer, where)
+    for name, index in media_token_ids(tokenizer).items():
+        own = getattr(model.config, name)
+        if own is not None and own != index:
+            raise CheckpointError(
+                f"config.json says {name} = {own}, the tokenizer says {index}", where=where
+            )
 
 
 def check_ids(model: Any, tokenizer: PreTrainedTokenizerBase, where: str) -> None:

@@ -11,10 +11,12 @@ what is larger than its files is refused.
 from __future__ import annotations
 
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,6 +39,7 @@ from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.console import note
 from chatbind_cli.errors import ChatBindError, CheckpointError, reason
 from chatbind_cli.model.config import saved_end_ids
+from chatbind_cli.model.quantization import keep_whole
 from chatbind_cli.model.staging import (
     MOST_CONFIG,
     check_config,
@@ -123,9 +126,12 @@ def open_model(
             raise CheckpointError(f"a {config.model_type} model is no causal language model")
         given |= _attention(given.pop("attn_implementation", None), config)
         with staged_weights(checkpoint) as stage, quiet_transformers():
-            model_without_memory(config, checkpoint, kind)
-            model, report = kind.from_pretrained(
-                str(stage),
+            blank = model_without_memory(config, checkpoint, kind)
+            if "quantization_config" in given:
+                keep_whole(given["quantization_config"], blank)
+            found: type[Any] = type(blank)
+            model, report = found.from_pretrained(
+                _source(checkpoint, stage, given),
                 config=config,
                 trust_remote_code=False,
                 local_files_only=True,
@@ -139,6 +145,38 @@ def open_model(
         )
     model.config.name_or_path = model.name_or_path = str(path)
     return cast(PreTrainedModel, model)
+
+
+def _source(checkpoint: Checkpoint, stage: Path, given: dict[str, Any]) -> str | None:
+    """What `from_pretrained` reads: a folder, or None where `given` has the tensors now.
+
+    Files are mapped, which costs no memory where weights stay as they are. What is converted is
+    read tensor by tensor: else file and copy would both be held until the last one is done.
+    """
+    wanted = given.get("dtype")
+    converted = isinstance(wanted, torch.dtype) and any(
+        info.dtype.is_floating_point and info.dtype != wanted
+        for info in checkpoint.tensors.values()
+    )
+    if converted and not given.keys() & {"device_map", "quantization_config"}:
+        lock = threading.Lock()
+        given["state_dict"] = {name: _Tensor(checkpoint, name, lock) for name in checkpoint.tensors}
+        return None
+    return str(stage)
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """A tensor that is read when it is indexed: transformers has slices of safetensors so."""
+
+    checkpoint: Checkpoint
+    name: str
+    lock: threading.Lock
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        with self.lock:  # a checkpoint is read by one thread at a time
+            tensor: torch.Tensor = self.checkpoint.read(self.name)[index]
+        return tensor
 
 
 def blank_model(config: PreTrainedConfig) -> PreTrainedModel:

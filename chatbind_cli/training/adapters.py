@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BitsAndBytesConfig
 
-from chatbind_cli.errors import CheckpointError, UsageError
+from chatbind_cli.errors import CheckpointError
 from chatbind_cli.model.adapters import (
     ADAPTER_WEIGHTS,
     ALL_LINEAR,
@@ -23,6 +21,7 @@ from chatbind_cli.model.adapters import (
 from chatbind_cli.model.base import find_base
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
 from chatbind_cli.model.loading import ChatBind
+from chatbind_cli.model.quantization import quantization as packed
 from chatbind_cli.training.saved import check_weights
 from chatbind_cli.training.settings import TrainingSettings
 from chatbind_cli.training.stages import write_stage_1
@@ -107,16 +106,5 @@ def quantization(settings: TrainingSettings) -> Any:
     """
     if not settings.load_in_4bit:
         return None
-    hint = "leave it out: a frozen language model in bfloat16 takes 2 bytes a number"
-    if settings.device == "cpu" or not torch.cuda.is_available():
-        raise UsageError("--load-in-4bit needs an NVIDIA GPU", hint=hint)
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UsageError(
-            "--load-in-4bit needs bitsandbytes", hint="pip install 'chatbind[gpu]' brings it"
-        )
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.float16 if settings.fp16 else torch.bfloat16,
-    )
+    compute = torch.float16 if settings.fp16 else torch.bfloat16
+    return packed(4, compute, settings.device, "--load-in-4bit")

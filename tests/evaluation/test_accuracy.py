@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from chatbind_cli.evaluation.accuracy import is_correct, options_of
+from chatbind_cli.evaluation.accuracy import chose_right, is_correct, options_of
 
 ON_LINES = {"text": "What is it?\nA. cat\nB. dog\nAnswer with the option's letter."}
 IN_A_ROW = {"text": "Context: N/A\nOptions: (A) West Virginia (B) Louisiana (C) cat and dog"}
@@ -65,6 +65,32 @@ def test_right_answers(answer: str, reference: str, question: dict[str, object])
 @pytest.mark.parametrize(("answer", "reference", "question"), WRONG)
 def test_wrong_answers(answer: str, reference: str, question: dict[str, object]) -> None:
     assert not is_correct(answer, [reference], question)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "choices", "reference", "question", "right"),
+    [
+        ("dog", ["dog", "dog house"], "dog", {}, True),
+        # words in words are not the same choice, nor is what is denied another
+        ("dog house", ["dog", "dog house"], "dog", {}, False),
+        ("not a dog", ["dog", "not a dog"], "B", {}, True),
+        ("no", ["yes", "no"], "Yes", {}, False),
+        ("dog", ["cat", "dog"], "B", LISTED, True),
+        ("cat", ["cat", "dog"], "(B)", LISTED, False),
+        ("B", ["A", "B"], "dog", ON_LINES, True),
+        ("A", ["A", "B"], "dog", ON_LINES, False),
+        ("B", ["A", "B"], "B", ON_LINES, True),
+        ("A", ["A", "B"], "B. dog", ON_LINES, False),
+        ("A", ["B", "A"], "A", {}, True),
+        ("dog", ["cat", "dog"], "bird", LISTED, None),
+        ("dog", ["cat", "dog"], "1", LISTED, None),
+        ("dog", ["cat", "dog"], "C", LISTED, None),
+    ],
+)
+def test_a_choice_is_the_right_one_or_not(
+    chosen: str, choices: list[str], reference: str, question: dict[str, object], right: bool | None
+) -> None:
+    assert chose_right(chosen, choices, [reference], question) is right
 
 
 def test_of_several_references_one_is_enough() -> None:

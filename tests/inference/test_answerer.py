@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ from chatbind_cli.data.tokens import PromptEncoder, TokenizedSample
 from chatbind_cli.encoders.imagebind.encoder import load_encoder
 from chatbind_cli.encoders.imagebind.preprocess import load_media
 from chatbind_cli.errors import ChatBindError, MediaError, RecordError
+from chatbind_cli.inbox import Inbox
 from chatbind_cli.inference.answerer import Answerer
+from chatbind_cli.inference.decoding import Generated
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.questions import Question
 from chatbind_cli.media.medium import Medium
@@ -188,7 +192,7 @@ def test_what_was_said_before_is_read_with_its_media(world: World, answerer: Ans
     assert torch.equal(embeddings(second), wanted)
     text = "What is this? dog And"
     ids = prompt(second).input_ids
-    decoded = answerer.generator.tokenizer.decode(ids)
+    decoded = load_chatbind(world.model).tokenizer.decode(ids)
     assert all(word in decoded for word in text.split())
     # a history in another order keeps each medium with its own turn
     history = [second.turn, answer("x"), first.turn, answer("y")]
@@ -222,6 +226,62 @@ def test_an_answer_never_reaches_beyond_the_context(answerer: Answerer) -> None:
     assert results[0].n_tokens <= room
     # the long prompt does not cut the short one's answer
     assert results[1] == answerer.generate([short], settings)[0]
+
+
+def inbox_of(questions: Iterable[Question]) -> Inbox[Question]:
+    inbox: Inbox[Question] = Inbox(1000)
+    for one in questions:
+        inbox.put(one)
+    return inbox
+
+
+def test_a_run_answers_as_questions_come(world: World, answerer: Answerer, tmp_path: Path) -> None:
+    texts = [f"What about the {'brown ' * (n % 5)}dog {n}?" for n in range(40)]
+    media = [(Medium(None, world.media / f"{n % 6}.png"),) * (n % 3 > 0) for n in range(40)]
+    asked = [Question(text, m, id=n) for n, (text, m) in enumerate(zip(texts, media, strict=True))]
+    asked[7] = replace(asked[7], problem=RecordError("said before"))
+    asked[9] = replace(asked[9], media=(Medium(None, tmp_path / "none.png"),))
+    inbox = inbox_of(asked[:2])
+    run = answerer.run(inbox, SHORT)
+    # nobody waits for those that have not asked yet
+    first = dict([next(run), next(run)])
+    for one in asked[2:]:
+        inbox.put(one)
+    inbox.close(RecordError("the file ends in the middle"))
+    outcomes = {question.id: outcome for question, outcome in first.items()}
+    with pytest.raises(RecordError, match="in the middle"):
+        for question, outcome in run:
+            outcomes[question.id] = outcome
+    assert sorted(outcomes) == [*range(40)]  # type: ignore[type-var]
+    assert "said before" in str(outcomes.pop(7))
+    assert "none.png" in str(outcomes.pop(9))
+    for n, outcome in outcomes.items():
+        assert isinstance(outcome, Generated)
+        assert isinstance(n, int)
+        files = [medium.ref for medium in media[n]]
+        assert outcome.text == answerer.answer(texts[n], files, settings=SHORT)
+
+
+@pytest.mark.parametrize("close", [True, False])
+def test_a_run_that_is_left_ends_its_threads(answerer: Answerer, close: bool) -> None:
+    before = threading.active_count()
+    inbox = inbox_of(Question("What?", id=n) for n in range(500))
+    run = answerer.run(inbox, SHORT)
+    next(run)
+    if close:
+        run.close()  # type: ignore[attr-defined]
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            run.throw(KeyboardInterrupt)  # type: ignore[attr-defined]
+    assert threading.active_count() == before
+    assert not inbox.put(Question("Who?"))
+
+
+def test_an_encoder_that_is_not_there_ends_a_run(world: World) -> None:
+    answerer = Answerer.from_pretrained(world.model, encoder="nowhere", device="cpu")
+    asked = [Question("What?", id=0), Question("?", (Medium(None, world.media / "1.png"),), id=1)]
+    with pytest.raises(ChatBindError, match="nowhere"):
+        list(answerer.run(inbox_of(asked), SHORT))
 
 
 def test_a_question_of_megabytes_is_refused_before_it_is_tokenized(

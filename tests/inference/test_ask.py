@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-import os
-import pty
-import select
+import re
 import signal
-import subprocess
+import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +18,25 @@ from click.testing import CliRunner, Result
 from chatbind_cli import cli
 from chatbind_cli.inference.answerer import Answerer
 from chatbind_cli.inference.generation_settings import GenerationSettings
+from chatbind_cli.inference.questions import Question
 from chatbind_cli.media.medium import Medium
 from tests.inference.world import World, start
+from tests.terminal import Terminal
 
+TAB, CTRL_C = "\t", "\x03"
 SHORT = GenerationSettings(max_new_tokens=8)
 
 
 @pytest.fixture(scope="module")
 def answerer(world: World) -> Answerer:
     return Answerer.from_pretrained(world.model, device="cpu")
+
+
+class Tty(io.StringIO):
+    """A page that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 def words(world: World, *more: str | Path) -> list[str]:
@@ -164,40 +172,70 @@ def test_the_answer_is_readable_while_it_grows_and_ctrl_c_ends_it(world: World) 
 
 
 @pytest.mark.slow
-def test_ctrl_c_at_the_prompt_keeps_the_dialogue_and_says_how_to_leave(world: World) -> None:
-    mine, theirs = pty.openpty()
-    process = start(*words(world, "--chat"), stdin=theirs, stdout=theirs, stderr=theirs)
-    os.close(theirs)
-    shown = b""
+def test_a_person_talks_on_a_terminal(world: World, tmp_path: Path) -> None:
+    program = [sys.executable, "-m", "chatbind_cli"]
+    line = [*words(world, "--chat", "--verbose", "--max-new-tokens", "450")]
+    with Terminal([*program, *line], cwd=world.folder) as terminal:
+        terminal.read_until(">\b")
+        terminal.write(f"/attach media/2{TAB}\r")
+        terminal.read_until("[2.png] >")
+        terminal.write("What is this?\r")
+        terminal.read_until("\x1b[?25l")  # drawn over: the answer grows
+        terminal.read_until("\x1b[2K")
+        terminal.write(CTRL_C)
+        terminal.read_until("chatbind: the answer was interrupted")
+        terminal.read_until(">\b")
+        terminal.write("/media\r")
+        terminal.read_until("1. 2.png: What is this?")
+        terminal.read_until(">\b")
+        terminal.write(f"half a line{CTRL_C}{CTRL_C}")
+        terminal.read_until("chatbind: Ctrl-C again or Ctrl-D leaves")
+        terminal.read_until(">\b")
+        terminal.write("/retry\r")
+        terminal.read_until("450 tokens, ")
+        terminal.read_until(">\b")
+        terminal.write(CTRL_C)
+        terminal.read_until(">\b")
+        terminal.write(CTRL_C)
+        assert terminal.wait() == 0
 
-    def read_until(text: bytes, again: Callable[[], object] = lambda: None) -> None:
-        """What comes just before the program waits for a line may be lost, so it comes again."""
-        nonlocal shown
-        while text not in shown:
-            if select.select([mine], [], [], 2.0)[0]:
-                shown += os.read(mine, 4096)
-            else:
-                again()
-        shown = shown.partition(text)[2]
 
-    def interrupt() -> None:
-        process.send_signal(signal.SIGINT)
+def test_a_pipe_needs_neither_editor_nor_markdown(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("chat_terminal", "markdown_view"):
+        monkeypatch.setitem(sys.modules, f"chatbind_cli.inference.{name}", None)
+    result = ask(world, "--chat", stdin="What?\n")
+    assert (result.exception, result.stderr) == (None, "")
+    assert result.stdout
 
-    read_until(b"> ")
-    os.write(mine, b"half a question")
-    read_until(b"half a question")
-    for _ in range(2):
-        interrupt()
-        read_until(b"chatbind: Ctrl-D or /quit ends the dialogue", interrupt)
-        read_until(b"> ")
-    os.write(mine, b"/help\r")
-    told = b"/attach FILE, or /image, /video, /audio, /depth, /thermal, /imu FILE"
-    read_until(told, lambda: os.write(mine, b"/help\r"))
-    read_until(b"> ")
-    for _ in range(30):
-        os.write(mine, b"\x04")
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=1)
-            break
-    assert process.returncode == 0
-    os.close(mine)
+
+def test_a_system_text_changes_the_answer(world: World, answerer: Answerer) -> None:
+    told = ask(world, "--system", "A red car.", "What is this?")
+    [asked] = answerer.prepare([Question("What is this?", system="A red car.")])
+    [wanted] = answerer.generate([asked], SHORT)
+    assert told.stdout == wanted.text + "\n"
+    assert told.stdout != ask(world, "What is this?").stdout
+
+
+def test_verbose_and_plain_reach_the_answer(
+    world: World, answerer: Answerer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = ask(world, "--verbose", "What is this?")
+    assert re.fullmatch(r"chatbind: 8 tokens, .* tokens in the prompt\n", told.stderr)
+    assert ask(world, "What is this?").stderr == ""
+    monkeypatch.setenv("TERM", "xterm")
+    pages = {}
+    for line in ([], ["--plain"]):
+        pages[*line] = page = Tty()
+        with contextlib.redirect_stdout(page):
+            assert cli.run(words(world, *line, "What is this?")) == (0, "")
+    assert pages["--plain",].getvalue() == told.stdout
+    assert "\x1b[" in pages[()].getvalue()
+
+
+def test_a_chat_goes_on_after_a_line_that_is_no_text(world: World) -> None:
+    result = ask(world, "--chat", stdin=b"What\xff?\nDescribe a bird.\n")
+    assert result.exception is None
+    assert "the question is not UTF-8 text" in result.stderr
+    assert result.stdout.count("\n") == 1

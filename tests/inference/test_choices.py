@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, Lfm2Config
 
 from chatbind_cli.data.tokens import TokenizedSample
 from chatbind_cli.errors import RecordError
@@ -19,7 +20,7 @@ from chatbind_cli.media.medium import Medium
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
 from chatbind_cli.model.config import ChatBindConfig
 from tests.inference.world import World
-from tests.model.tiny import LANGUAGE_MODELS, language_model
+from tests.model.tiny import LANGUAGE_MODELS, SIZES, language_model
 
 TEXTS = ("bird", "a brown dog", "a red car drives past the bird", "dog", "bird")
 
@@ -67,9 +68,16 @@ def test_scores_are_those_of_the_plain_computation(
     assert score_choices(answerer.model, heavier, question.choice_ids) != scores
 
 
-@pytest.mark.parametrize("kind", sorted(LANGUAGE_MODELS))
+def hybrid() -> Any:
+    """A language model that keeps more than keys and values."""
+    sizes = {**SIZES, "layer_types": ["conv", "full_attention"] * 2, "num_hidden_layers": 4}
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(Lfm2Config(**sizes)).eval()
+
+
+@pytest.mark.parametrize("kind", [*sorted(LANGUAGE_MODELS), "hybrid"])
 def test_every_kind_of_language_model_scores(kind: str) -> None:
-    base = language_model(kind)
+    base = hybrid() if kind == "hybrid" else language_model(kind)
     config = ChatBindConfig(text_config=base.config, embedding_dim=8)
     model = ChatBindForConditionalGeneration(config, base).eval()
     prompt = TokenizedSample([5, 6, 7, 8, 9])
@@ -104,6 +112,31 @@ def test_thousands_of_choices_and_long_ones(answerer: Answerer, world: World) ->
     assert "choice 2 has" in str(problem)
     assert "512 at most" in str(problem)
     assert prepared(answerer, world, ["x" * 1_000_000]).problem is not None
+
+
+def test_choices_that_do_not_fit_in_memory_are_fewer_at_a_time(
+    answerer: Answerer, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = prepared(answerer, world)
+    wanted = likeliest(answerer.model, question)
+    behind, at_once = of_choices._behind, []
+
+    def small(*args: Any) -> torch.Tensor:
+        at_once.append(len(args[-1]))
+        if at_once[-1] > room:
+            raise torch.OutOfMemoryError("out of memory")
+        return behind(*args)
+
+    monkeypatch.setattr(of_choices, "_behind", small)
+    room = 1
+    found = likeliest(answerer.model, question)
+    assert at_once == [4, 2, 1, 1, 1, 1]
+    assert [choice.logprob for choice in found.choices] == pytest.approx(
+        [choice.logprob for choice in wanted.choices], rel=1e-5
+    )
+    room = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        likeliest(answerer.model, question)
 
 
 def test_numbers_that_are_none_fail(world: World) -> None:

@@ -37,12 +37,16 @@ TURNS = [
         ({"mix": "yes"}, "mix must be true or false"),
         ({"image": ["a", "b"], "weights": [1]}, "1 weights for 2 media"),
         ({"weights": [1]}, "1 weights for 0 media"),
+        ({"image": ["a"] * 10_001}, "10,001 media; 10,000 are the most"),
         ({"image": "a", "weights": ["1"]}, "weights must be a finite number"),
         ({"image": "a", "weights": True}, "weights must be a finite number"),
         ({"image": "a", "weights": 10**400}, "weights must be a finite number"),
         ({"image": "a", "weights": float("nan")}, "weights must be a finite number"),
         ({"generation": 3}, "generation must be an object"),
-        ({"generation": {"temprature": 1}}, r"no setting of generation; did you mean temperature"),
+        (
+            {"generation": {"temperatures": 1}},
+            r"no setting of generation; did you mean temperature",
+        ),
         ({"generation": {"max_new_tokens": 1e9}}, "max_new_tokens must be a whole number"),
         ({"generation": {"max_new_tokens": 10**9}}, "max_new_tokens is 1000000000; it must lie"),
         ({"generation": {"temperature": float("nan")}}, "temperature is nan"),
@@ -175,7 +179,7 @@ def test_a_key_that_looks_like_ours_is_named_once(capsys: pytest.CaptureFixture[
     records: list[dict[str, Any]] = [
         {"question_id": 1, "imag": "x", "question": "What?", "category": "a", "image_id": 3},
         {"question_id": 2, "imag": "y", "temperature": 1, "text": "?", "prompt": "old"},
-        {"question_id": 3, "x" * 100_000: 1, "split": "test", "Weights": 2, "sytem": ""},
+        {"question_id": 3, "x" * 100_000: 1, "split": "test", "Weights": 2, "systems": ""},
     ]
     lines = [Line(record, f"q:{n}", n) for n, record in enumerate(records, start=1)]
     assert list(odd_keys_noted(iter(lines))) == lines
@@ -185,7 +189,7 @@ def test_a_key_that_looks_like_ours_is_named_once(capsys: pytest.CaptureFixture[
         "chatbind: q:1: the key question means nothing here; is text meant?",
         "chatbind: q:2: the key temperature means nothing here; is generation meant?",
         "chatbind: q:3: the key Weights means nothing here; is weights meant?",
-        "chatbind: q:3: the key sytem means nothing here; is system meant?",
+        "chatbind: q:3: the key systems means nothing here; is system meant?",
     ]
 
 

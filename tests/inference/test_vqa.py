@@ -72,7 +72,6 @@ def test_questions_on_stdin_are_answered_on_stdout(world: World) -> None:
         "prompt_style": "vicuna_v1_1",
         "max_new_tokens": 8,
         "temperature": 0.0,
-        "batch_size": 4,
         "dtype": "float32",
     }
 
@@ -92,59 +91,6 @@ def test_the_seeds_spellings_work(world: World, tmp_path: Path) -> None:
     done = CliRunner().invoke(cli.app, [str(word) for word in line])
     assert done.exception is None
     assert read_jsonl(out)[0]["model_id"] == "llama+projector"
-
-
-def answered(result: Result) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in result.stdout.splitlines()]
-
-
-def test_choices_are_scored_and_a_question_without_any_fails(world: World) -> None:
-    asked = [
-        {"question_id": 1, "text": "What is it?", "image": "2.png", "choices": ["a car", "dog"]},
-        {"question_id": 2, "text": "What is it?\nA. car\nB. dog", "image": "2.png"},
-        {"question_id": 3, "text": "What is it?"},
-        {"question_id": 4, "text": "What is it?", "choices": ["car " * 600, "dog"]},
-    ]
-    result = vqa(world, "--choices", stdin=lines(asked))
-    assert isinstance(result.exception, SomeRecordsFailed)
-    first, second, third, fourth = answered(result)
-    assert [choice["text"] for choice in first["choices"]] == ["a car", "dog"]
-    assert [choice["text"] for choice in second["choices"]] == ["A", "B"]
-    for record in (first, second):
-        best = max(record["choices"], key=lambda choice: choice["logprob"])
-        assert record["text"] == best["text"]
-        assert record["metadata"]["choices"] is True
-        assert "temperature" not in record["metadata"]
-    assert "a question leaves no choices" in third["error"]
-    assert "choice 1 has" in fourth["error"]
-    # what one is told does not depend on the others
-    alone = answered(vqa(world, "--choices", stdin=lines(asked[1:2])))
-    assert alone == [second]
-    unscored = answered(vqa(world, stdin=lines(asked[:1])))[0]
-    assert unscored["choices"] == ["a car", "dog"]
-    refused = vqa(world, "--choices", "--logprobs", stdin=lines(asked))
-    assert isinstance(refused.exception, UsageError)
-
-
-def test_a_limit_answers_the_first_questions(world: World, tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "q.jsonl", questions(6))
-    limited = vqa(world, "-q", path, "--limit", "5")
-    assert limited.exception is None
-    assert [record["question_id"] for record in answered(limited)] == list(range(5))
-    assert limited.stdout == "".join(vqa(world, "-q", path).stdout.splitlines(True)[:5])
-
-
-def test_records_change_how_they_are_asked(world: World) -> None:
-    plain = {"question_id": 1, "text": "What about the bird?", "image": "2.png"}
-    ways: list[dict[str, Any]] = [
-        {},
-        {"weights": 5},
-        {"system": "It is a dog."},
-        {"conversations": [{"from": "human", "value": "red?"}, {"from": "gpt", "value": "dog"}]},
-    ]
-    asked = [{**plain, "question_id": n, **way} for n, way in enumerate(ways)]
-    records = answered(vqa(world, stdin=lines(asked)))
-    assert len({record["text"] for record in records}) == len(ways)
 
 
 def test_failed_questions_become_records_and_exit_code_3(world: World, tmp_path: Path) -> None:
@@ -206,8 +152,7 @@ def test_sampled_answers_can_be_continued_too(world: World, tmp_path: Path) -> N
     cut.write_bytes(b"".join(whole.read_bytes().splitlines(keepends=True)[:6]))
     vqa(world, *options, cut)
     texts = [record["text"] for record in read_jsonl(whole)]
-    # each batch draws anew
-    assert texts[:4] != texts[4:]
+    assert len(set(texts)) > 1
     assert cut.read_bytes() == whole.read_bytes()
 
 
@@ -309,8 +254,11 @@ def test_kill_9_at_random_moments_leaves_a_file_that_continues_to_the_same_bytes
         assert process.wait() == -signal.SIGKILL
         process.communicate()
         counts.append(out.read_bytes().count(b"\n"))
-        # what is there is a beginning of what is to come
-        assert whole.read_bytes().startswith(out.read_bytes())
+        # what is there is part of what is to come
+        there = set(out.read_bytes().splitlines(keepends=True))
+        assert {line for line in there if line.endswith(b"\n")} <= set(
+            whole.read_bytes().splitlines(keepends=True)
+        )
     assert counts == sorted(set(counts))
     assert vqa(world, "-q", path, "-o", out).exception is None
     assert out.read_bytes() == whole.read_bytes()

@@ -1,23 +1,27 @@
-"""The run of `vqa` without a model: order, resume, failures, rounds of several processes."""
+"""The run of `vqa` without a model: order, resume, failures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
+from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from chatbind_cli.data.process_group import ProcessGroup
+from chatbind_cli.crew import Crew
+from chatbind_cli.data.work_queue import Hand, work_queue
 from chatbind_cli.errors import MediaError, RecordError, SomeRecordsFailed
+from chatbind_cli.inbox import Inbox
 from chatbind_cli.inference.answer_file import AnswerFile
-from chatbind_cli.inference.decoding import Generated
-from chatbind_cli.inference.generation_settings import GenerationSettings
+from chatbind_cli.inference.decoding import Generated, Outcome
 from chatbind_cli.inference.question_record import read_question
-from chatbind_cli.inference.questions import Question, gather
-from chatbind_cli.inference.vqa import Outcome, answer_all, answer_batch
+from chatbind_cli.inference.questions import Question
+from chatbind_cli.inference.vqa import answer_all
 from chatbind_cli.jsonl import Line, dumps, read_lines
 from tests.inference.world import read_jsonl
 
@@ -25,39 +29,30 @@ METADATA = {"seed": 1}
 
 
 class Fake:
-    """Answers that depend on the batch, as floating-point numbers do; some questions fail."""
+    """Answers, the last of those that are there first; some questions fail.
 
-    def __init__(self, fails: Sequence[int] = ()) -> None:
+    Attributes:
+        asked: the questions that came, in turn.
+    """
+
+    def __init__(self, fails: Sequence[int] = (), *, at_once: int = 4) -> None:
         self.fails = fails
-        self.batches: list[list[Any]] = []
+        self.asked: list[Any] = []
+        self._at_once = at_once
 
-    def __call__(self, batch: list[Question]) -> list[Outcome]:
-        self.batches.append([question.id for question in batch])
-        return [self._one(question, len(batch)) for question in batch]
+    def work(self, inbox: Inbox[Question]) -> Iterator[tuple[Question, Outcome]]:
+        while batch := list(islice(iter(inbox.take, None), self._at_once)):
+            self.asked += [question.id for question in batch]
+            for question in reversed(batch):
+                # the engine gives out what it has made of a question
+                yield replace(question, turn=None), self._one(question)
 
-    def _one(self, question: Question, size: int) -> Outcome:
+    def _one(self, question: Question) -> Outcome:
         if question.problem is not None:
             return question.problem
         if question.id in self.fails:
             return MediaError("no such file", where=f"{question.id}.png")
-        return Generated(f"answer {question.id} in a batch of {size}", 3, "stop")
-
-
-class Two(ProcessGroup):
-    """Two processes, as far as the run can see."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.size = 2
-        self.rounds: list[int] = []
-
-    def results(
-        self, rounds: Iterable[Sequence[Any]], work: Callable[[Any], Any]
-    ) -> Iterator[tuple[Any, Any]]:
-        for batches in rounds:
-            self.rounds.append(len(batches))
-            for batch in batches:
-                yield batch, work(batch)
+        return Generated(f"answer {question.id}", 3, "stop")
 
 
 def questions(*ids: int) -> Iterator[Line]:
@@ -71,21 +66,33 @@ def run(
     ids: Sequence[int],
     work: Fake,
     *,
-    group: ProcessGroup | None = None,
     on_error: str = "record",
     stop_after: int | None = None,
 ) -> None:
-    file = AnswerFile(path, on_error=on_error, model_id="m", metadata=METADATA)
-    with closing(file):
-        done = 0
+    answer_lines(questions(*ids), path, work, on_error, stop_after)
 
-        def count(n: int) -> None:
-            nonlocal done
-            done += n
-            if stop_after is not None and done >= stop_after:
-                raise KeyboardInterrupt
 
-        answer_all(gather(questions(*ids), 4), 4, file, group or ProcessGroup(), work, count)
+def answer_lines(
+    lines: Iterable[Line],
+    output: Path | str,
+    work: Fake,
+    on_error: str = "record",
+    stop_after: int | None = None,
+) -> None:
+    done = 0
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+        if done == stop_after:
+            raise KeyboardInterrupt
+
+    file = AnswerFile(output, on_error=on_error, model_id="m", metadata=METADATA)
+    with (
+        closing(file),
+        work_queue(Crew(), lambda: Hand(work.work, 1), attrgetter("key")) as queue,
+    ):
+        answer_all(map(read_question, lines), file, queue, count)
 
 
 IDS = [10, 3, 7, 1, 8, 2, 6, 5, 4, 9]
@@ -96,11 +103,11 @@ def test_answers_come_in_the_order_of_the_questions(tmp_path: Path) -> None:
     run(tmp_path / "a.jsonl", IDS, work)
     records = read_jsonl(tmp_path / "a.jsonl")
     assert [record["question_id"] for record in records] == IDS
-    assert work.batches == [IDS[:4], IDS[4:8], IDS[8:]]
+    assert work.asked == IDS
     assert records[1] == {
         "question_id": 3,
         "prompt": "What is 3?",
-        "text": "answer 3 in a batch of 4",
+        "text": "answer 3",
         "answer_id": records[1]["answer_id"],
         "model_id": "m",
         "category": "conv",
@@ -110,25 +117,39 @@ def test_answers_come_in_the_order_of_the_questions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kept_lines", [1, 3, 4, 6, 9])
-def test_a_continued_run_computes_whole_batches_and_writes_what_is_missing(
-    tmp_path: Path, kept_lines: int
-) -> None:
+def test_a_continued_run_answers_what_is_missing(tmp_path: Path, kept_lines: int) -> None:
     whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
     run(whole, IDS, Fake())
-    lines = whole.read_bytes().splitlines(keepends=True)
+    # as answers were done, which is in no order
+    lines = sorted(whole.read_bytes().splitlines(keepends=True))
     cut.write_bytes(b"".join(lines[:kept_lines]) + lines[kept_lines][:20])
+    there = {json.loads(line)["question_id"] for line in lines[:kept_lines]}
     work = Fake()
     run(cut, IDS, work)
     assert cut.read_bytes() == whole.read_bytes()
-    # batches that were done are not computed again, the one in the middle is whole
-    assert work.batches == [IDS[:4], IDS[4:8], IDS[8:]][kept_lines // 4 :]
+    assert work.asked == [one for one in IDS if one not in there]
+
+
+def test_standard_output_has_the_order_of_the_questions(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run("-", IDS, Fake())
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [record["question_id"] for record in records] == IDS
+
+
+def test_a_file_has_each_answer_as_soon_as_it_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        run(path, IDS, Fake(), stop_after=6)
+    assert [record["question_id"] for record in read_jsonl(path)] == [1, 7, 3, 10, 5, 6]
 
 
 def test_an_interrupted_run_leaves_whole_records(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     with pytest.raises(KeyboardInterrupt):
         run(path, IDS, Fake(), stop_after=4)
-    assert [record["question_id"] for record in read_jsonl(path)] == IDS[:4]
+    assert {record["question_id"] for record in read_jsonl(path)} == set(IDS[:4])
 
 
 def test_a_failed_question_is_recorded_and_tried_again_in_its_place(tmp_path: Path) -> None:
@@ -166,7 +187,7 @@ def test_failures_can_be_left_out(tmp_path: Path) -> None:
 def test_the_first_failure_can_end_the_run(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     with pytest.raises(MediaError, match="7.png: no such file"):
-        run(path, IDS, Fake(fails=[7]), on_error="fail")
+        run(path, IDS, Fake(fails=[7], at_once=1), on_error="fail")
     assert [record["question_id"] for record in read_jsonl(path)] == [10, 3]
 
 
@@ -212,17 +233,11 @@ def mixed_lines(path: Path) -> list[dict[str, Any]]:
     ]
 
 
-def answer_lines(questions: Path, output: Path, work: Fake, on_error: str = "record") -> None:
-    file = AnswerFile(output, on_error=on_error, model_id="m", metadata=METADATA)
-    with closing(file):
-        answer_all(gather(read_lines(questions), 4), 4, file, ProcessGroup(), work)
-
-
 def test_a_line_that_is_no_question_is_a_failed_record_in_its_place(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     failed = mixed_lines(tmp_path / "q.jsonl")
     with pytest.raises(SomeRecordsFailed, match="5 of 10"):
-        answer_lines(tmp_path / "q.jsonl", path, Fake())
+        answer_lines(read_lines(tmp_path / "q.jsonl"), path, Fake())
     first = path.read_bytes()
     records = read_jsonl(path)
     assert [{key: r[key] for key in f} for r, f in zip(records[::2], failed, strict=True)] == failed
@@ -238,7 +253,7 @@ def test_a_line_that_is_no_question_is_a_failed_record_in_its_place(tmp_path: Pa
     }
     work = Fake()
     with pytest.raises(SomeRecordsFailed, match="5 of 10"):
-        answer_lines(tmp_path / "q.jsonl", path, work)
+        answer_lines(read_lines(tmp_path / "q.jsonl"), path, work)
     assert path.read_bytes() == first
 
 
@@ -247,57 +262,19 @@ def test_lines_that_are_no_questions_can_be_left_out_or_end_the_run(
 ) -> None:
     mixed_lines(tmp_path / "q.jsonl")
     with pytest.raises(SomeRecordsFailed, match="5 of 10"):
-        answer_lines(tmp_path / "q.jsonl", tmp_path / "skipped.jsonl", Fake(), "skip")
+        answer_lines(read_lines(tmp_path / "q.jsonl"), tmp_path / "skipped.jsonl", Fake(), "skip")
     assert [r["question_id"] for r in read_jsonl(tmp_path / "skipped.jsonl")] == [0, 1, 2, 3, 4]
     assert capsys.readouterr().err.count("chatbind: left out: ") == 5
     (tmp_path / "one.jsonl").write_bytes(
         b"".join(dumps(line.record).encode() + b"\n" for line in questions(8, 9)) + b"?"
     )
     with pytest.raises(RecordError, match="one.jsonl:3: is not JSON"):
-        answer_lines(tmp_path / "one.jsonl", tmp_path / "failed.jsonl", Fake(), "fail")
+        answer_lines(
+            read_lines(tmp_path / "one.jsonl"), tmp_path / "failed.jsonl", Fake(at_once=1), "fail"
+        )
     assert [r["question_id"] for r in read_jsonl(tmp_path / "failed.jsonl")] == [8, 9]
 
 
 def test_no_questions_are_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path / "a.jsonl", [], Fake())
     assert capsys.readouterr().err == "chatbind: there are no questions\n"
-
-
-class FakeAnswerer:
-    """Answers prompts that are their own text; generating fails on some."""
-
-    def __init__(self, error: Exception) -> None:
-        self._error = error
-        self.batches: list[int] = []
-
-    def prepare(self, asked: Sequence[Question]) -> list[Question]:
-        return list(asked)
-
-    def generate(self, asked: Sequence[Question], settings: Any, *, salt: str) -> list[Generated]:
-        self.batches.append(len(asked))
-        if any("3" in one.text for one in asked):
-            raise self._error
-        return [Generated(one.text, 1, "stop") for one in asked]
-
-
-def test_a_question_that_breaks_its_batch_fails_alone(tmp_path: Path) -> None:
-    answerer: Any = FakeAnswerer(ValueError("odd shape"))
-    settings = GenerationSettings()
-    batch = [read_question(line) for line in questions(*IDS[:4])]
-    outcomes = answer_batch(answerer, settings, batch)
-    assert answerer.batches == [4, 1, 1, 1, 1]
-    assert [isinstance(outcome, Generated) for outcome in outcomes] == [True, False, True, True]
-    assert str(outcomes[1]) == "q.jsonl:2: cannot be used (ValueError: odd shape)"
-    broken: Any = FakeAnswerer(torch.OutOfMemoryError("CUDA out of memory"))
-    with pytest.raises(torch.OutOfMemoryError):
-        answer_batch(broken, settings, batch)
-
-
-def test_several_processes_get_the_same_batches(tmp_path: Path) -> None:
-    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
-    alone, together, group = Fake(), Fake(), Two()
-    run(one, IDS, alone)
-    run(two, IDS, together, group=group)
-    assert together.batches == alone.batches
-    assert group.rounds == [2, 1]
-    assert two.read_bytes() == one.read_bytes()

@@ -63,12 +63,12 @@ class World:
         return self.folder / "projector.safetensors"
 
 
-def make_world(folder: Path, *, max_positions: int = 512) -> World:
+def make_world(folder: Path, *, max_positions: int = 512, head_dim: int = 8) -> World:
     """Writes encoder, model and media into a folder."""
     world = World(folder)
     save_tiny_encoder(world.encoder, seed=0)
     save_media(world.media)
-    save_language_model(world.llama, max_positions)
+    save_language_model(world.llama, max_positions, head_dim)
     encoder = EncoderInfo(
         name="tiny",
         sha256=sha256_file(world.encoder / WEIGHTS_NAME),
@@ -95,7 +95,7 @@ def save_tiny_encoder(folder: Path, *, seed: int) -> None:
     save_encoder(model, config, folder)
 
 
-def save_language_model(folder: Path, max_positions: int) -> None:
+def save_language_model(folder: Path, max_positions: int, head_dim: int = 8) -> None:
     """A LLaMA whose random words are far apart, so that its answers vary."""
     tokenizer = word_tokenizer()
     torch.manual_seed(1)
@@ -106,6 +106,7 @@ def save_language_model(folder: Path, max_positions: int) -> None:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=head_dim,
         max_position_embeddings=max_positions,
         initializer_range=0.5,
         bos_token_id=tokenizer.bos_token_id,

@@ -15,6 +15,9 @@ def test_each_option_changes_the_fingerprints_of_exactly_the_modalities_it_touch
         "video_clips": ("video", 3),
         "clip_seconds": ("video audio", 1.0),
         "clip_sampler": ("video audio", "chatbind"),
+        "fps": ("video", 2.0),
+        "start": ("video audio", 1.0),
+        "end": ("video audio", 1.0),
         "depth_unit": ("depth", "m"),
         "depth_baseline_m": ("depth", 0.095),
         "depth_focal_px": ("depth", 600.0),
@@ -37,6 +40,10 @@ def test_fingerprints_are_stable_across_releases() -> None:
     options = MediaOptions()
     assert options.fingerprint("image") == "image/v1"
     assert options.fingerprint("video") == "video/v1/5/2.0/imagebind"
+    assert MediaOptions(start=0.0).fingerprint("video") == options.fingerprint("video")
+    cut = MediaOptions(start=1, end=7.5, fps=1)
+    assert cut.fingerprint("audio") == "audio/v1/3/2.0/imagebind/start=1.0/end=7.5"
+    assert cut.fingerprint("video") == "video/v1/5/2.0/imagebind/fps=1.0/start=1.0/end=7.5"
     assert options.fingerprint("imu") == "imu/v1/None/None/m/s2/rad/s"
 
 
@@ -54,6 +61,9 @@ def test_the_library_sampler_and_ours_of_the_same_spacing_share_a_fingerprint() 
         {"clip_seconds": -1.0},
         {"imu_rate_hz": 0.0},
         {"clip_seconds": float("nan")},
+        {"fps": 0.0},
+        {"start": -1.0},
+        {"end": 2.0, "start": 2.0},
     ],
 )
 def test_a_wrong_option_is_a_usage_error_that_names_it(bad: dict[str, object]) -> None:

@@ -172,6 +172,10 @@ def test_commands_take_the_folder_as_a_model(world, here, adapted, base, tmp_pat
     assert again.records[0]["text"] == answered.records[0]["text"]
     moved = here("ask", "-m", str(adapted), "--base", str(world.llama), *question, *more)
     assert f"adapters of another model than the one at {world.llama}" in moved.stderr
+    beside = here("ask", "-m", str(base), "--adapter", str(adapted), *question, *more)
+    assert beside.records[0]["text"] == answered.records[0]["text"], beside.stderr
+    twice = ("--adapter", str(adapted), "--base", str(base))
+    assert "has its own projector" in here("ask", "-m", str(base), *twice, *question).stderr
     there = here("ask", "-m", str(adapted), "--base", str(base), *question, *more)
     assert there.records[0]["text"] == answered.records[0]["text"]
     taken = here("extract-projector", str(adapted), "-o", str(tmp_path / "p.safetensors"))
@@ -202,7 +206,7 @@ def test_a_base_that_moved_or_changed(world, here, base, tmp_path) -> None:
 
 
 def _merged(folder: Path) -> Path:
-    from chatbind_cli.model.convert import merge
+    from chatbind_cli.model.whole import merge
 
     merge(folder / "out", folder / "merged", base=folder / "second")
     return folder / "merged"
@@ -392,3 +396,24 @@ def test_runs_without_adapters_are_those_of_before() -> None:
     assert plain.matrices_train and not adapted.matrices_train
     assert {v for k, v in plain.identity(1).items() if "lora" in k or "4bit" in k} <= {None}
     assert adapted.identity(1)["lora_r"] == 4
+
+
+def test_an_engine_gets_the_sum_and_is_asked_in_its_words(adapted, base, tmp_path) -> None:
+    import transformers
+
+    from chatbind_cli.inference.front import load_front
+    from chatbind_cli.model.probe import probe_embeddings, read_probe
+    from chatbind_cli.model.whole import language_model as by_itself
+
+    by_itself(adapted, tmp_path / "lm")
+    whole = load_chatbind(adapted)
+    served = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "lm")
+    front = load_front(adapted, dtype="float32").bundle
+    with torch.inference_mode():
+        words = probe_embeddings(front.model, front.tokenizer)
+        expected = probe_embeddings(whole.model, whole.tokenizer)
+        assert torch.allclose(words, expected, atol=1e-6)
+        there = served(inputs_embeds=words.unsqueeze(0)).logits
+        assert torch.allclose(there, whole.model(inputs_embeds=expected.unsqueeze(0)).logits)
+    assert len(read_probe(adapted)) == 16
+    assert front.model.generation_config.eos_token_id == whole.model.generation_config.eos_token_id

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torchaudio.compliance import kaldi
 
-from chatbind_cli.encoders.imagebind.clips import spread_clips
+from chatbind_cli.encoders.imagebind.clips import clips_of
 from chatbind_cli.encoders.imagebind.config import AUDIO_FRAMES, AUDIO_MEL_BINS
 from chatbind_cli.media.audio import read_stretches
 from chatbind_cli.media.options import MediaOptions
@@ -40,12 +40,7 @@ def load_audio(source: MediaSource, options: MediaOptions) -> torch.Tensor:
     """
 
     def cut(total: int) -> list[tuple[int, int]]:
-        clips = spread_clips(
-            total / RATE_HZ,
-            count=options.audio_clips,
-            seconds=options.clip_seconds,
-            sampler=options.clip_sampler,
-        )
+        clips = clips_of(total / RATE_HZ, options, options.audio_clips, source.name)
         return [(int(start * RATE_HZ), min(int(end * RATE_HZ), total)) for start, end in clips]
 
     waveforms = read_stretches(source, RATE_HZ, cut, longest_s=options.clip_seconds)

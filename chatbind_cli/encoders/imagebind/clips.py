@@ -8,7 +8,40 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from chatbind_cli.errors import UsageError
+from chatbind_cli.errors import MediaError, UsageError
+from chatbind_cli.media.options import MOST_CLIPS, MediaOptions
+
+
+def clips_of(
+    duration: float, options: MediaOptions, count: int, where: str, *, frames: bool = False
+) -> list[tuple[Fraction, Fraction]]:
+    """Where the clips of a recording lie, by the options.
+
+    Args:
+        duration: seconds of the whole recording.
+        options: `clip_seconds`, `clip_sampler`, and the stretch from `start` to `end` that the
+            clips lie in, as if it were the whole.
+        count: how many clips.
+        where: the recording's name.
+        frames: whether `fps` decides how many there are, in place of `count`.
+
+    Raises:
+        MediaError: the recording ends before the stretch begins.
+        UsageError: see `spread_clips`.
+    """
+    start = options.start or 0.0
+    end = duration if options.end is None else min(options.end, duration)
+    if start and start >= duration:
+        raise MediaError(f"has {duration:.4g} seconds, and none after {start:.4g}", where=where)
+    if frames and options.fps is not None:
+        count = min(max(round((end - start) * options.fps / 2), 1), MOST_CLIPS)
+    clips = spread_clips(
+        end - start, count=count, seconds=options.clip_seconds, sampler=options.clip_sampler
+    )
+    if options.end is None and not start:
+        return clips
+    first, last = Fraction(start), Fraction(end)
+    return [(first + begin, min(first + finish, last)) for begin, finish in clips]
 
 
 def spread_clips(

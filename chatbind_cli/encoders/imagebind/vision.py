@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from chatbind_cli.encoders.imagebind.clips import spread_clips
+from chatbind_cli.encoders.imagebind.clips import clips_of
 from chatbind_cli.encoders.imagebind.config import IMAGE_SIZE
 from chatbind_cli.media.guard import IMPORTING
 from chatbind_cli.media.options import MediaOptions
@@ -70,10 +70,7 @@ def load_video(source: MediaSource, options: MediaOptions) -> torch.Tensor:
         from chatbind_cli.media.video import read_ends  # noqa: PLC0415  a picture needs no FFmpeg
 
     cut = partial(
-        spread_clips,
-        count=options.video_clips,
-        seconds=options.clip_seconds,
-        sampler=options.clip_sampler,
+        clips_of, options=options, count=options.video_clips, where=source.name, frames=True
     )
     ends = read_ends(source, cut, _three_crops, max_pixels=options.max_pixels)
     return torch.cat([torch.stack(pair, dim=2) for pair in ends])

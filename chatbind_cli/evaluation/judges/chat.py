@@ -11,12 +11,12 @@ from __future__ import annotations
 import json
 import os
 import time
-from typing import Any, cast
+from typing import Any
 
-import httpx
 import openai
 
-from chatbind_cli.errors import JudgeError, UsageError, reason
+from chatbind_cli.endpoint import Endpoint, RateLimit
+from chatbind_cli.errors import JudgeError, UsageError
 from chatbind_cli.evaluation.cases import Case, digest
 from chatbind_cli.evaluation.judges.cost import (
     FREE,
@@ -26,7 +26,6 @@ from chatbind_cli.evaluation.judges.cost import (
     find_price,
     message_tokens,
 )
-from chatbind_cli.evaluation.judges.endpoint import BoundedClient, RateLimit
 from chatbind_cli.evaluation.judges.judge import KEY_VARIABLE, Judge, JudgeSettings, Verdict
 from chatbind_cli.evaluation.judges.reply import SCHEMA, UnreadableScores, read_review
 from chatbind_cli.evaluation.prompts import (
@@ -39,15 +38,12 @@ from chatbind_cli.evaluation.prompts import (
     read_rules,
 )
 from chatbind_cli.jsonl import Record
-from chatbind_cli.urls import public_url
 
 DEFAULT_MODEL = "gpt-4o"
 _LONGEST_REVIEW = 100_000
 _MOST_TOKENS = 1 << 31
 # So many failures in a row, without one judgement between them, are the server's and not a case's.
 _FAILURES_THAT_STOP = 8
-# A key that is shorter is a word (`none`, `EMPTY`) that local servers are given.
-_SECRET_AT_LEAST = 12
 _FORMAT = {
     "type": "json_schema",
     "json_schema": {"name": "review", "strict": True, "schema": SCHEMA},
@@ -88,17 +84,15 @@ class ChatJudge(Judge):
         self._count, self.counted_by = counter_for(settings.tokenizer)
         self._rules = None if settings.rules is None else read_rules(settings.rules)
         self._settings = settings
-        self._secret = os.environ.get(KEY_VARIABLE, "").strip()
-        http_client = BoundedClient(settings.timeout_s, settings.requests_per_minute)
-        self.sending = http_client.sending
-        self._client = openai.AsyncOpenAI(
-            http_client=cast(Any, http_client),  # declared as a fork of httpx from 3.0 on
-            # A local server needs no key, but the client wants one.
-            api_key=self._secret or "none",
-            base_url=settings.url,
-            timeout=settings.timeout_s,
-            max_retries=settings.retries,
+        self._endpoint = Endpoint(
+            settings.url,
+            key=os.environ.get(KEY_VARIABLE, "").strip(),
+            timeout_s=settings.timeout_s,
+            retries=settings.retries,
+            requests_per_minute=settings.requests_per_minute,
+            refuse=_refuse_what_is_no_chat,
         )
+        self.sending = self._endpoint.sending
         # Some models refuse some of these; what is refused is renamed or left out.
         self._parameters: dict[str, Any] = {
             "temperature": settings.temperature,
@@ -153,7 +147,7 @@ class ChatJudge(Judge):
 
     async def close(self) -> None:
         """Closes the connections."""
-        await self._client.close()
+        await self._endpoint.close()
 
     async def _ask(
         self, messages: list[Message], metadata: dict[str, Any], *, structured: bool
@@ -181,16 +175,15 @@ class ChatJudge(Judge):
             if not structured:
                 sent.pop("response_format", None)
             try:
-                reply = await self._client.chat.completions.with_raw_response.create(
-                    model=self.name, messages=cast(Any, messages), **sent
+                completion: Record = await self._endpoint.post(
+                    "/chat/completions", {"model": self.name, "messages": messages, **sent}
                 )
             except openai.APIError as error:
                 if not self._adapt(error, parameters):
                     # without its cause: a server's own words may hold the key
                     raise self._failure(error) from None
             else:
-                # The client's own models take 200 times the memory.
-                return cast(Record, json.loads(reply.content))
+                return completion
 
     def _read(self, completion: Record, prompt_tokens: int, metadata: dict[str, Any]) -> str:
         """The reply's text; its tokens are paid for."""
@@ -238,7 +231,7 @@ class ChatJudge(Judge):
 
     def _failure(self, error: openai.APIError) -> Exception:
         """The failure of this chat, or of every chat where none can get past the error."""
-        text = self._in_words(error)
+        text = self._endpoint.in_words(error)
         hint = _FATAL.get(type(error))
         if error.code == "insufficient_quota":
             hint = "the account has no quota left"
@@ -253,30 +246,22 @@ class ChatJudge(Judge):
                 "what is judged is on disk; run the same command again to go on (where the "
                 "endpoint refuses some, with a lower --concurrency or --requests-per-minute)"
             )
-        where = f"{self.name} at {public_url(str(self._client.base_url))}"
+        where = f"{self.name} at {self._endpoint.url}"
         return JudgeError(text, where=where, hint=hint)
-
-    def _in_words(self, error: openai.APIError) -> str:
-        """The error on one short line, without the key."""
-        text, cause = str(error), error.__cause__
-        if isinstance(error, openai.APITimeoutError):
-            text = f"no reply within {self._settings.timeout_s:g} s"
-        elif isinstance(cause, httpx.DecodingError):
-            text = f"a reply that cannot be read ({cause})"
-        elif isinstance(error, openai.APIConnectionError):
-            text = f"no connection ({cause or error})"
-        elif isinstance(error, openai.APIStatusError) and " - " not in text:
-            text += f" {error.response.text}"  # words in a form that is not OpenAI's
-        return reason(Exception(self._without_key(text)))
 
     def _writable(self, text: object) -> str:
         """The server's words without the key, without halves of characters, and not without end."""
-        words = self._without_key(str(text or "")[:_LONGEST_REVIEW])
+        words = self._endpoint.without_key(str(text or "")[:_LONGEST_REVIEW])
         return words.encode("utf-8", "replace").decode("utf-8")
 
-    def _without_key(self, text: str) -> str:
-        secret = self._secret
-        return text.replace(secret, "[key]") if len(secret) >= _SECRET_AT_LEAST else text
+
+def _refuse_what_is_no_chat(value: Any) -> None:
+    try:
+        good = isinstance(value["choices"][0]["message"], dict)
+    except (TypeError, LookupError):
+        good = False
+    if not good:
+        raise ValueError("the reply is not a chat completion")
 
 
 def _whole(value: object) -> int:

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from chatbind_cli.errors import JudgeError
-from chatbind_cli.evaluation.accuracy import is_correct
-from chatbind_cli.evaluation.cases import Case, digest
+from chatbind_cli.evaluation.accuracy import chose_right, is_correct
+from chatbind_cli.evaluation.cases import Case, digest, scored_choices
 from chatbind_cli.evaluation.judges.cost import FREE, Price
 from chatbind_cli.evaluation.scores import RULE_JUDGE
 from chatbind_cli.evaluation.texts import exact_match, token_f1
+from chatbind_cli.jsonl import Record
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 
@@ -142,7 +143,11 @@ class RuleJudge(Judge):
         """Scores both answers; the order in which they are shown means nothing here."""
         if not case.references:
             return Verdict(error="no reference answer to compare with")
-        correct = [is_correct(text, case.references, case.question) for text in case.texts]
+        correct = [
+            right for answer in case.answers if (right := _is_right(answer, case)) is not None
+        ]
+        if len(correct) < len(case.answers):
+            return Verdict(error="the reference answer is none of the choices")
         f1 = [round(token_f1(text, case.references), 4) for text in case.texts]
         first, second = (10.0 if good else 1.0 for good in correct)
         said = [
@@ -158,3 +163,11 @@ class RuleJudge(Judge):
                 "f1": f1,
             },
         )
+
+
+def _is_right(answer: Record, case: Case) -> bool | None:
+    """Whether an answer is; None: it is a choice, and the right answers are none."""
+    choices = scored_choices(answer)
+    if choices:
+        return chose_right(str(answer["text"]), choices, case.references, case.question)
+    return is_correct(str(answer["text"]), case.references, case.question)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from chatbind_cli.evaluation.cases import Case
 from chatbind_cli.evaluation.judges.judge import RuleJudge
@@ -27,3 +28,17 @@ def test_the_rule_judge_fails_without_a_reference() -> None:
     verdict = asyncio.run(RuleJudge().judge(case, swapped=False))
     assert verdict.scores is None
     assert verdict.error == "no reference answer to compare with"
+
+
+def test_chosen_answers_are_the_right_choice_or_not() -> None:
+    choices = [{"text": "dog", "logprob": -2.0}, {"text": "dog house", "logprob": -1.0}]
+    case = Case(
+        question={"question_id": 1},
+        answers=({"text": "dog house", "choices": choices}, {"text": "A dog house."}),
+        references=("dog",),
+    )
+    verdict = asyncio.run(RuleJudge().judge(case, swapped=False))
+    # whoever writes it may mean the dog; whoever chose it does not
+    assert verdict.metadata["correct"] == [False, True]
+    verdict = asyncio.run(RuleJudge().judge(replace(case, references=("1",)), swapped=False))
+    assert verdict.error == "the reference answer is none of the choices"

@@ -61,13 +61,18 @@ REVIEWS = [
     _review(3, None, error="no reply", content=NASTY, category=NASTY),
 ]
 QUESTIONS = {"1": {"question_id": 1, "text": NASTY, "image": "dog.jpg"}}
-ANSWERS = [{"1": {"text": NASTY}}, {"1": {"text": "A cat."}, "2": {"text": "A dog."}}]
+FAILED = {"text": "", "error": "no such picture"}
+ANSWERS = [{"1": {"text": NASTY}, "3": FAILED}, {"1": {"text": "A cat."}, "2": {"text": "A dog."}}]
 
 
 @pytest.fixture(scope="module")
 def html() -> str:
     summaries = [one_summary(REVIEWS, name="run")]
     return "".join(render_report(summaries, questions=QUESTIONS, answers=ANSWERS))
+
+
+def test_an_answer_that_failed_says_why(html: str) -> None:
+    assert "no such picture" in html
 
 
 def test_every_question_has_an_entry_with_its_winner_and_a_link(html: str) -> None:

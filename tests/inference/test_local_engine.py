@@ -27,10 +27,10 @@ def answerer(world: World) -> Answerer:
     return Answerer.from_pretrained(world.model, device="cpu")
 
 
-def answers(answerer: Answerer, salt: str = "", **values: object) -> list[Generated]:
+def answers(answerer: Answerer, **values: object) -> list[Generated]:
     settings = GenerationSettings(**{"max_new_tokens": 12, **values})
-    prepared = answerer.prepare([Question(text) for text in TEXTS])
-    return answerer.generate(prepared, settings, salt=salt)
+    prepared = answerer.prepare([Question(text, id=text) for text in TEXTS])
+    return answerer.generate(prepared, settings)
 
 
 def test_a_stop_text_ends_an_answer_and_is_not_part_of_it(answerer: Answerer) -> None:
@@ -49,7 +49,7 @@ def test_a_stop_text_ends_an_answer_and_is_not_part_of_it(answerer: Answerer) ->
     assert "".join(answerer.stream(TEXTS[row], settings=settings)) == stopped[row].text
 
 
-def test_sampling_is_decided_by_seed_and_salt_alone(answerer: Answerer) -> None:
+def test_sampling_is_decided_by_seed_and_id_alone(answerer: Answerer) -> None:
     torch.manual_seed(0)
     first = answers(answerer, temperature=1.0, seed=5)
     torch.rand(7)
@@ -57,7 +57,11 @@ def test_sampling_is_decided_by_seed_and_salt_alone(answerer: Answerer) -> None:
     assert answers(answerer, temperature=1.0, seed=5) == first
     assert torch.equal(torch.get_rng_state(), state)
     assert answers(answerer, temperature=1.0, seed=6) != first
-    assert answers(answerer, temperature=1.0, seed=5, salt="next batch") != first
+    settings = GenerationSettings(max_new_tokens=12, temperature=1.0, seed=5)
+    for text, wanted in zip(TEXTS, first, strict=True):
+        same, other = answerer.prepare([Question(text, id=text), Question(text, id=1)])
+        assert answerer.generate([same], settings) == [wanted]
+        assert answerer.generate([other], settings) != [wanted]
 
 
 def test_almost_no_temperature_is_greedy(answerer: Answerer) -> None:

@@ -1,0 +1,1 @@
+"""The parts of `answer.py`: the questions, and the ways to answer them."""

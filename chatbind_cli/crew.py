@@ -1,0 +1,213 @@
+"""The processes that share out the work of one command, started by the one that leads them.
+
+A worker is the same command once more, with a line to the leader: one end of a pair of sockets
+that nobody else has. Whoever dies, however, the system closes its end. So a worker ends with its
+leader at once, and the leader hears which worker is gone, and goes on with the others.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any
+
+from chatbind_cli import sbatch, slurm, worker
+from chatbind_cli.errors import UsageError
+from chatbind_cli.hardware import cpu_count
+from chatbind_cli.plan import Dispatch
+from chatbind_cli.step import Door, line_to_first
+
+_PATIENCE_S = 5.0
+"""How long a worker whose line has ended may take to end itself."""
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Who works.
+
+    Attributes:
+        size: how many workers; one: this process itself, unless it is somebody's worker.
+        line: what starts one.
+        follows: this process is a worker.
+        door: where all workers but the first come from; else all are started.
+    """
+
+    size: int = 1
+    line: tuple[str, ...] = ()
+    follows: bool = False
+    door: Door | None = None
+
+
+def crew_of(args: Sequence[str], plan: Dispatch, extra: Sequence[str] = ()) -> Crew | None:
+    """Who does the work of `chatbind ARGS`, all of it on this machine.
+
+    Under somebody's launcher (`torchrun`, `accelerate launch`) the first process leads workers of
+    its own, as many as were launched, and the others have nothing to do: a launcher ends all of
+    its processes where one dies. Of several tasks of `srun` the others come to the first.
+
+    Args:
+        args: the command and its words, as the user wrote them.
+        plan: on what to run.
+        extra: words put at the end, where they win: what this process has read from its standard
+            input, since workers get none.
+
+    Returns:
+        None: there is nothing to do here, or the dry run is printed.
+
+    Raises:
+        UsageError: several machines were asked for.
+        LaunchError: the first task of `srun` does not answer.
+    """
+    if worker.LINE in os.environ:
+        return Crew(follows=True)
+    if worker.is_worker():
+        return Crew()
+    plan = plan.with_slurm()
+    size = worker.world_size() if "RANK" in os.environ else plan.wanted_processes
+    _check_place(plan)
+    words = [word for word in (*args, *extra) if word != "--dry-run"]
+    if plan.sbatch:
+        sys.stdout.write(sbatch.script(words, plan))
+        return None
+    if size > 1 and plan.num_processes is None:
+        words += ["--num-processes", str(size)]
+    line = (sys.executable, "-m", "chatbind_cli", *words)
+    if plan.dry_run:
+        sys.stdout.write(shlex.join(line) + "\n")
+        return None
+    if plan.task is not None and "RANK" not in os.environ:
+        return _of_step(plan, plan.task, line)
+    return Crew(size, line) if worker.rank() == 0 else None
+
+
+def _of_step(plan: Dispatch, task: slurm.Task, line: tuple[str, ...]) -> Crew:
+    os.environ.update({**plan.variables(), **plan.preferences()})
+    if task.rank == 0:
+        return Crew(task.tasks, line, door=Door(task.step))
+    to_first = line_to_first(task.step)
+    say(to_first, task.rank)
+    os.environ[worker.LINE] = str(os.dup(to_first.fileno()))
+    to_first.close()
+    return Crew(follows=True)
+
+
+def _check_place(plan: Dispatch) -> None:
+    """Refuses several machines."""
+    local = os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1"))
+    hosts = len(plan.task.hosts) if plan.task else plan.machines
+    if hosts > 1 or int(local) != worker.world_size():
+        raise UsageError(
+            "this command works on one machine",
+            hint="give each its share of the inputs with --shard, and an --output of its own",
+        )
+
+
+class Member:
+    """A worker, as its leader knows it.
+
+    Args:
+        rank: its number.
+        line: to it.
+        process: it, where it was started here.
+
+    Attributes:
+        room: for how many items; 0 until it is ready.
+        held: what it has, by number.
+    """
+
+    def __init__(
+        self, rank: int, line: Connection, process: subprocess.Popen[bytes] | None = None
+    ) -> None:
+        self.rank, self.line, self.process = rank, line, process
+        self.room = 0
+        self.held: dict[int, Any] = {}
+
+    @classmethod
+    def started(cls, crew: Crew, rank: int) -> Member:
+        """Starts one."""
+        ours, theirs = Pipe()
+        with theirs:
+            # a session of its own: a terminal's Ctrl-C is for the leader
+            process = subprocess.Popen(
+                crew.line,
+                env=_environment(crew, rank, theirs.fileno()),
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # records are the leader's
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        return cls(rank, ours, process)
+
+    @classmethod
+    def come(cls, door: Door) -> Member:
+        """One that stands at the door.
+
+        Raises:
+            EOFError, OSError: it is gone again.
+        """
+        line = door.let_in()
+        return cls(hear(line), line)
+
+    def give(self, number: int, item: Any) -> None:
+        """Sends it an item; that it is gone shows when listening."""
+        self.held[number] = item
+        with suppress(OSError):
+            say(self.line, (number, item))
+
+    def end(self) -> str:
+        """Ends it, and says how it ended."""
+        self.line.close()
+        lost = f"lost process {self.rank} on {slurm.host()}: "
+        if self.process is None:
+            return lost + "its connection has ended"
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(_PATIENCE_S)
+        self.kill()
+        code = self.process.returncode
+        if code < 0:
+            return worker.killed_text(self.rank, -code)
+        return lost + f"it has ended with exit code {code}"
+
+    def kill(self) -> None:
+        """Ends it, whatever it is at; one that came ends itself without its line."""
+        self.line.close()
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+
+def _environment(crew: Crew, rank: int, line: int) -> dict[str, str]:
+    values = {**os.environ, worker.LINE: str(line)}
+    values |= {"RANK": str(rank), "WORLD_SIZE": str(crew.size)}
+    values |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(crew.size)}
+    values.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // crew.size)))
+    return values
+
+
+def line_to_leader() -> Connection:
+    """The line of this worker, which no process that it starts is to have."""
+    handle = int(os.environ[worker.LINE])
+    os.set_inheritable(handle, False)
+    return Connection(handle)
+
+
+def say(line: Connection, word: Any) -> None:
+    """Sends a Python object whole: a tensor with its numbers, and not as a place in memory."""
+    line.send_bytes(pickle.dumps(word))
+
+
+def hear(line: Connection) -> Any:
+    """The next object; only processes of one command are at the ends of a line.
+
+    Raises:
+        EOFError, OSError: the other side is gone.
+    """
+    return pickle.loads(line.recv_bytes())  # noqa: S301

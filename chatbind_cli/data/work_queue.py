@@ -1,0 +1,321 @@
+"""A queue of work: items are read ahead, worked on here or in several processes, and come out done.
+
+Who leads reads the items and gets the results; who works gets an item whenever there is room for
+one, so that nobody waits for anybody. A worker that dies is named, and replaced if it had got as
+far as to work. What it had goes to others, each item alone, since one of them may be what killed
+it: an item that two workers have died of has failed.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from multiprocessing import Pipe
+from multiprocessing.connection import wait
+from typing import Any, Generic, TypeVar, cast
+
+from chatbind_cli import crew as crews
+from chatbind_cli.console import note
+from chatbind_cli.crew import Crew, Member
+from chatbind_cli.data.read_ahead import ReadAhead
+from chatbind_cli.errors import ChatBindError, LaunchError, debugging, reason
+from chatbind_cli.inbox import Inbox
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+Work = Callable[[Inbox[Item]], Iterator[tuple[Item, Result]]]
+"""Takes items until they end, and gives each out with its result, in any order."""
+
+Key = Callable[[Item], Hashable]
+"""Tells an item from the others that are under way, and is the same for what work makes of it."""
+
+Found = Generator[tuple[int, Item, Result | ChatBindError], None, None]
+"""Items by the order in which they were read, and what became of them."""
+
+_MORE_LOSSES = 2
+"""Workers that may die one after the other, beyond each once, with nothing done in between."""
+
+
+@dataclass(frozen=True)
+class Hand(Generic[Item, Result]):
+    """Somebody who works.
+
+    Attributes:
+        work: what is done with items.
+        room: for how many of them, where they come from another process.
+        said: what whoever leads has to know; the same in every process.
+    """
+
+    work: Work[Item, Result]
+    room: int
+    said: dict[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def work_queue(
+    crew: Crew, begin: Callable[[], Hand[Item, Result]], key: Key[Item]
+) -> Iterator[WorkQueue[Item, Result]]:
+    """A queue that a crew works on, to be called where `crew.follows` is not set.
+
+    Args:
+        crew: who works.
+        begin: gets ready to work; called here where nobody else works.
+        key: see `Key`.
+    """
+    if crew.size == 1:
+        yield _Here(begin(), key)
+        return
+    led: _Led[Item, Result] = _Led(crew, key)
+    with led:
+        yield led
+
+
+class WorkQueue(ABC, Generic[Item, Result]):
+    """Gives out the results of items."""
+
+    def __init__(self, key: Key[Item]) -> None:
+        self._key = key
+
+    @property
+    @abstractmethod
+    def said(self) -> dict[str, Any]:
+        """What those who work say of themselves; waits until one of them is ready.
+
+        Raises:
+            ChatBindError: none can work.
+        """
+
+    def results(
+        self, items: Iterable[Item], *, in_order: bool = False
+    ) -> Generator[tuple[Item, Result | ChatBindError], None, None]:
+        """Each item with its result, or with what its workers died of. To be called once.
+
+        Args:
+            items: are read in a thread of their own, ahead of the work, but not far.
+            in_order: hold results back until it is their turn; else each comes when it is there.
+
+        Raises:
+            Exception: whatever reading the items raised, after the results of those before it.
+            ChatBindError: the work itself cannot go on.
+        """
+        reader = ReadAhead(items, self._key, self._ring)
+        try:
+            with closing(self._found(reader)) as found:
+                for item, result in _in_turn(found) if in_order else _at_once(found):
+                    reader.pass_one()
+                    yield item, result
+            if reader.error is not None:
+                raise reader.error
+        finally:
+            reader.leave()
+
+    @abstractmethod
+    def _found(self, reader: ReadAhead[Item]) -> Found[Item, Result]:
+        """Everything that is read, in any order."""
+
+    def _ring(self) -> None:
+        """Called from the reader's thread when there is an item, or the end."""
+
+
+def _at_once(found: Found[Item, Result]) -> Iterator[tuple[Item, Result | ChatBindError]]:
+    return ((item, result) for _, item, result in found)
+
+
+def _in_turn(found: Found[Item, Result]) -> Iterator[tuple[Item, Result | ChatBindError]]:
+    held: dict[int, tuple[Item, Result | ChatBindError]] = {}
+    turn = 0
+    for number, item, result in found:
+        held[number] = item, result
+        while turn in held:
+            yield held.pop(turn)
+            turn += 1
+
+
+class _Here(WorkQueue[Item, Result]):
+    """This process does the work."""
+
+    def __init__(self, hand: Hand[Item, Result], key: Key[Item]) -> None:
+        super().__init__(key)
+        self._hand = hand
+
+    @property
+    def said(self) -> dict[str, Any]:
+        return self._hand.said
+
+    def _found(self, reader: ReadAhead[Item]) -> Found[Item, Result]:
+        with closing(cast(Any, self._hand.work(reader.inbox))) as done:
+            for item, result in done:
+                yield *reader.number(item), result
+
+
+class _Led(WorkQueue[Item, Result]):
+    """Workers do it, and this process leads them."""
+
+    def __init__(self, crew: Crew, key: Key[Item]) -> None:
+        super().__init__(key)
+        self._crew = crew
+        self._members: list[Member] = []
+        self._said: dict[str, Any] | None = None
+        self._suspects: dict[int, Item] = {}
+        """What was with a worker that died, and has no result yet."""
+        self._again: list[int] = []
+        """Which of them wait for another worker."""
+        self._losses = 0
+        """Workers that have died since the last result."""
+        self._bell, self._rope = Pipe(duplex=False)
+        self._rung = False
+
+    def __enter__(self) -> _Led[Item, Result]:
+        try:
+            for rank in range(1 if self._crew.door else self._crew.size):
+                self._members.append(Member.started(self._crew, rank))
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for member in self._members:
+            member.kill()
+        self._rope.close()
+        self._bell.close()
+        if self._crew.door:
+            self._crew.door.close()
+
+    @property
+    def said(self) -> dict[str, Any]:
+        while self._said is None:
+            for _ in self._hear():
+                pass
+        return self._said
+
+    def _ring(self) -> None:
+        if not self._rung:
+            self._rung = True
+            with suppress(OSError):  # nobody listens any more
+                self._rope.send_bytes(b"")
+
+    def _found(self, reader: ReadAhead[Item]) -> Found[Item, Result]:
+        self._hand_out(reader)
+        while self._again or any(m.held for m in self._members) or not reader.inbox.ended:
+            yield from self._hear()
+            self._hand_out(reader)
+
+    def _hand_out(self, reader: ReadAhead[Item]) -> None:
+        """Gives out what there is room for: to each worker a suspect alone, or what is new."""
+        while self._again:
+            idle = [member for member in self._members if member.room and not member.held]
+            if not idle:
+                return
+            number = self._again.pop(0)
+            idle[0].give(number, self._suspects[number])
+        while True:
+            free = [m for m in self._members if m.room > len(m.held) and not self._suspects_of(m)]
+            item = reader.inbox.take(wait=False) if free else None
+            if item is None:
+                return
+            min(free, key=lambda member: len(member.held)).give(*reader.number(item))
+
+    def _suspects_of(self, member: Member) -> set[int]:
+        return self._suspects.keys() & member.held.keys()
+
+    def _hear(self) -> Found[Item, Result]:
+        """Waits for news, and gives out the results among them."""
+        lines = {member.line: member for member in self._members}
+        door = self._crew.door
+        for line in wait([self._bell, *([door.socket] if door else []), *lines]):
+            if line is self._bell:
+                self._bell.recv_bytes()
+                self._rung = False
+                continue
+            if door and line is door.socket:
+                with suppress(EOFError, OSError):  # it was gone before it was in
+                    self._members.append(Member.come(door))
+                continue
+            member = lines[cast(Any, line)]
+            try:
+                kind, *words = crews.hear(member.line)
+            except (EOFError, OSError):
+                yield from self._lose(member, member.end())
+                continue
+            if kind == "done":
+                number, result = words
+                self._losses = 0
+                self._suspects.pop(number, None)
+                yield number, member.held.pop(number), result
+            elif kind == "ready":
+                self._welcome(member, *words)
+            elif kind == "lost":
+                member.kill()
+                yield from self._lose(member, f"lost process {member.rank}: {words[0]}")
+            else:
+                raise words[0]
+
+    def _welcome(self, member: Member, room: int, said: dict[str, Any]) -> None:
+        if self._said not in (None, said):
+            raise LaunchError(
+                f"process {member.rank} does not find what the others have found",
+                hint="has the model's folder changed meanwhile? The same command goes on",
+            )
+        member.room, self._said = room, said
+
+    def _lose(self, member: Member, cause: str) -> Found[Item, Result]:
+        """Goes on without a worker that is gone."""
+        self._members.remove(member)
+        self._losses += 1
+        again = member.room and member.process is not None
+        if again and self._losses <= self._crew.size + _MORE_LOSSES:
+            self._members.append(Member.started(self._crew, member.rank))
+        if not self._members:
+            raise LaunchError(cause)
+        n = len(member.held)
+        note(cause + (f" (others take what it had: {n})" if n else ""))
+        for number, item in sorted(member.held.items()):
+            if self._suspects.pop(number, None) is None:
+                self._suspects[number] = item
+                self._again.append(number)
+            else:
+                yield number, item, LaunchError(f"two processes have died with it; {cause}")
+
+
+def follow(begin: Callable[[], Hand[Item, Result]], key: Key[Item]) -> None:
+    """What a worker does, until its leader has enough.
+
+    Args:
+        begin: gets ready to work.
+        key: see `Key`.
+    """
+    line = crews.line_to_leader()
+    inbox: Inbox[Item] = Inbox(1 << 30)  # the leader keeps to the room there is
+    numbers: dict[Hashable, int] = {}
+
+    def listen() -> None:
+        with suppress(EOFError, OSError):
+            while True:
+                number, item = crews.hear(line)
+                numbers[key(item)] = number
+                inbox.put(item)
+        os._exit(0)
+
+    def say(*words: Any) -> None:
+        with suppress(OSError):  # `listen` hears of it
+            crews.say(line, words)
+
+    threading.Thread(target=listen, daemon=True).start()
+    try:
+        hand = begin()
+        say("ready", hand.room, hand.said)
+        for item, result in hand.work(inbox):
+            say("done", numbers.pop(key(item)), result)
+    except ChatBindError as error:
+        say("failed", error)
+    except Exception as error:  # of this process alone, as far as one can tell
+        if debugging():
+            traceback.print_exc()
+        say("lost", f"{type(error).__name__}: {reason(error)}")

@@ -1,0 +1,92 @@
+"""One answer that is being made: of which question, how, and its tokens so far."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+
+from chatbind_cli.data.tokens import TokenizedSample
+from chatbind_cli.inference.decoding import AnswerDecoder, Generated, Outcome
+from chatbind_cli.inference.generation_settings import GenerationSettings
+from chatbind_cli.inference.questions import Question
+from chatbind_cli.inference.sampling import Choice
+
+
+@dataclass(eq=False)
+class Ask:
+    """An answer on its way; of a question with several samples, one of them.
+
+    Args:
+        question: it is to this one.
+        prompt: of the question.
+        settings: how it is made.
+        decoder: knows where it ends.
+        room: most tokens of it: as wanted, or as the model's context has.
+        sample: its number among the answers to its question.
+        outcomes: of all samples of the question, by their numbers, as far as they are done.
+    """
+
+    question: Question
+    prompt: TokenizedSample
+    settings: GenerationSettings
+    decoder: AnswerDecoder
+    room: int
+    sample: int = 0
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.restart()
+
+    def sibling(self, sample: int) -> Ask:
+        """Another sample of the same question."""
+        return replace(self, sample=sample)
+
+    def restart(self) -> None:
+        """Forgets what of the answer is there. The same will come again."""
+        self.ids: list[int] = []
+        self.read = list(self.prompt.input_ids)
+        self.logprobs: list[float] | None = [] if self.settings.logprobs else None
+
+    @property
+    def where(self) -> str:
+        """What an error message calls it."""
+        return where_of(self.question)
+
+    @property
+    def salt(self) -> str:
+        """What decides its draws: the seed, the question's id, the number of the sample."""
+        return f"{self.settings.seed}\0{self.question.id!r}\0{self.sample}"
+
+    def draw(self) -> float:
+        """A random number from 0 to below 1 for its next token, whatever was drawn before."""
+        return hashed(f"{self.salt}\0{len(self.ids)}", 53) / 2**53
+
+    def take(self, choice: Choice) -> None:
+        """Goes on by a token."""
+        assert choice.token is not None
+        self.ids.append(choice.token)
+        self.read.append(choice.token)
+        if self.logprobs is not None and choice.logprob is not None:
+            self.logprobs.append(choice.logprob)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the answer is whole: by its last token, a stop text, or for want of room."""
+        if self.ids[-1] in self.decoder.end_ids or len(self.ids) >= self.room:
+            return True
+        tail = self.ids[-self.decoder.longest_stop_tokens :]
+        return bool(self.decoder.stops) and self.decoder.has_stop(tail)
+
+    def generated(self) -> Generated:
+        """The answer."""
+        return self.decoder.finished(self.ids, self.logprobs)
+
+
+def where_of(question: Question) -> str:
+    """What an error message calls a question."""
+    return question.where or f"question {question.id}"
+
+
+def hashed(text: str, bits: int) -> int:
+    """A number of so many bits that is as good as random, and always the same for a text."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> (64 - bits)

@@ -1,0 +1,178 @@
+"""Answers by transformers' own `generate`, in batches that end when their longest answer does.
+
+For beam search, and for language models whose keys and values cannot be taken apart by rows.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteriaList,
+)
+
+from chatbind_cli.errors import RecordError
+from chatbind_cli.inference.asks import Ask, hashed
+from chatbind_cli.inference.decoding import AnswerEnds, Generated, TextStreamer
+from chatbind_cli.inference.engine import Show
+from chatbind_cli.inference.generation_settings import GenerationSettings
+from chatbind_cli.inference.sampling import needs_text
+
+NOT_FINITE = "the model's numbers for this question are not finite"
+
+
+class FixedBatches:
+    """A ChatBind model that answers prompts together, padded on the left.
+
+    Args:
+        model: its own generation settings are those of `ChatBindConfig.generation`.
+        pad_id: what rows are padded with.
+        bos_id: the tokenizer's first token of a text, if it has one.
+        longest_context: tokens that a row may have.
+    """
+
+    def __init__(
+        self, model: Any, *, pad_id: int, bos_id: int | None, longest_context: int | None
+    ) -> None:
+        self._model = model
+        self._pad_id = pad_id
+        self._bos_id = bos_id
+        self._longest = longest_context
+
+    def groups(self, asks: Sequence[Ask], size: int, *, alone: bool) -> Iterator[list[Ask]]:
+        """What can be answered together without one changing another's answer.
+
+        Args:
+            asks: in any order.
+            size: most at once.
+            alone: whether the model lets none stand beside another.
+        """
+
+        def kind(ask: Ask) -> tuple[str, int]:
+            # an answer that may reach the end of the context would cut others short
+            single = ask.room < ask.settings.max_new_tokens or alone
+            single |= ask.settings.sampled or needs_text(ask.settings)
+            return (repr(ask.settings), id(ask) if single else 0)
+
+        for _, alike in groupby(sorted(asks, key=kind), kind):
+            group = sorted(alike, key=lambda ask: len(ask.read))
+            for start in range(0, len(group), size):
+                yield group[start : start + size]
+
+    def answers(self, asks: Sequence[Ask]) -> list[Generated]:
+        """The answers of a group.
+
+        Raises:
+            Exception: whatever the library raises; RecordError: a score was not finite.
+        """
+        return self._run(asks, None, threading.Event())
+
+    def stream(self, ask: Ask, show: Show, cancelled: threading.Event) -> Generated:
+        """One answer; `show` hears of it while it grows, but of beam search's only at the end."""
+        streamer = TextStreamer(ask.decoder, show) if ask.settings.num_beams == 1 else None
+        [generated] = self._run([ask], streamer, cancelled)
+        return generated
+
+    @torch.inference_mode()
+    def _run(
+        self, asks: Sequence[Ask], streamer: TextStreamer | None, cancelled: threading.Event
+    ) -> list[Generated]:
+        device = self._model.device
+        settings = asks[0].settings
+        rows = [torch.tensor(ask.prompt.input_ids) for ask in asks]
+        # on the left, so that the next token of every row stands at the same position
+        padded = pad_sequence(rows, True, self._pad_id, padding_side="left")
+        mask = pad_sequence([torch.ones_like(row) for row in rows], True, padding_side="left")
+        length = padded.shape[1]
+        media = [medium for ask in asks for medium in ask.prompt.media]
+        embeddings = [medium.embedding for medium in media if medium.embedding is not None]
+        weights = torch.tensor([medium.weight for medium in media], device=device)
+        ends = AnswerEnds(asks[0].decoder, length, cancelled)
+        with _seeded(asks[0], device):
+            output = self._model.generate(
+                input_ids=padded.to(device),
+                attention_mask=mask.to(device),
+                media_embeddings=torch.stack(embeddings).to(device) if media else None,
+                media_weights=weights if media else None,
+                generation_config=self._config(settings, length),
+                logits_processor=LogitsProcessorList([_Finite()]),
+                stopping_criteria=StoppingCriteriaList([ends]),
+                streamer=streamer,
+            )
+        answers = output.sequences[:, length:].tolist()
+        told = [None] * len(asks) if output.logits is None else _logprobs(output.logits, answers)
+        return [
+            ask.decoder.finished(ids, own)
+            for ask, ids, own in zip(asks, answers, told, strict=True)
+        ]
+
+    def _config(self, settings: GenerationSettings, prompt_length: int) -> GenerationConfig:
+        """The library's own words for the settings."""
+        room = settings.max_new_tokens
+        if self._longest is not None:
+            room = max(1, min(room, self._longest - prompt_length))
+        own = self._model.generation_config
+        values: dict[str, Any] = {
+            "max_new_tokens": room,
+            "num_beams": settings.num_beams,
+            "do_sample": settings.sampled,
+            "pad_token_id": self._pad_id,
+            "eos_token_id": own.eos_token_id,
+            "suppress_tokens": own.suppress_tokens,
+            "bos_token_id": self._bos_id,
+            "repetition_penalty": settings.repetition_penalty,
+            "no_repeat_ngram_size": settings.no_repeat_ngram_size,
+            "return_dict_in_generate": True,
+            "output_logits": settings.logprobs,
+        }
+        if settings.num_beams > 1:
+            values |= {"length_penalty": settings.length_penalty}
+        if settings.sampled:
+            # top_k 0: all tokens are drawn from; the library's own default would be 50
+            values |= {"temperature": settings.temperature, "top_p": settings.top_p}
+            values |= {"top_k": settings.top_k, "min_p": settings.min_p or None}
+        return GenerationConfig(**values)
+
+
+class _Finite(LogitsProcessor):
+    """Refuses scores that are not finite: the likeliest of them would be an empty answer."""
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """The scores as they are.
+
+        Raises:
+            RecordError: one is NaN or infinite (minus infinity says "never").
+        """
+        if not bool((scores < float("inf")).all()):
+            raise RecordError(NOT_FINITE)
+        return scores
+
+
+def _logprobs(
+    logits: Sequence[torch.Tensor], answers: Sequence[Sequence[int]]
+) -> list[list[float]]:
+    """Of each answer's tokens [rows, steps], from the scores [rows, vocabulary] of each step."""
+    every = torch.stack([step.float().log_softmax(dim=-1) for step in logits], dim=1)
+    chosen = torch.tensor(answers, device=every.device).unsqueeze(-1)
+    return every.gather(2, chosen).squeeze(-1).tolist()
+
+
+@contextmanager
+def _seeded(ask: Ask, device: torch.device) -> Iterator[None]:
+    """Seeds what sampling draws from, and leaves the program's own random state as it was."""
+    if not ask.settings.sampled:
+        yield
+        return
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(hashed(ask.salt, 63))
+        yield

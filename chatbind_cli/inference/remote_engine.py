@@ -1,0 +1,247 @@
+"""The engine elsewhere: vLLM answers over HTTP, many questions at a time."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import TimeoutError as NotYetError
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from chatbind_cli.data.tokens import PromptEncoder, TokenizedSample
+from chatbind_cli.errors import RecordError, contained
+from chatbind_cli.inbox import Inbox
+from chatbind_cli.inference.completion import Answered, request_of
+from chatbind_cli.inference.decoding import AnswerDecoder, Generated, Outcome
+from chatbind_cli.inference.engine import Show, Stream, check_length
+from chatbind_cli.inference.front import prompt_embeddings
+from chatbind_cli.inference.generation_settings import GenerationSettings
+from chatbind_cli.inference.loaded_model import LoadedModel
+from chatbind_cli.inference.questions import Question
+from chatbind_cli.inference.replicas import KEY_VARIABLE, NoEngineLeftError, Replicas
+from chatbind_cli.jsonl import Record
+from chatbind_cli.loop_thread import cancel_others, loop_in_a_thread
+from chatbind_cli.model.config import end_ids
+from chatbind_cli.model.probe import PROBE_TOKENS, probe_embeddings, read_probe
+
+_GLANCE_S = 0.1  # how often a stream looks whether it is still wanted
+
+
+class RemoteEngine:
+    """One or more engines that serve the language model of a ChatBind folder.
+
+    A context manager.
+
+    Args:
+        front: the rest of the model, see `load_front`.
+        urls: where they are, each ending in `/v1`.
+        style: prompt style in place of the model's own.
+        in_flight: questions at a time, over all of them.
+
+    Attributes:
+        longest_context: the model's, or the engines' where that is shorter.
+
+    Raises:
+        CheckpointError: nothing is known by which an engine could show that it has the model.
+        EngineError: none of them is there, or one serves another model.
+        UsageError: an address is none.
+    """
+
+    def __init__(
+        self,
+        front: LoadedModel,
+        urls: Sequence[str],
+        *,
+        style: str | None = None,
+        in_flight: int = 1,
+    ) -> None:
+        self._front = front
+        model: Any = front.bundle.model
+        prompts = PromptEncoder(front.bundle.tokenizer, front.bundle.config, style)
+        own = model.generation_config
+        self._end_ids = sorted({*prompts.stop_token_ids, *end_ids(own.eos_token_id)})
+        self._never = own.suppress_tokens or []
+        self._stops = prompts.stop_strings
+        self._in_flight = in_flight
+        expected = read_probe(front.path)
+        with torch.inference_mode():
+            embeddings = probe_embeddings(model, front.bundle.tokenizer)
+        # as `answer_probe` makes it: nothing but the number of tokens ends it
+        probe = request_of(
+            embeddings,
+            GenerationSettings(logprobs=True),
+            room=PROBE_TOKENS,
+            end_ids=(),
+            never=self._never,
+            stops=(),
+            salt="",
+        ) | {"ignore_eos": True}
+        key = os.environ.get(KEY_VARIABLE, "").strip()
+        with ExitStack() as stack:
+            self._submit = stack.enter_context(loop_in_a_thread("engine"))
+            self._replicas = Replicas(urls, key=key, probe=probe, expected=expected)
+            stack.callback(self._let_go)
+            self._submit(self._replicas.connect()).result()
+            self._open = stack.pop_all()
+        longest = getattr(model.config.text_config, "max_position_embeddings", None)
+        known = (longest, self._replicas.longest_context)
+        self.longest_context = min((n for n in known if isinstance(n, int) and n > 0), default=None)
+
+    def __enter__(self) -> RemoteEngine:
+        """Nothing more to do."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Lets go of connections and the thread."""
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of connections and the thread; what is under way is dropped."""
+        self._open.close()
+
+    def _let_go(self) -> None:
+        self._submit(cancel_others()).result()
+        self._submit(self._replicas.close()).result()
+
+    def identity(self) -> dict[str, Any]:
+        """What the metadata of answers say of it."""
+        return {"engine": "remote"}
+
+    def run(
+        self, questions: Inbox[Question], settings: GenerationSettings
+    ) -> Iterator[tuple[Question, Outcome]]:
+        """Answers prepared questions as they come back; see `Engine.run`."""
+        done: Inbox[tuple[Question, Outcome]] = Inbox(self._in_flight)
+        seats = threading.Semaphore(self._in_flight)
+        left = threading.Event()
+
+        def send_all() -> None:
+            try:
+                while (question := questions.take()) is not None:
+                    seats.acquire()
+                    if left.is_set():
+                        return
+                    self._send(question, question.settings or settings, done)
+                for _ in range(self._in_flight):
+                    seats.acquire()
+                done.close()
+            except Exception as error:  # the questions' own, which comes after what is answered
+                for _ in range(self._in_flight):
+                    seats.acquire()
+                done.close(error)
+
+        # a daemon: it may wait for a question that never comes
+        threading.Thread(target=send_all, name="to the engine", daemon=True).start()
+        try:
+            while (item := done.take()) is not None:
+                seats.release()
+                yield item
+        finally:
+            left.set()
+            questions.leave()
+            questions.close()  # the thread may sit in a wait for more
+            for _ in range(self._in_flight + 1):
+                seats.release()
+            self._submit(cancel_others()).result()
+
+    def _send(
+        self,
+        question: Question,
+        settings: GenerationSettings,
+        done: Inbox[tuple[Question, Outcome]],
+    ) -> None:
+        """Sends a question, whose outcome will be done; one that cannot be sent fails at once."""
+
+        async def ask() -> None:
+            try:
+                answers = await self._replicas.ask(lambda replica: replica.answers(body))
+                done.put((question, self._generated(answers, decoder)))
+            except NoEngineLeftError as error:
+                done.close(error)
+            except Exception as error:
+                done.put((question, contained(error, where=_where(question))))
+
+        try:
+            body, decoder = self._request(question, settings)
+        except Exception as error:
+            done.put((question, contained(error, where=_where(question))))
+        else:
+            self._submit(ask())
+
+    def stream(self, question: Question, settings: GenerationSettings) -> Stream:
+        """Answers one prepared question piece by piece; see `Engine.stream`."""
+        body, decoder = self._request(question, settings)
+
+        def work(show: Show, cancelled: threading.Event) -> Generated:
+            def grow(ids: list[int]) -> None:
+                show(decoder.safe(ids))
+
+            # should it break off, the same tokens come again from another
+            asking = self._replicas.ask(lambda replica: replica.growing(body, grow))
+            future = self._submit(asking)
+            while True:
+                try:
+                    return self._generated([future.result(_GLANCE_S)], decoder)
+                except NotYetError:
+                    if cancelled.is_set():
+                        future.cancel()
+                        raise
+
+        return Stream(work)
+
+    def _request(
+        self, question: Question, settings: GenerationSettings
+    ) -> tuple[Record, AnswerDecoder]:
+        """What is sent for a question, and what reads the answer.
+
+        Raises:
+            ChatBindError: its `problem`, or it cannot be asked.
+        """
+        if question.problem is not None:
+            raise question.problem
+        assert question.prompt is not None, "the question was not prepared"
+        if question.choice_ids:
+            raise RecordError("an engine does not tell how likely a choice is")
+        length, longest = len(question.prompt.input_ids), self.longest_context
+        check_length(length, longest)
+        room = (
+            settings.max_new_tokens
+            if longest is None
+            else min(settings.max_new_tokens, longest - length)
+        )
+        decoder = AnswerDecoder(
+            self._front.bundle.tokenizer, self._end_ids, (*self._stops, *settings.stop)
+        )
+        body = request_of(
+            self._embeddings(question.prompt),
+            settings,
+            room=room,
+            end_ids=self._end_ids,
+            never=self._never,
+            stops=decoder.stops,
+            salt=repr(question.id),
+        )
+        return body, decoder
+
+    def _embeddings(self, prompt: TokenizedSample) -> torch.Tensor:
+        return prompt_embeddings(self._front, prompt)
+
+    def _generated(self, answers: Sequence[Answered], decoder: AnswerDecoder) -> Generated:
+        """The answer, of several the first.
+
+        Raises:
+            RecordError: it has tokens that the model does not know.
+        """
+        known = len(self._front.bundle.tokenizer)
+        if any(index >= known for answer in answers for index in answer.ids):
+            raise RecordError("the engine answers with tokens that the tokenizer does not have")
+        found = [decoder.finished(answer.ids, answer.logprobs or None) for answer in answers]
+        return replace(found[0], samples=tuple(found)) if len(found) > 1 else found[0]
+
+
+def _where(question: Question) -> str:
+    return question.where or f"question {question.id}"
