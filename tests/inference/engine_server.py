@@ -124,7 +124,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         model = {"id": "lm", "max_model_len": self.engine.max_model_len}
-        if self._welcome():
+        if self.path != "/v1/models":
+            self._send(404, '{"detail": "Not Found"}')
+        elif self._welcome():
             self._send(200, json.dumps({"data": [model]}))
 
     def do_POST(self) -> None:

@@ -252,8 +252,14 @@ def test_a_replica_that_is_not_there_at_first_is_left_out(world, start, asked, e
         assert run(engine, asked[:3]) == {q.id: expected[q.id] for q in asked[:3]}
     assert f"{gone.url} is left out: no connection" in capsys.readouterr().err
     here.close()
-    with pytest.raises(EngineError, match="no engine is left"):
+    with pytest.raises(EngineError, match="no connection .* is the server up"):
         connect(world, gone, here)
+
+
+def test_an_address_that_is_not_the_apis_is_told(world, start):
+    server = start()
+    with pytest.raises(EngineError, match="404.*does its address end in /v1"):
+        RemoteEngine(front(world), [server.url.removesuffix("/v1")])
 
 
 def test_the_key_goes_to_the_engine_and_into_no_message(world, start, asked, expected, monkeypatch):
