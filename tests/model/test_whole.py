@@ -161,7 +161,7 @@ def test_the_command(made, tmp_path, capsys):
         (["-o", "a", "--base", "."], "--base needs --merge or --language-model"),
     ],
 )
-def test_words_that_do_not_fit(made, words, told):
-    code, error = run(["convert", str(made()), *words])
+def test_words_that_do_not_fit(words, told):
+    code, error = run(["convert", "model", *words])
     assert code == 2
     assert told in str(error)
