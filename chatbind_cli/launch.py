@@ -66,7 +66,7 @@ def dispatch(
         sys.stdout.write(sbatch.script([*args, *extra], plan))
         return True
     with met(plan) as here:
-        launched, environment, line = needs_workers(here), {}, [sys.executable]
+        launched, environment, line = _needs_workers(here), {}, [sys.executable]
         if launched:
             line, environment = _launcher(here), here.variables()
         line += _worker_command(args, extra)
@@ -136,11 +136,7 @@ def run_apart(args: Sequence[str], *, folder: Path, environment: Mapping[str, st
     _run_workers(line, environment, cwd=folder, stdout=subprocess.DEVNULL)
 
 
-def needs_workers(plan: Dispatch) -> bool:
-    """Whether `dispatch` would start worker processes: they have no standard input to read."""
-    if _is_launched():
-        return False
-    plan = plan.with_slurm()
+def _needs_workers(plan: Dispatch) -> bool:
     several = plan.wanted_processes > 1 or plan.machines > 1
     return several or plan.launch_config is not None or plan.uses_gpu
 
