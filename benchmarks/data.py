@@ -8,8 +8,8 @@ processes, for the first time and again. `seconds` are to the first record on st
 `core_seconds` what all processes have computed until then (other work on the machine stretches the
 former), `..._of_few` the same with 64 conversations. `mib` is the most that a process takes beyond
 what it takes with so few; of that `shared_mib` are pages of files, which all processes share. The
-samples of a second are counted without a model: parsed, as tokens, with embeddings, in batches of
-32, in this process and by two workers. Prints one JSON object a line.
+samples of a second are counted without a model, as training reads them: parsed, as tokens, with
+embeddings, in batches of 32, in this process and by two workers. Prints one JSON object a line.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from torch.utils.data import DataLoader, Subset
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from chatbind_cli.data.checked import checked_file
@@ -41,6 +40,8 @@ from chatbind_cli.data.lookup import Embeddings, open_stores
 from chatbind_cli.data.tokens import PromptEncoder
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.model.assemble import read_without_weights
+from chatbind_cli.training.batches import Share, StepSampler, StepSamples, step_loader, tensors
+from chatbind_cli.training.positions import WithPositions
 from chatbind_cli.training.samples import Collator, TrainingSamples
 
 ROOT = Path(__file__).parent.parent
@@ -49,7 +50,7 @@ FEW = 64
 DIM = 64
 WORDS = 5000
 ASKED = ["Summarize the visual content of the image.", "What is this?", "Describe it in brief."]
-SAMPLES = 100_000
+SAMPLES, BATCH = 100_000, 32
 
 
 def name_of(number: int) -> str:
@@ -164,21 +165,20 @@ def measure_samples(folder: Path) -> None:
         Embeddings(open_stores(folder / "store"), MediaOptions()),
         2048,
     )
-    count = min(SAMPLES, len(samples))
-    chosen = Subset(samples, random.Random(0).sample(range(len(samples)), count))
+    padded = WithPositions(
+        Collator(tokenizer.pad_token_id or 0), config, at_labels=True, frozen=True
+    )
+    share, sizes = Share(samples=BATCH), samples.conversations.sizes()
+    steps = StepSamples(samples, padded, padded, share, sizes)
+    count = min(SAMPLES // BATCH, len(samples) // BATCH)
     for workers in (0, 2):
-        loader = DataLoader(
-            chosen,
-            batch_size=32,
-            num_workers=workers,
-            collate_fn=Collator(tokenizer.pad_token_id or 0),
-        )
-        batches = iter(loader)
-        seen = sum(len(batch["labels"]) for batch in islice(batches, 20))  # until all is warm
+        made = iter(step_loader(steps, StepSampler(len(samples), BATCH, seed=0), workers, 0))
+        for step in islice(made, count // 10):  # until all is warm
+            tensors(step["passes"], pin=False)
         start = time.perf_counter()
-        for batch in batches:
-            seen += len(batch["labels"])
-        rate = (seen - 20 * 32) / (time.perf_counter() - start)
+        for step in islice(made, count - count // 10):
+            tensors(step["passes"], pin=False)
+        rate = (count - count // 10) * BATCH / (time.perf_counter() - start)
         print(json.dumps({"workers": workers, "samples_per_s": round(rate)}), flush=True)
 
 

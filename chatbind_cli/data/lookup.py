@@ -69,13 +69,18 @@ class Embeddings:
         Raises:
             StoreError: a medium is not there.
         """
-        found = []
-        for medium in media:
-            row = self.find(medium)
-            if row is None:
-                raise StoreError(f"has no embedding of the {medium.modality} {medium.name}")
-            found.append(row)
-        return torch.stack(found) if found else None
+        wanted = [(medium.modality, medium.name) for medium in media]
+        found: dict[tuple[str | None, str], torch.Tensor] = {}
+        for modality in {kind for kind, _ in wanted if kind is not None}:
+            made = self._made.get(modality)
+            for store in self._stores:
+                left = [n for kind, n in wanted if kind == modality and (kind, n) not in found]
+                rows = store.get_many(modality, left, made) if left else {}
+                found.update({(modality, name): row for name, row in rows.items()})
+        gone = next((medium for medium in wanted if medium not in found), None)
+        if gone is not None:
+            raise StoreError(f"has no embedding of the {gone[0]} {gone[1]}")
+        return torch.stack([found[medium] for medium in wanted]) if wanted else None
 
 
 def part_name(number: int) -> str:

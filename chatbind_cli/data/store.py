@@ -45,6 +45,10 @@ _BY_NAME = (
     "SELECT sha256, embedding FROM embeddings WHERE name = ? AND modality = ? "
     "AND preprocessing = coalesce(?, preprocessing) ORDER BY id DESC LIMIT 1"
 )
+_MANY = (
+    "SELECT name, embedding FROM embeddings WHERE name IN (SELECT value FROM json_each(?)) "
+    "AND modality = ? AND preprocessing = coalesce(?, preprocessing) ORDER BY id"
+)
 _HELD = (
     "SELECT DISTINCT name FROM embeddings WHERE name IN (SELECT value FROM json_each(?)) "
     "AND modality = ? AND preprocessing = coalesce(?, preprocessing)"
@@ -129,7 +133,17 @@ class EmbeddingStore:
     ) -> tuple[str, torch.Tensor] | None:
         """The same, with the SHA-256 of the medium's content before it."""
         found = self._run(_BY_NAME, (_as_text(name), modality, fingerprint))
-        return (found[0][0].hex(), self._vector(found[0][1])) if found else None
+        return (found[0][0].hex(), self._vectors([found[0][1]])[0]) if found else None
+
+    def get_many(
+        self, modality: str, names: Sequence[str], fingerprint: str | None = None
+    ) -> dict[str, torch.Tensor]:
+        """What `get` finds for many names, asked for at once; those without a row are left out."""
+        spelled = {_as_text(name): name for name in names}
+        asked = (json.dumps(list(spelled)), modality, fingerprint)
+        found = dict(self._run(_MANY, asked))  # the newest of a name comes last
+        vectors = self._vectors(list(found.values()))
+        return dict(zip(map(spelled.__getitem__, found), vectors, strict=True))
 
     def held(self, modality: str, names: Sequence[str], fingerprint: str | None = None) -> set[str]:
         """Those of many names for which `get` would find an embedding; none is read."""
@@ -141,7 +155,7 @@ class EmbeddingStore:
         """Returns the embedding of the same content under whatever name, if there is one."""
         content = bytes.fromhex(content_sha256)
         found = self._run(_BY_CONTENT, (content, modality, fingerprint))
-        return self._vector(found[0][0]) if found else None
+        return self._vectors([found[0][0]])[0] if found else None
 
     def add(
         self,
@@ -218,14 +232,17 @@ class EmbeddingStore:
         except sqlite3.Error as error:
             raise unusable(self._path, error) from error
 
-    def _vector(self, numbers: Any) -> torch.Tensor:
-        dtype = DTYPES[self.meta.dtype]
-        if not isinstance(numbers, bytes) or len(numbers) != self.meta.dim * dtype.itemsize:
+    def _vectors(self, rows: Sequence[Any]) -> Sequence[torch.Tensor]:
+        """The embeddings of rows, float32 [dim] each."""
+        dtype, dim = DTYPES[self.meta.dtype], self.meta.dim
+        if not all(isinstance(row, bytes) and len(row) == dim * dtype.itemsize for row in rows):
             raise StoreError(
-                f"holds a row that is not {self.meta.dim} numbers of {self.meta.dtype}",
+                f"holds a row that is not {dim} numbers of {self.meta.dtype}",
                 where=str(self._path),
             )
-        return torch.frombuffer(bytearray(numbers), dtype=dtype).float()
+        if not rows:
+            return ()
+        return torch.frombuffer(bytearray().join(rows), dtype=dtype).float().view(-1, dim).unbind()
 
     def _check(self, made: Mapping[str, Any]) -> None:
         for field in ("encoder_sha256", "dim", "dtype", "encoder_dtype"):

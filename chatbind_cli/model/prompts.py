@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 from chatbind_cli.errors import CheckpointError, UsageError
 from chatbind_cli.media.medium import Medium
@@ -35,8 +35,7 @@ EOS = "eos"  # the tokenizer's end-of-text token
 MEDIA = "media"
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """A stretch of a prompt; `target`: whether the model learns to write it."""
 
     kind: str

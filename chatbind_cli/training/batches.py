@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from operator import itemgetter
+from itertools import chain, islice
 from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
@@ -159,7 +159,9 @@ class StepSamples(Dataset[Any]):
         sizes = self.sizes[step.samples]
         passes = self.share.passes(sizes, by_length=self.by_length)
         return [
-            self.padded([self.samples[step.samples[n]] for n in one]) if one else self._filler(step)
+            self.padded(self.samples.__getitems__([step.samples[n] for n in one]))
+            if one
+            else self._filler(step)
             for one in passes
         ]
 
@@ -170,11 +172,15 @@ class StepSamples(Dataset[Any]):
         lengths = np.array([len(text.input_ids) for text in texts])
         made = []
         for shares in self.packing.passes(lengths, self.share.processes):
-            rows = [
-                [self.samples.with_media(step.samples[n], texts[n]) for n in row]
-                for row in shares[self.share.rank]
-            ]
-            made.append(self.packed(rows) if rows else self._filler(step))
+            rows = shares[self.share.rank]
+            numbers = list(chain.from_iterable(rows))
+            samples = iter(
+                self.samples.with_media(
+                    [step.samples[n] for n in numbers], [texts[n] for n in numbers]
+                )
+            )
+            packed = [list(islice(samples, len(row))) for row in rows]
+            made.append(self.packed(packed) if rows else self._filler(step))
         return made
 
     def _filler(self, step: Step) -> dict[str, Any]:
@@ -186,6 +192,47 @@ class StepSamples(Dataset[Any]):
         sample = self.samples[shortest]
         sample["labels"] = [IGNORE_INDEX] * len(sample["labels"])
         return {**self.padded([sample]), "work": Work(0, 0, 0, 0)}
+
+
+def step_loader(
+    steps: StepSamples, order: Sampler[Step], workers: int, seed: int
+) -> DataLoader[Any]:
+    """Makes steps, ahead of their use where there are workers to do so.
+
+    Each has its batches under `passes`, with arrays for `tensors` to make tensors of.
+    """
+    return DataLoader(
+        steps,
+        batch_sampler=cast(Any, order),
+        collate_fn=_in_arrays,
+        num_workers=workers,
+        worker_init_fn=_work_alone,
+        # the workers' seed: the process's own random state is left alone
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def _in_arrays(made: list[dict[str, Any]]) -> dict[str, Any]:
+    """A step without tensors: for each a worker would open a connection, a millisecond's work."""
+    [step] = made
+    return {
+        "passes": [
+            {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+            for batch in step["passes"]
+        ]
+    }
+
+
+def tensors(passes: list[dict[str, Any]], *, pin: bool) -> list[dict[str, Any]]:
+    """The batches of a loader's step, for a model; `pin`: from where a GPU can fetch them alone."""
+
+    def tensor(value: Any) -> Any:
+        if not isinstance(value, np.ndarray):
+            return value
+        made = torch.from_numpy(value)
+        return made.pin_memory() if pin else made
+
+    return [{name: tensor(value) for name, value in batch.items()} for batch in passes]
 
 
 class Steps(TrainerCallback):
@@ -227,18 +274,9 @@ class Steps(TrainerCallback):
         )
 
     def loader(self, arguments: TrainingArguments) -> DataLoader[Any]:
-        """Makes steps, ahead of their use where there are workers to do so."""
-        workers = arguments.dataloader_num_workers
-        return DataLoader(
-            self._samples,
-            batch_sampler=cast(Any, self._order),
-            collate_fn=itemgetter(0),
-            num_workers=workers,
-            pin_memory=arguments.dataloader_pin_memory,
-            worker_init_fn=_work_alone,
-            # the workers' seed: the process's own random state is left alone
-            generator=torch.Generator().manual_seed(arguments.seed),
-        )
+        """Makes steps, see `step_loader`."""
+        workers, seed = arguments.dataloader_num_workers, arguments.seed
+        return step_loader(self._samples, self._order, workers, seed)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: Any, **others: Any

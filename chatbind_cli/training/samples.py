@@ -43,23 +43,36 @@ class TrainingSamples(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """A sample as `Collator` takes it."""
-        return self.with_media(index, self.tokens(index))
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Several samples, for which embeddings are looked up once."""
+        return self.with_media(indices, [self.tokens(index) for index in indices])
 
     def tokens(self, index: int) -> TokenizedSample:
         """A sample that is yet without embeddings."""
         return self.encoder.conversation(self.conversations[index], self.max_length)
 
-    def with_media(self, index: int, sample: TokenizedSample) -> dict[str, Any]:
-        """The sample of that index with the embeddings of its media."""
-        rows = self.embeddings.rows(sample.media)
-        if self.noise is not None and rows is not None:
-            rows = self.noise.add(rows, index)
-        return {
-            "input_ids": sample.input_ids,
-            "labels": sample.labels,
-            "media_embeddings": rows,
-            "number": index,
-        }
+    def with_media(
+        self, indices: Sequence[int], samples: Sequence[TokenizedSample]
+    ) -> list[dict[str, Any]]:
+        """The samples of these indices with the embeddings of their media."""
+        rows = self.embeddings.rows(medium for sample in samples for medium in sample.media)
+        made, start = [], 0
+        for index, sample in zip(indices, samples, strict=True):
+            own, start = slice(start, start + len(sample.media)), start + len(sample.media)
+            embeddings = rows[own] if rows is not None and sample.media else None
+            if self.noise is not None and embeddings is not None:
+                embeddings = self.noise.add(embeddings, index)
+            made.append(
+                {
+                    "input_ids": sample.input_ids,
+                    "labels": sample.labels,
+                    "media_embeddings": embeddings,
+                    "number": index,
+                }
+            )
+        return made
 
 
 @dataclass(frozen=True)
@@ -87,16 +100,18 @@ class Collator:
             media, `media_embeddings` [media in the batch, embedding_dim], float32, in order;
             `work` and `samples` (their numbers), which are not for the model.
         """
+        lengths = torch.tensor([len(s["input_ids"]) for s in samples])
+        ids = self._padded([s["input_ids"] for s in samples], self.pad_token_id)
         batch: dict[str, Any] = {
-            "input_ids": self._padded([s["input_ids"] for s in samples], self.pad_token_id),
-            "attention_mask": self._padded([[1] * len(s["input_ids"]) for s in samples], 0),
+            "input_ids": ids,
+            "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long(),
             "labels": self._padded([s["labels"] for s in samples], IGNORE_INDEX),
         }
         media = [s["media_embeddings"] for s in samples if s.get("media_embeddings") is not None]
         if media:
             batch["media_embeddings"] = torch.cat(media)
         labelled = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
-        batch["work"] = Work.of((len(s["input_ids"]) for s in samples), labelled)
+        batch["work"] = Work.of(lengths.tolist(), labelled)
         batch["samples"] = [s.get("number", -1) for s in samples]
         return batch
 

@@ -29,7 +29,7 @@ from chatbind_cli.data.tokens import PromptEncoder
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
 from chatbind_cli.model.loading import ChatBind
 from chatbind_cli.training.arguments import on_gpu
-from chatbind_cli.training.batches import Steps
+from chatbind_cli.training.batches import Steps, tensors
 from chatbind_cli.training.checkpointing import GpuMemory, Trial
 from chatbind_cli.training.compiling import compile_layers
 from chatbind_cli.training.hangs import noticed_soon
@@ -197,7 +197,8 @@ class ChatBindTrainer(ShardedTrainer):
         for batch in step["passes"]:
             self._meter.add(batch.pop("work"))
         self._watch.begin([batch.pop("samples") for batch in step["passes"]])
-        step["passes"] = send_to_device(step["passes"], device, non_blocking=True)
+        passes = tensors(step["passes"], pin=self.args.dataloader_pin_memory)
+        step["passes"] = send_to_device(passes, device, non_blocking=True)
         return [step], self._get_num_items_in_batch(step["passes"], device)
 
     def compute_loss(

@@ -68,6 +68,24 @@ def test_rows_of_several_makings_are_refused_unless_training_says_which(tmp_path
     assert medium not in Embeddings(stores, MediaOptions(video_clips=9))
 
 
+def test_many_media_are_found_at_once_in_their_order(tmp_path: Path) -> None:
+    fill(tmp_path / "1", ("a.png", OURS), ("é\udce9.png", OURS))
+    fill(tmp_path / "2", ("x.mp4", OURS), ("a.png", OURS), ("a.mp4", OURS), ("a.mp4", OTHER))
+    stores = [EmbeddingStore.open(tmp_path / name) for name in ("1", "2")]
+    names = ["x.mp4", "a.png", "é\udce9.png", "a.mp4", "a.png", "x.mp4"]
+    media = [Medium("image" if name.endswith("png") else "video", name) for name in names]
+    for chosen, numbers in ((OURS, [1, 1, 2, 3, 1, 1]), (None, [1, 1, 2, 4, 1, 1])):
+        found = Embeddings(stores, chosen)
+        rows = found.rows(media)
+        assert rows is not None
+        assert rows.dtype == torch.float32
+        assert rows.tolist() == [[float(number)] * 2 for number in numbers]
+        assert all(torch.equal(row, found.find(m)) for m, row in zip(media, rows, strict=True))
+    for gone in (Medium("image", "x.mp4"), Medium(None, "a.png"), Medium("video", "none.mp4")):
+        with pytest.raises(StoreError, match=f"has no embedding of the {gone.modality} "):
+            Embeddings(stores, OURS).rows([media[0], gone])
+
+
 def test_later_rows_leave_in_the_store_what_all_have_in_common(tmp_path: Path) -> None:
     fill(tmp_path, ("a.png", OTHER), media_options=OTHER.deciding())
     fill(tmp_path, ("b.png", OURS), media_options=OURS.deciding())

@@ -16,7 +16,15 @@ from transformers import AttentionInterface
 
 from chatbind_cli.data.tokens import IGNORE_INDEX, TokenizedSample
 from chatbind_cli.model.packed_attention import NAME
-from chatbind_cli.training.batches import WINDOW, Share, Step, StepSampler, StepSamples
+from chatbind_cli.training.batches import (
+    WINDOW,
+    Share,
+    Step,
+    StepSampler,
+    StepSamples,
+    step_loader,
+    tensors,
+)
 from chatbind_cli.training.packing import Packing, RowCollator
 from chatbind_cli.training.samples import Collator
 from chatbind_cli.training.watch import Watch
@@ -93,14 +101,20 @@ class Texts:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.with_media(index, self.tokens(index))
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        return self.with_media(indices, [self.tokens(index) for index in indices])
 
     def tokens(self, index: int) -> TokenizedSample:
         tokens = [int(index) + 1] * self.lengths[index]
         return TokenizedSample(tokens, list(tokens))
 
-    def with_media(self, index: int, sample: TokenizedSample) -> dict[str, Any]:
-        return {"input_ids": sample.input_ids, "labels": sample.labels}
+    def with_media(
+        self, indices: list[int], samples: list[TokenizedSample]
+    ) -> list[dict[str, Any]]:
+        pairs = zip(indices, samples, strict=True)
+        return [{"input_ids": s.input_ids, "labels": s.labels, "number": n} for n, s in pairs]
 
 
 def made(lengths: list[int], processes: int, packing: Packing | None) -> list[dict[str, Any]]:
@@ -117,6 +131,26 @@ def made(lengths: list[int], processes: int, packing: Packing | None) -> list[di
         ).__getitems__(step)[0]
         for rank in range(processes)
     ]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_hands_on_arrays_of_the_same_batches(workers: int) -> None:
+    lengths = [3, 8, 2, 5, 7, 4, 2]
+    texts: Any = Texts(lengths)
+    samples = StepSamples(texts, Collator(0), RowCollator(0), Share(samples=2), np.array(lengths))
+    order = StepSampler(len(lengths), 4, seed=0)
+    for step, found in zip(order, step_loader(samples, order, workers, 0), strict=True):
+        [wanted] = samples.__getitems__(step)
+        passes = tensors(found["passes"], pin=False)
+        assert len(passes) == len(wanted["passes"])
+        for batch, handed_on, ours in zip(passes, found["passes"], wanted["passes"], strict=True):
+            assert batch.keys() == ours.keys()
+            for name, value in ours.items():
+                if isinstance(value, torch.Tensor):
+                    assert isinstance(handed_on[name], np.ndarray)
+                    assert torch.equal(batch[name], value)
+                else:
+                    assert batch[name] == value
 
 
 @pytest.mark.parametrize("packing", [None, Packing(tokens=16, row=8, samples=2)])

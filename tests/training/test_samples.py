@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from chatbind_cli.data.tokens import IGNORE_INDEX
-from chatbind_cli.training.samples import Collator
+from chatbind_cli.data.lookup import Embeddings
+from chatbind_cli.data.store import EmbeddingStore
+from chatbind_cli.data.tokens import IGNORE_INDEX, TokenizedSample
+from chatbind_cli.media.medium import Medium
+from chatbind_cli.media.options import MediaOptions
+from chatbind_cli.training.noise import EmbeddingNoise
+from chatbind_cli.training.samples import Collator, TrainingSamples
 
 
 def test_a_batch_is_padded_on_the_right() -> None:
@@ -35,6 +41,32 @@ def test_media_follow_the_rows() -> None:
         ]
     )
     assert torch.equal(batch["media_embeddings"], torch.cat([one, two]))
+
+
+def test_each_sample_gets_the_embeddings_of_its_own_media(tmp_path: Path) -> None:
+    made = MediaOptions().fingerprint("image")
+    with EmbeddingStore.open(tmp_path, "a", encoder_sha256="ab" * 32, dim=2) as store:
+        for number in range(4):
+            row = torch.full((2,), float(number))
+            store.add(f"{number}.png", "image", f"{number:064x}", made, row)
+    found = Embeddings([EmbeddingStore.open(tmp_path)], MediaOptions())
+    asked: Any = None  # for neither conversations nor tokens
+    media = ([3], [], [1, 0], [3])
+    tokens = [
+        TokenizedSample([n], [n], tuple(Medium("image", f"{name}.png") for name in names))
+        for n, names in enumerate(media)
+    ]
+    noise = EmbeddingNoise(1.0, 5)
+    for add in (None, noise):
+        samples = TrainingSamples(asked, asked, found, 8, add).with_media([7, 5, 9, 6], tokens)
+        assert [s["number"] for s in samples] == [7, 5, 9, 6]
+        assert [s["labels"] for s in samples] == [[0], [1], [2], [3]]
+        for sample, names in zip(samples, media, strict=True):
+            wanted = torch.tensor([[float(name)] * 2 for name in names])
+            if add is not None and names:
+                wanted = add.add(wanted, sample["number"])
+            rows = sample["media_embeddings"]
+            assert rows is None if not names else torch.equal(rows, wanted)
 
 
 def test_lengths_can_be_rounded_up() -> None:
