@@ -19,6 +19,7 @@ from chatbind_cli.errors import RecordError
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.jsonl import Record
 
+_MOST_IDS = 1 << 31
 _NEVER = -100.0  # the least that the API knows
 
 
@@ -132,7 +133,7 @@ def piece_of(choice: Record, body: Record) -> Answered:
         BadReplyError: it has no token ids, or more than were asked for.
     """
     ids = choice.get("token_ids")
-    if not isinstance(ids, list) or not all(type(i) is int and i >= 0 for i in ids):
+    if not isinstance(ids, list) or not all(map(_is_id, ids)):
         raise BadReplyError("it has no token ids")
     if len(ids) > body["max_tokens"]:
         raise BadReplyError(f"it has {len(ids)} tokens, and {body['max_tokens']} were wanted")
@@ -145,6 +146,10 @@ def piece_of(choice: Record, body: Record) -> Answered:
             raise BadReplyError("it has no log-probabilities")
         logprobs = [float(number) for number in given]
     return Answered(ids, logprobs)
+
+
+def _is_id(value: object) -> bool:
+    return type(value) is int and 0 <= value < _MOST_IDS
 
 
 def _number(value: object) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from chatbind_cli.data.tokens import PromptEncoder, TokenizedSample
+from chatbind_cli.data.tokens import PromptEncoder
 from chatbind_cli.errors import RecordError, contained
 from chatbind_cli.inbox import Inbox
 from chatbind_cli.inference.completion import Answered, request_of
@@ -159,7 +159,7 @@ class RemoteEngine:
         async def ask() -> None:
             try:
                 answers = await self._replicas.ask(lambda replica: replica.answers(body))
-                done.put((question, self._generated(answers, decoder)))
+                done.put((question, _generated(answers, decoder)))
             except NoEngineLeftError as error:
                 done.close(error)
             except Exception as error:
@@ -185,7 +185,7 @@ class RemoteEngine:
             future = self._submit(asking)
             while True:
                 try:
-                    return self._generated([future.result(_GLANCE_S)], decoder)
+                    return _generated([future.result(_GLANCE_S)], decoder)
                 except NotYetError:
                     if cancelled.is_set():
                         future.cancel()
@@ -217,7 +217,7 @@ class RemoteEngine:
             self._front.bundle.tokenizer, self._end_ids, (*self._stops, *settings.stop)
         )
         body = request_of(
-            self._embeddings(question.prompt),
+            prompt_embeddings(self._front, question.prompt),
             settings,
             room=room,
             end_ids=self._end_ids,
@@ -227,20 +227,11 @@ class RemoteEngine:
         )
         return body, decoder
 
-    def _embeddings(self, prompt: TokenizedSample) -> torch.Tensor:
-        return prompt_embeddings(self._front, prompt)
 
-    def _generated(self, answers: Sequence[Answered], decoder: AnswerDecoder) -> Generated:
-        """The answer, of several the first.
-
-        Raises:
-            RecordError: it has tokens that the model does not know.
-        """
-        known = len(self._front.bundle.tokenizer)
-        if any(index >= known for answer in answers for index in answer.ids):
-            raise RecordError("the engine answers with tokens that the tokenizer does not have")
-        found = [decoder.finished(answer.ids, answer.logprobs or None) for answer in answers]
-        return replace(found[0], samples=tuple(found)) if len(found) > 1 else found[0]
+def _generated(answers: Sequence[Answered], decoder: AnswerDecoder) -> Generated:
+    """The answer; of several the first, with all of them."""
+    found = [decoder.finished(answer.ids, answer.logprobs or None) for answer in answers]
+    return replace(found[0], samples=tuple(found)) if len(found) > 1 else found[0]
 
 
 def _where(question: Question) -> str:

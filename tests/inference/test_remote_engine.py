@@ -148,6 +148,7 @@ PASSING = [
     lambda reply: reply["choices"][0].pop("token_ids"),
     lambda reply: reply["choices"][0].update(token_ids=[1.5]),
     lambda reply: reply["choices"][0].update(token_ids=[-1]),
+    lambda reply: reply["choices"][0].update(token_ids=[1 << 70]),
     lambda reply: reply["choices"][0].update(token_ids=[5] * 13),
     lambda reply: reply.update(choices=[]),
     lambda reply: reply.update(choices={"0": 1}),
@@ -293,6 +294,17 @@ def test_draws_depend_on_seed_and_question_alone(world, start, asked):
     texts = [answer.text for answer in few[5].samples]
     assert len(set(texts)) == 3
     assert few[5].text == texts[0]
+
+
+def test_it_tells_how_likely_each_token_was(world, start, local, asked):
+    settings = GenerationSettings(max_new_tokens=12, logprobs=True, stop=("s",))
+    with connect(world, start()) as engine:
+        there = run(engine, asked[:4], settings)
+    for question in asked[:4]:
+        here = local.generate([question], settings)[0]
+        assert there[question.id].tokens == here.tokens
+        assert there[question.id].logprobs == pytest.approx(here.logprobs, abs=1e-4)
+        assert len(here.logprobs) == here.n_tokens
 
 
 def test_what_an_engine_cannot_do_is_refused(world, start, asked):

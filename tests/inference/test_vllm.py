@@ -132,6 +132,11 @@ def test_answers_equal_the_local_ones(engine, local, asked):
     stream = engine.stream(asked[0], GREEDY)
     assert "".join(stream) == expected[0].text
     assert stream.result == expected[0]
+    told = run(engine, asked[:4], replace(GREEDY, logprobs=True))
+    for question in asked[:4]:
+        here = local.generate([question], replace(GREEDY, logprobs=True))[0]
+        assert told[question.id].tokens == here.tokens
+        assert told[question.id].logprobs == pytest.approx(here.logprobs, abs=1e-3)
     stopped = replace(GREEDY, stop=("an", "s"))
     assert run(engine, asked, stopped) == {q.id: local.generate([q], stopped)[0] for q in asked}
 
