@@ -160,7 +160,7 @@ def command(
     if words is None and not chat and sys.stdin.isatty():
         raise UsageError("no question", hint="write it as an argument, or use --chat")
     if isinstance(sys.stdin, io.TextIOWrapper):
-        # in every locale alike: what is not text is told by `_check_text`
+        # in every locale alike: what is not text is told by `check_text`
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     choice = choice.resolved()
     if first is None and not chat:
@@ -168,7 +168,7 @@ def command(
         if not first:
             raise UsageError("standard input has no question", hint="write it as an argument")
     check_text(first or "")
-    check_text(system or "")
+    check_text(system or "", "the system text")
     # imported here: they bring torch
     from chatbind_cli.inference.answer_view import view_of  # noqa: PLC0415
     from chatbind_cli.inference.answerer import Answerer  # noqa: PLC0415

@@ -156,7 +156,7 @@ def command(
     hands = crew(plan, words)
     if hands is None:
         return
-    from chatbind_cli.inference.vqa import vqa  # noqa: PLC0415  torch
+    from chatbind_cli.inference.vqa import vqa  # noqa: PLC0415  help need not pay
 
     batch_size = in_flight(choice, batch_size)
     vqa(

@@ -84,10 +84,11 @@ def _home_of_fixtures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the user's caches, tokens or settings."""
+    """No test reads or writes the user's caches, history, tokens or settings."""
     home = tmp_path_factory.getbasetemp() / "home"
     # of each test: what one has cached, another must not find
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / f"cache-{next(_COUNT)}"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(home / "state"))
     monkeypatch.setenv("HF_HOME", str(home / "hf"))
     slurm = [name for name in os.environ if name.startswith("SLURM")]
     for name in ("OPENAI_API_KEY", "HF_TOKEN", "CHATBIND_DEBUG", *slurm):

@@ -62,7 +62,7 @@ class Terminal:
         """Types keys."""
         os.write(self._mine, keys.encode())
 
-    def read_until(self, text, seconds=100.0):
+    def read_until(self, text, seconds=60.0):
         """What is shown until some text, and that; the next call goes on behind it."""
         end = time.monotonic() + seconds
         while text not in self._waiting:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from string import ascii_uppercase
 from typing import Any
 
@@ -60,6 +61,7 @@ _AND_BEFORE = re.compile(rf"(?:\band\b|&){_BESIDE_BEFORE}")
 _AND_AFTER = re.compile(r"\W{0,3}(?:and\b|&)")
 
 _OPTION = re.compile(r"(?:^|(?<=\s))\(?([A-Za-z])[.):]\s*(?=\S)", re.MULTILINE)
+_MOST_MARKS = 1000
 _ALONE = re.compile(r"\W*([A-Za-z])\W*")
 _LETTER = re.compile(
     r"(?<![A-Za-z0-9_'’-])(?:([B-HJ-Z])"
@@ -120,7 +122,7 @@ def options_of(question: Mapping[str, Any]) -> dict[str, str]:
         return dict(zip(ascii_uppercase, map(str, given), strict=False))
     text = str(question.get("text", ""))
     found: dict[str, str] = {}
-    marks = list(_OPTION.finditer(text))
+    marks = list(islice(_OPTION.finditer(text), _MOST_MARKS))
     ends = [*(mark.start() for mark in marks[1:]), len(text)]
     for mark, end in zip(marks, ends, strict=False):
         if mark[1].upper() == chr(ord("A") + len(found)):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from chatbind_cli.artifacts import emit_record
 from chatbind_cli.console import note
-from chatbind_cli.errors import ChatBindError, UsageError
+from chatbind_cli.errors import UsageError
 from chatbind_cli.inference.answer_record import short_digest, told
 from chatbind_cli.inference.answer_view import View
 from chatbind_cli.inference.answerer import Answerer
@@ -109,7 +109,8 @@ class Chat:
         """Asks the last question again; where answers are drawn, with the next seed.
 
         Raises:
-            ChatBindError: there is none, or it cannot be answered; then it stays as it was.
+            UsageError: there is none.
+            Exception: it cannot be answered; it stays as it was.
             KeyboardInterrupt: the answer was interrupted.
         """
         last = self.undo()
@@ -120,7 +121,7 @@ class Chat:
             note("without --temperature the same question has the same answer")
         try:
             self._answer(last.question, settings)
-        except ChatBindError:
+        except Exception:
             self.exchanges.append(last)
             raise
 
@@ -160,41 +161,40 @@ class Chat:
         started, first = time.monotonic(), 0.0
         stream = self._answerer.stream_prepared(question, settings)
         pieces: list[str] = []
-        problem: ChatBindError | None = None
+        said = replace(question, prompt=None)
         try:
             for piece in stream:
                 first = first or time.monotonic()
                 pieces.append(piece)
                 if self._view is not None:
                     self._view.show(piece)
-        except ChatBindError as error:
-            problem = error
+        except KeyboardInterrupt:
+            self.exchanges.append(Exchange(said, "".join(pieces), whole=False))
             raise
         finally:
             if self._view is not None:
                 self._view.end()
-            if problem is None:
-                whole = stream.result is not None
-                said = replace(question, prompt=None)
-                self.exchanges.append(Exchange(said, "".join(pieces), whole))
-        if stream.result is not None:
-            self._tell(question, stream.result, settings, started, first)
+        self.exchanges.append(Exchange(said, "".join(pieces)))
+        assert stream.result is not None
+        self._tell(question, stream.result, settings, started, first)
 
     def _in_dialogue(self, question: Question) -> Question:
         """The question behind what was said before, as far as there is room for it.
 
-        Whole exchanges are left out, the oldest first, until there is room for an answer too.
+        Whole exchanges are left out, the oldest first, where there is no room for an answer too:
+        more than it needs, since all the others have then to be read again.
         """
         assert question.turn is not None
         longest = self._answerer.engine.longest_context
+        room = min(self._settings.max_new_tokens, (longest or 0) // 4)
         left_out = self.left_out
         while True:
-            prompt = self._answerer.prompts.prompt(
-                [*self._turns(left_out), question.turn], question.system
-            )
+            turns = [*self._turns(left_out), question.turn]
+            prompt = self._answerer.prompts.prompt(turns, question.system)
             if longest is None or left_out == len(self.exchanges):
                 break
-            if len(prompt.input_ids) + self._room(longest) <= longest:
+            spare = longest // 4 if left_out > self.left_out else 0
+            if len(prompt.input_ids) + room + spare <= longest:
                 break
             left_out += 1
         if left_out > self.left_out:
@@ -204,10 +204,6 @@ class Chat:
             )
             self.left_out = left_out
         return replace(question, prompt=prompt)
-
-    def _room(self, longest: int) -> int:
-        """Tokens of the context that are kept for an answer."""
-        return min(self._settings.max_new_tokens, longest // 4)
 
     def _turns(self, left_out: int) -> list[Turn]:
         turns: list[Turn] = []
@@ -232,9 +228,9 @@ class Chat:
             assert question.prompt is not None
             first = first or ended
             count = generated.n_tokens
-            # what came before the first is the prompt's; beams come all at once
-            alone = count > 1 and settings.num_beams == 1
-            rate = (count - 1) / (ended - first) if alone else count / (ended - started)
+            # what came before the first is the prompt's; but beams come all at once
+            alone = count > 1 and first < ended and settings.num_beams == 1
+            rate = (count - 1) / (ended - first) if alone else count / max(ended - started, 1e-6)
             note(
                 f"{count} tokens, {rate:.1f} tokens/s, the first after {first - started:.2f} s; "
                 f"{len(question.prompt.input_ids)} tokens in the prompt"

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from chatbind_cli.console import note, show
-from chatbind_cli.errors import ChatBindError, MediaError, UsageError
+from chatbind_cli.errors import MediaError, UsageError, contained
 from chatbind_cli.inference.chat import Chat
 from chatbind_cli.inference.chat_input import check_text, command_of, file_words, whole_text
 from chatbind_cli.inference.chat_record import read_dialogue, write_dialogue
@@ -59,8 +59,11 @@ class Talk:
                     return
             except KeyboardInterrupt:
                 note("the answer was interrupted")
-            except ChatBindError as error:
-                note(str(error))
+            except BrokenPipeError:
+                raise
+            except Exception as error:
+                # a dialogue is worth more than one line of it, whatever that has met
+                note(str(contained(error, where="this line")))
 
     def _take(self, line: str) -> bool:
         """Does what a line says, and tells whether the dialogue goes on."""
@@ -146,7 +149,7 @@ class Talk:
         """Shows the commands."""
         told = [(f"{word} {its.takes}", its.help) for word, its in COMMANDS.items() if its.help]
         named = [f"/{modality}" for modality in MODALITIES]
-        told.insert(1, (f"{', '.join(named[:3])}, ...", "the same as /attach with that word"))
+        told.insert(1, (f"{', '.join(named[:3])}, ...", "the same, and say what they are"))
         told.append(("/quit", "end; so does Ctrl-D. Ctrl-C ends an answer"))
         width = max(len(words) for words, _ in told) + 2
         for words, text in told:
@@ -161,7 +164,7 @@ COMMANDS = {
     "/attach": Command(
         Talk.attach,
         "[--thermal] FILE[@0.5]...",
-        "add files to the next question, as what their content says or the word before them",
+        "add files to the next question",
     ),
     **{f"/{name}": Command(_named(name), "FILE[@0.5]...", "") for name in MODALITIES},
     "/media": Command(Talk.media, "", "show what is attached to which question"),

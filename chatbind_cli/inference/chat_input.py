@@ -12,7 +12,7 @@ QUOTES = '"""'
 """Stands around a text of several lines."""
 
 
-def check_text(words: str) -> None:
+def check_text(words: str, what: str = "the question") -> None:
     """Refuses bytes that are no text; Python carries them as halves of surrogate pairs.
 
     Raises:
@@ -21,7 +21,7 @@ def check_text(words: str) -> None:
     try:
         words.encode()
     except UnicodeEncodeError as error:
-        raise UsageError("the question is not UTF-8 text") from error
+        raise UsageError(f"{what} is not UTF-8 text") from error
 
 
 def command_of(line: str) -> tuple[str, str]:

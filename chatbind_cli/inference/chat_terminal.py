@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
@@ -59,7 +58,7 @@ def terminal_lines(
         prompt_continuation="... ",
         enable_suspend=True,
         # where one of them goes to a file, the other is the terminal
-        output=create_output(sys.stdout, always_prefer_tty=True),
+        output=create_output(always_prefer_tty=True),
     )
     leaving = False
     while True:
@@ -121,7 +120,6 @@ class LineHistory(History):
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
             with os.fdopen(handle, "w", encoding="utf-8") as file:
-                os.fchmod(handle, 0o600)
                 file.write(f"{json.dumps(string)}\n")
 
 

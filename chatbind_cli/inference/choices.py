@@ -99,7 +99,8 @@ def _read(model: Any, prompt: TokenizedSample) -> tuple[Any, torch.Tensor]:
         use_cache=True,
         logits_to_keep=1,
     )
-    return output.past_key_values, output.logits[0, -1].float().log_softmax(dim=-1)
+    # of a model on several devices the scores come from the last
+    return output.past_key_values, output.logits[0, -1].float().log_softmax(dim=-1).to(device)
 
 
 def _behind(
@@ -127,7 +128,6 @@ def _behind(
         past_key_values=cache,
         use_cache=True,
     )
-    lost = functional.cross_entropy(
-        output.logits.float().flatten(0, 1), wanted.flatten(), reduction="none"
-    )
-    return total - lost.view_as(wanted).sum(dim=1)
+    logits = output.logits.float().flatten(0, 1)
+    lost = functional.cross_entropy(logits, wanted.flatten().to(logits.device), reduction="none")
+    return total - lost.view_as(wanted).sum(dim=1).to(first.device)

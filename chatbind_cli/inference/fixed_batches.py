@@ -22,8 +22,9 @@ from transformers import (
 
 from chatbind_cli.errors import RecordError
 from chatbind_cli.inference.asks import Ask, hashed
-from chatbind_cli.inference.decoding import AnswerEnds, Generated, TextStreamer
+from chatbind_cli.inference.decoding import Generated
 from chatbind_cli.inference.engine import Show
+from chatbind_cli.inference.generate_hooks import AnswerEnds, TextStreamer
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.sampling import needs_text
 

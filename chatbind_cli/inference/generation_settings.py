@@ -12,6 +12,7 @@ from typing import Any
 
 from chatbind_cli.errors import UsageError
 
+_LEAST_TEMPERATURE = 1e-6  # scores divided by less are no numbers any more
 _MOST_STOPS = 64
 _MOST_OF_A_STOP = 1000  # characters; after each token as many are decoded again
 _MOST_SHOWN = 80
@@ -62,13 +63,18 @@ class GenerationSettings:
             ("repetition_penalty", 0.01, 100.0),
             ("no_repeat_ngram_size", 0, 1 << 20),
             ("num_beams", 1, 64),
-            ("length_penalty", -100.0, 100.0),
+            ("length_penalty", -10.0, 10.0),
             ("samples", 1, 1024),
             ("seed", 0, 2**63 - 1),
         ):
             value = getattr(self, name)
             if not low <= value <= high:
-                raise UsageError(f"{name} is {value}", hint=f"it must lie between {low} and {high}")
+                raise UsageError(
+                    f"{name} is {value!s:.40}", hint=f"it must lie between {low} and {high}"
+                )
+        if 0.0 < self.temperature < _LEAST_TEMPERATURE:
+            least = f"it must be 0, or at least {_LEAST_TEMPERATURE:g}"
+            raise UsageError(f"temperature is {self.temperature}", hint=least)
         if not 0.0 < self.top_p <= 1.0:
             raise UsageError(f"top_p is {self.top_p}", hint="it must lie above 0, and be at most 1")
         if not all(self.stop):
@@ -80,6 +86,10 @@ class GenerationSettings:
             raise UsageError("several samples of a greedy answer", hint="give a temperature")
         if self.num_beams > 1 and (self.samples > 1 or self.logprobs):
             raise UsageError("num_beams goes with neither samples nor logprobs")
+        for field in fields(self):
+            if isinstance(field.default, float):
+                # the library insists on it, and JSON's 1 is none
+                object.__setattr__(self, field.name, float(getattr(self, field.name)))
 
     @property
     def sampled(self) -> bool:

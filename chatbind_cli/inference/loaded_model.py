@@ -282,13 +282,11 @@ def _whole_model(
 def _put(
     model: Any, place: torch.device, dtype: torch.dtype, device_map: str | None, *, packed: bool
 ) -> None:
-    """Brings a model to where it answers; packed weights are there."""
+    """Brings a model to where it answers; one with packed weights is there."""
     model.projector.to(dtype)
-    if packed:
-        model.projector.to(model.get_input_embeddings().weight.device)
-    elif device_map in ("auto", "balanced"):
+    if not packed and device_map in ("auto", "balanced"):
         spread(model)
-    else:
+    elif not packed:
         model.to(place)
     model.eval()
 

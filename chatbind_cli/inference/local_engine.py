@@ -76,8 +76,8 @@ class LocalEngine:
         self._dialogues: list[Dialogue] = []
 
     def identity(self) -> dict[str, Any]:
-        """What the metadata of answers say of it."""
-        return {"dtype": str(self._model.dtype).removeprefix("torch.")}
+        """What the metadata of answers say of it: nothing that they do not say of the model."""
+        return {}
 
     def run(
         self, questions: Inbox[Question], settings: GenerationSettings
@@ -97,8 +97,7 @@ class LocalEngine:
     def stream(self, question: Question, settings: GenerationSettings) -> Stream:
         """Answers a prepared question piece by piece; see `Engine`."""
         ask = self._asks(question, settings)[0]
-        by_rows = self._by_rows(ask)
-        return Stream(partial(self._go_on if by_rows else self._fixed.stream, ask))
+        return Stream(partial(self._go_on if self._is_free(ask) else self._fixed.stream, ask))
 
     def _asks(self, question: Question, settings: GenerationSettings) -> list[Ask]:
         """The answers wanted to a question, one a sample.
@@ -128,10 +127,14 @@ class LocalEngine:
 
     def _by_rows(self, ask: Ask) -> bool:
         """Whether an answer can be made beside others that come and go."""
+        return self._is_free(ask) and self._rows_work
+
+    def _is_free(self, ask: Ask) -> bool:
+        """Whether nothing about the answer itself needs `generate`, or scores."""
         longest = self._longest_together
-        together = longest is None or len(ask.prompt.input_ids) + ask.room <= longest
-        free = ask.settings.num_beams == 1 and not ask.question.choices
-        return free and together and self._rows_work
+        if longest is not None and len(ask.prompt.input_ids) + ask.room > longest:
+            return False
+        return ask.settings.num_beams == 1 and not ask.question.choices
 
     def _others(self, asks: Sequence[Ask]) -> Iterator[tuple[Ask, Outcome]]:
         """The answers that cannot."""
@@ -179,7 +182,13 @@ class LocalEngine:
         dialogue = Dialogue(self._model)
         with suppress(IndexError):  # nobody else goes on with it meanwhile
             dialogue = self._dialogues.pop()
-        logits = dialogue.read(ask.prompt)
+        try:
+            logits = dialogue.read(ask.prompt)
+        except Exception as error:
+            # whether it is the model's kind is tried out only now: a first answer does not wait
+            if out_of_memory(error) or self._rows_work:
+                raise
+            return self._fixed.stream(ask, show, cancelled)
         while True:
             [choice] = choose(logits, [ask], self._never)
             if choice.token is None:

@@ -29,6 +29,7 @@ _RETRIES = 2
 _LARGEST_REPLY = 64 << 20
 _TRIES = 3  # of a question, on whatever replica: then it is the question
 _MOST_CONTEXT = 1 << 24
+_ALL_LEFT = "no engine is left; what is answered stays, and the same command goes on with the rest"
 # a request that will not be better received elsewhere, or later
 _REFUSED = (400, 413, 422)
 
@@ -186,9 +187,9 @@ class Replicas:
         """
         checks = [replica.check(self._probe, self._expected, 0.0) for replica in self._all]
         await asyncio.gather(*checks)
-        self._tell()
+        self._tell("is the server up, and does its address end in /v1?")
 
-    def _tell(self) -> None:
+    def _tell(self, hint: str = _ALL_LEFT) -> None:
         """Says once who is left out.
 
         Raises:
@@ -201,12 +202,7 @@ class Replicas:
                 note(f"{replica.url} is left out: {replica.problem}")
         if not alive:
             last = self._all[-1]
-            raise NoEngineLeftError(
-                last.problem or "",
-                where=last.url,
-                hint="no engine is left; what is answered stays, and the same command goes on "
-                "with the rest",
-            )
+            raise NoEngineLeftError(last.problem or "", where=last.url, hint=hint)
 
     async def ask(self, call: Callable[[Replica], Awaitable[T]]) -> T:
         """What `call` makes of the replica that has least to do, or of another if that fails.

@@ -152,6 +152,7 @@ class Rows:
             [rows, vocabulary], float32: what each row says of its next token.
 
         Raises:
+            TypeError: the model keeps something else, or nothing, in place of keys and values.
             Exception: whatever the model raises; then `rewind`.
         """
         device = self._model.device
@@ -174,6 +175,8 @@ class Rows:
             media_embeddings=torch.stack(embeddings).to(device) if media else None,
             media_weights=torch.tensor(weights, device=device) if media else None,
         )
+        if {layer.get_seq_length() for layer in self._layers} != {len(columns)}:
+            raise TypeError("the language model does not keep keys and values")
         self.lengths = lengths
         return output.logits[:, -1].float()
 

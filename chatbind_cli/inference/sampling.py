@@ -63,7 +63,9 @@ def choose(
     """
     # minus infinity says "never"
     finite = (logits < float("inf")).all(dim=-1)
-    scores = logits if never is None else logits.index_fill(1, never, -float("inf"))
+    scores = logits
+    if never is not None:
+        scores = logits.index_fill(1, never.to(logits.device), -float("inf"))
     tokens = scores.argmax(dim=-1)
     for settings, group in _alike(rows).items():
         tokens[group] = _chosen(scores[group], [rows[row] for row in group], settings)

@@ -12,18 +12,14 @@ from functools import partial
 from itertools import islice
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chatbind_cli.console import Progress
 from chatbind_cli.crew import Crew
 from chatbind_cli.data.work_queue import Hand, WorkQueue, follow, work_queue
 from chatbind_cli.inference.answer_file import AnswerFile
-from chatbind_cli.inference.answerer import Answerer
 from chatbind_cli.inference.decoding import Outcome
-from chatbind_cli.inference.engine import Engine
 from chatbind_cli.inference.generation_settings import GenerationSettings
-from chatbind_cli.inference.loaded_model import LoadedModel
-from chatbind_cli.inference.media_encoder import MediaEncoder, StoredEmbeddings
 from chatbind_cli.inference.question_record import odd_keys_noted, read_question
 from chatbind_cli.inference.questions import (
     Question,
@@ -31,6 +27,11 @@ from chatbind_cli.inference.questions import (
     open_questions,
 )
 from chatbind_cli.media.root import MediaRoot
+
+if TYPE_CHECKING:
+    from chatbind_cli.inference.answerer import Answerer
+    from chatbind_cli.inference.engine import Engine
+    from chatbind_cli.inference.loaded_model import LoadedModel
 
 _ROOM = 2
 """Batches of questions that a worker has: the next one is read while it answers."""
@@ -71,20 +72,19 @@ def vqa(
     def begin() -> Hand[Question, Outcome]:
         loaded = load()
         engine = open_engines.enter_context(connect(loaded))
-        encoder = _media_encoder(loaded, media, media_root, store, workers)
-        answerer = Answerer(
-            loaded, encoder, style=prompt_style, engine=engine, batch_size=batch_size
-        )
+        how = {"style": prompt_style, "engine": engine, "batch_size": batch_size}
+        answerer = _answerer(loaded, media, media_root, store, workers, **how)
         metadata: dict[str, Any] = {
             **(answerer.engine.identity() | loaded.identity()),
             "prompt_style": answerer.prompts.style.name,
             **({"choices": True} if choices else settings.as_record()),
             **({"media_options": dict(media)} if media else {}),
+            **answerer.media_encoder.identity(),
         }
         return Hand(
             partial(answerer.run, settings=settings),
             room=_ROOM * batch_size,
-            said={"model_id": loaded.model_id, "metadata": metadata | encoder.identity()},
+            said={"model_id": loaded.model_id, "metadata": metadata},
         )
 
     with ExitStack() as open_engines:
@@ -95,22 +95,28 @@ def vqa(
             file = AnswerFile(output, overwrite=overwrite, on_error=on_error, **queue.said)
             progress = Progress(count_questions(questions, shard, limit), "answering", "questions")
             with closing(file), progress:
-                lines = odd_keys_noted(islice(open_questions(questions, shard), limit))
                 read = partial(read_question, settings=settings, choices=choices)
-                answer_all(map(read, lines), file, queue, progress.advance)
+                lines = islice(open_questions(questions, shard), limit)
+                answer_all(map(read, odd_keys_noted(lines)), file, queue, progress.advance)
 
 
-def _media_encoder(
+def _answerer(
     loaded: LoadedModel,
     media: Mapping[str, Any],
     media_root: MediaRoot,
     store: Path | None,
     workers: int,
-) -> MediaEncoder | StoredEmbeddings:
+    **how: Any,
+) -> Answerer:
+    # they bring torch, which a leader does without
+    from chatbind_cli.inference.answerer import Answerer  # noqa: PLC0415
+    from chatbind_cli.inference.media_encoder import MediaEncoder, StoredEmbeddings  # noqa: PLC0415
+
     options = loaded.media_options(**media)
     if store is not None:
-        return StoredEmbeddings(store, loaded, options)
-    return MediaEncoder(loaded, options=options, open_media=media_root.open, workers=workers)
+        return Answerer(loaded, StoredEmbeddings(store, loaded, options), **how)
+    encoder = MediaEncoder(loaded, options=options, open_media=media_root.open, workers=workers)
+    return Answerer(loaded, encoder, **how)
 
 
 def answer_all(

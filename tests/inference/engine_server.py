@@ -25,18 +25,26 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from chatbind_cli.model.pretrained import quiet_transformers
 
 
+class Served:
+    """The language model of a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        with quiet_transformers():
+            self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.lock = threading.Lock()
+
+
 class EngineServer:
-    """A server of the language model in a folder.
+    """A server of a language model.
 
     `faults` are used up first, one a request for a completion: a status (500), (status, headers,
     body), "slow" and seconds, "reset", "cut", "garbage", "die", or a function that changes the
     reply; None stands for none. `key` is what it wants to see.
     """
 
-    def __init__(self, folder: Path, *, key: str = "", max_model_len: int | None = 512) -> None:
-        with quiet_transformers():
-            self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+    def __init__(self, served: Served, *, key: str = "", max_model_len: int | None = 512) -> None:
+        self.served = served
         self.key = key
         self.max_model_len = max_model_len
         self.faults: deque[Any] = deque()
@@ -77,14 +85,14 @@ class EngineServer:
         data = base64.b64decode(request["prompt_embeds"], validate=True)
         embeddings = torch.load(io.BytesIO(data), weights_only=True)
         assert embeddings.dim() == 2 and request["prompt"] == []
-        assert embeddings.shape[1] == self.model.get_input_embeddings().embedding_dim
+        assert embeddings.shape[1] == self.served.model.get_input_embeddings().embedding_dim
         inputs = {"inputs_embeds": embeddings.float().unsqueeze(0)}
         draw = torch.Generator().manual_seed(request.get("seed", 0) + sample)
         cache, ids = None, []
         ends = [] if request.get("ignore_eos") else request["stop_token_ids"]
         for _ in range(request["max_tokens"]):
-            with self.lock:
-                out = self.model(**inputs, past_key_values=cache, use_cache=True)
+            with self.served.lock:
+                out = self.served.model(**inputs, past_key_values=cache, use_cache=True)
             cache = out.past_key_values
             logprobs = out.logits[0, -1].float().log_softmax(dim=-1)
             scores = out.logits[0, -1].float().clone()
@@ -96,7 +104,7 @@ class EngineServer:
                 token = int(torch.multinomial(odds, 1, generator=draw))
             ids.append(token)
             stops = request["stop"]
-            text = self.tokenizer.decode(ids, skip_special_tokens=True) if stops else ""
+            text = self.served.tokenizer.decode(ids, skip_special_tokens=True) if stops else ""
             ended = token in ends or any(stop in text for stop in stops)
             full = len(ids) == request["max_tokens"]
             yield token, float(logprobs[token]), "stop" if ended else "length" if full else None
@@ -124,7 +132,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         model = {"id": "lm", "max_model_len": self.engine.max_model_len}
-        if self._welcome():
+        if self.path != "/v1/models":
+            self._send(404, '{"detail": "Not Found"}')
+        elif self._welcome():
             self._send(200, json.dumps({"data": [model]}))
 
     def do_POST(self) -> None:

@@ -102,9 +102,12 @@ def test_elsewhere_an_answer_is_the_text_that_it_is(monkeypatch: pytest.MonkeyPa
 def test_an_answer_stands_on_a_terminal_once() -> None:
     draw = (
         "import sys\n"
+        "from chatbind_cli.inference import markdown_view\n"
         "from chatbind_cli.inference.answer_view import view_of\n"
+        "markdown_view._SECONDS_BETWEEN = 0.0\n"
         "view = view_of(sys.stdout)\n"
-        f"for letter in {ANSWER!r}: view.show(letter)\n"
+        f"answer = {ANSWER!r}\n"
+        "for start in range(0, len(answer), 12): view.show(answer[start : start + 12])\n"
         "view.end()\n"
         "view.show('Another.')\n"
         "view.end()\n"
@@ -118,6 +121,7 @@ def test_an_answer_stands_on_a_terminal_once() -> None:
     ]
     assert page.count("It is brown") == 1
     assert page[-2:] == ["Another.", ""]
+    assert raw.count(b"item 50") > 5  # it was seen while the list grew beyond the screen
     assert raw.count(b"\x1b[?25l") == raw.count(b"\x1b[?25h")
 
 

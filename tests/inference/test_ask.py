@@ -136,6 +136,7 @@ def test_a_chat_names_a_missing_file_at_once_and_goes_on(world: World, answerer:
         (["What?", "--query", "What?"], "", "the question is given twice"),
         ([], " \n", "standard input has no question"),
         ([], b"What\xff?\n", "the question is not UTF-8 text"),
+        (["--system", "Be\udcff.", "What?"], "", "the system text is not UTF-8 text"),
         (["-a", "@0.5", "What?"], "", "an attachment has no file name"),
         (["--top-p", "2", "What?"], "", "2.0 is not in the range"),
     ],

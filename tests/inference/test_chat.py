@@ -6,7 +6,7 @@ import io
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -165,7 +165,7 @@ def test_file_names_are_written_as_in_a_shell_or_as_they_are(
         ("/attach 'a.png", "a quote is not closed in 'a.png"),
         ("/attach --colour a.png", "there is no --colour; there are --image, --video"),
         ("/attach -", "-: no such file"),
-        ("/atach a.png", "/atach is no command; did you mean /attach?"),
+        ("/attachh a.png", "/attachh is no command; did you mean /attach?"),
         ("/drop", "nothing waits for a question"),
         ("/undo", "nothing was asked yet"),
         ("/retry", "nothing was asked yet"),
@@ -301,6 +301,11 @@ def test_verbose_tells_tokens_and_time(
     )
     assert found
     assert float(found[1]) > 0
+    # tokens without a word: all of them are those of a stop text
+    stopped = replace(SHORT, stop=(out.answers[0][:15],))
+    dialogue(answerer, out, settings=stopped, verbose=True).run(["What?"])
+    assert out.answers[1] == ""
+    assert re.match(r"chatbind: [2-8] tokens, ", capsys.readouterr().err)
 
 
 def test_a_full_context_leaves_the_oldest_out_and_says_so(
@@ -319,7 +324,8 @@ def test_a_full_context_leaves_the_oldest_out_and_says_so(
         f"the model does not know the first {left_out} of 8 questions and their answers"
     )
     assert told[-1].startswith("1. 2.png (no longer read): 0 What")
-    # as few as leave room for an answer, and the last answer is that of what is left
+    assert len(noted) < left_out  # several at once: the turns between read what is new alone
+    # the last answer is that of what is left, for which there is room, but not for much more
     history = [
         turn
         for said in talk.chat.exchanges[:8]
@@ -328,17 +334,50 @@ def test_a_full_context_leaves_the_oldest_out_and_says_so(
     longest = answerer.engine.longest_context
     assert longest is not None
     [last] = answerer.prepare([Question(f"8 {long}".strip())])
-    fits = [
-        len(answerer.prompts.prompt([*history[2 * n :], last.turn]).input_ids) + 8 <= longest
-        for n in (left_out - 1, left_out)
+    sizes = [
+        len(answerer.prompts.prompt([*history[2 * n :], last.turn]).input_ids)
+        for n in (left_out - 2, left_out)
     ]
-    assert fits == [False, True]
+    assert sizes[0] + 8 > longest >= sizes[1] + 8
     wanted = answerer.answer(f"8 {long}".strip(), history=history[2 * left_out :], settings=SHORT)
     assert out.answers[-1] == wanted
     too_long = "What about the brown dog? " * 200
     talk.run([too_long])
     assert "and the model reads 512 at most" in capsys.readouterr().err
     assert talk.chat.left_out == left_out
+    talk.run(["/undo"] * 9)
+    talk.run(["What is this?", "And the dog?"])
+    assert out.answers[-2:] == chat(answerer, "What is this?", "And the dog?")
+
+
+def test_an_accident_ends_a_line_and_not_the_dialogue(
+    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answerer = Answerer.from_pretrained(world.model, device="cpu")
+    talk = dialogue(answerer, Kept())
+    talk.run(["What?"])
+    before = list(talk.chat.exchanges)
+
+    def out_of_memory(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(answerer.engine, "stream", out_of_memory)
+        talk.run(["And?", "/retry"])
+    noted = capsys.readouterr().err.splitlines()
+    assert [line for line in noted if "RuntimeError: out of memory" in line] == noted[::2]
+    assert talk.chat.exchanges == before
+    talk.run(["And?"])
+    assert len(talk.chat.exchanges) == 2
+
+
+def test_nobody_who_reads_on_ends_the_dialogue(answerer: Answerer) -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        dialogue(answerer, Closed()).run(["What?", "And?"])
 
 
 def test_help_names_every_command(answerer: Answerer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -353,6 +392,21 @@ def test_a_text_in_triple_quotes_has_its_lines(answerer: Answerer) -> None:
     talk.run(['"""\nWhat?\nNow?\n"""', '/system """A\ncar."""'])
     assert talk.chat.exchanges[0].question.text == "What?\nNow?"
     assert talk.chat.system == "A\ncar."
+
+
+def test_an_interrupt_before_the_answer_keeps_what_waits(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(media: Sequence[Medium]) -> None:
+        raise KeyboardInterrupt
+
+    answerer = Answerer.from_pretrained(world.model, device="cpu")
+    talk = dialogue(answerer, Kept())
+    with monkeypatch.context() as slow:
+        slow.setattr(answerer.media_encoder, "embed", interrupted)
+        talk.run([f"/attach {world.media / '2.png'}", "What is this?"])
+    assert talk.chat.exchanges == []
+    assert talk.chat.waiting == [Medium(None, str(world.media / "2.png"))]
 
 
 def test_an_interrupt_between_questions_ends_the_dialogue(answerer: Answerer) -> None:

@@ -157,7 +157,7 @@ def test_a_dialogue_that_mixes_media_is_taken_up_as_such(
     world: World, answerer: Answerer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "talk.jsonl"
-    lines = [f"/attach {world.media}/2.png@0.5", "What?", f"/save {file}"]
+    lines = [f"/attach {world.media}/2.png@-0.5", "What?", f"/save {file}"]
     talk = dialogue(answerer, *lines, mix=True)
     again = dialogue(answerer, f"/load {file}")
     assert prompt(again) == prompt(talk)

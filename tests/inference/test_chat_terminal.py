@@ -115,6 +115,18 @@ def test_ctrl_c_clears_a_line_and_asks_once_more_at_an_empty_one(terminal: Termi
     assert terminal.wait() == 0
 
 
+def test_what_goes_to_a_file_is_kept_from_the_editor(terminal: Terminal, tmp_path: Path) -> None:
+    file = tmp_path / "out.txt"
+    line = ["/bin/sh", "-c", 'exec "$0" -c "$1" > "$2"', sys.executable, TYPED, str(file)]
+    with Terminal(line, cwd=tmp_path) as piped:
+        piped.read_until("say>")
+        piped.write(f"What?{ENTER}")
+        piped.read_until("say>")
+        piped.write(CTRL_D)
+        assert piped.wait() == 0
+    assert file.read_text() == 'taken "What?"\nleft\n'
+
+
 def test_the_history_is_bounded_and_does_without_its_file(tmp_path: Path) -> None:
     file = tmp_path / "history.jsonl"
     history = LineHistory(file)

@@ -12,7 +12,8 @@ import torch
 from tokenizers import Tokenizer, decoders
 from transformers import PreTrainedTokenizerFast
 
-from chatbind_cli.inference.decoding import AnswerDecoder, AnswerEnds, Generated
+from chatbind_cli.inference.decoding import AnswerDecoder, Generated
+from chatbind_cli.inference.generate_hooks import AnswerEnds
 from tests.model.tiny import byte_tokenizer, word_tokenizer
 
 END = 999

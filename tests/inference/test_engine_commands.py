@@ -11,7 +11,7 @@ from chatbind_cli import cli
 from chatbind_cli.errors import EngineError, SomeRecordsFailed, UsageError
 from chatbind_cli.jsonl import dumps
 from chatbind_cli.model.whole import language_model
-from tests.inference.engine_server import EngineServer
+from tests.inference.engine_server import EngineServer, Served
 from tests.inference.world import questions, read_jsonl, write_jsonl
 
 NOT_COMPARED = {"metadata", "answer_id"}
@@ -21,7 +21,7 @@ NOT_COMPARED = {"metadata", "answer_id"}
 def served(world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("served") / "lm"
     language_model(world.model, folder)
-    return folder
+    return Served(folder)
 
 
 @pytest.fixture

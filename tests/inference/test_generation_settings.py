@@ -10,7 +10,12 @@ from chatbind_cli.inference.generation_settings import GenerationSettings
 
 @pytest.mark.parametrize(
     "values",
-    [{"max_new_tokens": 0}, {"temperature": -0.1}, {"top_p": 0.0}, {"top_p": 1.1}, {"stop": ("",)}],
+    [
+        *({"max_new_tokens": 0}, {"max_new_tokens": float("nan")}, {"stop": ("",)}),
+        *({"temperature": value} for value in (-0.1, 1e-300, float("nan"), float("inf"))),
+        *({"top_p": value} for value in (0.0, 1.1, float("nan"))),
+        *({"min_p": 1.1}, {"top_k": -1}, {"length_penalty": 1e9}, {"repetition_penalty": 0.0}),
+    ],
 )
 def test_values_outside_their_range_are_refused(values: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=next(iter(values)).replace("stop", "a stop text")):

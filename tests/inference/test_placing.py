@@ -23,6 +23,7 @@ from chatbind_cli.inference.loaded_model import load_model
 from chatbind_cli.inference.placing import plan_layers, resolve_numbers
 from chatbind_cli.launch import Dispatch
 from chatbind_cli.model.adapters import (
+    adapted_layers,
     adapter_parameters,
     add_adapters,
     lora_config,
@@ -261,6 +262,7 @@ def test_adapters_change_answers_and_identity(world: World, tmp_path: Path) -> N
     )
     assert not torch.allclose(logits(merged.bundle.model), logits(plain.bundle.model), atol=0.1)
     assert merged.model_id == "model+lora"
+    assert not list(adapted_layers(merged.bundle.model.language_model))
     parts = load_model(world.llama, projector=world.projector, adapter=folder, device="cpu")
     assert parts.model_id == "llama+projector+lora"
     torch.testing.assert_close(

@@ -50,6 +50,7 @@ TURNS = [
         ({"generation": {"max_new_tokens": 1e9}}, "max_new_tokens must be a whole number"),
         ({"generation": {"max_new_tokens": 10**9}}, "max_new_tokens is 1000000000; it must lie"),
         ({"generation": {"temperature": float("nan")}}, "temperature is nan"),
+        ({"generation": {"temperature": 10**400}}, "temperature is 1000"),
         ({"generation": {"temperature": "0.5"}}, "temperature must be a number, not '0.5'"),
         ({"generation": {"top_k": True}}, "top_k must be a whole number"),
         ({"generation": {"logprobs": 1}}, "logprobs must be true or false"),
@@ -132,6 +133,8 @@ def test_every_setting_may_be_a_records_own() -> None:
         wanted = tuple(value) if name == "stop" else value
         assert own is not None
         assert getattr(own, name) == wanted
+        # JSON's 1 is no float, which the library insists on
+        assert isinstance(own.temperature, float)
 
 
 def test_weights_are_one_for_all_or_one_each() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import threading
 import time
+from dataclasses import replace
 
 import pytest
+import torch
 
 from chatbind_cli.errors import ChatBindError, CheckpointError, EngineError, RecordError, UsageError
 from chatbind_cli.inbox import Inbox
@@ -18,7 +20,7 @@ from chatbind_cli.inference.questions import Question
 from chatbind_cli.inference.remote_engine import RemoteEngine
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.model.whole import language_model
-from tests.inference.engine_server import EngineServer
+from tests.inference.engine_server import EngineServer, Served
 from tests.inference.world import questions
 
 SHORT = GenerationSettings(max_new_tokens=12)
@@ -33,15 +35,20 @@ def served(world, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def served_model(served):
+    return Served(served)
+
+
 @pytest.fixture
-def start(served, monkeypatch, quick_retries):
+def start(served_model, monkeypatch, quick_retries):
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
     servers = []
 
     def start(**options):
-        servers.append(EngineServer(options.pop("folder", served), **options))
+        servers.append(EngineServer(options.pop("model", served_model), **options))
         return servers[-1]
 
     yield start
@@ -108,12 +115,16 @@ def test_answers_are_those_of_the_model_here(world, start, asked, expected):
         assert run(engine, asked) == expected
     assert 1 < server.most_at_a_time <= 5
     assert {tuple(r["stop_token_ids"]) for r in server.requests[1:]} == {(2,)}
+    ids = load_front(world.model).bundle.config.medium_ids()
+    assert {tuple(map(int, r["logit_bias"])) for r in server.requests} == {(ids[1], ids[0], ids[2])}
 
 
 def test_a_stop_text_of_the_users_ends_answers_there_as_here(world, start, local, asked):
     settings = GenerationSettings(max_new_tokens=30, stop=("s", "an"))
-    with connect(world, start()) as engine:
+    server = start()
+    with connect(world, server) as engine:
         there = run(engine, asked, settings)
+    assert all(request["stop"] == ["s", "an"] for request in server.requests[1:])
     assert there == {q.id: local.generate([q], settings)[0] for q in asked}
     assert any(answer.finish_reason == "stop" for answer in there.values())
 
@@ -127,29 +138,29 @@ def test_a_stream_is_the_answer_piece_by_piece(world, start, asked, expected):
     assert stream.result == expected[0]
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        500,
-        503,
-        "reset",
-        "cut",
-        "garbage",
-        (429, {"Retry-After": "0.2"}, "{}"),
-        lambda reply: reply["choices"][0].pop("token_ids"),
-        lambda reply: reply["choices"][0].update(token_ids=[1.5]),
-        lambda reply: reply["choices"][0].update(token_ids=[-1]),
-        lambda reply: reply["choices"][0].update(token_ids=[5] * 13),
-        lambda reply: reply.update(choices=[]),
-        lambda reply: reply.update(choices={"0": 1}),
-    ],
-)
-def test_what_can_pass_is_tried_again(world, start, asked, expected, fault):
+PASSING = [
+    500,
+    503,
+    "reset",
+    "cut",
+    "garbage",
+    (429, {"Retry-After": "0.2"}, "{}"),
+    lambda reply: reply["choices"][0].pop("token_ids"),
+    lambda reply: reply["choices"][0].update(token_ids=[1.5]),
+    lambda reply: reply["choices"][0].update(token_ids=[-1]),
+    lambda reply: reply["choices"][0].update(token_ids=[5] * 13),
+    lambda reply: reply.update(choices=[]),
+    lambda reply: reply.update(choices={"0": 1}),
+]
+
+
+def test_what_can_pass_is_tried_again(world, start, asked, expected):
     server = start()
     with connect(world, server) as engine:
-        server.faults.append(fault)
-        assert run(engine, asked[:3]) == {q.id: expected[q.id] for q in asked[:3]}
-    assert not server.faults
+        for number, fault in enumerate(PASSING):
+            server.faults.append(fault)
+            assert run(engine, asked[:2]) == {0: expected[0], 1: expected[1]}, number
+            assert not server.faults, number
 
 
 def test_a_server_is_left_as_long_as_it_asks(world, start, asked):
@@ -229,17 +240,11 @@ def test_what_the_engine_refuses_is_not_asked_twice(world, start, asked):
     assert len(server.requests) == 2  # the probe, and this
 
 
-def test_another_model_is_refused_in_one_line(world, start, tmp_path):
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    other = tmp_path / "other"
-    model = AutoModelForCausalLM.from_pretrained(start().model.name_or_path)
+def test_another_model_is_refused_in_one_line(world, start, served):
+    other = Served(served)
     with torch.no_grad():
-        model.model.layers[0].mlp.up_proj.weight.mul_(0.7)
-    model.save_pretrained(other)
-    AutoTokenizer.from_pretrained(start().model.name_or_path).save_pretrained(other)
-    good, wrong = start(), start(folder=other)
+        other.model.model.layers[0].mlp.up_proj.weight.mul_(0.7)
+    good, wrong = start(), start(model=other)
     with pytest.raises(EngineError, match="serves another model") as told:
         connect(world, good, wrong)
     assert wrong.url in str(told.value)
@@ -252,8 +257,14 @@ def test_a_replica_that_is_not_there_at_first_is_left_out(world, start, asked, e
         assert run(engine, asked[:3]) == {q.id: expected[q.id] for q in asked[:3]}
     assert f"{gone.url} is left out: no connection" in capsys.readouterr().err
     here.close()
-    with pytest.raises(EngineError, match="no engine is left"):
+    with pytest.raises(EngineError, match="no connection .* is the server up"):
         connect(world, gone, here)
+
+
+def test_an_address_that_is_not_the_apis_is_told(world, start):
+    server = start()
+    with pytest.raises(EngineError, match="404.*does its address end in /v1"):
+        RemoteEngine(front(world), [server.url.removesuffix("/v1")])
 
 
 def test_the_key_goes_to_the_engine_and_into_no_message(world, start, asked, expected, monkeypatch):
@@ -272,8 +283,10 @@ def test_the_key_goes_to_the_engine_and_into_no_message(world, start, asked, exp
 
 def test_draws_depend_on_seed_and_question_alone(world, start, asked):
     settings = GenerationSettings(max_new_tokens=8, temperature=1.0, samples=3)
-    with connect(world, start()) as engine:
+    server = start()
+    with connect(world, server) as engine:
         many = run(engine, asked, settings)
+        assert len({request["seed"] for request in server.requests[1:]}) == len(asked)
         few = run(engine, asked[5:6], settings)
         other = run(engine, asked[5:6], GenerationSettings(**{**vars(settings), "seed": 1}))
     assert many[5] == few[5] != other[5]
@@ -293,6 +306,17 @@ def test_what_an_engine_cannot_do_is_refused(world, start, asked):
             [outcome] = run(engine, asked[:1], GenerationSettings(**setting)).values()
             assert isinstance(outcome, UsageError)
             assert next(iter(setting)) in str(outcome)
+
+
+def test_numbers_that_are_none_are_not_sent(world, start, asked):
+    question = asked[0]
+    broken = replace(question.prompt.media[0], embedding=torch.full((8,), torch.nan))
+    prompt = replace(question.prompt, media=(broken,))
+    server = start()
+    with connect(world, server) as engine:
+        [outcome] = run(engine, [replace(question, prompt=prompt)]).values()
+    assert "are not finite" in str(outcome)
+    assert len(server.requests) == 1  # the probe
 
 
 def test_a_context_that_the_engine_has_shorter_is_kept(world, start, local, asked):

@@ -2,141 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from functools import wraps
-from itertools import takewhile
 from typing import Any
 
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    FalconConfig,
-    Gemma2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
-    MistralConfig,
-    Qwen3Config,
-)
 
 from chatbind_cli.data.tokens import TokenizedSample
 from chatbind_cli.errors import ChatBindError
-from chatbind_cli.inbox import Inbox
-from chatbind_cli.inference.decoding import Generated, Outcome
-from chatbind_cli.inference.generation_settings import GenerationSettings
-from chatbind_cli.inference.local_engine import LocalEngine
+from chatbind_cli.inference.decoding import Generated
 from chatbind_cli.inference.questions import Question
 from chatbind_cli.media.medium import Medium
-from chatbind_cli.model.chatbind import ChatBindConfig, ChatBindForConditionalGeneration
-from tests.model.tiny import SIZES, language_model
-
-PATCH, START, END_OF_MEDIUM, EOS = 97, 98, 99, 2
-SYSTEM = [1, *range(5, 25), *range(40, 50)]
-
-FALCON = {k: SIZES[k] for k in SIZES if k not in ("head_dim", "num_key_value_heads")}
-KINDS: dict[str, Any] = {
-    "llama": lambda: LlamaConfig(**SIZES, max_position_embeddings=256),
-    "qwen3": lambda: Qwen3Config(**SIZES, max_position_embeddings=256),
-    "gpt_neox": lambda: GPTNeoXConfig(**SIZES, max_position_embeddings=256),
-    # they look back over four tokens only, in all layers or in every other one
-    "mistral": lambda: MistralConfig(**SIZES, max_position_embeddings=256, sliding_window=4),
-    "gemma2": lambda: Gemma2Config(**SIZES, sliding_window=4, tie_word_embeddings=False),
-    # positions from the mask
-    "falcon": lambda: FalconConfig(**FALCON, alibi=True),
-    **{kind: None for kind in ("bloom", "opt", "gpt2", "mixtral")},
-}
-
-
-class Words:
-    """A tokenizer whose tokens are numbers."""
-
-    pad_token_id = 0
-    bos_token_id = 1
-
-    def decode(self, ids: list[int], **_: object) -> str:
-        return " ".join(map(str, ids))
-
-
-def chatbind(kind: str = "llama") -> Any:
-    """Random weights that say much, so that each token depends on those before."""
-    torch.manual_seed(0)
-    made = KINDS[kind]
-    base = language_model(kind) if made is None else AutoModelForCausalLM.from_config(made())
-    for parameter in base.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.3)
-    config = ChatBindConfig(
-        text_config=base.config,
-        embedding_dim=8,
-        tokens_per_embedding=2,
-        use_start_end=True,
-        im_patch_id=PATCH,
-        im_start_id=START,
-        im_end_id=END_OF_MEDIUM,
-    )
-    return ChatBindForConditionalGeneration(config, base).eval()
-
-
-def engine(model: Any, batch_size: int = 4) -> LocalEngine:
-    return LocalEngine(model, Words(), stop_ids=[EOS], batch_size=batch_size)
-
-
-def question(identity: int, **settings: Any) -> Question:
-    """Of 33 to 53 tokens, with up to two media, and an answer of up to 14."""
-    drawn = torch.Generator().manual_seed(identity)
-    text = torch.randint(30, 90, (1 + identity * 5 % 13,), generator=drawn).tolist()
-    media = tuple(
-        Medium("image", "", embedding=torch.randn(8, generator=drawn) * 3, weight=0.5 + n)
-        for n in range(identity % 3)
-    )
-    soft = [START, PATCH, PATCH, END_OF_MEDIUM] * len(media)
-    prompt = TokenizedSample([*SYSTEM, *soft, *text, 25], [], media)
-    length = settings.pop("max_new_tokens", 3 + identity * 7 % 12)
-    return Question(
-        id=identity,
-        prompt=prompt,
-        settings=GenerationSettings(max_new_tokens=length, **settings),
-    )
-
-
-def run(one: LocalEngine, questions: Sequence[Question]) -> dict[int, Outcome]:
-    inbox: Inbox[Question] = Inbox(len(questions))
-    for asked in questions:
-        inbox.put(asked)
-    inbox.close()
-    found = {asked.id: outcome for asked, outcome in one.run(inbox, GenerationSettings())}
-    assert len(found) == len(questions)
-    return found  # type: ignore[return-value]
-
-
-@torch.inference_mode()
-def alone(model: Any, asked: Question) -> str:
-    """The library's own greedy answer to one prompt."""
-    prompt, settings = asked.prompt, asked.settings
-    assert prompt is not None
-    assert settings is not None
-    media = [medium.embedding for medium in prompt.media if medium.embedding is not None]
-    ids = torch.tensor([prompt.input_ids])
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        media_embeddings=torch.stack(media) if media else None,
-        media_weights=torch.tensor([m.weight for m in prompt.media]) if media else None,
-        max_new_tokens=settings.max_new_tokens,
-        do_sample=False,
-        pad_token_id=0,
-        repetition_penalty=settings.repetition_penalty,
-        no_repeat_ngram_size=settings.no_repeat_ngram_size,
-    )
-    new = output[0, ids.shape[1] :].tolist()
-    ends = model.generation_config.eos_token_id
-    return Words().decode([*takewhile(lambda token: token not in ends, new)])
-
-
-def texts(outcomes: dict[int, Outcome]) -> dict[int, str]:
-    assert all(isinstance(outcome, Generated) for outcome in outcomes.values()), outcomes
-    return {key: one.text for key, one in outcomes.items() if isinstance(one, Generated)}
+from tests.inference.small_engine import (
+    END_OF_MEDIUM,
+    KINDS,
+    PATCH,
+    START,
+    SYSTEM,
+    alone,
+    chatbind,
+    engine,
+    prompts_of,
+    question,
+    run,
+    texts,
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -146,7 +36,7 @@ def test_answers_are_those_of_each_prompt_alone(kind: str) -> None:
     one = engine(model, 4)  # makes the end tokens known
     answers = {n: alone(model, asked[n]) for n in range(18)}
     assert texts(run(one, asked)) == answers
-    assert one._rows_work
+    assert one._rows_work == (kind != "lfm2")
     assert texts(run(engine(model, 7), asked[::-1])) == answers
     assert len(set(answers.values())) >= 10
 
@@ -208,39 +98,28 @@ def test_draws_follow_the_models_chances() -> None:
         assert abs(drawn - 1000 * chance) < 4 * (1000 * chance * (1 - chance)) ** 0.5 + 1
 
 
+def assert_log_probabilities(model: Any, asked: Question, outcome: Generated) -> None:
+    prompt = asked.prompt
+    assert prompt is not None
+    new = [int(word) for word in outcome.text.split()]
+    media = [medium.embedding for medium in prompt.media if medium.embedding is not None]
+    logits = model(
+        torch.tensor([[*prompt.input_ids, *new]]),
+        media_embeddings=torch.stack(media) if media else None,
+        media_weights=torch.tensor([m.weight for m in prompt.media]) if media else None,
+    ).logits[0, len(prompt.input_ids) - 1 : -1]
+    wanted = logits.log_softmax(-1).gather(1, torch.tensor(new)[:, None])[:, 0]
+    assert outcome.logprobs is not None
+    assert len(outcome.logprobs) == outcome.n_tokens == len(outcome.tokens or ())
+    torch.testing.assert_close(torch.tensor(outcome.logprobs), wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_log_probabilities_are_the_models_own() -> None:
     model = chatbind()
     asked = [question(n, logprobs=True, temperature=1.5 * (n % 2)) for n in range(6)]
     for n, outcome in run(engine(model, 4), asked).items():
         assert isinstance(outcome, Generated)
-        prompt = asked[n].prompt
-        assert prompt is not None
-        new = [int(word) for word in outcome.text.split()]
-        media = [medium.embedding for medium in prompt.media if medium.embedding is not None]
-        logits = model(
-            torch.tensor([[*prompt.input_ids, *new]]),
-            media_embeddings=torch.stack(media) if media else None,
-            media_weights=torch.tensor([m.weight for m in prompt.media]) if media else None,
-        ).logits[0, len(prompt.input_ids) - 1 : -1]
-        wanted = logits.log_softmax(-1).gather(1, torch.tensor(new)[:, None])[:, 0]
-        assert outcome.logprobs is not None
-        assert len(outcome.logprobs) == outcome.n_tokens == len(outcome.tokens or ())
-        torch.testing.assert_close(torch.tensor(outcome.logprobs), wanted, rtol=1e-4, atol=1e-5)
-
-
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """The shape of everything that a model reads: rows, tokens."""
-    shapes: list[tuple[int, int]] = []
-    forward = ChatBindForConditionalGeneration.forward
-
-    @wraps(forward)
-    def counted(self: Any, input_ids: torch.Tensor, **kwargs: Any) -> Any:
-        shapes.append((input_ids.shape[0], input_ids.shape[1]))
-        return forward(self, input_ids, **kwargs)
-
-    monkeypatch.setattr(ChatBindForConditionalGeneration, "forward", counted)
-    return shapes
+        assert_log_probabilities(model, asked[n], outcome)
 
 
 def test_a_finished_row_makes_room_for_a_question(reads: list[tuple[int, int]]) -> None:
@@ -257,10 +136,6 @@ def test_a_finished_row_makes_room_for_a_question(reads: list[tuple[int, int]]) 
     assert sum(steps) == total - len(asked)
     assert max(steps) == 4
     assert len(steps) == 39
-
-
-def prompts_of(reads: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    return [(rows, tokens) for rows, tokens in reads if tokens > 1]
 
 
 def test_what_prompts_begin_with_is_read_once(reads: list[tuple[int, int]]) -> None:
@@ -326,6 +201,23 @@ def test_a_batch_that_is_too_large_is_halved(error: Exception, prompts: bool) ->
     assert max(failing.rows) > 3
 
 
+def test_a_batch_that_was_halved_grows_again() -> None:
+    model = chatbind()
+    one = engine(model, 4)
+    assert one._rows_work
+    failures = [MEMORY[0]]
+
+    def fails(inputs: dict[str, Any]) -> Exception | None:
+        return failures.pop() if failures and len(inputs["inputs_embeds"]) == 4 else None
+
+    failing = Failing(model, fails)
+    run(one, [question(n, max_new_tokens=4) for n in range(40)])
+    failed = failing.rows.index(4)
+    again = failing.rows.index(4, failed + 1)
+    assert max(failing.rows[failed + 1 : again]) == 2
+    assert again > 4 * 4 * 3 / 2  # steps of two rows for four batches of answers
+
+
 @pytest.mark.parametrize("position", [59, 61])
 @pytest.mark.parametrize("error", MEMORY)
 def test_a_question_that_fails_alone_takes_no_other_with_it(
@@ -373,23 +265,39 @@ def test_numbers_that_are_not_finite_are_the_failure_of_their_question() -> None
     assert texts(found) == wanted
 
 
-def test_a_model_that_keeps_more_than_keys_and_values_answers_in_fixed_batches(
+def test_what_keeps_more_than_keys_and_values_answers_in_fixed_batches(
+    reads: list[tuple[int, int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = chatbind("lfm2")
+    one = engine(model, 4)
+    assert not one._rows_work
+    assert "in fixed batches: the language model keeps more" in capsys.readouterr().err
+    asked = [question(n, logprobs=True, max_new_tokens=6) for n in range(6)]
+    sampled = [replace(question(n, temperature=1.0, samples=2), id=n + 6) for n in range(3)]
+    del reads[:]
+    found = run(one, [*asked, *sampled])
+    # greedy answers together, draws each alone
+    assert sorted(rows for rows, _ in prompts_of(reads)) == [*[1] * 6, 2, 4]
+    assert texts({n: found[n] for n in range(6)}) == {n: alone(model, asked[n]) for n in range(6)}
+    assert run(engine(model, 4), sampled[::-1]) == {n: found[n] for n in range(6, 9)}
+    assert all(len(found[n].samples) == 2 for n in range(6, 9))  # type: ignore[union-attr]
+    for n in range(6):
+        outcome = found[n]
+        assert isinstance(outcome, Generated)
+        assert_log_probabilities(model, asked[n], outcome)
+
+
+def test_a_model_that_minds_its_neighbours_is_found_out(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     model = chatbind()
     forward = model.language_model.forward
 
-    def ahead(*args: Any, **kwargs: Any) -> Any:
+    def minds(*args: Any, **kwargs: Any) -> Any:
         embeds = kwargs["inputs_embeds"]
         kwargs["inputs_embeds"] = embeds + embeds.mean() * (embeds.shape[0] > 1)
         return forward(*args, **kwargs)
 
-    asked = [question(n, temperature=float(n % 2), logprobs=n % 3 == 0) for n in range(8)]
-    wanted = run(engine(model, 1), [q for q in asked if q.id in (0, 2, 4, 6)])
-    model.language_model.forward = ahead
-    one = engine(model, 1)
-    found = run(one, asked)
-    assert not one._rows_work
-    assert "in fixed batches" in capsys.readouterr().err
-    assert texts({n: found[n] for n in wanted}) == texts(wanted)
-    assert found == run(engine(model, 1), asked[::-1])
+    model.language_model.forward = minds
+    assert not engine(model)._rows_work
+    assert "says something else beside other rows" in capsys.readouterr().err

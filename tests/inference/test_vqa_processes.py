@@ -125,19 +125,6 @@ def test_what_is_left_of_a_leader_that_is_killed_is_continued_to_the_same_bytes(
     assert out.read_bytes() == whole.read_bytes()
 
 
-def test_a_full_disk_ends_leader_and_workers(world: World, tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "q.jsonl", questions(60))
-    process = start(*words(world, "-q", path, "-o", "/dev/full", "--num-processes", "2"))
-    wait_until(lambda: len(workers_of(process)) == 2, process)
-    workers = workers_of(process)
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert stderr.decode() == (
-        "chatbind: error: /dev/full: cannot be written (No space left on device)\n"
-    )
-    wait_until(lambda: all(map(gone, workers)))
-
-
 def test_under_somebodys_launcher_the_first_process_leads(world: World, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "q.jsonl", questions(19))
     whole, out = tmp_path / "whole.jsonl", tmp_path / "a.jsonl"
