@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Final
 
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import _set_pg_timeout
 
 # one process may encode media, or write a result, long after the others are done with theirs
 PATIENCE: Final = timedelta(hours=6)
@@ -26,8 +25,15 @@ def noticed_soon() -> Iterator[None]:
     if not dist.is_initialized():
         yield
         return
-    _set_pg_timeout(_WHILE_TRAINING)
+    _wait(_WHILE_TRAINING)
     try:
         yield
     finally:
-        _set_pg_timeout(PATIENCE)
+        _wait(PATIENCE)
+
+
+def _wait(at_most: timedelta) -> None:
+    processes = dist.group.WORLD
+    assert processes is not None
+    with suppress(RuntimeError):  # of a backend that is neither gloo nor NCCL
+        processes.set_timeout(at_most)
