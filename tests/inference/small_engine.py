@@ -32,12 +32,15 @@ from tests.model.tiny import SIZES, language_model
 PATCH, START, END_OF_MEDIUM, EOS = 97, 98, 99, 2
 SYSTEM = [1, *range(5, 25), *range(40, 50)]
 
+LENGTHS: dict[str, Any] = {
+    "max_position_embeddings": 256,
+    "original_max_position_embeddings": 50,
+}
 LONG = {
     "rope_type": "longrope",
     "rope_theta": 1e4,
     "short_factor": [1.0] * 4,
-    "long_factor": [2.0] * 4,
-    "original_max_position_embeddings": 50,
+    "long_factor": [8.0] * 4,
 }
 WITHOUT = {k: SIZES[k] for k in SIZES if k != "head_dim"}
 FALCON = {k: SIZES[k] for k in SIZES if k not in ("head_dim", "num_key_value_heads")}
@@ -49,7 +52,7 @@ KINDS: dict[str, Any] = {
     "mistral": lambda: MistralConfig(**SIZES, max_position_embeddings=256, sliding_window=4),
     "gemma2": lambda: Gemma2Config(**SIZES, sliding_window=4, tie_word_embeddings=False),
     # rotations that change for all rows when one becomes longer than 50
-    "phi3": lambda: Phi3Config(**WITHOUT, max_position_embeddings=256, rope_parameters=LONG),
+    "phi3": lambda: Phi3Config(**WITHOUT, **LENGTHS, rope_parameters=LONG),
     # positions from the mask
     "falcon": lambda: FalconConfig(**FALCON, alibi=True),
     # keeps states of convolutions, too

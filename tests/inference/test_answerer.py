@@ -216,8 +216,9 @@ def test_a_prompt_that_fills_the_context_is_an_error_that_says_so(answerer: Answ
     assert "the model reads 512 at most" in str(result.problem)
 
 
-def test_an_answer_never_reaches_beyond_the_context(answerer: Answerer) -> None:
-    settings = GenerationSettings(max_new_tokens=200)
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_an_answer_never_reaches_beyond_the_context(answerer: Answerer, num_beams: int) -> None:
+    settings = GenerationSettings(max_new_tokens=200, num_beams=num_beams)
     [long] = answerer.prepare([Question("dog " * 130)])
     [short] = answerer.prepare([Question("What is this?")])
     room = 512 - len(prompt(long).input_ids)
@@ -262,10 +263,10 @@ def test_a_run_answers_as_questions_come(world: World, answerer: Answerer, tmp_p
         assert outcome.text == answerer.answer(texts[n], files, settings=SHORT)
 
 
-@pytest.mark.parametrize("close", [True, False])
-def test_a_run_that_is_left_ends_its_threads(answerer: Answerer, close: bool) -> None:
+@pytest.mark.parametrize(("close", "count"), [(True, 500), (False, 500), (True, 1)])
+def test_a_run_that_is_left_ends_its_threads(answerer: Answerer, close: bool, count: int) -> None:
     before = threading.active_count()
-    inbox = inbox_of(Question("What?", id=n) for n in range(500))
+    inbox = inbox_of(Question("What?", id=n) for n in range(count))
     run = answerer.run(inbox, SHORT)
     next(run)
     if close:

@@ -98,8 +98,12 @@ def test_an_answer_that_is_left_can_be_asked_again(reads: list[tuple[int, int]])
     model = chatbind()
     one = engine(model)
     wanted = told(engine(model), asked(TURN, FIRST, SECOND))
-    for _ in one.stream(asked(TURN, FIRST, SECOND), SETTINGS):
+    long = GenerationSettings(max_new_tokens=200)
+    assert len("".join(engine(model).stream(asked(TURN, FIRST, SECOND), long)).split()) == 200
+    del reads[:]
+    for _ in one.stream(asked(TURN, FIRST, SECOND), long):
         break
+    assert len(reads) < 150
     del reads[:]
     assert told(one, asked(TURN, FIRST, SECOND)) == wanted
     assert reads[0] == (1, 1)

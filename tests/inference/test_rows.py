@@ -11,7 +11,10 @@ import torch
 from chatbind_cli.data.tokens import TokenizedSample
 from chatbind_cli.errors import ChatBindError
 from chatbind_cli.inference.decoding import Generated
+from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.questions import Question
+from chatbind_cli.inference.rows import Rows
+from chatbind_cli.inference.sampling import Choice, choose
 from chatbind_cli.media.medium import Medium
 from tests.inference.small_engine import (
     END_OF_MEDIUM,
@@ -78,10 +81,11 @@ def test_draws_do_not_depend_on_neighbours() -> None:
         assert len(set(outcome.samples)) > 1 or len(outcome.samples) < 3
 
 
-def test_draws_follow_the_models_chances() -> None:
+@pytest.mark.parametrize("few", [{"top_k": 4}, {"min_p": 0.2}, {"top_p": 0.5}])
+def test_draws_follow_the_models_chances(few: dict[str, Any]) -> None:
     """Of a thousand answers of one token, each comes as often as `softmax` says."""
     model = chatbind()
-    asked = question(1, temperature=2.0, samples=1000, max_new_tokens=1, top_k=4)
+    asked = question(1, temperature=2.0, samples=1000, max_new_tokens=1, **few)
     outcome = run(engine(model, 100), [asked])[1]
     assert isinstance(outcome, Generated)
     assert asked.prompt is not None
@@ -91,11 +95,30 @@ def test_draws_follow_the_models_chances() -> None:
         media_embeddings=medium.embedding[None],  # type: ignore[index]
         media_weights=torch.tensor([medium.weight]),
     ).logits[0, -1]
-    top = logits[:97].topk(4)
-    chances = (top.values / 2).softmax(0)
-    for token, chance in zip(top.indices.tolist(), chances.tolist(), strict=True):
+    chances, tokens = (logits[:97] / 2).softmax(0).sort(descending=True)
+    among = {
+        "top_k": torch.arange(97) < 4,
+        "min_p": chances >= 0.2 * chances[0],
+        "top_p": chances.cumsum(0) - chances < 0.5,
+    }
+    [kind] = few
+    chances = chances * among[kind]
+    assert 2 < int(among[kind].sum()) < 40
+    for token, chance in zip(tokens.tolist(), (chances / chances.sum()).tolist(), strict=True):
         drawn = sum(sample.text == str(token) for sample in outcome.samples)
-        assert abs(drawn - 1000 * chance) < 4 * (1000 * chance * (1 - chance)) ** 0.5 + 1
+        if token != 2:  # the end is no word
+            assert abs(drawn - 1000 * chance) < 4 * (1000 * chance * (1 - chance)) ** 0.5 + 1e-9
+
+
+def test_every_token_has_a_draw_of_its_own() -> None:
+    [ask] = engine(chatbind())._asks(question(1, temperature=1.0), GenerationSettings())
+    draws = []
+    for token in range(50):
+        draws.append(ask.draw())
+        ask.take(Choice(token))
+    assert len(set(draws)) == 50
+    assert 0 <= min(draws) < 0.2
+    assert 0.8 < max(draws) < 1
 
 
 def assert_log_probabilities(model: Any, asked: Question, outcome: Generated) -> None:
@@ -163,6 +186,7 @@ class Failing:
 
     def __init__(self, model: Any, fails: Any) -> None:
         self.rows: list[int] = []
+        self.failed_at = 0
         forward = model.language_model.forward
 
         def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -170,6 +194,7 @@ class Failing:
             rows = kwargs["inputs_embeds"].shape[0]
             self.rows.append(rows)
             if (error := fails(kwargs)) is not None:
+                self.failed_at = len(self.rows)
                 raise error
             return result
 
@@ -235,13 +260,84 @@ def test_a_question_that_fails_alone_takes_no_other_with_it(
         positions = inputs["position_ids"]  # the trial of the model comes without
         return error if positions is not None and (positions == position).any() else None
 
-    Failing(model, fails)
+    failing = Failing(model, fails)
     for batch_size in (1, 8):
         found = run(engine(model, batch_size), [*asked, broken])
         failure = found.pop(99)
         assert texts(found) == wanted
         assert isinstance(failure, ChatBindError)
         assert str(failure).startswith("x:7: ")
+    # it was to blame, and the others are together again
+    assert max(failing.rows[failing.failed_at :]) == 8
+
+
+def test_what_has_no_room_beside_others_waits_for_them() -> None:
+    model = chatbind()
+    one = engine(model, 2)
+    assert one._rows_work
+    # no two end together
+    asked = [question(n, max_new_tokens=5 + 3 * n) for n in range(9)]
+    wanted = texts(run(one, asked))
+    refused: list[int] = []
+
+    def fails(inputs: dict[str, Any]) -> Exception | None:
+        """A prompt has no room as long as another answer is under way."""
+        rows, length, _ = inputs["inputs_embeds"].shape
+        beside = rows == 1 and length > 1 and steps and steps[-1] == 2
+        if beside and not refused:
+            refused.append(1)
+            return MEMORY[0]
+        if length == 1:
+            steps.append(rows)
+        return None
+
+    steps: list[int] = []
+    Failing(model, fails)
+    assert texts(run(one, asked)) == wanted
+    assert refused
+
+
+def test_what_fails_where_a_token_is_chosen_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = chatbind()
+    asked = [question(n, temperature=float(n % 2)) for n in range(12)]
+    wanted = run(engine(model, 8), asked)
+    calls: list[int] = []
+
+    def fails(logits: torch.Tensor, *args: Any) -> Any:
+        calls.append(len(logits))
+        if len(calls) in (4, 9, 20):
+            raise MEMORY[0]
+        return choose(logits, *args)
+
+    monkeypatch.setattr("chatbind_cli.inference.schedule.choose", fails)
+    assert run(engine(model, 8), asked) == wanted
+    assert len(calls) > 20
+
+
+def test_nothing_of_a_row_is_left_where_others_stand_then() -> None:
+    """Numbers that are none spoil a sum, however little they count in it."""
+    model = chatbind()
+
+    def row(*tokens: int) -> Rows:
+        rows = Rows(model)
+        rows.read([tokens])
+        return rows
+
+    rows = row(3, 4, 5, 6)
+    rows.join(row(7, 8, 9, 10, 11, 12, 13, 14))
+    with torch.inference_mode():
+        for layer in rows._layers:
+            layer.keys[1] = layer.values[1] = float("nan")
+    rows.join(row(40, 41))
+    rows.drop({1, 2})
+    rows.join(row(15, 16))
+    rows.join(row(17, 18, 19, 20, 21, 22, 23))
+    found = rows.read([[30], [31], [32]])
+    texts = ([3, 4, 5, 6, 30], [15, 16, 31], [*range(17, 24), 32])
+    for logits, tokens in zip(found, texts, strict=True):
+        torch.testing.assert_close(logits, row(*tokens[:-1]).read([tokens[-1:]])[0])
 
 
 def test_a_gpu_that_is_out_of_order_ends_the_run() -> None:
