@@ -179,7 +179,8 @@ def main() -> None:
     """Runs what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", choices=PRESETS, default="cpu")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, help="default: those of the preset")
+    here = [way for way in WAYS if not way.startswith("engine")]
+    parser.add_argument("--ways", nargs="+", choices=here, help="default: those of the preset")
     parser.add_argument("--questions", type=int, help="default: those of the preset")
     parser.add_argument("--vllm", type=Path, metavar="VENV", help="an environment that has vLLM")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

@@ -22,6 +22,8 @@ from chatbind_cli.inference.questions import Question
 from chatbind_cli.model.turns import GPT, Turn
 
 TURNS = 9
+SEATS = 64
+"""Questions that an engine has at a time, as many as `--engine` gives it."""
 
 
 class _Lengths(StoppingCriteria):
@@ -98,7 +100,7 @@ def engine(world: World) -> None:
     from chatbind_cli.inference.remote_engine import RemoteEngine  # noqa: PLC0415  need neither
 
     front = load_front(world.folder / "model")
-    with RemoteEngine(front, [str(world.url)]) as remote:
+    with RemoteEngine(front, [str(world.url)], in_flight=SEATS) as remote:
         run(world, world.answerer(front, engine=remote))
 
 
@@ -118,7 +120,7 @@ def texts(world: World) -> None:
         return int(answer["usage"]["completion_tokens"])
 
     async def ask_all() -> None:
-        seats = asyncio.Semaphore(64)
+        seats = asyncio.Semaphore(SEATS)
 
         async def take(client: httpx.AsyncClient, question: Question) -> None:
             async with seats:
