@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -63,7 +62,9 @@ def measure(arguments: argparse.Namespace) -> None:
                 found[f"{name}_s"] = round(value, 3)
     if torch.cuda.is_available():
         found["gpu_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
-    found["rss_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+    # `getrusage` would begin with what the process that started this one had
+    status = dict(s.split(":", 1) for s in Path("/proc/self/status").read_text().splitlines())
+    found["rss_gib"] = round(int(status["VmHWM"].split()[0]) / 2**20, 2)
     (arguments.folder / "answers.json").write_text(json.dumps(world.answers))
     print(json.dumps(found), flush=True)
 
