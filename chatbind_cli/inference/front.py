@@ -19,7 +19,7 @@ from chatbind_cli.device import resolve_device, resolve_dtype
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.inference.loaded_model import LoadedModel
 from chatbind_cli.model.assemble import read_without_weights
-from chatbind_cli.model.base import adapted_base, find_base
+from chatbind_cli.model.base import weights_folder
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration, word_embeddings
 from chatbind_cli.model.config import saved_end_ids
 from chatbind_cli.model.loading import (
@@ -61,16 +61,13 @@ def load_front(
             where=str(path),
             hint="`chatbind convert` joins it and a projector to one",
         )
-    adapted = adapted_base(path) is not None
-    if base is not None and not adapted:
-        raise CheckpointError("is a whole model, and takes no --base", where=str(path))
-    weights = find_base(path, base) if adapted else path
+    weights = weights_folder(path, base)
     with quiet_transformers(), open_checkpoint(weights) as checkpoint:
         tokenizer, config = read_without_weights(path)
         with one_line("its config.json makes no model", path):
             model: Any = model_without_memory(config, checkpoint, ChatBindForConditionalGeneration)
         check_tokens(model, tokenizer, str(path))
-        known = len(load_tokenizer(weights)) if adapted else None
+        known = None if weights == path else len(load_tokenizer(weights))
         _read_words(model, checkpoint, known, numbers)
         model.projector.to_empty(device="cpu").to(numbers)
         load_into(model, find_projector(path)[0], str(path))

@@ -68,6 +68,19 @@ def adapted_base(folder: Path) -> dict[str, Any] | None:
     return cast(dict[str, Any], said)
 
 
+def weights_folder(folder: Path, base: Path | None = None) -> Path:
+    """Where a ChatBind folder's language model lies: in the base of its adapters, or in itself.
+
+    Raises:
+        CheckpointError: as `find_base`; or there are no adapters, and a `base` is said.
+    """
+    if adapted_base(folder) is not None:
+        return find_base(folder, base)
+    if base is not None:
+        raise CheckpointError("is a whole model, and takes no --base", where=str(folder))
+    return folder
+
+
 def find_base(folder: Path, base: Path | None = None) -> Path:
     """The model that a folder's adapters belong to: where it is said to lie, or `base`.
 

@@ -24,7 +24,12 @@ from chatbind_cli.checkpoints.projector_file import (
 )
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.model.adapters import merge_adapters, read_adapters
-from chatbind_cli.model.base import adapted_base, find_base, grow_embeddings
+from chatbind_cli.model.base import (
+    adapted_base,
+    find_base,
+    grow_embeddings,
+    weights_folder,
+)
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration, word_embeddings
 from chatbind_cli.model.config import MODEL_TYPE, ChatBindConfig, saved_end_ids
 from chatbind_cli.model.pretrained import make_config, open_config, open_model, quiet_transformers
@@ -89,9 +94,7 @@ def load_chatbind(
                 merge_adapters(model.language_model)
                 model.config.base_model = None
         else:
-            if base is not None:
-                raise CheckpointError("is a whole model, and takes no --base", where=str(path))
-            model, tokenizer = _load_whole(folder, options)
+            model, tokenizer = _load_whole(weights_folder(folder, base), options)
     check_tokens(model, tokenizer, str(path))
     if device is not None:
         cast(Any, model).to(device)

@@ -24,7 +24,7 @@ from chatbind_cli.files import sha256_file, sha256_text
 from chatbind_cli.folders import replace_folder
 from chatbind_cli.model.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from chatbind_cli.model.assemble import build_chatbind
-from chatbind_cli.model.base import adapted_base, find_base
+from chatbind_cli.model.base import adapted_base, find_base, weights_folder
 from chatbind_cli.model.config import encoder_of
 from chatbind_cli.model.convert import CONVERT
 from chatbind_cli.model.loading import PROJECTOR_NAME, ChatBind, is_chatbind, load_chatbind
@@ -124,10 +124,8 @@ def language_model(
             where=str(source),
             hint="`chatbind convert` joins a bare language model and a projector to one",
         )
-    adapted = adapted_base(source) is not None
-    if base is not None and not adapted:
-        raise CheckpointError("is a whole model, and takes no --base", where=str(source))
-    place = find_base(source, base) if adapted else source
+    place = weights_folder(source, base)
+    adapted = place != source
     parts = {"adapters": _adapters(source)} if adapted else {}
     how = _Whole(output, shard_bytes=shard_bytes, overwrite=overwrite, plain=True)
     # in the numbers of the weights, of which nothing is copied: the files are their memory
