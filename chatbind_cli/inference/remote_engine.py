@@ -15,6 +15,7 @@ import torch
 from chatbind_cli.data.tokens import PromptEncoder
 from chatbind_cli.errors import RecordError, contained
 from chatbind_cli.inbox import Inbox
+from chatbind_cli.inference.asks import where_of
 from chatbind_cli.inference.completion import Answered, request_of
 from chatbind_cli.inference.decoding import AnswerDecoder, Generated, Outcome
 from chatbind_cli.inference.engine import Show, Stream, check_length
@@ -163,12 +164,12 @@ class RemoteEngine:
             except NoEngineLeftError as error:
                 done.close(error)
             except Exception as error:
-                done.put((question, contained(error, where=_where(question))))
+                done.put((question, contained(error, where=where_of(question))))
 
         try:
             body, decoder = self._request(question, settings)
         except Exception as error:
-            done.put((question, contained(error, where=_where(question))))
+            done.put((question, contained(error, where=where_of(question))))
         else:
             self._submit(ask())
 
@@ -232,7 +233,3 @@ def _generated(answers: Sequence[Answered], decoder: AnswerDecoder) -> Generated
     """The answer; of several the first, with all of them."""
     found = [decoder.finished(answer.ids, answer.logprobs or None) for answer in answers]
     return replace(found[0], samples=tuple(found)) if len(found) > 1 else found[0]
-
-
-def _where(question: Question) -> str:
-    return question.where or f"question {question.id}"
