@@ -11,6 +11,7 @@ from click.core import ParameterSource
 
 from chatbind_cli.errors import UsageError
 from chatbind_cli.inference.generation_settings import GenerationSettings
+from chatbind_cli.urls import check_url
 
 from ._base import in_group
 
@@ -40,6 +41,8 @@ def check_engine(choice: ModelChoice, settings: GenerationSettings) -> None:
     """
     if not choice.engine:
         return
+    for url in choice.engine:
+        check_url(url)
     settings.refuse_elsewhere()
     if choice.projector is not None or choice.adapter is not None:
         option = "--projector" if choice.adapter is None else "--adapter"
