@@ -25,8 +25,8 @@ from chatbind_cli.model.config import saved_end_ids
 from chatbind_cli.model.loading import (
     ChatBind,
     check_tokens,
-    is_chatbind,
     load_into,
+    refuse_bare,
     refuse_missing,
 )
 from chatbind_cli.model.pretrained import model_without_memory, one_line, quiet_transformers
@@ -55,12 +55,7 @@ def load_front(
     numbers = resolve_dtype(dtype, place)
     refuse_missing(path)
     refuse_unapplied(path)
-    if not is_chatbind(path):
-        raise CheckpointError(
-            "is a bare language model, and an engine goes with a ChatBind model",
-            where=str(path),
-            hint="`chatbind convert` joins it and a projector to one",
-        )
+    refuse_bare(path)
     weights = weights_folder(path, base)
     with quiet_transformers(), open_checkpoint(weights) as checkpoint:
         tokenizer, config = read_without_weights(path)

@@ -102,6 +102,20 @@ def load_chatbind(
     return ChatBind(model, tokenizer, model.config)
 
 
+def refuse_bare(folder: Path) -> None:
+    """Refuses a language model by itself.
+
+    Raises:
+        CheckpointError: the folder holds no ChatBind model.
+    """
+    if not is_chatbind(folder):
+        raise CheckpointError(
+            "is no ChatBind model",
+            where=str(folder),
+            hint="`chatbind convert` joins a bare language model and a projector to one",
+        )
+
+
 def refuse_missing(folder: Path) -> None:
     """Refuses what is no model folder.
 

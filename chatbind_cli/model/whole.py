@@ -27,7 +27,7 @@ from chatbind_cli.model.assemble import build_chatbind
 from chatbind_cli.model.base import adapted_base, find_base, weights_folder
 from chatbind_cli.model.config import encoder_of
 from chatbind_cli.model.convert import CONVERT
-from chatbind_cli.model.loading import PROJECTOR_NAME, ChatBind, is_chatbind, load_chatbind
+from chatbind_cli.model.loading import PROJECTOR_NAME, ChatBind, load_chatbind, refuse_bare
 from chatbind_cli.model.pretrained import quiet_transformers
 from chatbind_cli.model.probe import note_probe, place_probe
 
@@ -118,12 +118,7 @@ def language_model(
         CheckpointError: the source is no ChatBind folder, or cannot be used.
         ChatBindError: the output is there already.
     """
-    if not is_chatbind(source):
-        raise CheckpointError(
-            "is no ChatBind model",
-            where=str(source),
-            hint="`chatbind convert` joins a bare language model and a projector to one",
-        )
+    refuse_bare(source)
     place = weights_folder(source, base)
     adapted = place != source
     parts = {"adapters": _adapters(source)} if adapted else {}

@@ -79,7 +79,7 @@ def test_what_else_is_known_of_the_model_is_known(world):
 
 
 def test_what_is_no_chatbind_model_is_refused(world, tmp_path):
-    with pytest.raises(CheckpointError, match="is a bare language model"):
+    with pytest.raises(CheckpointError, match="is no ChatBind model"):
         load_front(world.llama)
     with pytest.raises(CheckpointError, match="no such folder"):
         load_front(tmp_path / "nowhere")
