@@ -164,9 +164,7 @@ def command(
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     choice = choice.resolved()
     if first is None and not chat:
-        first = sys.stdin.read().strip()
-        if not first:
-            raise UsageError("standard input has no question", hint="write it as an argument")
+        first = _piped_question()
     check_text(first or "")
     check_text(system or "", "the system text")
     # imported here: they bring torch
@@ -191,6 +189,13 @@ def command(
             dialogue.run(_lines(first, dialogue))
         elif first is not None:
             talk.ask(first)
+
+
+def _piped_question() -> str:
+    question = sys.stdin.read().strip()
+    if not question:
+        raise UsageError("standard input has no question", hint="write it as an argument")
+    return question
 
 
 def _lines(first: str | None, dialogue: Talk) -> Iterator[str]:

@@ -86,21 +86,11 @@ def command(
     With --projector, MODEL is any bare language model; the two become one folder. With --merge,
     MODEL holds adapters. --language-model writes what an engine serves, and notes in MODEL
     (engine.json) how it answers, by which the engine is known. In these three ways the language
-    model is loaded whole, and takes as much memory as it has weights.
+    model is loaded whole.
     """
-    if merge and projector is not None:
-        raise UsageError("--merge and --projector exclude each other")
     if (output is None) == (language_model is None):
         raise UsageError("give either --output or --language-model")
-    if language_model is not None and (merge or projector is not None):
-        raise UsageError(
-            "--language-model goes with neither --merge nor --projector",
-            hint="adapters are added in any case; join a language model and a projector first",
-        )
-    if print_serve and language_model is None:
-        raise UsageError("--print-serve goes with --language-model")
-    if base is not None and not merge and language_model is None:
-        raise UsageError("--base needs --merge or --language-model")
+    _check_way(projector, merge, base, language_model, print_serve)
     _options.one_reader(("the model", model), ("the projector", projector))
     source = resolve_artifact(model, {"target", "model"})
     target = output or language_model
@@ -125,6 +115,23 @@ def command(
         refuse_overlap(target, [part])
         result = whole.join(source, part, target, **how)
     _checkpoints.emit_folder("model", result, made_by="convert")
+
+
+def _check_way(
+    projector: str | None, merge: bool, base: Path | None, language_model: Path | None, serve: bool
+) -> None:
+    """Refuses options that do not go together."""
+    if merge and projector is not None:
+        raise UsageError("--merge and --projector exclude each other")
+    if language_model is not None and (merge or projector is not None):
+        raise UsageError(
+            "--language-model goes with neither --merge nor --projector",
+            hint="adapters are added in any case; join a language model and a projector first",
+        )
+    if serve and language_model is None:
+        raise UsageError("--print-serve goes with --language-model")
+    if base is not None and not merge and language_model is None:
+        raise UsageError("--base needs --merge or --language-model")
 
 
 def serve_line(folder: Path) -> str:

@@ -136,23 +136,20 @@ def command(
 
     Unless the options say otherwise, media are read as the model's training read them.
     """
-    if not plan.dry_run and not worker.is_worker():
+    reads = not plan.dry_run and not worker.is_worker()
+    if reads:
         one_reader(*choice.words_on_line(), ("the questions", questions))
         if questions == "-" and sys.stdin.isatty():
             raise UsageError(
                 "no questions", hint="name a file with --questions, or pipe records in"
             )
     check_engine(choice, settings)
-    if choices and choice.engine:
-        raise UsageError("--choices goes without --engine, which tells no likelihood of a text")
+    if choices:
+        _check_choices(choice, settings)
     plan = choice.dispatch(plan)
-    if choices and (settings.samples > 1 or settings.logprobs):
-        raise UsageError("--choices goes with neither --samples nor --logprobs")
     refuse_overlap(output, [questions, choice.projector])
-    words: list[str] = []
-    if not plan.dry_run and not worker.is_worker():
-        choice = choice.resolved()
-        words = choice.words()
+    choice = choice.resolved() if reads else choice
+    words = choice.words() if reads else []
     hands = crew(plan, words)
     if hands is None:
         return
@@ -178,6 +175,14 @@ def command(
         media=media_changes(media),
         crew=hands,
     )
+
+
+def _check_choices(choice: ModelChoice, settings: GenerationSettings) -> None:
+    """Refuses what does not go with `--choices`."""
+    if choice.engine:
+        raise UsageError("--choices goes without --engine, which tells no likelihood of a text")
+    if settings.samples > 1 or settings.logprobs:
+        raise UsageError("--choices goes with neither --samples nor --logprobs")
 
 
 def _chunk(count: int | None, index: int | None, shard: tuple[int, int]) -> tuple[int, int]:
