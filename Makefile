@@ -20,7 +20,7 @@ help:  ## this list
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,text,toy,pytorchvideo]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,text,serve,pytorchvideo]"
 	touch $@
 
 install: $(VENV)/.installed  ## make .venv with everything that demo and tests need

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from chatbind_cli.errors import ChatBindError
 from chatbind_cli.files import own_stream
@@ -22,6 +22,25 @@ if TYPE_CHECKING:
 
 _MOST_COUNTED = 1 << 30
 """Bytes that are read only to tell how long it will take."""
+
+
+class Listener(Protocol):
+    """Whoever waits for an answer while others are made beside it.
+
+    It is called from the engine's threads, between two tokens, and must not wait for anything.
+    """
+
+    @property
+    def gone(self) -> bool:
+        """Whether nobody waits any more: then the answer is given up."""
+
+    def grown(self, sample: int, text: str) -> None:
+        """Hears the beginning of an answer, as far as no later token can change it.
+
+        Args:
+            sample: which of the answers to the question, from 0.
+            text: all of it so far.
+        """
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,6 +65,7 @@ class Question:
         turn: what it is in a dialogue, once its media are embedded.
         prompt: what the language model reads, from then on.
         choice_ids: the token ids of each choice behind that.
+        listener: who hears of its answer while that grows.
     """
 
     text: str = ""
@@ -63,6 +83,7 @@ class Question:
     turn: Turn | None = None
     prompt: TokenizedSample | None = None
     choice_ids: tuple[list[int], ...] = ()
+    listener: Listener | None = None
 
     @property
     def key(self) -> Hashable:

@@ -12,8 +12,6 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from chatbind_cli.errors import ChatBindError
-
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 # Held-out scans come in blocks that hold every digit equally often, so that the first one, two, ..
@@ -50,18 +48,9 @@ class Item:
 
 
 def load_items() -> tuple[list[Item], list[Item]]:
-    """The 1597 training and the 200 held-out items, each in a fixed shuffled order.
+    """The 1597 training and the 200 held-out items, each in a fixed shuffled order."""
+    from sklearn.datasets import load_digits  # noqa: PLC0415 - slow to load
 
-    Raises:
-        ChatBindError: scikit-learn is not installed.
-    """
-    try:
-        from sklearn.datasets import load_digits  # noqa: PLC0415 - an extra, and slow to load
-    except ImportError as error:
-        raise ChatBindError(
-            "the toy world's handwriting comes with scikit-learn, which is not installed",
-            hint="pip install 'chatbind[toy]'",
-        ) from error
     bunch = load_digits()
     scans = (bunch.images / 16.0).astype(np.float32)
     digits = bunch.target.astype(int)
