@@ -1,4 +1,4 @@
-"""`chatbind review`: let a judge score two sets of answers."""
+"""`chatbind review`: let a judge score sets of answers."""
 
 from __future__ import annotations
 
@@ -67,8 +67,14 @@ _AUDIO = (
     group="Input",
     metavar="A B...",
     type=click.Path(exists=True, dir_okay=False, allow_dash=True),
-    help="Two answer files, the baseline first; of more, each is paired with the first. `-` is "
-    "stdin; with only one file, the other is stdin.",
+    help="Two or more answer files, the baseline first. `-` is stdin; with only one file, the "
+    "other is stdin.",
+)
+@_input(
+    "--pairs",
+    type=click.Choice(["baseline", "all"]),
+    default="baseline",
+    help="Of more than two answer files, compare each with the first, or each with each other.",
 )
 @_input(
     "--context",
@@ -181,6 +187,7 @@ def command(
     answers: tuple[str, ...],
     contexts: Path | None,
     references: Path | None,
+    pairs: Any,
     orders: Any,
     samples: int,
     concurrency: int,
@@ -191,7 +198,7 @@ def command(
     on_error: Any,
     **judge: Any,
 ) -> None:
-    """Let a judge score two sets of answers, matched by question id.
+    """Let a judge score sets of answers, matched by question id.
 
     A failed review is written with an `error` and without scores, and the same command again
     makes only what is missing. Exit code 3: a review failed, or the files did not fit together.
@@ -213,7 +220,9 @@ def command(
         on_error=on_error,
         grace_s=grace,
     )
-    inputs = Inputs(questions, _sides(answers), contexts=contexts, references=references)
+    inputs = Inputs(
+        questions, _sides(answers), pairs=pairs, contexts=contexts, references=references
+    )
     review = Review(inputs, settings, options, output=output, overwrite=overwrite)
     if dry_run:
         _show(review.plan())

@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, combinations, count
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from chatbind_cli.evaluation.files import (
     DOUBLED,
@@ -36,6 +38,9 @@ _REFERENCE_KEYS = ("reference", "answers", "answer", "label")
 _ANY = "any"
 _STDIN = "stdin"
 
+Pairs = Literal["baseline", "all"]
+"""Which answer files are compared: each other one with the first, or each with each other."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
@@ -47,7 +52,7 @@ class Case:
         context: the captions and boxes of what the question is about.
         references: texts that count as right answers.
         models: who gave the answers: what their records say, else the name of their file.
-        pair: numbers of the two answer files, from 1; None where there are only two.
+        pair: numbers of the answer files, from 1; None where there are only two.
         problem: why this case cannot be judged, None if it can.
         line: of a line of the questions that is none: its number.
     """
@@ -57,7 +62,7 @@ class Case:
     context: Record | None = None
     references: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
-    pair: tuple[int, int] | None = None
+    pair: tuple[int, ...] | None = None
     problem: str | None = None
     line: int | None = None
 
@@ -87,9 +92,9 @@ class Inputs:
 
     Args:
         questions: the question records.
-        answers: two or more answer files, the baseline first: every other one makes a pair with
-            it. At most one may be a stream: it is read as it comes, so that each case can be
-            judged as soon as its answer is there.
+        answers: two or more answer files, the baseline first. At most one may be a stream: it is
+            read as it comes, so that each case can be judged as soon as its answer is there.
+        pairs: which of them are compared, each pair once and the earlier file first.
         contexts: captions and boxes by media name.
         references: answers that count as right, by question id.
 
@@ -97,6 +102,7 @@ class Inputs:
         questions: the questions' records by id.
         name: the questions' file.
         names: the answers' files.
+        sides: places in `names` of those that are judged together.
 
     Raises:
         RecordError: a file cannot be read. A line that is no record is a mismatch.
@@ -107,6 +113,7 @@ class Inputs:
         questions: Path,
         answers: Sequence[Path | Iterable[Line]],
         *,
+        pairs: Pairs = "baseline",
         contexts: Path | None = None,
         references: Path | None = None,
     ) -> None:
@@ -129,7 +136,12 @@ class Inputs:
         self._contexts_name = str(contexts)
         self._contexts = None if contexts is None else _read_contexts(contexts, mismatches)
         self._references = None if references is None else records_by_id(references, mismatches)
-        self._files = distinct_names(self.names)
+        # The first ones keep their names when others are added: a review is continued by them.
+        n_files = len(self.names)
+        self._files = [distinct_names(self.names[: n + 1])[-1] for n in range(n_files)]
+        self.sides: list[tuple[int, ...]] = [
+            pair for pair in combinations(range(n_files), 2) if pairs == "all" or pair[0] == 0
+        ]
 
     @property
     def remarks(self) -> list[str]:
@@ -147,7 +159,7 @@ class Inputs:
     def cases(self) -> Iterator[Case]:
         """The cases in the order of the questions, or in that of the answers that stream in.
 
-        A question has as many cases as there are sides beside the first.
+        A question has a case for each of `sides`.
         """
         for key, record in keyed(self._stream, _STDIN, self._mismatches):
             if key in self._streamed:
@@ -169,13 +181,13 @@ class Inputs:
 
     def _cases(self, key: str) -> Iterator[Case]:
         models = self._models(key)
-        for other in range(1, len(self._sides)):
+        for sides in self.sides:
             case = Case(
                 question=self.questions[key],
-                models=(models[0], models[other]),
-                pair=(1, other + 1) if len(self._sides) > 2 else None,
+                models=tuple(models[side] for side in sides),
+                pair=tuple(side + 1 for side in sides) if len(self.names) > 2 else None,
             )
-            yield self._filled(key, case, (0, other))
+            yield self._filled(key, case, sides)
 
     def _filled(self, key: str, case: Case, sides: Sequence[int]) -> Case:
         """The case with its answers and context, or with the reason why it has none."""
@@ -208,17 +220,16 @@ class Inputs:
         return replace(case, references=self._references_of(key, case))
 
     def _models(self, key: str) -> list[str]:
-        """The sides' names; those of one name are told apart by their files."""
-        models = []
+        """The sides' names; one that an earlier side has already gets its file's behind it."""
+        models: list[str] = []
         for side, file in zip(self._sides, self._files, strict=True):
             # Who did not answer one question is called as in the others that it did answer.
             records = (side.get(key, {}), next(iter(side.values()), {}))
             named = (record["model_id"] for record in records if record.get("model_id"))
-            models.append(str(next(named, file)))
-        return [
-            f"{model} ({file})" if models.count(model) > 1 and model != file else model
-            for model, file in zip(models, self._files, strict=True)
-        ]
+            name = str(next(named, file))
+            names = chain([name, f"{name} ({file})"], (f"{name} ({file}, {n})" for n in count(2)))
+            models.append(next(name for name in names if name not in models))
+        return models
 
     def _references_of(self, key: str, case: Case) -> tuple[str, ...]:
         """The right answers: the reference file's, else the question's, else those carried along.

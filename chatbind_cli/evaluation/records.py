@@ -79,6 +79,7 @@ def review_record(judgement: Judgement, verdict: Verdict, *, earlier_usd: float 
         metadata["pair"] = list(case.pair)
     if case.answers:
         metadata["answers"] = [digest(text) for text in case.texts]
+        metadata["lengths"] = [len(text) for text in case.texts]
     record: Record = {
         "review_id": judgement.review_id,
         **({} if case.line is None else {"line": case.line}),

@@ -124,7 +124,7 @@ class Review:
         self._introduce()
         options = self._options
         per_pair = options.samples * (2 if options.orders == "both" else 1)
-        n_expected = len(self._inputs.questions) * (len(self._inputs.names) - 1) * per_pair
+        n_expected = len(self._inputs.questions) * len(self._inputs.sides) * per_pair
         path = Path(self._output)
         writer = RecordWriter(
             self._output, key="review_id", overwrite=self._overwrite, in_words=in_words

@@ -411,6 +411,31 @@ def test_three_answer_files_make_two_pairs_with_figures_of_their_own(world: Path
     }
 
 
+def test_a_file_that_is_added_costs_its_own_pairs_alone(world: Path, judge_server: Any) -> None:
+    for name in ("third", "fourth"):
+        text = (world / "said.jsonl").read_text().replace("digit", name)
+        (world / f"{name}.jsonl").write_text(text)
+    words = ["--judge-url", judge_server.url, "--pairs", "all", "-o", "r.jsonl"]
+    for names, pairs in ((["said"], 1), (["said", "third"], 3), (["said", "third", "fourth"], 6)):
+        files = [f"{name}.jsonl" for name in names]
+        (plan,) = _records(_chatbind(*RULE, *files, *words, "--dry-run", cwd=world).stdout)
+        assert (plan["judgements"], plan["done"]) == (8 * pairs, len(judge_server.requests))
+        done = _chatbind(*RULE, *files, *words, cwd=world)
+        assert done.returncode == 0, done.stderr
+        assert len(judge_server.requests) == 8 * pairs
+    records = _records((world / "r.jsonl").read_text())
+    assert len({record["review_id"] for record in records}) == len(records) == 48
+    found = {(*r["metadata"]["models"], *r["metadata"].get("pair", ())) for r in records}
+    assert found == {
+        ("reference", "toy"),
+        ("reference", "toy (third)", 1, 3),
+        ("toy", "toy (third)", 2, 3),
+        ("reference", "toy (fourth)", 1, 4),
+        ("toy", "toy (fourth)", 2, 4),
+        ("toy (third)", "toy (fourth)", 3, 4),
+    }
+
+
 def test_ctrl_c_while_waiting_for_a_pipe_ends_with_130(world: Path) -> None:
     command = [sys.executable, "-m", "chatbind_cli", *RULE, "-", "-o", "r.jsonl"]
     with subprocess.Popen(
