@@ -38,21 +38,22 @@ _REFERENCE_KEYS = ("reference", "answers", "answer", "label")
 _ANY = "any"
 _STDIN = "stdin"
 
-Pairs = Literal["baseline", "all"]
-"""Which answer files are compared: each other one with the first, or each with each other."""
+Compared = Literal["baseline", "all", "single"]
+"""Answer files judged together: each other one with the first, each with each other, or none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One question with its two answers, as it goes to a judge.
+    """One question with its two answers, or with one, as it goes to a judge.
 
     Attributes:
         question: the question's record.
-        answers: the two answers' records, in the order of the answer files.
+        answers: the answers' records, in the order of the answer files.
         context: the captions and boxes of what the question is about.
         references: texts that count as right answers.
         models: who gave the answers: what their records say, else the name of their file.
-        pair: numbers of the answer files, from 1; None where there are only two.
+        pair: numbers of the answer files, from 1; None where there are only two, both compared.
+        single: whether one answer is judged alone.
         problem: why this case cannot be judged, None if it can.
         line: of a line of the questions that is none: its number.
     """
@@ -63,6 +64,7 @@ class Case:
     references: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
     pair: tuple[int, ...] | None = None
+    single: bool = False
     problem: str | None = None
     line: int | None = None
 
@@ -83,7 +85,7 @@ class Case:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The two answers themselves."""
+        """The answers themselves."""
         return tuple(str(answer["text"]) for answer in self.answers)
 
 
@@ -92,9 +94,10 @@ class Inputs:
 
     Args:
         questions: the question records.
-        answers: two or more answer files, the baseline first. At most one may be a stream: it is
-            read as it comes, so that each case can be judged as soon as its answer is there.
-        pairs: which of them are compared, each pair once and the earlier file first.
+        answers: two or more answer files, the baseline first; one is enough where each is judged
+            alone. At most one may be a stream: it is read as it comes, so that each case
+            can be judged as soon as its answer is there.
+        compared: which of them are, each pair once and the earlier file first.
         contexts: captions and boxes by media name.
         references: answers that count as right, by question id.
 
@@ -113,7 +116,7 @@ class Inputs:
         questions: Path,
         answers: Sequence[Path | Iterable[Line]],
         *,
-        pairs: Pairs = "baseline",
+        compared: Compared = "baseline",
         contexts: Path | None = None,
         references: Path | None = None,
     ) -> None:
@@ -139,8 +142,11 @@ class Inputs:
         # The first ones keep their names when others are added: a review is continued by them.
         n_files = len(self.names)
         self._files = [distinct_names(self.names[: n + 1])[-1] for n in range(n_files)]
-        self.sides: list[tuple[int, ...]] = [
-            pair for pair in combinations(range(n_files), 2) if pairs == "all" or pair[0] == 0
+        self._single = compared == "single"
+        self.sides = [
+            together
+            for together in combinations(range(n_files), 1 if self._single else 2)
+            if compared != "baseline" or together[0] == 0
         ]
 
     @property
@@ -177,15 +183,17 @@ class Inputs:
                 if key not in self.questions:
                     self._mismatches.add(name, "answers what was not asked: question", key)
         for line, problem in self._not_questions.items():
-            yield Case(question={}, problem=problem, line=line)
+            yield Case(question={}, problem=problem, line=line, single=self._single)
 
     def _cases(self, key: str) -> Iterator[Case]:
         models = self._models(key)
+        numbered = self._single or len(self.names) > 2
         for sides in self.sides:
             case = Case(
                 question=self.questions[key],
                 models=tuple(models[side] for side in sides),
-                pair=tuple(side + 1 for side in sides) if len(self.names) > 2 else None,
+                pair=tuple(side + 1 for side in sides) if numbered else None,
+                single=self._single,
             )
             yield self._filled(key, case, sides)
 

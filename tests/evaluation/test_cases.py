@@ -132,11 +132,29 @@ def test_streamed_answers_give_a_case_as_soon_as_they_come(tmp_path: Path) -> No
     ]
 
 
+def test_answers_that_are_judged_alone_are_a_case_each(tmp_path: Path) -> None:
+    questions = _questions(tmp_path / "q.jsonl", [1, 2])
+    with questions.open("a") as file:
+        file.write("nonsense\n")
+    sides = [_answers(tmp_path / "a.jsonl", [1, 2], "a"), _answers(tmp_path / "b.jsonl", [2], "b")]
+    cases = list(Inputs(questions, sides, compared="single").cases())
+    assert [(case.question_id, case.texts, case.models, case.pair) for case in cases] == [
+        (1, ("a 1",), ("a",), (1,)),
+        (1, (), ("b",), (2,)),
+        (2, ("a 2",), ("a",), (1,)),
+        (2, ("b 2",), ("b",), (2,)),
+        (None, (), (), None),
+    ]
+    assert all(case.single for case in cases)
+    (case,) = list(Inputs(questions, sides[:1], compared="single").cases())[:1]
+    assert (case.models, case.pair) == (("a",), (1,)), "as it will be when others are added"
+
+
 def test_a_streamed_answer_gives_all_pairs_of_its_question(tmp_path: Path) -> None:
     stream = iter([Line({"question_id": 2, "text": "b 2"}, "<stdin>:1", 1)])
     sides = [_answers(tmp_path / f"{word}.jsonl", [1, 2], word) for word in "ac"]
     inputs = Inputs(
-        _questions(tmp_path / "q.jsonl", [1, 2]), [sides[0], stream, sides[1]], pairs="all"
+        _questions(tmp_path / "q.jsonl", [1, 2]), [sides[0], stream, sides[1]], compared="all"
     )
     assert [(case.question_id, case.pair, case.texts) for case in inputs.cases()] == [
         (2, (1, 2), ("a 2", "b 2")),
@@ -250,7 +268,7 @@ def test_every_pair_of_answer_files_comes_once_and_a_gap_is_told_once(tmp_path: 
     questions = _questions(tmp_path / "q.jsonl", [1, 2])
     sides = [_answers(tmp_path / f"{word}.jsonl", [1, 2], word) for word in ("a", "b", "d")]
     sides.insert(2, _answers(tmp_path / "c.jsonl", [1], "c"))
-    inputs = Inputs(questions, sides, pairs="all")
+    inputs = Inputs(questions, sides, compared="all")
     cases = list(inputs.cases())
     pairs = [(1, 2), (1, 3), (1, 4), (2, 3), (2, 4), (3, 4)]
     assert [(case.question_id, case.pair) for case in cases] == [

@@ -27,7 +27,7 @@ from chatbind_cli.evaluation.judges.cost import (
     message_tokens,
 )
 from chatbind_cli.evaluation.judges.judge import KEY_VARIABLE, Judge, JudgeSettings, Verdict
-from chatbind_cli.evaluation.judges.reply import SCHEMA, UnreadableScores, read_review
+from chatbind_cli.evaluation.judges.reply import UnreadableScores, read_review, schema
 from chatbind_cli.evaluation.prompts import (
     VERSION,
     Message,
@@ -37,6 +37,7 @@ from chatbind_cli.evaluation.prompts import (
     fingerprint,
     read_rules,
 )
+from chatbind_cli.files import sha256_text
 from chatbind_cli.jsonl import Record
 
 DEFAULT_MODEL = "gpt-4o"
@@ -46,7 +47,7 @@ _MOST_TOKENS = 1 << 31
 _FAILURES_THAT_STOP = 8
 _FORMAT = {
     "type": "json_schema",
-    "json_schema": {"name": "review", "strict": True, "schema": SCHEMA},
+    "json_schema": {"name": "review", "strict": True, "schema": schema(single=False)},
 }
 _FATAL: dict[type[Exception], str] = {
     openai.AuthenticationError: f"check the key in {KEY_VARIABLE}",
@@ -109,7 +110,16 @@ class ChatJudge(Judge):
         settings = self._settings
         asked = [self.name, settings.temperature, settings.max_tokens, settings.structured]
         rule = fingerprint(find_rule(case, self._rules))
-        return digest(f"chat-{VERSION}", rule, case.context, asked)
+        shown = [case.context, case.references] if case.single else case.context
+        return digest(f"chat-{VERSION}", rule, shown, asked)
+
+    def cache_key(self, case: Case, *, swapped: bool, sample: int) -> str:
+        """Follows every word that is sent, and to where."""
+        settings = self._settings
+        messages = build_messages(case, find_rule(case, self._rules), swapped=swapped)
+        where = settings.url or os.environ.get("OPENAI_BASE_URL")
+        asked = [self.name, where, settings.temperature, settings.max_tokens, settings.structured]
+        return sha256_text(json.dumps([VERSION, messages, asked, sample]))
 
     def expected_tokens(self, case: Case) -> tuple[int, int]:
         """Tokens of the prompt for a case, and the most that the reply may have."""
@@ -126,14 +136,14 @@ class ChatJudge(Judge):
         for again in (False, True):
             try:
                 reply = await self._ask(messages, metadata, structured=not again)
-                scores, readable = read_review(reply)
+                scores, readable = read_review(reply, single=case.single)
             except NoReplyError as failure:
                 error = str(failure)
                 break
             except UnreadableScores as failure:
                 error = f"the scores cannot be read: {failure}"
                 said.append(reply)
-                messages = ask_again(messages, reply)
+                messages = ask_again(messages, reply, single=case.single)
                 continue
             said.append(readable)
             if again:
