@@ -11,31 +11,22 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, combinations, count
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
+from chatbind_cli.evaluation.contexts import Contexts
 from chatbind_cli.evaluation.files import (
     DOUBLED,
-    UNUSABLE,
     Mismatches,
     distinct_names,
     keyed,
     records_by_id,
 )
 from chatbind_cli.files import sha256_text
-from chatbind_cli.jsonl import Line, Record, legible, read_lines, record_id
+from chatbind_cli.jsonl import Line, Record, legible, record_id
 from chatbind_cli.media.modality import MODALITIES
 
-_COCO_PREFIXES = ("COCO_val2014_", "COCO_train2014_")
-_MEDIA_SUFFIXES = frozenset(
-    (
-        *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
-        *(".mp4", ".mkv", ".mov", ".avi", ".webm", ".wav", ".mp3", ".flac", ".ogg", ".m4a"),
-        *(".npy", ".csv", ".tsv", ".parquet"),
-    )
-)
 _REFERENCE_KEYS = ("reference", "answers", "answer", "label")
-_ANY = "any"
 _STDIN = "stdin"
 
 Compared = Literal["baseline", "all", "single"]
@@ -137,7 +128,7 @@ class Inputs:
                 self._sides.append(self._streamed)
                 self._stream = side
         self._contexts_name = str(contexts)
-        self._contexts = None if contexts is None else _read_contexts(contexts, mismatches)
+        self._contexts = None if contexts is None else Contexts(contexts, mismatches)
         self._references = None if references is None else records_by_id(references, mismatches)
         # The first ones keep their names when others are added: a review is continued by them.
         n_files = len(self.names)
@@ -218,9 +209,8 @@ class Inputs:
         case = replace(case, answers=tuple(answers))
         if self._contexts is not None and case.modality is not None:
             named = case.question[case.modality]
-            medium = _media_key(named[0] if isinstance(named, list) else named)
-            keys = ((case.modality, medium), (_ANY, medium))
-            context = next((self._contexts[k] for k in keys if k in self._contexts), None)
+            medium = named[0] if isinstance(named, list) else named
+            context = self._contexts.of(case.modality, medium)
             if context is None:
                 self._mismatches.add(self._contexts_name, "no context for question", key)
                 return replace(case, problem=f"no context for {case.modality} {named}")
@@ -274,29 +264,3 @@ def references_of(record: Record, keys: Sequence[str] = _REFERENCE_KEYS) -> tupl
 def digest(*parts: object) -> str:
     """A short hash of JSON values, the same in every run."""
     return sha256_text(json.dumps(parts, ensure_ascii=False, sort_keys=True, default=str))[:22]
-
-
-def _read_contexts(path: Path, mismatches: Mismatches) -> dict[tuple[str, str], Record]:
-    """Contexts by modality and medium; those that name no medium by `_ANY` and their own id."""
-    found: dict[tuple[str, str], Record] = {}
-    for record, _, number, problem in read_lines(path):
-        keys = [(key, _media_key(record[key])) for key in MODALITIES if key in record]
-        if not keys and "id" in record:
-            keys = [(_ANY, _media_key(record["id"]))]
-        if problem is not None or not keys:
-            what = "a context names no media" if problem is None else problem.what
-            mismatches.add(str(path), UNUSABLE, f"{number}: {what}")
-            continue
-        for key in keys:
-            if found.setdefault(key, record) != record:
-                mismatches.add(str(path), DOUBLED, key[1])
-    return found
-
-
-def _media_key(name: object) -> str:
-    """One spelling for `000000296284`, `000000296284.jpg` and `COCO_val2014_000000296284.jpg`."""
-    text = str(name)
-    for prefix in _COCO_PREFIXES:
-        text = text.removeprefix(prefix)
-    path = PurePosixPath(text)
-    return str(path.with_suffix("")) if path.suffix.lower() in _MEDIA_SUFFIXES else text

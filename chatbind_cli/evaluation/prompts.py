@@ -24,17 +24,14 @@ from typing import Any, NamedTuple
 
 from chatbind_cli.errors import RecordError
 from chatbind_cli.evaluation.cases import Case, digest
+from chatbind_cli.evaluation.contexts import context_text
 from chatbind_cli.files import sha256_text
-from chatbind_cli.jsonl import Record
+from chatbind_cli.hosted import Message
 
 VERSION = 2
 """Part of every review's id: raise it when the words change, and reviews are made anew."""
 
 _LARGEST_FILE = 1 << 20
-
-
-Message = dict[str, str]
-"""One message of a chat: its `role` and its `content`."""
 
 
 class Rule(NamedTuple):
@@ -177,13 +174,3 @@ def ask_again(messages: list[Message], reply: str, *, single: bool = False) -> l
         {"role": "user", "content": text},
     ]
     return [*messages, *more]
-
-
-def context_text(context: Record) -> str:
-    """Captions one a line, then one line an object with its box, as the seed writes them."""
-    captions = [str(caption) for caption in context.get("captions", [])]
-    boxes = [
-        f"{instance.get('category', 'object')}: {instance.get('bbox', [])}"
-        for instance in context.get("instances", [])
-    ]
-    return "\n\n".join("\n".join(lines) for lines in (captions, boxes) if lines)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chatbind_cli.console import Progress, note
+from chatbind_cli.cost import FREE, USUAL_REVIEW_TOKENS
 from chatbind_cli.errors import SomeRecordsFailed, UsageError
 from chatbind_cli.evaluation.cases import Inputs
 from chatbind_cli.evaluation.judgement_cache import JudgementCache
-from chatbind_cli.evaluation.judges.cost import FREE, USUAL_REVIEW_TOKENS
 from chatbind_cli.evaluation.judges.judge import Judge, JudgeSettings, RuleJudge
 from chatbind_cli.evaluation.judging import (
     Outcome,

@@ -10,50 +10,35 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from chatbind_cli.cost import FREE, Price
 from chatbind_cli.errors import JudgeError
 from chatbind_cli.evaluation.accuracy import chose_right, is_correct
 from chatbind_cli.evaluation.cases import Case, digest, scored_choices
-from chatbind_cli.evaluation.judges.cost import FREE, Price
 from chatbind_cli.evaluation.judges.reply import scores_line
 from chatbind_cli.evaluation.scores import RULE_JUDGE
 from chatbind_cli.evaluation.texts import exact_match, token_f1
+from chatbind_cli.hosted import KEY_VARIABLE, HostedSettings, Role, refuse_without_key
 from chatbind_cli.jsonl import Record
 
-KEY_VARIABLE = "OPENAI_API_KEY"
+JUDGE = Role("judge", "judged", JudgeError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JudgeSettings:
+class JudgeSettings(HostedSettings):
     """Who judges and how.
 
     Attributes:
         kind: `auto` is `openai` where a key, a model or an address is given, else `rule`.
-        url: the endpoint's address, ending in `/v1`; None for OpenAI's own (`OPENAI_BASE_URL`).
         rules: a rule file, None for our own rules.
         max_tokens: of one review.
         structured: ask for a JSON object of the scores: where the endpoint takes it, or never.
-        timeout_s: longest wait for one reply.
-        retries: further attempts a request.
-        tokens_per_minute: sent and received.
-        max_cost_usd: the line that is not crossed, None for no line.
-        prices: a file of prices, over our own table.
-        tokenizer: see `counter_for`.
     """
 
     kind: Literal["auto", "openai", "rule"] = "auto"
-    url: str | None = None
-    model: str | None = None
     rules: Path | None = None
     temperature: float = 0.0
     max_tokens: int = 1024
     structured: Literal["auto", "off"] = "auto"
-    timeout_s: float = 120.0
-    retries: int = 5
-    requests_per_minute: float | None = None
-    tokens_per_minute: float | None = None
-    max_cost_usd: float | None = None
-    prices: Path | None = None
-    tokenizer: str | None = None
 
     @property
     def is_rule(self) -> bool:
@@ -63,12 +48,8 @@ class JudgeSettings:
 
     def refuse_without_key(self) -> None:
         """Raises a JudgeError where OpenAI's own endpoint would be asked; a plan needs no key."""
-        elsewhere = self.url or os.environ.get("OPENAI_BASE_URL")
-        if not (self.is_rule or elsewhere or os.environ.get(KEY_VARIABLE, "").strip()):
-            raise JudgeError(
-                f"no API key in {KEY_VARIABLE}",
-                hint=f"set {KEY_VARIABLE}, give --judge-url of a local server, or --judge rule",
-            )
+        if not self.is_rule:
+            refuse_without_key(self, JUDGE, instead=", or --judge rule")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,9 +2,9 @@
 
 The form asked for is two numbers on the first line ("8 7"). Judges also write "8, 7",
 "**8 7**", "8/10 7/10", "Assistant 1: 8 Assistant 2: 7", or put the pair last ("(8, 7)"); all of
-these are read, because there is only one way to understand them; so is the JSON object of
-`schema`, which endpoints with structured output can be held to. Everything else is unreadable,
-which is never a number.
+these are read, because there is only one way to understand them; so is the JSON object that
+endpoints with structured output can be held to (`response_format`). Everything else is
+unreadable, which is never a number.
 
 One number is asked for as in FastChat's MT-bench, "Rating: [[7]]"; "7" or "7/10" on the first
 line, and "Rating: 7" on any, are read as well, unless the judge wrote two that differ.
@@ -55,18 +55,22 @@ class UnreadableScores(ValueError):
     """A review does not say its scores in a form that can be read in only one way."""
 
 
-def schema(*, single: bool) -> dict[str, Any]:
-    """The JSON schema of a review in structured output; scores come first, as in the text form."""
+def response_format(*, single: bool) -> dict[str, Any]:
+    """The form that structured output is held to; scores come first, as in the text form."""
     keys = _SINGLE_KEYS if single else _PAIR_KEYS
     properties = {
         **{key: {"type": "number", "description": f"{of}, 1 to 10"} for key, of in keys.items()},
         "explanation": {"type": "string", "description": f"why {'this' if single else 'these'}"},
     }
-    return {
+    schema = {
         "type": "object",
         "properties": properties,
         "required": list(properties),
         "additionalProperties": False,
+    }
+    return {
+        "type": "json_schema",
+        "json_schema": {"name": "review", "strict": True, "schema": schema},
     }
 
 
