@@ -20,6 +20,7 @@ from chatbind_cli.evaluation.files import (
     records_by_id,
     run_names,
 )
+from chatbind_cli.evaluation.ranking import has_several, ranking_of
 from chatbind_cli.evaluation.summary import Summary, compared, renamed, summarize
 from chatbind_cli.files import bears, refuse_foreign_file, refuse_overlap, replace_file
 
@@ -77,6 +78,13 @@ _MARK = b'name="generator" content="chatbind summarize"'
     type=click.Choice(["category", "modality", "judge"]),
     default="category",
     help="What makes a line of the table.",
+)
+@_output(
+    "--ranking",
+    is_flag=True,
+    help="Rank all models of all files by who wins over whom (Bradley-Terry); answers that were "
+    "graded alone by their mean score. With more than two models the tables do so anyway; with "
+    "csv the ranking takes the place of the figures.",
 )
 @click.option(
     "--names",
@@ -144,6 +152,7 @@ def command(
     questions: Path | None,
     answers: tuple[Path, ...],
     baseline: Path | None,
+    ranking: bool,
     **media: Any,
 ) -> None:
     """Tabulate review records: mean scores, and the second's as a percentage of the first's.
@@ -177,10 +186,13 @@ def command(
         summaries = compared(summaries, others)
     if as_json or form == "auto":
         form = "figures" if as_json else "table" if sys.stdout.isatty() else "json"
-    tables.write(summaries, form, sys.stdout)
+    for_programs = form in ("json", "figures", "csv")
+    ranked = ranking or (not for_programs and has_several(summaries))
+    ranks = ranking_of(summaries) if ranked else None
+    tables.write(summaries, form, sys.stdout, ranks)
     if page is not None:
         _write_report(page, summaries, questions, answers, **media)
-    _say(summaries, with_remarks=form in ("json", "figures", "csv"))
+    _say(summaries, tables.remarks(summaries, ranks) if for_programs else [])
     if not any(summary.total["n"] for summary in summaries):
         raise RecordError("every review failed, so there is nothing to average")
     bad = sum(UNREADABLE in review for summary in summaries for review in summary.reviews)
@@ -198,9 +210,9 @@ def _is_file(path: Path) -> bool:
     return path.suffix in (".json", ".jsonl") or (path.exists() and not path.is_dir())
 
 
-def _say(summaries: Sequence[Summary], *, with_remarks: bool) -> None:
+def _say(summaries: Sequence[Summary], remarks: Sequence[str]) -> None:
     """What the figures do not show, on stderr."""
-    for line in tables.remarks(summaries) if with_remarks else ():
+    for line in remarks:
         note(line)
     for summary in summaries:
         for line in tables.failure_lines(summary):

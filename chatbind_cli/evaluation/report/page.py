@@ -255,7 +255,7 @@ def score_chart(summary: Summary) -> Chart | None:
             pairs = list(summary.results[row["category"]].values())
             first, second = mean_intervals(pairs) or (None, None)
             marks = [("first", row["mean_1"], first), ("second", row["mean_2"], second)]
-            lines.append((row["category"], marks))
+            lines.append((row["category"], marks[: 1 if summary.single else 2]))
     return Chart(lines, _axis([0.0, _TOP_SCORE], lines)) if lines else None
 
 
