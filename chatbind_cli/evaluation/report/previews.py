@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _LONGEST_SIDE = 640
-_FILM_SIDE = 320
+_FILM_SIDE = 640
 _FILM_SECONDS = 20
 _FILM_RATE = 25
 _SOUND_SECONDS = 60
@@ -73,8 +73,10 @@ class Preview(NamedTuple):
     uri: str = ""
     """Its data, as an address that holds them."""
     note: str = ""
-    """What the curves are, or why it is not shown."""
+    """How to tell the curves apart, or why it is not shown."""
     panels: tuple[Panel, ...] = ()
+    seconds: Sequence[int] = ()
+    """Marks on the axis below the curves."""
     scale: Scale | None = None
     key: str = ""
     """The id of the page's block with the `uri`."""
@@ -253,8 +255,8 @@ def _film(source: MediaSource) -> Preview:
 def _motion(source: MediaSource) -> Preview:
     window = load_imu(source, _OPTIONS).double().numpy()  # [6, 2000]
     panels = (_panel("acceleration, m/s²", window[:3]), _panel("turning, rad/s", window[3:]))
-    note = f"{IMU_SECONDS:g} s; solid x, dashed y, dotted z"
-    return Preview(tag="curves", panels=panels, note=note)
+    note = "solid x, dashed y, dotted z"
+    return Preview(tag="curves", panels=panels, seconds=range(int(IMU_SECONDS) + 1), note=note)
 
 
 def _panel(title: str, rows: npt.NDArray[np.float64]) -> Panel:
