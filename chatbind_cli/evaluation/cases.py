@@ -8,7 +8,7 @@ for it becomes a `Case` with a `problem`, never a silent gap.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -34,6 +34,8 @@ _MEDIA_SUFFIXES = frozenset(
 )
 _REFERENCE_KEYS = ("reference", "answers", "answer", "label")
 _ANY = "any"
+Contexts = dict[tuple[str, str], Record]
+"""Captions and boxes by the modality and the name of what they are about."""
 _STDIN = "stdin"
 
 
@@ -74,7 +76,7 @@ class Case:
     @property
     def modality(self) -> str | None:
         """What the question is about, None for plain text."""
-        return next((name for name in MODALITIES if self.question.get(name)), None)
+        return _modality_of(self.question)
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -127,7 +129,7 @@ class Inputs:
                 self._sides.append(self._streamed)
                 self._stream = side
         self._contexts_name = str(contexts)
-        self._contexts = None if contexts is None else _read_contexts(contexts, mismatches)
+        self._contexts = None if contexts is None else read_contexts(contexts, mismatches)
         self._references = None if references is None else records_by_id(references, mismatches)
         self._files = distinct_names(self.names)
 
@@ -197,15 +199,14 @@ class Inputs:
             return replace(case, problem="; ".join(problems))
         case = replace(case, answers=tuple(answers))
         if self._contexts is not None and case.modality is not None:
-            named = case.question[case.modality]
-            medium = _media_key(named[0] if isinstance(named, list) else named)
-            keys = ((case.modality, medium), (_ANY, medium))
-            context = next((self._contexts[k] for k in keys if k in self._contexts), None)
+            context = context_of(case.question, self._contexts)
             if context is None:
                 self._mismatches.add(self._contexts_name, "no context for question", key)
+                named = case.question[case.modality]
                 return replace(case, problem=f"no context for {case.modality} {named}")
             case = replace(case, context=context)
-        return replace(case, references=self._references_of(key, case))
+        right = right_answers(key, case.question, case.answers, self._references)
+        return replace(case, references=right)
 
     def _models(self, key: str) -> list[str]:
         """The sides' names; those of one name are told apart by their files."""
@@ -220,16 +221,6 @@ class Inputs:
             for model, file in zip(models, self._files, strict=True)
         ]
 
-    def _references_of(self, key: str, case: Case) -> tuple[str, ...]:
-        """The right answers: the reference file's, else the question's, else those carried along.
-
-        An answer record carries the keys of the question that it answers.
-        """
-        if self._references is not None:
-            return references_of(self._references.get(key, {}), ("text", *_REFERENCE_KEYS))
-        found = map(references_of, (case.question, *case.answers))
-        return next(filter(None, found), ())
-
 
 def scored_choices(answer: Record) -> list[str]:
     """The choices whose likelihood an answer record tells (see `vqa --choices`); else none."""
@@ -237,6 +228,36 @@ def scored_choices(answer: Record) -> list[str]:
     items = given if isinstance(given, list) else []
     texts = [item.get("text") for item in items if isinstance(item, dict)]
     return [text for text in texts if isinstance(text, str)]
+
+
+def right_answers(
+    key: str,
+    question: Record,
+    answers: Iterable[Record],
+    references: Mapping[str, Record] | None,
+) -> tuple[str, ...]:
+    """What counts as right: the reference file's, else the question's, else those carried along.
+
+    An answer record carries the keys of the question that it answers.
+    """
+    if references is not None:
+        return references_of(references.get(key, {}), ("text", *_REFERENCE_KEYS))
+    found = map(references_of, (question, *answers))
+    return next(filter(None, found), ())
+
+
+def context_of(question: Record, contexts: Contexts) -> Record | None:
+    """The captions and boxes of what a question is about, None where there are none."""
+    modality = _modality_of(question)
+    if modality is None:
+        return None
+    named = question[modality]
+    medium = _media_key(named[0] if isinstance(named, list) else named)
+    return contexts.get((modality, medium)) or contexts.get((_ANY, medium))
+
+
+def _modality_of(question: Record) -> str | None:
+    return next((name for name in MODALITIES if question.get(name)), None)
 
 
 def references_of(record: Record, keys: Sequence[str] = _REFERENCE_KEYS) -> tuple[str, ...]:
@@ -257,7 +278,7 @@ def digest(*parts: object) -> str:
     return sha256_text(json.dumps(parts, ensure_ascii=False, sort_keys=True, default=str))[:22]
 
 
-def _read_contexts(path: Path, mismatches: Mismatches) -> dict[tuple[str, str], Record]:
+def read_contexts(path: Path, mismatches: Mismatches) -> Contexts:
     """Contexts by modality and medium; those that name no medium by `_ANY` and their own id."""
     found: dict[tuple[str, str], Record] = {}
     for record, _, number, problem in read_lines(path):

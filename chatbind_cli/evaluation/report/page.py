@@ -18,6 +18,8 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from chatbind_cli.evaluation import scores, tables
+from chatbind_cli.evaluation.cases import Contexts, context_of, right_answers
+from chatbind_cli.evaluation.prompts import context_text
 from chatbind_cli.evaluation.scores import Item
 from chatbind_cli.evaluation.statistics import (
     Pair,
@@ -49,6 +51,8 @@ def render_report(
     *,
     questions: Mapping[str, Record] | None = None,
     answers: Sequence[Mapping[str, Record]] = (),
+    contexts: Contexts | None = None,
+    references: Mapping[str, Record] | None = None,
     previews: Previews | None = None,
 ) -> Iterator[str]:
     """The whole page, in pieces.
@@ -57,6 +61,8 @@ def render_report(
         summaries: the figures of each file of reviews, with the judges' words.
         questions: question records by id, to show what was asked, in their order.
         answers: answer records by id, one mapping an answer file, to show what was answered.
+        contexts: captions and boxes of the questions' media, as a judge who cannot see reads them.
+        references: answers that count as right, by id; None: those that questions or answers carry.
         previews: of the questions' media; None: they are named, not shown.
     """
     script, style = part("report.js"), part("base.css") + part("report.css")
@@ -66,6 +72,12 @@ def render_report(
         for summary in summaries
         for entry in _entries(summary, questions or {}, answers, previews, anchors)
     ]
+    for entry in entries:
+        key, question = entry["question_id"], (questions or {}).get(entry["question_id"], {})
+        given = [side.get(key, {}) for side in answers]
+        entry["references"] = right_answers(key, question, given, references)
+        context = context_of(question, contexts or {})
+        entry["context"] = "" if context is None else context_text(context)
     template = _environment().get_template("page.html")
     return template.generate(
         title=_title(summaries),

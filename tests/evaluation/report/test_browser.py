@@ -132,6 +132,29 @@ def test_filters_show_what_fits_and_are_in_the_address(
     assert _shown(opened) == expected
 
 
+@pytest.mark.parametrize(
+    ("by", "expected"),
+    [
+        ("second", [2, 1, 3, 6, 0, 4, 5]),
+        ("first", [4, 0, 1, 3, 6, 2, 5]),
+        ("wide", [4, 0, 2, 1, 3, 6, 5]),
+    ],
+)
+def test_questions_are_sorted_by_how_far_the_scores_are_apart(
+    opened: Any, by: str, expected: list[int]
+) -> None:
+    _choose(opened, "sort", by)
+    wait(opened, f"return location.hash === '#?sort={by}'")
+    assert _shown(opened) == [f"q-{i}" for i in expected], "what failed comes last"
+    _press(opened, "j")
+    assert opened.execute_script("return document.activeElement.closest('details').id") == (
+        f"q-{expected[0]}"
+    )
+    _choose(opened, "sort", "")
+    wait(opened, "return location.hash === ''")
+    assert _shown(opened) == [f"q-{i}" for i in range(7)]
+
+
 def test_all_come_back(opened: Any) -> None:
     _choose(opened, "text", "no such words")
     wait(opened, "return !document.getElementById('nothing').hidden")
@@ -254,6 +277,12 @@ def test_a_phone_shows_it_without_scrolling_sideways(browser: Any, page: str) ->
             "for (const n of document.querySelectorAll('details')) n.open = true"
         )
         assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+        table, cell = "document.querySelector('.scroll')", "document.querySelector('tbody th')"
+        hidden = browser.execute_script(f"return {table}.scrollWidth - {table}.clientWidth")
+        assert hidden > 50, "the table has more columns than a phone shows"
+        browser.execute_script(f"{table}.scrollLeft = 1000")
+        left = f"return {cell}.getBoundingClientRect().left - {table}.getBoundingClientRect().left"
+        assert browser.execute_script(left) == 0, "each line keeps its name in sight"
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 

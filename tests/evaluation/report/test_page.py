@@ -102,6 +102,28 @@ def test_what_models_wrote_is_text_and_the_only_script_is_the_pages_own(html: st
     assert page.all("details")[2]["data-category"] == NASTY
 
 
+def test_what_counts_as_right_and_what_the_judge_read_stand_beside_the_answers() -> None:
+    questions = {
+        "1": {"question_id": 1, "text": "?", "image": "COCO_val2014_dog.jpg", "answer": "a dog"},
+        "2": {"question_id": 2, "text": "?", "audio": "a.wav"},
+    }
+    boxes = [{"category": "dog", "bbox": [1, 2, 3, 4]}]
+    contexts = {("image", "dog"): {"captions": [f"A dog. {NASTY}"], "instances": boxes}}
+    options: dict[str, Any] = {"questions": questions, "contexts": contexts}
+    summaries = [one_summary([_review(1, [8, 6]), _review(2, [8, 6])])]
+    words = Page("".join(render_report(summaries, **options))).data["div"]
+    assert [text for text in words if text.strip()] == [
+        "a dog",
+        f"A dog. {NASTY}\n\ndog: [1, 2, 3, 4]",
+        "8 6\nwhy",
+        "8 6\nwhy",
+    ]
+    given = {"2": {"text": "a bark"}}
+    html = "".join(render_report(summaries, references=given, **options))
+    assert "a bark" in html
+    assert "a dog" not in html, "a file of references stands for all questions"
+
+
 def test_the_policy_names_the_script_and_the_style_by_their_hashes(html: str) -> None:
     (policy,) = [meta["content"] for meta in Page(html).all("meta") if "http-equiv" in meta]
     assert policy is not None
