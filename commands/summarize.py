@@ -12,7 +12,7 @@ import click
 from chatbind_cli.console import note
 from chatbind_cli.errors import RecordError, SomeRecordsFailed
 from chatbind_cli.evaluation import tables
-from chatbind_cli.evaluation.cases import read_contexts
+from chatbind_cli.evaluation.contexts import Contexts
 from chatbind_cli.evaluation.files import (
     UNREADABLE,
     Mismatches,
@@ -21,6 +21,7 @@ from chatbind_cli.evaluation.files import (
     records_by_id,
     run_names,
 )
+from chatbind_cli.evaluation.ranking import has_several, ranking_of
 from chatbind_cli.evaluation.summary import Summary, compared, renamed, summarize
 from chatbind_cli.files import bears, refuse_foreign_file, refuse_overlap, replace_file
 
@@ -29,6 +30,7 @@ from ._base import ListOption, in_group
 from ._options import media_root_options
 
 if TYPE_CHECKING:
+    from chatbind_cli.evaluation.ranking import Ranking
     from chatbind_cli.media.root import MediaRoot
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -78,6 +80,13 @@ _MARK = b'name="generator" content="chatbind summarize"'
     type=click.Choice(["category", "modality", "judge"]),
     default="category",
     help="What makes a line of the table.",
+)
+@_output(
+    "--ranking",
+    is_flag=True,
+    help="Rank all models of all files by who wins over whom (Bradley-Terry); answers that were "
+    "graded alone by their mean score. With more than two models the tables do so anyway; with "
+    "csv the ranking takes the place of the figures.",
 )
 @click.option(
     "--names",
@@ -159,6 +168,7 @@ def command(
     questions: Path | None,
     answers: tuple[Path, ...],
     baseline: Path | None,
+    ranking: bool,
     **shown: Any,
 ) -> None:
     """Tabulate review records: mean scores, and the second's as a percentage of the first's.
@@ -193,10 +203,14 @@ def command(
         summaries = compared(summaries, others)
     if as_json or form == "auto":
         form = "figures" if as_json else "table" if sys.stdout.isatty() else "json"
-    tables.write(summaries, form, sys.stdout)
+    for_programs = form in ("json", "figures", "csv")
+    ranked = ranking or (not for_programs and has_several(summaries))
+    ranks = ranking_of(summaries) if ranked else None
+    tables.write(summaries, form, sys.stdout, ranks)
     if page is not None:
-        _write_report(page, summaries, questions, answers, **shown)
-    _say(summaries, with_remarks=form in ("json", "figures", "csv"))
+        drawn = ranks or (ranking_of(summaries) if has_several(summaries) else None)
+        _write_report(page, summaries, questions, answers, drawn, **shown)
+    _say(summaries, tables.remarks(summaries, ranks) if for_programs else [])
     if not any(summary.total["n"] for summary in summaries):
         raise RecordError("every review failed, so there is nothing to average")
     bad = sum(UNREADABLE in review for summary in summaries for review in summary.reviews)
@@ -214,9 +228,9 @@ def _is_file(path: Path) -> bool:
     return path.suffix in (".json", ".jsonl") or (path.exists() and not path.is_dir())
 
 
-def _say(summaries: Sequence[Summary], *, with_remarks: bool) -> None:
+def _say(summaries: Sequence[Summary], remarks: Sequence[str]) -> None:
     """What the figures do not show, on stderr."""
-    for line in tables.remarks(summaries) if with_remarks else ():
+    for line in remarks:
         note(line)
     for summary in summaries:
         for line in tables.failure_lines(summary):
@@ -228,6 +242,7 @@ def _write_report(
     summaries: Sequence[Summary],
     questions: Path | None,
     answers: Sequence[Path],
+    ranking: Ranking | None,
     *,
     contexts: Path | None,
     references: Path | None,
@@ -246,9 +261,10 @@ def _write_report(
         summaries,
         questions=None if questions is None else records_by_id(questions, mismatches),
         answers=[records_by_id(path, mismatches) for path in answers],
-        contexts=None if contexts is None else read_contexts(contexts, mismatches),
+        contexts=None if contexts is None else Contexts(contexts, mismatches),
         references=None if references is None else records_by_id(references, mismatches),
         previews=previews,
+        ranking=ranking,
     )
     with replace_file(page) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(chunks)

@@ -7,7 +7,7 @@ print(answerer.answer("What is this?", ["photo.jpg"]))
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
@@ -178,7 +178,8 @@ class Answerer:
         preparing = threading.Thread(target=self._prepare_ahead, args=(questions, ready))
         preparing.start()
         try:
-            yield from self.engine.run(ready, settings)
+            for question, outcome in self.engine.run(ready, settings):
+                yield question, _counted(question, outcome)
         finally:
             ready.leave()
             questions.leave()
@@ -239,7 +240,11 @@ class Answerer:
             said = "".join((question.text, question.system or "", *earlier))
             check_text(said, self.engine.longest_context)
             read = [_mixed(media)] if question.mix and media else media
-            own = dialogue(question.earlier, question.text, read, where=question.where)
+            own = (
+                _placed(question.turns, read)
+                if question.turns
+                else dialogue(question.earlier, question.text, read, where=question.where)
+            )
             turns = [*history, *own]
             prompt = self.prompts.prompt(turns, question.system)
             check_length(len(prompt.input_ids), self.engine.longest_context)
@@ -275,6 +280,24 @@ class Answerer:
 def _question(text: str, media: Sequence[MediaLike], identity: int | None = None) -> Question:
     read = tuple(m if isinstance(m, Medium) else Medium(None, m) for m in media)
     return Question(text, read, id=identity)
+
+
+def _placed(turns: Sequence[Turn], media: Iterable[Medium]) -> list[Turn]:
+    """Turns with other media in place of theirs, in order."""
+    waiting = iter(media)
+    return [
+        replace(
+            turn, content=tuple(p if isinstance(p, str) else next(waiting) for p in turn.content)
+        )
+        for turn in turns
+    ]
+
+
+def _counted(question: Question, outcome: Outcome) -> Outcome:
+    """An answer that tells how many tokens were read for it."""
+    if isinstance(outcome, ChatBindError) or question.prompt is None:
+        return outcome
+    return replace(outcome, n_prompt=len(question.prompt.input_ids))
 
 
 def _answer(outcome: Outcome) -> Generated:

@@ -50,6 +50,7 @@ class Generated:
             and all else that changes it.
         samples: all answers that were drawn, where there are several; this is the first.
         choices: those that the question leaves, where it does; this is the likeliest.
+        n_prompt: tokens that were read for it, as `Answerer.run` counts them.
     """
 
     text: str
@@ -59,6 +60,7 @@ class Generated:
     logprobs: tuple[float, ...] | None = None
     samples: tuple[Generated, ...] = ()
     choices: tuple[ScoredChoice, ...] = ()
+    n_prompt: int = 0
 
 
 Outcome = Generated | ChatBindError

@@ -55,6 +55,8 @@ class Question:
         system: what tells the model how to answer, in place of its prompt style's own text.
         earlier: roles and texts of what was said before, with placeholders for its media, which
             are the first of `media`.
+        turns: all that was said, the question last, where it is known which of its words are media
+            (those of `media`, in order); in place of `text` and `earlier`, which only tell of it.
         choices: the answers to choose from, where it leaves no others.
         id: its `question_id` (or `id`), if it was a record.
         record: as it was read.
@@ -73,6 +75,7 @@ class Question:
     mix: bool = False
     system: str | None = None
     earlier: tuple[tuple[str, str], ...] = ()
+    turns: tuple[Turn, ...] = ()
     choices: tuple[str, ...] = ()
     id: str | int | None = None
     record: Record = field(default_factory=dict)
