@@ -16,10 +16,11 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from chatbind_cli.errors import MediaError
+from chatbind_cli.errors import MediaError, contained
 from chatbind_cli.evaluation.report.page import hash_source, part, render_preview
 from chatbind_cli.evaluation.report.previews import preview_of
 from chatbind_cli.media.modality import MODALITIES
+from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.sniff import sniff
 from chatbind_cli.media.source import MediaSource, shown
 
@@ -33,12 +34,15 @@ _MOST_AT_ONCE = 2
 """Previews in the making: a film takes a core for seconds, and answers need it too."""
 
 
-def page_routes(body: Callable[[Request], AbstractAsyncContextManager[bytes]]) -> list[BaseRoute]:
+def page_routes(
+    body: Callable[[Request], AbstractAsyncContextManager[bytes]], options: MediaOptions
+) -> list[BaseRoute]:
     """The routes of the page: `/`, which asks for a key where one is needed, and `/preview`.
 
     Args:
         body: reads a request's body, as far as the server's limits let it, and has room for it
             until the end. A `ChatBindError` of it, or of a medium, is the app's to tell.
+        options: how media are read, so that one sees what the model is given.
     """
     limiter = CapacityLimiter(_MOST_AT_ONCE)
     text, policy = _page()
@@ -49,7 +53,9 @@ def page_routes(body: Callable[[Request], AbstractAsyncContextManager[bytes]]) -
     async def preview(request: Request) -> Response:
         modality, name = (request.query_params.get(key, "") for key in ("modality", "name"))
         async with body(request) as data:
-            text = await to_thread.run_sync(_preview, data, modality, name, limiter=limiter)
+            text = await to_thread.run_sync(
+                _preview, data, modality, name, options, limiter=limiter
+            )
         return HTMLResponse(text, headers=_HEADERS | {"Content-Security-Policy": _NOTHING})
 
     return [Route("/", page), Route("/preview", preview, methods=["POST"])]
@@ -70,7 +76,7 @@ def _text(name: str) -> str:
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-def _preview(data: bytes, modality: str, name: str) -> str:
+def _preview(data: bytes, modality: str, name: str, options: MediaOptions) -> str:
     """The medium as HTML, which says in `data-modality` what it was taken for.
 
     Raises:
@@ -80,10 +86,14 @@ def _preview(data: bytes, modality: str, name: str) -> str:
     if not data:
         raise MediaError("is empty", where=source.name)
     if modality and modality not in MODALITIES:
-        raise MediaError(
-            f"{shown(modality)} is no modality",
-            where=source.name,
-            hint=f"choose one of {', '.join(MODALITIES)}",
-        )
-    modality = modality or sniff(source)
-    return render_preview(modality, source.name, preview_of(source, modality))
+        raise MediaError("can be seen as image, video, audio, depth, thermal or imu")
+    try:
+        modality = modality or sniff(source)
+    except MediaError as error:
+        raise MediaError(error.what, where=source.name, hint="choose what it is") from error
+    try:
+        preview = preview_of(source, modality, options)
+    except Exception as error:
+        failure = contained(error, where=source.name)
+        raise MediaError(failure.what, where=source.name, hint=failure.hint) from error
+    return render_preview(modality, source.name, preview)
