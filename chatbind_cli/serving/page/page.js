@@ -177,7 +177,7 @@ async function ask(text) {
   $("text").value = "";
   showError("");
   showState(true, "Answering");
-  turn.scrollIntoView({ block: "nearest" });
+  toEnd();
   let problem = null;
   let question;
   try {
@@ -260,12 +260,16 @@ class Clock {
   }
 }
 
+function toEnd() {
+  document.scrollingElement.scrollTop = document.scrollingElement.scrollHeight;
+}
+
 // Changes the page, and stays at its end if that was in sight.
 function follow(change) {
   const page = document.scrollingElement;
   const atEnd = page.scrollHeight - page.scrollTop - page.clientHeight < 40;
   change();
-  if (atEnd) page.scrollTop = page.scrollHeight;
+  if (atEnd) toEnd();
 }
 
 function startAnew() {
