@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from chatbind_cli.errors import ChatBindError
+from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.serving.page.routes import page_routes
 from tests.evaluation import sample
 from tests.web import CONTRAST, wait
@@ -39,7 +40,7 @@ class Stub:
         self.bodies: list[dict[str, Any]] = []
         self.left = 0
         routes = [
-            *page_routes(_body),
+            *page_routes(_body, MediaOptions()),
             Route("/v1/models", self._models),
             Route("/v1/chat/completions", self._chat, methods=["POST"]),
         ]
