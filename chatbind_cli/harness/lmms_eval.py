@@ -22,7 +22,7 @@ from loguru import logger
 from chatbind_cli.console import Progress
 from chatbind_cli.crew import Crew
 from chatbind_cli.data.work_queue import Hand, work_queue
-from chatbind_cli.errors import ChatBindError, contained
+from chatbind_cli.errors import ChatBindError, UsageError, contained
 from chatbind_cli.harness.messages import as_chat, settings_of
 from chatbind_cli.inference.answerer import Answerer
 from chatbind_cli.inference.decoding import Generated
@@ -32,6 +32,9 @@ from chatbind_cli.inference.loaded_model import load_model
 from chatbind_cli.inference.openai_chat import read_chat_request
 from chatbind_cli.inference.questions import Question
 from chatbind_cli.inference.remote_engine import RemoteEngine
+
+_READERS = 2
+"""Threads that read media, as of `vqa`."""
 
 _FAILED = "[LMMS_EVAL_REQUEST_FAILED]"
 """How its own models begin the text of an answer that there is none of."""
@@ -45,13 +48,14 @@ class ChatBind(lmms):
         projector: a projector file.
         base: the language model that a folder of adapters belongs to, where it has moved.
         encoder: where the encoder is, if not where the model says.
-        engine: address of a vLLM server of the language model, as `--engine` of `vqa`.
+        engine: as `--engine` of `vqa`, where a vLLM server has the language model.
         dtype: as `--dtype` of `vqa`.
         device: as `--device` of lmms-eval; of several processes each takes the GPU of its rank.
         batch_size: questions that are answered together; `auto`: 16, or 64 with an engine.
 
     Raises:
         ChatBindError: the model, or the engine, cannot be used.
+        TypeError: there is no such argument.
     """
 
     is_simple = False  # gets messages, in which media stand between the words
@@ -75,15 +79,17 @@ class ChatBind(lmms):
         how |= {"device": device, "dtype": dtype}
         size = (16 if engine is None else 64) if batch_size == "auto" else int(batch_size)
         self._open = ExitStack()
+        remote: RemoteEngine | None = None
         if engine is None:
             joined = None if projector is None else Path(projector)
             loaded = load_model(Path(pretrained), projector=joined, **how)
-            self._answerer = Answerer(loaded, batch_size=size)
+        elif projector is not None:
+            raise UsageError("engine goes with a ChatBind folder, and not with projector")
         else:
             loaded = load_front(Path(pretrained), **how)
-            elsewhere = self._open.enter_context(RemoteEngine(loaded, [engine], in_flight=size))
-            self._answerer = Answerer(loaded, engine=elsewhere, batch_size=size)
-        self._model_id = loaded.model_id
+            remote = RemoteEngine(loaded, [engine], in_flight=size)
+            self._open.enter_context(remote)
+        self._answerer = Answerer(loaded, engine=remote, batch_size=size, readers=_READERS)
         self.device = loaded.device
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
@@ -101,8 +107,8 @@ class ChatBind(lmms):
             logger.error(f"{failed} of {len(results)} questions failed, and count as wrong")
         return results
 
-    def _question(self, request: Instance, seen: Counter[str]) -> Question:
-        _, doc_to_messages, wanted, number, task, split = request.args
+    def _question(self, asked: Instance, seen: Counter[str]) -> Question:
+        _, doc_to_messages, wanted, number, task, split = asked.args
         identity = f"{task}/{split}/{number}"
         seen[identity] += 1
         if seen[identity] > 1:  # --repeats: another answer, as draws depend on this
@@ -110,10 +116,10 @@ class ChatBind(lmms):
         try:
             settings = settings_of(wanted or {})
             messages = as_chat(doc_to_messages(self.task_dict[task][split][number]))
-            body = {"model": self._model_id, "messages": messages}
-            names = {"model_id": self._model_id, "request_id": identity}
-            question = read_chat_request(body, settings=settings, **names).question
-            return replace(question, where=identity, settings=settings)
+            request = read_chat_request(
+                {"messages": messages}, settings=settings, model_id=None, request_id=identity
+            )
+            return replace(request.question, where=identity, settings=settings)
         except Exception as error:  # tasks bring code and data of their own
             problem = contained(error, where=identity)
             return Question(id=identity, where=identity, problem=problem)
@@ -135,6 +141,8 @@ class ChatBind(lmms):
 
 def _result(question: Question, outcome: Generated | ChatBindError) -> GenerationResult:
     if isinstance(outcome, Generated):
-        return GenerationResult(outcome.text, TokenCounts(output_tokens=outcome.n_tokens))
-    logger.error(f"{question.where}: {outcome}")
+        return GenerationResult(outcome.text, TokenCounts(outcome.n_prompt, outcome.n_tokens))
+    logger.error(
+        str(outcome) if outcome.where == question.where else f"{question.where}: {outcome}"
+    )
     return GenerationResult(f"{_FAILED} {outcome}")
