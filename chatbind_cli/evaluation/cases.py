@@ -8,7 +8,7 @@ for it becomes a `Case` with a `problem`, never a silent gap.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, combinations, count
 from pathlib import Path
@@ -215,7 +215,8 @@ class Inputs:
                 self._mismatches.add(self._contexts_name, "no context for question", key)
                 return replace(case, problem=f"no context for {case.modality} {named}")
             case = replace(case, context=context)
-        return replace(case, references=self._references_of(key, case))
+        right = right_answers(key, case.question, case.answers, self._references)
+        return replace(case, references=right)
 
     def _models(self, key: str) -> list[str]:
         """The sides' names; one that an earlier side has already gets its file's behind it."""
@@ -229,16 +230,6 @@ class Inputs:
             models.append(next(name for name in names if name not in models))
         return models
 
-    def _references_of(self, key: str, case: Case) -> tuple[str, ...]:
-        """The right answers: the reference file's, else the question's, else those carried along.
-
-        An answer record carries the keys of the question that it answers.
-        """
-        if self._references is not None:
-            return references_of(self._references.get(key, {}), ("text", *_REFERENCE_KEYS))
-        found = map(references_of, (case.question, *case.answers))
-        return next(filter(None, found), ())
-
 
 def scored_choices(answer: Record) -> list[str]:
     """The choices whose likelihood an answer record tells (see `vqa --choices`); else none."""
@@ -246,6 +237,22 @@ def scored_choices(answer: Record) -> list[str]:
     items = given if isinstance(given, list) else []
     texts = [item.get("text") for item in items if isinstance(item, dict)]
     return [text for text in texts if isinstance(text, str)]
+
+
+def right_answers(
+    key: str,
+    question: Record,
+    answers: Iterable[Record],
+    references: Mapping[str, Record] | None,
+) -> tuple[str, ...]:
+    """What counts as right: the reference file's, else the question's, else those carried along.
+
+    An answer record carries the keys of the question that it answers.
+    """
+    if references is not None:
+        return references_of(references.get(key, {}), ("text", *_REFERENCE_KEYS))
+    found = map(references_of, (question, *answers))
+    return next(filter(None, found), ())
 
 
 def references_of(record: Record, keys: Sequence[str] = _REFERENCE_KEYS) -> tuple[str, ...]:

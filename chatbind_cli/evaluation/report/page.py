@@ -13,10 +13,14 @@ import math
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from chatbind_cli.evaluation import scores, tables
+from chatbind_cli.evaluation.cases import right_answers
+from chatbind_cli.evaluation.contexts import Contexts, context_text
+from chatbind_cli.evaluation.ranking import BRADLEY_TERRY, Rank, Ranking
 from chatbind_cli.evaluation.scores import Item
 from chatbind_cli.evaluation.statistics import (
     Pair,
@@ -33,7 +37,7 @@ from chatbind_cli.media.modality import MODALITIES
 if TYPE_CHECKING:
     import jinja2
 
-    from chatbind_cli.evaluation.report.previews import Previews
+    from chatbind_cli.evaluation.report.previews import Preview, Previews
 
 WIDTH = 380.0
 _SIDE = 240.0
@@ -48,7 +52,10 @@ def render_report(
     *,
     questions: Mapping[str, Record] | None = None,
     answers: Sequence[Mapping[str, Record]] = (),
+    contexts: Contexts | None = None,
+    references: Mapping[str, Record] | None = None,
     previews: Previews | None = None,
+    ranking: Ranking | None = None,
 ) -> Iterator[str]:
     """The whole page, in pieces.
 
@@ -56,55 +63,77 @@ def render_report(
         summaries: the figures of each file of reviews, with the judges' words.
         questions: question records by id, to show what was asked, in their order.
         answers: answer records by id, one mapping an answer file, to show what was answered.
+        contexts: captions and boxes of the questions' media, as a judge who cannot see reads them.
+        references: answers that count as right, by id; None: those that questions or answers carry.
         previews: of the questions' media; None: they are named, not shown.
+        ranking: of all models.
     """
-    script, style = _part("script.j2"), _part("style.j2")
+    script, style = part("report.js"), part("base.css") + part("report.css")
     anchors: Counter[str] = Counter()
     entries = [
         entry
         for summary in summaries
         for entry in _entries(summary, questions or {}, answers, previews, anchors)
     ]
+    for entry in entries:
+        key, media = entry["question_id"], entry["media"]
+        given = [side.get(key, {}) for side in answers]
+        question = (questions or {}).get(key, {})
+        entry["references"] = right_answers(key, question, given, references)
+        # the medium that a judge is told of
+        context = contexts.of(*media[0][:2]) if contexts and media else None
+        entry["context"] = "" if context is None else context_text(context)
     template = _environment().get_template("page.html")
     return template.generate(
         title=_title(summaries),
         summaries=summaries,
         several=len(summaries) > 1,
+        single=all(summary.single for summary in summaries),
+        ranking=ranking,
         agreements=tables.agreement_lines(summaries),
         entries=entries,
         categories=sorted({entry["category"] for entry in entries}),
         modalities=sorted({entry["modality"] for entry in entries}),
         media={} if previews is None else previews.kept,
         policy="default-src 'none'; img-src data:; media-src data:; base-uri 'none'; "
-        f"form-action 'none'; style-src {_hash(style)}; script-src {_hash(script)}",
+        f"form-action 'none'; style-src {hash_source(style)}; script-src {hash_source(script)}",
         script=script,
         style=style,
     )
 
 
+def render_preview(modality: str, name: str, preview: Preview) -> str:
+    """One medium as the report shows it."""
+    macros: Any = _environment().get_template("preview.j2").module
+    return str(macros.shown(modality, name, preview))
+
+
+@cache
 def _environment() -> jinja2.Environment:
     """Templates that escape what they show, and know what summaries and reviews say."""
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_part),
+        loader=jinja2.FunctionLoader(part),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    for function in (position_bias, relative_chart, sample_of, score_chart):
+    for function in (position_bias, rank_chart, relative_chart, sample_of, score_chart):
         environment.globals[function.__name__] = function
     environment.globals |= {"tables": tables, "scores": scores}
     environment.globals |= {"counted": Counter, "width": WIDTH, "side": _SIDE}
     return environment
 
 
-def _part(name: str) -> str:
+def part(name: str) -> str:
+    """A template, style or script of the report."""
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-def _hash(text: str) -> str:
+def hash_source(text: str) -> str:
+    """A text of a style or a script as a content policy names it."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
@@ -140,7 +169,8 @@ def _entries(
             *(of for of, _, _ in media),
             "text",
         ]
-        entry = {
+        given = _answers(review, summary, question_id, answers)
+        entry: Record = {
             "anchor": _anchor(question_id, anchors),
             "question_id": question_id,
             "category": str(category).strip(),
@@ -148,12 +178,17 @@ def _entries(
             "run": summary.name,
             "question": str(question.get("text", "")),
             "media": media,
-            "answers": _answers(review, summary, question_id, answers),
+            "answers": given,
+            "lengths": _lengths(summary, item, given),
+            "single": summary.single,
             "reviews": sorted(
                 reviews, key=lambda r: (scores.judge_of(r), sample_of(r), scores.is_swapped(r))
             ),
         }
-        entries.append(entry | _outcome(reviews, summary.results[ALL].get(item)))
+        entry |= _outcome(reviews, summary.results[ALL].get(item))
+        if summary.single and entry["marks"]:
+            entry |= {"winner": "graded", "gap": entry["marks"][0]}
+        entries.append(entry)
     places = {question_id: place for place, question_id in enumerate(questions)}
     return sorted(entries, key=lambda entry: places.get(entry["question_id"], len(places)))
 
@@ -188,9 +223,15 @@ def _answers(
     for place, number in enumerate(pair[:2]):
         if 0 < number <= len(answers):
             answer = answers[number - 1].get(question_id, {"text": "(no answer)"})
-            model = models[place] if len(models) == 2 else ""
+            model = models[place] if place < len(models) else ""
             found.append((model, str(answer.get("error") or answer.get("text", ""))))
     return found
+
+
+def _lengths(summary: Summary, item: Item, answers: Sequence[tuple[str, str]]) -> str:
+    """How long the answers are: as the reviews say, else as they are."""
+    known = summary.lengths.get(item) or [len(words) for _, words in answers]
+    return " and ".join(f"{length:.0f}" for length in known[: 1 if summary.single else 2])
 
 
 def sample_of(review: Record) -> int:
@@ -211,6 +252,7 @@ def _outcome(reviews: Sequence[Record], mean: Pair | None) -> Record:
     return {
         "winner": "failed" if mean is None else _WINNERS[outcome(mean)],
         "marks": mean,
+        "gap": mean and mean[1] - mean[0],
         "order_differs": _differ((scores.is_swapped(review), pair) for review, pair in scored),
         "judges_differ": _differ((scores.judge_name(review), pair) for review, pair in scored),
     }
@@ -245,6 +287,12 @@ def relative_chart(rows: Sequence[Record]) -> Chart | None:
         if row["relative"] is not None
     ]
     return Chart(lines, _axis([100.0], lines)) if lines else None
+
+
+def rank_chart(ranks: Sequence[Rank]) -> Chart:
+    """The points of each model, best first; 1000 is the mean of those ranked by wins."""
+    lines: list[Line] = [(rank.model, [("second", rank.points, rank.ci95)]) for rank in ranks]
+    return Chart(lines, _axis([1000.0] if ranks[0].ranking == BRADLEY_TERRY else [0.0], lines))
 
 
 def score_chart(summary: Summary) -> Chart | None:
