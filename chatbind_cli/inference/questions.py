@@ -93,6 +93,13 @@ class Question:
         """What tells it from the other questions of its file."""
         return self.id if self.line is None else ("line", self.line)
 
+    @property
+    def given_up(self) -> ChatBindError | None:
+        """What becomes of it once nobody waits for its answer any more; until then None."""
+        if self.listener is None or not self.listener.gone:
+            return None
+        return ChatBindError("given up, since nobody waits for the answer", where=self.where)
+
 
 def open_questions(source: str, shard: tuple[int, int] = (1, 1)) -> Iterator[Line]:
     """The question records of a file, a named pipe or `-`, each as soon as it is there.
