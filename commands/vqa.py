@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 _input, _compute = in_group("Input"), in_group("Compute")
 
+_BATCH = "openai-batch"
+
 
 @_base.command(
     "vqa",
@@ -59,6 +61,14 @@ _input, _compute = in_group("Input"), in_group("Compute")
     help="Question records (JSONL, or a JSON array; also compressed): question_id, text, and media "
     "under image, video, audio, depth, thermal, imu. From a pipe, what has come is answered at "
     "once.",
+)
+@_input(
+    "--input-format",
+    advanced=True,
+    type=click.Choice(["auto", _BATCH]),
+    default="auto",
+    help="openai-batch: the questions are a file for OpenAI's Batch API, requests of "
+    "/v1/chat/completions whatever model they name; auto: question records.",
 )
 @shard_option(
     "Answer the I-th of N stretches of the questions, I from 1 to N: for the N jobs of a batch "
@@ -92,6 +102,13 @@ _input, _compute = in_group("Input"), in_group("Compute")
     "answered stays, what failed is tried again. `-`: stdout, in words on a terminal.",
     "--answers-file",
 )
+@in_group("Output")(
+    "--output-format",
+    advanced=True,
+    type=click.Choice(["auto", _BATCH]),
+    default="auto",
+    help="openai-batch: answers to such a file, in OpenAI's form; auto: as the questions are.",
+)
 @overwrite_option
 @on_error_option
 @in_group("Generation")(
@@ -118,6 +135,8 @@ def command(
     num_chunks: int | None,
     chunk_idx: int | None,
     limit: int | None,
+    input_format: str,
+    output_format: str,
     media_root: MediaRoot,
     media: MediaOptions,
     store: Path | None,
@@ -144,6 +163,11 @@ def command(
                 "no questions", hint="name a file with --questions, or pipe records in"
             )
     check_engine(choice, settings)
+    batch = input_format == _BATCH
+    if output_format == _BATCH and not batch:
+        raise UsageError(f"--output-format {_BATCH} goes with --input-format {_BATCH}")
+    if choices and batch:
+        raise UsageError(f"--choices goes without --input-format {_BATCH}")
     if choices:
         _check_choices(choice, settings)
     plan = choice.dispatch(plan)
@@ -163,6 +187,7 @@ def command(
         questions=questions,
         shard=_chunk(num_chunks, chunk_idx, shard),
         limit=limit,
+        batch=batch,
         choices=choices,
         media_root=media_root,
         store=store,

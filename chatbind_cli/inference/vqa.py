@@ -18,6 +18,8 @@ from chatbind_cli.console import Progress
 from chatbind_cli.crew import Crew
 from chatbind_cli.data.work_queue import Hand, WorkQueue, follow, work_queue
 from chatbind_cli.inference.answer_file import AnswerFile
+from chatbind_cli.inference.answer_record import AnswerRecords
+from chatbind_cli.inference.batch_file import BatchLines, read_batch
 from chatbind_cli.inference.decoding import Outcome
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.question_record import odd_keys_noted, read_question
@@ -26,6 +28,7 @@ from chatbind_cli.inference.questions import (
     count_questions,
     open_questions,
 )
+from chatbind_cli.jsonl import Line
 from chatbind_cli.media.root import MediaRoot
 
 if TYPE_CHECKING:
@@ -47,6 +50,7 @@ def vqa(
     questions: str,
     shard: tuple[int, int],
     limit: int | None,
+    batch: bool,
     choices: bool,
     media_root: MediaRoot,
     media: Mapping[str, Any],
@@ -61,8 +65,9 @@ def vqa(
 ) -> None:
     """Answers all questions, as the help of `vqa` says for the options of the same names.
 
-    Of the fields of `MediaOptions`, `media` has those that differ from the model's training. The
-    model is loaded, and an engine elsewhere found, where questions are answered.
+    With `batch`, questions and answers are lines of OpenAI's batch files. Of the fields of
+    `MediaOptions`, `media` has those that differ from the model's training. The model is loaded,
+    and an engine elsewhere found, where questions are answered.
 
     Raises:
         SomeRecordsFailed: some of them could not be answered.
@@ -74,13 +79,8 @@ def vqa(
         engine = open_engines.enter_context(connect(loaded))
         how = {"style": prompt_style, "engine": engine, "batch_size": batch_size}
         answerer = _answerer(loaded, media, media_root, store, workers, **how)
-        metadata: dict[str, Any] = {
-            **(answerer.engine.identity() | loaded.identity()),
-            "prompt_style": answerer.prompts.style.name,
-            **({"choices": True} if choices else settings.as_record()),
-            **({"media_options": dict(media)} if media else {}),
-            **answerer.media_encoder.identity(),
-        }
+        asked = {"choices": True} if choices else settings.as_record()
+        metadata = _metadata(answerer, loaded, asked, media)
         return Hand(
             partial(answerer.run, settings=settings),
             room=_ROOM * batch_size,
@@ -92,12 +92,35 @@ def vqa(
             follow(begin, _KEY)
             return
         with work_queue(crew, begin, _KEY) as queue:
-            file = AnswerFile(output, overwrite=overwrite, on_error=on_error, **queue.said)
+            how = {"form": BatchLines if batch else AnswerRecords, **queue.said}
+            file = AnswerFile(output, overwrite=overwrite, on_error=on_error, **how)
             progress = Progress(count_questions(questions, shard, limit), "answering", "questions")
             with closing(file), progress:
-                read = partial(read_question, settings=settings, choices=choices)
                 lines = islice(open_questions(questions, shard), limit)
-                answer_all(map(read, odd_keys_noted(lines)), file, queue, progress.advance)
+                asked = _read(lines, settings, choices, queue.said["model_id"] if batch else None)
+                answer_all(asked, file, queue, progress.advance)
+
+
+def _read(
+    lines: Iterator[Line], settings: GenerationSettings, choices: bool, model_id: str | None
+) -> Iterator[Question]:
+    """The questions in records; of a batch file, which this model answers."""
+    if model_id is not None:
+        return read_batch(lines, settings, model_id)
+    return map(partial(read_question, settings=settings, choices=choices), odd_keys_noted(lines))
+
+
+def _metadata(
+    answerer: Answerer, loaded: LoadedModel, asked: Mapping[str, Any], media: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What every answer says of how it was made."""
+    return {
+        **(answerer.engine.identity() | loaded.identity()),
+        "prompt_style": answerer.prompts.style.name,
+        **asked,
+        **({"media_options": dict(media)} if media else {}),
+        **answerer.media_encoder.identity(),
+    }
 
 
 def _answerer(
