@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,7 +18,8 @@ from chatbind_cli.media.options import MediaOptions
 from . import _base
 from ._base import in_group
 from ._engine import check_engine, connected, in_flight
-from ._inference import ModelChoice, model_options, sampling_options
+from ._hosted import AnswererChoice, answerer_options, show_plan
+from ._inference import ModelChoice, model_or_other_options, sampling_options
 from ._options import (
     FOLDER,
     STREAM,
@@ -46,8 +47,13 @@ _input, _compute = in_group("Input"), in_group("Compute")
         "chatbind vqa -m model -q eval/questions-audio.jsonl --media-root media -o answers.jsonl",
         "head -n 3 eval/questions-imu.jsonl | chatbind vqa -m model --media-root media",
     ],
+    elsewhere=[
+        "OPENAI_API_KEY=... chatbind vqa --answerer openai --answerer-model gpt-4o "
+        "--context eval/contexts.jsonl -q eval/questions-image.jsonl -o text-only.jsonl",
+    ],
 )
-@model_options
+@model_or_other_options
+@answerer_options
 @_input(
     "-q",
     "--questions",
@@ -113,6 +119,7 @@ _input, _compute = in_group("Input"), in_group("Compute")
 @crew_options
 def command(
     choice: ModelChoice,
+    answerer: AnswererChoice | None,
     questions: str,
     shard: tuple[int, int],
     num_chunks: int | None,
@@ -136,13 +143,23 @@ def command(
 
     Unless the options say otherwise, media are read as the model's training read them.
     """
+    shard = _chunk(num_chunks, chunk_idx, shard)
+    if answerer is not None:
+        _check_stdin(questions)
+        refuse_overlap(output, [questions, answerer.contexts, answerer.settings.prices])
+        answerer.check(settings)
+        asked = {"questions": questions, "shard": shard, "limit": limit}
+        written = {"output": output, "overwrite": overwrite}
+        _from_contexts(answerer, settings, plan.dry_run, {**asked, **written}, on_error)
+        return
+    if not choice.model:
+        raise click.MissingParameter(
+            param_hint="'-m' / '--model', or '--answerer'", param_type="option"
+        )
     reads = not plan.dry_run and not worker.is_worker()
     if reads:
         one_reader(*choice.words_on_line(), ("the questions", questions))
-        if questions == "-" and sys.stdin.isatty():
-            raise UsageError(
-                "no questions", hint="name a file with --questions, or pipe records in"
-            )
+        _check_stdin(questions)
     check_engine(choice, settings)
     if choices:
         _check_choices(choice, settings)
@@ -161,7 +178,7 @@ def command(
         settings,
         connect=partial(connected, choice, in_flight=batch_size),
         questions=questions,
-        shard=_chunk(num_chunks, chunk_idx, shard),
+        shard=shard,
         limit=limit,
         choices=choices,
         media_root=media_root,
@@ -175,6 +192,37 @@ def command(
         media=media_changes(media),
         crew=hands,
     )
+
+
+def _from_contexts(
+    answerer: AnswererChoice,
+    settings: GenerationSettings,
+    dry_run: bool,
+    files: dict[str, Any],
+    on_error: str,
+) -> None:
+    """Has a hosted model answer, or says what that takes."""
+    from chatbind_cli.inference import text_answerer  # noqa: PLC0415  brings openai
+
+    if dry_run:
+        plan = text_answerer.plan_from_contexts(
+            answerer.settings, settings, contexts=answerer.contexts, **files
+        )
+        show_plan(plan.as_record("answerer", "questions"))
+        return
+    text_answerer.vqa_from_contexts(
+        answerer.settings,
+        settings,
+        contexts=answerer.contexts,
+        concurrency=answerer.concurrency,
+        on_error=on_error,
+        **files,
+    )
+
+
+def _check_stdin(questions: str) -> None:
+    if questions == "-" and sys.stdin.isatty():
+        raise UsageError("no questions", hint="name a file with --questions, or pipe records in")
 
 
 def _check_choices(choice: ModelChoice, settings: GenerationSettings) -> None:

@@ -26,6 +26,7 @@ from chatbind_cli.inference.questions import (
     count_questions,
     open_questions,
 )
+from chatbind_cli.jsonl import Line
 from chatbind_cli.media.root import MediaRoot
 
 if TYPE_CHECKING:
@@ -44,22 +45,17 @@ def vqa(
     settings: GenerationSettings,
     *,
     connect: Callable[[LoadedModel], AbstractContextManager[Engine | None]],
-    questions: str,
-    shard: tuple[int, int],
-    limit: int | None,
     choices: bool,
     media_root: MediaRoot,
     media: Mapping[str, Any],
     store: Path | None,
-    output: str,
-    overwrite: bool,
-    on_error: str,
     batch_size: int,
     workers: int,
     prompt_style: str | None,
     crew: Crew,
+    **files: Any,
 ) -> None:
-    """Answers all questions, as the help of `vqa` says for the options of the same names.
+    """Answers all questions of the `files` (see `answer_file`) with a model.
 
     Of the fields of `MediaOptions`, `media` has those that differ from the model's training. The
     model is loaded, and an engine elsewhere found, where questions are answered.
@@ -91,13 +87,49 @@ def vqa(
         if crew.follows:
             follow(begin, _KEY)
             return
-        with work_queue(crew, begin, _KEY) as queue:
-            file = AnswerFile(output, overwrite=overwrite, on_error=on_error, **queue.said)
-            progress = Progress(count_questions(questions, shard, limit), "answering", "questions")
-            with closing(file), progress:
-                read = partial(read_question, settings=settings, choices=choices)
-                lines = islice(open_questions(questions, shard), limit)
-                answer_all(map(read, odd_keys_noted(lines)), file, queue, progress.advance)
+        answer_file(
+            begin,
+            partial(read_question, settings=settings, choices=choices),
+            crew=crew,
+            **files,
+        )
+
+
+def answer_file(
+    begin: Callable[[], Hand[Question, Outcome]],
+    read: Callable[[Line], Question],
+    *,
+    questions: str,
+    shard: tuple[int, int],
+    limit: int | None,
+    output: str,
+    overwrite: bool,
+    on_error: str,
+    crew: Crew,
+) -> None:
+    """Answers the questions of a file, as the help of `vqa` says for the options of those names.
+
+    Args:
+        begin: gets ready to answer; `said` holds the `model_id` and `metadata` of answers.
+        read: makes the question of a line.
+        questions: where they are.
+        shard: which stretch of them, and of how many.
+        limit: how many at most.
+        output: where answers go.
+        overwrite: start that anew.
+        on_error: what to do about a question that fails.
+        crew: who answers.
+
+    Raises:
+        SomeRecordsFailed: some of them could not be answered.
+        ChatBindError: something that all of them need is not there or broken.
+    """
+    with work_queue(crew, begin, _KEY) as queue:
+        file = AnswerFile(output, overwrite=overwrite, on_error=on_error, **queue.said)
+        progress = Progress(count_questions(questions, shard, limit), "answering", "questions")
+        with closing(file), progress:
+            lines = islice(open_questions(questions, shard), limit)
+            answer_all(map(read, odd_keys_noted(lines)), file, queue, progress.advance)
 
 
 def _answerer(
