@@ -113,7 +113,7 @@ class Plan:
     Attributes:
         model: who would be asked.
         records: those that the files ask for.
-        done: those that are there already.
+        done: those that are there already, or are asked for once for several.
         failing: those about which nobody can be asked.
         requests: requests that would go out.
         prompt_tokens: what would be sent.

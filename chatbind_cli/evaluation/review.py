@@ -12,6 +12,7 @@ from chatbind_cli.console import Progress, note
 from chatbind_cli.cost import FREE, USUAL_REVIEW_TOKENS, Plan
 from chatbind_cli.errors import SomeRecordsFailed, UsageError
 from chatbind_cli.evaluation.cases import Inputs
+from chatbind_cli.evaluation.judgement_cache import JudgementCache
 from chatbind_cli.evaluation.judges.judge import Judge, JudgeSettings, RuleJudge
 from chatbind_cli.evaluation.judging import (
     Outcome,
@@ -56,6 +57,7 @@ class Review:
         """What `make` would do and cost."""
         judge = self._judge
         plan = Plan(model=judge.name, counted_by=judge.counted_by)
+        cache, asked = JudgementCache(self._options.cache), set[str | None]()
         for case in self._inputs.cases():
             tokens = None
             for judgement in judgements_of(case, judge, self._options):
@@ -64,7 +66,12 @@ class Review:
                     plan.done += 1
                 elif judgement.case.problem is not None:
                     plan.failing += 1
+                elif (key := cache.key(judge, judgement)) is not None and (
+                    key in asked or cache.find(key, judgement) is not None
+                ):
+                    plan.done += 1
                 else:
+                    asked.add(key)
                     tokens = tokens or judge.expected_tokens(case)
                     if tokens is None:
                         continue
@@ -82,7 +89,7 @@ class Review:
         self._introduce()
         options = self._options
         per_pair = options.samples * (2 if options.orders == "both" else 1)
-        n_expected = len(self._inputs.questions) * (len(self._inputs.names) - 1) * per_pair
+        n_expected = len(self._inputs.questions) * len(self._inputs.sides) * per_pair
         path = Path(self._output)
         writer = RecordWriter(
             self._output, key="review_id", overwrite=self._overwrite, in_words=in_words

@@ -200,7 +200,8 @@ class TextAnswerer:
             raise RecordError("mix and weights are for a model that perceives")
         messages = []
         number = 0
-        for turn in dialogue(question.earlier, question.text, question.media):
+        turns = question.turns or dialogue(question.earlier, question.text, question.media)
+        for turn in turns:
             told, said = [], []
             for part in turn.content:
                 if isinstance(part, Medium):

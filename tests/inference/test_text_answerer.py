@@ -56,7 +56,7 @@ def test_questions_are_answered_in_order_from_what_is_known_of_their_media(
     done = answer(folder, judge_server, "-o", "a.jsonl", "--prices", "p.toml")
     assert done.returncode == 3
     assert "1 of 4 questions failed" in done.stderr
-    first, second, third, fourth = read_jsonl(folder / "a.jsonl")
+    first, _, _, fourth = read_jsonl(folder / "a.jsonl")
     assert [first["question_id"], first["category"], first["image"]] == [1, "conv", "dog.jpg"]
     assert first["prompt"] == "What is it?"
     assert first["model_id"] == "m"

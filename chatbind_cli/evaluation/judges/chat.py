@@ -6,13 +6,15 @@ failed verdict with all that was said. A judge whose scores can never be read st
 
 from __future__ import annotations
 
+import json
+import os
 from typing import Any
 
 from chatbind_cli.cost import USUAL_REVIEW_TOKENS, message_tokens
 from chatbind_cli.errors import JudgeError, reason
 from chatbind_cli.evaluation.cases import Case, digest
 from chatbind_cli.evaluation.judges.judge import JUDGE, Judge, JudgeSettings, Verdict
-from chatbind_cli.evaluation.judges.reply import SCHEMA, UnreadableScores, read_review
+from chatbind_cli.evaluation.judges.reply import UnreadableScores, read_review, response_format
 from chatbind_cli.evaluation.prompts import (
     VERSION,
     ask_again,
@@ -21,15 +23,12 @@ from chatbind_cli.evaluation.prompts import (
     fingerprint,
     read_rules,
 )
+from chatbind_cli.files import sha256_text
 from chatbind_cli.hosted_model import HostedModel, NoReplyError
 
 DEFAULT_MODEL = "gpt-4o"
 # So many judgements in a row without readable scores are the judge's and not a case's.
 _UNREADABLE_THAT_STOP = 20
-_FORMAT = {
-    "type": "json_schema",
-    "json_schema": {"name": "review", "strict": True, "schema": SCHEMA},
-}
 
 
 class ChatJudge(Judge):
@@ -66,7 +65,16 @@ class ChatJudge(Judge):
         settings = self._settings
         asked = [self.name, settings.temperature, settings.max_tokens, settings.structured]
         rule = fingerprint(find_rule(case, self._rules))
-        return digest(f"chat-{VERSION}", rule, case.context, asked)
+        shown = [case.context, case.references] if case.single else case.context
+        return digest(f"chat-{VERSION}", rule, shown, asked)
+
+    def cache_key(self, case: Case, *, swapped: bool, sample: int) -> str:
+        """Follows every word that is sent, and to where."""
+        settings = self._settings
+        messages = build_messages(case, find_rule(case, self._rules), swapped=swapped)
+        where = settings.url or os.environ.get("OPENAI_BASE_URL")
+        asked = [self.name, where, settings.temperature, settings.max_tokens, settings.structured]
+        return sha256_text(json.dumps([VERSION, messages, asked, sample]))
 
     def expected_tokens(self, case: Case) -> tuple[int, int]:
         """Tokens of the prompt for a case, and the most that the reply may have."""
@@ -96,17 +104,18 @@ class ChatJudge(Judge):
         for again in (False, True):
             parameters = self._parameters
             if self._settings.structured == "auto" and not again:
-                parameters = {**parameters, "response_format": _FORMAT}
+                form = response_format(single=case.single)
+                parameters = {**parameters, "response_format": form}
             try:
                 reply, _ = await self.model.ask(messages, parameters, metadata)
-                scores, readable = read_review(reply)
+                scores, readable = read_review(reply, single=case.single)
             except NoReplyError as failure:
                 error = str(failure)
                 break
             except UnreadableScores as failure:
                 error = f"the scores cannot be read: {failure}"
                 said.append(reply)
-                messages = ask_again(messages, reply)
+                messages = ask_again(messages, reply, single=case.single)
                 continue
             said.append(readable)
             if again:

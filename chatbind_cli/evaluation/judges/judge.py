@@ -14,6 +14,7 @@ from chatbind_cli.cost import FREE, Price
 from chatbind_cli.errors import JudgeError
 from chatbind_cli.evaluation.accuracy import chose_right, is_correct
 from chatbind_cli.evaluation.cases import Case, digest, scored_choices
+from chatbind_cli.evaluation.judges.reply import scores_line
 from chatbind_cli.evaluation.scores import RULE_JUDGE
 from chatbind_cli.evaluation.texts import exact_match, token_f1
 from chatbind_cli.hosted import KEY_VARIABLE, HostedSettings, Role, refuse_without_key
@@ -56,13 +57,13 @@ class Verdict:
     """What a judge said about one case; without scores it is a failure with a reason.
 
     Attributes:
-        scores: the score of each answer in the order of the answer files, None for a failure.
+        scores: each answer's, in the order of the answer files; None for a failure.
         content: what the judge wrote.
         error: why there are no scores.
         metadata: what else is known of this judgement.
     """
 
-    scores: tuple[float, float] | None = None
+    scores: tuple[float, ...] | None = None
     content: str = ""
     error: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -93,11 +94,15 @@ class Judge(ABC):
 
     @abstractmethod
     async def judge(self, case: Case, *, swapped: bool) -> Verdict:
-        """Scores both answers, the second one shown first where `swapped`.
+        """Scores the answers, the second one shown first where `swapped`.
 
         Raises:
             JudgeError: no case at all can be judged (a wrong key, a server that is not there).
         """
+
+    def cache_key(self, case: Case, *, swapped: bool, sample: int) -> str | None:
+        """The same for what would be asked in the same words; None: asking costs nothing."""
+        return None
 
     def expected_tokens(self, case: Case) -> tuple[int, int] | None:
         """Tokens of the prompt and the most of a reply; None where nothing is sent."""
@@ -121,7 +126,7 @@ class RuleJudge(Judge):
         return digest("rule-2", case.references)
 
     async def judge(self, case: Case, *, swapped: bool) -> Verdict:
-        """Scores both answers; the order in which they are shown means nothing here."""
+        """Scores the answers; the order in which they are shown means nothing here."""
         if not case.references:
             return Verdict(error="no reference answer to compare with")
         correct = [
@@ -130,14 +135,14 @@ class RuleJudge(Judge):
         if len(correct) < len(case.answers):
             return Verdict(error="the reference answer is none of the choices")
         f1 = [round(token_f1(text, case.references), 4) for text in case.texts]
-        first, second = (10.0 if good else 1.0 for good in correct)
+        scores = tuple(10.0 if good else 1.0 for good in correct)
         said = [
             f"{'right' if good else 'wrong'} (F1 {value:.2f})"
             for good, value in zip(correct, f1, strict=True)
         ]
         return Verdict(
-            scores=(first, second),
-            content=f"{first:g} {second:g}\nBy the reference answer: {', '.join(said)}.",
+            scores=scores,
+            content=f"{scores_line(scores)}\nBy the reference answer: {', '.join(said)}.",
             metadata={
                 "correct": correct,
                 "exact": [exact_match(text, case.references) for text in case.texts],
