@@ -31,7 +31,7 @@ _FETCH_S = 30.0  # for a medium behind an address
     "serve",
     examples=[
         "chatbind serve -m model",
-        "chatbind serve -m model --media-root media --port 0 > where.json",
+        "chatbind serve -m model --media-root media --allow-remote --max-waiting 64",
     ],
     elsewhere=[
         "chatbind serve -m checkpoints/chatbind-7b --engine http://localhost:8001/v1",

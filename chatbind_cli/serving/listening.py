@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -106,7 +106,7 @@ class Serves(Protocol):
 
     @property
     def state(self) -> str:
-        """`failed`: there is nothing more to wait for."""
+        """`ready`: it takes questions; `failed`: there is nothing more to wait for."""
 
     @property
     def under_way(self) -> int:
@@ -123,12 +123,15 @@ class Server(uvicorn.Server):
         app: the ASGI application.
         desk: where its questions wait.
         limits: what clients may do.
+        on_ready: called once, when the desk takes questions.
 
     Attributes:
         told: the signal that ended it.
     """
 
-    def __init__(self, app: Any, desk: Serves, limits: Limits) -> None:
+    def __init__(
+        self, app: Any, desk: Serves, limits: Limits, on_ready: Callable[[], None]
+    ) -> None:
         limited = type("Limited", (Connection,), {"most": limits.connections})
         super().__init__(
             uvicorn.Config(
@@ -148,6 +151,7 @@ class Server(uvicorn.Server):
         self.told: int | None = None
         self._desk = desk
         self._limits = limits
+        self._on_ready: Callable[[], None] | None = on_ready
         self._draining: asyncio.Task[None] | None = None
 
     @property
@@ -190,4 +194,7 @@ class Server(uvicorn.Server):
             for connection in list(self.server_state.connections):
                 if isinstance(connection, Connection):
                     connection.sweep(now, self._limits)
+        if self._on_ready is not None and self._desk.state == "ready":
+            self._on_ready()
+            self._on_ready = None
         return await super().on_tick(counter) or self._desk.state == "failed"

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
+from functools import partial
 from typing import Any
 
 from chatbind_cli.artifacts import emit_record
@@ -16,6 +17,7 @@ from chatbind_cli.inference.engine import Engine
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.loaded_model import LoadedModel
 from chatbind_cli.inference.media_encoder import MediaEncoder
+from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.root import MediaRoot
 from chatbind_cli.serving.app import Api, application, paths_of
 from chatbind_cli.serving.desk import Desk
@@ -23,6 +25,7 @@ from chatbind_cli.serving.door import Door
 from chatbind_cli.serving.limits import Limits
 from chatbind_cli.serving.listening import Server, address_of, bind
 from chatbind_cli.serving.metrics import Metrics
+from chatbind_cli.serving.page.routes import page_routes
 from chatbind_cli.serving.requests import Bodies
 
 _LOOPBACK = ("127.", "::1")
@@ -54,11 +57,8 @@ def serve(
         if key is None and not listening.getsockname()[0].startswith(_LOOPBACK):
             note(f"whoever reaches {address} can ask: --api-key asks for a key")
         loaded = load()
-        encoder = MediaEncoder(
-            loaded,
-            options=loaded.media_options(**media),
-            open_media=media_root.open,
-        )
+        options = loaded.media_options(**media)
+        encoder = MediaEncoder(loaded, options=options, open_media=media_root.open)
 
         @contextmanager
         def open_answerer() -> Iterator[Answerer]:
@@ -72,9 +72,15 @@ def serve(
 
         desk = Desk(open_answerer, settings, most_waiting=limits.waiting)
         server = make_server(
-            desk, settings, model_id=loaded.model_id, host=host, key=key, limits=limits
+            desk,
+            settings,
+            options,
+            model_id=loaded.model_id,
+            host=host,
+            key=key,
+            limits=limits,
+            on_ready=partial(_say_where, address, loaded.model_id),
         )
-        _say_where(address, loaded.model_id)
         asyncio.run(server.serve([listening]))
     if desk.failure is not None and desk.state == "failed":
         raise desk.failure
@@ -85,20 +91,22 @@ def serve(
 def make_server(
     desk: Desk,
     settings: GenerationSettings,
+    options: MediaOptions,
     *,
     model_id: str,
     host: str,
     key: str | None,
     limits: Limits,
+    on_ready: Callable[[], None],
 ) -> Server:
     """The server of a desk; see `serve`."""
     metrics = Metrics(lambda: desk.waiting, lambda: desk.under_way, lambda: server.connections)
     bodies = Bodies(limits)
     api = Api(desk, settings, model_id=model_id, bodies=bodies, limits=limits, metrics=metrics)
-    routes = api.routes()
+    routes = [*api.routes(), *page_routes(bodies.content, options)]
     paths = paths_of(routes)
     door = Door(application(routes), key=key, host=host, metrics=metrics, routes=paths)
-    server = Server(door, desk, limits)
+    server = Server(door, desk, limits, on_ready)
     return server
 
 

@@ -19,6 +19,7 @@ from chatbind_cli.inference.answerer import Answerer
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.loaded_model import load_model
 from chatbind_cli.inference.media_encoder import MediaEncoder
+from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.root import MediaRoot
 from chatbind_cli.serving.desk import Desk
 from chatbind_cli.serving.limits import Limits
@@ -105,15 +106,15 @@ def serving(answerer: Answerer, *, key: str | None = None, **limits: Any) -> Ite
     limited = Limits(**limits)
     with closing(bind("127.0.0.1", 0)) as listening:
         desk = Desk(open_answerer, SETTINGS, most_waiting=limited.waiting)
-        server = make_server(
-            desk, SETTINGS, model_id="model", host="127.0.0.1", key=key, limits=limited
-        )
+        ready = threading.Event()
+        names: Any = {"model_id": "model", "host": "127.0.0.1", "key": key, "on_ready": ready.set}
+        server = make_server(desk, SETTINGS, MediaOptions(), limits=limited, **names)
         loop = asyncio.new_event_loop()
         thread = threading.Thread(target=loop.run_until_complete, args=[server.serve([listening])])
         thread.start()
         try:
             url = address_of(listening)
-            wait_until(lambda: server.started and desk.state == "ready")
+            assert ready.wait(20)
             # it tries nothing twice
             with openai.OpenAI(base_url=f"{url}/v1", api_key=key or "x", max_retries=0) as client:
                 yield Running(url, server, desk, loop, client)

@@ -134,7 +134,7 @@ def test_a_stream_says_what_the_whole_says(running, more):
         )
         assert all(one.finish_reason is None for one in own[:-1])
     assert len({chunk.id for chunk in stream}) == 1
-    assert len(stream) > 4 * len(whole.choices)
+    assert len(stream) > 2 + len(whole.choices), "it did not come in pieces"
 
 
 def test_a_stream_is_server_sent_events(running):
