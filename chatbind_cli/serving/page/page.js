@@ -177,6 +177,7 @@ async function ask(text) {
   $("text").value = "";
   showError("");
   showState(true, "Answering");
+  atEnd = true;
   toEnd();
   let problem = null;
   let question;
@@ -192,7 +193,7 @@ async function ask(text) {
     });
     for await (const event of events(response)) {
       const piece = event.choices?.[0]?.delta?.content;
-      if (piece) follow(() => words.append(piece));
+      if (piece) words.append(piece);
       clock.hear(event, piece);
     }
   } catch (error) {
@@ -260,17 +261,20 @@ class Clock {
   }
 }
 
-function toEnd() {
-  document.scrollingElement.scrollTop = document.scrollingElement.scrollHeight;
-}
-
-// Changes the page, and stays at its end if that was in sight.
-function follow(change) {
-  const page = document.scrollingElement;
-  const atEnd = page.scrollHeight - page.scrollTop - page.clientHeight < 40;
-  change();
+// Stays at the end of the page, whatever grows, for as long as the reader is there.
+const page = document.scrollingElement;
+let atEnd = true;
+let height = 0;
+const toEnd = () => { page.scrollTop = page.scrollHeight; };
+document.addEventListener("scroll", () => {
+  if (page.scrollHeight !== height) return; // what has grown or shrunk moved it, not the reader
+  atEnd = page.scrollHeight - page.scrollTop - page.clientHeight < 40;
+});
+const growing = new ResizeObserver(() => {
+  height = page.scrollHeight;
   if (atEnd) toEnd();
-}
+});
+for (const node of [$("turns"), document.querySelector("footer")]) growing.observe(node);
 
 function startAnew() {
   running?.abort();
