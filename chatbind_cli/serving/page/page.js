@@ -114,7 +114,9 @@ async function look(item) {
     const about = { name: item.file.name, ...(item.modality && { modality: item.modality }) };
     const request = { method: "POST", body: item.file };
     const response = await call(`/preview?${new URLSearchParams(about)}`, request);
-    shown = new DOMParser().parseFromString(await response.text(), "text/html").querySelector("figure");
+    const parsed = new DOMParser().parseFromString(await response.text(), "text/html");
+    shown = document.adoptNode(parsed.querySelector("figure"));
+    await shown.querySelector("img")?.decode(); // so that the page does not jump
     if (item.asked !== asked) return; // another modality was chosen meanwhile
     item.modality = shown.dataset.modality;
     item.node.querySelector("select").value = item.modality;
@@ -125,7 +127,7 @@ async function look(item) {
     shown.setAttribute("role", "alert");
     shown.textContent = error.message;
   }
-  view.replaceChildren(document.adoptNode(shown));
+  view.replaceChildren(shown);
   view.ariaBusy = "false";
 }
 
@@ -267,8 +269,8 @@ let atEnd = true;
 let height = 0;
 const toEnd = () => { page.scrollTop = page.scrollHeight; };
 document.addEventListener("scroll", () => {
-  if (page.scrollHeight !== height) return; // what has grown or shrunk moved it, not the reader
-  atEnd = page.scrollHeight - page.scrollTop - page.clientHeight < 40;
+  // What has grown since the last frame has not moved the reader.
+  atEnd = Math.min(height, page.scrollHeight) - page.scrollTop - page.clientHeight < 40;
 });
 const growing = new ResizeObserver(() => {
   height = page.scrollHeight;

@@ -275,7 +275,7 @@ def test_the_end_stays_in_sight_unless_one_reads_above(
     _ask(opened, "Go on and on.")
     words = "document.querySelector('.answer .words').textContent"
     wait(opened, f"return {words}.includes('line 60')")
-    assert opened.execute_script(left) < 40
+    wait(opened, left.replace("return ", "return 40 > "))
     opened.execute_script("document.scrollingElement.scrollTop = 0")
     _answered(opened)
     assert opened.execute_script("return document.scrollingElement.scrollTop") == 0
