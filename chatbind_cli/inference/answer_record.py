@@ -12,7 +12,13 @@ from chatbind_cli.inference.decoding import Generated
 from chatbind_cli.inference.questions import Question
 from chatbind_cli.jsonl import Record, dumps
 
-_OF_ONE_ANSWER = frozenset({"n_tokens", "finish_reason", "generation"})
+_OF_ONE_ANSWER = frozenset(
+    {
+        *("n_tokens", "finish_reason", "generation"),
+        # of a hosted model's
+        *("model", "created", "prompt_tokens", "completion_tokens", "cost_usd"),
+    }
+)
 """What the `metadata` of an answer says of it alone; the rest is the same in all of a run."""
 
 # what an answer record says itself, and what only says how the question was asked
@@ -86,6 +92,7 @@ def answer_record(
         "metadata": {
             "n_tokens": generated.n_tokens,
             "finish_reason": generated.finish_reason,
+            **generated.about,
             **metadata,
             **own,
         },

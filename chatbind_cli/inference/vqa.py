@@ -47,27 +47,20 @@ def vqa(
     settings: GenerationSettings,
     *,
     connect: Callable[[LoadedModel], AbstractContextManager[Engine | None]],
-    questions: str,
-    shard: tuple[int, int],
-    limit: int | None,
-    batch: bool,
     choices: bool,
     media_root: MediaRoot,
     media: Mapping[str, Any],
     store: Path | None,
-    output: str,
-    overwrite: bool,
-    on_error: str,
     batch_size: int,
     workers: int,
     prompt_style: str | None,
     crew: Crew,
+    **files: Any,
 ) -> None:
-    """Answers all questions, as the help of `vqa` says for the options of the same names.
+    """Answers all questions of the `files` (see `answer_file`) with a model.
 
-    With `batch`, questions and answers are lines of OpenAI's batch files. Of the fields of
-    `MediaOptions`, `media` has those that differ from the model's training. The model is loaded,
-    and an engine elsewhere found, where questions are answered.
+    Of the fields of `MediaOptions`, `media` has those that differ from the model's training. The
+    model is loaded, and an engine elsewhere found, where questions are answered.
 
     Raises:
         SomeRecordsFailed: some of them could not be answered.
@@ -91,14 +84,50 @@ def vqa(
         if crew.follows:
             follow(begin, _KEY)
             return
-        with work_queue(crew, begin, _KEY) as queue:
-            how = {"form": BatchLines if batch else AnswerRecords, **queue.said}
-            file = AnswerFile(output, overwrite=overwrite, on_error=on_error, **how)
-            progress = Progress(count_questions(questions, shard, limit), "answering", "questions")
-            with closing(file), progress:
-                lines = islice(open_questions(questions, shard), limit)
-                asked = _read(lines, settings, choices, queue.said["model_id"] if batch else None)
-                answer_all(asked, file, queue, progress.advance)
+        answer_file(begin, settings, choices=choices, crew=crew, **files)
+
+
+def answer_file(
+    begin: Callable[[], Hand[Question, Outcome]],
+    settings: GenerationSettings,
+    *,
+    choices: bool = False,
+    batch: bool = False,
+    questions: str,
+    shard: tuple[int, int],
+    limit: int | None,
+    output: str,
+    overwrite: bool,
+    on_error: str,
+    crew: Crew,
+) -> None:
+    """Answers the questions of a file, as the help of `vqa` says for the options of those names.
+
+    Args:
+        begin: gets ready to answer; `said` holds the `model_id` and `metadata` of answers.
+        settings: how, where a question does not say.
+        choices: each question leaves answers to choose from.
+        batch: questions and answers are lines of OpenAI's batch files.
+        questions: where they are.
+        shard: which stretch of them, and of how many.
+        limit: how many at most.
+        output: where answers go.
+        overwrite: start that anew.
+        on_error: what to do about a question that fails.
+        crew: who answers.
+
+    Raises:
+        SomeRecordsFailed: some of them could not be answered.
+        ChatBindError: something that all of them need is not there or broken.
+    """
+    with work_queue(crew, begin, _KEY) as queue:
+        how = {"form": BatchLines if batch else AnswerRecords, **queue.said}
+        file = AnswerFile(output, overwrite=overwrite, on_error=on_error, **how)
+        progress = Progress(count_questions(questions, shard, limit), "answering", "questions")
+        with closing(file), progress:
+            lines = islice(open_questions(questions, shard), limit)
+            asked = _read(lines, settings, choices, queue.said["model_id"] if batch else None)
+            answer_all(asked, file, queue, progress.advance)
 
 
 def _read(
