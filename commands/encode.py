@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from chatbind_cli.crew import Crew
     from chatbind_cli.data.encode import RecordSink, StoreSink
     from chatbind_cli.data.media_items import MediaItem
-    from chatbind_cli.encoders.imagebind.encoder import Encoder
+    from chatbind_cli.encoders.encoder import Encoder
 
 _input, _encoder = in_group("Input"), in_group("Encoder")
 _output, _compute = in_group("Output"), in_group("Compute")
@@ -195,12 +195,12 @@ def _encode(
     from chatbind_cli.data.encode import encode, help_encode  # noqa: PLC0415
     from chatbind_cli.data.encoding import EncodingOptions  # noqa: PLC0415
     from chatbind_cli.device import resolve_device, resolve_dtype  # noqa: PLC0415
-    from chatbind_cli.encoders.imagebind.encoder import load_encoder  # noqa: PLC0415
+    from chatbind_cli.encoders.opening import open_encoder  # noqa: PLC0415
 
     device = resolve_device(asked["device"])
     dtype = resolve_dtype(asked["dtype"], device)
     batch_size, workers = asked["batch_size"], asked["num_workers"]
-    encoder = load_encoder(
+    encoder = open_encoder(
         asked["encoder"],
         device=device,
         dtype=dtype,
