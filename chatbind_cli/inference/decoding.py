@@ -7,8 +7,8 @@ that is printed at its end.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from chatbind_cli.errors import ChatBindError
@@ -54,6 +54,7 @@ class Generated:
             and all else that changes it.
         samples: all answers that were drawn, where there are several; this is the first.
         choices: those that the question leaves, where it does; this is the likeliest.
+        about: what else its record's metadata say, of it alone.
         n_prompt: tokens that were read for it, as `Answerer.run` counts them.
     """
 
@@ -64,6 +65,7 @@ class Generated:
     logprobs: tuple[float, ...] | None = None
     samples: tuple[Generated, ...] = ()
     choices: tuple[ScoredChoice, ...] = ()
+    about: Mapping[str, Any] = field(default_factory=dict)
     n_prompt: int = 0
 
 
