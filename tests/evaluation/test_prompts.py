@@ -109,7 +109,7 @@ def test_one_answer_is_shown_with_the_right_ones_and_without_a_number() -> None:
     assert "[[5]]" in rule.prompt
     assert "[Reference]" in rule.prompt
     assert "Assistant 1" not in rule.prompt
-    assert "[Reference]" not in find_rule(replace(case, references=())).prompt
+    assert "[Reference]\n" not in build_messages(replace(case, references=()), rule)[1]["content"]
     assert "one line with a number" in ask_again([], "", single=True)[1]["content"]
 
 
