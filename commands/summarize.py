@@ -12,6 +12,7 @@ import click
 from chatbind_cli.console import note
 from chatbind_cli.errors import RecordError, SomeRecordsFailed
 from chatbind_cli.evaluation import tables
+from chatbind_cli.evaluation.contexts import Contexts
 from chatbind_cli.evaluation.files import (
     UNREADABLE,
     Mismatches,
@@ -20,6 +21,7 @@ from chatbind_cli.evaluation.files import (
     records_by_id,
     run_names,
 )
+from chatbind_cli.evaluation.ranking import has_several, ranking_of
 from chatbind_cli.evaluation.summary import Summary, compared, renamed, summarize
 from chatbind_cli.files import bears, refuse_foreign_file, refuse_overlap, replace_file
 
@@ -78,6 +80,13 @@ _MARK = b'name="generator" content="chatbind summarize"'
     default="category",
     help="What makes a line of the table.",
 )
+@_output(
+    "--ranking",
+    is_flag=True,
+    help="Rank all models of all files by who wins over whom (Bradley-Terry); answers that were "
+    "graded alone by their mean score. With more than two models the tables do so anyway; with "
+    "csv the ranking takes the place of the figures.",
+)
 @click.option(
     "--names",
     cls=ListOption,
@@ -116,6 +125,20 @@ _MARK = b'name="generator" content="chatbind summarize"'
     type=_FILE,
     help="The answer files in the order of `review`, for the report.",
 )
+@_input(
+    "--context",
+    "--contexts",
+    "contexts",
+    type=_FILE,
+    help="The captions and boxes that `review` had, for the report.",
+)
+@_input(
+    "--reference",
+    "references",
+    type=_FILE,
+    help="The answers that count as right, as for `review`, for the report; default: those that "
+    "questions or answers carry.",
+)
 @media_root_options
 @_output(
     "--media-limit",
@@ -144,7 +167,8 @@ def command(
     questions: Path | None,
     answers: tuple[Path, ...],
     baseline: Path | None,
-    **media: Any,
+    ranking: bool,
+    **shown: Any,
 ) -> None:
     """Tabulate review records: mean scores, and the second's as a percentage of the first's.
 
@@ -158,7 +182,8 @@ def command(
     answerers, after_names = _apart(names)
     sources = find_reviews([*reviews, *files, *after_ids, *after_names], folder)
     if page is not None:
-        refuse_overlap(page, [*sources, *answers, questions, baseline])
+        others = [questions, baseline, shown["contexts"], shown["references"]]
+        refuse_overlap(page, [*sources, *answers, *others])
         refuse_foreign_file(page, lambda path: bears(path, _MARK), what="a report")
     called = run_names([*sources, *([str(baseline)] if baseline else [])])
 
@@ -177,10 +202,13 @@ def command(
         summaries = compared(summaries, others)
     if as_json or form == "auto":
         form = "figures" if as_json else "table" if sys.stdout.isatty() else "json"
-    tables.write(summaries, form, sys.stdout)
+    for_programs = form in ("json", "figures", "csv")
+    ranked = ranking or (not for_programs and has_several(summaries))
+    ranks = ranking_of(summaries) if ranked else None
+    tables.write(summaries, form, sys.stdout, ranks)
     if page is not None:
-        _write_report(page, summaries, questions, answers, **media)
-    _say(summaries, with_remarks=form in ("json", "figures", "csv"))
+        _write_report(page, summaries, questions, answers, **shown)
+    _say(summaries, tables.remarks(summaries, ranks) if for_programs else [])
     if not any(summary.total["n"] for summary in summaries):
         raise RecordError("every review failed, so there is nothing to average")
     bad = sum(UNREADABLE in review for summary in summaries for review in summary.reviews)
@@ -198,9 +226,9 @@ def _is_file(path: Path) -> bool:
     return path.suffix in (".json", ".jsonl") or (path.exists() and not path.is_dir())
 
 
-def _say(summaries: Sequence[Summary], *, with_remarks: bool) -> None:
+def _say(summaries: Sequence[Summary], remarks: Sequence[str]) -> None:
     """What the figures do not show, on stderr."""
-    for line in tables.remarks(summaries) if with_remarks else ():
+    for line in remarks:
         note(line)
     for summary in summaries:
         for line in tables.failure_lines(summary):
@@ -213,6 +241,8 @@ def _write_report(
     questions: Path | None,
     answers: Sequence[Path],
     *,
+    contexts: Path | None,
+    references: Path | None,
     media_root: MediaRoot,
     media_limit: float,
 ) -> None:
@@ -228,6 +258,8 @@ def _write_report(
         summaries,
         questions=None if questions is None else records_by_id(questions, mismatches),
         answers=[records_by_id(path, mismatches) for path in answers],
+        contexts=None if contexts is None else Contexts(contexts, mismatches),
+        references=None if references is None else records_by_id(references, mismatches),
         previews=previews,
     )
     with replace_file(page) as temporary, temporary.open("w", encoding="utf-8") as file:

@@ -8,7 +8,7 @@ for it becomes a `Case` with a `problem`, never a silent gap.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, combinations, count
 from pathlib import Path
@@ -72,7 +72,7 @@ class Case:
     @property
     def modality(self) -> str | None:
         """What the question is about, None for plain text."""
-        return next((name for name in MODALITIES if self.question.get(name)), None)
+        return _modality_of(self.question)
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -208,14 +208,14 @@ class Inputs:
             return replace(case, problem="; ".join(problems))
         case = replace(case, answers=tuple(answers))
         if self._contexts is not None and case.modality is not None:
-            named = case.question[case.modality]
-            medium = named[0] if isinstance(named, list) else named
-            context = self._contexts.of(case.modality, medium)
+            context = context_of(case.question, self._contexts)
             if context is None:
                 self._mismatches.add(self._contexts_name, "no context for question", key)
+                named = case.question[case.modality]
                 return replace(case, problem=f"no context for {case.modality} {named}")
             case = replace(case, context=context)
-        return replace(case, references=self._references_of(key, case))
+        right = right_answers(key, case.question, case.answers, self._references)
+        return replace(case, references=right)
 
     def _models(self, key: str) -> list[str]:
         """The sides' names; one that an earlier side has already gets its file's behind it."""
@@ -229,16 +229,6 @@ class Inputs:
             models.append(next(name for name in names if name not in models))
         return models
 
-    def _references_of(self, key: str, case: Case) -> tuple[str, ...]:
-        """The right answers: the reference file's, else the question's, else those carried along.
-
-        An answer record carries the keys of the question that it answers.
-        """
-        if self._references is not None:
-            return references_of(self._references.get(key, {}), ("text", *_REFERENCE_KEYS))
-        found = map(references_of, (case.question, *case.answers))
-        return next(filter(None, found), ())
-
 
 def scored_choices(answer: Record) -> list[str]:
     """The choices whose likelihood an answer record tells (see `vqa --choices`); else none."""
@@ -246,6 +236,35 @@ def scored_choices(answer: Record) -> list[str]:
     items = given if isinstance(given, list) else []
     texts = [item.get("text") for item in items if isinstance(item, dict)]
     return [text for text in texts if isinstance(text, str)]
+
+
+def right_answers(
+    key: str,
+    question: Record,
+    answers: Iterable[Record],
+    references: Mapping[str, Record] | None,
+) -> tuple[str, ...]:
+    """What counts as right: the reference file's, else the question's, else those carried along.
+
+    An answer record carries the keys of the question that it answers.
+    """
+    if references is not None:
+        return references_of(references.get(key, {}), ("text", *_REFERENCE_KEYS))
+    found = map(references_of, (question, *answers))
+    return next(filter(None, found), ())
+
+
+def context_of(question: Record, contexts: Contexts) -> Record | None:
+    """The captions and boxes of what a question is about, None where there are none."""
+    modality = _modality_of(question)
+    if modality is None:
+        return None
+    named = question[modality]
+    return contexts.of(modality, named[0] if isinstance(named, list) else named)
+
+
+def _modality_of(question: Record) -> str | None:
+    return next((name for name in MODALITIES if question.get(name)), None)
 
 
 def references_of(record: Record, keys: Sequence[str] = _REFERENCE_KEYS) -> tuple[str, ...]:

@@ -18,16 +18,19 @@ A row is the record that `summarize --format json` writes; `docs/formats.md` say
 from __future__ import annotations
 
 import datetime
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import combinations
 
 from chatbind_cli.evaluation.scores import (
     Item,
+    is_single,
     is_swapped,
     item_of,
     judge_name,
     judge_of,
+    lengths_of,
     metadata_of,
     paid_usd,
     scores_of,
@@ -41,11 +44,18 @@ from chatbind_cli.evaluation.statistics import (
     outcome,
     relative_interval,
     relative_score,
+    win_rate,
 )
 from chatbind_cli.jsonl import Record
 
 _LAST_TIME = 253_402_300_800
 """The end of the year 9999, in seconds: what is later is no time."""
+
+_OF_TWO = (
+    *("mean_2", "relative", "ci95", "win", "tie", "lose", "place_2", "accuracy_2", "exact_2"),
+    *("f1_2", "win_rate", "win_rate_ci95", "length_2"),
+)
+"""Figures that an answer that was graded alone does not have."""
 
 Seen = dict[tuple[Item, str, bool], Pair]
 """Mean scores of each question, by judge and by whether the second answer was shown first."""
@@ -80,9 +90,37 @@ def mean_scores(seen: Seen, balanced: Collection[str]) -> dict[Item, Pair]:
     return averages((item, pair) for (item, _), pair in by_judge.items())
 
 
-def figures_of(reviews: Sequence[Record], seen: Seen, results: Mapping[Item, Pair]) -> Record:
+def win_shares(reviews: Iterable[Record], results: Mapping[Item, Pair]) -> dict[Item, float]:
+    """How much of a win each question gives to the second answer: 1, 1/2 for a tie, or 0.
+
+    A published preference (AlpacaEval's 1.27, of 1 to 2) remains the share that it is.
+    """
+    told = {item_of(review) for review in reviews if "preference" in metadata_of(review)}
+    return {
+        item: pair[1] if item in told and math.isclose(sum(pair), 1) else (1 + outcome(pair)) / 2
+        for item, pair in results.items()
+    }
+
+
+def answer_lengths(reviews: Iterable[Record]) -> dict[Item, Pair]:
+    """How many characters the answers to each question have, where reviews say so."""
+    return averages(
+        (item_of(review), lengths)
+        for review in reviews
+        if (lengths := lengths_of(review)) is not None
+    )
+
+
+def figures_of(
+    reviews: Sequence[Record],
+    seen: Seen,
+    results: Mapping[Item, Pair],
+    shares: Mapping[Item, float],
+) -> Record:
     """What a row says of some reviews, their scores, and the questions among them that count."""
     pairs, both = list(results.values()), in_both_orders(seen)
+    rate, rate_ci95 = win_rate(list(shares.values())) or (None, None)
+    lengths = answer_lengths(reviews)
     means, wins = mean_pair(pairs), Counter(map(outcome, pairs))
     same = [outcome(given) == outcome(swapped) for given, swapped in both.values()]
     # What stood first, and what second: question by question, as each counts once.
@@ -94,7 +132,7 @@ def figures_of(reviews: Sequence[Record], seen: Seen, results: Mapping[Item, Pai
         for outcomes in agreements(reviews).values()
         if (kappa := cohens_kappa(outcomes)) is not None
     ]
-    return {
+    row: Record = {
         "n": len(pairs),
         **_sides("mean", means),
         "relative": relative_score(means),
@@ -110,7 +148,11 @@ def figures_of(reviews: Sequence[Record], seen: Seen, results: Mapping[Item, Pai
         **_sides("exact", _share(reviews, "exact")),
         **_sides("f1", _share(reviews, "f1")),
         "kappa": round(sum(kappas) / len(kappas), 4) if kappas else None,
+        "win_rate": rate,
+        "win_rate_ci95": rate_ci95,
+        **_sides("length", mean_pair([lengths[item] for item in results if item in lengths], 1)),
     }
+    return row | dict.fromkeys(_OF_TWO) if any(map(is_single, reviews)) else row
 
 
 def _sides(name: str, pair: Pair | None) -> Record:
@@ -126,10 +168,10 @@ def _share(reviews: Iterable[Record], check: str) -> Pair | None:
         if (
             scores_of(review) is not None
             and isinstance(value, list)
-            and len(value) == 2
+            and len(value) in (1, 2)
             and all(isinstance(share, int | float) and 0 <= share <= 1 for share in value)
         ):
-            found[item_of(review)] = (float(value[0]), float(value[1]))
+            found[item_of(review)] = (float(value[0]), float(value[-1]))
     return mean_pair(list(found.values()), digits=4)
 
 
@@ -173,7 +215,9 @@ def agreements(reviews: Iterable[Record]) -> dict[tuple[str, str], list[tuple[in
         # A question with other answers is another thing that was judged.
         ((judge_name(review), (item_of(review), _answers(review))), pair)
         for review in reviews
-        if review.get("reviewer_id") and (pair := scores_of(review)) is not None
+        if review.get("reviewer_id")
+        and not is_single(review)
+        and (pair := scores_of(review)) is not None
     )
     outcomes: dict[str, dict[tuple[Item, str], int]] = {}
     for (judge, about), pair in scores.items():

@@ -17,10 +17,11 @@ RULE_JUDGE = "rule"
 
 _MOST = 1e6
 """Above it, what calls itself a score or a price is none; sums of such stay finite."""
+_LONGEST = 1e9
 
 
 def scores_of(review: Record) -> Pair | None:
-    """The scores of a review, None if it failed.
+    """The scores of a review, None if it failed; an answer that was graded alone has its own twice.
 
     The reference writes [-1, -1] for a review that it could not read; such a pair, and whatever
     else is not two numbers from 0 to a million, is a failure.
@@ -28,14 +29,14 @@ def scores_of(review: Record) -> Pair | None:
     if "error" in review:
         return None
     value = review.get("tuple", review.get("score"))
-    if not isinstance(value, list | tuple) or len(value) != 2:
+    if not isinstance(value, list | tuple) or len(value) != (1 if is_single(review) else 2):
         return None
     for score in value:
         if isinstance(score, bool) or not isinstance(score, int | float):
             return None
         if not 0 <= score <= _MOST:
             return None
-    return float(value[0]), float(value[1])
+    return float(value[0]), float(value[-1])
 
 
 def failure_of(review: Record) -> str:
@@ -75,6 +76,21 @@ def models_of(review: Record) -> list[str]:
     """Who gave the first and the second answer; an empty name for one that is not known."""
     models = metadata_of(review).get("models")
     return [str(model or "") for model in models] if isinstance(models, list) else []
+
+
+def is_single(review: Record) -> bool:
+    """Whether one answer was graded alone."""
+    return len(models_of(review)) == 1
+
+
+def lengths_of(review: Record) -> Pair | None:
+    """How many characters the answers have; None where the review does not say."""
+    lengths = metadata_of(review).get("lengths")
+    if not isinstance(lengths, list) or len(lengths) != (1 if is_single(review) else 2):
+        return None
+    if not all(type(length) is int and 0 <= length < _LONGEST for length in lengths):
+        return None
+    return float(lengths[0]), float(lengths[-1])
 
 
 def is_swapped(review: Record) -> bool:

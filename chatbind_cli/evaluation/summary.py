@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from chatbind_cli.errors import RecordError, UsageError
 from chatbind_cli.evaluation.figures import (
+    answer_lengths,
     circumstances_of,
     figures_of,
     in_both_orders,
     mean_scores,
     scores_by_order,
+    win_shares,
 )
 from chatbind_cli.evaluation.scores import (
     RULE_JUDGE,
     Item,
+    is_single,
     item_of,
     judge_name,
     metadata_of,
@@ -41,7 +45,10 @@ class Summary:
         rows: the categories in order of first appearance, `all` last.
         models: the first and the second answerer, as far as the reviews say.
         reviews: the records behind the figures: failed ones too, replaced ones not.
-        results: the mean scores of each question, by category.
+        results: the mean scores of each question, by category; of answers that were graded alone
+            each score twice.
+        shares: how much of a win each question gives to the second answer, by category.
+        lengths: of the answers in characters, by question, as far as the reviews say.
         orders: of each question and judge with both orders, who won as given and who swapped:
             -1 first, 0 tie, 1 second.
         unbalanced: how often judges who never saw both orders of a question saw one as given, and
@@ -54,6 +61,8 @@ class Summary:
     models: tuple[list[str], list[str]]
     reviews: list[Record]
     results: dict[str, dict[Item, Pair]]
+    shares: dict[str, dict[Item, float]]
+    lengths: dict[Item, Pair]
     orders: list[tuple[int, int]]
     unbalanced: tuple[int, int]
 
@@ -61,6 +70,11 @@ class Summary:
     def total(self) -> Record:
         """The row of all categories."""
         return self.rows[-1]
+
+    @property
+    def single(self) -> bool:
+        """Whether the answers were graded alone."""
+        return any(map(is_single, self.reviews))
 
     def renamed(self, name: str) -> Summary:
         """The same figures under another name."""
@@ -90,8 +104,12 @@ def summarize(
     summaries = [_summary(reviews, name, by) for reviews in pairs or [[]]]
     if len(summaries) == 1:
         return summaries
-    seconds = [" + ".join(summary.models[1]) or "unknown" for summary in summaries]
-    names = [f"{name}: {second}" if name else second for second in seconds]
+    firsts = {tuple(summary.models[0]) for summary in summaries if not summary.single}
+    names = []
+    for summary in summaries:
+        first, second = (" + ".join(side) or "unknown" for side in summary.models)
+        called = first if summary.single else f"{first}, {second}" if len(firsts) > 1 else second
+        names.append(f"{name}: {called}" if name else called)
     return [summary.renamed(of) for summary, of in zip(summaries, names, strict=True)]
 
 
@@ -156,7 +174,7 @@ def _by_pair(reviews: Sequence[Record]) -> list[list[Record]]:
 
 
 def _pair(review: Record) -> str:
-    return str(metadata_of(review).get("pair") or [1, 2])
+    return f"{is_single(review)} {metadata_of(review).get('pair') or [1, 2]}"
 
 
 def _summary(reviews: list[Record], name: str, by: str) -> Summary:
@@ -168,12 +186,16 @@ def _summary(reviews: list[Record], name: str, by: str) -> Summary:
     seen = {category: scores_by_order(group) for category, group in groups.items()}
     both = in_both_orders(seen[ALL])
     balanced = {judge for _, judge in both}
+    single = any(map(is_single, reviews))
     alone = Counter(
-        swapped for _, judge, swapped in seen[ALL] if judge not in (*balanced, RULE_JUDGE)
+        swapped
+        for _, judge, swapped in seen[ALL]
+        if not single and judge not in (*balanced, RULE_JUDGE)
     )
     results = {category: mean_scores(found, balanced) for category, found in seen.items()}
+    shares = {key: win_shares(group, results[key]) for key, group in groups.items()}
     rows = [
-        {"category": key, **figures_of(group, seen[key], results[key]), "review": name}
+        {"category": key, **figures_of(group, seen[key], results[key], shares[key]), "review": name}
         | circumstances_of(group)
         for key, group in groups.items()
     ]
@@ -189,6 +211,8 @@ def _summary(reviews: list[Record], name: str, by: str) -> Summary:
         models=models,
         reviews=reviews,
         results=results,
+        shares=shares,
+        lengths=answer_lengths(reviews),
         orders=[(outcome(given), outcome(swapped)) for given, swapped in both.values()],
         unbalanced=(alone[False], alone[True]),
     )
@@ -209,18 +233,29 @@ def renamed(summaries: Sequence[Summary], names: Sequence[str]) -> list[Summary]
 
     Args:
         summaries: the figures of one or more pairs of answerers.
-        names: of the first answerer, and of the second one of each pair, which then also names it.
+        names: of the first answerer, and of the second one of each pair, which then also names it;
+            where there are several first ones, of each answerer in order of appearance.
     """
-    if len(names) != len(summaries) + 1:
+    apart = len({tuple(summary.models[0]) for summary in summaries}) > 1
+    keys = [
+        [str(side) for side in summary.models if side] if apart else ["", str(number)]
+        for number, summary in enumerate(summaries)
+    ]
+    keys = [key[:1] if of.single else key for key, of in zip(keys, summaries, strict=True)]
+    places = list(dict.fromkeys(chain.from_iterable(keys)))
+    if len(names) != len(places):
         raise UsageError(
-            f"--names needs {len(summaries) + 1} names here, not {len(names)}",
+            f"--names needs {len(places)} names here, not {len(names)}",
             hint="the first answerer's, and the second one's of each pair",
         )
-    several = len(summaries) > 1
-    return [
-        replace(summary.renamed(second) if several else summary, models=([names[0]], [second]))
-        for summary, second in zip(summaries, names[1:], strict=True)
-    ]
+    called = dict(zip(places, names, strict=True))
+    found = []
+    for summary, key in zip(summaries, keys, strict=True):
+        first, *second = (called[place] for place in key)
+        name = f"{first}, {second[0]}" if apart and second else (second or [first])[0]
+        several = summary.renamed(name) if len(summaries) > 1 else summary
+        found.append(replace(several, models=([first], second)))
+    return found
 
 
 def compared(summaries: Sequence[Summary], baselines: Sequence[Summary]) -> list[Summary]:

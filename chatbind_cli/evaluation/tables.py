@@ -6,21 +6,21 @@ import csv
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import IO, Literal
+from typing import IO
 
 from chatbind_cli.console import printable
 from chatbind_cli.evaluation.figures import agreements
+from chatbind_cli.evaluation.ranking import MEAN_SCORE, Rank, Ranking
 from chatbind_cli.evaluation.scores import failure_of, scores_of
 from chatbind_cli.evaluation.statistics import cohens_kappa, position_bias
 from chatbind_cli.evaluation.summary import ALL, Summary
+from chatbind_cli.evaluation.terminal import print_grid
 from chatbind_cli.jsonl import Record, dumps
 
 _MISSING = "–"
 _SIGNIFICANT = 0.05
 _REASONS_SHOWN = 8
 _WIDE = 200
-_GAP = 3
-"""Characters between two columns of the terminal's table."""
 
 _FIGURES = (
     *("category", "n", "mean_1", "mean_2", "relative", "ci95"),
@@ -30,6 +30,7 @@ _FIGURES = (
 _ENDS = {
     "ci95": ("ci95_low", "ci95_high"),
     "difference_ci95": ("difference_ci95_low", "difference_ci95_high"),
+    "win_rate_ci95": ("win_rate_ci95_low", "win_rate_ci95_high"),
     "dates": ("first_date", "last_date"),
 }
 
@@ -44,10 +45,20 @@ def text_of(row: Record, key: str, form: str) -> str:
     return format(value, form).replace("%", " %")
 
 
+def with_interval(row: Record, key: str, form: str) -> str:
+    """A figure, and its interval in brackets."""
+    figure, ends = text_of(row, key, form), text_of(row, f"{key}_ci95", form)
+    return figure if ends == _MISSING else f"{figure} ({ends.replace('%', '')})"
+
+
 def shares(row: Record, name: str) -> str:
     """A share of both sides."""
-    sides = [text_of(row, f"{name}_{side}", ".1%") for side in (1, 2)]
-    return _MISSING if sides[0] == _MISSING else " / ".join(sides)
+    return _of_both(row, name, ".1%")
+
+
+def _of_both(row: Record, name: str, form: str) -> str:
+    sides = [text_of(row, f"{name}_{side}", form) for side in (1, 2)]
+    return _MISSING if sides[0] == _MISSING else " / ".join(s for s in sides if s != _MISSING)
 
 
 _COLUMNS: dict[str, Callable[[Record], str]] = {
@@ -59,7 +70,11 @@ _COLUMNS: dict[str, Callable[[Record], str]] = {
     "second": lambda row: text_of(row, "mean_2", ".7g"),
     "relative": lambda row: text_of(row, "relative", ".1f"),
     "95 %": lambda row: text_of(row, "ci95", ".1f"),
-    "win/tie/lose": lambda row: f"{row['win']}/{row['tie']}/{row['lose']}",
+    "win/tie/lose": lambda row: (
+        _MISSING if row["win"] is None else f"{row['win']}/{row['tie']}/{row['lose']}"
+    ),
+    "win rate (95 %)": lambda row: with_interval(row, "win_rate", ".1%"),
+    "characters": lambda row: _of_both(row, "length", ".0f"),
     "same in both orders": lambda row: text_of(row, "consistency", ".1%"),
     "judges' kappa": lambda row: text_of(row, "kappa", ".2f"),
     "failed": lambda row: str(row["failed"]),
@@ -89,6 +104,26 @@ def grid(summaries: Sequence[Summary], *, named: bool) -> list[list[str]]:
     return [list(line) for line in zip(*columns, strict=True)]
 
 
+def rank_grids(ranks: Sequence[Rank]) -> list[list[list[str]]]:
+    """A table a kind of ranking: lines of texts as in `grid`."""
+    found = []
+    for kind in dict.fromkeys(rank.ranking for rank in ranks):
+        rows = [rank._asdict() for rank in ranks if rank.ranking == kind]
+        points, form = ("mean score", ".7g") if kind == MEAN_SCORE else ("points", ".1f")
+        columns = [
+            [f"ranking by {kind}", *(f"{row['place']}. {row['model']}" for row in rows)],
+            ["group", *(str(row["group"]) if rows[-1]["group"] > 1 else _MISSING for row in rows)],
+            [points, *(text_of(row, "points", form) for row in rows)],
+            ["95 %", *(text_of(row, "ci95", form) for row in rows)],
+            ["win rate", *(text_of(row, "win_rate", ".1%") for row in rows)],
+            ["n", *(str(row["n"]) for row in rows)],
+            ["characters", *(text_of(row, "length", ".0f") for row in rows)],
+        ]
+        told = [column for column in columns if set(column[1:]) != {_MISSING}]
+        found.append([list(line) for line in zip(*told, strict=True)])
+    return found
+
+
 def _tested(rows: Sequence[Record]) -> int:
     """How many categories were tested, whose p values are corrected for it."""
     return sum(row.get("p_value") is not None and row["category"] != ALL for row in rows)
@@ -97,7 +132,8 @@ def _tested(rows: Sequence[Record]) -> int:
 def description(summary: Summary) -> str:
     """One line: who was judged by whom, when, and what it took."""
     sides = [" + ".join(side) or "unknown" for side in summary.models]
-    parts = [f"first: {sides[0]}, second: {sides[1]}"] if any(summary.models) else []
+    said = f"answers: {sides[0]}" if summary.single else f"first: {sides[0]}, second: {sides[1]}"
+    parts = [said] if any(summary.models) else []
     total = summary.total
     if total["judges"]:
         days = " to ".join(dict.fromkeys(total["dates"] or ()))
@@ -115,11 +151,12 @@ def tokens(row: Record) -> str:
     return f"{row['prompt_tokens']:,} tokens sent, {row['completion_tokens']:,} received"
 
 
-def remarks(summaries: Sequence[Summary]) -> list[str]:
+def remarks(summaries: Sequence[Summary], ranking: Ranking | None = None) -> list[str]:
     """What stands beside the columns: between orders, between judges, against a baseline."""
     lines = [line for summary in summaries for line in order_lines(summary)]
     lines += agreement_lines(summaries)
-    return lines + [line for summary in summaries for line in comparison_lines(summary)]
+    lines += [line for summary in summaries for line in comparison_lines(summary)]
+    return lines + (ranking.notes if ranking else [])
 
 
 def order_lines(summary: Summary) -> list[str]:
@@ -194,7 +231,9 @@ def failure_lines(summary: Summary) -> list[str]:
     return [*lines, f"{rest} more failed, in no mean, for other reasons"] if rest else lines
 
 
-def write(summaries: Sequence[Summary], form: str, out: IO[str]) -> None:
+def write(
+    summaries: Sequence[Summary], form: str, out: IO[str], ranking: Ranking | None = None
+) -> None:
     """Writes the figures.
 
     Args:
@@ -202,36 +241,43 @@ def write(summaries: Sequence[Summary], form: str, out: IO[str]) -> None:
         form: `table`, `markdown`, `csv`, `json` (all that is known, a record a row) or `figures`
             (records of the figures alone).
         out: where to.
+        ranking: of all models, after the figures; in place of them in CSV, which is one table.
     """
     rows = [row for summary in summaries for row in summary.rows]
+    ranks = [rank._asdict() for rank in ranking.ranks] if ranking else []
     if form == "table":
-        print_table(summaries, out)
+        print_table(summaries, out, ranking)
     elif form == "markdown":
-        out.write(markdown_table(summaries))
+        out.write(markdown_table(summaries, ranking))
     elif form == "csv":
-        write_csv(rows, out)
+        write_csv(ranks or rows, out)
     else:
         keys = ("review", *_FIGURES) if len(summaries) > 1 else _FIGURES
         for row in rows:
             kept = {key: row[key] for key in keys if key in row} if form == "figures" else row
             out.write(dumps(kept) + "\n")
+        for rank in ranks:
+            out.write(dumps(rank) + "\n")
 
 
-def markdown_table(summaries: Sequence[Summary]) -> str:
+def markdown_table(summaries: Sequence[Summary], ranking: Ranking | None = None) -> str:
     """The table in Markdown, with a line a summary on who judged whom."""
     several = len(summaries) > 1
-    titles, *texts = grid(summaries, named=several)
-    names = 2 if several else 1
-    marks = ["---"] * names + ["---:"] * (len(titles) - names)
-    lines = [f"| {' | '.join(map(_markdown, line))} |" for line in (titles, marks, *texts)]
+    blocks = [(grid(summaries, named=several), 2 if several else 1)]
+    blocks += [(lines, 1) for lines in rank_grids(ranking.ranks if ranking else [])]
+    found = []
+    for (titles, *texts), names in blocks:
+        marks = ["---"] * names + ["---:"] * (len(titles) - names)
+        lines = [f"| {' | '.join(map(_markdown, line))} |" for line in (titles, marks, *texts)]
+        found.append("\n".join(lines))
     # A line each: Markdown joins lines that follow each other.
-    notes = [f"- {_markdown(line)}" for line in _notes(summaries)]
-    return "\n".join([*lines, *(["", *notes] if notes else [])]) + "\n"
+    notes = [f"- {_markdown(line)}" for line in _notes(summaries, ranking)]
+    return "\n\n".join([*found, *(["\n".join(notes)] if notes else [])]) + "\n"
 
 
-def _notes(summaries: Sequence[Summary]) -> list[str]:
+def _notes(summaries: Sequence[Summary], ranking: Ranking | None) -> list[str]:
     lines = ["; ".join(filter(None, [of.name, description(of)])) for of in summaries]
-    return [*filter(None, lines), *remarks(summaries)]
+    return [*filter(None, lines), *remarks(summaries, ranking)]
 
 
 def _markdown(text: str) -> str:
@@ -245,7 +291,7 @@ def write_csv(rows: Sequence[Record], out: IO[str]) -> None:
     """All figures as CSV, under the names that records have; intervals in two columns."""
     records = []
     for row in rows:
-        record = row | {"judges": " + ".join(row["judges"])}
+        record = row | ({"judges": " + ".join(row["judges"])} if "judges" in row else {})
         for key, names in _ENDS.items():
             if key in record:
                 record.update(zip(names, record.pop(key) or (None, None), strict=True))
@@ -255,49 +301,22 @@ def write_csv(rows: Sequence[Record], out: IO[str]) -> None:
     writer.writerows(records)
 
 
-def print_table(summaries: Sequence[Summary], out: IO[str]) -> None:
+def print_table(summaries: Sequence[Summary], out: IO[str], ranking: Ranking | None = None) -> None:
     """Writes the terminal's table; without colours and as wide as it needs where it is no tty.
 
     On a narrow terminal it becomes several tables below each other: a figure that is cut off is
     worse than none.
     """
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     width = None if out.isatty() else _WIDE
     console = Console(file=out, width=width, highlight=False, soft_wrap=False)
     several = len(summaries) > 1
     names = 2 if several else 1
-    titles, *lines = grid(summaries, named=several)
     ends = set(accumulate(len(summary.rows) for summary in summaries))
-    for columns in _parts([titles, *lines], names, console.width):
-        table = Table(box=box.SIMPLE_HEAD)
-        for number in columns:
-            name = number < names
-            justify: Literal["left", "right"] = "left" if name else "right"
-            table.add_column(titles[number], justify=justify, no_wrap=not name, overflow="fold")
-        for count, line in enumerate(lines, start=1):
-            # A name from a file is text, never markup.
-            cells = [Text(printable(line[number])) for number in columns]
-            style = "bold" if line[names - 1] == ALL else None
-            table.add_row(*cells, style=style, end_section=count in ends)
-        console.print(table)
-    for note in _notes(summaries):
+    print_grid(grid(summaries, named=several), names, ends, console)
+    for lines in rank_grids(ranking.ranks if ranking else []):
+        print_grid(lines, 1, {len(lines) - 1}, console)
+    for note in _notes(summaries, ranking):
         console.print(Text(printable(note), style="italic"))
-
-
-def _parts(lines: Sequence[Sequence[str]], names: int, width: int) -> list[list[int]]:
-    """The columns of as many tables as it takes for none to be cut off; each has the names."""
-    widths = [max(map(len, column)) + _GAP for column in zip(*lines, strict=True)]
-    front = list(range(names))
-    parts, room = [list(front)], width - _GAP - sum(widths[:names])
-    left = room
-    for number in range(names, len(widths)):
-        if len(parts[-1]) > names and widths[number] > left:
-            parts.append(list(front))
-            left = room
-        parts[-1].append(number)
-        left -= widths[number]
-    return parts
