@@ -30,6 +30,7 @@ from chatbind_cli.evaluation.statistics import (
     Pair,
     average,
     averages,
+    fitted,
     mean_intervals,
 )
 from chatbind_cli.evaluation.summary import ALL, Summary
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
 
 BRADLEY_TERRY, MEAN_SCORE = "bradley-terry", "mean score"
-RIDGE = 100.0
-"""scikit-learn's C. It moves 90 wins of 100 by less than a point."""
 _MEAN, _SCALE = 1000.0, 400 / math.log(10)
 _RESAMPLES, _RESAMPLES_AT_LEAST = 1_000, 200
 _FITTED = 100_000  # models, over all resamples: more wait for fewer of them
@@ -183,22 +182,15 @@ def _fits(sides: npt.NDArray[np.int64], wins: Floats, models: int) -> Floats:
         [1 + resample, model]
     """
     import numpy as np
-    from sklearn import config_context
-    from sklearn.linear_model import LogisticRegression
 
     rng, n = np.random.default_rng(0), len(wins)
     over = np.eye(models)[sides[:, 0]] - np.eye(models)[sides[:, 1]]
-    x, y = np.vstack([over, over]), np.repeat([1, 0], len(sides))
     found = []
     for number in range(1 + max(_RESAMPLES_AT_LEAST, min(_RESAMPLES, _FITTED // models))):
         # A question is drawn with all its pairs.
         drawn = np.bincount(rng.integers(n, size=n), minlength=n) if number else np.ones(n)
-        won = (drawn @ wins.reshape(n, -1)).reshape(-1, 2)
-        with config_context(assume_finite=True, skip_parameter_validation=True):
-            model = LogisticRegression(C=RIDGE, fit_intercept=False, solver="newton-cholesky")
-            model.fit(x, y, won.T.ravel())
-        found.append(_SCALE * model.coef_[0])
-    return np.array(found)
+        found.append(fitted(over, *(drawn @ wins.reshape(n, -1)).reshape(-1, 2).T))
+    return _SCALE * np.array(found)
 
 
 def _notes(ranks: Sequence[Rank], strong: Mapping[str, int]) -> list[str]:

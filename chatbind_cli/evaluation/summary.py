@@ -163,7 +163,7 @@ def _by_pair(reviews: Sequence[Record]) -> list[list[Record]]:
     strays = []
     for review in reviews:
         pair = _pair(review)
-        if not metadata_of(review) and scores_of(review) is None:
+        if not models_of(review) and scores_of(review) is None:
             strays.append(review)  # it says nothing of who answered, and has no scores to mix
         else:
             key = f"{pair} {models_of(review)}" if pair in in_turn else pair
