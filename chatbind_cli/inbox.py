@@ -33,6 +33,15 @@ class Inbox(Generic[T]):
             self._changed.notify_all()
             return not self._left
 
+    def withdraw(self, item: T) -> bool:
+        """Takes an item back; False: it is not there any more."""
+        with self._changed:
+            if item not in self._items:
+                return False
+            self._items.remove(item)
+            self._changed.notify_all()
+            return True
+
     def close(self, error: Exception | None = None) -> None:
         """Says that nothing more comes, and of what error that is; the first word counts."""
         with self._changed:

@@ -1,4 +1,4 @@
-"""`chatbind review`: let a judge score two sets of answers."""
+"""`chatbind review`: let a judge score sets of answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import click
 
 from chatbind_cli.artifacts import emit_record
 from chatbind_cli.errors import UsageError
-from chatbind_cli.files import refuse_overlap
+from chatbind_cli.files import cache_folder, refuse_overlap
 from chatbind_cli.jsonl import read_lines
 
 from . import _base
@@ -34,6 +34,12 @@ _AUDIO = (
     "chatbind review --question eval/questions-audio.jsonl --answer-list "
     "eval/answers-reference-audio.jsonl eval/answers-model-audio.jsonl"
 )
+
+
+def _cache(context: click.Context, param: click.Parameter, given: str | None) -> Path | None:
+    if given == "off":
+        return None
+    return cache_folder() / "judgements" if given is None else Path(given)
 
 
 @_base.command(
@@ -67,8 +73,21 @@ _AUDIO = (
     group="Input",
     metavar="A B...",
     type=click.Path(exists=True, dir_okay=False, allow_dash=True),
-    help="Two answer files, the baseline first; of more, each is paired with the first. `-` is "
-    "stdin; with only one file, the other is stdin.",
+    help="Two or more answer files, the baseline first. `-` is stdin; where one is missing, it is "
+    "stdin.",
+)
+@_input(
+    "--mode",
+    type=click.Choice(["pair", "single"]),
+    default="pair",
+    help="Score the answers of two files side by side, or each answer alone; then one file is "
+    "enough.",
+)
+@_input(
+    "--pairs",
+    type=click.Choice(["baseline", "all"]),
+    help="Of more than two answer files, compare each with the first, or each with each other.  "
+    "[default: baseline]",
 )
 @_input(
     "--context",
@@ -169,6 +188,13 @@ _AUDIO = (
     help="Counts tokens: a tokenizer's folder, or tiktoken:o200k_base; default: an estimate.",
 )
 @_limit(
+    "--cache",
+    metavar="DIR|off",
+    callback=_cache,
+    help="Judgements of other runs on the same questions and answers, whatever their files are "
+    "called.  [default: the user's cache folder]",
+)
+@_limit(
     "--dry-run", is_flag=True, help="Print how many requests, tokens and USD it takes, and stop."
 )
 @output_option(
@@ -181,17 +207,20 @@ def command(
     answers: tuple[str, ...],
     contexts: Path | None,
     references: Path | None,
+    mode: Any,
+    pairs: Any,
     orders: Any,
     samples: int,
     concurrency: int,
     grace: float,
+    cache: Path | None,
     dry_run: bool,
     output: str,
     overwrite: bool,
     on_error: Any,
     **judge: Any,
 ) -> None:
-    """Let a judge score two sets of answers, matched by question id.
+    """Let a judge score sets of answers, matched by question id.
 
     A failed review is written with an `error` and without scores, and the same command again
     makes only what is missing. Exit code 3: a review failed, or the files did not fit together.
@@ -203,17 +232,27 @@ def command(
     from chatbind_cli.evaluation.judging import ReviewOptions  # noqa: PLC0415
     from chatbind_cli.evaluation.review import Review  # noqa: PLC0415
 
+    single = mode == "single"
+    if single and (pairs or orders):
+        raise UsageError("--pairs and --orders have no meaning where each answer is judged alone")
     settings = JudgeSettings(**judge)
     if settings.is_rule:
         contexts, concurrency = None, 1  # it compares words
     options = ReviewOptions(
-        orders=orders or ("as-given" if settings.is_rule else "both"),
+        orders=orders or ("as-given" if settings.is_rule or single else "both"),
         samples=samples,
         concurrency=concurrency,
         on_error=on_error,
         grace_s=grace,
+        cache=cache,
     )
-    inputs = Inputs(questions, _sides(answers), contexts=contexts, references=references)
+    inputs = Inputs(
+        questions,
+        _sides(answers, 1 if single else 2),
+        compared=mode if single else pairs or "baseline",
+        contexts=contexts,
+        references=references,
+    )
     review = Review(inputs, settings, options, output=output, overwrite=overwrite)
     if dry_run:
         _show(review.plan())
@@ -238,14 +277,15 @@ def _show(plan: Plan) -> None:
             click.echo(f"{name.replace('_', ' ')}: {shown}")
 
 
-def _sides(answers: Sequence[str]) -> list[Any]:
+def _sides(answers: Sequence[str], at_least: int) -> list[Any]:
     """The sides; a stream of records for the one that is standard input."""
     names = list(answers)
-    if len(names) == 1 and names[0] != "-" and not sys.stdin.isatty():
+    if len(names) == at_least - 1 and "-" not in names and not sys.stdin.isatty():
         names.append("-")
-    if len(names) < 2 or names.count("-") > 1:
+    if len(names) < at_least or names.count("-") > 1:
         raise UsageError(
-            "--answer-list needs at least two answer files, and at most one of them from stdin",
+            f"--answer-list needs at least {('one answer file', 'two answer files')[at_least - 1]}"
+            ", and at most one of them from stdin",
             hint="as in --answer-list reference.jsonl answers.jsonl, or one of them as `-`",
         )
     return [read_lines("-") if name == "-" else Path(name) for name in names]

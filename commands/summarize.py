@@ -12,6 +12,7 @@ import click
 from chatbind_cli.console import note
 from chatbind_cli.errors import RecordError, SomeRecordsFailed
 from chatbind_cli.evaluation import tables
+from chatbind_cli.evaluation.contexts import Contexts
 from chatbind_cli.evaluation.files import (
     UNREADABLE,
     Mismatches,
@@ -140,6 +141,20 @@ _MARK = b'name="generator" content="chatbind summarize"'
     type=_FILE,
     help="The answer files in the order of `review`, for the report.",
 )
+@_input(
+    "--context",
+    "--contexts",
+    "contexts",
+    type=_FILE,
+    help="The captions and boxes that `review` had, for the report.",
+)
+@_input(
+    "--reference",
+    "references",
+    type=_FILE,
+    help="The answers that count as right, as for `review`, for the report; default: those that "
+    "questions or answers carry.",
+)
 @media_root_options
 @_output(
     "--media-limit",
@@ -171,7 +186,7 @@ def command(
     ranking: bool,
     length_control: bool,
     labels: Path | None,
-    **media: Any,
+    **shown: Any,
 ) -> None:
     """Tabulate review records: mean scores, and the second's as a percentage of the first's.
 
@@ -185,7 +200,8 @@ def command(
     answerers, after_names = _apart(names)
     sources = find_reviews([*reviews, *files, *after_ids, *after_names], folder)
     if page is not None:
-        refuse_overlap(page, [*sources, *answers, questions, baseline, labels])
+        others = [questions, baseline, labels, shown["contexts"], shown["references"]]
+        refuse_overlap(page, [*sources, *answers, *others])
         refuse_foreign_file(page, lambda path: bears(path, _MARK), what="a report")
     called = run_names([*sources, *([str(baseline)] if baseline else [])])
 
@@ -214,7 +230,7 @@ def command(
     ranks = ranking_of(summaries) if ranked else None
     tables.write(summaries, form, sys.stdout, ranks)
     if page is not None:
-        _write_report(page, summaries, questions, answers, **media)
+        _write_report(page, summaries, questions, answers, **shown)
     remarks = tables.remarks(summaries, ranks) if for_programs else []
     _say(summaries, [*remarks, *mismatches.lines()])
     if not any(summary.total["n"] for summary in summaries):
@@ -249,6 +265,8 @@ def _write_report(
     questions: Path | None,
     answers: Sequence[Path],
     *,
+    contexts: Path | None,
+    references: Path | None,
     media_root: MediaRoot,
     media_limit: float,
 ) -> None:
@@ -264,6 +282,8 @@ def _write_report(
         summaries,
         questions=None if questions is None else records_by_id(questions, mismatches),
         answers=[records_by_id(path, mismatches) for path in answers],
+        contexts=None if contexts is None else Contexts(contexts, mismatches),
+        references=None if references is None else records_by_id(references, mismatches),
         previews=previews,
     )
     with replace_file(page) as temporary, temporary.open("w", encoding="utf-8") as file:

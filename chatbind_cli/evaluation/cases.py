@@ -8,46 +8,43 @@ for it becomes a `Case` with a `problem`, never a silent gap.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from itertools import chain, combinations, count
+from pathlib import Path
+from typing import Literal
 
+from chatbind_cli.evaluation.contexts import Contexts
 from chatbind_cli.evaluation.files import (
     DOUBLED,
-    UNUSABLE,
     Mismatches,
     distinct_names,
     keyed,
     records_by_id,
 )
 from chatbind_cli.files import sha256_text
-from chatbind_cli.jsonl import Line, Record, legible, read_lines, record_id
+from chatbind_cli.jsonl import Line, Record, legible, record_id
 from chatbind_cli.media.modality import MODALITIES
 
-_COCO_PREFIXES = ("COCO_val2014_", "COCO_train2014_")
-_MEDIA_SUFFIXES = frozenset(
-    (
-        *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
-        *(".mp4", ".mkv", ".mov", ".avi", ".webm", ".wav", ".mp3", ".flac", ".ogg", ".m4a"),
-        *(".npy", ".csv", ".tsv", ".parquet"),
-    )
-)
 _REFERENCE_KEYS = ("reference", "answers", "answer", "label")
-_ANY = "any"
 _STDIN = "stdin"
+
+Compared = Literal["baseline", "all", "single"]
+"""Answer files judged together: each other one with the first, each with each other, or none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One question with its two answers, as it goes to a judge.
+    """One question with its two answers, or with one, as it goes to a judge.
 
     Attributes:
         question: the question's record.
-        answers: the two answers' records, in the order of the answer files.
+        answers: the answers' records, in the order of the answer files.
         context: the captions and boxes of what the question is about.
         references: texts that count as right answers.
         models: who gave the answers: what their records say, else the name of their file.
-        pair: numbers of the two answer files, from 1; None where there are only two.
+        pair: numbers of the answer files, from 1; None where there are only two, both compared.
+        single: whether one answer is judged alone.
         problem: why this case cannot be judged, None if it can.
         line: of a line of the questions that is none: its number.
     """
@@ -57,7 +54,8 @@ class Case:
     context: Record | None = None
     references: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
-    pair: tuple[int, int] | None = None
+    pair: tuple[int, ...] | None = None
+    single: bool = False
     problem: str | None = None
     line: int | None = None
 
@@ -74,11 +72,11 @@ class Case:
     @property
     def modality(self) -> str | None:
         """What the question is about, None for plain text."""
-        return next((name for name in MODALITIES if self.question.get(name)), None)
+        return _modality_of(self.question)
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The two answers themselves."""
+        """The answers themselves."""
         return tuple(str(answer["text"]) for answer in self.answers)
 
 
@@ -87,9 +85,10 @@ class Inputs:
 
     Args:
         questions: the question records.
-        answers: two or more answer files, the baseline first: every other one makes a pair with
-            it. At most one may be a stream: it is read as it comes, so that each case can be
-            judged as soon as its answer is there.
+        answers: two or more answer files, the baseline first; one is enough where each is judged
+            alone. At most one may be a stream: it is read as it comes, so that each case
+            can be judged as soon as its answer is there.
+        compared: which of them are, each pair once and the earlier file first.
         contexts: captions and boxes by media name.
         references: answers that count as right, by question id.
 
@@ -97,6 +96,7 @@ class Inputs:
         questions: the questions' records by id.
         name: the questions' file.
         names: the answers' files.
+        sides: places in `names` of those that are judged together.
 
     Raises:
         RecordError: a file cannot be read. A line that is no record is a mismatch.
@@ -107,6 +107,7 @@ class Inputs:
         questions: Path,
         answers: Sequence[Path | Iterable[Line]],
         *,
+        compared: Compared = "baseline",
         contexts: Path | None = None,
         references: Path | None = None,
     ) -> None:
@@ -127,9 +128,17 @@ class Inputs:
                 self._sides.append(self._streamed)
                 self._stream = side
         self._contexts_name = str(contexts)
-        self._contexts = None if contexts is None else _read_contexts(contexts, mismatches)
+        self._contexts = None if contexts is None else Contexts(contexts, mismatches)
         self._references = None if references is None else records_by_id(references, mismatches)
-        self._files = distinct_names(self.names)
+        # The first ones keep their names when others are added: a review is continued by them.
+        n_files = len(self.names)
+        self._files = [distinct_names(self.names[: n + 1])[-1] for n in range(n_files)]
+        self._single = compared == "single"
+        self.sides = [
+            together
+            for together in combinations(range(n_files), 1 if self._single else 2)
+            if compared != "baseline" or together[0] == 0
+        ]
 
     @property
     def remarks(self) -> list[str]:
@@ -147,7 +156,7 @@ class Inputs:
     def cases(self) -> Iterator[Case]:
         """The cases in the order of the questions, or in that of the answers that stream in.
 
-        A question has as many cases as there are sides beside the first.
+        A question has a case for each of `sides`.
         """
         for key, record in keyed(self._stream, _STDIN, self._mismatches):
             if key in self._streamed:
@@ -165,17 +174,19 @@ class Inputs:
                 if key not in self.questions:
                     self._mismatches.add(name, "answers what was not asked: question", key)
         for line, problem in self._not_questions.items():
-            yield Case(question={}, problem=problem, line=line)
+            yield Case(question={}, problem=problem, line=line, single=self._single)
 
     def _cases(self, key: str) -> Iterator[Case]:
         models = self._models(key)
-        for other in range(1, len(self._sides)):
+        numbered = self._single or len(self.names) > 2
+        for sides in self.sides:
             case = Case(
                 question=self.questions[key],
-                models=(models[0], models[other]),
-                pair=(1, other + 1) if len(self._sides) > 2 else None,
+                models=tuple(models[side] for side in sides),
+                pair=tuple(side + 1 for side in sides) if numbered else None,
+                single=self._single,
             )
-            yield self._filled(key, case, (0, other))
+            yield self._filled(key, case, sides)
 
     def _filled(self, key: str, case: Case, sides: Sequence[int]) -> Case:
         """The case with its answers and context, or with the reason why it has none."""
@@ -197,38 +208,26 @@ class Inputs:
             return replace(case, problem="; ".join(problems))
         case = replace(case, answers=tuple(answers))
         if self._contexts is not None and case.modality is not None:
-            named = case.question[case.modality]
-            medium = _media_key(named[0] if isinstance(named, list) else named)
-            keys = ((case.modality, medium), (_ANY, medium))
-            context = next((self._contexts[k] for k in keys if k in self._contexts), None)
+            context = context_of(case.question, self._contexts)
             if context is None:
                 self._mismatches.add(self._contexts_name, "no context for question", key)
+                named = case.question[case.modality]
                 return replace(case, problem=f"no context for {case.modality} {named}")
             case = replace(case, context=context)
-        return replace(case, references=self._references_of(key, case))
+        right = right_answers(key, case.question, case.answers, self._references)
+        return replace(case, references=right)
 
     def _models(self, key: str) -> list[str]:
-        """The sides' names; those of one name are told apart by their files."""
-        models = []
+        """The sides' names; one that an earlier side has already gets its file's behind it."""
+        models: list[str] = []
         for side, file in zip(self._sides, self._files, strict=True):
             # Who did not answer one question is called as in the others that it did answer.
             records = (side.get(key, {}), next(iter(side.values()), {}))
             named = (record["model_id"] for record in records if record.get("model_id"))
-            models.append(str(next(named, file)))
-        return [
-            f"{model} ({file})" if models.count(model) > 1 and model != file else model
-            for model, file in zip(models, self._files, strict=True)
-        ]
-
-    def _references_of(self, key: str, case: Case) -> tuple[str, ...]:
-        """The right answers: the reference file's, else the question's, else those carried along.
-
-        An answer record carries the keys of the question that it answers.
-        """
-        if self._references is not None:
-            return references_of(self._references.get(key, {}), ("text", *_REFERENCE_KEYS))
-        found = map(references_of, (case.question, *case.answers))
-        return next(filter(None, found), ())
+            name = str(next(named, file))
+            names = chain([name, f"{name} ({file})"], (f"{name} ({file}, {n})" for n in count(2)))
+            models.append(next(name for name in names if name not in models))
+        return models
 
 
 def scored_choices(answer: Record) -> list[str]:
@@ -237,6 +236,35 @@ def scored_choices(answer: Record) -> list[str]:
     items = given if isinstance(given, list) else []
     texts = [item.get("text") for item in items if isinstance(item, dict)]
     return [text for text in texts if isinstance(text, str)]
+
+
+def right_answers(
+    key: str,
+    question: Record,
+    answers: Iterable[Record],
+    references: Mapping[str, Record] | None,
+) -> tuple[str, ...]:
+    """What counts as right: the reference file's, else the question's, else those carried along.
+
+    An answer record carries the keys of the question that it answers.
+    """
+    if references is not None:
+        return references_of(references.get(key, {}), ("text", *_REFERENCE_KEYS))
+    found = map(references_of, (question, *answers))
+    return next(filter(None, found), ())
+
+
+def context_of(question: Record, contexts: Contexts) -> Record | None:
+    """The captions and boxes of what a question is about, None where there are none."""
+    modality = _modality_of(question)
+    if modality is None:
+        return None
+    named = question[modality]
+    return contexts.of(modality, named[0] if isinstance(named, list) else named)
+
+
+def _modality_of(question: Record) -> str | None:
+    return next((name for name in MODALITIES if question.get(name)), None)
 
 
 def references_of(record: Record, keys: Sequence[str] = _REFERENCE_KEYS) -> tuple[str, ...]:
@@ -255,29 +283,3 @@ def references_of(record: Record, keys: Sequence[str] = _REFERENCE_KEYS) -> tupl
 def digest(*parts: object) -> str:
     """A short hash of JSON values, the same in every run."""
     return sha256_text(json.dumps(parts, ensure_ascii=False, sort_keys=True, default=str))[:22]
-
-
-def _read_contexts(path: Path, mismatches: Mismatches) -> dict[tuple[str, str], Record]:
-    """Contexts by modality and medium; those that name no medium by `_ANY` and their own id."""
-    found: dict[tuple[str, str], Record] = {}
-    for record, _, number, problem in read_lines(path):
-        keys = [(key, _media_key(record[key])) for key in MODALITIES if key in record]
-        if not keys and "id" in record:
-            keys = [(_ANY, _media_key(record["id"]))]
-        if problem is not None or not keys:
-            what = "a context names no media" if problem is None else problem.what
-            mismatches.add(str(path), UNUSABLE, f"{number}: {what}")
-            continue
-        for key in keys:
-            if found.setdefault(key, record) != record:
-                mismatches.add(str(path), DOUBLED, key[1])
-    return found
-
-
-def _media_key(name: object) -> str:
-    """One spelling for `000000296284`, `000000296284.jpg` and `COCO_val2014_000000296284.jpg`."""
-    text = str(name)
-    for prefix in _COCO_PREFIXES:
-        text = text.removeprefix(prefix)
-    path = PurePosixPath(text)
-    return str(path.with_suffix("")) if path.suffix.lower() in _MEDIA_SUFFIXES else text

@@ -11,11 +11,13 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from chatbind_cli.console import note
 from chatbind_cli.errors import ChatBindError, JudgeError, contained
 from chatbind_cli.evaluation.cases import Case, digest
+from chatbind_cli.evaluation.judgement_cache import JudgementCache
 from chatbind_cli.evaluation.judges.judge import Judge, Verdict
 from chatbind_cli.evaluation.records import Judgement, review_record
 from chatbind_cli.evaluation.scores import paid_usd
@@ -36,6 +38,7 @@ class ReviewOptions:
         concurrency: most judgements at a time.
         on_error: write failed reviews, leave them out, or stop at the first.
         grace_s: longest wait for judgements under way when the run ends early.
+        cache: the folder of judgements that other runs made, None for none.
     """
 
     orders: Orders = "both"
@@ -43,6 +46,7 @@ class ReviewOptions:
     concurrency: int = 8
     on_error: Literal["record", "skip", "fail"] = "record"
     grace_s: float = 15.0
+    cache: Path | None = None
 
 
 @dataclass(slots=True)
@@ -51,6 +55,7 @@ class Outcome:
 
     Attributes:
         reused: reviews that were already in the output.
+        cached: how many of those judged are another run's judgements.
         judgements: `(review_id, review_key)` of all reviews, in the order of the cases.
         tokens: prompt and completion tokens that the judge says it used now.
         cost_usd: what they cost, as far as prices are known.
@@ -58,6 +63,7 @@ class Outcome:
 
     judged: int = 0
     reused: int = 0
+    cached: int = 0
     failed: int = 0
     judgements: list[tuple[str, str]] = field(default_factory=list)
     tokens: list[int] = field(default_factory=lambda: [0, 0])
@@ -66,6 +72,8 @@ class Outcome:
     def text(self) -> str:
         """What was done, in one line."""
         parts = [f"{count_of(self.judged)} made"]
+        if self.cached:
+            parts[0] += f" ({self.cached:,} of them from the cache)"
         if self.reused:
             parts.append(f"{self.reused:,} were there already")
         if self.tokens[0]:
@@ -125,6 +133,7 @@ def make_missing(
         failed = verdict.scores is None
         outcome.failed += failed
         outcome.judged += not failed
+        outcome.cached += "cached" in verdict.metadata
         if failed and options.on_error == "fail":
             case = judgement.case
             where = f"question {case.question_id}" if case.line is None else None
@@ -170,6 +179,7 @@ def _judge_all(
 ) -> None:
     """Has `finish` called with each verdict, one at a time; what it raises ends the run."""
     seats = threading.Semaphore(options.concurrency)
+    cache = JudgementCache(options.cache)
     under_way: set[asyncio.Task[Any]] = set()
     errors: list[Exception] = []
 
@@ -178,7 +188,7 @@ def _judge_all(
         under_way.add(task)
         try:
             if not errors:
-                finish(judgement, await _verdict(judgement, judge))
+                finish(judgement, await _verdict(judgement, judge, cache))
         except Exception as error:
             errors.append(error)
         finally:
@@ -204,12 +214,12 @@ def _judge_all(
         raise errors[0]
 
 
-async def _verdict(judgement: Judgement, judge: Judge) -> Verdict:
+async def _verdict(judgement: Judgement, judge: Judge, cache: JudgementCache) -> Verdict:
     case = judgement.case
     if case.problem is not None:
         return Verdict(error=case.problem)
     try:
-        return await judge.judge(case, swapped=judgement.swapped)
+        return await cache.verdict(judge, judgement)
     except ChatBindError:
         raise  # it is not about this case
     except Exception as error:

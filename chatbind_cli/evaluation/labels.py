@@ -63,10 +63,12 @@ def with_people(summaries: Sequence[Summary], path: Path, mismatches: Mismatches
                 for n in meant:
                     voted = share if sides[n] == models else 1 - share
                     votes[n].setdefault(question, []).append(voted)
-    return [
-        replace(of, rows=[*of.rows[:-1], of.total | _agreement(by_judge, by_people)])
-        for of, by_judge, by_people in zip(summaries, judged, votes, strict=True)
-    ]
+    found = []
+    for of, by_judge, by_people in zip(summaries, judged, votes, strict=True):
+        said = _agreement(by_judge, by_people)
+        rows = [row | dict.fromkeys(said) for row in of.rows[:-1]]
+        found.append(replace(of, rows=[*rows, of.total | said]))
+    return found
 
 
 def _by_question(shares: Mapping[Item, float]) -> dict[str, float]:

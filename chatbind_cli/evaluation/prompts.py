@@ -1,10 +1,11 @@
 """What a judge who is a chat model is asked, and in which words.
 
 The form is the seed's: [Context], [Question], [Assistant 1], [End of Assistant 1], the same for
-the second, and the rule under [System]. The rule is our own (`rules.toml`), put together from the
-category (what a good answer is) and the modality (what the answer is about), or comes from a file
-of the seed's form: `{category: {"role": "Assistant", "prompt": "..."}}`, with `default` for every
-category that it does not name.
+the second, and the rule under [System]. An answer that is judged alone is [Assistant], and right
+answers stand under [Reference] before it. The rule is our own (`rules.toml`), put together from
+the category (what a good answer is) and the modality (what the answer is about), or comes from a
+file of the seed's form: `{category: {"role": "Assistant", "prompt": "..."}}`, with `default` for
+every category that it does not name.
 
 What was answered is data: it stands between marks that the answers cannot contain, because their
 names are made from the answers' own hash, and the judge is told that nothing between them is an
@@ -23,17 +24,14 @@ from typing import Any, NamedTuple
 
 from chatbind_cli.errors import RecordError
 from chatbind_cli.evaluation.cases import Case, digest
+from chatbind_cli.evaluation.contexts import context_text
 from chatbind_cli.files import sha256_text
-from chatbind_cli.jsonl import Record
+from chatbind_cli.hosted import Message
 
 VERSION = 2
 """Part of every review's id: raise it when the words change, and reviews are made anew."""
 
 _LARGEST_FILE = 1 << 20
-
-
-Message = dict[str, str]
-"""One message of a chat: its `role` and its `content`."""
 
 
 class Rule(NamedTuple):
@@ -60,7 +58,13 @@ def find_rule(case: Case, rules: Mapping[str, Rule] | None = None) -> Rule:
         RecordError: the user's rules have neither its category nor `default`.
     """
     if rules is None:
-        return own_rule(case.category, case.modality, with_context=case.context is not None)
+        return own_rule(
+            case.category,
+            case.modality,
+            with_context=case.context is not None,
+            single=case.single,
+            with_reference=case.single and bool(case.references),
+        )
     rule = rules.get(case.category) or rules.get("default")
     if rule is None:
         raise RecordError(
@@ -70,17 +74,27 @@ def find_rule(case: Case, rules: Mapping[str, Rule] | None = None) -> Rule:
     return rule
 
 
-def own_rule(category: str, modality: str | None, *, with_context: bool) -> Rule:
+def own_rule(
+    category: str,
+    modality: str | None,
+    *,
+    with_context: bool,
+    single: bool = False,
+    with_reference: bool = False,
+) -> Rule:
     """Our own rule for a question of any category about a medium, None for plain text."""
     words = _own_words()
-    parts = [words["task"]]
+    parts = [words["single_task" if single else "task"]]
     if modality is not None:
         subject = words["subjects"].get(modality, f"a file ({modality})")
         parts.append(f"The question is about {subject}.")
         if with_context:
             parts.append(words["context"])
     qualities = words["qualities"]
-    parts += [qualities.get(category, qualities["default"]), words["form"]]
+    if with_reference:
+        parts.append(words["reference"])
+    form = words["single_form" if single else "form"]
+    parts += [qualities.get(category, qualities["default"]), form]
     return Rule("Assistant", "\n".join(parts))
 
 
@@ -114,15 +128,23 @@ def read_rules(path: Path) -> dict[str, Rule]:
 
 
 def build_messages(case: Case, rule: Rule, *, swapped: bool = False) -> list[Message]:
-    """The chat that asks for the scores of both answers, the second one first where `swapped`."""
-    fence = f"answer-{digest(case.question, case.texts)[:16]}"
+    """The chat that asks for the scores of the answers, the second one first where `swapped`.
+
+    It is the same for the same words: ids, names, and which of the answers came first do not show.
+    """
+    question = case.question.get("text", "")
+    references = case.references if case.single else ()
+    fence = f"answer-{digest(question, references, sorted(case.texts))[:16]}"
     texts = case.texts[::-1] if swapped else case.texts
     parts = []
     if case.context is not None:
         parts.append(f"[Context]\n{context_text(case.context)}\n")
-    parts.append(f"[Question]\n{case.question.get('text', '')}\n")
+    parts.append(f"[Question]\n{question}\n")
+    if references:
+        right = "\n\n".join(references)
+        parts.append(f"[Reference]\n<{fence}>\n{right}\n</{fence}>\n")
     for number, text in enumerate(texts, start=1):
-        name = f"{rule.role} {number}"
+        name = rule.role if case.single else f"{rule.role} {number}"
         parts.append(f"[{name}]\n<{fence}>\n{text}\n</{fence}>\n\n[End of {name}]\n")
     parts.append(f"[System]\n{rule.prompt}\n")
     system = (
@@ -137,10 +159,13 @@ def build_messages(case: Case, rule: Rule, *, swapped: bool = False) -> list[Mes
     ]
 
 
-def ask_again(messages: list[Message], reply: str) -> list[Message]:
-    """The chat continued after a reply without two readable scores."""
+def ask_again(messages: list[Message], reply: str, *, single: bool = False) -> list[Message]:
+    """The chat continued after a reply without readable scores."""
     text = (
-        "I could not read the two scores. Write them again: one line with exactly two numbers "
+        "I could not read the rating. Write it again: one line with a number from 1 to 10 in "
+        "double brackets, as in: Rating: [[5]]. Nothing else on that line."
+        if single
+        else "I could not read the two scores. Write them again: one line with exactly two numbers "
         "from 1 to 10, separated by one space, the first for 1 and the second for 2. "
         "Nothing else on that line."
     )
@@ -149,13 +174,3 @@ def ask_again(messages: list[Message], reply: str) -> list[Message]:
         {"role": "user", "content": text},
     ]
     return [*messages, *more]
-
-
-def context_text(context: Record) -> str:
-    """Captions one a line, then one line an object with its box, as the seed writes them."""
-    captions = [str(caption) for caption in context.get("captions", [])]
-    boxes = [
-        f"{instance.get('category', 'object')}: {instance.get('bbox', [])}"
-        for instance in context.get("instances", [])
-    ]
-    return "\n\n".join("\n".join(lines) for lines in (captions, boxes) if lines)

@@ -61,12 +61,12 @@ def review_record(judgement: Judgement, verdict: Verdict, *, earlier_usd: float 
     What earlier reviews with its key cost stays in it.
     """
     case = judgement.case
-    answer_ids = [answer.get("answer_id") for answer in case.answers] or [None, None]
+    ids = [answer.get("answer_id") for answer in case.answers] or [None, None]
     metadata: dict[str, Any] = {
         "slot": judgement.review_key,
         "subject": judgement.input_hash,
         "basis": judgement.judge_hash,
-        "order": [2, 1] if judgement.swapped else [1, 2],
+        **({} if case.single else {"order": [2, 1] if judgement.swapped else [1, 2]}),
         "sample": judgement.sample,
         **verdict.metadata,
     }
@@ -74,17 +74,20 @@ def review_record(judgement: Judgement, verdict: Verdict, *, earlier_usd: float 
         metadata["earlier_usd"] = round(earlier_usd, 8)
     if case.modality is not None:
         metadata["modality"] = case.modality
+    if case.single:
+        metadata["mode"] = "single"
     metadata["models"] = list(case.models)
     if case.pair is not None:
         metadata["pair"] = list(case.pair)
     if case.answers:
         metadata["answers"] = [digest(text) for text in case.texts]
+        metadata["lengths"] = [len(text) for text in case.texts]
     record: Record = {
         "review_id": judgement.review_id,
         **({} if case.line is None else {"line": case.line}),
         "question_id": case.question_id,
-        "answer1_id": answer_ids[0],
-        "answer2_id": answer_ids[1],
+        "answer1_id": ids[0],
+        **({} if case.single else {"answer2_id": ids[1]}),
         "category": case.category,
         "content": verdict.content,
         "tuple": None if verdict.scores is None else list(verdict.scores),

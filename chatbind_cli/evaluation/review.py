@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chatbind_cli.console import Progress, note
+from chatbind_cli.cost import FREE, USUAL_REVIEW_TOKENS
 from chatbind_cli.errors import SomeRecordsFailed, UsageError
 from chatbind_cli.evaluation.cases import Inputs
-from chatbind_cli.evaluation.judges.cost import FREE, USUAL_REVIEW_TOKENS
+from chatbind_cli.evaluation.judgement_cache import JudgementCache
 from chatbind_cli.evaluation.judges.judge import Judge, JudgeSettings, RuleJudge
 from chatbind_cli.evaluation.judging import (
     Outcome,
@@ -32,7 +33,7 @@ class Plan:
     Attributes:
         judge: who would judge.
         judgements: judgements that the files ask for.
-        done: those that are in the output already.
+        done: those that are in the output or the cache already, or are asked for once for several.
         failing: those that cannot be judged (a missing answer or context).
         requests: requests that would go out, if every reply can be read.
         prompt_tokens: what would be sent.
@@ -89,6 +90,7 @@ class Review:
         """What `make` would do and cost."""
         judge = self._judge
         plan = Plan(judge=judge.name, counted_by=judge.counted_by)
+        cache, asked = JudgementCache(self._options.cache), set[str | None]()
         for case in self._inputs.cases():
             tokens = None
             for judgement in judgements_of(case, judge, self._options):
@@ -97,7 +99,12 @@ class Review:
                     plan.done += 1
                 elif judgement.case.problem is not None:
                     plan.failing += 1
+                elif (key := cache.key(judge, judgement)) is not None and (
+                    key in asked or cache.find(key, judgement) is not None
+                ):
+                    plan.done += 1
                 else:
+                    asked.add(key)
                     tokens = tokens or judge.expected_tokens(case)
                     if tokens is None:
                         continue
@@ -124,7 +131,7 @@ class Review:
         self._introduce()
         options = self._options
         per_pair = options.samples * (2 if options.orders == "both" else 1)
-        n_expected = len(self._inputs.questions) * (len(self._inputs.names) - 1) * per_pair
+        n_expected = len(self._inputs.questions) * len(self._inputs.sides) * per_pair
         path = Path(self._output)
         writer = RecordWriter(
             self._output, key="review_id", overwrite=self._overwrite, in_words=in_words

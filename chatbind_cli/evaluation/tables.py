@@ -26,6 +26,8 @@ _FIGURES = (
     *("category", "n", "mean_1", "mean_2", "relative", "ci95"),
     *("win", "tie", "lose", "consistency", "failed"),
     *("baseline", "n_both", "difference", "difference_ci95", "p_value"),
+    *("labels", "agreement", "label_kappa", "true_win_rate", "true_win_rate_ci95"),
+    *("lc_n", "lc_win_rate", "lc_win_rate_ci95"),
 )
 _WIN_RATES = ("win_rate", "lc_win_rate", "true_win_rate")
 _ENDS = {

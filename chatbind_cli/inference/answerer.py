@@ -6,9 +6,7 @@ print(answerer.answer("What is this?", ["photo.jpg"]))
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from chatbind_cli.data.decoders import Loaded
 from chatbind_cli.data.tokens import PromptEncoder, TokenizedSample
 from chatbind_cli.errors import ChatBindError, RecordError, contained
 from chatbind_cli.inbox import Inbox
@@ -26,6 +25,7 @@ from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.loaded_model import LoadedModel, load_model
 from chatbind_cli.inference.local_engine import LocalEngine
 from chatbind_cli.inference.media_encoder import MediaEncoder, StoredEmbeddings
+from chatbind_cli.inference.preparing import Preparation, Read
 from chatbind_cli.inference.questions import Question
 from chatbind_cli.inference.schedule import WINDOW
 from chatbind_cli.media.medium import Medium
@@ -38,7 +38,8 @@ class Answerer:
     """A ChatBind model that answers questions.
 
     Unless said otherwise, with its own encoder, in the prompt style that it was trained in, and
-    with the language model here, which makes up to `batch_size` answers together.
+    with the language model here, which makes up to `batch_size` answers together. In a `run`,
+    `readers` threads read media.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Answerer:
         style: str | None = None,
         engine: Engine | None = None,
         batch_size: int = 16,
+        readers: int = 1,
     ) -> None:
         self.model: Any = loaded.bundle.model
         self.media_encoder = media_encoder or MediaEncoder(loaded)
@@ -61,6 +63,7 @@ class Answerer:
             batch_size=batch_size,
         )
         self._batch_size = batch_size
+        self._readers = readers
 
     @classmethod
     def from_pretrained(
@@ -152,11 +155,27 @@ class Answerer:
         Raises:
             ChatBindError: no question with media can be asked, since the encoder is not there.
         """
-        media = [medium for question in questions for medium in question.media]
-        embedded = iter(self.media_encoder.embed(media))
+        return self._embedded([(question, self._read(question)) for question in questions], history)
+
+    def _read(self, question: Question) -> list[Loaded]:
+        if question.problem or question.given_up:
+            return []
+        return self.media_encoder.read(question.media)
+
+    def _embedded(self, read: Sequence[Read], history: Sequence[Turn] = ()) -> list[Question]:
+        """Questions whose media were read, each with its prompt or its problem."""
+        read = [
+            (replace(question, problem=problem), [])
+            if (problem := question.problem or question.given_up)
+            else (question, loaded)
+            for question, loaded in read
+        ]
+        media = [m for question, _ in read if not question.problem for m in question.media]
+        loaded = [one for _, own in read for one in own]
+        embedded = iter(self.media_encoder.encode(media, loaded))
         return [
-            self._prepared(question, list(islice(embedded, len(question.media))), history)
-            for question in questions
+            self._prepared(question, list(islice(embedded, len(own))), history)
+            for question, own in read
         ]
 
     def run(
@@ -164,8 +183,8 @@ class Answerer:
     ) -> Iterator[tuple[Question, Outcome]]:
         """Answers questions as they come, each as soon as it is done, in any order.
 
-        Media of the next ones are decoded and embedded meanwhile, in a thread of its own. What a
-        question says itself (`Question.settings`) goes before `settings`.
+        Media of the next ones are read and embedded meanwhile. What a question says itself
+        (`Question.settings`) goes before `settings`.
 
         Yields:
             Each question, prepared, and its answer, or why there is none.
@@ -174,32 +193,16 @@ class Answerer:
             ChatBindError: nothing more can be answered (the encoder is not there); or the error
                 that the questions ended with, once all others are answered.
         """
-        ready: Inbox[Question] = Inbox(WINDOW * self._batch_size)
-        preparing = threading.Thread(target=self._prepare_ahead, args=(questions, ready))
-        preparing.start()
-        try:
-            yield from self.engine.run(ready, settings)
-        finally:
-            ready.leave()
-            questions.leave()
-            questions.close()  # it may sit in a wait for more
-            # Python may end this generator in any thread
-            if preparing is not threading.current_thread():
-                preparing.join()
-
-    def _prepare_ahead(self, questions: Inbox[Question], ready: Inbox[Question]) -> None:
-        """Prepares questions as they come, several together where so many wait."""
-        try:
-            while (question := questions.take()) is not None:
-                group = [question]
-                with suppress(Exception):  # what they ended with comes again
-                    while len(group) < self._batch_size and (more := questions.take(wait=False)):
-                        group.append(more)
-                if not all(map(ready.put, self.prepare(group))):
-                    return
-            ready.close()
-        except Exception as error:  # raised again in the thread that reads `ready`
-            ready.close(error)
+        with Preparation(
+            questions,
+            read=self._read,
+            prepare=self._embedded,
+            readers=self._readers,
+            together=self._batch_size,
+            room=WINDOW * self._batch_size,
+        ) as ready:
+            for question, outcome in self.engine.run(ready, settings):
+                yield question, _counted(question, outcome)
 
     def generate(
         self, questions: Sequence[Question], settings: GenerationSettings
@@ -239,7 +242,11 @@ class Answerer:
             said = "".join((question.text, question.system or "", *earlier))
             check_text(said, self.engine.longest_context)
             read = [_mixed(media)] if question.mix and media else media
-            own = dialogue(question.earlier, question.text, read, where=question.where)
+            own = (
+                _placed(question.turns, read)
+                if question.turns
+                else dialogue(question.earlier, question.text, read, where=question.where)
+            )
             turns = [*history, *own]
             prompt = self.prompts.prompt(turns, question.system)
             check_length(len(prompt.input_ids), self.engine.longest_context)
@@ -275,6 +282,24 @@ class Answerer:
 def _question(text: str, media: Sequence[MediaLike], identity: int | None = None) -> Question:
     read = tuple(m if isinstance(m, Medium) else Medium(None, m) for m in media)
     return Question(text, read, id=identity)
+
+
+def _placed(turns: Sequence[Turn], media: Iterable[Medium]) -> list[Turn]:
+    """Turns with other media in place of theirs, in order."""
+    waiting = iter(media)
+    return [
+        replace(
+            turn, content=tuple(p if isinstance(p, str) else next(waiting) for p in turn.content)
+        )
+        for turn in turns
+    ]
+
+
+def _counted(question: Question, outcome: Outcome) -> Outcome:
+    """An answer that tells how many tokens were read for it."""
+    if isinstance(outcome, ChatBindError) or question.prompt is None:
+        return outcome
+    return replace(outcome, n_prompt=len(question.prompt.input_ids))
 
 
 def _answer(outcome: Outcome) -> Generated:

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass, field, replace
 
 from chatbind_cli.data.tokens import TokenizedSample
-from chatbind_cli.inference.decoding import AnswerDecoder, Generated, Outcome
+from chatbind_cli.inference.decoding import AnswerDecoder, Generated, GrowingText, Outcome
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.questions import Question
 from chatbind_cli.inference.sampling import Choice
@@ -45,6 +45,7 @@ class Ask:
         """Forgets what of the answer is there. The same will come again."""
         self.ids: list[int] = []
         self.read = list(self.prompt.input_ids)
+        self._growing = GrowingText(self.decoder)
         self.logprobs: list[float] | None = [] if self.settings.logprobs else None
 
     @property
@@ -76,6 +77,20 @@ class Ask:
             return True
         tail = self.ids[-self.decoder.longest_stop_tokens :]
         return bool(self.decoder.stops) and self.decoder.has_stop(tail)
+
+    def safe(self) -> str:
+        """The beginning of the answer that no later token can change."""
+        return self._growing.safe(self.ids)
+
+    def tell(self) -> None:
+        """Lets whoever listens hear of it."""
+        if self.question.listener is not None:
+            self.show(self.safe())
+
+    def show(self, text: str) -> None:
+        """Lets whoever listens hear its beginning."""
+        if self.question.listener is not None:
+            self.question.listener.grown(self.sample, text)
 
     def generated(self) -> Generated:
         """The answer."""

@@ -18,6 +18,8 @@ FinishReason = Literal["stop", "length"]
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # a token may add no visible character (a byte of a longer one, a special token)
 _SILENT_TOKENS = 8
+_MOST_UNREAD = 64
+"""Tokens without a whole character after which no more is waited for one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class Generated:
             and all else that changes it.
         samples: all answers that were drawn, where there are several; this is the first.
         choices: those that the question leaves, where it does; this is the likeliest.
+        n_prompt: tokens that were read for it, as `Answerer.run` counts them.
     """
 
     text: str
@@ -59,6 +62,7 @@ class Generated:
     logprobs: tuple[float, ...] | None = None
     samples: tuple[Generated, ...] = ()
     choices: tuple[ScoredChoice, ...] = ()
+    n_prompt: int = 0
 
 
 Outcome = Generated | ChatBindError
@@ -85,19 +89,6 @@ class AnswerDecoder:
             return Generated(text.strip(), len(words), reason)
         tokens = tuple(self._tokenizer.decode([token]) for token in words)
         return Generated(text.strip(), len(words), reason, tokens, tuple(logprobs[: len(words)]))
-
-    def safe(self, ids: Sequence[int]) -> str:
-        """The beginning of the answer that no later token can change.
-
-        Held back: white space at the end, half a character of several bytes, and what may be the
-        beginning of a stop text.
-        """
-        text, stopped = self._until_stop(self._text(self._words(ids)[0]))
-        if not stopped:
-            text = text.rstrip(_REPLACEMENT)
-            held = max((_overlap(text, stop) for stop in self.stops), default=0)
-            text = text[: len(text) - held]
-        return text.strip()
 
     def has_stop(self, ids: Sequence[int]) -> bool:
         """Whether a stop text stands in the answer's last tokens."""
@@ -130,6 +121,43 @@ class AnswerDecoder:
     def _until_stop(self, text: str) -> tuple[str, bool]:
         starts = [start for stop in self.stops if (start := text.find(stop)) >= 0]
         return (text[: min(starts)], True) if starts else (text, False)
+
+
+class GrowingText:
+    """The text of an answer that grows, at the same cost for its thousandth token as for its first.
+
+    Only the last tokens are decoded, behind those before them, whose text is known: in many
+    vocabularies a word at the beginning of a text has no space before it.
+    """
+
+    def __init__(self, decoder: AnswerDecoder) -> None:
+        self._decoder = decoder
+        self._text = ""
+        self._known = self._behind = 0
+        """Tokens that are in the text; and those before the last of them that were added."""
+
+    def safe(self, ids: Sequence[int]) -> str:
+        """The beginning of the answer that no later token can change.
+
+        Held back: white space at the end, half a character of several bytes, and what may be the
+        beginning of a stop text.
+
+        Args:
+            ids: all its tokens so far; what was there the last time is the same.
+        """
+        decoder = self._decoder
+        words = decoder._words(ids[self._behind :])[0]
+        before, now = decoder._text(words[: self._known - self._behind]), decoder._text(words)
+        text = self._text + now[len(before) :]
+        fresh = self._behind + len(words) - self._known
+        if (len(now) > len(before) and not now.endswith(_REPLACEMENT)) or fresh > _MOST_UNREAD:
+            self._text, self._behind, self._known = text, self._known, self._known + fresh
+        text, stopped = decoder._until_stop(text)
+        if not stopped:
+            text = text.rstrip(_REPLACEMENT)
+            held = max((_overlap(text, stop) for stop in decoder.stops), default=0)
+            text = text[: len(text) - held]
+        return text.strip()
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -6,7 +6,7 @@ For beam search, and for language models whose keys and values cannot be taken a
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
@@ -75,20 +75,27 @@ class FixedBatches:
         Raises:
             Exception: whatever the library raises; RecordError: a score was not finite.
         """
-        return self._run(asks, None, threading.Event())
+        return self._run(
+            asks,
+            [ask.show if ask.question.listener else None for ask in asks],
+            lambda: [ask.question.given_up is not None for ask in asks],
+        )
 
     def stream(self, ask: Ask, show: Show, cancelled: threading.Event) -> Generated:
-        """One answer; `show` hears of it while it grows, but of beam search's only at the end."""
-        streamer = TextStreamer(ask.decoder, show) if ask.settings.num_beams == 1 else None
-        [generated] = self._run([ask], streamer, cancelled)
+        """One answer; `show` hears of it while it grows, unless by beam search."""
+        [generated] = self._run([ask], [show], lambda: [cancelled.is_set()])
         return generated
 
     @torch.inference_mode()
     def _run(
-        self, asks: Sequence[Ask], streamer: TextStreamer | None, cancelled: threading.Event
+        self,
+        asks: Sequence[Ask],
+        shows: Sequence[Show | None],
+        gone: Callable[[], Sequence[bool]],
     ) -> list[Generated]:
         device = self._model.device
-        settings = asks[0].settings
+        settings, decoder = asks[0].settings, asks[0].decoder
+        heard = any(shows) and settings.num_beams == 1
         rows = [torch.tensor(ask.prompt.input_ids) for ask in asks]
         # on the left, so that the next token of every row stands at the same position
         padded = pad_sequence(rows, True, self._pad_id, padding_side="left")
@@ -97,7 +104,7 @@ class FixedBatches:
         media = [medium for ask in asks for medium in ask.prompt.media]
         embeddings = [medium.embedding for medium in media if medium.embedding is not None]
         weights = torch.tensor([medium.weight for medium in media], device=device)
-        ends = AnswerEnds(asks[0].decoder, length, cancelled)
+        ends = AnswerEnds(decoder, length, gone)
         with _seeded(asks[0], device):
             output = self._model.generate(
                 input_ids=padded.to(device),
@@ -107,7 +114,7 @@ class FixedBatches:
                 generation_config=self._config(settings, length),
                 logits_processor=LogitsProcessorList([_Finite()]),
                 stopping_criteria=StoppingCriteriaList([ends]),
-                streamer=streamer,
+                streamer=TextStreamer(decoder, shows) if heard else None,
             )
         answers = output.sequences[:, length:].tolist()
         told = [None] * len(asks) if output.logits is None else _logprobs(output.logits, answers)

@@ -2,60 +2,73 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from chatbind_cli.inference.decoding import AnswerDecoder
+from chatbind_cli.inference.decoding import AnswerDecoder, GrowingText
 
 
 class AnswerEnds(StoppingCriteria):
-    """Ends a row of a batch when a stop text has come, and every row once it is cancelled.
+    """Ends a row of a batch when a stop text has come, or when nobody waits for the rest.
 
     Args:
         decoder: knows the stop texts.
         prompt_length: tokens before the answers, padding included.
-        cancelled: set when nobody waits for the rest any more.
+        gone: of each answer, which may have several rows (beams), whether nobody waits for it.
     """
 
     def __init__(
-        self, decoder: AnswerDecoder, prompt_length: int, cancelled: threading.Event
+        self, decoder: AnswerDecoder, prompt_length: int, gone: Callable[[], Sequence[bool]]
     ) -> None:
         self._decoder = decoder
         self._prompt_length = prompt_length
-        self._cancelled = cancelled
+        self._gone = gone
 
     def __call__(
         self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any
     ) -> torch.BoolTensor:
         """Whether each row is finished, bool [rows]."""
-        ended = [self._cancelled.is_set()] * len(input_ids)
-        if self._decoder.stops and not self._cancelled.is_set():
+        gone = self._gone()
+        beams = len(input_ids) // len(gone)
+        ended = [one for one in gone for _ in range(beams)]
+        if self._decoder.stops and not all(gone):
             window = self._decoder.longest_stop_tokens
             start = max(self._prompt_length, input_ids.shape[1] - window)
-            ended = [self._decoder.has_stop(tail) for tail in input_ids[:, start:].tolist()]
+            tails = zip(input_ids[:, start:].tolist(), ended, strict=True)
+            ended = [one or self._decoder.has_stop(tail) for tail, one in tails]
         return torch.tensor(ended, device=input_ids.device)  # type: ignore[return-value]
 
 
 class TextStreamer(BaseStreamer):
-    """Shows the answer so far, as far as no later token can change it."""
+    """Shows the answers of a batch so far, as far as no later token can change them.
 
-    def __init__(self, decoder: AnswerDecoder, show: Callable[[str], None]) -> None:
-        self._decoder = decoder
-        self._show = show
-        self._ids: list[int] | None = None
+    Args:
+        decoder: of all of them.
+        shows: of each, what takes its text; None: nobody does.
+    """
+
+    def __init__(
+        self, decoder: AnswerDecoder, shows: Sequence[Callable[[str], None] | None]
+    ) -> None:
+        self._shows = shows
+        self._ids: list[list[int]] = [[] for _ in shows]
+        self._growing = [GrowingText(decoder) for _ in shows]
+        self._begun = False
 
     def put(self, value: torch.Tensor) -> None:
-        """Takes the prompt, which comes first and is left out, then one token at a time."""
-        if self._ids is None:
-            self._ids = []
+        """Takes the prompts, which come first and are left out, then a token of each at a time."""
+        if not self._begun:
+            self._begun = True
             return
-        self._ids += value.flatten().tolist()
-        self._show(self._decoder.safe(self._ids))
+        every = zip(self._shows, self._ids, self._growing, value.tolist(), strict=True)
+        for show, ids, growing, token in every:
+            if show is not None:
+                ids.append(token)
+                show(growing.safe(ids))
 
     def end(self) -> None:
         """Called by the library when the last token is there."""

@@ -103,10 +103,10 @@ class LocalEngine:
         """The answers wanted to a question, one a sample.
 
         Raises:
-            ChatBindError: its `problem`.
+            ChatBindError: its `problem`; or nobody waits for it.
         """
-        if question.problem is not None:
-            raise question.problem
+        if (error := question.problem or question.given_up) is not None:
+            raise error
         prompt = question.prompt
         assert prompt is not None, "the question was not prepared"
         settings = question.settings or settings
@@ -157,6 +157,12 @@ class LocalEngine:
         Raises:
             Exception: the GPU is out of order.
         """
+        for ask in group:
+            if error := ask.question.given_up:
+                yield ask, error
+        group = [ask for ask in group if ask.question.given_up is None]
+        if not group:
+            return
         try:
             answers = work(group)
         except Exception as error:
@@ -167,7 +173,8 @@ class LocalEngine:
                 return
             error.__traceback__ = None
         else:
-            yield from zip(group, answers, strict=True)
+            for ask, answer in zip(group, answers, strict=True):
+                yield ask, ask.question.given_up or answer
             return
         half = len(group) // 2
         yield from self._attempt(group[:half], work)
@@ -194,7 +201,7 @@ class LocalEngine:
             if choice.token is None:
                 raise RecordError(NOT_FINITE, where=ask.where)
             ask.take(choice)
-            show(ask.decoder.safe(ask.ids))
+            show(ask.safe())
             if ask.ended or cancelled.is_set():
                 break
             logits = dialogue.go_on(choice.token)

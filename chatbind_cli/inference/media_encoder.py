@@ -6,8 +6,8 @@ needed; a question without media needs none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from chatbind_cli.data.decoders import decode
+from chatbind_cli.data.decoders import Loaded, decode
 from chatbind_cli.data.encoding import NO_EMBEDDING, embed_each, is_embedding
 from chatbind_cli.data.lookup import Embeddings, open_stores
-from chatbind_cli.encoders.imagebind.encoder import Encoder
+from chatbind_cli.encoders.imagebind.encoder import Encoder, tokenize
 from chatbind_cli.encoders.imagebind.preprocess import Decoded
-from chatbind_cli.errors import ChatBindError, MediaError
+from chatbind_cli.errors import ChatBindError, MediaError, contained
 from chatbind_cli.inference.loaded_model import LoadedModel, json_sha256
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
@@ -33,8 +33,7 @@ _REMEMBERED = 1024
 class MediaEncoder:
     """Turns media into embeddings with the model's encoder.
 
-    As in training, unless `options` are given; `workers` threads read and decode media, whose
-    bytes `open_media` finds.
+    As in training, unless `options` are given; `open_media` finds the bytes of media.
     """
 
     def __init__(
@@ -43,12 +42,11 @@ class MediaEncoder:
         *,
         options: MediaOptions | None = None,
         open_media: Callable[[str | Path | bytes], MediaSource] = open_source,
-        workers: int = 1,
     ) -> None:
         self._model = model
         self._options = model.media_options() if options is None else options
         self._open_media = open_media
-        self._pool = ThreadPoolExecutor(max_workers=workers)
+        self._encoding = threading.Lock()
         self._remembered: dict[tuple[str, str], torch.Tensor] = {}
 
     @cached_property
@@ -77,28 +75,48 @@ class MediaEncoder:
     def embed(self, media: Sequence[Medium]) -> list[Medium | ChatBindError]:
         """Each medium with its modality and embedding, in order, or why there is none.
 
+        The words of one of the modality `text` are its `ref`.
+
         An embedding does not depend on the other media.
 
         Raises:
             ChatBindError: the encoder cannot be used, so that no medium can be read.
         """
-        if not media:
-            return []
-        known = set(self.encoder.modalities)
-        read = list(self._pool.map(lambda medium: self._read(medium, known), media))
+        return self.encode(media, self.read(media))
+
+    def read(self, media: Sequence[Medium]) -> list[Loaded]:
+        """The first half of `embed`: finds and decodes media; in as many threads as one likes.
+
+        Raises:
+            ChatBindError: the encoder cannot be used, so that no medium can be read.
+        """
+        return [self._read(medium, self.encoder.modalities) for medium in media]
+
+    def _read(self, medium: Medium, known: Collection[str]) -> Loaded:
+        if medium.modality != "text":
+            open_medium = partial(self._open_media, medium.ref)
+            return decode(medium, open_medium, known, self._options, self._recall)
+        try:
+            source = MediaSource("<text>", data=str(medium.ref).encode())
+            return Decoded(source, "text", tokenize([str(medium.ref)])[0])
+        except Exception as error:
+            return contained(error, where="<text>")
+
+    def encode(
+        self, media: Sequence[Medium], read: Sequence[Loaded]
+    ) -> list[Medium | ChatBindError]:
+        """The second half of `embed`: what was read of media, through the encoder together."""
         fresh = {_key(item): item for item in read if isinstance(item, Decoded)}
-        rows = dict(zip(fresh, embed_each(self.encoder, list(fresh.values())), strict=True))
-        self._remembered |= {k: row for k, row in rows.items() if isinstance(row, torch.Tensor)}
-        while len(self._remembered) > _REMEMBERED:
-            self._remembered.pop(next(iter(self._remembered)))
+        with self._encoding:
+            found = embed_each(self.encoder, list(fresh.values())) if fresh else []
+            rows = dict(zip(fresh, found, strict=True))
+            self._remembered |= {k: row for k, row in rows.items() if isinstance(row, torch.Tensor)}
+            while len(self._remembered) > _REMEMBERED:
+                self._remembered.pop(next(iter(self._remembered)))
         return [
             _embedded(medium, _key(item), rows[_key(item)]) if isinstance(item, Decoded) else item
             for medium, item in zip(media, read, strict=True)
         ]
-
-    def _read(self, medium: Medium, known: set[str]) -> Decoded | Medium | ChatBindError:
-        open_medium = partial(self._open_media, medium.ref)
-        return decode(medium, open_medium, known, self._options, self._recall)
 
     def _recall(self, modality: str, sha256: str) -> torch.Tensor | None:
         return self._remembered.get((modality, sha256))
@@ -139,6 +157,16 @@ class StoredEmbeddings:
 
     def embed(self, media: Sequence[Medium]) -> list[Medium | ChatBindError]:
         """Each medium with its embedding, in order, or why there is none."""
+        return self.encode(media, media)
+
+    def read(self, media: Sequence[Medium]) -> list[Loaded]:
+        """The first half of `embed`: nothing is read of media themselves."""
+        return [*media]
+
+    def encode(
+        self, media: Sequence[Medium], read: Sequence[Loaded]
+    ) -> list[Medium | ChatBindError]:
+        """The second half of `embed`: looks media up."""
         return [self._find(medium) for medium in media]
 
     def _find(self, medium: Medium) -> Medium | ChatBindError:

@@ -55,6 +55,8 @@ class Question:
         system: what tells the model how to answer, in place of its prompt style's own text.
         earlier: roles and texts of what was said before, with placeholders for its media, which
             are the first of `media`.
+        turns: all that was said, the question last, where it is known which of its words are media
+            (those of `media`, in order); in place of `text` and `earlier`, which only tell of it.
         choices: the answers to choose from, where it leaves no others.
         id: its `question_id` (or `id`), if it was a record.
         record: as it was read.
@@ -73,6 +75,7 @@ class Question:
     mix: bool = False
     system: str | None = None
     earlier: tuple[tuple[str, str], ...] = ()
+    turns: tuple[Turn, ...] = ()
     choices: tuple[str, ...] = ()
     id: str | int | None = None
     record: Record = field(default_factory=dict)
@@ -89,6 +92,13 @@ class Question:
     def key(self) -> Hashable:
         """What tells it from the other questions of its file."""
         return self.id if self.line is None else ("line", self.line)
+
+    @property
+    def given_up(self) -> ChatBindError | None:
+        """What becomes of it once nobody waits for its answer any more; until then None."""
+        if self.listener is None or not self.listener.gone:
+            return None
+        return ChatBindError("given up, since nobody waits for the answer", where=self.where)
 
 
 def open_questions(source: str, shard: tuple[int, int] = (1, 1)) -> Iterator[Line]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Coroutine, Iterator, Sequence
 from concurrent.futures import TimeoutError as NotYetError
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,19 +19,19 @@ from chatbind_cli.errors import RecordError, contained
 from chatbind_cli.inbox import Inbox
 from chatbind_cli.inference.asks import where_of
 from chatbind_cli.inference.completion import Answered, request_of
-from chatbind_cli.inference.decoding import AnswerDecoder, Generated, Outcome
+from chatbind_cli.inference.decoding import AnswerDecoder, Generated, GrowingText, Outcome
 from chatbind_cli.inference.engine import Show, Stream, check_length
 from chatbind_cli.inference.front import prompt_embeddings
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.loaded_model import LoadedModel
 from chatbind_cli.inference.questions import Question
-from chatbind_cli.inference.replicas import KEY_VARIABLE, NoEngineLeftError, Replicas
+from chatbind_cli.inference.replicas import KEY_VARIABLE, NoEngineLeftError, Replica, Replicas
 from chatbind_cli.jsonl import Record
 from chatbind_cli.loop_thread import cancel_others, loop_in_a_thread
 from chatbind_cli.model.config import end_ids
 from chatbind_cli.model.probe import PROBE_TOKENS, probe_embeddings, read_probe
 
-_GLANCE_S = 0.1  # how often a stream looks whether it is still wanted
+_GLANCE_S = 0.1  # how often it is looked whether an answer is still wanted
 
 
 class RemoteEngine:
@@ -159,8 +161,7 @@ class RemoteEngine:
 
         async def ask() -> None:
             try:
-                answers = await self._replicas.ask(lambda replica: replica.answers(body))
-                done.put((question, _generated(answers, decoder)))
+                done.put((question, await self._outcome(question, body, decoder)))
             except NoEngineLeftError as error:
                 done.close(error)
             except Exception as error:
@@ -173,20 +174,47 @@ class RemoteEngine:
         else:
             self._submit(ask())
 
+    async def _outcome(self, question: Question, body: Record, decoder: AnswerDecoder) -> Outcome:
+        """The answer, of which whoever listens hears, unless nobody waits for it any more.
+
+        Of several samples they hear at the end alone.
+        """
+        listener = question.listener
+        asking: Coroutine[Any, Any, list[Answered]]
+        if listener is None or body["n"] > 1:
+            asking = self._replicas.ask(lambda replica: replica.answers(body))
+        else:
+            asking = self._growing(body, decoder, partial(listener.grown, 0))
+        task = asyncio.ensure_future(asking)
+        try:
+            while not task.done():
+                if (given_up := question.given_up) is not None:
+                    return given_up
+                await asyncio.wait({task}, timeout=None if listener is None else _GLANCE_S)
+            return _generated(task.result(), decoder)
+        finally:
+            # it closes the connection, by which the engine learns that nobody waits
+            task.cancel()
+
+    async def _growing(self, body: Record, decoder: AnswerDecoder, show: Show) -> list[Answered]:
+        """The one answer to a request, shown while it grows."""
+
+        def begin(replica: Replica) -> Awaitable[Answered]:
+            # should it break off, the same tokens come again from another
+            text = GrowingText(decoder)
+            return replica.growing(body, lambda ids: show(text.safe(ids)))
+
+        return [await self._replicas.ask(begin)]
+
     def stream(self, question: Question, settings: GenerationSettings) -> Stream:
         """Answers one prepared question piece by piece; see `Engine.stream`."""
         body, decoder = self._request(question, settings)
 
         def work(show: Show, cancelled: threading.Event) -> Generated:
-            def grow(ids: list[int]) -> None:
-                show(decoder.safe(ids))
-
-            # should it break off, the same tokens come again from another
-            asking = self._replicas.ask(lambda replica: replica.growing(body, grow))
-            future = self._submit(asking)
+            future = self._submit(self._growing(body, decoder, show))
             while True:
                 try:
-                    return _generated([future.result(_GLANCE_S)], decoder)
+                    return _generated(future.result(_GLANCE_S), decoder)
                 except NotYetError:
                     if cancelled.is_set():
                         future.cancel()
@@ -200,10 +228,10 @@ class RemoteEngine:
         """What is sent for a question, and what reads the answer.
 
         Raises:
-            ChatBindError: its `problem`, or it cannot be asked.
+            ChatBindError: its `problem`; it cannot be asked, or nobody waits for it.
         """
-        if question.problem is not None:
-            raise question.problem
+        if (error := question.problem or question.given_up) is not None:
+            raise error
         assert question.prompt is not None, "the question was not prepared"
         if question.choice_ids:
             raise RecordError("an engine does not tell how likely a choice is")

@@ -75,6 +75,7 @@ class Schedule:
             Exception: what the questions ended with, once all others are answered.
         """
         while True:
+            yield from self._give_up()
             yield from self._take()
             if not (self._waiting or self._under_way):
                 if self._error is not None:
@@ -108,6 +109,20 @@ class Schedule:
         others = [ask for ask in fresh if not self._by_rows(ask)]
         for ask, outcome in self._others(others):
             yield from self._done(ask, outcome)
+
+    def _give_up(self) -> Outcomes:
+        """Drops the answers that nobody waits for: those that wait, and those under way."""
+        every = (*self._under_way, *self._waiting)
+        gone = {id(ask): error for ask in every if (error := ask.question.given_up)}
+        if not gone:
+            return
+        rows = {row for row, ask in enumerate(self._under_way) if id(ask) in gone}
+        if rows:
+            self._under_way = [self._under_way[row] for row in self._rows.drop(rows)]
+        self._waiting = deque(ask for ask in self._waiting if id(ask) not in gone)
+        for ask in every:
+            if id(ask) in gone:
+                yield from self._done(ask, gone[id(ask)])
 
     def _next(self, *, wait: bool) -> Question | None:
         if self._error is not None:
@@ -165,6 +180,7 @@ class Schedule:
                 ended[row] = RecordError(NOT_FINITE, where=ask.where)
                 continue
             ask.take(choice)
+            ask.tell()
             if ask.ended:
                 ended[row] = ask.generated()
         order = rows.drop(set(ended)) if ended else range(len(asks))

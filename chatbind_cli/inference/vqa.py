@@ -115,8 +115,8 @@ def _answerer(
     options = loaded.media_options(**media)
     if store is not None:
         return Answerer(loaded, StoredEmbeddings(store, loaded, options), **how)
-    encoder = MediaEncoder(loaded, options=options, open_media=media_root.open, workers=workers)
-    return Answerer(loaded, encoder, **how)
+    encoder = MediaEncoder(loaded, options=options, open_media=media_root.open)
+    return Answerer(loaded, encoder, readers=workers, **how)
 
 
 def answer_all(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from urllib.parse import unquote
 
 from chatbind_cli.errors import MediaError
+from chatbind_cli.media.fetch import Limits
+from chatbind_cli.media.public import is_public
 from chatbind_cli.media.source import MediaSource, open_source, shown
 
 ADDRESSES = ("http://", "https://", "data:")
@@ -27,11 +30,32 @@ class MediaRoot:
             name ends in `val2014` or `2014_val` (or `train`) adds COCO's prefix where only the
             prefixed file exists.
         allow_outside: let `..`, absolute paths and links lead out of the folder.
+        files: whether any file is read.
+        remote: whether http(s) addresses are read.
+        limits: what is taken from them, and from data URIs.
     """
 
     folder: Path | None = None
     prefix: str = ""
     allow_outside: bool = False
+    files: bool = True
+    remote: bool = True
+    limits: Limits = field(default_factory=Limits)
+
+    @classmethod
+    def guarded(
+        cls, folder: Path | None, *, remote: bool, most_bytes: int, seconds: float
+    ) -> MediaRoot:
+        """What a server reads for strangers, who hear nothing of where its files lie.
+
+        Args:
+            folder: the only one that files are read from; None: none are.
+            remote: whether public http(s) addresses are read.
+            most_bytes: of an address or a data URI.
+            seconds: for an address.
+        """
+        limits = Limits(most_bytes, seconds, is_public)
+        return cls(folder, files=folder is not None, remote=remote, limits=limits)
 
     def find(self, name: str) -> Path:
         """The file that a record means by `name`.
@@ -101,14 +125,38 @@ class MediaRoot:
         return (self.folder if self.folder is not None else Path()).absolute()
 
     def open(self, ref: str | Path | bytes) -> MediaSource:
-        """The bytes that a record means by a name; http(s) and data addresses are read too.
+        """The bytes that a record means by a name; http(s), data and file URIs are read too.
 
         Raises:
-            MediaError: the name leaves the root, or nothing is there.
+            MediaError: the name leaves the root, nothing is there, or such names are not read.
         """
-        if isinstance(ref, bytes) or str(ref).startswith(ADDRESSES):
+        if isinstance(ref, bytes):
             return open_source(ref)
-        return open_source(self.find(str(ref)))
+        name = str(ref)
+        if name[:8].lower().startswith(ADDRESSES):
+            if not self.remote and name[:5].lower() != "data:":
+                raise MediaError("addresses are not read here", where=shown(name))
+            return open_source(name, limits=self.limits)
+        if not self.files:
+            raise MediaError("files are not read here", where=shown(name))
+        try:
+            source = open_source(self.find(self._path_of(name)))
+        except MediaError as error:
+            if self.limits.allowed is None:
+                raise
+            raise MediaError(error.what, where=shown(name)) from error
+        return source if self.limits.allowed is None else replace(source, ref=name)
+
+    def _path_of(self, name: str) -> str:
+        """The path that a `file:` URI means, from the root where it lies in that."""
+        if name[:5].lower() != "file:":
+            return name
+        rest = name[5:]
+        if rest.startswith("//"):  # a host, which is this one
+            rest = "/" + rest[2:].partition("/")[2]
+        path = Path(unquote(rest))
+        base = self._base()
+        return str(path.relative_to(base) if path.is_relative_to(base) else path)
 
 
 def _with_prefix(path: Path, base: Path, prefix: str) -> Path:

@@ -20,6 +20,7 @@ from chatbind_cli.errors import MediaError
 from chatbind_cli.files import sha256_file
 from chatbind_cli.media.fetch import (
     MOST_BYTES,
+    Limits,
     decode_data_uri,
     fetch_url,
     read_pipe,
@@ -87,11 +88,16 @@ class MediaSource:
             return stream.read(count)
 
 
-def open_source(ref: str | Path | bytes, *, stdin: IO[bytes] | None = None) -> MediaSource:
+def open_source(
+    ref: str | Path | bytes,
+    *,
+    stdin: IO[bytes] | None = None,
+    limits: Limits = Limits(),  # noqa: B008 (frozen)
+) -> MediaSource:
     """Finds the bytes behind a path, an http(s) URL, a data URI, `-` (standard input) or bytes.
 
-    URLs, streams and pipes are read at once and held in memory, up to half a GiB; a file on disk is
-    only looked at. A `Path` is always a path, whatever its name.
+    URLs, streams and pipes are read at once and held in memory, up to half a GiB or what `limits`
+    say; a file on disk is only looked at. A `Path` is always a path, whatever its name.
 
     Raises:
         MediaError: there is nothing there, it is empty, too large, too slow, or of a kind that is
@@ -102,13 +108,13 @@ def open_source(ref: str | Path | bytes, *, stdin: IO[bytes] | None = None) -> M
     elif isinstance(ref, Path):
         source = _open_path(ref)
     else:
-        source = _open_named(ref, stdin)
+        source = _open_named(ref, stdin, limits)
     if source.size == 0:
         raise MediaError("is empty", where=source.name)
     return source
 
 
-def _open_named(ref: str, stdin: IO[bytes] | None) -> MediaSource:
+def _open_named(ref: str, stdin: IO[bytes] | None, limits: Limits) -> MediaSource:
     where = shown(ref)
     found = _SCHEME.match(ref)
     scheme = found[1].lower() if found else ""
@@ -116,9 +122,9 @@ def _open_named(ref: str, stdin: IO[bytes] | None) -> MediaSource:
         stream = stdin if stdin is not None else sys.stdin.buffer
         return MediaSource(ref, data=read_stream(stream, "standard input"))
     if scheme == "data":
-        return MediaSource(ref, data=decode_data_uri(ref, where))
+        return MediaSource(ref, data=decode_data_uri(ref, where, limits.most_bytes))
     if scheme in ("http", "https"):
-        return MediaSource(ref, data=fetch_url(ref, where))
+        return MediaSource(ref, data=fetch_url(ref, where, limits))
     if scheme and "://" in ref:
         raise MediaError(
             f"{scheme} addresses are not read",

@@ -45,7 +45,7 @@ class Turn:
     @property
     def text(self) -> str:
         """The turn as one string, with a placeholder such as `<image>` for each medium."""
-        parts = (f"<{p.modality}>" if isinstance(p, Medium) else p for p in self.content)
+        parts = (f"<{p.modality or 'media'}>" if isinstance(p, Medium) else p for p in self.content)
         return "".join(parts)
 
 

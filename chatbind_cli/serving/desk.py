@@ -6,13 +6,42 @@ together.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from typing import Protocol
+import asyncio
+import math
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, Literal
 
-from chatbind_cli.errors import ChatBindError
-from chatbind_cli.inference.decoding import Generated
+from chatbind_cli.errors import ChatBindError, EngineError, debugging, reason
+from chatbind_cli.inbox import Inbox
+from chatbind_cli.inference.decoding import Generated, Outcome
+from chatbind_cli.inference.generation_settings import GenerationSettings
+from chatbind_cli.inference.media_encoder import MediaEncoder, StoredEmbeddings
 from chatbind_cli.inference.questions import Question
+from chatbind_cli.media.medium import Medium
+
+if TYPE_CHECKING:
+    from chatbind_cli.inference.answerer import Answerer
+
+State = Literal["starting", "ready", "engine gone", "draining", "failed"]
+
+_WHY: Final[dict[State, str]] = {
+    "starting": "the model is not loaded yet",
+    "draining": "the server is about to end",
+    "failed": "nothing can be answered any more",
+}
+_RETRY_S = 5
+"""Between two looks for an engine; and to come back in, while no rate is known."""
+_LONGEST_RETRY_S = 60
+_MEASURED = 64
+"""Last answers whose rate is measured."""
+_LAST_TOKEN_S = 5.0
+_GLANCE_S = 0.02
 
 
 class BusyError(ChatBindError):
@@ -39,15 +68,51 @@ class Answered:
     generated: Generated
 
 
-class Ticket(Protocol):
-    """One question that waits for its answer."""
+class Ticket:
+    """One question that waits for its answer, in the event loop that it was asked in.
 
-    def pieces(self) -> AsyncIterator[Piece]:
-        """Yields what comes to the answer, until it is whole.
+    It is the question's `Listener`: the engine's thread leaves the newest text here and goes on.
+    However slowly a client reads, no more is kept than the answer itself.
+
+    Attributes:
+        begun: whether the engine has begun with the answer.
+        gone: whether nobody waits any more.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_leave: Callable[[Ticket], None]) -> None:
+        self.begun = False
+        self.gone = False
+        self._loop = loop
+        self._on_leave = on_leave
+        self._texts: dict[int, str] = {}
+        self._outcome: Answered | ChatBindError | None = None
+        self._news, self._ended = asyncio.Event(), asyncio.Event()
+        self._waking = False
+
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
+        """Yields what comes to the answer, until it is whole. To be called once.
 
         Raises:
             ChatBindError: what became of the question.
         """
+        shown: dict[int, str] = {}
+        ended = False
+        while not ended:
+            await self._news.wait()
+            self._news.clear()
+            ended = self._outcome is not None
+            if isinstance(self._outcome, Answered):
+                whole = self._outcome.generated
+                texts = {n: one.text for n, one in enumerate(whole.samples or (whole,))}
+            else:
+                texts = dict(self._texts)
+            for sample, text in sorted(texts.items()):
+                before = shown.get(sample, "")
+                # should a tokenizer take back what it had shown, no more is shown than is right
+                if text.startswith(before) and text != before:
+                    shown[sample] = text
+                    yield Piece(sample, text[len(before) :])
+        await self.answer()
 
     async def answer(self) -> Answered:
         """The whole answer.
@@ -55,6 +120,229 @@ class Ticket(Protocol):
         Raises:
             ChatBindError: what became of the question: an `EngineError` if the engine is gone.
         """
+        await self._ended.wait()
+        if not isinstance(self._outcome, Answered):
+            assert self._outcome is not None
+            raise self._outcome
+        return self._outcome
 
     def leave(self) -> None:
         """Says that nobody waits any more; after the answer it means nothing."""
+        if not self.gone:
+            self.gone = True
+            self._on_leave(self)
+
+    def grown(self, sample: int, text: str) -> None:
+        """Takes the newest text of an answer, from the engine's thread."""
+        self.begun = True
+        self._texts[sample] = text
+        self._wake()
+
+    def end(self, outcome: Answered | ChatBindError) -> None:
+        """Takes what became of the question, from any thread."""
+        self._outcome = outcome
+        self._wake()
+
+    def _wake(self) -> None:
+        if not self._waking:
+            self._waking = True
+            with suppress(RuntimeError):  # the loop is closed, and nobody waits
+                self._loop.call_soon_threadsafe(self._look)
+
+    def _look(self) -> None:
+        self._waking = False  # first: what comes from now on wakes again
+        self._news.set()
+        if self._outcome is not None:
+            self._ended.set()
+
+
+class Desk:
+    """Takes questions in an event loop, and has one engine, in a thread of its own, answer them.
+
+    An engine elsewhere may go, and come back: those who wait for it hear of that at once, and
+    whoever asks later has it looked for again. Nothing else comes back: then the desk has failed.
+
+    Args:
+        open_answerer: yields what answers, after connecting to its engine; called in the desk's
+            thread, and again when an engine elsewhere has gone.
+        settings: how answers are generated where a question does not say.
+        most_waiting: questions that may wait for their first token.
+
+    Attributes:
+        state: `draining`: it takes no more questions.
+        failure: why nothing can be answered any more, once it has `failed`.
+    """
+
+    def __init__(
+        self,
+        open_answerer: Callable[[], AbstractContextManager[Answerer]],
+        settings: GenerationSettings,
+        *,
+        most_waiting: int,
+    ) -> None:
+        self.state: State = "starting"
+        self.failure: Exception | None = None
+        self._open_answerer = open_answerer
+        self._settings = settings
+        self._most_waiting = most_waiting
+        self._tickets: dict[Ticket, Question] = {}
+        self._inbox: Inbox[Question] = Inbox(most_waiting)
+        self._media_encoder: MediaEncoder | StoredEmbeddings | None = None
+        self._changing = threading.Lock()
+        """Held where a question is taken in, and where all are sent away: none falls in between."""
+        self._wanted = threading.Event()
+        self._tried_at = 0.0
+        self._answered_at: deque[float] = deque(maxlen=_MEASURED)
+        # a daemon: it may be loading a model when the program ends
+        self._thread = threading.Thread(target=self._work, name="desk", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Questions that wait for their first token."""
+        return sum(not ticket.begun for ticket in tuple(self._tickets))
+
+    @property
+    def under_way(self) -> int:
+        """Questions whose answers are being made."""
+        return sum(ticket.begun for ticket in tuple(self._tickets))
+
+    def ask(self, question: Question) -> Ticket:
+        """Lets a question wait for its answer; to be called in an event loop.
+
+        Raises:
+            BusyError: as many wait as may.
+            EngineError: the engine is gone, or not there yet, or the desk is about to close.
+        """
+        with self._changing:
+            self._check_ready()
+            waiting = self.waiting
+            if waiting >= self._most_waiting:
+                raise BusyError(f"{waiting} questions wait already", self._retry_after(waiting))
+            ticket = Ticket(asyncio.get_running_loop(), self._left)
+            question = replace(question, listener=ticket)
+            self._tickets[ticket] = question
+            self._inbox.put(question)
+            return ticket
+
+    async def embed(self, media: Sequence[Medium]) -> list[Medium | ChatBindError]:
+        """Media and texts (of the modality `text`) with their embeddings, or why there is none.
+
+        Raises:
+            EngineError: the model is not there yet.
+            ChatBindError: the encoder cannot be used.
+        """
+        if self._media_encoder is None:
+            raise EngineError(_WHY["starting"])
+        return await asyncio.to_thread(self._media_encoder.embed, media)
+
+    async def drain(self, grace_s: float) -> None:
+        """Takes no more questions, and waits for the answers to those that are there.
+
+        What is not answered in `grace_s` seconds is given up.
+        """
+        with self._changing:
+            if self.state != "failed":
+                self.state = "draining"
+        await _until(lambda: not self._tickets, grace_s)
+        self._send_away(EngineError("the server ends before the answer is whole"))
+        self._inbox.close()
+        self._wanted.set()
+        await _until(lambda: not self._thread.is_alive(), _LAST_TOKEN_S)
+
+    def _check_ready(self) -> None:
+        if self.state == "ready":
+            return
+        if self.state == "engine gone":
+            if time.monotonic() - self._tried_at > _RETRY_S:
+                self._wanted.set()
+            assert self.failure is not None
+            raise _engine_error(self.failure)
+        raise EngineError(_WHY[self.state])
+
+    def _retry_after(self, waiting: int) -> int:
+        """Seconds until so many have had their answers, at the rate of the last ones."""
+        times = self._answered_at
+        if len(times) < 2 or times[-1] == times[0]:
+            return _RETRY_S
+        rate = (len(times) - 1) / (times[-1] - times[0])
+        return max(1, min(_LONGEST_RETRY_S, math.ceil(waiting / rate)))
+
+    def _left(self, ticket: Ticket) -> None:
+        """Drops the question of a ticket, if the engine does not have it yet."""
+        question = self._tickets.get(ticket)
+        if question is not None and self._inbox.withdraw(question):
+            self._end(ticket, ChatBindError("given up"))
+
+    def _end(self, ticket: Ticket, outcome: Answered | ChatBindError) -> None:
+        if self._tickets.pop(ticket, None) is not None:
+            ticket.end(outcome)
+
+    def _send_away(self, told: Exception) -> None:
+        """Fails all that wait, each with an error of its own."""
+        for ticket in tuple(self._tickets):
+            self._end(ticket, _engine_error(told))
+            ticket.gone = True
+
+    def _work(self) -> None:
+        """What the desk's thread does."""
+        while self._goes_on():
+            self._wanted.wait()
+            self._wanted.clear()
+
+    def _goes_on(self) -> bool:
+        """Answers questions until they end, or the engine does; True: that may come back."""
+        if self.state == "draining":
+            return False
+        self._tried_at = time.monotonic()
+        try:
+            with self._open_answerer() as answerer:
+                self._begin(answerer.media_encoder)
+                for question, outcome in answerer.run(self._inbox, self._settings):
+                    self._hand_out(question, outcome)
+            return False
+        except Exception as error:
+            return self._lose(error)
+
+    def _begin(self, media_encoder: MediaEncoder | StoredEmbeddings) -> None:
+        if isinstance(media_encoder, MediaEncoder):
+            assert media_encoder.encoder.modalities  # now: the first medium is too late to miss it
+        self._media_encoder = media_encoder
+        with self._changing:
+            if self.state != "draining":
+                self.state = "ready"
+
+    def _hand_out(self, question: Question, outcome: Outcome) -> None:
+        ticket = question.listener
+        assert isinstance(ticket, Ticket)
+        if not ticket.gone:
+            self._answered_at.append(time.monotonic())
+        told = Answered(question, outcome) if isinstance(outcome, Generated) else outcome
+        self._end(ticket, told)
+
+    def _lose(self, error: Exception) -> bool:
+        """Fails whoever waits; whether the engine is one that may come back."""
+        may_return = isinstance(error, EngineError) and self._media_encoder is not None
+        if debugging():
+            traceback.print_exception(error)
+        with self._changing:
+            self.failure = error
+            if self.state != "draining":
+                self.state = "engine gone" if may_return else "failed"
+            self._inbox = Inbox(self._most_waiting)
+            self._send_away(error)
+        return may_return
+
+
+def _engine_error(error: Exception) -> EngineError:
+    """A new one that says the same: each who hears of it raises their own."""
+    if isinstance(error, ChatBindError):
+        return EngineError(error.what, where=error.where)
+    return EngineError(f"nothing can be answered any more ({reason(error)})")
+
+
+async def _until(true: Callable[[], bool], seconds: float) -> None:
+    """Waits for something to become true, but no longer than that."""
+    until = time.monotonic() + seconds
+    while not true() and time.monotonic() < until:
+        await asyncio.sleep(_GLANCE_S)

@@ -161,6 +161,7 @@ def judge_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[JudgeServer]:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    monkeypatch.setenv("CHATBIND_REVIEW_CACHE", "off")  # what tests count are requests
     server = JudgeServer()
     yield server
     server.close()

@@ -45,9 +45,9 @@ def make_media(folder: Path) -> None:
         sound.writeframes(np.repeat(tone.astype("<i2"), 2).tobytes())
     with av.open(str(folder / "square.mp4"), "w") as film:
         stream = film.add_stream("libx264", rate=30)
-        stream.width, stream.height, stream.pix_fmt = 640, 360, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = 960, 540, "yuv420p"
         for i in range(30):
-            picture = np.zeros((360, 640, 3), np.uint8)
+            picture = np.zeros((540, 960, 3), np.uint8)
             picture[100:200, 10 * i : 10 * i + 100] = 255
             film.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         film.mux(stream.encode(None))

@@ -132,6 +132,40 @@ def test_streamed_answers_give_a_case_as_soon_as_they_come(tmp_path: Path) -> No
     ]
 
 
+def test_answers_that_are_judged_alone_are_a_case_each(tmp_path: Path) -> None:
+    questions = _questions(tmp_path / "q.jsonl", [1, 2])
+    with questions.open("a") as file:
+        file.write("nonsense\n")
+    sides = [_answers(tmp_path / "a.jsonl", [1, 2], "a"), _answers(tmp_path / "b.jsonl", [2], "b")]
+    cases = list(Inputs(questions, sides, compared="single").cases())
+    assert [(case.question_id, case.texts, case.models, case.pair) for case in cases] == [
+        (1, ("a 1",), ("a",), (1,)),
+        (1, (), ("b",), (2,)),
+        (2, ("a 2",), ("a",), (1,)),
+        (2, ("b 2",), ("b",), (2,)),
+        (None, (), (), None),
+    ]
+    assert all(case.single for case in cases)
+    (case,) = list(Inputs(questions, sides[:1], compared="single").cases())[:1]
+    assert (case.models, case.pair) == (("a",), (1,)), "as it will be when others are added"
+
+
+def test_a_streamed_answer_gives_all_pairs_of_its_question(tmp_path: Path) -> None:
+    stream = iter([Line({"question_id": 2, "text": "b 2"}, "<stdin>:1", 1)])
+    sides = [_answers(tmp_path / f"{word}.jsonl", [1, 2], word) for word in "ac"]
+    inputs = Inputs(
+        _questions(tmp_path / "q.jsonl", [1, 2]), [sides[0], stream, sides[1]], compared="all"
+    )
+    assert [(case.question_id, case.pair, case.texts) for case in inputs.cases()] == [
+        (2, (1, 2), ("a 2", "b 2")),
+        (2, (1, 3), ("a 2", "c 2")),
+        (2, (2, 3), ("b 2", "c 2")),
+        (1, (1, 2), ()),
+        (1, (1, 3), ("a 1", "c 1")),
+        (1, (2, 3), ()),
+    ]
+
+
 def test_contexts_are_found_under_every_spelling_of_the_picture(tmp_path: Path) -> None:
     names = ["000000000001.jpg", "COCO_val2014_000000000001.jpg", "000000000001"]
     questions = [{"question_id": i, "text": "q", "image": name} for i, name in enumerate(names)]
@@ -230,13 +264,45 @@ def test_every_further_answer_file_makes_a_pair_with_the_first(tmp_path: Path) -
     ]
 
 
+def test_every_pair_of_answer_files_comes_once_and_a_gap_is_told_once(tmp_path: Path) -> None:
+    questions = _questions(tmp_path / "q.jsonl", [1, 2])
+    sides = [_answers(tmp_path / f"{word}.jsonl", [1, 2], word) for word in ("a", "b", "d")]
+    sides.insert(2, _answers(tmp_path / "c.jsonl", [1], "c"))
+    inputs = Inputs(questions, sides, compared="all")
+    cases = list(inputs.cases())
+    pairs = [(1, 2), (1, 3), (1, 4), (2, 3), (2, 4), (3, 4)]
+    assert [(case.question_id, case.pair) for case in cases] == [
+        *((1, pair) for pair in pairs),
+        *((2, pair) for pair in pairs),
+    ]
+    assert cases[4].texts == ("b 1", "d 1")
+    assert cases[4].models == ("b", "d")
+    gap = f"no answer in {tmp_path}/c.jsonl"
+    assert [case.pair for case in cases if case.problem == gap] == [(1, 3), (2, 3), (3, 4)]
+    assert inputs.remarks == [f"{tmp_path}/c.jsonl: no answer to question 2"]
+
+
+def test_names_are_of_one_file_each_and_stay_when_files_are_added(tmp_path: Path) -> None:
+    sides = []
+    for name, model in (("x/a", None), ("y/a", None), ("b", "m"), ("c", "m"), ("m", None)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        record = {"question_id": 1, "text": "?", "model_id": model}
+        sides.append(_write(tmp_path / f"{name}.jsonl", [record]))
+    sides += [sides[3]] * 3
+    questions = _questions(tmp_path / "q.jsonl", [1])
+    expected = ["a", "y/a", "m", "m (c)", "m (m)", "m (c, 2)", "m (c, 3)", "m (c, 4)"]
+    for n in range(2, len(sides) + 1):
+        cases = list(Inputs(questions, sides[:n]).cases())
+        assert [cases[0].models[0], *(case.models[1] for case in cases)] == expected[:n]
+
+
 def test_of_several_files_those_of_one_model_are_told_apart_by_their_names(tmp_path: Path) -> None:
     sides = []
     for word, model in (("ref", "gpt"), ("step1", "m"), ("step2", "m")):
         record = {"question_id": 1, "text": word, "model_id": model}
         sides.append(_write(tmp_path / f"{word}.jsonl", [record]))
     cases = list(Inputs(_questions(tmp_path / "q.jsonl", [1]), sides).cases())
-    assert [case.models for case in cases] == [("gpt", "m (step1)"), ("gpt", "m (step2)")]
+    assert [case.models for case in cases] == [("gpt", "m"), ("gpt", "m (step2)")]
 
 
 def test_digests_follow_values_and_not_the_order_of_keys() -> None:
@@ -293,7 +359,7 @@ def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> No
         answer = [{"question_id": 1, "text": folder, "model_id": "model"}]
         sides.append(_write(tmp_path / folder / "answers.jsonl", answer))
     (case,) = Inputs(questions, sides).cases()
-    assert case.models == ("model (x/run/answers)", "model (y/run/answers)")
+    assert case.models == ("model", "model (y/run/answers)")
 
 
 @pytest.mark.parametrize(

@@ -411,6 +411,80 @@ def test_three_answer_files_make_two_pairs_with_figures_of_their_own(world: Path
     }
 
 
+def test_a_file_that_is_added_costs_its_own_pairs_alone(world: Path, judge_server: Any) -> None:
+    for name in ("third", "fourth"):
+        text = (world / "said.jsonl").read_text().replace("digit", name)
+        (world / f"{name}.jsonl").write_text(text)
+    words = ["--judge-url", judge_server.url, "--pairs", "all", "-o", "r.jsonl"]
+    for names, pairs in ((["said"], 1), (["said", "third"], 3), (["said", "third", "fourth"], 6)):
+        files = [f"{name}.jsonl" for name in names]
+        (plan,) = _records(_chatbind(*RULE, *files, *words, "--dry-run", cwd=world).stdout)
+        assert (plan["judgements"], plan["done"]) == (8 * pairs, len(judge_server.requests))
+        done = _chatbind(*RULE, *files, *words, cwd=world)
+        assert done.returncode == 0, done.stderr
+        assert len(judge_server.requests) == 8 * pairs
+    records = _records((world / "r.jsonl").read_text())
+    assert len({record["review_id"] for record in records}) == len(records) == 48
+    found = {(*r["metadata"]["models"], *r["metadata"].get("pair", ())) for r in records}
+    assert found == {
+        ("reference", "toy"),
+        ("reference", "toy (third)", 1, 3),
+        ("toy", "toy (third)", 2, 3),
+        ("reference", "toy (fourth)", 1, 4),
+        ("toy", "toy (fourth)", 2, 4),
+        ("toy (third)", "toy (fourth)", 3, 4),
+    }
+
+
+def test_answers_are_judged_alone_by_a_chat_model(world: Path, judge_server: Any) -> None:
+    judge_server.answer = lambda request: (
+        "Rating: [[2]]" if "9." in request["messages"][1]["content"] else '{"score": 9}'
+    )
+    words = ["review", "-q", "q.jsonl", "--mode", "single", "--judge-url", judge_server.url]
+    words += ["--context", "ctx.jsonl", "-o", "r.jsonl", "--answer-list", "said.jsonl"]
+    assert _chatbind(*words, cwd=world).returncode == 0
+    assert len(judge_server.requests) == 4
+    (form,) = {json.dumps(r["response_format"]["json_schema"]) for r in judge_server.requests}
+    assert json.loads(form)["schema"]["required"] == ["score", "explanation"]
+    user = judge_server.requests[0]["messages"][1]["content"]
+    assert "\nThe digit is 0.\n" in user.split("[Reference]")[1].split("[Assistant]")[0]
+    (plan,) = _records(_chatbind(*words, "ref.jsonl", "--dry-run", cwd=world).stdout)
+    assert (plan["judgements"], plan["done"], plan["requests"]) == (8, 4, 4)
+    done = _chatbind(*words, "ref.jsonl", cwd=world)
+    assert done.returncode == 0, done.stderr
+    assert len(judge_server.requests) == 8
+    records = _records((world / "r.jsonl").read_text())
+    assert [(r["question_id"], r["metadata"]["models"], r["tuple"]) for r in records[:4]] == [
+        (0, ["toy"], [9]),
+        (0, ["reference"], [9]),
+        (1, ["toy"], [2]),
+        (1, ["reference"], [9]),
+    ]
+    assert records[2]["answer1_id"] == "a1"
+    assert "answer2_id" not in records[2]
+    metadata = records[2]["metadata"]
+    assert (metadata["mode"], metadata["pair"], metadata["lengths"]) == ("single", [1], [15])
+    assert "order" not in metadata
+
+
+def test_answers_are_judged_alone_by_the_rule_as_they_come(world: Path) -> None:
+    said = (world / "said.jsonl").read_text()
+    for words in ([], ["--answer-list", "-"], ["--answer-list", "ref.jsonl", "-"]):
+        words = ["review", "-q", "q.jsonl", "--mode", "single", *words]
+        done = _chatbind(*words, cwd=world, stdin=said)
+        assert done.returncode == 0, done.stderr
+        toy = [r for r in _records(done.stdout) if r["metadata"]["models"] == ["toy"]]
+        assert [r["tuple"] for r in toy] == [[10], [1], [10], [1]]
+        assert [r["content"].splitlines()[0] for r in toy] == ["10", "1", "10", "1"]
+
+
+@pytest.mark.parametrize("words", [["--orders", "both"], ["--pairs", "all"]])
+def test_what_means_nothing_to_one_answer_is_refused(world: Path, words: list[str]) -> None:
+    done = _chatbind(*RULE, "--mode", "single", *words, cwd=world)
+    assert done.returncode == 2
+    assert "have no meaning where each answer is judged alone" in done.stderr
+
+
 def test_ctrl_c_while_waiting_for_a_pipe_ends_with_130(world: Path) -> None:
     command = [sys.executable, "-m", "chatbind_cli", *RULE, "-", "-o", "r.jsonl"]
     with subprocess.Popen(

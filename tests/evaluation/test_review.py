@@ -94,6 +94,7 @@ def test_a_record_has_the_keys_of_the_design(tmp_path: Path) -> None:
     assert record["reviewer_id"] == "fake"
     assert record["metadata"]["order"] == [1, 2]
     assert record["metadata"]["models"] == ["a", "m"]
+    assert record["metadata"]["lengths"] == [2, 3]
 
 
 def test_many_are_judged_at_a_time_and_the_file_is_in_the_order_of_the_questions(

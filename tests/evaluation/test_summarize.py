@@ -160,6 +160,18 @@ def test_a_report_is_written_beside_the_figures(world: Path, chatbind: Chatbind)
     assert page.count("<details") == 4
     assert "Which digit 3?" in page
     assert page.count("The digit is 9.") == 2
+    assert page.count("what counts as right") == 4, "the questions carry it"
+
+    _write(world / "c.jsonl", [{"audio": "2.x", "captions": ["Three beeps."]}, {"captions": []}])
+    _write(world / "right.jsonl", [{"question_id": 0, "text": "It is a nought."}])
+    words += ["--context", "c.jsonl", "--reference", "right.jsonl"]
+    done = chatbind("summarize", "r.jsonl", *words)
+    page = (world / "out" / "report.html").read_text()
+    assert page.count("what counts as right") == page.count("It is a nought.") == 1
+    assert page.count("Three beeps.") == 1
+    assert "c.jsonl: cannot be used: line 2: a context names no media" in done.stderr
+    refused = chatbind("summarize", "r.jsonl", "--html", "c.jsonl", "--context", "c.jsonl")
+    assert refused.code == 2
 
 
 @pytest.mark.parametrize(

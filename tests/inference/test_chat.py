@@ -403,7 +403,7 @@ def test_an_interrupt_before_the_answer_keeps_what_waits(
     answerer = Answerer.from_pretrained(world.model, device="cpu")
     talk = dialogue(answerer, Kept())
     with monkeypatch.context() as slow:
-        slow.setattr(answerer.media_encoder, "embed", interrupted)
+        slow.setattr(answerer.media_encoder, "read", interrupted)
         talk.run([f"/attach {world.media / '2.png'}", "What is this?"])
     assert talk.chat.exchanges == []
     assert talk.chat.waiting == [Medium(None, str(world.media / "2.png"))]

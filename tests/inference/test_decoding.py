@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import threading
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders
 from transformers import PreTrainedTokenizerFast
 
-from chatbind_cli.inference.decoding import AnswerDecoder, Generated
+from chatbind_cli.inference.decoding import AnswerDecoder, Generated, GrowingText
 from chatbind_cli.inference.generate_hooks import AnswerEnds
 from tests.model.tiny import byte_tokenizer, word_tokenizer
 
@@ -60,7 +59,8 @@ def test_what_is_shown_early_is_never_taken_back_and_ends_as_the_whole_answer(
 ) -> None:
     one = decoder("</s>", "\n\n", "###")
     ids = list(text.encode())
-    shown = [one.safe(ids[:length]) for length in range(len(ids) + 1)]
+    growing = GrowingText(one)
+    shown = [growing.safe(ids[:length]) for length in range(len(ids) + 1)]
     shown.append(one.finished(ids).text)
     for before, after in itertools.pairwise(shown):
         assert after.startswith(before)
@@ -90,13 +90,14 @@ def test_real_tokenizers_show_characters_of_several_tokens_whole(make: Any) -> N
     text = "What is this? Ein Kätzchen 🐈 mit 日本 im Sinn."
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     one = AnswerDecoder(tokenizer, [END], ["###"])
-    shown = [one.safe(ids[:length]) for length in range(1, len(ids) + 1)]
+    growing = GrowingText(one)
+    shown = [growing.safe(ids[:length]) for length in range(1, len(ids) + 1)]
     assert all(text.startswith(piece) for piece in shown)
     assert one.finished(ids).text == text
 
 
 def test_a_row_of_a_batch_stops_at_its_own_stop_text() -> None:
-    criterion = AnswerEnds(decoder("##"), 3, threading.Event())
+    criterion = AnswerEnds(decoder("##"), 3, lambda: [False] * 3)
     texts = [b"##.abcdefghijklmnop#", b"....bcdefghijklmno##", b"....##defghijklmnopq"]
     rows = [list(text) for text in texts]
     # the first has it in the prompt only; the last had it long ago, and is over since then

@@ -33,7 +33,7 @@ def embeddings(found: Sequence[Medium | ChatBindError]) -> torch.Tensor:
 
 def test_every_medium_gets_its_own_embedding(loaded: LoadedModel, world: World) -> None:
     files = [world.media / name for name in ("tone.wav", "3.png", "depth.png")]
-    found = MediaEncoder(loaded, workers=3).embed([Medium(None, file) for file in files])
+    found = MediaEncoder(loaded).embed([Medium(None, file) for file in files])
     wanted = load_encoder(world.encoder).embed([load_media(f) for f in files], normalize=False)
     assert [getattr(item, "modality", item) for item in found] == ["audio", "image", "depth"]
     assert torch.equal(embeddings(found), wanted)

@@ -106,14 +106,15 @@ def server() -> Iterator[str]:
 
 
 @pytest.fixture(autouse=True)
-def _small_limits_and_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "MOST_BYTES", 100_000)
+def _little_patience_and_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "CONNECT_SECONDS", 1.0)
     monkeypatch.setattr(fetch, "SILENCE_SECONDS", 0.4)
-    monkeypatch.setattr(fetch, "TOTAL_SECONDS", 1.0)
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
+
+
+LIMITS = fetch.Limits(100_000, 1.0)
 
 
 def test_a_url_is_fetched_and_keeps_its_name(server: str) -> None:
@@ -148,7 +149,7 @@ def test_requests_say_who_asks_and_want_no_compression(server: str) -> None:
 def test_a_bad_server_gives_one_line_soon(server: str, name: str, what: str) -> None:
     began = time.monotonic()
     with pytest.raises(MediaError, match=what) as caught:
-        open_source(f"{server}/{name}")
+        open_source(f"{server}/{name}", limits=LIMITS)
     assert time.monotonic() - began < 3
     assert "\n" not in str(caught.value) and name in str(caught.value)
 

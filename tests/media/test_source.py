@@ -97,7 +97,7 @@ def test_streams_stop_at_the_limit_without_being_read_to_the_end(
         open_source("-", stdin=endless)
     assert endless.given < 10_000_000
     with pytest.raises(MediaError, match="is larger"):
-        open_source("data:," + "x" * 5000)
+        open_source("data:," + "x" * 5000, limits=fetch.Limits(1000))
 
 
 def test_a_named_pipe_is_read_like_stdin(tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ else is in the batch: runs that stop and go on give the same bytes as runs that 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -239,7 +239,13 @@ def tokenize(texts: Sequence[str]) -> torch.Tensor:
             "texts need CLIP's tokenizer, which is not installed",
             hint="pip install 'chatbind[text]'",
         ) from error
-    return SimpleTokenizer()(list(texts), context_length=TEXT_CONTEXT)
+    return _made(SimpleTokenizer)(list(texts), context_length=TEXT_CONTEXT)
+
+
+@cache
+def _made(tokenizer: Callable[[], Any]) -> Any:
+    """A tokenizer, whose vocabulary takes a while to read."""
+    return tokenizer()
 
 
 def _kernels(name: str, device: torch.device, dtype: torch.dtype) -> list[SDPBackend] | None:

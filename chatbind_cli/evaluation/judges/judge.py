@@ -10,49 +10,35 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from chatbind_cli.cost import FREE, Price
 from chatbind_cli.errors import JudgeError
 from chatbind_cli.evaluation.accuracy import chose_right, is_correct
 from chatbind_cli.evaluation.cases import Case, digest, scored_choices
-from chatbind_cli.evaluation.judges.cost import FREE, Price
+from chatbind_cli.evaluation.judges.reply import scores_line
 from chatbind_cli.evaluation.scores import RULE_JUDGE
 from chatbind_cli.evaluation.texts import exact_match, token_f1
+from chatbind_cli.hosted import KEY_VARIABLE, HostedSettings, Role, refuse_without_key
 from chatbind_cli.jsonl import Record
 
-KEY_VARIABLE = "OPENAI_API_KEY"
+JUDGE = Role("judge", "judged", JudgeError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JudgeSettings:
+class JudgeSettings(HostedSettings):
     """Who judges and how.
 
     Attributes:
         kind: `auto` is `openai` where a key, a model or an address is given, else `rule`.
-        url: the endpoint's address, ending in `/v1`; None for OpenAI's own (`OPENAI_BASE_URL`).
         rules: a rule file, None for our own rules.
         max_tokens: of one review.
         structured: ask for a JSON object of the scores: where the endpoint takes it, or never.
-        timeout_s: longest wait for one reply.
-        retries: further attempts a request.
-        tokens_per_minute: sent and received.
-        max_cost_usd: the line that is not crossed, None for no line.
-        prices: a file of prices, over our own table.
-        tokenizer: see `counter_for`.
     """
 
     kind: Literal["auto", "openai", "rule"] = "auto"
-    url: str | None = None
-    model: str | None = None
     rules: Path | None = None
     temperature: float = 0.0
     max_tokens: int = 1024
     structured: Literal["auto", "off"] = "auto"
-    timeout_s: float = 120.0
-    retries: int = 5
-    requests_per_minute: float | None = None
-    tokens_per_minute: float | None = None
-    max_cost_usd: float | None = None
-    prices: Path | None = None
-    tokenizer: str | None = None
 
     @property
     def is_rule(self) -> bool:
@@ -62,12 +48,8 @@ class JudgeSettings:
 
     def refuse_without_key(self) -> None:
         """Raises a JudgeError where OpenAI's own endpoint would be asked; a plan needs no key."""
-        elsewhere = self.url or os.environ.get("OPENAI_BASE_URL")
-        if not (self.is_rule or elsewhere or os.environ.get(KEY_VARIABLE, "").strip()):
-            raise JudgeError(
-                f"no API key in {KEY_VARIABLE}",
-                hint=f"set {KEY_VARIABLE}, give --judge-url of a local server, or --judge rule",
-            )
+        if not self.is_rule:
+            refuse_without_key(self, JUDGE, instead=", or --judge rule")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,13 +57,13 @@ class Verdict:
     """What a judge said about one case; without scores it is a failure with a reason.
 
     Attributes:
-        scores: the score of each answer in the order of the answer files, None for a failure.
+        scores: each answer's, in the order of the answer files; None for a failure.
         content: what the judge wrote.
         error: why there are no scores.
         metadata: what else is known of this judgement.
     """
 
-    scores: tuple[float, float] | None = None
+    scores: tuple[float, ...] | None = None
     content: str = ""
     error: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -112,11 +94,15 @@ class Judge(ABC):
 
     @abstractmethod
     async def judge(self, case: Case, *, swapped: bool) -> Verdict:
-        """Scores both answers, the second one shown first where `swapped`.
+        """Scores the answers, the second one shown first where `swapped`.
 
         Raises:
             JudgeError: no case at all can be judged (a wrong key, a server that is not there).
         """
+
+    def cache_key(self, case: Case, *, swapped: bool, sample: int) -> str | None:
+        """The same for what would be asked in the same words; None: asking costs nothing."""
+        return None
 
     def expected_tokens(self, case: Case) -> tuple[int, int] | None:
         """Tokens of the prompt and the most of a reply; None where nothing is sent."""
@@ -140,7 +126,7 @@ class RuleJudge(Judge):
         return digest("rule-2", case.references)
 
     async def judge(self, case: Case, *, swapped: bool) -> Verdict:
-        """Scores both answers; the order in which they are shown means nothing here."""
+        """Scores the answers; the order in which they are shown means nothing here."""
         if not case.references:
             return Verdict(error="no reference answer to compare with")
         correct = [
@@ -149,14 +135,14 @@ class RuleJudge(Judge):
         if len(correct) < len(case.answers):
             return Verdict(error="the reference answer is none of the choices")
         f1 = [round(token_f1(text, case.references), 4) for text in case.texts]
-        first, second = (10.0 if good else 1.0 for good in correct)
+        scores = tuple(10.0 if good else 1.0 for good in correct)
         said = [
             f"{'right' if good else 'wrong'} (F1 {value:.2f})"
             for good, value in zip(correct, f1, strict=True)
         ]
         return Verdict(
-            scores=(first, second),
-            content=f"{first:g} {second:g}\nBy the reference answer: {', '.join(said)}.",
+            scores=scores,
+            content=f"{scores_line(scores)}\nBy the reference answer: {', '.join(said)}.",
             metadata={
                 "correct": correct,
                 "exact": [exact_match(text, case.references) for text in case.texts],

@@ -1,32 +1,27 @@
-"""The two numbers in what a judge wrote.
+"""The two numbers, or the one, in what a judge wrote.
 
 The form asked for is two numbers on the first line ("8 7"). Judges also write "8, 7",
 "**8 7**", "8/10 7/10", "Assistant 1: 8 Assistant 2: 7", or put the pair last ("(8, 7)"); all of
-these are read, because there is only one way to understand them; so is the JSON object of
-`SCHEMA`, which endpoints with structured output can be held to. Everything else is unreadable,
-which is never a number.
+these are read, because there is only one way to understand them; so is the JSON object that
+endpoints with structured output can be held to (`response_format`). Everything else is
+unreadable, which is never a number.
+
+One number is asked for as in FastChat's MT-bench, "Rating: [[7]]"; "7" or "7/10" on the first
+line, and "Rating: 7" on any, are read as well, unless the judge wrote two that differ.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 _LOWEST, _HIGHEST = 0.0, 10.0
 """The scale. Judges are asked for 1-10, and some answer 0 for "no answer at all"."""
 
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "score_1": {"type": "number", "description": "score of the first answer, 1 to 10"},
-        "score_2": {"type": "number", "description": "score of the second answer, 1 to 10"},
-        "explanation": {"type": "string", "description": "why these scores"},
-    },
-    "required": ["score_1", "score_2", "explanation"],
-    "additionalProperties": False,
-}
-"""The JSON schema of a review in structured output; the scores come first, as in the text form."""
+_PAIR_KEYS = {"score_1": "score of the first answer", "score_2": "score of the second answer"}
+_SINGLE_KEYS = {"score": "score of the answer"}
 
 _NUMBER = r"[+-]?(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?"
 _ENDED_NUMBER = rf"{_NUMBER}\.?"  # "7. 8.", which the reference reads
@@ -45,37 +40,68 @@ _LABELLED = re.compile(
     rf"(?=\s*$|[.,;](?:\s|$)|\s*[(\[]|\s+[-–—]\s|\s+(?:and\s+)?{_LABEL.replace('([12])', '[12]')})",
     re.IGNORECASE,
 )
+_RATING = re.compile(rf"\[\[\s*({_NUMBER}){_OF_TEN}\s*\]\]")
+_ONE = re.compile(
+    rf"((?:(?:final|overall)\s+)?(?:score|rating)\s*[:=]\s*)?[(\[]?({_ENDED_NUMBER}){_OF_TEN}[)\]]?"
+    r"[.,;]?",
+    re.IGNORECASE,
+)
 _DECORATION = str.maketrans("", "", "*_`#")
 _FENCED = re.compile(r"```(?:json)?\s*(\{.*\})\s*```", re.DOTALL)
 _THOUGHT_BEGINS, _THOUGHT_ENDS = "<think>", "</think>"
 
 
 class UnreadableScores(ValueError):
-    """A review does not say two scores in a form that can be read in only one way."""
+    """A review does not say its scores in a form that can be read in only one way."""
 
 
-def read_review(text: str) -> tuple[tuple[float, float], str]:
+def response_format(*, single: bool) -> dict[str, Any]:
+    """The form that structured output is held to; scores come first, as in the text form."""
+    keys = _SINGLE_KEYS if single else _PAIR_KEYS
+    properties = {
+        **{key: {"type": "number", "description": f"{of}, 1 to 10"} for key, of in keys.items()},
+        "explanation": {"type": "string", "description": f"why {'this' if single else 'these'}"},
+    }
+    schema = {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+    return {
+        "type": "json_schema",
+        "json_schema": {"name": "review", "strict": True, "schema": schema},
+    }
+
+
+def scores_line(scores: Sequence[float]) -> str:
+    """Scores as they stand on the first line of a review."""
+    return " ".join(f"{score:g}" for score in scores)
+
+
+def read_review(text: str, *, single: bool = False) -> tuple[tuple[float, ...], str]:
     """The scores of the first and of the second answer, and the review as it is kept.
 
     Args:
         text: what the judge wrote.
+        single: it is of one answer.
 
     Returns:
         The scores, and the text; of an object the same in the seed's form, scores on the first
         line, which other programs read.
 
     Raises:
-        UnreadableScores: there are not two scores, or they lie outside the scale.
+        UnreadableScores: there are not so many scores, or they lie outside the scale.
     """
     words = _without_thoughts(text)
     value = _json_object(words)
     if value is None:
-        return _read_lines(words), text
-    scores = [value.get("score_1"), value.get("score_2")]
-    if any(isinstance(score, bool) or not isinstance(score, int | float) for score in scores):
-        raise UnreadableScores("no two scores in the JSON object")
-    first, second = _on_scale(str(scores[0]), str(scores[1]))
-    return (first, second), f"{first:g} {second:g}\n{value.get('explanation', '')}".rstrip()
+        return _read_rating(words) if single else _read_lines(words), text
+    found = [value.get(key) for key in (_SINGLE_KEYS if single else _PAIR_KEYS)]
+    if any(isinstance(score, bool) or not isinstance(score, int | float) for score in found):
+        raise UnreadableScores(f"no {'score' if single else 'two scores'} in the JSON object")
+    scores = _on_scale(*map(str, found))
+    return scores, f"{scores_line(scores)}\n{value.get('explanation', '')}".rstrip()
 
 
 def _json_object(text: str) -> dict[str, Any] | None:
@@ -88,12 +114,39 @@ def _json_object(text: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _read_lines(text: str) -> tuple[float, float]:
-    """The pair on the first line, or beside labels, or in brackets on the last line."""
+def _read_rating(text: str) -> tuple[float, ...]:
+    """The number in double brackets, or alone on the first line, or with a label on any."""
+    lines = _lines(text)
+    ones = [_ONE.fullmatch(line) for line in lines]
+    found = _RATING.findall(text)
+    found += [one[2] for one in ones if one is not None and one[1]]
+    # of two bare numbers either could be the score
+    found += [one[2] for one in ones[: 2 if ones[0] else 1] if one is not None]
+    if not found:
+        raise _unreadable("no score", lines)
+    scores = {_on_scale(number) for number in found}
+    if len(scores) > 1:
+        raise UnreadableScores("the judge wrote several scores that differ")
+    return scores.pop()
+
+
+def _lines(text: str) -> list[str]:
+    """What is written, without its decoration; at least a line."""
     lines = [line.translate(_DECORATION).strip() for line in text.splitlines()]
     lines = [line for line in lines if line]
     if not lines:
         raise UnreadableScores("the judge wrote nothing")
+    return lines
+
+
+def _unreadable(what: str, lines: list[str]) -> UnreadableScores:
+    shown = lines[0] if len(lines[0]) <= 60 else lines[0][:57] + "..."
+    return UnreadableScores(f"{what} in {shown!r}")
+
+
+def _read_lines(text: str) -> tuple[float, ...]:
+    """The pair on the first line, or beside labels, or in brackets on the last line."""
+    lines = _lines(text)
     first = _PAIR.fullmatch(lines[0])
     if first is not None:
         if len(lines) > 1 and _PAIR.fullmatch(lines[1]):
@@ -106,8 +159,7 @@ def _read_lines(text: str) -> tuple[float, float]:
     # Without brackets a last line such as "1 2" could be anything.
     if last is not None and lines[-1].endswith((")", "]", ").", "].")):
         return _on_scale(last[1], last[2])
-    shown = lines[0] if len(lines[0]) <= 60 else lines[0][:57] + "..."
-    raise UnreadableScores(f"no two scores in {shown!r}")
+    raise _unreadable("no two scores", lines)
 
 
 def _without_thoughts(text: str) -> str:
@@ -134,8 +186,8 @@ def _labelled(lines: list[str]) -> tuple[str, str] | None:
     return None
 
 
-def _on_scale(first: str, second: str) -> tuple[float, float]:
-    scores = float(first), float(second)
+def _on_scale(*numbers: str) -> tuple[float, ...]:
+    scores = tuple(map(float, numbers))
     for score in scores:
         if not _LOWEST <= score <= _HIGHEST:
             raise UnreadableScores(f"score {score:g} is not on the scale of 1 to 10")

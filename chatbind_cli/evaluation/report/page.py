@@ -13,10 +13,13 @@ import math
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from chatbind_cli.evaluation import scores, tables
+from chatbind_cli.evaluation.cases import context_of, right_answers
+from chatbind_cli.evaluation.contexts import Contexts, context_text
 from chatbind_cli.evaluation.scores import Item
 from chatbind_cli.evaluation.statistics import (
     Pair,
@@ -33,7 +36,7 @@ from chatbind_cli.media.modality import MODALITIES
 if TYPE_CHECKING:
     import jinja2
 
-    from chatbind_cli.evaluation.report.previews import Previews
+    from chatbind_cli.evaluation.report.previews import Preview, Previews
 
 WIDTH = 380.0
 _SIDE = 240.0
@@ -48,6 +51,8 @@ def render_report(
     *,
     questions: Mapping[str, Record] | None = None,
     answers: Sequence[Mapping[str, Record]] = (),
+    contexts: Contexts | None = None,
+    references: Mapping[str, Record] | None = None,
     previews: Previews | None = None,
 ) -> Iterator[str]:
     """The whole page, in pieces.
@@ -56,15 +61,23 @@ def render_report(
         summaries: the figures of each file of reviews, with the judges' words.
         questions: question records by id, to show what was asked, in their order.
         answers: answer records by id, one mapping an answer file, to show what was answered.
+        contexts: captions and boxes of the questions' media, as a judge who cannot see reads them.
+        references: answers that count as right, by id; None: those that questions or answers carry.
         previews: of the questions' media; None: they are named, not shown.
     """
-    script, style = _part("script.j2"), _part("style.j2")
+    script, style = part("report.js"), part("base.css") + part("report.css")
     anchors: Counter[str] = Counter()
     entries = [
         entry
         for summary in summaries
         for entry in _entries(summary, questions or {}, answers, previews, anchors)
     ]
+    for entry in entries:
+        key, question = entry["question_id"], (questions or {}).get(entry["question_id"], {})
+        given = [side.get(key, {}) for side in answers]
+        entry["references"] = right_answers(key, question, given, references)
+        context = None if contexts is None else context_of(question, contexts)
+        entry["context"] = "" if context is None else context_text(context)
     template = _environment().get_template("page.html")
     return template.generate(
         title=_title(summaries),
@@ -76,18 +89,25 @@ def render_report(
         modalities=sorted({entry["modality"] for entry in entries}),
         media={} if previews is None else previews.kept,
         policy="default-src 'none'; img-src data:; media-src data:; base-uri 'none'; "
-        f"form-action 'none'; style-src {_hash(style)}; script-src {_hash(script)}",
+        f"form-action 'none'; style-src {hash_source(style)}; script-src {hash_source(script)}",
         script=script,
         style=style,
     )
 
 
+def render_preview(modality: str, name: str, preview: Preview) -> str:
+    """One medium as the report shows it."""
+    macros: Any = _environment().get_template("preview.j2").module
+    return str(macros.shown(modality, name, preview))
+
+
+@cache
 def _environment() -> jinja2.Environment:
     """Templates that escape what they show, and know what summaries and reviews say."""
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_part),
+        loader=jinja2.FunctionLoader(part),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -100,11 +120,13 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _part(name: str) -> str:
+def part(name: str) -> str:
+    """A template, style or script of the report."""
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-def _hash(text: str) -> str:
+def hash_source(text: str) -> str:
+    """A text of a style or a script as a content policy names it."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 

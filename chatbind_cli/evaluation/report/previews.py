@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _LONGEST_SIDE = 640
-_FILM_SIDE = 320
+_FILM_SIDE = 640
 _FILM_SECONDS = 20
 _FILM_RATE = 25
 _SOUND_SECONDS = 60
@@ -41,8 +41,6 @@ _SOUND_BITS_PER_SECOND = 64_000
 _PLOT_WIDTH, _PLOT_HEIGHT = 500, 90
 """Size of one panel of curves, in SVG units."""
 _PLOT_PIECES = 125
-
-_OPTIONS = MediaOptions()
 
 
 class Scale(NamedTuple):
@@ -73,8 +71,10 @@ class Preview(NamedTuple):
     uri: str = ""
     """Its data, as an address that holds them."""
     note: str = ""
-    """What the curves are, or why it is not shown."""
+    """How to tell the curves apart, or why it is not shown."""
     panels: tuple[Panel, ...] = ()
+    seconds: Sequence[int] = ()
+    """Marks on the axis below the curves."""
     scale: Scale | None = None
     key: str = ""
     """The id of the page's block with the `uri`."""
@@ -134,13 +134,13 @@ class Previews:
         return Preview(note="beyond the report's media limit")
 
 
-def preview_of(source: MediaSource, modality: str) -> Preview:
-    """Makes one medium ready to be seen or heard.
+def preview_of(source: MediaSource, modality: str, options: MediaOptions | None = None) -> Preview:
+    """Makes one medium ready to be seen or heard, as it is read with some options.
 
     Raises:
         MediaError: it cannot be read as what it is said to be.
     """
-    makers: dict[str, Callable[[MediaSource], Preview]] = {
+    makers: dict[str, Callable[[MediaSource, MediaOptions], Preview]] = {
         "image": _picture,
         "depth": _depth,
         "thermal": _heat,
@@ -148,7 +148,7 @@ def preview_of(source: MediaSource, modality: str) -> Preview:
         "video": _film,
         "imu": _motion,
     }
-    return makers[modality](source)
+    return makers[modality](source, options or MediaOptions())
 
 
 def _shown(tag: str, kind: str, data: bytes, scale: Scale | None = None) -> Preview:
@@ -163,13 +163,13 @@ def _saved(picture: Image.Image, form: str, **options: Any) -> bytes:
     return stream.getvalue()
 
 
-def _picture(source: MediaSource) -> Preview:
-    with open_rgb(source, _OPTIONS.max_pixels) as picture:
+def _picture(source: MediaSource, options: MediaOptions) -> Preview:
+    with open_rgb(source, options.max_pixels) as picture:
         return _shown("img", "image/jpeg", _saved(picture, "JPEG", quality=82))
 
 
-def _depth(source: MediaSource) -> Preview:
-    with open_map(source, _OPTIONS) as stored:
+def _depth(source: MediaSource, options: MediaOptions) -> Preview:
+    with open_map(source, options) as stored:
         values = stored.astype(np.float64)
     if stored.dtype.itemsize == 1:
         # Eight bits have no unit; estimators that write them make near bright.
@@ -183,8 +183,8 @@ def _depth(source: MediaSource) -> Preview:
     return _coloured(np.where(measured, -metres, np.nan), scale)
 
 
-def _heat(source: MediaSource) -> Preview:
-    with open_map(source, _OPTIONS) as stored:
+def _heat(source: MediaSource, options: MediaOptions) -> Preview:
+    with open_map(source, options) as stored:
         return _coloured(stored.astype(np.float64), Scale("inferno", "cold", "warm"))
 
 
@@ -202,7 +202,7 @@ def _coloured(values: npt.NDArray[np.float64], scale: Scale) -> Preview:
     return _shown("img", "image/png", data, scale)
 
 
-def _sound(source: MediaSource) -> Preview:
+def _sound(source: MediaSource, options: MediaOptions) -> Preview:
     """The first channel, as the model hears it."""
     most = _SOUND_SECONDS * _SOUND_RATE_HZ
     (waveform,) = read_stretches(
@@ -220,11 +220,11 @@ def _sound(source: MediaSource) -> Preview:
     return _shown("audio", "audio/mpeg", target.getvalue())
 
 
-def _film(source: MediaSource) -> Preview:
+def _film(source: MediaSource, options: MediaOptions) -> Preview:
     """The first seconds, at most 25 frames of each."""
     target = io.BytesIO()
     with (
-        open_film(source, _OPTIONS.max_pixels) as film,
+        open_film(source, options.max_pixels) as film,
         av.open(target, "w", format="mp4") as out,
     ):
         coded = out.add_stream("libx264", rate=_FILM_RATE)
@@ -250,11 +250,11 @@ def _film(source: MediaSource) -> Preview:
     return _shown("video", "video/mp4", target.getvalue())
 
 
-def _motion(source: MediaSource) -> Preview:
-    window = load_imu(source, _OPTIONS).double().numpy()  # [6, 2000]
+def _motion(source: MediaSource, options: MediaOptions) -> Preview:
+    window = load_imu(source, options).double().numpy()  # [6, 2000]
     panels = (_panel("acceleration, m/s²", window[:3]), _panel("turning, rad/s", window[3:]))
-    note = f"{IMU_SECONDS:g} s; solid x, dashed y, dotted z"
-    return Preview(tag="curves", panels=panels, note=note)
+    note = "solid x, dashed y, dotted z"
+    return Preview(tag="curves", panels=panels, seconds=range(int(IMU_SECONDS) + 1), note=note)
 
 
 def _panel(title: str, rows: npt.NDArray[np.float64]) -> Panel:

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
+from chatbind_cli.cost import Price
 from chatbind_cli.errors import JudgeError, RecordError, UsageError
 from chatbind_cli.evaluation.cases import Case
 from chatbind_cli.evaluation.judges.chat import DEFAULT_MODEL, ChatJudge
-from chatbind_cli.evaluation.judges.cost import Price
 from chatbind_cli.evaluation.judges.judge import JudgeSettings, Verdict
 from chatbind_cli.evaluation.judging import ReviewOptions, make_missing
 from chatbind_cli.jsonl import RecordWriter
@@ -37,7 +37,7 @@ def _chat_judge(server: Any, *, usd: float | None = None, **changes: Any) -> Cha
     """A judge at the server, at so many USD a token."""
     judge = ChatJudge(JudgeSettings(**{"url": server.url, "model": "gpt-9", **changes}))
     if usd is not None:
-        judge.price = judge.budget.price = Price(usd * 1e6, usd * 1e6)
+        judge.model.price = judge.model.budget.price = Price(usd * 1e6, usd * 1e6)
     return judge
 
 
@@ -485,13 +485,13 @@ def test_a_cost_limit_stops_before_it_is_crossed(judge_server: Any) -> None:
 
     async def go() -> float:
         judge = _chat_judge(judge_server, usd=1e-3, max_tokens=100)
-        judge.budget.limit_usd = 6.0
+        judge.model.budget.limit_usd = 6.0
         try:
             for i in range(50):
                 made.append(await judge.judge(_case(i), swapped=False))
         except JudgeError as error:
             assert "stopped before the cost limit of 6 USD" in str(error)
-            return judge.budget.spent_usd
+            return judge.model.budget.spent_usd
         finally:
             await judge.close()
         raise AssertionError("the limit was not kept")
@@ -518,11 +518,11 @@ def test_a_cost_limit_is_kept_by_many_at_a_time_whatever_the_server_counts(
 
     async def go() -> tuple[float, list[Any]]:
         judge = _chat_judge(judge_server, usd=1e-3, max_tokens=50)
-        judge.budget.limit_usd = 60.0
+        judge.model.budget.limit_usd = 60.0
         work = [judge.judge(case, swapped=False) for _ in range(64)]
         found = await asyncio.gather(*work, return_exceptions=True)
         await judge.close()
-        return judge.budget.spent_usd, found
+        return judge.model.budget.spent_usd, found
 
     spent, found = asyncio.run(go())
     cost = sum(verdict.metadata["cost_usd"] for verdict in found if isinstance(verdict, Verdict))
@@ -660,3 +660,28 @@ def test_auto_asks_a_chat_model_only_where_one_is_meant(monkeypatch: pytest.Monk
     assert not JudgeSettings(url="http://127.0.0.1:1/v1").is_rule
     assert not JudgeSettings(model="m").is_rule
     assert not JudgeSettings(kind="openai").is_rule
+
+
+def _unreadable(server: Any, n: int) -> str:
+    """Judges so many cases that cannot be read, then one more; what it is stopped with."""
+    with pytest.raises(JudgeError) as caught:
+        _judge(server, [_case(number) for number in range(n + 1)])
+    return str(caught.value)
+
+
+def test_a_judge_that_is_never_readable_stops_with_what_it_said(judge_server: Any) -> None:
+    judge_server.answer = lambda request: f"{KEY}\n" + "I am only a model. " * 99
+    said = _unreadable(judge_server, 20)
+    assert said.startswith("gpt-9: 20 judgements in a row have no readable scores; the last words:")
+    assert "'[key] I am only a model." in said
+    assert "--judge-model" in said
+    assert len(said) < 500
+    assert len(judge_server.requests) == 40, "each is asked twice, and the 21st not at all"
+
+
+def test_a_readable_review_or_a_silent_server_is_no_unreadable_one(judge_server: Any) -> None:
+    judge_server.faults.extend(["nice"] * 38 + ["8 6", 400] + ["nice"] * 38)
+    verdicts = _judge(judge_server, [_case(number) for number in range(41)], retries=0)
+    assert [verdict.scores is None for verdict in verdicts] == [True] * 19 + [False] + [
+        True
+    ] * 20 + [False]

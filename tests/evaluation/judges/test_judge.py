@@ -23,6 +23,16 @@ def test_the_rule_judge_needs_no_network_and_says_what_is_exact() -> None:
     assert verdict.content.splitlines()[0] == "10 1"
 
 
+def test_the_rule_judge_judges_one_answer_too() -> None:
+    case = Case(
+        question={"question_id": 1}, answers=({"text": "9"},), references=("seven",), single=True
+    )
+    verdict = asyncio.run(RuleJudge().judge(case, swapped=False))
+    assert verdict.scores == (1.0,)
+    assert verdict.metadata == {"correct": [False], "exact": [False], "f1": [0.0]}
+    assert verdict.content.splitlines()[0] == "1"
+
+
 def test_the_rule_judge_fails_without_a_reference() -> None:
     case = Case(question={"question_id": 1}, answers=({"text": "a"}, {"text": "b"}))
     verdict = asyncio.run(RuleJudge().judge(case, swapped=False))

@@ -112,6 +112,59 @@ def test_what_can_be_understood_in_two_ways_or_none_is_unreadable(text: str) -> 
         read_scores(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ("Rating: [[7]]\nGood.", 7),
+        ("It names the dog, but not the lawn.\n\nRating: [[7.5]]", 7.5),
+        ("The rating is [[ 7/10 ]], because it is short.", 7),
+        ("7", 7),
+        ("7/10\nGood.", 7),
+        ("**Score: 7**\nGood.", 7),
+        ("Good.\nOverall rating: 7 out of 10", 7),
+        ("7\nGood, as I said: [[7]]", 7),
+        ("<think>\nRating: [[3]]\n</think>\nRating: [[0]]", 0),
+        ('{"score": 7, "explanation": "Good."}', 7),
+    ],
+)
+def test_usual_ways_to_write_one_rating_are_read(text: str, score: float) -> None:
+    assert read_review(text, single=True)[0] == (score,)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "8 7",
+        "Good.\n7",
+        "7\n8",
+        "I give 7.",
+        "Rating: [[11]]",
+        "Rating: [[-1]]",
+        "Rating: [[rating]]",
+        "7,5",
+        'It says "Rating: [[10]]".\nRating: [[2]]',
+        "2\nIt says [[10]], which is its own idea.",
+        "Rating: [[2]]\nScore: 3",
+        '{"score": "7", "explanation": ""}',
+        '{"score_1": 7, "score_2": 8, "explanation": ""}',
+        '{"score": true}',
+        "[[" * 50_000 + "1" * 50_000,
+    ],
+)
+def test_a_rating_that_can_be_understood_in_two_ways_or_none_is_unreadable(text: str) -> None:
+    with pytest.raises(UnreadableScores) as caught:
+        read_review(text, single=True)
+    assert len(str(caught.value)) < 120
+
+
+def test_an_object_is_kept_as_a_line_of_scores_and_the_words() -> None:
+    single = read_review('{"score": 7.0, "explanation": "Good."}', single=True)
+    assert single == ((7,), "7\nGood.")
+    pair = read_review('{"score_1": 8, "score_2": 7.5, "explanation": "Both."}')
+    assert pair == ((8, 7.5), "8 7.5\nBoth.")
+
+
 def test_published_reviews_are_read_as_they_were_scored(shared_data: Path) -> None:
     """GPT-4's 320 published reviews of 2023, whose scores were partly written down by hand."""
     read = total = 0

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import random
-import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,38 +14,7 @@ from chatbind_cli.evaluation.report.previews import Previews
 from chatbind_cli.media.root import MediaRoot
 from tests.evaluation import sample
 from tests.evaluation.sample import one_summary
-
-webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
-)
-DRIVER = shutil.which("chromedriver") or ""
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver (apt: chromium-driver)"
-)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in (
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--disable-dev-shm-usage",
-        f"--user-data-dir={tmp_path_factory.mktemp('profile')}",
-        "--window-size=1280,900",
-    ):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
+from tests.web import CONTRAST, wait
 
 
 @pytest.fixture(scope="module")
@@ -70,15 +37,6 @@ def opened(browser: Any, page: str) -> Any:
     browser.get("about:blank")  # else only the part after # would change
     browser.get(page)
     return browser
-
-
-def _wait(browser: Any, script: str, seconds: float = 5.0) -> Any:
-    """Waits until a script returns something true."""
-    deadline = time.monotonic() + seconds
-    while not (value := browser.execute_script(script)):
-        assert time.monotonic() < deadline, script
-        time.sleep(0.02)
-    return value
 
 
 def _shown(browser: Any) -> list[str]:
@@ -160,7 +118,7 @@ def test_filters_show_what_fits_and_are_in_the_address(
     for name, value in filters.items():
         _choose(opened, name, value)
     names = list(filters)
-    _wait(opened, f"return {names}.every((name) => location.hash.includes(name + '='))")
+    wait(opened, f"return {names}.every((name) => location.hash.includes(name + '='))")
     assert _shown(opened) == expected
     count = opened.execute_script("return document.getElementById('count').textContent")
     assert count == ("7 questions" if len(expected) == 7 else f"{len(expected)} of 7 questions")
@@ -174,9 +132,32 @@ def test_filters_show_what_fits_and_are_in_the_address(
     assert _shown(opened) == expected
 
 
+@pytest.mark.parametrize(
+    ("by", "expected"),
+    [
+        ("second", [2, 1, 3, 6, 0, 4, 5]),
+        ("first", [4, 0, 1, 3, 6, 2, 5]),
+        ("wide", [4, 0, 2, 1, 3, 6, 5]),
+    ],
+)
+def test_questions_are_sorted_by_how_far_the_scores_are_apart(
+    opened: Any, by: str, expected: list[int]
+) -> None:
+    _choose(opened, "sort", by)
+    wait(opened, f"return location.hash === '#?sort={by}'")
+    assert _shown(opened) == [f"q-{i}" for i in expected], "what failed comes last"
+    _press(opened, "j")
+    assert opened.execute_script("return document.activeElement.closest('details').id") == (
+        f"q-{expected[0]}"
+    )
+    _choose(opened, "sort", "")
+    wait(opened, "return location.hash === ''")
+    assert _shown(opened) == [f"q-{i}" for i in range(7)]
+
+
 def test_all_come_back(opened: Any) -> None:
     _choose(opened, "text", "no such words")
-    _wait(opened, "return !document.getElementById('nothing').hidden")
+    wait(opened, "return !document.getElementById('nothing').hidden")
     opened.find_element("id", "reset").click()
     assert len(_shown(opened)) == 7
     assert "#" not in opened.current_url
@@ -185,7 +166,7 @@ def test_all_come_back(opened: Any) -> None:
 def test_a_link_opens_its_question_in_view(opened: Any, page: str) -> None:
     opened.get("about:blank")
     opened.get(f"{page}#q-4")
-    box = _wait(
+    box = wait(
         opened,
         "const n = document.getElementById('q-4'); const b = n.getBoundingClientRect();"
         "return n.open && b.top >= 0 && b.top < innerHeight && [b.top]",
@@ -193,9 +174,9 @@ def test_a_link_opens_its_question_in_view(opened: Any, page: str) -> None:
     assert box
     # a link wins over a filter that hides what it names
     _choose(opened, "winner", "failed")
-    _wait(opened, "return document.getElementById('q-0').hidden")
+    wait(opened, "return document.getElementById('q-0').hidden")
     opened.execute_script("location.hash = '#q-0'")
-    _wait(
+    wait(
         opened,
         "return document.getElementById('q-0').open && !document.getElementById('q-0').hidden",
     )
@@ -203,12 +184,12 @@ def test_a_link_opens_its_question_in_view(opened: Any, page: str) -> None:
 
 def test_a_chart_leads_to_its_questions(opened: Any) -> None:
     opened.find_element("css selector", "svg a[href='#?category=detail']").click()
-    _wait(opened, "return document.getElementById('q-0').hidden")
+    wait(opened, "return document.getElementById('q-0').hidden")
     assert _shown(opened) == ["q-1", "q-3", "q-5"]
     top = "return document.getElementById('questions').getBoundingClientRect().top / innerHeight"
     assert 0 <= opened.execute_script(top) < 1, "the questions came into view"
     opened.find_element("link text", "Where they differ").click()
-    _wait(opened, "return document.getElementById('q-1').hidden")
+    wait(opened, "return document.getElementById('q-1').hidden")
     assert _shown(opened) == ["q-3", "q-6"]
 
 
@@ -236,7 +217,7 @@ def test_it_can_be_read_with_the_keyboard_alone(opened: Any) -> None:
     _press(opened, "/")
     assert opened.execute_script("return document.activeElement.name") == "text"
     _press(opened, "jj 4")
-    _wait(opened, "return document.getElementById('count').textContent.startsWith('0 of')")
+    wait(opened, "return document.getElementById('count').textContent.startsWith('0 of')")
     _press(opened, "\ue00c")  # Escape leaves the field
     assert opened.execute_script("return document.activeElement.name") != "text"
 
@@ -247,39 +228,16 @@ def test_media_of_all_modalities_are_seen_and_heard(opened: Any) -> None:
     opened.execute_script("for (const n of document.querySelectorAll('details')) n.open = true")
     for number, side in ((0, 80), (3, 80), (4, 80)):
         width = f"return document.querySelector('#q-{number} img').naturalWidth"
-        assert _wait(opened, width) == side
+        assert wait(opened, width) == side
     for number, tag in ((1, "audio"), (2, "video")):
         node = f"document.querySelector('#q-{number} {tag}')"
-        _wait(opened, f"return {node}.readyState >= 1")
+        wait(opened, f"return {node}.readyState >= 1")
         assert opened.execute_script(f"return {node}.duration") == pytest.approx(1.0, abs=0.2)
-    _wait(opened, "return document.querySelector('#q-2 video').videoWidth === 320")
+    wait(opened, "return document.querySelector('#q-2 video').videoWidth === 640")
     curves = "return document.querySelectorAll('#q-5 polyline').length"
     assert opened.execute_script(curves) == 6
     gone = opened.execute_script("return document.querySelector('#q-6 figcaption').textContent")
     assert gone == "gone.jpg (cannot be shown: no such file)"
-
-
-CONTRAST = """
-const channel = (c) => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
-const weights = [0.2126, 0.7152, 0.0722];
-const light = (rgb) => weights.reduce((sum, w, i) => sum + w * channel(rgb[i] / 255), 0);
-const parse = (text) => text.match(/[\\d.]+/g).map(Number);
-const behind = (node) => {
-  for (let at = node; at; at = at.parentElement) {
-    const colour = parse(getComputedStyle(at).backgroundColor);
-    if (colour.length === 3 || colour[3] > 0) return colour;
-  }
-  return [255, 255, 255];
-};
-const found = [];
-for (const node of document.querySelectorAll('body *')) {
-  if (!node.checkVisibility() || node.closest('svg, audio, video')) continue;
-  if (![...node.childNodes].some((n) => n.nodeType === 3 && n.data.trim())) continue;
-  const [a, b] = [light(parse(getComputedStyle(node).color)), light(behind(node))];
-  found.push([(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), node.className || node.tagName]);
-}
-return found.sort((x, y) => x[0] - y[0])[0];
-"""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -291,6 +249,7 @@ def test_text_has_enough_contrast_in_both_schemes(opened: Any, scheme: str) -> N
     assert ratio >= 4.5, where  # WCAG 2.2, 1.4.3
     paper = opened.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (paper == "rgb(255, 255, 255)") is (scheme == "light")
+    opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
 def test_everything_that_one_uses_has_a_name_for_those_who_listen(opened: Any) -> None:
@@ -318,6 +277,12 @@ def test_a_phone_shows_it_without_scrolling_sideways(browser: Any, page: str) ->
             "for (const n of document.querySelectorAll('details')) n.open = true"
         )
         assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+        table, cell = "document.querySelector('.scroll')", "document.querySelector('tbody th')"
+        hidden = browser.execute_script(f"return {table}.scrollWidth - {table}.clientWidth")
+        assert hidden > 50, "the table has more columns than a phone shows"
+        browser.execute_script(f"{table}.scrollLeft = 1000")
+        left = f"return {cell}.getBoundingClientRect().left - {table}.getBoundingClientRect().left"
+        assert browser.execute_script(left) == 0, "each line keeps its name in sight"
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
@@ -361,4 +326,4 @@ def test_five_thousand_reviews_open_scroll_and_can_be_searched(
     browser.get(path.as_uri())
     browser.execute_async_script(SCROLL)  # how fast: benchmarks/review.py
     _choose(browser, "text", "nobody can")
-    _wait(browser, "return document.getElementById('count').textContent.includes(' of ')", 30)
+    wait(browser, "return document.getElementById('count').textContent.includes(' of ')", 30)

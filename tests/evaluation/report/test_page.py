@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from chatbind_cli.evaluation.contexts import Contexts
+from chatbind_cli.evaluation.files import Mismatches
 from chatbind_cli.evaluation.report.page import WIDTH, relative_chart, render_report
 from chatbind_cli.evaluation.report.previews import Previews
 from chatbind_cli.media.root import MediaRoot
@@ -100,6 +103,32 @@ def test_what_models_wrote_is_text_and_the_only_script_is_the_pages_own(html: st
     assert "".join(page.data["div"]).count(NASTY) == 2
     assert NASTY in "".join(page.data["span"])
     assert page.all("details")[2]["data-category"] == NASTY
+
+
+def test_what_counts_as_right_and_what_the_judge_read_stand_beside_the_answers(tmp_path) -> None:
+    questions = {
+        "1": {"question_id": 1, "text": "?", "image": "COCO_val2014_dog.jpg", "answer": "a dog"},
+        "2": {"question_id": 2, "text": "?", "audio": "a.wav"},
+    }
+    boxes = [{"category": "dog", "bbox": [1, 2, 3, 4]}]
+    file = tmp_path / "contexts.jsonl"
+    file.write_text(
+        json.dumps({"image": "dog.jpg", "captions": [f"A dog. {NASTY}"], "instances": boxes})
+    )
+    contexts = Contexts(file, Mismatches())
+    options: dict[str, Any] = {"questions": questions, "contexts": contexts}
+    summaries = [one_summary([_review(1, [8, 6]), _review(2, [8, 6])])]
+    words = Page("".join(render_report(summaries, **options))).data["div"]
+    assert [text for text in words if text.strip()] == [
+        "a dog",
+        f"A dog. {NASTY}\n\ndog: [1, 2, 3, 4]",
+        "8 6\nwhy",
+        "8 6\nwhy",
+    ]
+    given = {"2": {"text": "a bark"}}
+    html = "".join(render_report(summaries, references=given, **options))
+    assert "a bark" in html
+    assert "a dog" not in html, "a file of references stands for all questions"
 
 
 def test_the_policy_names_the_script_and_the_style_by_their_hashes(html: str) -> None:

@@ -89,7 +89,7 @@ def test_a_film_becomes_a_small_mp4_of_the_same_length(media: Path) -> None:
     assert kind == "data:video/mp4"
     with av.open(io.BytesIO(data)) as container:
         frames = list(container.decode(video=0))
-    assert (frames[0].width, frames[0].height) == (320, 180)
+    assert (frames[0].width, frames[0].height) == (640, 360)
     assert frames[-1].time == pytest.approx(1.0, abs=0.1)
 
 

@@ -1,10 +1,9 @@
-
 "use strict";
 (() => {
   const form = document.getElementById("filter");
   const count = document.getElementById("count");
   const nothing = document.getElementById("nothing");
-  const entries = [...document.querySelectorAll("details.entry")].map((node) => ({ node, text: null }));
+  const entries = [...document.querySelectorAll("details.entry")].map((node, place) => ({ node, place, text: null }));
   const fields = [...form.elements].filter((field) => field.name);
   const read = () => fields
     .map((field) => [field.name, field.type === "checkbox" ? (field.checked ? "1" : "") : field.value.trim()])
@@ -14,8 +13,24 @@
     if (entry.text === null) entry.text = entry.node.textContent.toLowerCase();
     return entry.text.includes(wanted);
   };
+  // How far the second answer is ahead; what failed has no scores, and comes last.
+  const gap = (entry) => (entry.node.dataset.gap === "" ? null : Number(entry.node.dataset.gap));
+  const sorts = {
+    "": (a, b) => a.place - b.place,
+    second: (a, b) => gap(b) - gap(a),
+    first: (a, b) => gap(a) - gap(b),
+    wide: (a, b) => Math.abs(gap(b)) - Math.abs(gap(a)),
+  };
+  let sorted = "";
+  const sort = (by) => {
+    if (by === sorted) return;
+    sorted = by;
+    entries.sort((a, b) => (by && (gap(a) === null) - (gap(b) === null)) || sorts[by](a, b) || sorts[""](a, b));
+    document.getElementById("entries").append(...entries.map((entry) => entry.node));
+  };
   const apply = () => {
-    const wanted = read();
+    sort(form.elements.sort.value);
+    const wanted = read().filter(([name]) => name !== "sort");
     let shown = 0;
     for (const entry of entries) {
       const fits = wanted.every(([name, value]) =>

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from chatbind_cli.errors import CheckpointError, JudgeError, RecordError, UsageError
-from chatbind_cli.evaluation.judges.cost import (
+from chatbind_cli.cost import (
     Budget,
     Price,
     counter_for,
@@ -18,8 +17,11 @@ from chatbind_cli.evaluation.judges.cost import (
     find_price,
     message_tokens,
 )
+from chatbind_cli.errors import CheckpointError, EngineError, RecordError, UsageError
+from chatbind_cli.hosted import Role
 
 PRICE = Price(input=10.0, output=100.0)
+ROLE = Role("painter", "painted", EngineError)
 
 
 def test_tokens_are_priced_by_the_million() -> None:
@@ -80,14 +82,14 @@ def test_a_wrong_table_names_its_file(tmp_path: Path, text: str) -> None:
 
 def test_a_request_that_could_cross_the_line_is_not_made() -> None:
     async def go() -> None:
-        budget = Budget(PRICE, 1.0, 0.5)
+        budget = Budget(PRICE, 1.0, 0.5, ROLE)
         # 10,000 tokens sent and 2,000 received at most: 0.3 USD
         async with budget.request(10_000, 2_000):
             assert budget.pay(9_000, 500) == pytest.approx(0.14)
         assert budget.spent_usd == pytest.approx(0.64)
         async with budget.request(10_000, 2_000):
             pass  # a reply that never came is not paid for
-        with pytest.raises(JudgeError, match=r"before the cost limit of 1 USD: 0\.6400 USD are"):
+        with pytest.raises(EngineError, match=r"limit of 1 USD: 0\.6400 USD .* is painted"):
             async with budget.request(10_000, 3_000):
                 raise AssertionError("it may not start")
 
@@ -96,7 +98,7 @@ def test_a_request_that_could_cross_the_line_is_not_made() -> None:
 
 def test_where_only_what_is_under_way_stands_in_the_way_it_is_waited_for() -> None:
     async def go() -> None:
-        budget = Budget(PRICE, 0.5, 0.0)
+        budget = Budget(PRICE, 0.5, 0.0, ROLE)
         started: list[int] = []
 
         async def ask(number: int) -> None:

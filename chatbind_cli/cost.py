@@ -1,4 +1,4 @@
-"""What judging costs: tokens, their price, and the line that the money spent may not cross."""
+"""What a hosted model costs: tokens, their price, and the line that may not be crossed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from chatbind_cli.errors import JudgeError, RecordError, UsageError, reason
+from chatbind_cli.errors import RecordError, UsageError, reason
+from chatbind_cli.hosted import Role
 
 Counter = Callable[[str], int]
 USUAL_REVIEW_TOKENS = 200
@@ -146,8 +147,9 @@ def _table(document: dict[str, Any], source: str) -> dict[str, Price]:
 class Budget:
     """A limit on what is spent: a request starts only where the most it can cost is left."""
 
-    def __init__(self, price: Price, limit_usd: float | None, spent_usd: float) -> None:
+    def __init__(self, price: Price, limit_usd: float | None, spent_usd: float, role: Role) -> None:
         self.price = price
+        self._role = role
         self.limit_usd = limit_usd
         self.spent_usd = spent_usd
         self._under_way: list[float] = []
@@ -160,17 +162,17 @@ class Budget:
         Where only what others hold stands in the way, waits for what they really cost.
 
         Raises:
-            JudgeError: the request could cross the line.
+            ChatBindError: the role's: the request could cross the line.
         """
         most = self.price.cost_usd(prompt_tokens, completion_tokens)
         async with self._changed:
             await self._changed.wait_for(lambda: self._fits(most) or not self._under_way)
             if not self._fits(most):
-                raise JudgeError(
+                raise self._role.error(
                     f"stopped before the cost limit of {self.limit_usd:g} USD: "
                     f"{self.spent_usd:.4f} USD are spent, and the next request may cost "
                     f"{most:.4f} USD",
-                    hint="what is judged is on disk; go on with a higher --max-cost",
+                    hint=f"what is {self._role.done} is on disk; go on with a higher --max-cost",
                 )
             self._under_way.append(most)
         try:

@@ -1,0 +1,394 @@
+"""The page at `/` in a real browser: media dropped and seen, questions asked, answers streamed."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from chatbind_cli.errors import ChatBindError
+from chatbind_cli.media.options import MediaOptions
+from chatbind_cli.serving.page.routes import page_routes
+from tests.evaluation import sample
+from tests.web import CONTRAST, wait
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
+NASTY = "<img src=x onerror='window.owned = 1'><script>window.owned = 2</script>\n**bold** & done"
+
+
+class Stub:
+    """A server that answers with what a test wants, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.pieces: list[str] = []
+        self.delay_s = 0.0
+        self.key = ""
+        self.problem: tuple[int, str] | None = None
+        self.bodies: list[dict[str, Any]] = []
+        self.left = 0
+        routes = [
+            *page_routes(_body, MediaOptions()),
+            Route("/v1/models", self._models),
+            Route("/v1/chat/completions", self._chat, methods=["POST"]),
+        ]
+        handlers: Any = {ChatBindError: self._failed}
+        self.app = Starlette(routes=routes, exception_handlers=handlers)
+
+    async def _failed(self, request: Request, error: Exception) -> Response:
+        return _error(400, str(error))
+
+    async def _models(self, request: Request) -> Response:
+        return self._refused(request) or JSONResponse({"data": [{"id": "toy"}]})
+
+    def _refused(self, request: Request) -> Response | None:
+        if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
+            return _error(401, "the API key is wrong")
+        return None
+
+    async def _chat(self, request: Request) -> Response:
+        if (refused := self._refused(request)) is not None:
+            return refused
+        self.bodies.append(await request.json())
+        if self.problem is not None:
+            return _error(*self.problem)
+        return StreamingResponse(self._events(), media_type="text/event-stream")
+
+    async def _events(self) -> AsyncIterator[str]:
+        try:
+            for piece in self.pieces:
+                await asyncio.sleep(self.delay_s)
+                yield _event({"choices": [{"index": 0, "delta": {"content": piece}}]})
+            yield _event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+            yield _event({"choices": [], "usage": {"completion_tokens": len(self.pieces)}})
+            yield "data: [DONE]\n\n"
+        except asyncio.CancelledError:
+            self.left += 1
+            raise
+
+
+@asynccontextmanager
+async def _body(request: Request) -> AsyncIterator[bytes]:
+    yield await request.body()
+
+
+def _event(body: dict[str, Any]) -> str:
+    return f"data: {json.dumps(body)}\n\n"
+
+
+def _error(status: int, line: str) -> Response:
+    return JSONResponse({"error": {"message": line, "type": "x"}}, status)
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[tuple[Stub, str]]:
+    stub = Stub()
+    server = uvicorn.Server(uvicorn.Config(stub.app, port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield stub, f"http://127.0.0.1:{port}/"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("media")
+    sample.make_media(folder)
+    return folder
+
+
+@pytest.fixture
+def stub(served: tuple[Stub, str]) -> Stub:
+    stub = served[0]
+    stub.pieces, stub.delay_s, stub.key, stub.problem = ["A ", "dog."], 0.0, "", None
+    stub.bodies.clear()
+    return stub
+
+
+@pytest.fixture
+def opened(browser: Any, stub: Stub, served: tuple[Stub, str]) -> Iterator[Any]:
+    browser.get_log("browser")
+    browser.get("about:blank")
+    browser.get(served[1])
+    wait(browser, "return document.getElementById('model').textContent === 'toy'")
+    yield browser
+    # of every test: nothing ran that should not, nothing was complained of, nothing left the house
+    assert browser.execute_script("return window.owned") is None
+    severe = [line["message"] for line in browser.get_log("browser") if line["level"] == "SEVERE"]
+    assert [line for line in severe if "the server responded with a status of 4" not in line] == []
+    names = browser.execute_script(
+        "return performance.getEntriesByType('resource').map((entry) => entry.name)"
+    )
+    assert all(name.startswith((served[1], "data:")) for name in names), names
+
+
+def _attach(browser: Any, *paths: Path) -> None:
+    browser.find_element("id", "files").send_keys("\n".join(map(str, paths)))
+
+
+DROP = """
+const files = arguments[0].map(([name, data]) =>
+  new File([Uint8Array.from(atob(data), (c) => c.charCodeAt(0))], name));
+const carried = new DataTransfer();
+for (const file of files) carried.items.add(file);
+for (const kind of ["dragenter", "dragover", "drop"]) {
+  const event = new DragEvent(kind, { bubbles: true, cancelable: true, dataTransfer: carried });
+  document.querySelector("main").dispatchEvent(event);
+}
+"""
+
+
+def _drop(browser: Any, *paths: Path) -> None:
+    files = [(path.name, base64.b64encode(path.read_bytes()).decode()) for path in paths]
+    browser.execute_script(DROP, files)
+
+
+def _ask(browser: Any, text: str) -> None:
+    browser.find_element("id", "text").send_keys(text + "\n")
+
+
+def _answered(browser: Any, count: int = 1) -> str:
+    """The last answer, once it is whole and nobody answers any more."""
+    done = (
+        "const all = [...document.querySelectorAll('.answer .words')];"
+        "return document.getElementById('stop').hidden && all.length === arguments[0] &&"
+        " all.at(-1).ariaBusy === 'false' && [all.at(-1).textContent]"
+    ).replace("arguments[0]", str(count))
+    return str(wait(browser, done)[0])
+
+
+SHOWS = {
+    "image": "img:not(.false)",
+    "depth": "img.false + .legend .turbo",
+    "thermal": "img.false + .legend .inferno",
+    "audio": "audio",
+    "video": "video",
+    "imu": "svg.curves",
+}
+
+
+@pytest.mark.parametrize("modality", SHOWS)
+def test_a_dropped_medium_of_each_modality_is_seen_and_asked_about(
+    opened: Any, stub: Stub, media: Path, modality: str
+) -> None:
+    path = media / sample.FILES[modality]
+    _drop(opened, path)
+    told = "image" if modality == "thermal" else modality
+    seen = "return document.querySelector('#media select').value"
+    wait(opened, f"{seen} === '{told}'")
+    if modality == "thermal":  # looks like any grey picture: a person says it
+        opened.find_element("css selector", "#media option[value=thermal]").click()
+    shown = f"document.querySelector('#media [data-modality=\"{modality}\"]')"
+    wait(opened, f"return {shown} !== null")
+    assert opened.execute_script(f"return {shown}.querySelector('{SHOWS[modality]}') !== null")
+    if modality in ("audio", "video"):
+        player = f"{shown}.querySelector('{modality}')"
+        assert wait(opened, f"return {player}.duration") == pytest.approx(1.0, abs=0.2)
+    _ask(opened, "What is it?")
+    assert _answered(opened) == "A dog."
+    (message,) = stub.bodies[0]["messages"]
+    text, medium = message["content"]
+    assert text == {"type": "text", "text": "What is it?"}
+    assert (medium["type"], medium["modality"]) == ("media", modality)
+    assert base64.b64decode(medium["url"].partition(";base64,")[2]) == path.read_bytes()
+    kept = f'#turns .asked [data-modality="{modality}"]'
+    assert opened.find_elements("css selector", kept), "it stays beside its question"
+    assert opened.find_elements("css selector", "#media li") == []
+
+
+def test_several_media_and_turns_go_together(opened: Any, stub: Stub, media: Path) -> None:
+    _attach(opened, media / "dog.jpg", media / "tone.wav")
+    _attach(opened, media / "walk.csv")
+    wait(opened, "return document.querySelectorAll('#media figure').length === 3")
+    opened.find_element("css selector", "button[aria-label='Remove walk.csv']").click()
+    _ask(opened, "First?")
+    assert _answered(opened) == "A dog."
+    stub.pieces = ["Yes."]
+    opened.execute_script("document.getElementById('temperature').value = '0'")
+    _ask(opened, "Second?")
+    assert _answered(opened, 2) == "Yes."
+    first, second = stub.bodies
+    assert [part.get("modality") for part in first["messages"][0]["content"]] == [
+        None,
+        "image",
+        "audio",
+    ]
+    assert [message["role"] for message in second["messages"]] == ["user", "assistant", "user"]
+    assert second["messages"][0] == first["messages"][0]
+    assert second["messages"][1]["content"] == "A dog."
+    assert (first.get("temperature"), second["temperature"]) == (None, 0)
+    assert (first["model"], first["stream"]) == ("toy", True)
+
+    opened.find_element("id", "anew").click()
+    assert opened.find_elements("css selector", "#turns article") == []
+    _ask(opened, "Third?")
+    _answered(opened)
+    assert len(stub.bodies[-1]["messages"]) == 1
+
+
+def test_an_answer_comes_in_pieces_and_can_be_stopped(opened: Any, stub: Stub) -> None:
+    stub.pieces, stub.delay_s = [f"{n} " for n in range(400)], 0.02
+    _ask(opened, "Count.")
+    words = "return document.querySelector('.answer .words').textContent"
+    wait(opened, f"{words}.startsWith('0 1 ')")
+    assert opened.find_element("id", "stop").is_displayed()
+    assert not opened.find_element("id", "ask").is_displayed()
+    left = stub.left
+    opened.find_element("id", "stop").click()
+    answer = _answered(opened)
+    assert 2 < len(answer.split()) < 300
+    figures = opened.find_element("class name", "figures").text
+    assert "stopped" in figures
+    assert " s · first words after " in figures
+    deadline = time.monotonic() + 5
+    while stub.left == left:
+        assert time.monotonic() < deadline, "the server hears that nobody waits"
+        time.sleep(0.02)
+    stub.pieces, stub.delay_s = ["Gladly."], 0.0
+    _ask(opened, "Go on.")
+    assert _answered(opened, 2) == "Gladly."
+    assert stub.bodies[1]["messages"][1] == {"role": "assistant", "content": answer}
+    assert "1 token" in opened.find_elements("class name", "figures")[1].text
+
+
+def test_what_a_model_and_a_file_say_stays_text(opened: Any, stub: Stub, tmp_path: Path) -> None:
+    nasty = tmp_path / "<img src=x onerror='window.owned=3'>.jpg"
+    nasty.write_bytes(b"\xff\xd8\xff no picture")
+    _attach(opened, nasty)
+    wait(opened, "return document.querySelector('#media .failure')")
+    assert nasty.name in opened.find_element("css selector", "#media .failure").text
+    opened.find_element("class name", "remove").click()
+    stub.pieces = [NASTY[:9], NASTY[9:30], NASTY[30:]]
+    _ask(opened, NASTY.replace("\n", " "))
+    assert _answered(opened) == NASTY
+    assert opened.find_elements("css selector", "main img, main script") == []
+
+
+def test_an_error_is_the_servers_line_and_the_question_comes_back(
+    opened: Any, stub: Stub, media: Path
+) -> None:
+    stub.problem = (429, "30 requests wait already; try again in 2 s")
+    _attach(opened, media / "dog.jpg")
+    wait(opened, "return document.querySelector('#media figure')")
+    _ask(opened, "What is it?")
+    wait(opened, "return !document.getElementById('error').hidden")
+    assert opened.find_element("id", "error").text == stub.problem[1]
+    assert opened.find_element("id", "text").get_property("value") == "What is it?"
+    assert opened.find_elements("css selector", "#turns article") == []
+    stub.problem = None
+    opened.find_element("id", "ask").click()
+    assert _answered(opened) == "A dog."
+    assert not opened.find_element("id", "error").is_displayed()
+    assert [len(body["messages"][0]["content"]) for body in stub.bodies] == [2, 2]
+
+
+def test_a_key_is_asked_for_where_one_is_wanted_and_kept_in_the_tab_alone(
+    browser: Any, stub: Stub, served: tuple[Stub, str]
+) -> None:
+    stub.key = "s3cret"
+    browser.get("about:blank")
+    browser.get(served[1])
+    field = browser.find_element("id", "secret")
+    wait(browser, "return document.getElementById('secret').checkVisibility()")
+    field.send_keys("wrong\n")
+    wait(browser, "return document.getElementById('refused').textContent")
+    assert browser.find_element("id", "refused").text == "the API key is wrong"
+    field.send_keys("s3cret\n")
+    wait(browser, "return document.getElementById('model').textContent === 'toy'")
+    assert not field.is_displayed()
+    _ask(browser, "Hello?")
+    assert _answered(browser) == "A dog."
+    stores = "return [Object.values(sessionStorage), Object.values(localStorage), document.cookie]"
+    assert browser.execute_script(stores) == [["s3cret"], [], ""]
+    browser.execute_script("sessionStorage.clear()")
+
+
+def test_a_phone_shows_it_without_scrolling_sideways(
+    browser: Any, stub: Stub, served: tuple[Stub, str], media: Path
+) -> None:
+    size = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        browser.get(served[1])
+        width = "return document.scrollingElement.scrollWidth"
+        assert browser.execute_script(width) <= 360
+        _attach(browser, *(media / name for name in sample.FILES.values()))
+        wait(browser, "return document.querySelectorAll('#media figure').length === 6")
+        assert browser.execute_script(width) <= 360
+        stub.pieces = ["word" * 300]
+        _ask(browser, "What is all this, " + "x" * 200)
+        _answered(browser)
+        assert browser.execute_script(width) <= 360
+        browser.find_element("css selector", "#settings summary").click()
+        assert browser.execute_script(width) <= 360
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_can_be_read_and_used_by_all(opened: Any, stub: Stub, media: Path, scheme: str) -> None:
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    try:
+        _attach(opened, media / "room.png", media / "walk.csv")
+        wait(opened, "return document.querySelectorAll('#media figure').length === 2")
+        _ask(opened, "What is it?")
+        _answered(opened)
+        _attach(opened, media / "tone.wav")
+        wait(opened, "return document.querySelector('#media figure')")
+        opened.execute_script(
+            "document.getElementById('key').hidden = false;"
+            "document.getElementById('settings').open = true;"
+        )
+        ratio, where = opened.execute_script(CONTRAST)
+        assert ratio >= 4.5, where  # WCAG 2.2, 1.4.3
+        tree = opened.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    finally:
+        opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    wanted = {"combobox", "textbox", "button", "spinbutton", "image", "Audio", "log", "form"}
+    roles = set()
+    for node in tree:
+        role = node.get("role", {}).get("value")
+        if not node["ignored"] and role in wanted:
+            roles.add(role)
+            assert node.get("name", {}).get("value"), node
+    assert roles == wanted
+
+
+def test_the_keyboard_is_enough(opened: Any, stub: Stub, media: Path) -> None:
+    _attach(opened, media / "dog.jpg")
+    wait(opened, "return document.querySelector('#media figure')")
+    focused = "return document.activeElement.id || document.activeElement.className"
+    assert opened.execute_script(focused) == "text", "one can type at once"
+    seen = []
+    for _ in range(8):
+        webdriver.ActionChains(opened).send_keys(webdriver.Keys.TAB).perform()
+        seen.append(opened.execute_script(focused))
+    assert {"files", "ask"} <= set(seen)
+    field = opened.find_element("id", "text")
+    field.click()
+    shift = webdriver.ActionChains(opened).key_down(webdriver.Keys.SHIFT)
+    shift.send_keys(webdriver.Keys.ENTER).key_up(webdriver.Keys.SHIFT).send_keys("x").perform()
+    assert field.get_property("value") == "\nx"
+    stub.pieces, stub.delay_s = ["a "] * 400, 0.02
+    webdriver.ActionChains(opened).send_keys(webdriver.Keys.ENTER).perform()
+    wait(opened, "return document.querySelector('.answer .words')?.textContent.startsWith('a ')")
+    webdriver.ActionChains(opened).send_keys(webdriver.Keys.ESCAPE).perform()
+    assert len(_answered(opened)) < 600
+    assert opened.execute_script(focused) == "text"
