@@ -33,7 +33,8 @@ def _equally_long(shares: Sequence[float], longer: Sequence[float]) -> tuple[flo
 
     is fitted to the shares by logistic regression; theta alone gives the rate. Its variance is that
     of a fit to quasi-likelihood (the "sandwich"), so ties count as what they are; two wins and two
-    losses more at equal length keep the interval open, as in `statistics.win_rate`.
+    losses more at the mean length keep the interval open, as in `statistics.win_rate`. Where one
+    side is always the longer one by far, nothing can be told, and the interval says so.
 
     The original also has a term of each instruction's difficulty, which it takes from one fit to
     hundreds of models on its own 805 instructions: a pair of models cannot tell it. It would move
@@ -55,10 +56,11 @@ def _equally_long(shares: Sequence[float], longer: Sequence[float]) -> tuple[flo
     gap = np.tanh(np.array(longer) / (np.std(longer, ddof=1) or 1.0))
     x, y = np.column_stack([np.ones(len(gap)), gap]), np.array(shares)
     rate = float(expit(fitted(x, y, 1 - y)[0]))
-    x, y = np.vstack([x, [[1, 0]] * 4]), np.r_[y, 0, 0, 1, 1]
-    coefficients = fitted(x, y, 1 - y)
+    x, y = np.vstack([x, [x.mean(axis=0)] * 4]), np.r_[y, 0, 0, 1, 1]
+    coefficients, penalty = fitted(x, y, 1 - y), np.eye(2) / RIDGE
     p = expit(x @ coefficients)
-    bread = np.linalg.inv((x.T * p * (1 - p)) @ x + np.eye(2) / RIDGE)
-    half = Z * np.sqrt((bread @ (x.T * (y - p) ** 2) @ x @ bread)[0, 0])
+    bread = np.linalg.inv((x.T * p * (1 - p)) @ x + penalty)
+    meat = (x.T * (y - p) ** 2) @ x + penalty
+    half = Z * np.sqrt((bread @ meat @ bread)[0, 0])
     ends = expit(coefficients[0] + np.array([-half, half]))
     return round(rate, 4), span(rate, float(ends[0]), float(ends[1]))

@@ -62,7 +62,7 @@ def test_the_win_rate_at_equal_length_is_that_of_the_likelihood_maximized_by_han
     assert total["lc_win_rate"] == pytest.approx(1 / (1 + math.exp(-theta[0])), abs=2e-4)
     assert total["win_rate"] > 0.65
     low, high = total["lc_win_rate_ci95"]
-    assert low < 0.5 < high < total["win_rate"]
+    assert low < total["lc_win_rate"] < high < total["win_rate"]
 
 
 def test_its_interval_is_that_of_a_bootstrap() -> None:
