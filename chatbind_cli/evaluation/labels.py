@@ -9,15 +9,8 @@ from pathlib import Path
 from chatbind_cli.evaluation.figures import win_shares
 from chatbind_cli.evaluation.files import DOUBLED, UNUSABLE, Mismatches
 from chatbind_cli.evaluation.published import as_reviews
-from chatbind_cli.evaluation.scores import (
-    Item,
-    item_of,
-    judge_name,
-    metadata_of,
-    models_of,
-    scores_of,
-)
-from chatbind_cli.evaluation.statistics import averages, cohens_kappa, outcome, prediction_powered
+from chatbind_cli.evaluation.scores import item_of, judge_name, metadata_of, models_of, scores_of
+from chatbind_cli.evaluation.statistics import cohens_kappa, outcome, prediction_powered
 from chatbind_cli.evaluation.summary import ALL, Summary
 from chatbind_cli.jsonl import Record, legible, read_lines
 
@@ -32,25 +25,24 @@ def with_people(summaries: Sequence[Summary], path: Path, mismatches: Mismatches
             people's labels of a question are averaged.
         mismatches: told what cannot be used, what comes twice, and what was not judged.
     """
-    name = legible(str(path))
+    name, seen = legible(str(path)), set()
     sides = [[" + ".join(side) for side in of.models] for of in summaries]
-    judged = [{} if of.single else _by_question(of.shares[ALL]) for of in summaries]
+    judged = [
+        {} if of.single else {item[0]: share for item, share in of.shares[ALL].items()}
+        for of in summaries
+    ]
     votes: list[dict[str, list[float]]] = [{} for _ in summaries]
-    seen: set[str] = set()
     for line in read_lines(path):
         if line.problem is not None:
             mismatches.add(name, UNUSABLE, f"{line.number}: {line.problem.what}")
             continue
         only = {"models": sides[0]} if len(sides) == 1 else {}
-        for label in as_reviews({**only, **line.record}):
-            question, models, pair = (
-                str(label.get("question_id")),
-                models_of(label),
-                scores_of(label),
-            )
+        for label in as_reviews(only | line.record):
+            question, models = str(label.get("question_id")), models_of(label)
             key = str(metadata_of(label).get("slot") or [question, models, judge_name(label)])
             meant = [n for n, side in enumerate(sides) if sorted(side) == sorted(models)]
             meant = [n for n in meant if question in judged[n]]
+            pair = scores_of(label)
             if pair is None:
                 mismatches.add(name, "no winner, or not said of which models: question", question)
             elif not meant:
@@ -69,11 +61,6 @@ def with_people(summaries: Sequence[Summary], path: Path, mismatches: Mismatches
         rows = [row | dict.fromkeys(said) for row in of.rows[:-1]]
         found.append(replace(of, rows=[*rows, of.total | said]))
     return found
-
-
-def _by_question(shares: Mapping[Item, float]) -> dict[str, float]:
-    found = averages((item[0], (share, share)) for item, share in shares.items())
-    return {question: share for question, (share, _) in found.items()}
 
 
 def _agreement(judged: Mapping[str, float], votes: Mapping[str, Sequence[float]]) -> Record:

@@ -10,16 +10,15 @@ from chatbind_cli.evaluation.summary import Summary
 
 
 def length_controlled(summaries: Sequence[Summary]) -> list[Summary]:
-    """The figures with `lc_win_rate` and its interval, where reviews say how long answers are."""
+    """The figures with `lc_win_rate` and its interval, of the `lc_n` questions with lengths."""
     found = []
     for summary in summaries:
-        rows = []
+        rows, lengths = [], {} if summary.single else summary.lengths
         for row in summary.rows:
             shares = summary.shares[row["category"]]
-            known = [item for item in shares if item in summary.lengths and not summary.single]
+            known = [(share, lengths[item]) for item, share in shares.items() if item in lengths]
             rate, ends = _equally_long(
-                [shares[item] for item in known],
-                [second - first for first, second in (summary.lengths[item] for item in known)],
+                [share for share, _ in known], [second - first for _, (first, second) in known]
             ) or (None, None)
             rows.append(row | {"lc_n": len(known), "lc_win_rate": rate, "lc_win_rate_ci95": ends})
         found.append(replace(summary, rows=rows))
@@ -29,17 +28,15 @@ def length_controlled(summaries: Sequence[Summary]) -> list[Summary]:
 def _equally_long(shares: Sequence[float], longer: Sequence[float]) -> tuple[float, Pair] | None:
     """The win rate at no difference in length, and its 95 % interval.
 
-        P(second wins) = 1 / (1 + exp(-(theta + phi tanh(longer / sd(longer)))))
+    P(second wins) = 1 / (1 + exp(-(theta + phi tanh(longer / sd(longer))))) is fitted to the
+    shares, and theta alone gives the rate. The variance is the "sandwich", so that ties count as
+    what they are. Two wins and two losses more, at the mean length, keep the interval open, and so
+    does the ridge penalty where one side is always the longer one and nothing can be told.
 
-    is fitted to the shares by logistic regression; theta alone gives the rate. Its variance is that
-    of a fit to quasi-likelihood (the "sandwich"), so ties count as what they are; two wins and two
-    losses more at the mean length keep the interval open, as in `statistics.win_rate`. Where one
-    side is always the longer one by far, nothing can be told, and the interval says so.
-
-    The original also has a term of each instruction's difficulty, which it takes from one fit to
-    hundreds of models on its own 805 instructions: a pair of models cannot tell it. It would move
-    the rate little, as the rate is a mean over questions in any case. And the original holds phi
-    near that of answers that were asked to be long or short, which nobody has made here.
+    The original has two terms more. Each instruction's difficulty comes from one fit to hundreds
+    of models on its own 805 instructions; a pair of models cannot tell it, and a rate that is a
+    mean over questions moves little without it. And phi is held near that of answers that were
+    asked to be long or short on purpose, which nobody has here.
 
     Args:
         shares: of each question how much of a win is the second's.
