@@ -274,6 +274,8 @@ def compared(summaries: Sequence[Summary], baselines: Sequence[Summary]) -> list
         raise UsageError(
             f"the baseline has {len(baselines)} pairs of answer files, the reviews {len(summaries)}"
         )
+    if any(summary.single for summary in (*summaries, *baselines)):
+        raise UsageError("single scores have no baseline", hint="rank them beside the others'")
     found = []
     for summary, baseline in zip(summaries, baselines, strict=True):
         rows = [row | _comparison(row["category"], summary, baseline) for row in summary.rows]

@@ -217,7 +217,7 @@ def win_rate_lines(summary: Summary) -> list[str]:
             f"{text_of(total, 'label_kappa', '.2f')}); given the judge's errors the win rate is "
             f"{with_interval(total, 'true_win_rate', '.1%')} (95 %, prediction-powered)"
         )
-    if total.get("lc_n", total["n"]) < total["n"]:
+    if total.get("lc_n", total["n"]) < total["n"] and not summary.single:
         lines.append(
             f"{name}: how long the answers are is known of {total['lc_n']:,} of {total['n']:,} "
             "questions: the win rate at equal length is of them"
