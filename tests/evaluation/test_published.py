@@ -15,6 +15,7 @@ from chatbind_cli.evaluation.published import as_reviews, winner_share
 from chatbind_cli.evaluation.ranking import ranking_of
 from chatbind_cli.evaluation.scores import scores_of
 from chatbind_cli.evaluation.summary import Summary, summarize
+from chatbind_cli.evaluation.tables import agreement_lines
 
 # Lines as FastChat's `gen_judgment.py` writes them, prompts and replies shortened.
 PAIR = (
@@ -73,7 +74,7 @@ def test_mt_benchs_pairs_are_two_orders_of_a_question(tmp_path: Path) -> None:
     assert (total["n"], total["win"], total["tie"], total["lose"]) == (2, 1, 1, 0)
     assert (total["failed"], total["one_order"], total["consistency"]) == (1, 1, 0)
     assert total["judges"] == ["gpt-4 pair-v2", "gpt-4 pair-v2-multi-turn"]
-    assert total["kappa"] is None, "judges of two turns are of two things"
+    assert agreement_lines([first]) == [], "judges of two turns judge two things"
     assert (second.total["n"], second.total["lose"]) == (1, 1)
     ranks = ranking_of([first, second]).ranks
     assert [rank.model for rank in ranks] == ["claude-v1", "gpt-3.5-turbo", "alpaca-13b"]
