@@ -32,6 +32,7 @@ from ._base import ListOption, in_group
 from ._options import media_root_options
 
 if TYPE_CHECKING:
+    from chatbind_cli.evaluation.ranking import Ranking
     from chatbind_cli.media.root import MediaRoot
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -226,12 +227,13 @@ def command(
     if as_json or form == "auto":
         form = "figures" if as_json else "table" if sys.stdout.isatty() else "json"
     for_programs = form in ("json", "figures", "csv")
-    ranked = ranking or (not for_programs and has_several(summaries))
-    ranks = ranking_of(summaries) if ranked else None
-    tables.write(summaries, form, sys.stdout, ranks)
+    told = ranking or not for_programs
+    asked = ranking or ((told or page is not None) and has_several(summaries))
+    ranks = ranking_of(summaries) if asked else None
+    tables.write(summaries, form, sys.stdout, ranks if told else None)
     if page is not None:
-        _write_report(page, summaries, questions, answers, **shown)
-    remarks = tables.remarks(summaries, ranks) if for_programs else []
+        _write_report(page, summaries, questions, answers, ranks, **shown)
+    remarks = tables.remarks(summaries, ranks if told else None) if for_programs else []
     _say(summaries, [*remarks, *mismatches.lines()])
     if not any(summary.total["n"] for summary in summaries):
         raise RecordError("every review failed, so there is nothing to average")
@@ -264,6 +266,7 @@ def _write_report(
     summaries: Sequence[Summary],
     questions: Path | None,
     answers: Sequence[Path],
+    ranking: Ranking | None,
     *,
     contexts: Path | None,
     references: Path | None,
@@ -285,6 +288,7 @@ def _write_report(
         contexts=None if contexts is None else Contexts(contexts, mismatches),
         references=None if references is None else records_by_id(references, mismatches),
         previews=previews,
+        ranking=ranking,
     )
     with replace_file(page) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(chunks)
