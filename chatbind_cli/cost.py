@@ -8,7 +8,7 @@ import re
 import tomllib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,58 @@ class Price:
 
 
 FREE = Price(0.0, 0.0)
+
+
+@dataclass(slots=True, kw_only=True)
+class Plan:
+    """What a run would ask a model, and what that would cost.
+
+    Attributes:
+        model: who would be asked.
+        records: those that the files ask for.
+        done: those that are there already, or are asked for once for several.
+        failing: those about which nobody can be asked.
+        requests: requests that would go out.
+        prompt_tokens: what would be sent.
+        completion_tokens: what would come back, if replies are of the usual length.
+        completion_tokens_at_most: the same if every reply is as long as allowed.
+        cost_usd: None without a price.
+        counted_by: the tokenizer, or `estimate`.
+        price: in words, with its source and its age.
+    """
+
+    model: str
+    records: int = 0
+    done: int = 0
+    failing: int = 0
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    completion_tokens_at_most: int = 0
+    cost_usd: float | None = None
+    cost_usd_at_most: float | None = None
+    counted_by: str = ""
+    price: str = ""
+
+    def add(self, prompt_tokens: int, usual: int, most: int) -> None:
+        """Counts a request whose reply has so many tokens."""
+        self.requests += 1
+        self.prompt_tokens += prompt_tokens
+        self.completion_tokens += min(usual, most)
+        self.completion_tokens_at_most += most
+
+    def set_price(self, price: Price | None) -> None:
+        """Says what all of it costs."""
+        if price is not None:
+            sent, most = self.prompt_tokens, self.completion_tokens_at_most
+            self.cost_usd = round(price.cost_usd(sent, self.completion_tokens), 6)
+            self.cost_usd_at_most = round(price.cost_usd(sent, most), 6)
+            self.price = "" if price is FREE else price.text()
+
+    def as_record(self, model: str, records: str) -> dict[str, Any]:
+        """Its values, with other names for the first two."""
+        values = asdict(self)
+        return {model: values.pop("model"), records: values.pop("records"), **values}
 
 
 def find_price(model: str, path: Path | None = None) -> Price | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -112,20 +113,18 @@ class ModelChoice:
         )
 
 
-model_options = gather(
-    "choice",
-    ModelChoice,
-    _model(
-        "-m",
-        "--model",
-        "--model-name",
-        "--model-name-or-path",
-        "model",
-        required=True,
-        metavar="DIR",
-        help="A ChatBind model, or a language model that --projector goes with; "
-        "- takes the one that the stage before in the pipe has made.",
-    ),
+_name = partial(
+    _model,
+    "-m",
+    "--model",
+    "--model-name",
+    "--model-name-or-path",
+    "model",
+    metavar="DIR",
+    help="A ChatBind model, or a language model that --projector goes with; "
+    "- takes the one that the stage before in the pipe has made.",
+)
+_rest = (
     _model(
         "--projector",
         "--mm-projector",
@@ -179,7 +178,14 @@ model_options = gather(
     ),
     without_effect("--vision-tower", because="the encoder is ImageBind, see --encoder"),
 )
+
+model_options = gather("choice", ModelChoice, _name(required=True), *_rest)
 """Which model answers, handed to the function as one argument `choice`."""
+
+model_or_other_options = gather(
+    "choice", ModelChoice, _name(default="", show_default=False), *_rest
+)
+"""The same where something else may answer: without one, `choice.model` is empty."""
 
 _GENERATION = (
     _generation(

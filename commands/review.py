@@ -5,31 +5,24 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from chatbind_cli.artifacts import emit_record
 from chatbind_cli.errors import UsageError
 from chatbind_cli.files import cache_folder, refuse_overlap
 from chatbind_cli.jsonl import read_lines
 
 from . import _base
 from ._base import ListOption, in_group
+from ._hosted import hosted_limits, show_plan
 from ._options import on_error_option, output_option, overwrite_option
-
-if TYPE_CHECKING:
-    from chatbind_cli.evaluation.review import Plan
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _input = in_group("Input")
 _judge = in_group("Judge")
 _limit = in_group("Limits")
-_rare_limit = partial(_limit, advanced=True)
-_RATE = click.FloatRange(min=0, min_open=True)
 _AUDIO = (
     "chatbind review --question eval/questions-audio.jsonl --answer-list "
     "eval/answers-reference-audio.jsonl eval/answers-model-audio.jsonl"
@@ -143,49 +136,13 @@ def _cache(context: click.Context, param: click.Parameter, given: str | None) ->
     advanced=True,
     help="Ask for the scores as a JSON object where the endpoint can be held to one.",
 )
-@_limit("--concurrency", type=click.IntRange(min=1), default=8, help="Judgements at a time.")
+@hosted_limits("Limits", "reviews")
 @_limit(
-    "--requests-per-minute",
-    type=_RATE,
-    help="The endpoint's limit.  [default: none but what it asks for]",
-)
-@_rare_limit("--tokens-per-minute", type=_RATE, help="The same in tokens, sent and received.")
-@_rare_limit(
-    "--timeout",
-    "timeout_s",
-    type=click.FloatRange(min=0.01),
-    default=120.0,
-    help="Seconds a request.",
-)
-@_rare_limit(
-    "--retries",
-    type=click.IntRange(min=0),
-    default=5,
-    help="Further attempts a request, each after a longer pause, or the one that is asked for.",
-)
-@_rare_limit(
     "--grace",
+    advanced=True,
     type=click.FloatRange(min=0),
     default=15.0,
     help="Seconds that judgements under way get to finish when the run is interrupted.",
-)
-@_limit(
-    "--max-cost",
-    "max_cost_usd",
-    type=click.FloatRange(min=0),
-    metavar="USD",
-    help="Stop before the reviews in the output file cost more than this.",
-)
-@_limit(
-    "--prices",
-    type=_FILE,
-    help='TOML file of prices: ["my-judge"] with input = 2.5 and output = 10.0, in USD a million '
-    "tokens; default: our own dated table of well-known models (--dry-run says its age).",
-)
-@_rare_limit(
-    "--tokenizer",
-    metavar="NAME",
-    help="Counts tokens: a tokenizer's folder, or tiktoken:o200k_base; default: an estimate.",
 )
 @_limit(
     "--cache",
@@ -255,7 +212,7 @@ def command(
     )
     review = Review(inputs, settings, options, output=output, overwrite=overwrite)
     if dry_run:
-        _show(review.plan())
+        show_plan(review.plan().as_record("judge", "judgements"))
         review.conclude()
         return
     # A batch system's first word ends the run as Ctrl-C does.
@@ -265,16 +222,6 @@ def command(
     finally:
         signal.signal(signal.SIGTERM, before)
     review.conclude(outcome)
-
-
-def _show(plan: Plan) -> None:
-    if not sys.stdout.isatty():
-        emit_record(asdict(plan))
-        return
-    for name, value in asdict(plan).items():
-        if value != "":
-            shown = "unknown, see --prices" if value is None else value
-            click.echo(f"{name.replace('_', ' ')}: {shown}")
 
 
 def _sides(answers: Sequence[str], at_least: int) -> list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,7 +18,8 @@ from chatbind_cli.media.options import MediaOptions
 from . import _base
 from ._base import in_group
 from ._engine import check_engine, connected, in_flight
-from ._inference import ModelChoice, model_options, sampling_options
+from ._hosted import AnswererChoice, answerer_options, show_plan
+from ._inference import ModelChoice, model_or_other_options, sampling_options
 from ._options import (
     FOLDER,
     STREAM,
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 _input, _compute = in_group("Input"), in_group("Compute")
 
+_BATCH = "openai-batch"
+
 
 @_base.command(
     "vqa",
@@ -46,8 +49,13 @@ _input, _compute = in_group("Input"), in_group("Compute")
         "chatbind vqa -m model -q eval/questions-audio.jsonl --media-root media -o answers.jsonl",
         "head -n 3 eval/questions-imu.jsonl | chatbind vqa -m model --media-root media",
     ],
+    elsewhere=[
+        "OPENAI_API_KEY=... chatbind vqa --answerer openai --answerer-model gpt-4o "
+        "--context eval/contexts.jsonl -q eval/questions-image.jsonl -o text-only.jsonl",
+    ],
 )
-@model_options
+@model_or_other_options
+@answerer_options
 @_input(
     "-q",
     "--questions",
@@ -59,6 +67,14 @@ _input, _compute = in_group("Input"), in_group("Compute")
     help="Question records (JSONL, or a JSON array; also compressed): question_id, text, and media "
     "under image, video, audio, depth, thermal, imu. From a pipe, what has come is answered at "
     "once.",
+)
+@_input(
+    "--input-format",
+    advanced=True,
+    type=click.Choice(["auto", _BATCH]),
+    default="auto",
+    help="openai-batch: the questions are a file for OpenAI's Batch API, requests of "
+    "/v1/chat/completions whatever model they name; auto: question records.",
 )
 @shard_option(
     "Answer the I-th of N stretches of the questions, I from 1 to N: for the N jobs of a batch "
@@ -92,6 +108,13 @@ _input, _compute = in_group("Input"), in_group("Compute")
     "answered stays, what failed is tried again. `-`: stdout, in words on a terminal.",
     "--answers-file",
 )
+@in_group("Output")(
+    "--output-format",
+    advanced=True,
+    type=click.Choice(["auto", _BATCH]),
+    default="auto",
+    help="openai-batch: answers to such a file, in OpenAI's form; auto: as the questions are.",
+)
 @overwrite_option
 @on_error_option
 @in_group("Generation")(
@@ -113,11 +136,14 @@ _input, _compute = in_group("Input"), in_group("Compute")
 @crew_options
 def command(
     choice: ModelChoice,
+    answerer: AnswererChoice | None,
     questions: str,
     shard: tuple[int, int],
     num_chunks: int | None,
     chunk_idx: int | None,
     limit: int | None,
+    input_format: str,
+    output_format: str,
     media_root: MediaRoot,
     media: MediaOptions,
     store: Path | None,
@@ -136,14 +162,31 @@ def command(
 
     Unless the options say otherwise, media are read as the model's training read them.
     """
+    shard = _chunk(num_chunks, chunk_idx, shard)
+    batch = input_format == _BATCH
+    if answerer is not None:
+        if batch:
+            raise UsageError(f"--answerer goes without --input-format {_BATCH}")
+        _check_stdin(questions)
+        refuse_overlap(output, [questions, answerer.contexts, answerer.settings.prices])
+        answerer.check(settings)
+        asked = {"questions": questions, "shard": shard, "limit": limit}
+        written = {"output": output, "overwrite": overwrite}
+        _from_contexts(answerer, settings, plan.dry_run, {**asked, **written}, on_error)
+        return
+    if not choice.model:
+        raise click.MissingParameter(
+            param_hint="'-m' / '--model', or '--answerer'", param_type="option"
+        )
     reads = not plan.dry_run and not worker.is_worker()
     if reads:
         one_reader(*choice.words_on_line(), ("the questions", questions))
-        if questions == "-" and sys.stdin.isatty():
-            raise UsageError(
-                "no questions", hint="name a file with --questions, or pipe records in"
-            )
+        _check_stdin(questions)
     check_engine(choice, settings)
+    if output_format == _BATCH and not batch:
+        raise UsageError(f"--output-format {_BATCH} goes with --input-format {_BATCH}")
+    if choices and batch:
+        raise UsageError(f"--choices goes without --input-format {_BATCH}")
     if choices:
         _check_choices(choice, settings)
     plan = choice.dispatch(plan)
@@ -161,8 +204,9 @@ def command(
         settings,
         connect=partial(connected, choice, in_flight=batch_size),
         questions=questions,
-        shard=_chunk(num_chunks, chunk_idx, shard),
+        shard=shard,
         limit=limit,
+        batch=batch,
         choices=choices,
         media_root=media_root,
         store=store,
@@ -175,6 +219,37 @@ def command(
         media=media_changes(media),
         crew=hands,
     )
+
+
+def _from_contexts(
+    answerer: AnswererChoice,
+    settings: GenerationSettings,
+    dry_run: bool,
+    files: dict[str, Any],
+    on_error: str,
+) -> None:
+    """Has a hosted model answer, or says what that takes."""
+    from chatbind_cli.inference import text_answerer  # noqa: PLC0415  brings openai
+
+    if dry_run:
+        plan = text_answerer.plan_from_contexts(
+            answerer.settings, settings, contexts=answerer.contexts, **files
+        )
+        show_plan(plan.as_record("answerer", "questions"))
+        return
+    text_answerer.vqa_from_contexts(
+        answerer.settings,
+        settings,
+        contexts=answerer.contexts,
+        concurrency=answerer.concurrency,
+        on_error=on_error,
+        **files,
+    )
+
+
+def _check_stdin(questions: str) -> None:
+    if questions == "-" and sys.stdin.isatty():
+        raise UsageError("no questions", hint="name a file with --questions, or pipe records in")
 
 
 def _check_choices(choice: ModelChoice, settings: GenerationSettings) -> None:

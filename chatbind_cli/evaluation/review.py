@@ -6,11 +6,10 @@ in the order of the questions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from chatbind_cli.console import Progress, note
-from chatbind_cli.cost import FREE, USUAL_REVIEW_TOKENS
+from chatbind_cli.cost import FREE, USUAL_REVIEW_TOKENS, Plan
 from chatbind_cli.errors import SomeRecordsFailed, UsageError
 from chatbind_cli.evaluation.cases import Inputs
 from chatbind_cli.evaluation.judgement_cache import JudgementCache
@@ -24,38 +23,6 @@ from chatbind_cli.evaluation.judging import (
 )
 from chatbind_cli.evaluation.records import Earlier, in_words, read_earlier, tidy
 from chatbind_cli.jsonl import RecordWriter
-
-
-@dataclass(slots=True, kw_only=True)
-class Plan:
-    """What a run would do and cost.
-
-    Attributes:
-        judge: who would judge.
-        judgements: judgements that the files ask for.
-        done: those that are in the output or the cache already, or are asked for once for several.
-        failing: those that cannot be judged (a missing answer or context).
-        requests: requests that would go out, if every reply can be read.
-        prompt_tokens: what would be sent.
-        completion_tokens: what would come back, if reviews are of the usual length.
-        completion_tokens_at_most: the same if every review is as long as allowed.
-        cost_usd: None without a price.
-        counted_by: the tokenizer, or `estimate`.
-        price: in words, with its source and its age.
-    """
-
-    judge: str
-    judgements: int = 0
-    done: int = 0
-    failing: int = 0
-    requests: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    completion_tokens_at_most: int = 0
-    cost_usd: float | None = None
-    cost_usd_at_most: float | None = None
-    counted_by: str = ""
-    price: str = ""
 
 
 class Review:
@@ -89,12 +56,12 @@ class Review:
     def plan(self) -> Plan:
         """What `make` would do and cost."""
         judge = self._judge
-        plan = Plan(judge=judge.name, counted_by=judge.counted_by)
+        plan = Plan(model=judge.name, counted_by=judge.counted_by)
         cache, asked = JudgementCache(self._options.cache), set[str | None]()
         for case in self._inputs.cases():
             tokens = None
             for judgement in judgements_of(case, judge, self._options):
-                plan.judgements += 1
+                plan.records += 1
                 if judgement.review_id in self._earlier.done:
                     plan.done += 1
                 elif judgement.case.problem is not None:
@@ -108,17 +75,8 @@ class Review:
                     tokens = tokens or judge.expected_tokens(case)
                     if tokens is None:
                         continue
-                    prompt, most = tokens
-                    plan.requests += 1
-                    plan.prompt_tokens += prompt
-                    plan.completion_tokens += min(USUAL_REVIEW_TOKENS, most)
-                    plan.completion_tokens_at_most += most
-        price, sent = judge.price, plan.prompt_tokens
-        if price is not None:
-            plan.cost_usd = round(price.cost_usd(sent, plan.completion_tokens), 6)
-            most = plan.completion_tokens_at_most
-            plan.cost_usd_at_most = round(price.cost_usd(sent, most), 6)
-            plan.price = "" if price is FREE else price.text()
+                    plan.add(tokens[0], USUAL_REVIEW_TOKENS, tokens[1])
+        plan.set_price(judge.price)
         return plan
 
     def make(self) -> Outcome:

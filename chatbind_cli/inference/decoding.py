@@ -7,8 +7,8 @@ that is printed at its end.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from chatbind_cli.errors import ChatBindError
@@ -18,8 +18,10 @@ FinishReason = Literal["stop", "length"]
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # a token may add no visible character (a byte of a longer one, a special token)
 _SILENT_TOKENS = 8
+_STRETCH = 16
+"""Tokens of a growing answer that are decoded anew for each further one: up to twice as many."""
 _MOST_UNREAD = 64
-"""Tokens without a whole character after which no more is waited for one."""
+"""Tokens after which no more is waited for the rest of a character."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ class Generated:
             and all else that changes it.
         samples: all answers that were drawn, where there are several; this is the first.
         choices: those that the question leaves, where it does; this is the likeliest.
+        about: what else its record's metadata say, of it alone.
         n_prompt: tokens that were read for it, as `Answerer.run` counts them.
     """
 
@@ -62,6 +65,7 @@ class Generated:
     logprobs: tuple[float, ...] | None = None
     samples: tuple[Generated, ...] = ()
     choices: tuple[ScoredChoice, ...] = ()
+    about: Mapping[str, Any] = field(default_factory=dict)
     n_prompt: int = 0
 
 
@@ -126,15 +130,17 @@ class AnswerDecoder:
 class GrowingText:
     """The text of an answer that grows, at the same cost for its thousandth token as for its first.
 
-    Only the last tokens are decoded, behind those before them, whose text is known: in many
-    vocabularies a word at the beginning of a text has no space before it.
+    Only the last tokens are decoded, behind a stretch of those before them, whose text is known: in
+    many vocabularies a word at the beginning of a text has no space before it.
     """
 
     def __init__(self, decoder: AnswerDecoder) -> None:
         self._decoder = decoder
         self._text = ""
-        self._known = self._behind = 0
-        """Tokens that are in the text; and those before the last of them that were added."""
+        self._known = self._start = 0
+        """Tokens that are in the text; and those before the stretch that came last."""
+        self._skip = 0
+        """Characters of that stretch alone."""
 
     def safe(self, ids: Sequence[int]) -> str:
         """The beginning of the answer that no later token can change.
@@ -146,12 +152,14 @@ class GrowingText:
             ids: all its tokens so far; what was there the last time is the same.
         """
         decoder = self._decoder
-        words = decoder._words(ids[self._behind :])[0]
-        before, now = decoder._text(words[: self._known - self._behind]), decoder._text(words)
-        text = self._text + now[len(before) :]
-        fresh = self._behind + len(words) - self._known
-        if (len(now) > len(before) and not now.endswith(_REPLACEMENT)) or fresh > _MOST_UNREAD:
-            self._text, self._behind, self._known = text, self._known, self._known + fresh
+        words = decoder._words(ids[self._start :])[0]
+        now = decoder._text(words)
+        text = self._text + now[self._skip :]
+        fresh = self._start + len(words) - self._known
+        whole = len(now) > self._skip and not now.endswith(_REPLACEMENT)
+        if (whole and fresh >= _STRETCH) or fresh > _MOST_UNREAD:
+            self._text, self._start, self._known = text, self._known, self._known + fresh
+            self._skip = len(decoder._text(words[-fresh:]))
         text, stopped = decoder._until_stop(text)
         if not stopped:
             text = text.rstrip(_REPLACEMENT)

@@ -16,6 +16,7 @@ _LEAST_TEMPERATURE = 1e-6  # scores divided by less are no numbers any more
 _MOST_STOPS = 64
 _MOST_OF_A_STOP = 1000  # characters; after each token as many are decoded again
 _MOST_SHOWN = 80
+_HOSTED = frozenset({"max_new_tokens", "temperature", "top_p", "seed", "stop"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +134,17 @@ class GenerationSettings:
             if asked:
                 hint = "leave it out, or answer without --engine"
                 raise UsageError(f"an engine cannot take {name}: {why}", hint=hint)
+
+    def refuse_hosted(self) -> None:
+        """Refuses what a hosted chat model (`--answerer`) has no parameter for.
+
+        Raises:
+            UsageError: it is asked for.
+        """
+        for field in fields(self):
+            if field.name not in _HOSTED and getattr(self, field.name) != field.default:
+                what = f"a hosted model takes no {field.name}"
+                raise UsageError(what, hint="leave it out, or answer without --answerer")
 
     def as_record(self) -> dict[str, Any]:
         """What an answer record says of it; without what had no influence."""

@@ -18,6 +18,8 @@ from chatbind_cli.console import Progress
 from chatbind_cli.crew import Crew
 from chatbind_cli.data.work_queue import Hand, WorkQueue, follow, work_queue
 from chatbind_cli.inference.answer_file import AnswerFile
+from chatbind_cli.inference.answer_record import AnswerRecords
+from chatbind_cli.inference.batch_file import BatchLines, read_batch
 from chatbind_cli.inference.decoding import Outcome
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.question_record import odd_keys_noted, read_question
@@ -26,6 +28,7 @@ from chatbind_cli.inference.questions import (
     count_questions,
     open_questions,
 )
+from chatbind_cli.jsonl import Line
 from chatbind_cli.media.root import MediaRoot
 
 if TYPE_CHECKING:
@@ -44,22 +47,17 @@ def vqa(
     settings: GenerationSettings,
     *,
     connect: Callable[[LoadedModel], AbstractContextManager[Engine | None]],
-    questions: str,
-    shard: tuple[int, int],
-    limit: int | None,
     choices: bool,
     media_root: MediaRoot,
     media: Mapping[str, Any],
     store: Path | None,
-    output: str,
-    overwrite: bool,
-    on_error: str,
     batch_size: int,
     workers: int,
     prompt_style: str | None,
     crew: Crew,
+    **files: Any,
 ) -> None:
-    """Answers all questions, as the help of `vqa` says for the options of the same names.
+    """Answers all questions of the `files` (see `answer_file`) with a model.
 
     Of the fields of `MediaOptions`, `media` has those that differ from the model's training. The
     model is loaded, and an engine elsewhere found, where questions are answered.
@@ -74,13 +72,8 @@ def vqa(
         engine = open_engines.enter_context(connect(loaded))
         how = {"style": prompt_style, "engine": engine, "batch_size": batch_size}
         answerer = _answerer(loaded, media, media_root, store, workers, **how)
-        metadata: dict[str, Any] = {
-            **(answerer.engine.identity() | loaded.identity()),
-            "prompt_style": answerer.prompts.style.name,
-            **({"choices": True} if choices else settings.as_record()),
-            **({"media_options": dict(media)} if media else {}),
-            **answerer.media_encoder.identity(),
-        }
+        asked = {"choices": True} if choices else settings.as_record()
+        metadata = _metadata(answerer, loaded, asked, media)
         return Hand(
             partial(answerer.run, settings=settings),
             room=_ROOM * batch_size,
@@ -91,13 +84,72 @@ def vqa(
         if crew.follows:
             follow(begin, _KEY)
             return
-        with work_queue(crew, begin, _KEY) as queue:
-            file = AnswerFile(output, overwrite=overwrite, on_error=on_error, **queue.said)
-            progress = Progress(count_questions(questions, shard, limit), "answering", "questions")
-            with closing(file), progress:
-                read = partial(read_question, settings=settings, choices=choices)
-                lines = islice(open_questions(questions, shard), limit)
-                answer_all(map(read, odd_keys_noted(lines)), file, queue, progress.advance)
+        answer_file(begin, settings, choices=choices, crew=crew, **files)
+
+
+def answer_file(
+    begin: Callable[[], Hand[Question, Outcome]],
+    settings: GenerationSettings,
+    *,
+    choices: bool = False,
+    batch: bool = False,
+    questions: str,
+    shard: tuple[int, int],
+    limit: int | None,
+    output: str,
+    overwrite: bool,
+    on_error: str,
+    crew: Crew,
+) -> None:
+    """Answers the questions of a file, as the help of `vqa` says for the options of those names.
+
+    Args:
+        begin: gets ready to answer; `said` holds the `model_id` and `metadata` of answers.
+        settings: how, where a question does not say.
+        choices: each question leaves answers to choose from.
+        batch: questions and answers are lines of OpenAI's batch files.
+        questions: where they are.
+        shard: which stretch of them, and of how many.
+        limit: how many at most.
+        output: where answers go.
+        overwrite: start that anew.
+        on_error: what to do about a question that fails.
+        crew: who answers.
+
+    Raises:
+        SomeRecordsFailed: some of them could not be answered.
+        ChatBindError: something that all of them need is not there or broken.
+    """
+    with work_queue(crew, begin, _KEY) as queue:
+        how = {"form": BatchLines if batch else AnswerRecords, **queue.said}
+        file = AnswerFile(output, overwrite=overwrite, on_error=on_error, **how)
+        progress = Progress(count_questions(questions, shard, limit), "answering", "questions")
+        with closing(file), progress:
+            lines = islice(open_questions(questions, shard), limit)
+            asked = _read(lines, settings, choices, queue.said["model_id"] if batch else None)
+            answer_all(asked, file, queue, progress.advance)
+
+
+def _read(
+    lines: Iterator[Line], settings: GenerationSettings, choices: bool, model_id: str | None
+) -> Iterator[Question]:
+    """The questions in records; of a batch file, which this model answers."""
+    if model_id is not None:
+        return read_batch(lines, settings, model_id)
+    return map(partial(read_question, settings=settings, choices=choices), odd_keys_noted(lines))
+
+
+def _metadata(
+    answerer: Answerer, loaded: LoadedModel, asked: Mapping[str, Any], media: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What every answer says of how it was made."""
+    return {
+        **(answerer.engine.identity() | loaded.identity()),
+        "prompt_style": answerer.prompts.style.name,
+        **asked,
+        **({"media_options": dict(media)} if media else {}),
+        **answerer.media_encoder.identity(),
+    }
 
 
 def _answerer(

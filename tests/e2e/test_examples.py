@@ -17,7 +17,7 @@ import click
 import pytest
 
 from chatbind_cli import cli
-from tests.evaluation.conftest import JudgeServer
+from tests.chat_server import JudgeServer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,7 +15,8 @@ from unittest import mock
 
 import pytest
 
-from chatbind_cli import cli
+from tests.program import Pipe
+from tests.program import chatbind as _chatbind
 
 KEYS = [
     "category",
@@ -53,28 +51,6 @@ def world(tmp_path: Path) -> Path:
         lines = "".join(json.dumps(record) + "\n" for record in records)
         (tmp_path / f"{name}.jsonl").write_text(lines)
     return tmp_path
-
-
-class _Pipe(io.TextIOWrapper):
-    """What a process reads or writes, in memory."""
-
-
-def _chatbind(
-    *words: object, cwd: Path, stdin: str | None = None, env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Runs the program in this process: in its folder, with pipes of its own."""
-    given = _Pipe(io.BytesIO((stdin or "").encode()), encoding="utf-8")
-    out, err = (_Pipe(io.BytesIO(), encoding="utf-8") for _ in range(2))
-    with (
-        contextlib.chdir(cwd),
-        mock.patch.dict(os.environ, env or {}),
-        mock.patch.multiple(sys, stdin=given, stdout=out, stderr=err),
-    ):
-        code, line = cli.run([str(word) for word in words])
-    out.flush()
-    err.flush()
-    said = (err.buffer.getvalue().decode() + line).rstrip("\n")
-    return subprocess.CompletedProcess(words, code, out.buffer.getvalue().decode(), said + "\n")
 
 
 def _records(text: str) -> list[dict[str, Any]]:
@@ -322,7 +298,7 @@ def test_a_dry_run_counts_and_asks_nobody(world: Path, judge_server: Any) -> Non
 
 def test_a_person_reads_the_plan_line_by_line(world: Path) -> None:
     words = [*RULE, "said.jsonl", "--judge-model", "mine", "--dry-run"]
-    with mock.patch.object(_Pipe, "isatty", return_value=True):
+    with mock.patch.object(Pipe, "isatty", return_value=True):
         lines = _chatbind(*words, cwd=world).stdout.splitlines()
     assert lines[:2] == ["judge: mine", "judgements: 8"]
     assert "cost usd: unknown, see --prices" in lines

@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
+from tests.chat_server import judge_server, quick_retries
 from tests.inference.world import World, make_world
+
+__all__ = ["judge_server", "quick_retries"]
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,323 @@
+"""Answers from captions and boxes: a hosted chat model in place of one that perceives.
+
+It is LLaVA's baseline (its text-only GPT-4): what can be answered without seeing or hearing. The
+model reads the contexts that a judge reads, in the same words (`evaluation/contexts.py`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from chatbind_cli.console import note
+from chatbind_cli.cost import FREE, Plan, message_tokens
+from chatbind_cli.crew import Crew
+from chatbind_cli.data.work_queue import Hand
+from chatbind_cli.errors import ChatBindError, EngineError, RecordError, UsageError, contained
+from chatbind_cli.evaluation.contexts import Contexts, context_text
+from chatbind_cli.evaluation.files import Mismatches
+from chatbind_cli.evaluation.scores import metadata_of, paid_usd
+from chatbind_cli.files import sha256_file
+from chatbind_cli.hosted import HostedSettings, Message, Role, refuse_without_key
+from chatbind_cli.hosted_model import HostedModel, NoReplyError
+from chatbind_cli.inbox import Inbox
+from chatbind_cli.inference.answer_record import AnswerRecords
+from chatbind_cli.inference.decoding import Generated, Outcome
+from chatbind_cli.inference.generation_settings import GenerationSettings
+from chatbind_cli.inference.question_record import read_question
+from chatbind_cli.inference.questions import Question, open_questions
+from chatbind_cli.inference.vqa import answer_file
+from chatbind_cli.jsonl import read_lines
+from chatbind_cli.loop_thread import cancel_others, loop_in_a_thread
+from chatbind_cli.media.medium import Medium
+from chatbind_cli.model.turns import HUMAN, dialogue
+
+ANSWERER = Role("answerer", "answered", EngineError)
+USUAL_ANSWER_TOKENS = 100
+"""A few sentences; GPT-4's published answers to LLaVA's 90 questions have about 95."""
+
+_VERSION = 1  # part of every answer's metadata: raise it when the words below change
+_SYSTEM = (
+    "You answer questions about media (pictures, videos, sounds, depth maps, thermal pictures, "
+    "motion recordings) that you cannot perceive yourself. In place of each stands what is known "
+    "of it, below its name in square brackets: captions by people who perceived it, then objects "
+    "in it with their boxes [x1, y1, x2, y2] (left, top, right and bottom, as shares of its width "
+    "and height). Answer directly, as if you perceived the media, and never mention captions, "
+    "boxes or coordinates."
+)
+
+
+class TextAnswerer:
+    """A hosted model that answers questions, many at a time.
+
+    Args:
+        settings: which one, and its limits.
+        contexts: JSONL of what is known of media; None: no question has any.
+        concurrency: questions at a time.
+        spent_usd: what the answers that are there cost, for the cost limit.
+
+    Raises:
+        ChatBindError: there is no such file, tokenizer or price.
+    """
+
+    def __init__(
+        self,
+        settings: HostedSettings,
+        contexts: Path | None,
+        *,
+        concurrency: int = 8,
+        spent_usd: float = 0.0,
+    ) -> None:
+        assert settings.model is not None
+        self.model = HostedModel(
+            settings.model,
+            settings,
+            ANSWERER,
+            usual_tokens=USUAL_ANSWER_TOKENS,
+            spent_usd=spent_usd,
+        )
+        self._contexts: Contexts | None = None
+        self._identity: dict[str, Any] = {"answerer": f"openai-{_VERSION}"}
+        if contexts is not None:
+            mismatches = Mismatches()
+            self._contexts = Contexts(contexts, mismatches)
+            self._identity["contexts"] = sha256_file(contexts)[:12]
+            for remark in mismatches.lines():
+                note(remark)
+        self._concurrency = concurrency
+
+    def identity(self, settings: GenerationSettings) -> dict[str, Any]:
+        """What the metadata of all answers say."""
+        return {**self._identity, **settings.as_record()}
+
+    def expected_tokens(self, question: Question, settings: GenerationSettings) -> tuple[int, int]:
+        """Tokens of the prompt for a question, and the most that the answer may have.
+
+        Raises:
+            ChatBindError: it cannot be asked.
+        """
+        messages, parameters = self._request(question, settings)
+        return message_tokens(messages, self.model.count), parameters["max_tokens"]
+
+    def run(
+        self, questions: Inbox[Question], settings: GenerationSettings
+    ) -> Iterator[tuple[Question, Outcome]]:
+        """Answers questions as they come, each as soon as it is done, in any order.
+
+        Yields:
+            Each question, and its answer, or why there is none.
+
+        Raises:
+            ChatBindError: no more can be answered; or the error that the questions ended with.
+                Either comes once those under way are answered: they are paid for.
+        """
+        done: Inbox[tuple[Question, Outcome]] = Inbox(self._concurrency)
+        seats = threading.Semaphore(self._concurrency)
+        errors: list[Exception] = []
+
+        async def answer(question: Question) -> None:
+            try:
+                done.put((question, await self._outcome(question, settings)))
+            except Exception as error:
+                errors.append(error)
+                questions.close()  # the thread below may sit in a wait for more
+                seats.release()
+
+        def send_all() -> None:
+            try:
+                while (question := questions.take()) is not None:
+                    seats.acquire()
+                    if errors:
+                        seats.release()
+                        break
+                    submit(answer(question))
+            except Exception as error:  # the questions' own
+                errors.append(error)
+            for _ in range(self._concurrency):
+                seats.acquire()
+            done.close(errors[0] if errors else None)
+
+        with loop_in_a_thread("answerer") as submit:
+            # a daemon: it may wait for a question that never comes
+            sender = threading.Thread(target=send_all, name="to the answerer", daemon=True)
+            sender.start()
+            try:
+                while (item := done.take()) is not None:
+                    seats.release()
+                    yield item
+            finally:
+                errors.append(EOFError())
+                questions.leave()
+                questions.close()
+                for _ in range(2 * self._concurrency + 1):
+                    seats.release()
+                sender.join()
+                submit(cancel_others()).result()
+                submit(self.model.close()).result()
+
+    async def _outcome(self, question: Question, settings: GenerationSettings) -> Outcome:
+        """What becomes of a question.
+
+        Raises:
+            EngineError: nothing can become of any.
+        """
+        where = question.where or f"question {question.id}"
+        try:
+            messages, parameters = self._request(question, settings)
+        except ChatBindError as error:
+            return RecordError(error.what, where=error.where or where, hint=error.hint)
+        except Exception as error:
+            return contained(error, where=where)
+        about: dict[str, Any] = {}
+        try:
+            text, ended = await self.model.ask(messages, parameters, about)
+        except NoReplyError as error:
+            return EngineError(str(error), where=where)
+        except ChatBindError:
+            raise  # it is not about this question
+        except Exception as error:
+            return contained(error, where=where)
+        tokens = about.get("completion_tokens") or self.model.count(text)
+        return Generated(
+            text.strip(), tokens, "length" if ended == "length" else "stop", about=about
+        )
+
+    def _request(
+        self, question: Question, settings: GenerationSettings
+    ) -> tuple[list[Message], dict[str, Any]]:
+        """The chat that asks a question, and how it is to be answered.
+
+        Raises:
+            ChatBindError: its `problem`, or it cannot be asked.
+        """
+        if question.problem is not None:
+            raise question.problem
+        if question.mix or any(medium.weight != 1.0 for medium in question.media):
+            raise RecordError("mix and weights are for a model that perceives")
+        messages = []
+        number = 0
+        turns = question.turns or dialogue(question.earlier, question.text, question.media)
+        for turn in turns:
+            told, said = [], []
+            for part in turn.content:
+                if isinstance(part, Medium):
+                    number += 1
+                    name = f"[{part.modality} {number}]"
+                    told.append(f"{name}\n{self._context(part)}\n\n")
+                    said.append(name)
+                else:
+                    said.append(part)
+            role = "user" if turn.role == HUMAN else "assistant"
+            messages.append({"role": role, "content": "".join([*told, *said])})
+        system = question.system or (_SYSTEM if number else None)
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
+        try:
+            return messages, _parameters(question.settings or settings)
+        except UsageError as error:
+            raise RecordError(f"generation: {error.what}", hint=error.hint) from error
+
+    def _context(self, medium: Medium) -> str:
+        found = None
+        if self._contexts is not None:
+            found = self._contexts.of(str(medium.modality), medium.name)
+        if found is None:
+            hint = None if self._contexts else "--context FILE says what is known of media"
+            raise RecordError(f"no context for {medium.modality} {medium.name}", hint=hint)
+        return context_text(found)
+
+
+def _parameters(settings: GenerationSettings) -> dict[str, Any]:
+    """The settings in the words of the endpoint.
+
+    Raises:
+        UsageError: there is none for one of them.
+    """
+    settings.refuse_hosted()
+    parameters: dict[str, Any] = {
+        "max_tokens": settings.max_new_tokens,
+        "temperature": settings.temperature,
+    }
+    if settings.sampled:
+        parameters |= {"top_p": settings.top_p, "seed": settings.seed}
+    if settings.stop:
+        parameters["stop"] = list(settings.stop)
+    return parameters
+
+
+def vqa_from_contexts(
+    hosted: HostedSettings,
+    settings: GenerationSettings,
+    *,
+    contexts: Path | None,
+    concurrency: int,
+    output: str,
+    overwrite: bool,
+    **how: Any,
+) -> None:
+    """Has a hosted model answer a file of questions; see `vqa.answer_file`.
+
+    Raises:
+        SomeRecordsFailed: some of them could not be answered.
+        ChatBindError: none can be, or no more within the cost limit.
+    """
+    refuse_without_key(hosted, ANSWERER)
+    _, spent_usd = _earlier(output, overwrite)
+    answerer = TextAnswerer(hosted, contexts, concurrency=concurrency, spent_usd=spent_usd)
+    price = answerer.model.price
+    if hosted.max_cost_usd is not None and price is not None and price is not FREE:
+        note(f"price: {price.text()}")
+    hand = Hand(
+        partial(answerer.run, settings=settings),
+        room=concurrency,
+        said={"model_id": answerer.model.name, "metadata": answerer.identity(settings)},
+    )
+    how = {"output": output, "overwrite": overwrite, **how}
+    answer_file(lambda: hand, settings, crew=Crew(), **how)
+
+
+def plan_from_contexts(
+    hosted: HostedSettings,
+    settings: GenerationSettings,
+    *,
+    contexts: Path | None,
+    questions: str,
+    shard: tuple[int, int],
+    limit: int | None,
+    output: str,
+    overwrite: bool,
+) -> Plan:
+    """What `vqa_from_contexts` would ask and cost."""
+    done, _ = _earlier(output, overwrite)
+    answerer = TextAnswerer(hosted, contexts)
+    plan = Plan(model=answerer.model.name, counted_by=answerer.model.counted_by)
+    for line in islice(open_questions(questions, shard), limit):
+        plan.records += 1
+        question = read_question(line, settings)
+        if question.line is None and str(question.id) in done:
+            plan.done += 1
+            continue
+        try:
+            sent, most = answerer.expected_tokens(question, settings)
+        except Exception:  # what is wrong with it is said when it is asked
+            plan.failing += 1
+        else:
+            plan.add(sent, USUAL_ANSWER_TOKENS, most)
+    plan.set_price(answerer.model.price)
+    return plan
+
+
+def _earlier(output: str, overwrite: bool) -> tuple[set[str], float]:
+    """The questions that the output answers already, and what that has cost in US dollars."""
+    done: set[str] = set()
+    spent = 0.0
+    if output != "-" and not overwrite and Path(output).is_file():
+        for record, _, _, problem in read_lines(output):  # the writer says what is wrong with it
+            if problem is None and "error" not in record:
+                done.add(str(record.get(AnswerRecords.key)))
+                spent += paid_usd(metadata_of(record)) or 0.0
+    return done, spent
