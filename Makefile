@@ -12,7 +12,7 @@ CHATBIND = $(BIN)/chatbind
 SHELL    = bash
 .SHELLFLAGS = -euo pipefail -c
 
-.PHONY: help install check test test-vllm build clean
+.PHONY: help install check test test-vllm test-harness build clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,9 @@ test: install  ## the whole test suite
 
 test-vllm: install  ## answers against a real vLLM: CHATBIND_VLLM=its virtual environment
 	$(BIN)/python -m pytest -q -rs tests/inference/test_vllm.py
+
+test-harness: install  ## lmms-eval on a toy world: CHATBIND_HARNESS=its virtual environment
+	$(BIN)/python -m pytest -q -rs tests/harness/test_lmms_eval.py
 
 build: install  ## a wheel, installed and started outside the checkout
 	rm -rf build dist

@@ -30,6 +30,7 @@ from ._base import ListOption, in_group
 from ._options import media_root_options
 
 if TYPE_CHECKING:
+    from chatbind_cli.evaluation.ranking import Ranking
     from chatbind_cli.media.root import MediaRoot
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -207,7 +208,8 @@ def command(
     ranks = ranking_of(summaries) if ranked else None
     tables.write(summaries, form, sys.stdout, ranks)
     if page is not None:
-        _write_report(page, summaries, questions, answers, **shown)
+        drawn = ranks or (ranking_of(summaries) if has_several(summaries) else None)
+        _write_report(page, summaries, questions, answers, drawn, **shown)
     _say(summaries, tables.remarks(summaries, ranks) if for_programs else [])
     if not any(summary.total["n"] for summary in summaries):
         raise RecordError("every review failed, so there is nothing to average")
@@ -240,6 +242,7 @@ def _write_report(
     summaries: Sequence[Summary],
     questions: Path | None,
     answers: Sequence[Path],
+    ranking: Ranking | None,
     *,
     contexts: Path | None,
     references: Path | None,
@@ -261,6 +264,7 @@ def _write_report(
         contexts=None if contexts is None else Contexts(contexts, mismatches),
         references=None if references is None else records_by_id(references, mismatches),
         previews=previews,
+        ranking=ranking,
     )
     with replace_file(page) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(chunks)

@@ -72,7 +72,7 @@ class Case:
     @property
     def modality(self) -> str | None:
         """What the question is about, None for plain text."""
-        return _modality_of(self.question)
+        return next((name for name in MODALITIES if self.question.get(name)), None)
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -208,10 +208,11 @@ class Inputs:
             return replace(case, problem="; ".join(problems))
         case = replace(case, answers=tuple(answers))
         if self._contexts is not None and case.modality is not None:
-            context = context_of(case.question, self._contexts)
+            named = case.question[case.modality]
+            medium = named[0] if isinstance(named, list) else named
+            context = self._contexts.of(case.modality, medium)
             if context is None:
                 self._mismatches.add(self._contexts_name, "no context for question", key)
-                named = case.question[case.modality]
                 return replace(case, problem=f"no context for {case.modality} {named}")
             case = replace(case, context=context)
         right = right_answers(key, case.question, case.answers, self._references)
@@ -252,19 +253,6 @@ def right_answers(
         return references_of(references.get(key, {}), ("text", *_REFERENCE_KEYS))
     found = map(references_of, (question, *answers))
     return next(filter(None, found), ())
-
-
-def context_of(question: Record, contexts: Contexts) -> Record | None:
-    """The captions and boxes of what a question is about, None where there are none."""
-    modality = _modality_of(question)
-    if modality is None:
-        return None
-    named = question[modality]
-    return contexts.of(modality, named[0] if isinstance(named, list) else named)
-
-
-def _modality_of(question: Record) -> str | None:
-    return next((name for name in MODALITIES if question.get(name)), None)
 
 
 def references_of(record: Record, keys: Sequence[str] = _REFERENCE_KEYS) -> tuple[str, ...]:

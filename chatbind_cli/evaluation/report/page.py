@@ -18,8 +18,9 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from chatbind_cli.evaluation import scores, tables
-from chatbind_cli.evaluation.cases import context_of, right_answers
+from chatbind_cli.evaluation.cases import right_answers
 from chatbind_cli.evaluation.contexts import Contexts, context_text
+from chatbind_cli.evaluation.ranking import BRADLEY_TERRY, Rank, Ranking
 from chatbind_cli.evaluation.scores import Item
 from chatbind_cli.evaluation.statistics import (
     Pair,
@@ -54,6 +55,7 @@ def render_report(
     contexts: Contexts | None = None,
     references: Mapping[str, Record] | None = None,
     previews: Previews | None = None,
+    ranking: Ranking | None = None,
 ) -> Iterator[str]:
     """The whole page, in pieces.
 
@@ -64,6 +66,7 @@ def render_report(
         contexts: captions and boxes of the questions' media, as a judge who cannot see reads them.
         references: answers that count as right, by id; None: those that questions or answers carry.
         previews: of the questions' media; None: they are named, not shown.
+        ranking: of all models.
     """
     script, style = part("report.js"), part("base.css") + part("report.css")
     anchors: Counter[str] = Counter()
@@ -73,16 +76,20 @@ def render_report(
         for entry in _entries(summary, questions or {}, answers, previews, anchors)
     ]
     for entry in entries:
-        key, question = entry["question_id"], (questions or {}).get(entry["question_id"], {})
+        key, media = entry["question_id"], entry["media"]
         given = [side.get(key, {}) for side in answers]
+        question = (questions or {}).get(key, {})
         entry["references"] = right_answers(key, question, given, references)
-        context = None if contexts is None else context_of(question, contexts)
+        # the medium that a judge is told of
+        context = contexts.of(*media[0][:2]) if contexts and media else None
         entry["context"] = "" if context is None else context_text(context)
     template = _environment().get_template("page.html")
     return template.generate(
         title=_title(summaries),
         summaries=summaries,
         several=len(summaries) > 1,
+        single=all(summary.single for summary in summaries),
+        ranking=ranking,
         agreements=tables.agreement_lines(summaries),
         entries=entries,
         categories=sorted({entry["category"] for entry in entries}),
@@ -113,7 +120,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    for function in (position_bias, relative_chart, sample_of, score_chart):
+    for function in (position_bias, rank_chart, relative_chart, sample_of, score_chart):
         environment.globals[function.__name__] = function
     environment.globals |= {"tables": tables, "scores": scores}
     environment.globals |= {"counted": Counter, "width": WIDTH, "side": _SIDE}
@@ -162,7 +169,8 @@ def _entries(
             *(of for of, _, _ in media),
             "text",
         ]
-        entry = {
+        given = _answers(review, summary, question_id, answers)
+        entry: Record = {
             "anchor": _anchor(question_id, anchors),
             "question_id": question_id,
             "category": str(category).strip(),
@@ -170,12 +178,17 @@ def _entries(
             "run": summary.name,
             "question": str(question.get("text", "")),
             "media": media,
-            "answers": _answers(review, summary, question_id, answers),
+            "answers": given,
+            "lengths": _lengths(summary, item, given),
+            "single": summary.single,
             "reviews": sorted(
                 reviews, key=lambda r: (scores.judge_of(r), sample_of(r), scores.is_swapped(r))
             ),
         }
-        entries.append(entry | _outcome(reviews, summary.results[ALL].get(item)))
+        entry |= _outcome(reviews, summary.results[ALL].get(item))
+        if summary.single and entry["marks"]:
+            entry |= {"winner": "graded", "gap": entry["marks"][0]}
+        entries.append(entry)
     places = {question_id: place for place, question_id in enumerate(questions)}
     return sorted(entries, key=lambda entry: places.get(entry["question_id"], len(places)))
 
@@ -210,9 +223,15 @@ def _answers(
     for place, number in enumerate(pair[:2]):
         if 0 < number <= len(answers):
             answer = answers[number - 1].get(question_id, {"text": "(no answer)"})
-            model = models[place] if len(models) == 2 else ""
+            model = models[place] if place < len(models) else ""
             found.append((model, str(answer.get("error") or answer.get("text", ""))))
     return found
+
+
+def _lengths(summary: Summary, item: Item, answers: Sequence[tuple[str, str]]) -> str:
+    """How long the answers are: as the reviews say, else as they are."""
+    known = summary.lengths.get(item) or [len(words) for _, words in answers]
+    return " and ".join(f"{length:.0f}" for length in known[: 1 if summary.single else 2])
 
 
 def sample_of(review: Record) -> int:
@@ -233,6 +252,7 @@ def _outcome(reviews: Sequence[Record], mean: Pair | None) -> Record:
     return {
         "winner": "failed" if mean is None else _WINNERS[outcome(mean)],
         "marks": mean,
+        "gap": mean and mean[1] - mean[0],
         "order_differs": _differ((scores.is_swapped(review), pair) for review, pair in scored),
         "judges_differ": _differ((scores.judge_name(review), pair) for review, pair in scored),
     }
@@ -267,6 +287,12 @@ def relative_chart(rows: Sequence[Record]) -> Chart | None:
         if row["relative"] is not None
     ]
     return Chart(lines, _axis([100.0], lines)) if lines else None
+
+
+def rank_chart(ranks: Sequence[Rank]) -> Chart:
+    """The points of each model, best first; 1000 is the mean of those ranked by wins."""
+    lines: list[Line] = [(rank.model, [("second", rank.points, rank.ci95)]) for rank in ranks]
+    return Chart(lines, _axis([1000.0] if ranks[0].ranking == BRADLEY_TERRY else [0.0], lines))
 
 
 def score_chart(summary: Summary) -> Chart | None:

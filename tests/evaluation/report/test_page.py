@@ -14,8 +14,10 @@ import pytest
 
 from chatbind_cli.evaluation.contexts import Contexts
 from chatbind_cli.evaluation.files import Mismatches
+from chatbind_cli.evaluation.ranking import ranking_of
 from chatbind_cli.evaluation.report.page import WIDTH, relative_chart, render_report
 from chatbind_cli.evaluation.report.previews import Previews
+from chatbind_cli.evaluation.summary import summarize
 from chatbind_cli.media.root import MediaRoot
 from tests.evaluation.sample import one_summary
 
@@ -105,17 +107,17 @@ def test_what_models_wrote_is_text_and_the_only_script_is_the_pages_own(html: st
     assert page.all("details")[2]["data-category"] == NASTY
 
 
-def test_what_counts_as_right_and_what_the_judge_read_stand_beside_the_answers(tmp_path) -> None:
+def test_what_counts_as_right_and_what_the_judge_read_stand_beside_the_answers(
+    tmp_path: Path,
+) -> None:
     questions = {
         "1": {"question_id": 1, "text": "?", "image": "COCO_val2014_dog.jpg", "answer": "a dog"},
         "2": {"question_id": 2, "text": "?", "audio": "a.wav"},
     }
     boxes = [{"category": "dog", "bbox": [1, 2, 3, 4]}]
-    file = tmp_path / "contexts.jsonl"
-    file.write_text(
-        json.dumps({"image": "dog.jpg", "captions": [f"A dog. {NASTY}"], "instances": boxes})
-    )
-    contexts = Contexts(file, Mismatches())
+    context = {"image": "dog.jpg", "captions": [f"A dog. {NASTY}"], "instances": boxes}
+    (tmp_path / "c.jsonl").write_text(json.dumps(context))
+    contexts = Contexts(tmp_path / "c.jsonl", Mismatches())
     options: dict[str, Any] = {"questions": questions, "contexts": contexts}
     summaries = [one_summary([_review(1, [8, 6]), _review(2, [8, 6])])]
     words = Page("".join(render_report(summaries, **options))).data["div"]
@@ -129,6 +131,61 @@ def test_what_counts_as_right_and_what_the_judge_read_stand_beside_the_answers(t
     html = "".join(render_report(summaries, references=given, **options))
     assert "a bark" in html
     assert "a dog" not in html, "a file of references stands for all questions"
+
+
+def test_lengths_stand_with_the_question_as_reviews_say_or_as_the_answers_are() -> None:
+    reviews = [_review(1, [8, 6], metadata={"lengths": [120, 45]}), _review(2, [8, 6])]
+    answers = [{"2": {"text": "four"}}, {"2": {"text": "fivefive"}}]
+    html = "".join(render_report([one_summary(reviews)], answers=answers))
+    assert "answers of 120 and 45 characters" in html
+    assert "answers of 4 and 8 characters" in html
+    alone = "".join(render_report([one_summary(reviews)], answers=answers[:1]))
+    assert "answers of 4 characters" in alone
+
+
+def _pairs(*pairs: str) -> list[dict[str, Any]]:
+    """Reviews of pairs such as `ab`, in which the later letter wins two of three questions."""
+    return [
+        _review(n, [5, 8] if n else [8, 5], metadata={"models": list(pair), "pair": list(pair)})
+        for pair in pairs
+        for n in range(3)
+    ]
+
+
+def test_all_models_are_ranked_in_a_table_and_a_chart_with_intervals() -> None:
+    summaries = summarize(_pairs("ab", "ac", "bc"), name="r", with_words=True)
+    page = Page("".join(render_report(summaries, ranking=ranking_of(summaries))))
+    assert page.open == []
+    names = [text for text in page.data["th"] if re.match(r"\d\. ", text)]
+    assert names == ["1. c", "2. b", "3. a"]
+    marks = [title for title in page.data["title"] if re.match(r"[abc]: ", title)]
+    assert [mark[0] for mark in marks] == ["c", "b", "a"]
+    assert all(re.fullmatch(r"[abc]: [\d.]+ \([\d.]+ to [\d.]+\)", mark) for mark in marks)
+    assert "Ranking" not in page.data["h2"][1:]
+
+
+def test_answers_that_were_graded_alone_have_one_score_and_no_other_side() -> None:
+    reviews = [
+        _review(n, [7 + n], metadata={"models": [model], "pair": [pair], "lengths": [30]})
+        for pair, model in enumerate("ab", start=1)
+        for n in range(2)
+    ]
+    for review in reviews:
+        del review["metadata"]["order"]
+    summaries = summarize(reviews, name="r", with_words=True)
+    answers = [{"0": {"text": "Said by a."}}, {"0": {"text": "Said by b."}}]
+    html = "".join(render_report(summaries, answers=answers, ranking=ranking_of(summaries)))
+    page = Page(html)
+    assert page.open == []
+    assert [(e["data-winner"], e["data-gap"]) for e in page.all("details")] == (
+        [("graded", "7.0"), ("graded", "8.0")] * 2
+    )
+    assert "None" not in html
+    for gone in ("second", "First answer", "tie"):
+        assert gone not in "".join(page.data["h3"] + page.data["summary"] + page.data["dt"])
+    assert "answer of 30 characters" in html
+    assert html.index("Said by a.") < html.index("Said by b.")
+    assert page.data["strong"][0] == "7.5"
 
 
 def test_the_policy_names_the_script_and_the_style_by_their_hashes(html: str) -> None:
