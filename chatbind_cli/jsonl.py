@@ -148,12 +148,13 @@ class RecordWriter:
         key: the key (or keys) of a record's id.
         overwrite: start the file anew, if it is one of these records.
         expect: values that the records already in the file must have (`{"model_id": ...}`), so
-            that a run does not continue another model's file.
+            that a run does not continue another model's file; None: whatever it is.
         in_words: the record as a person reads it; used where standard output is a terminal.
 
     Attributes:
-        done: the ids that the file held complete and without an `error` when it was opened, plus
-            those written since. An id is the value of `key`, or a tuple for several keys.
+        done: the ids that the file held complete and without an `error` (null is none) when it was
+            opened, plus those written since. An id is the value of `key`, or a tuple for several
+            keys.
 
     Raises:
         ChatBindError: the file to start anew begins with something else.
@@ -191,7 +192,7 @@ class RecordWriter:
 
     def write(self, record: Record) -> None:
         """Writes one line and hands it to the operating system."""
-        if "error" not in record:
+        if record.get("error") is None:
             self.done.add(self.id_of(record))
         with self._writing():
             if self._in_words is None:
@@ -290,13 +291,14 @@ class RecordWriter:
             return None
         record, _, _, problem = parse_line(line, where)
         # what failed for want of an id says which line of the input it was
-        nameless = "error" in record and isinstance(record.get("line"), int)
+        failed = record.get("error") is not None
+        nameless = failed and isinstance(record.get("line"), int)
         try:
             identity = None if nameless else self.id_of(record)
             known = identity in self.done
         except (KeyError, TypeError) as error:  # TypeError: a list is no id
             problem = RecordError(str(error))
-        lacks = "error" not in record and any(key not in record for key in self._expect)
+        lacks = not failed and any(key not in record for key in self._expect)
         if problem is not None or lacks:
             keys = ", ".join(
                 [*([self.key] if isinstance(self.key, str) else self.key), *self._expect]
@@ -307,10 +309,10 @@ class RecordWriter:
                 hint="give another output file, or --overwrite",
             )
         for key, value in self._expect.items():
-            if record.get(key, value) != value:
+            if value is not None and record.get(key, value) != value:
                 raise RecordError(
                     f"has {key} {record[key]!r}, but this run has {value!r}",
                     where=where,
                     hint="give another output file, or --overwrite",
                 )
-        return None if "error" in record or known else record
+        return None if failed or known else record

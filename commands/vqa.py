@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 _input, _compute = in_group("Input"), in_group("Compute")
 
+_BATCH = "openai-batch"
+
 
 @_base.command(
     "vqa",
@@ -65,6 +67,14 @@ _input, _compute = in_group("Input"), in_group("Compute")
     help="Question records (JSONL, or a JSON array; also compressed): question_id, text, and media "
     "under image, video, audio, depth, thermal, imu. From a pipe, what has come is answered at "
     "once.",
+)
+@_input(
+    "--input-format",
+    advanced=True,
+    type=click.Choice(["auto", _BATCH]),
+    default="auto",
+    help="openai-batch: the questions are a file for OpenAI's Batch API, requests of "
+    "/v1/chat/completions whatever model they name; auto: question records.",
 )
 @shard_option(
     "Answer the I-th of N stretches of the questions, I from 1 to N: for the N jobs of a batch "
@@ -98,6 +108,13 @@ _input, _compute = in_group("Input"), in_group("Compute")
     "answered stays, what failed is tried again. `-`: stdout, in words on a terminal.",
     "--answers-file",
 )
+@in_group("Output")(
+    "--output-format",
+    advanced=True,
+    type=click.Choice(["auto", _BATCH]),
+    default="auto",
+    help="openai-batch: answers to such a file, in OpenAI's form; auto: as the questions are.",
+)
 @overwrite_option
 @on_error_option
 @in_group("Generation")(
@@ -125,6 +142,8 @@ def command(
     num_chunks: int | None,
     chunk_idx: int | None,
     limit: int | None,
+    input_format: str,
+    output_format: str,
     media_root: MediaRoot,
     media: MediaOptions,
     store: Path | None,
@@ -144,7 +163,10 @@ def command(
     Unless the options say otherwise, media are read as the model's training read them.
     """
     shard = _chunk(num_chunks, chunk_idx, shard)
+    batch = input_format == _BATCH
     if answerer is not None:
+        if batch:
+            raise UsageError(f"--answerer goes without --input-format {_BATCH}")
         _check_stdin(questions)
         refuse_overlap(output, [questions, answerer.contexts, answerer.settings.prices])
         answerer.check(settings)
@@ -161,6 +183,10 @@ def command(
         one_reader(*choice.words_on_line(), ("the questions", questions))
         _check_stdin(questions)
     check_engine(choice, settings)
+    if output_format == _BATCH and not batch:
+        raise UsageError(f"--output-format {_BATCH} goes with --input-format {_BATCH}")
+    if choices and batch:
+        raise UsageError(f"--choices goes without --input-format {_BATCH}")
     if choices:
         _check_choices(choice, settings)
     plan = choice.dispatch(plan)
@@ -180,6 +206,7 @@ def command(
         questions=questions,
         shard=shard,
         limit=limit,
+        batch=batch,
         choices=choices,
         media_root=media_root,
         store=store,

@@ -60,3 +60,14 @@ def test_a_writer_hears_that_nobody_reads() -> None:
     writer.join(timeout=10)
     assert told == [False]
     assert inbox.put(3) is False
+
+
+def test_what_was_not_taken_can_be_taken_back_and_makes_room() -> None:
+    inbox: Inbox[str] = Inbox(2)
+    inbox.put("a")
+    inbox.put("b")
+    assert inbox.withdraw("a")
+    assert not inbox.withdraw("a")
+    assert inbox.put("c")
+    assert [inbox.take(), inbox.take(wait=False)] == ["b", "c"]
+    assert not inbox.withdraw("b")

@@ -16,17 +16,10 @@ from typing import Any
 from chatbind_cli.console import note
 from chatbind_cli.errors import ChatBindError, RecordError, SomeRecordsFailed
 from chatbind_cli.files import replace_file
-from chatbind_cli.inference.answer_record import (
-    OF_ONE_ANSWER,
-    answer_record,
-    failed_record,
-    in_words,
-)
+from chatbind_cli.inference.answer_record import AnswerRecords
 from chatbind_cli.inference.decoding import Generated
 from chatbind_cli.inference.questions import Question
-from chatbind_cli.jsonl import RecordWriter, read_records
-
-KEY = "question_id"
+from chatbind_cli.jsonl import Record, RecordWriter, read_records
 
 _SHOWN = 3
 
@@ -43,6 +36,7 @@ class AnswerFile:
         metadata: what every answer of this run says of how it was generated; a file whose first
             answer was generated otherwise is not continued, since its answers would not be
             comparable.
+        form: how answers are written down.
 
     Attributes:
         is_stream: answers go to standard output or a pipe, where they have to come in order.
@@ -59,20 +53,20 @@ class AnswerFile:
         on_error: str = "record",
         model_id: str,
         metadata: Mapping[str, Any],
+        form: type[AnswerRecords] = AnswerRecords,
     ) -> None:
+        self._form = form(model_id, metadata)
         self._path = None if str(target) == "-" else Path(target)
         self.is_stream = self._path is None or (self._path.exists() and not self._path.is_file())
         if self._path is not None and not overwrite:
-            _check_metadata(self._path, metadata)
+            _check_first(self._path, self._form)
         self._on_error = on_error
-        self._model_id = model_id
-        self._metadata = metadata
         self._writer = RecordWriter(
             target,
-            key=KEY,
+            key=self._form.key,
             overwrite=overwrite,
-            expect={"model_id": model_id},
-            in_words=in_words,
+            expect=self._form.expect,
+            in_words=self._form.in_words,
         )
         self._places: dict[Hashable, str | None] = {}
         self._doubled: list[str] = []
@@ -104,16 +98,14 @@ class AnswerFile:
         Raises:
             ChatBindError: there is none, and a failure ends the run.
         """
-        model_id = self._model_id
         if isinstance(outcome, Generated):
-            record = answer_record(question, outcome, model_id=model_id, metadata=self._metadata)
-            self._writer.write(record)
+            self._writer.write(self._form.answer(question, outcome))
             return
         self._fail(outcome)
         if self._on_error == "skip":
             note(f"left out: {outcome}")
         else:
-            self._writer.write(failed_record(question, outcome, model_id=model_id))
+            self._writer.write(self._form.failure(question, outcome))
 
     def _fail(self, error: ChatBindError) -> None:
         if self._on_error == "fail":
@@ -151,7 +143,7 @@ class AnswerFile:
         with path.open("rb") as file:
             for line in file:
                 record = json.loads(line)
-                key = ("line", record["line"]) if "line" in record else record[KEY]
+                key = ("line", record["line"]) if "line" in record else record[self._form.key]
                 end = start + len(line)
                 lines.append((order.get(key, len(order)), start, end))
                 start = end
@@ -169,27 +161,21 @@ class AnswerFile:
         self._writer.close()
 
 
-def _check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
+def _check_first(path: Path, form: AnswerRecords) -> None:
     """Compares how the file's first answer was generated with how this run generates them.
 
     Raises:
         RecordError: they differ.
     """
-    there: Any = None
+    there: Record | None = None
     if path.is_file():
         with suppress(RecordError):  # a broken line is the writer's business
-            answers = (record for record, _ in read_records(path) if "error" not in record)
-            there = next(answers, {}).get("metadata")
-    both = there.keys() & metadata.keys() if isinstance(there, dict) else ()
-    if not both:
-        # nothing there, or somebody else's file, which does not say
-        return
-    keys = (there.keys() | metadata.keys()) - OF_ONE_ANSWER
-    for key in sorted(keys, key=lambda key: (key not in both, key)):
-        if there.get(key) != metadata.get(key):
-            raise RecordError(
-                f"its answers were made with {key} {there.get(key)!r}, "
-                f"this run has {metadata.get(key)!r}",
-                where=str(path),
-                hint="give another output file, or --overwrite",
-            )
+            records = (record for record, _ in read_records(path))
+            there = next((r for r in records if r.get("error") is None), None)
+    differs = form.differs(there) if there is not None else None
+    if differs is not None:
+        raise RecordError(
+            f"its answers were made {differs}",
+            where=str(path),
+            hint="give another output file, or --overwrite",
+        )

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from chatbind_cli.console import printable
+from chatbind_cli.errors import ChatBindError
 from chatbind_cli.files import sha256_text
 from chatbind_cli.inference.decoding import Generated
 from chatbind_cli.inference.questions import Question
 from chatbind_cli.jsonl import Record, dumps
 
-OF_ONE_ANSWER = frozenset(
+_OF_ONE_ANSWER = frozenset(
     {
         *("n_tokens", "finish_reason", "generation"),
         # of a hosted model's
@@ -28,6 +29,51 @@ _NOT_CARRIED = (
 )
 _ASKED = ("question_id", "prompt")
 _DIGITS = 6
+
+
+class AnswerRecords:
+    """How answers are written down: as records of our own.
+
+    Args:
+        model_id: whose answers these are.
+        metadata: what every answer of a run says of how it was generated.
+
+    Attributes:
+        key: the key of the question's id.
+        expect: what every record has beside it that is no failure (see `RecordWriter`).
+    """
+
+    key = "question_id"
+
+    def __init__(self, model_id: str, metadata: Mapping[str, Any]) -> None:
+        self.model_id = model_id
+        self.metadata = metadata
+        self.expect: dict[str, Any] = {"model_id": model_id}
+
+    def answer(self, question: Question, generated: Generated) -> Record:
+        """The record of an answer."""
+        how: dict[str, Any] = {"model_id": self.model_id, "metadata": self.metadata}
+        return answer_record(question, generated, **how)
+
+    def failure(self, question: Question, error: ChatBindError) -> Record:
+        """What takes its place where there is none."""
+        return failed_record(question, error, model_id=self.model_id)
+
+    def differs(self, there: Record) -> str | None:
+        """How an answer of an earlier run was made otherwise than this run makes them, if so."""
+        before = there.get("metadata")
+        both = before.keys() & self.metadata.keys() if isinstance(before, dict) else ()
+        if not both or not isinstance(before, dict):
+            return None  # somebody else's file, which does not say
+        keys = (before.keys() | self.metadata.keys()) - _OF_ONE_ANSWER
+        for key in sorted(keys, key=lambda key: (key not in both, key)):
+            if before.get(key) != self.metadata.get(key):
+                return f"with {key} {before.get(key)!r}, this run has {self.metadata.get(key)!r}"
+        return None
+
+    def in_words(self, record: Record) -> str:
+        """An answer as a person reads it: what was asked, and below it what was said."""
+        return in_words(record)
 
 
 def answer_record(
@@ -137,7 +183,7 @@ def short_digest(*parts: object) -> str:
 
 
 def in_words(record: Record) -> str:
-    """An answer as a person reads it: what was asked, and below it what was said."""
+    """See `AnswerRecords.in_words`."""
     said = f"error: {record['error']}" if "error" in record else record.get("text")
     asked = "  ".join(" ".join(str(record.get(key, "")).split()) for key in _ASKED)
     return printable(f"{asked.rstrip()}\n    {said}")

@@ -18,8 +18,10 @@ FinishReason = Literal["stop", "length"]
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # a token may add no visible character (a byte of a longer one, a special token)
 _SILENT_TOKENS = 8
+_STRETCH = 16
+"""Tokens of a growing answer that are decoded anew for each further one: up to twice as many."""
 _MOST_UNREAD = 64
-"""Tokens without a whole character after which no more is waited for one."""
+"""Tokens after which no more is waited for the rest of a character."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,15 +130,17 @@ class AnswerDecoder:
 class GrowingText:
     """The text of an answer that grows, at the same cost for its thousandth token as for its first.
 
-    Only the last tokens are decoded, behind those before them, whose text is known: in many
-    vocabularies a word at the beginning of a text has no space before it.
+    Only the last tokens are decoded, behind a stretch of those before them, whose text is known: in
+    many vocabularies a word at the beginning of a text has no space before it.
     """
 
     def __init__(self, decoder: AnswerDecoder) -> None:
         self._decoder = decoder
         self._text = ""
-        self._known = self._behind = 0
-        """Tokens that are in the text; and those before the last of them that were added."""
+        self._known = self._start = 0
+        """Tokens that are in the text; and those before the stretch that came last."""
+        self._skip = 0
+        """Characters of that stretch alone."""
 
     def safe(self, ids: Sequence[int]) -> str:
         """The beginning of the answer that no later token can change.
@@ -148,12 +152,14 @@ class GrowingText:
             ids: all its tokens so far; what was there the last time is the same.
         """
         decoder = self._decoder
-        words = decoder._words(ids[self._behind :])[0]
-        before, now = decoder._text(words[: self._known - self._behind]), decoder._text(words)
-        text = self._text + now[len(before) :]
-        fresh = self._behind + len(words) - self._known
-        if (len(now) > len(before) and not now.endswith(_REPLACEMENT)) or fresh > _MOST_UNREAD:
-            self._text, self._behind, self._known = text, self._known, self._known + fresh
+        words = decoder._words(ids[self._start :])[0]
+        now = decoder._text(words)
+        text = self._text + now[self._skip :]
+        fresh = self._start + len(words) - self._known
+        whole = len(now) > self._skip and not now.endswith(_REPLACEMENT)
+        if (whole and fresh >= _STRETCH) or fresh > _MOST_UNREAD:
+            self._text, self._start, self._known = text, self._known, self._known + fresh
+            self._skip = len(decoder._text(words[-fresh:]))
         text, stopped = decoder._until_stop(text)
         if not stopped:
             text = text.rstrip(_REPLACEMENT)

@@ -96,6 +96,8 @@ class MediaEncoder:
         if medium.modality != "text":
             open_medium = partial(self._open_media, medium.ref)
             return decode(medium, open_medium, known, self._options, self._recall)
+        if "text" not in known:
+            return MediaError("the encoder has no tower for text")
         try:
             source = MediaSource("<text>", data=str(medium.ref).encode())
             return Decoded(source, "text", tokenize([str(medium.ref)])[0])

@@ -71,7 +71,8 @@ class Preparation:
         """Nobody wants more."""
         for inbox in (self._ready, self._found, self._questions):
             inbox.leave()
-        self._questions.close()  # one may sit in a wait for more
+        for inbox in (self._found, self._questions):
+            inbox.close()  # one may sit in a wait for more
         until = time.monotonic() + _PATIENCE_S
         # Python may end the generator that this stands in in any thread
         for thread in {self._preparing, *self._readers} - {threading.current_thread()}:

@@ -75,14 +75,15 @@ class Schedule:
             Exception: what the questions ended with, once all others are answered.
         """
         while True:
-            yield from self._give_up()
             yield from self._take()
             if not (self._waiting or self._under_way):
                 if self._error is not None:
                     raise self._error
                 if self._questions.ended:
                     return
+            yield from self._give_up()
             yield from self._begin()
+            yield from self._give_up()
             yield from self._step()
 
     @property

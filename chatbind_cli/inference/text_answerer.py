@@ -25,7 +25,7 @@ from chatbind_cli.files import sha256_file
 from chatbind_cli.hosted import HostedSettings, Message, Role, refuse_without_key
 from chatbind_cli.hosted_model import HostedModel, NoReplyError
 from chatbind_cli.inbox import Inbox
-from chatbind_cli.inference.answer_file import KEY
+from chatbind_cli.inference.answer_record import AnswerRecords
 from chatbind_cli.inference.decoding import Generated, Outcome
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.question_record import read_question
@@ -276,8 +276,8 @@ def vqa_from_contexts(
         room=concurrency,
         said={"model_id": answerer.model.name, "metadata": answerer.identity(settings)},
     )
-    read = partial(read_question, settings=settings)
-    answer_file(lambda: hand, read, output=output, overwrite=overwrite, crew=Crew(), **how)
+    how = {"output": output, "overwrite": overwrite, **how}
+    answer_file(lambda: hand, settings, crew=Crew(), **how)
 
 
 def plan_from_contexts(
@@ -318,6 +318,6 @@ def _earlier(output: str, overwrite: bool) -> tuple[set[str], float]:
     if output != "-" and not overwrite and Path(output).is_file():
         for record, _, _, problem in read_lines(output):  # the writer says what is wrong with it
             if problem is None and "error" not in record:
-                done.add(str(record.get(KEY)))
+                done.add(str(record.get(AnswerRecords.key)))
                 spent += paid_usd(metadata_of(record)) or 0.0
     return done, spent

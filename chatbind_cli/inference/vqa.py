@@ -18,6 +18,8 @@ from chatbind_cli.console import Progress
 from chatbind_cli.crew import Crew
 from chatbind_cli.data.work_queue import Hand, WorkQueue, follow, work_queue
 from chatbind_cli.inference.answer_file import AnswerFile
+from chatbind_cli.inference.answer_record import AnswerRecords
+from chatbind_cli.inference.batch_file import BatchLines, read_batch
 from chatbind_cli.inference.decoding import Outcome
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.question_record import odd_keys_noted, read_question
@@ -70,13 +72,8 @@ def vqa(
         engine = open_engines.enter_context(connect(loaded))
         how = {"style": prompt_style, "engine": engine, "batch_size": batch_size}
         answerer = _answerer(loaded, media, media_root, store, workers, **how)
-        metadata: dict[str, Any] = {
-            **(answerer.engine.identity() | loaded.identity()),
-            "prompt_style": answerer.prompts.style.name,
-            **({"choices": True} if choices else settings.as_record()),
-            **({"media_options": dict(media)} if media else {}),
-            **answerer.media_encoder.identity(),
-        }
+        asked = {"choices": True} if choices else settings.as_record()
+        metadata = _metadata(answerer, loaded, asked, media)
         return Hand(
             partial(answerer.run, settings=settings),
             room=_ROOM * batch_size,
@@ -87,18 +84,15 @@ def vqa(
         if crew.follows:
             follow(begin, _KEY)
             return
-        answer_file(
-            begin,
-            partial(read_question, settings=settings, choices=choices),
-            crew=crew,
-            **files,
-        )
+        answer_file(begin, settings, choices=choices, crew=crew, **files)
 
 
 def answer_file(
     begin: Callable[[], Hand[Question, Outcome]],
-    read: Callable[[Line], Question],
+    settings: GenerationSettings,
     *,
+    choices: bool = False,
+    batch: bool = False,
     questions: str,
     shard: tuple[int, int],
     limit: int | None,
@@ -111,7 +105,9 @@ def answer_file(
 
     Args:
         begin: gets ready to answer; `said` holds the `model_id` and `metadata` of answers.
-        read: makes the question of a line.
+        settings: how, where a question does not say.
+        choices: each question leaves answers to choose from.
+        batch: questions and answers are lines of OpenAI's batch files.
         questions: where they are.
         shard: which stretch of them, and of how many.
         limit: how many at most.
@@ -125,11 +121,35 @@ def answer_file(
         ChatBindError: something that all of them need is not there or broken.
     """
     with work_queue(crew, begin, _KEY) as queue:
-        file = AnswerFile(output, overwrite=overwrite, on_error=on_error, **queue.said)
+        how = {"form": BatchLines if batch else AnswerRecords, **queue.said}
+        file = AnswerFile(output, overwrite=overwrite, on_error=on_error, **how)
         progress = Progress(count_questions(questions, shard, limit), "answering", "questions")
         with closing(file), progress:
             lines = islice(open_questions(questions, shard), limit)
-            answer_all(map(read, odd_keys_noted(lines)), file, queue, progress.advance)
+            asked = _read(lines, settings, choices, queue.said["model_id"] if batch else None)
+            answer_all(asked, file, queue, progress.advance)
+
+
+def _read(
+    lines: Iterator[Line], settings: GenerationSettings, choices: bool, model_id: str | None
+) -> Iterator[Question]:
+    """The questions in records; of a batch file, which this model answers."""
+    if model_id is not None:
+        return read_batch(lines, settings, model_id)
+    return map(partial(read_question, settings=settings, choices=choices), odd_keys_noted(lines))
+
+
+def _metadata(
+    answerer: Answerer, loaded: LoadedModel, asked: Mapping[str, Any], media: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What every answer says of how it was made."""
+    return {
+        **(answerer.engine.identity() | loaded.identity()),
+        "prompt_style": answerer.prompts.style.name,
+        **asked,
+        **({"media_options": dict(media)} if media else {}),
+        **answerer.media_encoder.identity(),
+    }
 
 
 def _answerer(

@@ -103,3 +103,36 @@ def test_a_row_of_a_batch_stops_at_its_own_stop_text() -> None:
     # the first has it in the prompt only; the last had it long ago, and is over since then
     assert criterion(torch.tensor(rows), torch.empty(0)).tolist() == [False, True, False]
     assert criterion(torch.tensor(rows)[:, :6], torch.empty(0)).tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("make", [byte_tokenizer, llama_tokenizer])
+def test_a_long_answer_grows_to_the_same_text_at_the_same_cost_for_each_token(make: Any) -> None:
+    tokenizer = make()
+    words = ["Kätzchen", "🐈", "日本日本日本日本日本", "dog", "  ", "\n", "this?"]
+    text = " ".join(words[n * n % 7] for n in range(400))
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    decoded: list[int] = []
+
+    class Counting:
+        def decode(self, some: list[int], **how: Any) -> str:
+            decoded.append(len(some))
+            return str(tokenizer.decode(some, **how))
+
+    one = AnswerDecoder(Counting(), [END], ["###"])
+    growing = GrowingText(one)
+    shown = [growing.safe(ids[:length]) for length in range(1, len(ids) + 1)]
+    assert sum(decoded) < 50 * len(ids)
+    whole = one.finished(ids).text
+    assert len(ids) > 800
+    assert shown[-1] == whole
+    # a tokenizer may take back characters as long as more bytes of the same word come
+    assert all(whole.startswith(piece) for piece in shown)
+    assert len(set(map(len, shown))) > 100
+    assert growing.safe([*ids, END, END, 5]) == whole
+
+
+def test_half_characters_for_ever_are_decoded_in_stretches_too() -> None:
+    growing = GrowingText(decoder())
+    ids = [0xE6] * 5000
+    assert {growing.safe(ids[:length]) for length in range(1, 5000)} == {""}
+    assert growing._known > 4900

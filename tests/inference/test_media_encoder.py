@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.encoders.imagebind.encoder import load_encoder
@@ -98,6 +100,22 @@ def test_a_modality_that_the_encoder_lacks_is_named(loaded: LoadedModel, world: 
     encoder.encoder.towers = ("vision",)
     [item] = encoder.embed([Medium(None, world.media / "tone.wav")])
     assert "the encoder has no tower for audio" in str(item)
+
+
+def test_texts_are_embedded_beside_media(loaded: LoadedModel, world: World, golden: Path) -> None:
+    encoder = MediaEncoder(loaded)
+    [none] = encoder.embed([Medium("text", "A dog.")])
+    assert "no tower for text" in str(none)
+    encoder.encoder = load_encoder(golden / "imagebind_small" / "imagebind_small.pth")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # whatever open_clip's many imports warn about
+        files = [Medium("text", "A dog."), Medium(None, world.media / "1.png")]
+        found = encoder.embed([*files, Medium("text", "a\ud800"), Medium("text", "A car")])
+    assert [getattr(item, "modality", None) for item in found] == ["text", "image", None, "text"]
+    assert "<text>" in str(found[2])
+    reference = load_file(golden / "imagebind_small" / "outputs.safetensors")["text"][:2]
+    rows = embeddings([found[0], found[3]])
+    torch.testing.assert_close(rows, reference, rtol=0, atol=47e-5)  # 1e-5 of the magnitude
 
 
 def test_a_store_is_asked_by_name(loaded: LoadedModel, tmp_path: Path) -> None:

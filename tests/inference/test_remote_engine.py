@@ -382,3 +382,59 @@ def test_without_a_note_of_the_probe_nobody_is_asked(world, start, tmp_path):
         file.write(b"\1\2\3\4")
     with pytest.raises(ChatBindError, match="is of other weights"):
         RemoteEngine(load_front(folder), [server.url])
+
+
+class Ears:
+    """Listens, and leaves after so many pieces."""
+
+    def __init__(self, patience=1000):
+        self.heard = []
+        self._patience = patience
+
+    @property
+    def gone(self):
+        return len(self.heard) >= self._patience
+
+    def grown(self, sample, text):
+        assert sample == 0
+        self.heard.append(text)
+
+
+def test_a_listener_hears_the_answer_grow(world, start, asked, expected):
+    server = start()
+    ears = [Ears() for _ in asked]
+    with connect(world, server, in_flight=4) as engine:
+        server.faults.extend(["cut", None, 500, "reset", "garbage"])
+        listened = [replace(q, listener=one) for q, one in zip(asked, ears, strict=True)]
+        assert run(engine, listened) == expected
+        # several samples come whole, since their pieces would come mixed
+        drawn = GenerationSettings(max_new_tokens=8, temperature=1.0, samples=2)
+        assert run(engine, listened[:2], drawn) == run(engine, asked[:2], drawn)
+    for question, one in zip(asked, ears, strict=True):
+        assert one.heard[-1] == expected[question.id].text
+        assert len(set(one.heard)) > 2
+
+
+@pytest.mark.parametrize("patience", [0, 1, 4])
+def test_an_answer_that_nobody_waits_for_ends_there_too(world, start, asked, expected, patience):
+    server, settings = start(), GenerationSettings(max_new_tokens=400)
+    with connect(world, server, in_flight=3) as engine:
+        server.step_seconds = 0.02
+        gone = replace(asked[3], listener=Ears(patience), settings=settings)
+        found = run(engine, [*asked[:3], gone])
+        assert "given up" in str(found.pop(3))
+        assert found == {n: expected[n] for n in range(3)}
+        if patience:
+            assert server.cancelled.wait(3)
+    assert len(server.requests) == 1 + 3 + (patience > 0)
+
+
+def test_one_that_leaves_while_the_engine_has_not_begun_is_given_up_at_once(world, start, asked):
+    server, ears = start(), Ears()
+    with connect(world, server) as engine:
+        server.faults.append(("slow", 3))
+        threading.Timer(0.3, lambda: ears.heard.extend([""] * 1000)).start()
+        begun = time.monotonic()
+        [outcome] = run(engine, [replace(asked[0], listener=ears)]).values()
+    assert "given up" in str(outcome)
+    assert time.monotonic() - begun < 2

@@ -114,7 +114,9 @@ async function look(item) {
     const about = { name: item.file.name, ...(item.modality && { modality: item.modality }) };
     const request = { method: "POST", body: item.file };
     const response = await call(`/preview?${new URLSearchParams(about)}`, request);
-    shown = new DOMParser().parseFromString(await response.text(), "text/html").querySelector("figure");
+    const parsed = new DOMParser().parseFromString(await response.text(), "text/html");
+    shown = document.adoptNode(parsed.querySelector("figure"));
+    await shown.querySelector("img")?.decode(); // so that the page does not jump
     if (item.asked !== asked) return; // another modality was chosen meanwhile
     item.modality = shown.dataset.modality;
     item.node.querySelector("select").value = item.modality;
@@ -125,7 +127,7 @@ async function look(item) {
     shown.setAttribute("role", "alert");
     shown.textContent = error.message;
   }
-  view.replaceChildren(document.adoptNode(shown));
+  view.replaceChildren(shown);
   view.ariaBusy = "false";
 }
 
@@ -177,6 +179,7 @@ async function ask(text) {
   $("text").value = "";
   showError("");
   showState(true, "Answering");
+  atEnd = true;
   toEnd();
   let problem = null;
   let question;
@@ -192,7 +195,7 @@ async function ask(text) {
     });
     for await (const event of events(response)) {
       const piece = event.choices?.[0]?.delta?.content;
-      if (piece) follow(() => words.append(piece));
+      if (piece) words.append(piece);
       clock.hear(event, piece);
     }
   } catch (error) {
@@ -260,17 +263,20 @@ class Clock {
   }
 }
 
-function toEnd() {
-  document.scrollingElement.scrollTop = document.scrollingElement.scrollHeight;
-}
-
-// Changes the page, and stays at its end if that was in sight.
-function follow(change) {
-  const page = document.scrollingElement;
-  const atEnd = page.scrollHeight - page.scrollTop - page.clientHeight < 40;
-  change();
+// Stays at the end of the page, whatever grows, for as long as the reader is there.
+const page = document.scrollingElement;
+let atEnd = true;
+let height = 0;
+const toEnd = () => { page.scrollTop = page.scrollHeight; };
+document.addEventListener("scroll", () => {
+  // What has grown since the last frame has not moved the reader.
+  atEnd = Math.min(height, page.scrollHeight) - page.scrollTop - page.clientHeight < 40;
+});
+const growing = new ResizeObserver(() => {
+  height = page.scrollHeight;
   if (atEnd) toEnd();
-}
+});
+for (const node of [$("turns"), document.querySelector("footer")]) growing.observe(node);
 
 function startAnew() {
   running?.abort();

@@ -267,6 +267,24 @@ def test_an_answer_comes_in_pieces_and_can_be_stopped(opened: Any, stub: Stub) -
     assert "1 token" in opened.find_elements("class name", "figures")[1].text
 
 
+def test_the_end_stays_in_sight_unless_one_reads_above(
+    opened: Any, stub: Stub, media: Path
+) -> None:
+    left = "const p = document.scrollingElement; return p.scrollHeight - p.scrollTop - innerHeight"
+    stub.pieces, stub.delay_s = [f"line {n}\n" for n in range(100)], 0.01
+    _ask(opened, "Go on and on.")
+    words = "document.querySelector('.answer .words').textContent"
+    wait(opened, f"return {words}.includes('line 60')")
+    wait(opened, left.replace("return ", "return 40 > "))
+    opened.execute_script("document.scrollingElement.scrollTop = 0")
+    _answered(opened)
+    assert opened.execute_script("return document.scrollingElement.scrollTop") == 0
+    opened.execute_script("document.scrollingElement.scrollTop = 1e6")
+    _attach(opened, media / "room.png")  # what one adds covers nothing either
+    wait(opened, "return document.querySelector('#media img')?.naturalWidth")
+    wait(opened, left.replace("return ", "return 1 > "))
+
+
 def test_what_a_model_and_a_file_say_stays_text(opened: Any, stub: Stub, tmp_path: Path) -> None:
     nasty = tmp_path / "<img src=x onerror='window.owned=3'>.jpg"
     nasty.write_bytes(b"\xff\xd8\xff no picture")
