@@ -93,10 +93,10 @@ class MediaEncoder:
         Raises:
             ChatBindError: the encoder cannot be used, so that no medium can be read.
         """
-        reading = Reading(self.encoder.modalities, self.encoder.read, self._options)
-        return [self._read(medium, reading) for medium in media]
+        return [self._read(medium) for medium in media]
 
-    def _read(self, medium: Medium, reading: Reading) -> Loaded:
+    def _read(self, medium: Medium) -> Loaded:
+        reading = Reading(self.encoder.modalities, self.encoder.read, self._options)
         if medium.modality != "text":
             with ExitStack() as stack:
                 open_medium = partial(self._open, medium.ref, stack)

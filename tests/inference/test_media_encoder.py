@@ -121,7 +121,7 @@ def test_so_many_media_are_decoded_at_a_time_and_any_number_may_be_on_their_way(
         time.sleep(0.02)
         most.append(decoding._value)
         decoding.release()
-        return load_media(*words)
+        return load_media(*words[1:])
 
     monkeypatch.setattr("chatbind_cli.data.decoders.load_media", load)
     encoder = MediaEncoder(loaded, open_media=open_slowly, workers=2)
