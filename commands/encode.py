@@ -91,15 +91,15 @@ _output, _compute = in_group("Output"), in_group("Compute")
     metavar="PATH",
     type=click.Path(exists=True, path_type=Path),
     help="ImageBind's weights (Huge, unless an encoder's config.json lies beside them), or a "
-    "folder with both.",
+    "folder with both; or LanguageBind: a repository, or a folder with several, one a modality.",
 )
 @_encoder(
     "--normalize/--no-normalize",
     "normalize",
     default=None,
     help="Scale embeddings in records to length 1, so that the dot product is the cosine; or leave "
-    "them as published (audio 20, depth and imu 5, thermal 10 times that). A store always "
-    "holds them as published.  [default: normalize]",
+    "them as published (ImageBind: audio 20, depth and imu 5, thermal 10 times that). A store "
+    "always holds them as published.  [default: normalize]",
 )
 @_encoder(
     "--zero-shot",
@@ -162,7 +162,7 @@ def command(
     plan: launch.Dispatch,
     **asked: Any,
 ) -> None:
-    """Turn media into ImageBind embeddings.
+    """Turn media into embeddings.
 
     Reads images, video, audio, depth maps, thermal pictures and motion recordings, given as
     FILES, as a list on stdin, or by a training file. Writes a record a file, `{"path",

@@ -80,7 +80,7 @@ _BAR = 40
     "--encoder",
     metavar="PATH",
     type=click.Path(exists=True, path_type=Path),
-    help="ImageBind's weights, a file or folder.",
+    help="As that of `chatbind encode`.",
 )
 @_pairs(
     "--plot",

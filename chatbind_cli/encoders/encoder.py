@@ -66,6 +66,9 @@ class Encoder(ABC):
     """Whether embeddings of media, rather than those of texts, carry the scale that makes their dot
     product with the others logits of a softmax over texts."""
 
+    read: Read
+    """How it reads media; see `load_media`."""
+
     def __init__(
         self,
         path: Path,
@@ -102,11 +105,6 @@ class Encoder(ABC):
     @abstractmethod
     def modalities(self) -> tuple[str, ...]:
         """What it can encode: image, video, ... and text, as far as there are towers."""
-
-    @property
-    @abstractmethod
-    def read(self) -> Read:
-        """How it reads media; see `load_media`."""
 
     @abstractmethod
     def tokenize(self, texts: Sequence[str]) -> torch.Tensor:

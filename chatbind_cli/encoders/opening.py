@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from chatbind_cli.encoders.languagebind.config import is_languagebind
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +44,8 @@ def open_encoder(
 
     Args:
         path: ImageBind's weights (`.pth` or `.safetensors`; Huge unless a config.json of an
-            encoder lies beside them), or a folder with weights and config.json.
+            encoder lies beside them), or a folder with weights and config.json; or a repository of
+            LanguageBind, or a folder with several of them, one a modality.
         device: where to run.
         dtype: what to convert the weights to; None: float32.
         batch_size: clips that go through a tower at once; a CPU takes one recording at a time.
@@ -56,12 +60,22 @@ def open_encoder(
     """
     import torch  # noqa: PLC0415
 
-    from chatbind_cli.encoders.imagebind.encoder import ImageBindEncoder  # noqa: PLC0415
-
-    return ImageBindEncoder(
+    kind = _kind(Path(path))
+    return kind(
         Path(path),
         device=torch.device(device),
         dtype=dtype or torch.float32,
         batch_size=batch_size,
         attn_implementation=attn_implementation,
     )
+
+
+def _kind(path: Path) -> Callable[..., Encoder]:
+    """What opens a path; ImageBind's also says what is wrong with one that is none."""
+    if is_languagebind(path):
+        from chatbind_cli.encoders.languagebind.encoder import LanguageBindEncoder  # noqa: PLC0415
+
+        return LanguageBindEncoder
+    from chatbind_cli.encoders.imagebind.encoder import ImageBindEncoder  # noqa: PLC0415
+
+    return ImageBindEncoder

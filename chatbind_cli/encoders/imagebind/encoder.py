@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from chatbind_cli.encoders.clip_text import tokenize
-from chatbind_cli.encoders.encoder import Decoded, Encoder, Read
+from chatbind_cli.encoders.encoder import Decoded, Encoder
 from chatbind_cli.encoders.imagebind.config import HUGE, TEXT_CONTEXT, TOWER_OF
 from chatbind_cli.encoders.imagebind.model import ImageBind
 from chatbind_cli.encoders.imagebind.preprocess import read
@@ -47,6 +47,7 @@ class ImageBindEncoder(Encoder):
         )
         self.licence = "CC BY-NC-SA 4.0" if huge else None
         self.towers = check_towers(weights, self.config)
+        self.read = read
         self.loaded: dict[str, ImageBind] = {}
 
     @cached_property
@@ -68,11 +69,6 @@ class ImageBindEncoder(Encoder):
     def modalities(self) -> tuple[str, ...]:
         """What the weights have towers for."""
         return tuple(modality for modality, tower in TOWER_OF.items() if tower in self.towers)
-
-    @property
-    def read(self) -> Read:
-        """ImageBind's preprocessing."""
-        return read
 
     def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
         """CLIP's byte pairs, and zeros after them."""
