@@ -4,9 +4,10 @@
 
 `vqa` answers the questions first: its answers are the right ones, and its tokens a second what the
 server's are measured by, with batches of the same size, once it has seen all media. Then the real
-server, in a process of its own, is asked each question once, and then by all: most clients ask with OpenAI's client, one after the other, mostly in pieces; of twenty, two
-send broken requests, one is slow to send or to read, and two vanish before the end. Prints a line
-for each figure; exit 1 if an answer was lost or another's, a broken request was not refused, the
+server, in a process of its own, is asked each question once, and after that by all: most clients
+use OpenAI's own, one question after the other, mostly in pieces; of twenty, two send broken
+requests, one is slow to send or to read, and two vanish before the end. Prints a line for each
+figure; exit 1 if an answer was lost or another's, a broken request was not refused, the
 server's memory grew, or something was left under way when all had gone.
 """
 
