@@ -72,11 +72,15 @@ class Api:
 
     async def _chat(self, request: Request) -> Response | EventStream:
         async with AsyncExitStack() as stack:
-            body = await stack.enter_async_context(self._bodies.record(request))
+            content = await stack.enter_async_context(self._bodies.content(request))
             name = f"chatcmpl-{secrets.token_hex(12)}"
             asked = read_chat_request(
-                body, settings=self._settings, model_id=self._model_id, request_id=name
+                await self._bodies.record(content),
+                settings=self._settings,
+                model_id=self._model_id,
+                request_id=name,
             )
+            del content
             begun = asyncio.get_running_loop().time()
             deadline = begun + self._limits.request_s
             ticket = self._desk.ask(asked.question)
@@ -122,9 +126,11 @@ class Api:
         request.state.tokens = generated.n_prompt, made
 
     async def _embed(self, request: Request) -> Response:
-        async with self._bodies.record(request) as body:
+        async with self._bodies.content(request) as content:
+            media, form = self._embeddings.read(await self._bodies.record(content))
+            del content
             deadline = asyncio.get_running_loop().time() + self._limits.request_s
-            reply = await attended(request, self._embeddings.reply(body), deadline)
+            reply = await attended(request, self._embeddings.reply(media, form), deadline)
             self._metrics.embeddings.inc(len(reply["data"]))
             return json_reply(reply)
 
