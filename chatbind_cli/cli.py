@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "vqa": ("vqa", "Answer question records with answer records."),
     "review": ("review", "Let a judge score two sets of answers."),
     "summarize": ("summarize", "Tabulate review records."),
+    "serve": ("serve", "Answer whoever speaks OpenAI's API."),
     "toy": ("toy", "Make a small world to try everything in."),
 }
 

@@ -29,9 +29,11 @@ from chatbind_cli.inference.decoding import Generated
 from chatbind_cli.inference.front import load_front
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.loaded_model import load_model
+from chatbind_cli.inference.media_encoder import MediaEncoder
 from chatbind_cli.inference.openai_chat import read_chat_request
 from chatbind_cli.inference.questions import Question
 from chatbind_cli.inference.remote_engine import RemoteEngine
+from chatbind_cli.media.root import MediaRoot
 
 _READERS = 2
 """Threads that read media, as of `vqa`."""
@@ -89,7 +91,10 @@ class ChatBind(lmms):
             loaded = load_front(Path(pretrained), **how)
             remote = RemoteEngine(loaded, [engine], in_flight=size)
             self._open.enter_context(remote)
-        self._answerer = Answerer(loaded, engine=remote, batch_size=size, readers=_READERS)
+        # a task's data may lie anywhere, but `-` is no medium
+        media = MediaEncoder(loaded, open_media=MediaRoot(allow_outside=True).open)
+        how = {"engine": remote, "batch_size": size, "readers": _READERS}
+        self._answerer = Answerer(loaded, media, **how)
         self.device = loaded.device
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:

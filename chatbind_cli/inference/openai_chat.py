@@ -266,7 +266,7 @@ def _message(message: Any, param: str) -> tuple[str | None, list[str | Medium]]:
     if isinstance(content, str):
         parts: list[str | Medium] = [content]
     elif isinstance(content, list) and content:
-        parts = [_part(part, f"{place}[{n}]") for n, part in enumerate(content)]
+        parts = [read_part(part, f"{place}[{n}]") for n, part in enumerate(content)]
     elif content is None and role == "assistant":
         parts = []  # as other servers give out an empty answer
     else:
@@ -278,7 +278,7 @@ def _message(message: Any, param: str) -> tuple[str | None, list[str | Medium]]:
     return _ROLES.get(role), parts
 
 
-def _part(part: Any, param: str) -> str | Medium:
+def read_part(part: Any, param: str) -> str | Medium:
     """A part of a message: its text, or the medium that it names."""
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(kind, str) or kind not in _PARTS:

@@ -97,7 +97,8 @@ def usage_chunk(generated: Generated, *, model_id: str, request_id: str, created
 def error_body(error: Exception) -> tuple[int, Record]:
     """The status and the body of the reply to a request that failed."""
     if isinstance(error, RequestError):
-        said = error_record(str(error), param=error.param, code=error.code)
+        kind = "server_error" if error.status >= 500 else "invalid_request_error"
+        said = error_record(str(error), kind, param=error.param, code=error.code)
         return error.status, said
     # a chat template that takes no system text is a CheckpointError
     if isinstance(error, MediaError | RecordError | UsageError | CheckpointError):

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import click
@@ -22,10 +23,11 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def lines(kind):
+def lines(kind, ends=True):
+    """The lines in the commands' help, of those that end, or of the one that does not."""
     for name, (module, _) in cli.COMMANDS.items():
         command = importlib.import_module(f"chatbind_cli.commands.{module}").command
-        for line in getattr(command, kind):
+        for line in getattr(command, kind) if ends != (name == "serve") else ():
             yield pytest.param(line, id=f"{name}: {line[:60]}")
 
 
@@ -97,6 +99,27 @@ def test_the_examples_of_help_run_as_they_stand(world, line):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("line", list(lines("examples", ends=False)))
+def test_the_examples_of_a_server_serve(made, tmp_path, line):
+    source, env = made
+    shutil.copytree(source, tmp_path / "world")
+    place = {"cwd": tmp_path / "world", "env": {**env, "CHATBIND_SERVE_PORT": "0"}}
+    process = subprocess.Popen(
+        ["bash", "-c", f"exec {line}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **place
+    )
+    try:
+        where = json.loads(process.stdout.readline())["serving"]
+        with urllib.request.urlopen(f"{where}/models") as reply:
+            assert json.load(reply)["data"][0]["id"] == "model"
+        process.terminate()
+        assert process.wait(30) == 0
+        assert b"Traceback" not in process.stderr.read()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("line", list(filter(runs_here, document_lines())))
 def test_the_documents_lines_run_as_they_stand(world, line):
     done = world(line)
@@ -116,6 +139,7 @@ def test_the_readme_s_python_runs_as_it_stands(world):
     "line",
     [
         *lines("elsewhere"),
+        *lines("elsewhere", ends=False),
         *(line for line in document_lines() if "chatbind " in line and not runs_here(line)),
     ],
 )

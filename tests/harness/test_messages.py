@@ -100,6 +100,7 @@ def test_what_is_no_medium_is_refused(part, complaint):
         ({"until": ["\n\n", ""], "image_aspect_ratio": "pad"}, {"stop": ("\n\n",)}),
         ({"until": "###"}, {"stop": ("###",)}),
         ({"temperature": 0.5, "top_p": 0.9}, {"temperature": 0.5, "top_p": 0.9}),
+        ({"temperature": 0.5, "top_p": None}, {"temperature": 0.5}),
         ({"temperature": 0.5, "do_sample": False, "top_k": 5}, {}),
         ({"do_sample": True, "top_k": 5}, {"temperature": 1.0, "top_k": 5}),
         ({"do_sample": True, "temperature": 0, "top_p": 0}, {}),

@@ -84,10 +84,11 @@ def make_world(folder: Path, *, max_positions: int = 512, head_dim: int = 8) -> 
     return world
 
 
-def save_tiny_encoder(folder: Path, *, seed: int) -> None:
+def save_tiny_encoder(folder: Path, *, seed: int, texts: bool = False) -> None:
     torch.manual_seed(seed)
     config = ImageBindConfig(**SIZES)
-    model = ImageBind(config, ["image", "audio", "depth", "thermal", "imu"])
+    senses = ["image", "audio", "depth", "thermal", "imu"]
+    model = ImageBind(config, [*senses, "text"] if texts else senses)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

@@ -1,0 +1,170 @@
+"""OpenAI's API in front of a desk: which address does what.
+
+Questions come from strangers, several at a time; each has its request, its limits and its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp
+
+from chatbind_cli.errors import ChatBindError
+from chatbind_cli.inference.generation_settings import GenerationSettings
+from chatbind_cli.inference.openai_chat import read_chat_request
+from chatbind_cli.inference.openai_reply import chunk, completion, final_chunk, usage_chunk
+from chatbind_cli.json_text import Record
+from chatbind_cli.serving.desk import Answered, Desk, Ticket
+from chatbind_cli.serving.embeddings import Embeddings
+from chatbind_cli.serving.limits import Limits
+from chatbind_cli.serving.metrics import Metrics
+from chatbind_cli.serving.replies import EventStream, json_reply, tell_failure
+from chatbind_cli.serving.requests import Bodies, attended, check_model
+
+
+class Api:
+    """The addresses below `/v1`, and those that tell how the server is.
+
+    Args:
+        desk: where questions wait.
+        settings: how answers are generated where a request says nothing of it.
+        model_id: what the model is called.
+        bodies: reads what is sent.
+        limits: what a request may take.
+        metrics: what counts it.
+    """
+
+    def __init__(
+        self,
+        desk: Desk,
+        settings: GenerationSettings,
+        *,
+        model_id: str,
+        bodies: Bodies,
+        limits: Limits,
+        metrics: Metrics,
+    ) -> None:
+        self._desk = desk
+        self._settings = settings
+        self._model_id = model_id
+        self._limits = limits
+        self._metrics = metrics
+        self._bodies = bodies
+        self._begun = int(time.time())
+        self._embeddings = Embeddings(desk, model_id, limits)
+
+    def routes(self) -> list[BaseRoute]:
+        """The addresses."""
+        return [
+            Route("/v1/chat/completions", self._chat, methods=["POST"]),
+            Route("/v1/embeddings", self._embed, methods=["POST"]),
+            Route("/v1/models", self._models),
+            Route("/v1/models/{name:path}", self._model),
+            Route("/health", self._health),
+            Route("/metrics", self._numbers),
+        ]
+
+    async def _chat(self, request: Request) -> Response | EventStream:
+        async with AsyncExitStack() as stack:
+            body = await stack.enter_async_context(self._bodies.record(request))
+            name = f"chatcmpl-{secrets.token_hex(12)}"
+            asked = read_chat_request(
+                body, settings=self._settings, model_id=self._model_id, request_id=name
+            )
+            begun = asyncio.get_running_loop().time()
+            deadline = begun + self._limits.request_s
+            ticket = self._desk.ask(asked.question)
+            stack.callback(ticket.leave)
+            if not asked.stream:
+                answered = await attended(request, ticket.answer(), deadline)
+                self._count(request, answered)
+                return json_reply(completion(answered.generated, **self._frame(name)))
+            events = self._events(request, ticket, name, usage=asked.include_usage)
+            stack.push_async_callback(events.aclose)
+            # what goes wrong before the first word still has a status of its own
+            first = await attended(request, anext(events), deadline)
+            waited = asyncio.get_running_loop().time() - begun
+            self._metrics.first_token_seconds.observe(waited)
+            return EventStream(request, first, events, deadline, stack.pop_all())
+
+    async def _events(
+        self, request: Request, ticket: Ticket, name: str, *, usage: bool
+    ) -> AsyncGenerator[Record, None]:
+        frame = self._frame(name)
+        begun = set()
+        async for piece in ticket.pieces():
+            yield chunk(piece.sample, piece.text, first=piece.sample not in begun, **frame)
+            begun.add(piece.sample)
+        answered = await ticket.answer()
+        self._count(request, answered)
+        generated = answered.generated
+        for sample in range(len(generated.samples) or 1):
+            if sample not in begun:
+                yield chunk(sample, "", first=True, **frame)
+            yield final_chunk(sample, generated, **frame)
+        if usage:
+            yield usage_chunk(generated, **frame)
+
+    def _frame(self, name: str) -> Record:
+        return {"model_id": self._model_id, "request_id": name, "created": int(time.time())}
+
+    def _count(self, request: Request, answered: Answered) -> None:
+        generated = answered.generated
+        made = sum(one.n_tokens for one in generated.samples or (generated,))
+        self._metrics.prompt_tokens.inc(generated.n_prompt)
+        self._metrics.generated_tokens.inc(made)
+        request.state.tokens = generated.n_prompt, made
+
+    async def _embed(self, request: Request) -> Response:
+        async with self._bodies.record(request) as body:
+            deadline = asyncio.get_running_loop().time() + self._limits.request_s
+            reply = await attended(request, self._embeddings.reply(body), deadline)
+            self._metrics.embeddings.inc(len(reply["data"]))
+            return json_reply(reply)
+
+    async def _models(self, request: Request) -> Response:
+        return json_reply({"object": "list", "data": [self._described()]})
+
+    async def _model(self, request: Request) -> Response:
+        check_model(request.path_params["name"], self._model_id)
+        return json_reply(self._described())
+
+    def _described(self) -> Record:
+        return {
+            "id": self._model_id,
+            "object": "model",
+            "created": self._begun,
+            "owned_by": "chatbind",
+        }
+
+    async def _health(self, request: Request) -> Response:
+        desk = self._desk
+        told = {"status": desk.state, "waiting": desk.waiting, "under_way": desk.under_way}
+        return json_reply(told, 200 if desk.state == "ready" else 503)
+
+    async def _numbers(self, request: Request) -> Response:
+        return Response(self._metrics.text(), media_type=self._metrics.content_type)
+
+
+def paths_of(routes: Sequence[BaseRoute]) -> frozenset[str]:
+    """The addresses that can be counted by name: those without a parameter."""
+    paths = (route.path for route in routes if isinstance(route, Route))
+    return frozenset(path for path in paths if "{" not in path)
+
+
+def application(routes: Sequence[BaseRoute]) -> ASGIApp:
+    """What answers at these addresses, with errors in OpenAI's form."""
+    failures = (HTTPException, ClientDisconnect, ChatBindError, Exception)
+    return Starlette(
+        routes=routes,
+        exception_handlers=dict.fromkeys(failures, tell_failure),
+    )
