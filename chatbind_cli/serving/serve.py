@@ -19,7 +19,7 @@ from chatbind_cli.inference.loaded_model import LoadedModel
 from chatbind_cli.inference.media_encoder import MediaEncoder
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.root import MediaRoot
-from chatbind_cli.serving.app import Api, application, paths_of
+from chatbind_cli.serving.app import Api
 from chatbind_cli.serving.desk import Desk
 from chatbind_cli.serving.door import Door
 from chatbind_cli.serving.limits import Limits
@@ -81,7 +81,10 @@ def serve(
             limits=limits,
             on_ready=partial(_say_where, address, loaded.model_id),
         )
-        asyncio.run(server.serve([listening]))
+        loop = asyncio.new_event_loop()
+        # `asyncio.run` would wait for threads, which may still read media for those who have left
+        loop.run_until_complete(server.serve([listening]))
+        loop.close()
     if desk.failure is not None and desk.state == "failed":
         raise desk.failure
     if server.told == signal.SIGINT:
@@ -104,8 +107,7 @@ def make_server(
     bodies = Bodies(limits)
     api = Api(desk, settings, model_id=model_id, bodies=bodies, limits=limits, metrics=metrics)
     routes = [*api.routes(), *page_routes(bodies.content, options)]
-    paths = paths_of(routes)
-    door = Door(application(routes), key=key, host=host, metrics=metrics, routes=paths)
+    door = Door(routes, key=key, host=host, metrics=metrics)
     server = Server(door, desk, limits, on_ready)
     return server
 
