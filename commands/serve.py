@@ -11,6 +11,7 @@ import click
 from chatbind_cli.errors import ChatBindError, UsageError
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.media.options import MediaOptions
+from chatbind_cli.serving.limits import Limits
 
 from . import _base
 from ._base import in_group
@@ -22,8 +23,6 @@ from ._preprocessing import media_changes, media_options
 _server, _limits = in_group("Server"), in_group("Limits")
 _media, _compute = in_group("Media"), in_group("Compute")
 
-_LONGEST_MB = 64
-"""Of a body: what the reader of JSON takes."""
 _FETCH_S = 30.0  # for a medium behind an address
 
 
@@ -71,29 +70,29 @@ _FETCH_S = 30.0  # for a medium behind an address
 @_limits(
     "--max-body",
     metavar="MB",
-    type=click.IntRange(min=1, max=_LONGEST_MB),
-    default=_LONGEST_MB,
+    type=click.IntRange(min=1, max=Limits.body_bytes >> 20),
+    default=Limits.body_bytes >> 20,
     help="Longest request in MiB; media in it take a third more than as files.",
 )
 @_limits(
     "--max-waiting",
     metavar="N",
     type=click.IntRange(min=1),
-    default=256,
+    default=Limits.waiting,
     help="Questions that may wait; further ones are sent away (429) until there is room.",
 )
 @_limits(
     "--timeout",
     metavar="SECONDS",
     type=click.FloatRange(min=0, min_open=True),
-    default=600.0,
+    default=Limits.request_s,
     help="Time for an answer, waiting included.",
 )
 @_limits(
     "--grace",
     metavar="SECONDS",
     type=click.FloatRange(min=0),
-    default=30.0,
+    default=Limits.grace_s,
     help="Time for answers that are under way when SIGTERM or Ctrl-C ends the server.",
 )
 @generation_options
@@ -105,7 +104,7 @@ _FETCH_S = 30.0  # for a medium behind an address
     help="Questions that are answered together, at most; answers do not depend on it. With "
     "--engine: 64 for each, unless given.",
 )
-@_compute("--num-workers", type=click.IntRange(min=1), default=2, help="Threads that read media.")
+@_compute("--num-workers", type=click.IntRange(min=1), default=2, help="Media decoded at a time.")
 def command(
     choice: ModelChoice,
     host: str,
@@ -142,7 +141,6 @@ def command(
     choice = choice.resolved()
     # imported here: they bring torch
     from chatbind_cli.media.root import MediaRoot  # noqa: PLC0415
-    from chatbind_cli.serving.limits import Limits  # noqa: PLC0415
     from chatbind_cli.serving.serve import serve  # noqa: PLC0415
 
     batch_size = in_flight(choice, batch_size)

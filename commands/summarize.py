@@ -21,6 +21,8 @@ from chatbind_cli.evaluation.files import (
     records_by_id,
     run_names,
 )
+from chatbind_cli.evaluation.labels import with_people
+from chatbind_cli.evaluation.length_control import length_controlled
 from chatbind_cli.evaluation.ranking import has_several, ranking_of
 from chatbind_cli.evaluation.summary import Summary, compared, renamed, summarize
 from chatbind_cli.files import bears, refuse_foreign_file, refuse_overlap, replace_file
@@ -75,6 +77,13 @@ _MARK = b'name="generator" content="chatbind summarize"'
     help="Reviews of another run on the same questions: each line of the table is compared with "
     "that run's by a paired permutation test; p of several categories is corrected (Holm).",
 )
+@_input(
+    "--labels",
+    type=_FILE,
+    help="What people say of some of the questions (question_id, winner: a model, 1, 2 or tie; of "
+    "several pairs also models): agreement with the judge, and the win rate that allows for its "
+    "errors. FastChat's votes are read, too.",
+)
 @_output(
     "--by",
     type=click.Choice(["category", "modality", "judge"]),
@@ -87,6 +96,13 @@ _MARK = b'name="generator" content="chatbind summarize"'
     help="Rank all models of all files by who wins over whom (Bradley-Terry); answers that were "
     "graded alone by their mean score. With more than two models the tables do so anyway; with "
     "csv the ranking takes the place of the figures.",
+)
+@_output(
+    "--length-controlled",
+    "length_control",
+    is_flag=True,
+    help="Also the win rate that the second would have if both answers were equally long, as "
+    "AlpacaEval 2 does: some judges like length.",
 )
 @click.option(
     "--names",
@@ -169,6 +185,8 @@ def command(
     answers: tuple[Path, ...],
     baseline: Path | None,
     ranking: bool,
+    length_control: bool,
+    labels: Path | None,
     **shown: Any,
 ) -> None:
     """Tabulate review records: mean scores, and the second's as a percentage of the first's.
@@ -183,7 +201,7 @@ def command(
     answerers, after_names = _apart(names)
     sources = find_reviews([*reviews, *files, *after_ids, *after_names], folder)
     if page is not None:
-        others = [questions, baseline, shown["contexts"], shown["references"]]
+        others = [questions, baseline, labels, shown["contexts"], shown["references"]]
         refuse_overlap(page, [*sources, *answers, *others])
         refuse_foreign_file(page, lambda path: bears(path, _MARK), what="a report")
     called = run_names([*sources, *([str(baseline)] if baseline else [])])
@@ -201,16 +219,22 @@ def command(
         name = str(baseline)
         others = summarize(read_reviews(name), name=called[name], **options)
         summaries = compared(summaries, others)
+    mismatches = Mismatches()
+    if labels is not None:
+        summaries = with_people(summaries, labels, mismatches)
+    if length_control:
+        summaries = length_controlled(summaries)
     if as_json or form == "auto":
         form = "figures" if as_json else "table" if sys.stdout.isatty() else "json"
     for_programs = form in ("json", "figures", "csv")
-    ranked = ranking or (not for_programs and has_several(summaries))
-    ranks = ranking_of(summaries) if ranked else None
-    tables.write(summaries, form, sys.stdout, ranks)
+    told = ranking or not for_programs
+    asked = ranking or ((told or page is not None) and has_several(summaries))
+    ranks = ranking_of(summaries) if asked else None
+    tables.write(summaries, form, sys.stdout, ranks if told else None)
     if page is not None:
-        drawn = ranks or (ranking_of(summaries) if has_several(summaries) else None)
-        _write_report(page, summaries, questions, answers, drawn, **shown)
-    _say(summaries, tables.remarks(summaries, ranks) if for_programs else [])
+        _write_report(page, summaries, questions, answers, ranks, **shown)
+    remarks = tables.remarks(summaries, ranks if told else None) if for_programs else []
+    _say(summaries, [*remarks, *mismatches.lines()])
     if not any(summary.total["n"] for summary in summaries):
         raise RecordError("every review failed, so there is nothing to average")
     bad = sum(UNREADABLE in review for summary in summaries for review in summary.reviews)

@@ -36,8 +36,13 @@ class Contexts:
             keys = [(key, _media_key(record[key])) for key in MODALITIES if key in record]
             if not keys and "id" in record:
                 keys = [(_ANY, _media_key(record["id"]))]
-            if problem is not None or not keys:
-                what = "a context names no media" if problem is None else problem.what
+            what = "" if keys else "a context names no media"
+            try:
+                context_text(record)
+            except (TypeError, AttributeError):
+                what = "its captions or instances are no list of such"
+            if problem is not None or what:
+                what = what if problem is None else problem.what
                 mismatches.add(str(path), UNUSABLE, f"{number}: {what}")
                 continue
             for key in keys:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
 
 from chatbind_cli.errors import RecordError, UsageError
+from chatbind_cli.evaluation.published import as_reviews
 from chatbind_cli.jsonl import Line, Record, legible, read_lines, record_id
 
 UNREADABLE = "unreadable"
@@ -158,7 +159,7 @@ def read_reviews(file: str) -> Iterator[Record]:
     """The reviews of a file; of a line that is none, a failed one with as much as can be told."""
     for line in read_lines(file):
         if line.problem is None:
-            yield line.record
+            yield from as_reviews(line.record)
         else:
             known = {"category": line.record.get("category"), "error": str(line.problem)}
             yield {**known, UNREADABLE: line.number}

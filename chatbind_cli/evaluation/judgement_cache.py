@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import re
 from contextlib import suppress
-from os import DirEntry, scandir
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -32,11 +31,7 @@ _HIGHEST = 10
 
 
 class JudgementCache:
-    """Looks judgements up, and keeps new ones.
-
-    Args:
-        folder: where they are; None: nothing is found and nothing is kept.
-    """
+    """Looks judgements up in a folder, and keeps new ones; does neither where that is None."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
@@ -47,18 +42,18 @@ class JudgementCache:
         """The same for what would be asked in the same words; None: it is not to be found here."""
         if self._folder is None or judgement.case.problem is not None:
             return None
-        case, swapped, sample = judgement.case, judgement.swapped, judgement.sample
-        return judge.cache_key(case, swapped=swapped, sample=sample)
+        return judge.cache_key(judgement.case, swapped=judgement.swapped, sample=judgement.sample)
 
     async def verdict(self, judge: Judge, judgement: Judgement) -> Verdict:
         """The verdict that is kept; else the judge's, for which others that ask the same wait."""
         key = self.key(judge, judgement)
+        case, swapped, sample = judgement.case, judgement.swapped, judgement.sample
         if key is None:
-            return await judge.judge(judgement.case, swapped=judgement.swapped)
+            return await judge.judge(case, swapped=swapped, sample=sample)
         async with self._asked.setdefault(key, asyncio.Lock()):
             found = self.find(key, judgement)
             if found is None:
-                found = await judge.judge(judgement.case, swapped=judgement.swapped)
+                found = await judge.judge(case, swapped=swapped, sample=sample)
                 self.keep(key, judgement, found)
             return found
 
@@ -99,7 +94,7 @@ class JudgementCache:
 
     def _tell(self, error: Exception) -> None:
         if not self._told:
-            note(f"the cache of judgements: {error}; what cannot be had from it is asked for")
+            note(f"the cache of judgements, {self._folder}: {error}; the judge is asked instead")
         self._told = True
 
 
@@ -127,12 +122,7 @@ def _verdict(data: bytes, where: str, key: str, judgement: Judgement) -> Verdict
 
 def _make_room(folder: Path) -> None:
     """Removes the oldest of a folder's files where it has too many."""
-
-    def age(entry: DirEntry[str]) -> float:
-        return entry.stat(follow_symlinks=False).st_mtime
-
-    with suppress(OSError):  # others do so, too
-        ours = [entry for entry in scandir(folder) if _OURS.fullmatch(entry.name)]
-        if len(ours) > _MOST_IN_A_FOLDER:
-            for entry in sorted(ours, key=age)[:-_MOST_IN_A_FOLDER]:
-                Path(entry).unlink(missing_ok=True)
+    with suppress(OSError):  # other runs do so, too
+        ours = [path for path in folder.iterdir() if _OURS.fullmatch(path.name)]
+        for path in sorted(ours, key=lambda path: path.lstat().st_mtime)[:-_MOST_IN_A_FOLDER]:
+            path.unlink(missing_ok=True)

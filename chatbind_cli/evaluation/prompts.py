@@ -63,7 +63,6 @@ def find_rule(case: Case, rules: Mapping[str, Rule] | None = None) -> Rule:
             case.modality,
             with_context=case.context is not None,
             single=case.single,
-            with_reference=case.single and bool(case.references),
         )
     rule = rules.get(case.category) or rules.get("default")
     if rule is None:
@@ -75,12 +74,7 @@ def find_rule(case: Case, rules: Mapping[str, Rule] | None = None) -> Rule:
 
 
 def own_rule(
-    category: str,
-    modality: str | None,
-    *,
-    with_context: bool,
-    single: bool = False,
-    with_reference: bool = False,
+    category: str, modality: str | None, *, with_context: bool, single: bool = False
 ) -> Rule:
     """Our own rule for a question of any category about a medium, None for plain text."""
     words = _own_words()
@@ -91,10 +85,8 @@ def own_rule(
         if with_context:
             parts.append(words["context"])
     qualities = words["qualities"]
-    if with_reference:
-        parts.append(words["reference"])
-    form = words["single_form" if single else "form"]
-    parts += [qualities.get(category, qualities["default"]), form]
+    parts.append(qualities.get(category, qualities["default"]))
+    parts.append(words["single_form" if single else "form"])
     return Rule("Assistant", "\n".join(parts))
 
 

@@ -163,7 +163,7 @@ def _by_pair(reviews: Sequence[Record]) -> list[list[Record]]:
     strays = []
     for review in reviews:
         pair = _pair(review)
-        if not metadata_of(review) and scores_of(review) is None:
+        if not models_of(review) and scores_of(review) is None:
             strays.append(review)  # it says nothing of who answered, and has no scores to mix
         else:
             key = f"{pair} {models_of(review)}" if pair in in_turn else pair
@@ -274,6 +274,8 @@ def compared(summaries: Sequence[Summary], baselines: Sequence[Summary]) -> list
         raise UsageError(
             f"the baseline has {len(baselines)} pairs of answer files, the reviews {len(summaries)}"
         )
+    if any(summary.single for summary in (*summaries, *baselines)):
+        raise UsageError("single scores have no baseline", hint="rank them beside the others'")
     found = []
     for summary, baseline in zip(summaries, baselines, strict=True):
         rows = [row | _comparison(row["category"], summary, baseline) for row in summary.rows]

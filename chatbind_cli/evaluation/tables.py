@@ -26,11 +26,14 @@ _FIGURES = (
     *("category", "n", "mean_1", "mean_2", "relative", "ci95"),
     *("win", "tie", "lose", "consistency", "failed"),
     *("baseline", "n_both", "difference", "difference_ci95", "p_value"),
+    *("labels", "agreement", "label_kappa", "true_win_rate", "true_win_rate_ci95"),
+    *("lc_n", "lc_win_rate", "lc_win_rate_ci95"),
 )
+_WIN_RATES = ("win_rate", "lc_win_rate", "true_win_rate")
 _ENDS = {
     "ci95": ("ci95_low", "ci95_high"),
     "difference_ci95": ("difference_ci95_low", "difference_ci95_high"),
-    "win_rate_ci95": ("win_rate_ci95_low", "win_rate_ci95_high"),
+    **{f"{key}_ci95": (f"{key}_ci95_low", f"{key}_ci95_high") for key in _WIN_RATES},
     "dates": ("first_date", "last_date"),
 }
 
@@ -74,6 +77,7 @@ _COLUMNS: dict[str, Callable[[Record], str]] = {
         _MISSING if row["win"] is None else f"{row['win']}/{row['tie']}/{row['lose']}"
     ),
     "win rate (95 %)": lambda row: with_interval(row, "win_rate", ".1%"),
+    "at equal length (95 %)": lambda row: with_interval(row, "lc_win_rate", ".1%"),
     "characters": lambda row: _of_both(row, "length", ".0f"),
     "same in both orders": lambda row: text_of(row, "consistency", ".1%"),
     "judges' kappa": lambda row: text_of(row, "kappa", ".2f"),
@@ -155,6 +159,7 @@ def remarks(summaries: Sequence[Summary], ranking: Ranking | None = None) -> lis
     """What stands beside the columns: between orders, between judges, against a baseline."""
     lines = [line for summary in summaries for line in order_lines(summary)]
     lines += agreement_lines(summaries)
+    lines += [line for summary in summaries for line in win_rate_lines(summary)]
     lines += [line for summary in summaries for line in comparison_lines(summary)]
     return lines + (ranking.notes if ranking else [])
 
@@ -197,6 +202,25 @@ def agreement_lines(summaries: Sequence[Summary]) -> list[str]:
             f"{' and '.join(judges)} agree on {100 * same / len(outcomes):.1f} % of "
             f"{len(outcomes)} questions (Cohen's kappa "
             f"{'undefined' if kappa is None else f'{kappa:.2f}'})"
+        )
+    return lines
+
+
+def win_rate_lines(summary: Summary) -> list[str]:
+    """What people say beside the judge, and of how many answers the lengths are not known."""
+    name, total = summary.name or "reviews", summary.total
+    lines = []
+    if total.get("labels"):
+        lines.append(
+            f"{name}: people and the judge agree on {text_of(total, 'agreement', '.1%')} of "
+            f"{total['labels']:,} labelled questions (Cohen's kappa "
+            f"{text_of(total, 'label_kappa', '.2f')}); given the judge's errors the win rate is "
+            f"{with_interval(total, 'true_win_rate', '.1%')} (95 %, prediction-powered)"
+        )
+    if total.get("lc_n", total["n"]) < total["n"] and not summary.single:
+        lines.append(
+            f"{name}: how long the answers are is known of {total['lc_n']:,} of {total['n']:,} "
+            "questions: the win rate at equal length is of them"
         )
     return lines
 

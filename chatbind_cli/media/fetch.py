@@ -205,7 +205,8 @@ async def _fetch(url: str, where: str, limits: Limits) -> bytes:
                     async with _asked(client, here, where, limits) as response:
                         if not response.has_redirect_location:
                             return await _body(response, where, limits.most_bytes)
-                        here = next_address(here, response.headers["location"], where)
+                        location = response.headers["location"]
+                        here = next_address(here, location, where, guarded=bool(limits.allowed))
                 except httpx.TimeoutException as error:
                     raise MediaError("the server does not answer in time", where=where) from error
     raise MediaError(f"redirects more than {MOST_REDIRECTS} times", where=where)
@@ -264,8 +265,8 @@ async def _body(response: httpx.Response, where: str, most_bytes: int) -> bytes:
     return bytes(body)
 
 
-def next_address(here: str, location: str, where: str) -> str:
-    """Where a redirect leads, if it may be followed.
+def next_address(here: str, location: str, where: str, *, guarded: bool = False) -> str:
+    """Where a redirect leads, if it may be followed; `guarded`: that is looked at again.
 
     Raises:
         MediaError: it leads to another scheme, or from the open network into a private one.
@@ -279,7 +280,7 @@ def next_address(here: str, location: str, where: str) -> str:
             hint="only http(s) is followed",
         )
     origin = urllib.parse.urlsplit(here).hostname or ""
-    if _is_private(parts.hostname) and not _is_private(origin):
+    if not guarded and _is_private(parts.hostname) and not _is_private(origin):
         raise MediaError(
             f"redirects to the private address {parts.hostname}",
             where=where,

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -45,5 +47,11 @@ async def resolve(host: str) -> list[str]:
     Raises:
         OSError: there is no such host.
     """
-    found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    ask = partial(socket.getaddrinfo, host, None, type=socket.SOCK_STREAM)
+    # a thread of its own: the loop would wait for its own threads, however long DNS is silent
+    thread = ThreadPoolExecutor(max_workers=1)
+    try:
+        found = await asyncio.get_running_loop().run_in_executor(thread, ask)
+    finally:
+        thread.shutdown(wait=False)
     return list(dict.fromkeys(str(place[0]) for *_, place in found))

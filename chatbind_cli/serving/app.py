@@ -11,14 +11,10 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack
 
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp
 
-from chatbind_cli.errors import ChatBindError
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.openai_chat import read_chat_request
 from chatbind_cli.inference.openai_reply import chunk, completion, final_chunk, usage_chunk
@@ -27,7 +23,7 @@ from chatbind_cli.serving.desk import Answered, Desk, Ticket
 from chatbind_cli.serving.embeddings import Embeddings
 from chatbind_cli.serving.limits import Limits
 from chatbind_cli.serving.metrics import Metrics
-from chatbind_cli.serving.replies import EventStream, json_reply, tell_failure
+from chatbind_cli.serving.replies import EventStream, json_reply
 from chatbind_cli.serving.requests import Bodies, attended, check_model
 
 
@@ -159,12 +155,3 @@ def paths_of(routes: Sequence[BaseRoute]) -> frozenset[str]:
     """The addresses that can be counted by name: those without a parameter."""
     paths = (route.path for route in routes if isinstance(route, Route))
     return frozenset(path for path in paths if "{" not in path)
-
-
-def application(routes: Sequence[BaseRoute]) -> ASGIApp:
-    """What answers at these addresses, with errors in OpenAI's form."""
-    failures = (HTTPException, ClientDisconnect, ChatBindError, Exception)
-    return Starlette(
-        routes=routes,
-        exception_handlers=dict.fromkeys(failures, tell_failure),
-    )

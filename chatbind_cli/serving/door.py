@@ -13,10 +13,12 @@ import hmac
 import ipaddress
 import socket
 import time
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.routing import BaseRoute, Route, Router
+from starlette.types import Message, Receive, Scope, Send
 
 from chatbind_cli.console import note
 from chatbind_cli.inference.openai_chat import RequestError
@@ -30,24 +32,24 @@ _SHOWN = 100  # characters of a path
 
 
 class Door:
-    """An ASGI application around another.
+    """The ASGI application: what answers at some addresses, for those who may come in.
 
     Args:
-        app: what answers those who may come in.
-        key: what they must show; None: nothing.
+        routes: the addresses. What goes wrong there is told here, in OpenAI's form.
+        key: what clients must show; None: nothing.
         host: the name or address that the server was told to listen at.
-        metrics: what counts them.
-        routes: the paths that are counted by name.
+        metrics: what counts requests; by path, where that has no parameter.
     """
 
     def __init__(
-        self, app: ASGIApp, *, key: str | None, host: str, metrics: Metrics, routes: frozenset[str]
+        self, routes: Sequence[BaseRoute], *, key: str | None, host: str, metrics: Metrics
     ) -> None:
-        self._app = app
+        self._router = Router(routes, redirect_slashes=False)
+        paths = (route.path for route in routes if isinstance(route, Route))
+        self._counted = {path for path in paths if "{" not in path}
         self._key = None if key is None else f"Bearer {key}".encode()
         self._names = {"localhost", host.lower(), socket.gethostname().lower()}
         self._metrics = metrics
-        self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Lets a request in, or refuses it, and tells what became of it."""
@@ -63,11 +65,12 @@ class Door:
 
         try:
             self._check(scope["path"], Headers(scope=scope))
-            await self._app(scope, receive, heard)
+            # with an application in the scope, the router raises errors in place of text of its own
+            scope["app"] = self
+            await self._router(scope, receive, heard)
         except Exception as error:
-            # of what the application fails with it has told already
-            if isinstance(error, RequestError) and not status:
-                code, record, headers = failure(error)
+            code, record, headers = failure(error)
+            if not status:
                 await json_reply(record, code, headers)(scope, receive, heard)
         finally:
             self._tell(scope, status, time.monotonic() - begun)
@@ -105,7 +108,7 @@ class Door:
 
     def _tell(self, scope: Scope, status: int, seconds: float) -> None:
         path = scope["path"]
-        route = path if path in self._routes else "other"
+        route = path if path in self._counted else "other"
         self._metrics.requests.labels(route, str(status)).inc()
         self._metrics.request_seconds.labels(route).observe(seconds)
         tokens = scope.get("state", {}).get("tokens")

@@ -10,7 +10,7 @@ class Limits:
     """Each is there so that one client cannot take what all need."""
 
     body_bytes: int = 64 << 20
-    """Of a request."""
+    """Of a request; the reader of JSON takes no more."""
     bodies: int = 8
     """Bodies of that size, over all requests, whose answers are not there yet."""
     waiting: int = 256

@@ -168,17 +168,26 @@ class Server(uvicorn.Server):
         # a shell's background job is not to hear Ctrl-C
         heard = [n for n in numbers if signal.getsignal(n) != signal.SIG_IGN]
         for number in heard:
-            loop.add_signal_handler(number, self.stop, number)
+            loop.add_signal_handler(number, self._hear, number)
         try:
             yield
         finally:
             for number in heard:
                 loop.remove_signal_handler(number)
 
-    def stop(self, number: int) -> None:
-        """Begins to end on a signal; ends at once on a second one."""
+    def _hear(self, number: int) -> None:
         if self.told is not None:
             os._exit(128 + number)
+        self.stop(number)
+        # Python would wait for every thread, and one may read a film for somebody who has left
+        longest = self._limits.grace_s + 2 * _FLUSH_S
+        code = 0 if number == signal.SIGTERM else 128 + number
+        last = threading.Timer(longest, os._exit, [code])
+        last.daemon = True
+        last.start()
+
+    def stop(self, number: int) -> None:
+        """Begins to end on a signal."""
         self.told = number
         note(f"stopping: {self._desk.under_way} answers are under way; a second signal: at once")
         self._draining = asyncio.get_running_loop().create_task(self._drain())

@@ -62,12 +62,6 @@ def failure(error: Exception) -> tuple[int, Record, dict[str, str]]:
     return status, record, _HEADERS.get(status, {})
 
 
-async def tell_failure(request: Request, error: Exception) -> Response:
-    """The reply to a request that failed, for Starlette."""
-    status, record, headers = failure(error)
-    return json_reply(record, status, headers)
-
-
 class EventStream:
     """A reply that grows: server-sent events, of which the first is there.
 

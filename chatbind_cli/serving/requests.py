@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -28,7 +29,7 @@ class Bodies:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._held = 0
-        self._parsing = asyncio.Lock()
+        self._parser = ThreadPoolExecutor(1, "parser")
 
     @asynccontextmanager
     async def content(self, request: Request) -> AsyncIterator[bytes]:
@@ -64,8 +65,8 @@ class Bodies:
             if len(body) < _LONG:
                 line = parse_line(body, "the body")
             else:
-                async with self._parsing:
-                    line = await asyncio.to_thread(parse_line, body, "the body")
+                loop = asyncio.get_running_loop()
+                line = await loop.run_in_executor(self._parser, parse_line, body, "the body")
             del body
             if line.problem is not None:
                 raise line.problem

@@ -19,7 +19,7 @@ from chatbind_cli.inference.loaded_model import LoadedModel
 from chatbind_cli.inference.media_encoder import MediaEncoder
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.root import MediaRoot
-from chatbind_cli.serving.app import Api, application, paths_of
+from chatbind_cli.serving.app import Api
 from chatbind_cli.serving.desk import Desk
 from chatbind_cli.serving.door import Door
 from chatbind_cli.serving.limits import Limits
@@ -29,6 +29,8 @@ from chatbind_cli.serving.page.routes import page_routes
 from chatbind_cli.serving.requests import Bodies
 
 _LOOPBACK = ("127.", "::1")
+_READERS = 32
+"""Questions whose media may be on their way at a time: slow addresses hold up nobody else."""
 
 
 def serve(
@@ -58,14 +60,14 @@ def serve(
             note(f"whoever reaches {address} can ask: --api-key asks for a key")
         loaded = load()
         options = loaded.media_options(**media)
-        encoder = MediaEncoder(loaded, options=options, open_media=media_root.open)
+        encoder = MediaEncoder(loaded, options=options, open_media=media_root.open, workers=workers)
 
         @contextmanager
         def open_answerer() -> Iterator[Answerer]:
             how: dict[str, Any] = {
                 "style": prompt_style,
                 "batch_size": batch_size,
-                "readers": workers,
+                "readers": _READERS,
             }
             with connect(loaded) as engine:
                 yield Answerer(loaded, encoder, engine=engine, **how)
@@ -81,7 +83,10 @@ def serve(
             limits=limits,
             on_ready=partial(_say_where, address, loaded.model_id),
         )
-        asyncio.run(server.serve([listening]))
+        loop = asyncio.new_event_loop()
+        # `asyncio.run` would wait for threads, which may still read media for those who have left
+        loop.run_until_complete(server.serve([listening]))
+        loop.close()
     if desk.failure is not None and desk.state == "failed":
         raise desk.failure
     if server.told == signal.SIGINT:
@@ -104,8 +109,7 @@ def make_server(
     bodies = Bodies(limits)
     api = Api(desk, settings, model_id=model_id, bodies=bodies, limits=limits, metrics=metrics)
     routes = [*api.routes(), *page_routes(bodies.content, options)]
-    paths = paths_of(routes)
-    door = Door(application(routes), key=key, host=host, metrics=metrics, routes=paths)
+    door = Door(routes, key=key, host=host, metrics=metrics)
     server = Server(door, desk, limits, on_ready)
     return server
 

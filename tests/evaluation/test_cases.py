@@ -226,7 +226,8 @@ def test_lines_that_are_no_records_are_told_and_leave_the_others_alone(tmp_path:
     for path in (questions, a):
         path.write_bytes(path.read_bytes() + bad)
     contexts = tmp_path / "c.jsonl"
-    contexts.write_text('{"captions": ["of nothing"]}\n{\n')
+    odd = '{"image": "x", "captions": 5}\n{"image": "x", "instances": [["dog"]]}\n'
+    contexts.write_text('{"captions": ["of nothing"]}\n{\n' + odd)
     inputs = Inputs(questions, [a, a], contexts=contexts)
     cases = list(inputs.cases())
     assert [case.texts for case in cases[:2]] == [("a 1", "a 1"), ("a 2", "a 2")]
@@ -235,6 +236,7 @@ def test_lines_that_are_no_records_are_told_and_leave_the_others_alone(tmp_path:
     assert len(inputs.remarks) == 3
     assert inputs.remarks[1].startswith(f"{a}: cannot be used: line 3: is not JSON")
     assert "1: a context names no media, 2: is not JSON" in inputs.remarks[2]
+    assert "3: its captions or instances are no list of such, 4: its" in inputs.remarks[2]
 
 
 def test_a_line_that_vqa_could_not_read_is_no_answer_and_no_mismatch(tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import pytest
 
+from chatbind_cli.console import Progress
 from tests.program import Pipe
 from tests.program import chatbind as _chatbind
 
@@ -459,6 +460,23 @@ def test_what_means_nothing_to_one_answer_is_refused(world: Path, words: list[st
     done = _chatbind(*RULE, "--mode", "single", *words, cwd=world)
     assert done.returncode == 2
     assert "have no meaning where each answer is judged alone" in done.stderr
+
+
+@pytest.mark.parametrize(("words", "total"), [([], 8), (["--pairs", "all"], 12)])
+def test_progress_goes_to_the_number_of_reviews(
+    world: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], total: int
+) -> None:
+    counted: list[Counted] = []
+
+    class Counted(Progress):
+        def __enter__(self) -> Counted:
+            counted.append(self)
+            return cast(Counted, super().__enter__())
+
+    monkeypatch.setattr("chatbind_cli.evaluation.review.Progress", Counted)
+    (world / "x.jsonl").write_text((world / "said.jsonl").read_text())
+    assert _chatbind(*RULE, "said.jsonl", "x.jsonl", *words, cwd=world).returncode == 0
+    assert [(progress.total, progress.n) for progress in counted] == [(total, total)]
 
 
 def test_ctrl_c_while_waiting_for_a_pipe_ends_with_130(world: Path) -> None:

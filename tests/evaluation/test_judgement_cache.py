@@ -259,6 +259,8 @@ def test_a_full_disk_is_said_once_and_leaves_nothing_half_done(
     assert capsys.readouterr().err.count("the cache of judgements") == 1
     assert [path.stem for path in tmp_path.glob("*/*")] == ["00" * 32]
     assert cache.find("00" * 32, _judgement()) is not None
+    cache.keep("33" * 32, _judgement(), VERDICT)
+    assert not (tmp_path / "33").exists(), "it is not tried again and again"
 
 
 def test_of_too_many_the_oldest_go_and_nothing_that_is_not_ours(

@@ -105,11 +105,15 @@ def test_one_answer_is_shown_with_the_right_ones_and_without_a_number() -> None:
         f"[Bot]\n<{mark}>\n{planted}\n</{mark}>\n\n[End of Bot]\n\n"
         "[System]\nOne number.\n"
     )
+    again = build_messages(replace(case, references=("A cow.",)), Rule("Bot", "One number."))
+    assert mark not in again[1]["content"], "a right answer cannot know the marks either"
+    pair = replace(_case(), references=("A wolf.",))
+    assert "wolf" not in build_messages(pair, RULE)[1]["content"]
     rule = find_rule(case)
     assert "[[5]]" in rule.prompt
     assert "[Reference]" in rule.prompt
     assert "Assistant 1" not in rule.prompt
-    assert "[Reference]" not in find_rule(replace(case, references=())).prompt
+    assert "[Reference]\n" not in build_messages(replace(case, references=()), rule)[1]["content"]
     assert "one line with a number" in ask_again([], "", single=True)[1]["content"]
 
 

@@ -150,6 +150,42 @@ def test_summarize_reads_the_review_files_of_a_folder(world: Path, chatbind: Cha
     assert "100.0 % / 50.0 %" in table.stdout
 
 
+def test_all_models_are_ranked_and_held_against_people_and_length(
+    world: Path, chatbind: Chatbind
+) -> None:
+    words = ["--orders", "both", "--pairs", "all", "-o", "r.jsonl"]
+    assert chatbind(*RULE, "said.jsonl", "ref.jsonl", *words).code == 0
+    labels = [{"question_id": 1, "winner": "reference", "models": ["reference", "toy"]}]
+    _write(world / "human.jsonl", [*labels, {"question_id": 7, "winner": 1}])
+    words = ["summarize", "r.jsonl", "--labels", "human.jsonl", "--length-controlled"]
+    table = chatbind(*words, "--format", "markdown")
+    assert table.code == 0, table.stderr
+    assert "| ranking by bradley-terry | points |" in table.stdout
+    assert "human.jsonl: no winner, or not said of which models: question 7" in table.stderr
+    assert "people and the judge agree on 100.0 % of 1 labelled questions" in table.stdout
+    plain = _records(chatbind(*words).stdout)
+    assert not any("ranking" in row for row in plain), "a script gets it where it asks"
+    rows = _records(chatbind(*words, "--ranking").stdout)
+    assert rows[: len(plain)] == plain
+    assert [row["place"] for row in rows[len(plain) :]] == [1, 2, 3]
+    assert {row["lc_n"] for row in rows if row.get("category") == "all"} == {4}
+    lines = chatbind(*words, "--format", "csv").stdout.splitlines()
+    assert len(lines) == 1 + len(plain)
+    assert chatbind(*words, "--format", "csv", "--ranking").stdout.startswith("ranking,group,")
+
+
+def test_single_scores_have_a_ranking_and_no_baseline(world: Path, chatbind: Chatbind) -> None:
+    assert chatbind(*RULE, "said.jsonl", "--mode", "single", "-o", "r.jsonl").code == 0
+    table = chatbind("summarize", "r.jsonl", "--length-controlled", "--format", "markdown")
+    assert "| 1. reference | 10 |" in table.stdout
+    assert "| 2. toy | 5.5 |" in table.stdout
+    assert "how long" not in table.stdout
+    done = chatbind("summarize", "r.jsonl", "--baseline", "r.jsonl")
+    assert (done.code, "single scores have no baseline" in done.stderr) == (2, True)
+    page = chatbind("summarize", "r.jsonl", "--html", "report.html")
+    assert page.code == 0, page.stderr
+
+
 def test_a_report_is_written_beside_the_figures(world: Path, chatbind: Chatbind) -> None:
     done = chatbind(*RULE, "said.jsonl", "-o", "r.jsonl")
     words = ["--html", "out/report.html", "-q", "q.jsonl", "--answers", "ref.jsonl", "said.jsonl"]

@@ -147,7 +147,7 @@ def test_redirects_are_asked_of_dns_and_checked_again(servers: tuple[Server, Ser
         f"http://[::ffff:{PRIVATE}]:{port}/",
         f"//{PRIVATE}:{port}/",
     ):
-        with pytest.raises(MediaError):
+        with pytest.raises(MediaError, match=f"{REFUSED}|cannot be fetched"):
             fetched(f"{good}/to/{target}", limits(dns))
     with pytest.raises(MediaError, match=REFUSED):  # the same name, a moment later
         fetched(f"http://rebinds.example:{port}/to//end", limits(dns))
@@ -269,6 +269,32 @@ def test_a_body_and_its_time_are_bounded(servers: tuple[Server, Server]) -> None
     assert time.monotonic() - began < 0.9
     with pytest.raises(MediaError, match="larger"):
         fetched("data:;base64," + "A" * 2000, limits(dns))
+
+
+def test_the_time_holds_while_dns_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: done.wait(5) and [])
+    began = time.monotonic()
+    with pytest.raises(MediaError, match=r"after 0\.2 s"):
+        fetched("http://a.example/", Limits(seconds=0.2, allowed=is_public))
+    assert time.monotonic() - began < 2
+    done.set()
+
+
+def test_an_address_of_version_six_is_connected_to(servers: tuple[Server, Server]) -> None:
+    class Six(Server):
+        address_family = socket.AF_INET6
+
+    try:
+        six = Six(("::1", 0))
+    except OSError:
+        pytest.skip("needs IPv6")
+    port = six.server_port
+    rule = replace(limits(Dns(six_example=[["::1"]])), allowed=lambda a: str(a) == "::1")
+    try:
+        assert fetched(f"http://six.example:{port}/", rule) == f"six.example:{port}".encode()
+    finally:
+        six.end()
 
 
 def test_the_certificate_is_that_of_the_name(

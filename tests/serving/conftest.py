@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,12 +97,24 @@ class Running:
 
 @contextmanager
 def serving(answerer: Answerer, *, key: str | None = None, **limits: Any) -> Iterator[Running]:
-    """A server with an engine of its own, until the block ends."""
+    """A server of what answers here, until the block ends."""
 
     @contextmanager
-    def open_answerer() -> Iterator[Answerer]:
+    def here() -> Iterator[Answerer]:
         yield answerer
 
+    with serving_from(here, key=key, **limits) as running:
+        yield running
+
+
+@contextmanager
+def serving_from(
+    open_answerer: Callable[[], AbstractContextManager[Answerer]],
+    *,
+    key: str | None = None,
+    **limits: Any,
+) -> Iterator[Running]:
+    """The same for one that is opened, again where its engine has gone."""
     limited = Limits(**limits)
     with closing(bind("127.0.0.1", 0)) as listening:
         desk = Desk(open_answerer, SETTINGS, most_waiting=limited.waiting)

@@ -12,8 +12,10 @@ from click.testing import CliRunner
 
 from chatbind_cli.cli import app
 from chatbind_cli.encoders.imagebind.encoder import load_encoder
+from chatbind_cli.inference.answerer import Answerer
 from chatbind_cli.media.modality import MODALITIES
 from tests.inference.world import DIM
+from tests.serving.conftest import serving
 
 
 def embed(server, given, **more):
@@ -83,6 +85,14 @@ def test_what_has_no_embedding_is_a_400(running, given, says):
     with pytest.raises(openai.BadRequestError) as told:
         embed(running, given)
     assert says in told.value.message
+
+
+def test_an_encoder_without_a_text_tower_says_so(world):
+    with (
+        serving(Answerer.from_pretrained(world.model, device="cpu")) as server,
+        pytest.raises(openai.BadRequestError, match="no tower for text"),
+    ):
+        embed(server, "a dog")
 
 
 def test_other_parameters_are_refused_by_name(running):

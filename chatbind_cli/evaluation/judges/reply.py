@@ -20,8 +20,14 @@ from typing import Any
 _LOWEST, _HIGHEST = 0.0, 10.0
 """The scale. Judges are asked for 1-10, and some answer 0 for "no answer at all"."""
 
-_PAIR_KEYS = {"score_1": "score of the first answer", "score_2": "score of the second answer"}
-_SINGLE_KEYS = {"score": "score of the answer"}
+_KEYS = {
+    False: {
+        "score_1": "score of the first answer, 1 to 10",
+        "score_2": "score of the second answer, 1 to 10",
+    },
+    True: {"score": "score of the answer, 1 to 10"},
+}
+"""Of the JSON object of a review, by whether it is of one answer."""
 
 _NUMBER = r"[+-]?(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?"
 _ENDED_NUMBER = rf"{_NUMBER}\.?"  # "7. 8.", which the reference reads
@@ -57,21 +63,16 @@ class UnreadableScores(ValueError):
 
 def response_format(*, single: bool) -> dict[str, Any]:
     """The form that structured output is held to; scores come first, as in the text form."""
-    keys = _SINGLE_KEYS if single else _PAIR_KEYS
-    properties = {
-        **{key: {"type": "number", "description": f"{of}, 1 to 10"} for key, of in keys.items()},
-        "explanation": {"type": "string", "description": f"why {'this' if single else 'these'}"},
-    }
+    numbers = {key: {"type": "number", "description": of} for key, of in _KEYS[single].items()}
+    properties = {**numbers, "explanation": {"type": "string", "description": "why"}}
     schema = {
         "type": "object",
         "properties": properties,
         "required": list(properties),
         "additionalProperties": False,
     }
-    return {
-        "type": "json_schema",
-        "json_schema": {"name": "review", "strict": True, "schema": schema},
-    }
+    described = {"name": "review", "strict": True, "schema": schema}
+    return {"type": "json_schema", "json_schema": described}
 
 
 def scores_line(scores: Sequence[float]) -> str:
@@ -97,7 +98,7 @@ def read_review(text: str, *, single: bool = False) -> tuple[tuple[float, ...], 
     value = _json_object(words)
     if value is None:
         return _read_rating(words) if single else _read_lines(words), text
-    found = [value.get(key) for key in (_SINGLE_KEYS if single else _PAIR_KEYS)]
+    found = [value.get(key) for key in _KEYS[single]]
     if any(isinstance(score, bool) or not isinstance(score, int | float) for score in found):
         raise UnreadableScores(f"no {'score' if single else 'two scores'} in the JSON object")
     scores = _on_scale(*map(str, found))

@@ -12,6 +12,7 @@ import time
 import traceback
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -373,6 +374,11 @@ def test_unreadable_scores_are_asked_for_once_more(judge_server: Any) -> None:
     again = judge_server.requests[1]["messages"]
     assert [message["role"] for message in again] == ["system", "user", "assistant", "user"]
     assert again[2]["content"] == "Both are nice."
+    judge_server.faults.append("It is nice.")
+    judge_server.answer = lambda request: "Rating: [[7]]"
+    case = replace(_case(), answers=({"text": "A dog."},), single=True)
+    assert _judge(judge_server, [case])[0].scores == (7,)
+    assert "one line with a number" in judge_server.requests[-1]["messages"][3]["content"]
 
 
 @pytest.mark.parametrize("said", ["Both are nice.", "", "95 90", "-1 -1", "nan 8"])
@@ -412,6 +418,12 @@ def test_the_hash_follows_the_rule_the_context_and_the_model(judge_server: Any) 
     assert judge.judge_hash(case) == same.judge_hash(case)
     assert judge.judge_hash(case) != other.judge_hash(case)
     assert judge.judge_hash(case) != judge.judge_hash(with_context)
+    # Right answers are shown beside one answer alone.
+    for single in (False, True):
+        case = replace(case, single=single)
+        assert (
+            judge.judge_hash(case) == judge.judge_hash(replace(case, references=("x",)))
+        ) is not single
 
 
 def test_scores_come_as_an_object_where_the_endpoint_has_structured_output(
