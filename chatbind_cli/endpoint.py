@@ -24,6 +24,8 @@ from chatbind_cli.urls import public_url
 # A key that is shorter is a word (`none`, `EMPTY`) that local servers are given.
 _SECRET_AT_LEAST = 12
 _EVENTS = "text/event-stream"
+_FILE = "application/binary"
+_LARGEST_FILE = 512 << 20
 
 
 class Endpoint:
@@ -77,14 +79,45 @@ class Endpoint:
         # as bytes: the client's own models take 200 times the memory
         return json.loads((await self._client.get(path, cast_to=httpx.Response)).content)
 
-    async def post(self, path: str, body: Record) -> Any:
+    async def post(self, path: str, body: Record, *, once: bool = False) -> Any:
         """The reply to a request, as JSON.
+
+        Args:
+            path: where it goes.
+            body: what it says.
+            once: make no further attempt: what is asked for may be done already.
 
         Raises:
             openai.APIError: there is none, after all attempts or at once.
         """
-        reply = await self._client.post(path, cast_to=httpx.Response, body=body)
+        options: Any = {"max_retries": 0} if once else {}
+        reply = await self._client.post(path, cast_to=httpx.Response, body=body, options=options)
         return json.loads(reply.content)
+
+    async def upload(self, path: str, data: bytes, **fields: str) -> Any:
+        """The reply to a file, as JSON.
+
+        Raises:
+            openai.APIError: there is none.
+        """
+        headers = {"Content-Type": "multipart/form-data"}
+        reply = await self._client.post(
+            path,
+            cast_to=httpx.Response,
+            body=fields,
+            files={"file": ("requests.jsonl", data)},
+            options={"headers": headers},
+        )
+        return json.loads(reply.content)
+
+    async def download(self, path: str) -> bytes:
+        """A file, of at most 512 MiB.
+
+        Raises:
+            openai.APIError: it cannot be had, or is larger.
+        """
+        options: Any = {"headers": {"Accept": _FILE}}
+        return (await self._client.get(path, cast_to=httpx.Response, options=options)).content
 
     async def stream(self, path: str, body: Record) -> AsyncIterator[Any]:
         """The pieces of a reply as they come, each as JSON.
@@ -173,14 +206,15 @@ class _BoundedClient(httpx.AsyncClient):
         Raises:
             DecodingError: it is too large, packed in a way that was not asked for, or no reply.
         """
-        stream = _Bounded(response, self._largest_reply)
-        if response.is_success and response.request.headers.get("accept") == _EVENTS:
+        wanted = response.request.headers.get("accept")
+        stream = _Bounded(response, _LARGEST_FILE if wanted == _FILE else self._largest_reply)
+        if response.is_success and wanted == _EVENTS:
             response.stream = stream  # read as it comes
             return
         try:
             body = b"".join([chunk async for chunk in stream])
             await stream.aclose()
-            if response.is_success:
+            if response.is_success and wanted != _FILE:
                 self._refuse(_parsed(body))
         except (ValueError, zlib.error) as error:
             raise httpx.DecodingError(str(error), request=response.request) from error

@@ -100,8 +100,9 @@ def _cache(context: click.Context, param: click.Parameter, given: str | None) ->
     "--reference",
     "references",
     type=_FILE,
-    help="Answers that count as right, for `--judge rule`: an answer file; default: the "
-    "question's `reference`, `answers`, `answer` or `label`. Of several, one is enough.",
+    help="Answers that count as right, for `--judge rule` and `--mode single`: an answer file; "
+    "default: the question's `reference`, `answers`, `answer` or `label`. Of several, one is "
+    "enough.",
 )
 @_judge(
     "--judge",
@@ -135,6 +136,15 @@ def _cache(context: click.Context, param: click.Parameter, given: str | None) ->
     default="auto",
     advanced=True,
     help="Ask for the scores as a JSON object where the endpoint can be held to one.",
+)
+@_judge(
+    "--batch",
+    type=click.Choice(["wait", "leave"]),
+    is_flag=False,
+    flag_value="wait",
+    metavar="[wait|leave]",
+    help="Ask in batches, which are done within a day, at half the price (OpenAI's Batch API); "
+    "leave: exit with 75 while they are not. The same command takes them up.",
 )
 @hosted_limits("Limits", "reviews")
 @_limit(
@@ -171,6 +181,7 @@ def command(
     concurrency: int,
     grace: float,
     cache: Path | None,
+    batch: Any,
     dry_run: bool,
     output: str,
     overwrite: bool,
@@ -202,6 +213,7 @@ def command(
         on_error=on_error,
         grace_s=grace,
         cache=cache,
+        batch=batch,
     )
     inputs = Inputs(
         questions,

@@ -47,12 +47,13 @@ class JudgementCache:
     async def verdict(self, judge: Judge, judgement: Judgement) -> Verdict:
         """The verdict that is kept; else the judge's, for which others that ask the same wait."""
         key = self.key(judge, judgement)
+        case, swapped, sample = judgement.case, judgement.swapped, judgement.sample
         if key is None:
-            return await judge.judge(judgement.case, swapped=judgement.swapped)
+            return await judge.judge(case, swapped=swapped, sample=sample)
         async with self._asked.setdefault(key, asyncio.Lock()):
             found = self.find(key, judgement)
             if found is None:
-                found = await judge.judge(judgement.case, swapped=judgement.swapped)
+                found = await judge.judge(case, swapped=swapped, sample=sample)
                 self.keep(key, judgement, found)
             return found
 
@@ -79,7 +80,8 @@ class JudgementCache:
             return
         path = self._path(key)
         try:
-            with replace_file(path) as temporary:
+            # after a power cut it is broken at worst; the event loop does not wait for the disk
+            with replace_file(path, durable=False) as temporary:
                 temporary.write_bytes(data)
         except OSError as error:
             self._full = True
@@ -123,5 +125,7 @@ def _make_room(folder: Path) -> None:
     """Removes the oldest of a folder's files where it has too many."""
     with suppress(OSError):  # other runs do so, too
         ours = [path for path in folder.iterdir() if _OURS.fullmatch(path.name)]
-        for path in sorted(ours, key=lambda path: path.lstat().st_mtime)[:-_MOST_IN_A_FOLDER]:
-            path.unlink(missing_ok=True)
+        if len(ours) > _MOST_IN_A_FOLDER:
+            ours.sort(key=lambda path: path.lstat().st_mtime)
+            for path in ours[:-_MOST_IN_A_FOLDER]:
+                path.unlink(missing_ok=True)

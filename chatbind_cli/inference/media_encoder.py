@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -33,7 +34,8 @@ _REMEMBERED = 1024
 class MediaEncoder:
     """Turns media into embeddings with the model's encoder.
 
-    As in training, unless `options` are given; `open_media` finds the bytes of media.
+    As in training, unless `options` are given; `open_media` finds the bytes of media, of which
+    `workers` are decoded at a time.
     """
 
     def __init__(
@@ -42,10 +44,12 @@ class MediaEncoder:
         *,
         options: MediaOptions | None = None,
         open_media: Callable[[str | Path | bytes], MediaSource] = open_source,
+        workers: int = 1,
     ) -> None:
         self._model = model
         self._options = model.media_options() if options is None else options
         self._open_media = open_media
+        self._decoding = threading.Semaphore(workers)
         self._encoding = threading.Lock()
         self._remembered: dict[tuple[str, str], torch.Tensor] = {}
 
@@ -94,8 +98,9 @@ class MediaEncoder:
 
     def _read(self, medium: Medium, known: Collection[str]) -> Loaded:
         if medium.modality != "text":
-            open_medium = partial(self._open_media, medium.ref)
-            return decode(medium, open_medium, known, self._options, self._recall)
+            with ExitStack() as stack:
+                open_medium = partial(self._open, medium.ref, stack)
+                return decode(medium, open_medium, known, self._options, self._recall)
         if "text" not in known:
             return MediaError("the encoder has no tower for text")
         try:
@@ -104,13 +109,18 @@ class MediaEncoder:
         except Exception as error:
             return contained(error, where="<text>")
 
+    def _open(self, ref: str | Path | bytes, stack: ExitStack) -> MediaSource:
+        source = self._open_media(ref)
+        stack.enter_context(self._decoding)  # what comes now is work, and no wait
+        return source
+
     def encode(
         self, media: Sequence[Medium], read: Sequence[Loaded]
     ) -> list[Medium | ChatBindError]:
         """The second half of `embed`: what was read of media, through the encoder together."""
         fresh = {_key(item): item for item in read if isinstance(item, Decoded)}
         with self._encoding:
-            found = embed_each(self.encoder, list(fresh.values())) if fresh else []
+            found = self._rows(list(fresh.values())) if fresh else []
             rows = dict(zip(fresh, found, strict=True))
             self._remembered |= {k: row for k, row in rows.items() if isinstance(row, torch.Tensor)}
             while len(self._remembered) > _REMEMBERED:
@@ -119,6 +129,18 @@ class MediaEncoder:
             _embedded(medium, _key(item), rows[_key(item)]) if isinstance(item, Decoded) else item
             for medium, item in zip(media, read, strict=True)
         ]
+
+    def _rows(self, media: list[Decoded]) -> list[torch.Tensor | ChatBindError]:
+        """An embedding each; what does not fit in memory together is halved."""
+        try:
+            return embed_each(self.encoder, media)
+        except torch.OutOfMemoryError:
+            # the language model beside it may have taken all
+            if len(media) == 1:
+                where = media[0].source.name
+                return [MediaError("there is no memory to embed it now", where=where)]
+        half = len(media) // 2
+        return self._rows(media[:half]) + self._rows(media[half:])
 
     def _recall(self, modality: str, sha256: str) -> torch.Tensor | None:
         return self._remembered.get((modality, sha256))
