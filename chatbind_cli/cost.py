@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from chatbind_cli.errors import RecordError, UsageError, reason
+from chatbind_cli.errors import ChatBindError, RecordError, UsageError, reason
 from chatbind_cli.hosted import Role
 
 Counter = Callable[[str], int]
@@ -104,6 +104,8 @@ class Price:
 
 
 FREE = Price(0.0, 0.0)
+SHARE_OF_BATCHES = 0.5
+"""Of the price, for what may take a day: OpenAI's, and those of the others that have batches."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -144,12 +146,12 @@ class Plan:
         self.completion_tokens += min(usual, most)
         self.completion_tokens_at_most += most
 
-    def set_price(self, price: Price | None) -> None:
-        """Says what all of it costs."""
+    def set_price(self, price: Price | None, share: float = 1.0) -> None:
+        """Says what all of it costs, at a share of the price."""
         if price is not None:
             sent, most = self.prompt_tokens, self.completion_tokens_at_most
-            self.cost_usd = round(price.cost_usd(sent, self.completion_tokens), 6)
-            self.cost_usd_at_most = round(price.cost_usd(sent, most), 6)
+            self.cost_usd = round(share * price.cost_usd(sent, self.completion_tokens), 6)
+            self.cost_usd_at_most = round(share * price.cost_usd(sent, most), 6)
             self.price = "" if price is FREE else price.text()
 
     def as_record(self, model: str, records: str) -> dict[str, Any]:
@@ -218,14 +220,9 @@ class Budget:
         """
         most = self.price.cost_usd(prompt_tokens, completion_tokens)
         async with self._changed:
-            await self._changed.wait_for(lambda: self._fits(most) or not self._under_way)
-            if not self._fits(most):
-                raise self._role.error(
-                    f"stopped before the cost limit of {self.limit_usd:g} USD: "
-                    f"{self.spent_usd:.4f} USD are spent, and the next request may cost "
-                    f"{most:.4f} USD",
-                    hint=f"what is {self._role.done} is on disk; go on with a higher --max-cost",
-                )
+            await self._changed.wait_for(lambda: self.fits(most) or not self._under_way)
+            if not self.fits(most):
+                raise self.refusal(most)
             self._under_way.append(most)
         try:
             yield
@@ -234,13 +231,22 @@ class Budget:
                 self._under_way.remove(most)
                 self._changed.notify_all()
 
-    def pay(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """Books what a reply cost, and returns it in USD."""
-        cost = self.price.cost_usd(prompt_tokens, completion_tokens)
+    def pay(self, prompt_tokens: int, completion_tokens: int, share: float = 1.0) -> float:
+        """Books what a reply cost, a share of the price, and returns it in USD."""
+        cost = share * self.price.cost_usd(prompt_tokens, completion_tokens)
         self.spent_usd += cost
         return cost
 
-    def _fits(self, most: float) -> bool:
+    def refusal(self, most: float) -> ChatBindError:
+        """What ends a run whose next request may cost so much."""
+        return self._role.error(
+            f"stopped before the cost limit of {self.limit_usd:g} USD: {self.spent_usd:.4f} USD "
+            f"are spent, and the next request may cost {most:.4f} USD",
+            hint=f"what is {self._role.done} is on disk; go on with a higher --max-cost",
+        )
+
+    def fits(self, most: float) -> bool:
+        """Whether so much may be spent beside what is under way."""
         if self.limit_usd is None:
             return True
         return self.spent_usd + sum(self._under_way) + most <= self.limit_usd

@@ -11,7 +11,7 @@ import asyncio
 import json
 import zlib
 from collections.abc import AsyncIterator, Callable
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import httpx
 import openai
@@ -24,6 +24,9 @@ from chatbind_cli.urls import public_url
 # A key that is shorter is a word (`none`, `EMPTY`) that local servers are given.
 _SECRET_AT_LEAST = 12
 _EVENTS = "text/event-stream"
+_FILE = "application/binary"
+_LARGEST_FILE = 1 << 30
+_LONGEST_FILE_S = 3600.0
 
 
 class Endpoint:
@@ -77,14 +80,58 @@ class Endpoint:
         # as bytes: the client's own models take 200 times the memory
         return json.loads((await self._client.get(path, cast_to=httpx.Response)).content)
 
-    async def post(self, path: str, body: Record) -> Any:
+    async def post(self, path: str, body: Record, *, once: bool = False) -> Any:
         """The reply to a request, as JSON.
+
+        Args:
+            path: where it goes.
+            body: what it says.
+            once: make no further attempt: what is asked for may be done already.
 
         Raises:
             openai.APIError: there is none, after all attempts or at once.
         """
-        reply = await self._client.post(path, cast_to=httpx.Response, body=body)
+        options: Any = {"max_retries": 0} if once else {}
+        reply = await self._client.post(path, cast_to=httpx.Response, body=body, options=options)
         return json.loads(reply.content)
+
+    async def upload(self, path: str, file: IO[bytes], fields: Record) -> Any:
+        """The reply to a file, as JSON.
+
+        Raises:
+            openai.APIError: there is none.
+        """
+        reply = await self._client.post(
+            path,
+            cast_to=httpx.Response,
+            body=fields,
+            files={"file": ("requests.jsonl", file)},
+            options={"headers": {"Content-Type": "multipart/form-data"}},
+        )
+        return json.loads(reply.content)
+
+    async def download(self, path: str) -> AsyncIterator[bytes]:
+        """The pieces of a file of at most 1 GiB, as they come.
+
+        Raises:
+            openai.APIError: it cannot be had.
+            httpx.HTTPError: it breaks off, is too large or takes longer than an hour.
+        """
+        headers = {"Accept": _FILE, "X-Stainless-Raw-Response": "stream"}
+        try:
+            async with asyncio.timeout(_LONGEST_FILE_S):
+                reply = await self._client.get(
+                    path, cast_to=httpx.Response, options={"headers": headers}
+                )
+                try:
+                    async for piece in reply.aiter_raw():
+                        yield piece
+                finally:
+                    await reply.aclose()
+        except TimeoutError as error:
+            raise httpx.ReadTimeout("the file took too long") from error
+        except (ValueError, zlib.error) as error:
+            raise httpx.DecodingError(str(error)) from error
 
     async def stream(self, path: str, body: Record) -> AsyncIterator[Any]:
         """The pieces of a reply as they come, each as JSON.
@@ -117,7 +164,7 @@ class Endpoint:
         text, cause = str(error), error.__cause__
         if isinstance(error, (openai.APITimeoutError, httpx.TimeoutException)):
             text = f"no reply within {self._timeout_s:g} s"
-        elif isinstance(cause, httpx.DecodingError):
+        elif isinstance(error, httpx.DecodingError) or isinstance(cause, httpx.DecodingError):
             text = f"a reply that cannot be read ({cause})"
         elif isinstance(error, (openai.APIConnectionError, httpx.HTTPError)):
             text = f"no connection ({cause or reason(error)})"
@@ -173,8 +220,10 @@ class _BoundedClient(httpx.AsyncClient):
         Raises:
             DecodingError: it is too large, packed in a way that was not asked for, or no reply.
         """
-        stream = _Bounded(response, self._largest_reply)
-        if response.is_success and response.request.headers.get("accept") == _EVENTS:
+        wanted = response.request.headers.get("accept")
+        is_file = response.is_success and wanted == _FILE
+        stream = _Bounded(response, _LARGEST_FILE if is_file else self._largest_reply)
+        if is_file or (response.is_success and wanted == _EVENTS):
             response.stream = stream  # read as it comes
             return
         try:

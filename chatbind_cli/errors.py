@@ -96,7 +96,7 @@ class SomeRecordsFailed(ChatBindError):
 
 
 class Interrupted(ChatBindError):
-    """A signal ended the work, of which nothing is lost: the same command goes on with it."""
+    """A signal ended the work, or others have it; nothing is lost: the same command goes on."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h, on which batch scripts may requeue a job
 

@@ -10,19 +10,31 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import openai
 
-from chatbind_cli.cost import FREE, Budget, counter_for, find_price, message_tokens
+from chatbind_cli.batches import Batches, Reply
+from chatbind_cli.cost import (
+    FREE,
+    SHARE_OF_BATCHES,
+    Budget,
+    counter_for,
+    find_price,
+    message_tokens,
+)
 from chatbind_cli.endpoint import Endpoint, RateLimit
-from chatbind_cli.errors import UsageError
+from chatbind_cli.errors import UsageError, reason
 from chatbind_cli.hosted import KEY_VARIABLE, HostedSettings, Message, Role
 from chatbind_cli.jsonl import Record
 
 _LONGEST_REPLY = 100_000
 _MOST_TOKENS = 1 << 31
+_GOOD = 200
+_REFUSED = (400, 415, 422, 501)
+_UPLOAD_S = 600.0
 # So many failures in a row, without one reply between them, are the server's and not a chat's.
 _FAILURES_THAT_STOP = 8
 
@@ -71,11 +83,9 @@ class HostedModel:
         self.budget = Budget(self.price or FREE, settings.max_cost_usd, spent_usd, role)
         self.count, self.counted_by = counter_for(settings.tokenizer)
         self._role = role
-        self._endpoint = Endpoint(
-            settings.url,
-            key=os.environ.get(KEY_VARIABLE, "").strip(),
+        self._settings = settings
+        self._endpoint = self._open(
             timeout_s=settings.timeout_s,
-            retries=settings.retries,
             requests_per_minute=settings.requests_per_minute,
             refuse=_refuse_what_is_no_chat,
         )
@@ -85,6 +95,15 @@ class HostedModel:
         self._tokens = RateLimit(settings.tokens_per_minute)
         self._reply_tokens = usual_tokens
         self._failures_in_row = 0
+
+    def _open(self, **how: Any) -> Endpoint:
+        key = os.environ.get(KEY_VARIABLE, "").strip()
+        return Endpoint(self._settings.url, key=key, retries=self._settings.retries, **how)
+
+    def batches(self, path: Path) -> Batches:
+        """The batches that a file of ours names; see `Batches`."""
+        endpoint = self._open(timeout_s=max(self._settings.timeout_s, _UPLOAD_S))
+        return Batches(endpoint, path, f"{self.name} at {endpoint.url}")
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -112,31 +131,73 @@ class HostedModel:
             await self._tokens.acquire(prompt_tokens + self._reply_tokens)
             completion = await self._complete(messages, parameters)
             self._failures_in_row = 0
-            return self._read(completion, prompt_tokens, metadata)
+            return self._read(completion, prompt_tokens, metadata, batch=False)
+
+    def request(self, messages: list[Message], parameters: Mapping[str, Any]) -> Record:
+        """What is sent: of the parameters those that the model takes, as it calls them."""
+        named = ((self._renamed.get(name, name), value) for name, value in parameters.items())
+        taken = {name: value for name, value in named if name is not None}
+        return {"model": self.name, "messages": messages, **taken}
 
     async def _complete(self, messages: list[Message], parameters: Mapping[str, Any]) -> Record:
         """The completion of a chat, a JSON object with a message in its first choice."""
         while True:
-            sent = self._taken(parameters)
+            sent = self.request(messages, parameters)
             try:
-                completion: Record = await self._endpoint.post(
-                    "/chat/completions", {"model": self.name, "messages": messages, **sent}
-                )
+                completion: Record = await self._endpoint.post("/chat/completions", sent)
             except openai.APIError as error:
+                refusal = ""
+                if isinstance(error, openai.APIStatusError) and error.status_code in _REFUSED:
+                    refusal = f"{error} {error.response.text}"
                 # Of many requests under way the first that is refused changes all of them.
-                if self._taken(parameters) == sent and not self._adapt(error, sent):
+                changed = refusal and self.request(messages, parameters) != sent
+                if not changed and not self._adapt(refusal, sent):
                     # without its cause: a server's own words may hold the key
                     raise self._failure(error) from None
             else:
                 return completion
 
-    def _taken(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        """The parameters that the model takes, under the names that it takes."""
-        named = ((self._renamed.get(name, name), value) for name, value in parameters.items())
-        return {name: value for name, value in named if name is not None}
+    def settle(self, reply: Reply, sent: Record, names: Collection[str]) -> bool:
+        """Books what a reply of a batch cost.
+
+        Args:
+            reply: it.
+            sent: what is sent for it.
+            names: those of the parameters when it was sent.
+
+        Returns:
+            Whether it counts; else the model refuses a parameter of what was sent, and another
+            request is to take its place.
+        """
+        if reply.status in _REFUSED and self._adapt(json.dumps(reply.body), names):
+            return False
+        if reply.status == _GOOD and _is_chat(reply.body):
+            self._read(reply.body, message_tokens(sent["messages"], self.count), {}, batch=True)
+        return True
+
+    def read_batched(
+        self, reply: Reply | None, messages: list[Message], metadata: dict[str, Any]
+    ) -> str:
+        """What a batch has brought for a chat; `settle` has booked it.
+
+        Raises:
+            NoReplyError: it has brought nothing.
+        """
+        if reply is None:
+            raise NoReplyError("the batch has no reply to this")
+        metadata["batch"] = reply.batch
+        if reply.status != _GOOD or not _is_chat(reply.body):
+            said = f"{reply.status or 'not sent'} {json.dumps(reply.body.get('error'))}"
+            words = reason(Exception(self._writable(said)))
+            raise NoReplyError(f"the batch has no reply to this: {words}")
+        spent_usd = self.budget.spent_usd
+        prompt_tokens = message_tokens(messages, self.count)
+        text, _ = self._read(reply.body, prompt_tokens, metadata, batch=True)
+        self.budget.spent_usd = spent_usd
+        return text
 
     def _read(
-        self, completion: Record, prompt_tokens: int, metadata: dict[str, Any]
+        self, completion: Record, prompt_tokens: int, metadata: dict[str, Any], *, batch: bool
     ) -> tuple[str, str | None]:
         """The reply's text, and why it ended; its tokens are paid for."""
         choice = completion["choices"][0]
@@ -153,26 +214,21 @@ class HostedModel:
         else:
             used = {"prompt_tokens": prompt_tokens, "completion_tokens": self.count(text)}
         self._reply_tokens = used["completion_tokens"]
-        cost = self.budget.pay(**used)
+        cost = self.budget.pay(**used, share=SHARE_OF_BATCHES if batch else 1.0)
         if self.price is not None:
             metadata["cost_usd"] = round(metadata.get("cost_usd", 0.0) + cost, 8)
         return text, choice.get("finish_reason")
 
-    def _adapt(self, error: openai.APIError, sent: Mapping[str, Any]) -> bool:
+    def _adapt(self, refusal: str, sent: Collection[str]) -> bool:
         """Renames or drops a parameter that the model refuses; False if that is not the matter."""
-        if not isinstance(error, openai.APIStatusError):
-            return False
-        if error.status_code not in (400, 415, 422, 501):
-            return False
-        text = f"{error} {error.response.text}"
-        if "max_completion_tokens" in text and "max_tokens" in sent:
+        if "max_completion_tokens" in refusal and "max_tokens" in sent:
             self._renamed["max_tokens"] = "max_completion_tokens"
             return True
         for name, marks in (
             ("response_format", ("response_format", "json_schema", "structured output", "grammar")),
             ("temperature", ("temperature",)),
         ):
-            if name in sent and any(mark in text for mark in marks):
+            if name in sent and any(mark in refusal for mark in marks):
                 self._renamed[name] = None
                 return True
         return False
@@ -212,12 +268,16 @@ class HostedModel:
         return words.encode("utf-8", "replace").decode("utf-8")
 
 
-def _refuse_what_is_no_chat(value: Any) -> None:
+def _is_chat(value: Any) -> bool:
+    """Whether it is a chat completion with a message in its first choice."""
     try:
-        good = isinstance(value["choices"][0]["message"], dict)
+        return isinstance(value["choices"][0]["message"], dict)
     except (TypeError, LookupError):
-        good = False
-    if not good:
+        return False
+
+
+def _refuse_what_is_no_chat(value: Any) -> None:
+    if not _is_chat(value):
         raise ValueError("the reply is not a chat completion")
 
 

@@ -136,6 +136,15 @@ def _cache(context: click.Context, param: click.Parameter, given: str | None) ->
     advanced=True,
     help="Ask for the scores as a JSON object where the endpoint can be held to one.",
 )
+@_judge(
+    "--batch",
+    type=click.Choice(["wait", "leave"]),
+    is_flag=False,
+    flag_value="wait",
+    metavar="[wait|leave]",
+    help="Ask in batches, which are done within a day, at half the price (OpenAI's Batch API); "
+    "leave: exit with 75 while they are not. The same command takes them up.",
+)
 @hosted_limits("Limits", "reviews")
 @_limit(
     "--grace",
@@ -171,6 +180,7 @@ def command(
     concurrency: int,
     grace: float,
     cache: Path | None,
+    batch: Any,
     dry_run: bool,
     output: str,
     overwrite: bool,
@@ -202,6 +212,7 @@ def command(
         on_error=on_error,
         grace_s=grace,
         cache=cache,
+        batch=batch,
     )
     inputs = Inputs(
         questions,

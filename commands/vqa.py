@@ -165,8 +165,8 @@ def command(
     shard = _chunk(num_chunks, chunk_idx, shard)
     batch = input_format == _BATCH
     if answerer is not None:
-        if batch:
-            raise UsageError(f"--answerer goes without --input-format {_BATCH}")
+        if _BATCH in (input_format, output_format):
+            raise UsageError(f"--answerer goes without {_BATCH}")
         _check_stdin(questions)
         refuse_overlap(output, [questions, answerer.contexts, answerer.settings.prices])
         answerer.check(settings)

@@ -27,7 +27,7 @@ class JudgeServer:
     request, billed as `usage` says.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, handler: type[BaseHTTPRequestHandler] | None = None) -> None:
         self.faults: deque[Any] = deque()
         self.draw: Callable[[], Any] | None = None
         self.answer: Answer = lambda request: "8 6\nfine"
@@ -37,9 +37,8 @@ class JudgeServer:
         self.times: list[float] = []
         self.most_at_a_time = 0
         self._now = 0
-        self._lock = threading.Lock()
-        handler = type("Handler", (_Handler,), {"judge": self})
-        self._http = _Server(("127.0.0.1", 0), handler)
+        self.lock = threading.Lock()
+        self._http = _Server(("127.0.0.1", 0), type("Own", (handler or Handler,), {"judge": self}))
         self._http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
         threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
@@ -49,7 +48,7 @@ class JudgeServer:
         self._http.server_close()
 
     def next_fault(self, request: dict[str, Any], headers: dict[str, str]) -> Any:
-        with self._lock:
+        with self.lock:
             self.requests.append(request)
             self.headers.append(headers)
             self.times.append(time.monotonic())
@@ -58,9 +57,30 @@ class JudgeServer:
             return self.draw() if self.draw is not None else None
 
     def enter(self, step: int) -> None:
-        with self._lock:
+        with self.lock:
             self._now += step
             self.most_at_a_time = max(self.most_at_a_time, self._now)
+
+    def completion(self, request: dict[str, Any], text: str) -> dict[str, Any]:
+        prompt, completion = self.usage(request)
+        return {
+            "id": "chatcmpl-1",
+            "object": "chat.completion",
+            "created": 1700000000,
+            "model": f"{request['model']}-0314",
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": text},
+                    "finish_reason": "stop",
+                }
+            ],
+            "usage": {
+                "prompt_tokens": prompt,
+                "completion_tokens": completion,
+                "total_tokens": prompt + completion,
+            },
+        }
 
 
 class _Server(ThreadingHTTPServer):
@@ -72,7 +92,7 @@ class _Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     judge: JudgeServer
     protocol_version = "HTTP/1.1"
 
@@ -82,7 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if self.path != "/v1/chat/completions":
-            self._send(404, json.dumps({"error": {"message": f"no {self.path}"}}))
+            self.send(404, json.dumps({"error": {"message": f"no {self.path}"}}))
             return
         request = json.loads(body)
         self.judge.enter(1)
@@ -103,46 +123,25 @@ class _Handler(BaseHTTPRequestHandler):
             with suppress(ConnectionError):
                 fault(self)
         elif isinstance(fault, tuple):
-            self._send(fault[0], fault[2], fault[1])
+            self.send(fault[0], fault[2], fault[1])
         elif fault == "reset":
             self.close_connection = True
         elif fault == "cut":
-            text = json.dumps(self._completion(request, "8 6"))
-            self._send(200, text[: len(text) // 2], {"Content-Length": str(len(text))})
+            text = json.dumps(self.judge.completion(request, "8 6"))
+            self.send(200, text[: len(text) // 2], {"Content-Length": str(len(text))})
             self.close_connection = True
         elif fault == "garbage":
-            self._send(200, '{"choices": [{"mess')
+            self.send(200, '{"choices": [{"mess')
         elif fault == "text":
-            self._send(200, "<html>proxy login</html>", {"Content-Type": "text/html"})
+            self.send(200, "<html>proxy login</html>", {"Content-Type": "text/html"})
         elif fault == "no choices":
-            self._send(200, json.dumps({**self._completion(request, ""), "choices": []}))
+            self.send(200, json.dumps({**self.judge.completion(request, ""), "choices": []}))
         else:
             text = fault if isinstance(fault, str) else self.judge.answer(request)
-            self._send(200, json.dumps(self._completion(request, text)))
+            self.send(200, json.dumps(self.judge.completion(request, text)))
 
-    def _completion(self, request: dict[str, Any], text: str) -> dict[str, Any]:
-        prompt, completion = self.judge.usage(request)
-        return {
-            "id": "chatcmpl-1",
-            "object": "chat.completion",
-            "created": 1700000000,
-            "model": f"{request['model']}-0314",
-            "choices": [
-                {
-                    "index": 0,
-                    "message": {"role": "assistant", "content": text},
-                    "finish_reason": "stop",
-                }
-            ],
-            "usage": {
-                "prompt_tokens": prompt,
-                "completion_tokens": completion,
-                "total_tokens": prompt + completion,
-            },
-        }
-
-    def _send(self, status: int, body: str, headers: dict[str, str] | None = None) -> None:
-        data = body.encode()
+    def send(self, status: int, body: str | bytes, headers: dict[str, str] | None = None) -> None:
+        data = body if isinstance(body, bytes) else body.encode()
         wanted = {"Content-Type": "application/json", "Content-Length": str(len(data))}
         wanted.update(headers or {})
         self.send_response(status)

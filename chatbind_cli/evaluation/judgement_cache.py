@@ -47,12 +47,13 @@ class JudgementCache:
     async def verdict(self, judge: Judge, judgement: Judgement) -> Verdict:
         """The verdict that is kept; else the judge's, for which others that ask the same wait."""
         key = self.key(judge, judgement)
+        case, swapped, sample = judgement.case, judgement.swapped, judgement.sample
         if key is None:
-            return await judge.judge(judgement.case, swapped=judgement.swapped)
+            return await judge.judge(case, swapped=swapped, sample=sample)
         async with self._asked.setdefault(key, asyncio.Lock()):
             found = self.find(key, judgement)
             if found is None:
-                found = await judge.judge(judgement.case, swapped=judgement.swapped)
+                found = await judge.judge(case, swapped=swapped, sample=sample)
                 self.keep(key, judgement, found)
             return found
 

@@ -39,6 +39,7 @@ class ReviewOptions:
         on_error: write failed reviews, leave them out, or stop at the first.
         grace_s: longest wait for judgements under way when the run ends early.
         cache: the folder of judgements that other runs made, None for none.
+        batch: ask in batches, and wait for them or leave.
     """
 
     orders: Orders = "both"
@@ -47,6 +48,7 @@ class ReviewOptions:
     on_error: Literal["record", "skip", "fail"] = "record"
     grace_s: float = 15.0
     cache: Path | None = None
+    batch: Literal["wait", "leave"] | None = None
 
 
 @dataclass(slots=True)
@@ -98,6 +100,7 @@ def make_missing(
     *,
     earlier_usd: Mapping[str, float] | None = None,
     on_done: Callable[[], None] = lambda: None,
+    later: Callable[[Judgement], bool] = lambda judgement: False,
 ) -> Outcome:
     """Judges all cases, and writes a record for each judgement as soon as it is made.
 
@@ -108,6 +111,7 @@ def make_missing(
         options: how often and in which order.
         earlier_usd: what earlier reviews cost, by review key; those that replace them say it.
         on_done: called after each judgement.
+        later: whether one is left for another run.
 
     Raises:
         JudgeError: the judge cannot work at all, or a review failed and `on_error` is `fail`.
@@ -121,7 +125,7 @@ def make_missing(
                 if judgement.review_id in writer.done:
                     outcome.reused += 1
                     on_done()
-                else:
+                elif not later(judgement):
                     yield judgement
 
     def finish(judgement: Judgement, verdict: Verdict) -> None:

@@ -6,12 +6,15 @@ in the order of the questions.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 from chatbind_cli.console import Progress, note
-from chatbind_cli.cost import FREE, USUAL_REVIEW_TOKENS, Plan
-from chatbind_cli.errors import SomeRecordsFailed, UsageError
-from chatbind_cli.evaluation.cases import Inputs
+from chatbind_cli.cost import FREE, SHARE_OF_BATCHES, USUAL_REVIEW_TOKENS, Plan
+from chatbind_cli.errors import ChatBindError, SomeRecordsFailed, UsageError
+from chatbind_cli.evaluation.cases import Case, Inputs
 from chatbind_cli.evaluation.judgement_cache import JudgementCache
 from chatbind_cli.evaluation.judges.judge import Judge, JudgeSettings, RuleJudge
 from chatbind_cli.evaluation.judging import (
@@ -21,7 +24,7 @@ from chatbind_cli.evaluation.judging import (
     judgements_of,
     make_missing,
 )
-from chatbind_cli.evaluation.records import Earlier, in_words, read_earlier, tidy
+from chatbind_cli.evaluation.records import Earlier, Judgement, in_words, read_earlier, tidy
 from chatbind_cli.jsonl import RecordWriter
 
 
@@ -48,9 +51,13 @@ class Review:
                 where=inputs.name,
                 hint="give --reference FILE (an answer file will do), or another --judge",
             )
+        stream = output == "-" or (Path(output).exists() and not Path(output).is_file())
+        if options.batch and (settings.is_rule or stream):
+            raise UsageError("--batch goes with a chat model as the judge, and --output FILE")
         self._inputs, self._settings, self._options = inputs, settings, options
         self._output, self._overwrite = output, overwrite
         self._earlier = Earlier() if overwrite else read_earlier(Path(output))
+        self._held: ChatBindError | None = None
         self._judge = _open_judge(settings, sum(self._earlier.usd_by_key.values()))
 
     def plan(self) -> Plan:
@@ -76,7 +83,7 @@ class Review:
                     if tokens is None:
                         continue
                     plan.add(tokens[0], USUAL_REVIEW_TOKENS, tokens[1])
-        plan.set_price(judge.price)
+        plan.set_price(judge.price, SHARE_OF_BATCHES if self._options.batch else 1.0)
         return plan
 
     def make(self) -> Outcome:
@@ -96,18 +103,20 @@ class Review:
         )
         outcome = Outcome()
         try:
-            with writer, Progress(n_expected, "judging", "reviews") as progress:
+            bar = Progress(n_expected, "judging", "reviews")
+            with writer, bar as progress, self._asked(writer) as (cases, later):
                 outcome = make_missing(
-                    self._inputs.cases(),
+                    cases,
                     self._judge,
                     writer,
                     options,
                     earlier_usd=self._earlier.usd_by_key,
                     on_done=progress.advance,
+                    later=later,
                 )
         finally:
             if path.is_file():  # not a pipe or a device
-                tidy(path, self._earlier.failed, outcome.judgements)
+                tidy(path, self._earlier.failed, () if self._held else outcome.judgements)
         return outcome
 
     def conclude(self, outcome: Outcome | None = None) -> None:
@@ -115,6 +124,7 @@ class Review:
 
         Raises:
             SomeRecordsFailed: a review failed, or the files do not fit together.
+            ChatBindError: reviews wait for their batches, or for a higher limit on the cost.
         """
         what = []
         for remark in self._inputs.remarks:
@@ -125,8 +135,34 @@ class Review:
                 what.append(f"{count_of(outcome.failed)} failed")
         if self._inputs.remarks:
             what.append("the files do not fit together, as said above")
+        if self._held:
+            raise self._held
         if what:
             raise SomeRecordsFailed(" and ".join(what))
+
+    @contextmanager
+    def _asked(
+        self, writer: RecordWriter
+    ) -> Iterator[tuple[Iterable[Case], Callable[[Judgement], bool]]]:
+        """The cases, and what has to wait for another run; after the batches, if they are wanted.
+
+        Raises:
+            ChatBindError: the batches are refused, or cannot be asked for.
+        """
+        if self._options.batch is None:
+            yield self._inputs.cases(), lambda judgement: False
+            return
+        from chatbind_cli.evaluation.batched import BatchedReplies  # noqa: PLC0415  brings openai
+
+        judge, options = cast(Any, self._judge), self._options
+        cases = list(self._inputs.cases())
+        made = (made for case in cases for made in judgements_of(case, judge, options))
+        missing = (judgement for judgement in made if judgement.review_id not in writer.done)
+        with BatchedReplies(judge, Path(self._output), JudgementCache(options.cache)) as replies:
+            replies.fetch(missing, wait=options.batch == "wait")
+            self._held = replies.held
+            yield cases, replies.lacks
+            replies.forget()
 
     def _introduce(self) -> None:
         judge, settings = self._judge, self._settings

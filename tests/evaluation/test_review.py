@@ -38,7 +38,7 @@ class FakeJudge(Judge):
     def judge_hash(self, case: Case) -> str:
         return self.rule
 
-    async def judge(self, case: Case, *, swapped: bool) -> Verdict:
+    async def judge(self, case: Case, *, swapped: bool, sample: int = 0) -> Verdict:
         self.calls.append((case.question_id, swapped))
         self.now += 1
         self.most = max(self.most, self.now)
@@ -300,7 +300,7 @@ def test_whatever_a_judge_raises_about_one_case_is_one_failure(tmp_path: Path) -
                 raise RecursionError("too deep")
             return "f"
 
-        async def judge(self, case: Case, *, swapped: bool) -> Verdict:
+        async def judge(self, case: Case, *, swapped: bool, sample: int = 0) -> Verdict:
             if case.question_id == 2:
                 raise KeyError("x")
             return await super().judge(case, swapped=swapped)
@@ -367,7 +367,7 @@ class SlowJudge(FakeJudge):
         self.sending: set[Any] = set()
         self.waiting: set[object] = set()
 
-    async def judge(self, case: Case, *, swapped: bool) -> Verdict:
+    async def judge(self, case: Case, *, swapped: bool, sample: int = 0) -> Verdict:
         self.calls.append((case.question_id, swapped))
         if case.question_id in self.waiting:
             await asyncio.sleep(60)
@@ -412,7 +412,7 @@ def test_the_grace_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_what_is_under_way_when_the_judge_gives_up_is_on_disk_too(tmp_path: Path) -> None:
     class Broken(SlowJudge):
-        async def judge(self, case: Case, *, swapped: bool) -> Verdict:
+        async def judge(self, case: Case, *, swapped: bool, sample: int = 0) -> Verdict:
             if case.question_id == 3:
                 await asyncio.sleep(0.05)
                 raise JudgeError("the server is gone")

@@ -169,6 +169,7 @@ def test_a_plan_tells_what_it_would_take_and_asks_nobody(folder: Path, judge_ser
         (["--device", "cpu"], "--device goes without --answerer"),
         (["--num-processes", "2"], "--num-processes goes without --answerer"),
         (["--choices"], "--choices goes without --answerer"),
+        (["--output-format", "openai-batch"], "--answerer goes without openai-batch"),
         (["--num-beams", "2"], "a hosted model takes no num_beams"),
         (["--max-cost", "1", "--answerer-model", "?"], "the price of '?' is not known"),
         (["-o", "q.jsonl"], "the output is the input q.jsonl"),

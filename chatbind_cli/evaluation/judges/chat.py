@@ -10,6 +10,7 @@ import json
 import os
 from typing import Any
 
+from chatbind_cli.batches import Batches
 from chatbind_cli.cost import USUAL_REVIEW_TOKENS, message_tokens
 from chatbind_cli.errors import JudgeError, reason
 from chatbind_cli.evaluation.cases import Case, digest
@@ -25,6 +26,7 @@ from chatbind_cli.evaluation.prompts import (
 )
 from chatbind_cli.files import sha256_text
 from chatbind_cli.hosted_model import HostedModel, NoReplyError
+from chatbind_cli.jsonl import Record
 
 DEFAULT_MODEL = "gpt-4o"
 # So many judgements in a row without readable scores are the judge's and not a case's.
@@ -57,6 +59,7 @@ class ChatJudge(Judge):
             "temperature": settings.temperature,
             "max_tokens": settings.max_tokens,
         }
+        self.batches: Batches | None = None
         self._unreadable = 0
         self._last_words = ""
 
@@ -81,8 +84,20 @@ class ChatJudge(Judge):
         messages = build_messages(case, find_rule(case, self._rules))
         return message_tokens(messages, self.model.count), self._settings.max_tokens
 
-    async def judge(self, case: Case, *, swapped: bool) -> Verdict:
+    def first_request(self, case: Case, *, swapped: bool) -> Record:
+        """What is sent for a case, as far as is known what the model takes."""
+        messages = build_messages(case, find_rule(case, self._rules), swapped=swapped)
+        return self.model.request(messages, self._asked(case, again=False))
+
+    def _asked(self, case: Case, *, again: bool) -> dict[str, Any]:
+        if self._settings.structured != "auto" or again:
+            return self._parameters
+        return {**self._parameters, "response_format": response_format(single=case.single)}
+
+    async def judge(self, case: Case, *, swapped: bool, sample: int = 0) -> Verdict:
         """Asks for the scores, and once more if they cannot be read.
+
+        Where there are `batches`, their reply is the first one.
 
         Raises:
             JudgeError: no case can be judged, or none of the last ones could be read.
@@ -102,12 +117,13 @@ class ChatJudge(Judge):
         said: list[str] = []
         error = ""
         for again in (False, True):
-            parameters = self._parameters
-            if self._settings.structured == "auto" and not again:
-                form = response_format(single=case.single)
-                parameters = {**parameters, "response_format": form}
             try:
-                reply, _ = await self.model.ask(messages, parameters, metadata)
+                if self.batches is not None and not again:
+                    key = self.cache_key(case, swapped=swapped, sample=sample)
+                    reply = self.model.read_batched(self.batches.get(key), messages, metadata)
+                else:
+                    asked = self._asked(case, again=again)
+                    reply, _ = await self.model.ask(messages, asked, metadata)
                 scores, readable = read_review(reply, single=case.single)
             except NoReplyError as failure:
                 error = str(failure)

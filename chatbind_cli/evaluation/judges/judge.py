@@ -93,7 +93,7 @@ class Judge(ABC):
         """
 
     @abstractmethod
-    async def judge(self, case: Case, *, swapped: bool) -> Verdict:
+    async def judge(self, case: Case, *, swapped: bool, sample: int = 0) -> Verdict:
         """Scores the answers, the second one shown first where `swapped`.
 
         Raises:
@@ -125,7 +125,7 @@ class RuleJudge(Judge):
         """Changes with the right answers."""
         return digest("rule-2", case.references)
 
-    async def judge(self, case: Case, *, swapped: bool) -> Verdict:
+    async def judge(self, case: Case, *, swapped: bool, sample: int = 0) -> Verdict:
         """Scores the answers; the order in which they are shown means nothing here."""
         if not case.references:
             return Verdict(error="no reference answer to compare with")

@@ -1,0 +1,129 @@
+"""Reviews that may take a day, at half the price: what `review --batch` does before it judges.
+
+All missing judgements are asked for in batches, and their replies fetched; then they are made as
+always, each with the reply that is there as the first one. What cannot be read is asked once more
+at once, at the full price.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from chatbind_cli.batches import Batches
+from chatbind_cli.cost import SHARE_OF_BATCHES
+from chatbind_cli.errors import ChatBindError, Interrupted
+from chatbind_cli.evaluation.judgement_cache import JudgementCache
+from chatbind_cli.evaluation.judges.chat import ChatJudge
+from chatbind_cli.evaluation.records import Judgement
+from chatbind_cli.jsonl import Record
+
+
+class BatchedReplies:
+    """The replies to judgements that are asked for in batches.
+
+    Args:
+        judge: gets its first replies from here.
+        path: the file of reviews; that of the batches lies beside it.
+        cache: what it has is not asked for.
+
+    Attributes:
+        held: what ends the run once the judgements that have a reply are made.
+    """
+
+    def __init__(self, judge: ChatJudge, path: Path, cache: JudgementCache) -> None:
+        self._judge, self._cache = judge, cache
+        self._path = path.with_name(f"{path.name}.batches")
+        self._batches: Batches
+        self._missing: dict[str, Judgement] = {}
+        self.held: ChatBindError | None = None
+
+    def __enter__(self) -> BatchedReplies:
+        """Looks what an earlier run has ordered."""
+        self._batches = self._judge.batches = self._judge.model.batches(self._path)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Lets go of the replies."""
+        self._judge.batches = None
+        self._batches.close()
+
+    def fetch(self, judgements: Iterable[Judgement], *, wait: bool) -> None:
+        """Orders what is missing and fetches what is done.
+
+        Args:
+            judgements: those that the output lacks.
+            wait: until all of them are done.
+
+        Raises:
+            ChatBindError: the endpoint refuses them, or cannot be asked.
+        """
+        for judgement in judgements:
+            if judgement.case.problem is None:
+                kept = self._cache.key(self._judge, judgement)
+                if kept is None or self._cache.find(kept, judgement) is None:
+                    self._missing.setdefault(self._key(judgement), judgement)
+        asyncio.run(self._fetch(wait))
+
+    def lacks(self, judgement: Judgement) -> bool:
+        """Whether a judgement has to wait for another run."""
+        open_ones = self._missing and judgement.case.problem is None
+        return bool(open_ones) and self._key(judgement) in self._missing
+
+    def forget(self) -> None:
+        """Forgets the batches whose replies are on disk as reviews now."""
+        self._batches.forget()
+
+    async def _fetch(self, wait: bool) -> None:
+        ordered: set[str] = set()
+        try:
+            while True:
+                over = await self._batches.take(wait=wait)
+                self._settle(ordered, over)
+                if not over:
+                    self.held = Interrupted(
+                        "batches are not over yet",
+                        where=str(self._path),
+                        hint="the same command takes what is done by then",
+                    )
+                if self.held or not self._missing:
+                    return
+                await self._batches.order(self._affordable(ordered))
+        finally:
+            await self._batches.hang_up()
+
+    def _settle(self, ordered: set[str], over: bool) -> None:
+        """Takes off the list what has a reply, or was over without one."""
+        names: set[str] = set()
+        for key, judgement in list(self._missing.items()):
+            sent = self._judge.first_request(judgement.case, swapped=judgement.swapped)
+            names = names or set(sent)  # the first refusal changes those that come
+            reply = self._batches.get(key)
+            if reply is not None and not self._judge.model.settle(reply, sent, names):
+                self._batches.drop(key)
+                ordered.discard(key)
+            elif reply is not None or (over and key in ordered):
+                del self._missing[key]
+
+    def _affordable(self, ordered: set[str]) -> Iterator[tuple[str, Record, float]]:
+        """The missing requests as far as the limit on the cost has room for them."""
+        budget = self._judge.model.budget
+        committed = self._batches.most_usd
+        for key, judgement in self._missing.items():
+            if key in ordered:
+                continue
+            sent = self._judge.first_request(judgement.case, swapped=judgement.swapped)
+            _, tokens = self._judge.expected_tokens(judgement.case)
+            most = SHARE_OF_BATCHES * budget.price.cost_usd(len(json.dumps(sent)), tokens)
+            if not budget.fits(committed + most):
+                self.held = budget.refusal(committed + most)
+                return
+            committed += most
+            ordered.add(key)
+            yield key, sent, most
+
+    def _key(self, judgement: Judgement) -> str:
+        case, swapped, sample = judgement.case, judgement.swapped, judgement.sample
+        return self._judge.cache_key(case, swapped=swapped, sample=sample)
