@@ -141,7 +141,7 @@ def test_agreement_and_kappa_are_those_of_a_table_by_hand(tmp_path: Path) -> Non
     assert total["true_win_rate"] == 0.6  # all are labelled: what people say
     (line,) = win_rate_lines(summary)
     assert line.startswith("reviews: people and the judge agree on 80.0 % of 10 labelled questions")
-    assert "60.0 % (" in line
+    assert "prediction-powered: 60.0 % (" in line
 
 
 def test_some_labels_correct_what_the_judge_says_of_the_others(tmp_path: Path) -> None:
