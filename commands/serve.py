@@ -104,7 +104,7 @@ _FETCH_S = 30.0  # for a medium behind an address
     help="Questions that are answered together, at most; answers do not depend on it. With "
     "--engine: 64 for each, unless given.",
 )
-@_compute("--num-workers", type=click.IntRange(min=1), default=2, help="Threads that read media.")
+@_compute("--num-workers", type=click.IntRange(min=1), default=2, help="Media decoded at a time.")
 def command(
     choice: ModelChoice,
     host: str,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -33,7 +34,8 @@ _REMEMBERED = 1024
 class MediaEncoder:
     """Turns media into embeddings with the model's encoder.
 
-    As in training, unless `options` are given; `open_media` finds the bytes of media.
+    As in training, unless `options` are given; `open_media` finds the bytes of media, of which
+    `workers` are decoded at a time.
     """
 
     def __init__(
@@ -42,10 +44,12 @@ class MediaEncoder:
         *,
         options: MediaOptions | None = None,
         open_media: Callable[[str | Path | bytes], MediaSource] = open_source,
+        workers: int = 1,
     ) -> None:
         self._model = model
         self._options = model.media_options() if options is None else options
         self._open_media = open_media
+        self._decoding = threading.Semaphore(workers)
         self._encoding = threading.Lock()
         self._remembered: dict[tuple[str, str], torch.Tensor] = {}
 
@@ -94,8 +98,9 @@ class MediaEncoder:
 
     def _read(self, medium: Medium, known: Collection[str]) -> Loaded:
         if medium.modality != "text":
-            open_medium = partial(self._open_media, medium.ref)
-            return decode(medium, open_medium, known, self._options, self._recall)
+            with ExitStack() as stack:
+                open_medium = partial(self._open, medium.ref, stack)
+                return decode(medium, open_medium, known, self._options, self._recall)
         if "text" not in known:
             return MediaError("the encoder has no tower for text")
         try:
@@ -103,6 +108,11 @@ class MediaEncoder:
             return Decoded(source, "text", tokenize([str(medium.ref)])[0])
         except Exception as error:
             return contained(error, where="<text>")
+
+    def _open(self, ref: str | Path | bytes, stack: ExitStack) -> MediaSource:
+        source = self._open_media(ref)
+        stack.enter_context(self._decoding)  # what comes now is work, and no wait
+        return source
 
     def encode(
         self, media: Sequence[Medium], read: Sequence[Loaded]

@@ -167,7 +167,7 @@ def _answerer(
     options = loaded.media_options(**media)
     if store is not None:
         return Answerer(loaded, StoredEmbeddings(store, loaded, options), **how)
-    encoder = MediaEncoder(loaded, options=options, open_media=media_root.open)
+    encoder = MediaEncoder(loaded, options=options, open_media=media_root.open, workers=workers)
     return Answerer(loaded, encoder, readers=workers, **how)
 
 

@@ -29,6 +29,8 @@ from chatbind_cli.serving.page.routes import page_routes
 from chatbind_cli.serving.requests import Bodies
 
 _LOOPBACK = ("127.", "::1")
+_READERS = 32
+"""Questions whose media may be on their way at a time: slow addresses hold up nobody else."""
 
 
 def serve(
@@ -58,14 +60,14 @@ def serve(
             note(f"whoever reaches {address} can ask: --api-key asks for a key")
         loaded = load()
         options = loaded.media_options(**media)
-        encoder = MediaEncoder(loaded, options=options, open_media=media_root.open)
+        encoder = MediaEncoder(loaded, options=options, open_media=media_root.open, workers=workers)
 
         @contextmanager
         def open_answerer() -> Iterator[Answerer]:
             how: dict[str, Any] = {
                 "style": prompt_style,
                 "batch_size": batch_size,
-                "readers": workers,
+                "readers": _READERS,
             }
             with connect(loaded) as engine:
                 yield Answerer(loaded, encoder, engine=engine, **how)

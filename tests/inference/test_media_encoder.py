@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import time
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from chatbind_cli.inference.loaded_model import LoadedModel, load_model
 from chatbind_cli.inference.media_encoder import MediaEncoder, StoredEmbeddings
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
+from chatbind_cli.media.source import MediaSource, open_source
 from tests.inference.world import DIM, World
 
 
@@ -100,6 +104,30 @@ def test_a_modality_that_the_encoder_lacks_is_named(loaded: LoadedModel, world: 
     encoder.encoder.towers = ("vision",)
     [item] = encoder.embed([Medium(None, world.media / "tone.wav")])
     assert "the encoder has no tower for audio" in str(item)
+
+
+def test_so_many_media_are_decoded_at_a_time_and_any_number_may_be_on_their_way(
+    loaded: LoadedModel, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    all_here, decoding, most = threading.Barrier(6, timeout=10), threading.Semaphore(2), [2]
+
+    def open_slowly(ref: Any) -> MediaSource:
+        all_here.wait()
+        return open_source(ref)
+
+    def load(*words: Any) -> Decoded:
+        assert decoding.acquire(blocking=False)
+        time.sleep(0.02)
+        most.append(decoding._value)
+        decoding.release()
+        return load_media(*words)
+
+    monkeypatch.setattr("chatbind_cli.data.decoders.load_media", load)
+    encoder = MediaEncoder(loaded, open_media=open_slowly, workers=2)
+    media = [[Medium(None, world.media / f"{n}.png")] for n in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        assert all(isinstance(one, Decoded) for [one] in pool.map(encoder.read, media))
+    assert min(most) == 0
 
 
 def test_texts_are_embedded_beside_media(loaded: LoadedModel, world: World, golden: Path) -> None:

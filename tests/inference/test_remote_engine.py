@@ -420,13 +420,17 @@ def test_an_answer_that_nobody_waits_for_ends_there_too(world, start, asked, exp
     server, settings = start(), GenerationSettings(max_new_tokens=400)
     with connect(world, server, in_flight=3) as engine:
         server.step_seconds = 0.02
-        gone = replace(asked[3], listener=Ears(patience), settings=settings)
-        found = run(engine, [*asked[:3], gone])
-        assert "given up" in str(found.pop(3))
-        assert found == {n: expected[n] for n in range(3)}
-        if patience:
-            assert server.cancelled.wait(3)
-    assert len(server.requests) == 1 + 3 + (patience > 0)
+        inbox = Inbox(COUNT)
+        inbox.put(replace(asked[3], listener=Ears(patience), settings=settings))
+        for number, (question, outcome) in enumerate(engine.run(inbox, SHORT)):
+            if number == 0:
+                assert "given up" in str(outcome)
+                assert not patience or server.cancelled.wait(3)
+                inbox.put(asked[1])
+                inbox.close()
+            else:
+                assert outcome == expected[question.id]
+    assert len(server.requests) == 2 + (patience > 0)
 
 
 def test_one_that_leaves_while_the_engine_has_not_begun_is_given_up_at_once(world, start, asked):

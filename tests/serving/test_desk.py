@@ -24,20 +24,15 @@ from chatbind_cli.media.medium import Medium
 from chatbind_cli.model.whole import language_model
 from chatbind_cli.serving.desk import Answered, BusyError, Desk, Ticket
 from tests.inference.engine_server import EngineServer, Served
-from tests.inference.world import World, make_world
+from tests.inference.world import World
 
 SHORT = GenerationSettings(max_new_tokens=12)
 LONG = GenerationSettings(max_new_tokens=400)
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_world(tmp_path_factory.mktemp("small"))
-
-
-@pytest.fixture(scope="module")
-def answerer(small: World) -> Answerer:
-    return Answerer.from_pretrained(small.model, device="cpu")
+def answerer(world: World) -> Answerer:
+    return Answerer.from_pretrained(world.model, device="cpu")
 
 
 def desk_of(answerer: Answerer, most_waiting: int = 300) -> Desk:
@@ -75,8 +70,8 @@ def alone(answerer: Answerer, questions: list[Question]) -> dict[Any, str]:
     return {q.id: answer.text for q, answer in zip(prepared, answers, strict=True)}
 
 
-def test_many_ask_at_once_and_half_of_them_leave(small: World, answerer: Answerer) -> None:
-    questions = asked(200, small)
+def test_many_ask_at_once_and_half_of_them_leave(world: World, answerer: Answerer) -> None:
+    questions = asked(200, world)
     wanted = alone(answerer, questions)
     draw = random.Random(1)
 
@@ -166,10 +161,10 @@ def test_several_answers_grow_side_by_side(answerer: Answerer) -> None:
     asyncio.run(main())
 
 
-def test_a_question_that_cannot_be_asked_fails_alone(small: World, answerer: Answerer) -> None:
+def test_a_question_that_cannot_be_asked_fails_alone(world: World, answerer: Answerer) -> None:
     async def main() -> None:
         desk = await ready(desk_of(answerer))
-        broken = desk.ask(Question("?", (Medium(None, small.media / "none.png"),), id=1))
+        broken = desk.ask(Question("?", (Medium(None, world.media / "none.png"),), id=1))
         long = desk.ask(Question("dog " * 600, id=2))
         fine = desk.ask(Question("What?", id=3))
         for ticket, words in ((broken, "no such file"), (long, "512 at most")):
@@ -178,7 +173,7 @@ def test_a_question_that_cannot_be_asked_fails_alone(small: World, answerer: Ans
                     pass
         assert (await fine.answer()).generated.text
         [found, none] = await desk.embed(
-            [Medium(None, small.media / name) for name in ("1.png", "none.png")]
+            [Medium(None, world.media / name) for name in ("1.png", "none.png")]
         )
         assert isinstance(found, Medium) and found.embedding is not None
         assert isinstance(none, ChatBindError)
@@ -232,9 +227,9 @@ def test_what_breaks_here_ends_the_desk_and_nobody_waits_on(
     asyncio.run(main())
 
 
-def test_a_model_that_cannot_be_opened_fails_at_once(small: World) -> None:
+def test_a_model_that_cannot_be_opened_fails_at_once(world: World) -> None:
     async def main() -> None:
-        lost = Answerer.from_pretrained(small.model, encoder="nowhere", device="cpu")
+        lost = Answerer.from_pretrained(world.model, encoder="nowhere", device="cpu")
         desk = await ready(desk_of(lost), "failed")
         assert "nowhere: no such encoder" in str(desk.failure)
 
@@ -250,13 +245,13 @@ def test_a_model_that_cannot_be_opened_fails_at_once(small: World) -> None:
 
 
 def test_an_engine_elsewhere_that_dies_is_found_again(
-    small: World, answerer: Answerer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, answerer: Answerer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("chatbind_cli.serving.desk._RETRY_S", 0.2)
     monkeypatch.setattr(openai._base_client, "INITIAL_RETRY_DELAY", 0.01)
     monkeypatch.setattr(openai._base_client, "MAX_RETRY_DELAY", 0.02)
-    front = load_front(small.model, encoder=small.encoder, dtype="float32")
-    language_model(small.model, tmp_path / "lm")
+    front = load_front(world.model, encoder=world.encoder, dtype="float32")
+    language_model(world.model, tmp_path / "lm")
     served = Served(tmp_path / "lm")
     servers = [EngineServer(served)]
     wanted = alone(answerer, [Question("What?", id=1)])[1]
