@@ -12,7 +12,6 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from chatbind_cli.batches import Batches
 from chatbind_cli.cost import SHARE_OF_BATCHES
 from chatbind_cli.errors import ChatBindError, Interrupted
 from chatbind_cli.evaluation.judgement_cache import JudgementCache
@@ -36,19 +35,9 @@ class BatchedReplies:
     def __init__(self, judge: ChatJudge, path: Path, cache: JudgementCache) -> None:
         self._judge, self._cache = judge, cache
         self._path = path.with_name(f"{path.name}.batches")
-        self._batches: Batches
+        self._batches = judge.batches = judge.model.batches(self._path)
         self._missing: dict[str, Judgement] = {}
         self.held: ChatBindError | None = None
-
-    def __enter__(self) -> BatchedReplies:
-        """Looks what an earlier run has ordered."""
-        self._batches = self._judge.batches = self._judge.model.batches(self._path)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Lets go of the replies."""
-        self._judge.batches = None
-        self._batches.close()
 
     def fetch(self, judgements: Iterable[Judgement], *, wait: bool) -> None:
         """Orders what is missing and fetches what is done.

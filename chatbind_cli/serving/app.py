@@ -19,12 +19,13 @@ from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.openai_chat import read_chat_request
 from chatbind_cli.inference.openai_reply import chunk, completion, final_chunk, usage_chunk
 from chatbind_cli.json_text import Record
-from chatbind_cli.serving.desk import Answered, Desk, Ticket
+from chatbind_cli.serving.desk import Desk
 from chatbind_cli.serving.embeddings import Embeddings
 from chatbind_cli.serving.limits import Limits
 from chatbind_cli.serving.metrics import Metrics
 from chatbind_cli.serving.replies import EventStream, json_reply
 from chatbind_cli.serving.requests import Bodies, attended, check_model
+from chatbind_cli.serving.ticket import Answered, Ticket
 
 
 class Api:
