@@ -1,6 +1,6 @@
 """Do the intervals of `summarize` hold the truth, where a judge likes length and the first place?
 
-    python benchmarks/judging.py             # a hundred runs: four minutes on two cores
+    python benchmarks/judging.py             # a hundred runs: three minutes of one core
     python benchmarks/judging.py --runs 3    # does it run?
 
 Answers have a quality that people and a judge see alike; people go by it alone, the judge also by

@@ -11,7 +11,7 @@ import asyncio
 import json
 import zlib
 from collections.abc import AsyncIterator, Callable
-from typing import IO, Any, cast
+from typing import Any, cast
 
 import httpx
 import openai
@@ -25,8 +25,7 @@ from chatbind_cli.urls import public_url
 _SECRET_AT_LEAST = 12
 _EVENTS = "text/event-stream"
 _FILE = "application/binary"
-_LARGEST_FILE = 1 << 30
-_LONGEST_FILE_S = 3600.0
+_LARGEST_FILE = 512 << 20
 
 
 class Endpoint:
@@ -95,43 +94,30 @@ class Endpoint:
         reply = await self._client.post(path, cast_to=httpx.Response, body=body, options=options)
         return json.loads(reply.content)
 
-    async def upload(self, path: str, file: IO[bytes], fields: Record) -> Any:
+    async def upload(self, path: str, data: bytes, **fields: str) -> Any:
         """The reply to a file, as JSON.
 
         Raises:
             openai.APIError: there is none.
         """
+        headers = {"Content-Type": "multipart/form-data"}
         reply = await self._client.post(
             path,
             cast_to=httpx.Response,
             body=fields,
-            files={"file": ("requests.jsonl", file)},
-            options={"headers": {"Content-Type": "multipart/form-data"}},
+            files={"file": ("requests.jsonl", data)},
+            options={"headers": headers},
         )
         return json.loads(reply.content)
 
-    async def download(self, path: str) -> AsyncIterator[bytes]:
-        """The pieces of a file of at most 1 GiB, as they come.
+    async def download(self, path: str) -> bytes:
+        """A file, of at most 512 MiB.
 
         Raises:
-            openai.APIError: it cannot be had.
-            httpx.HTTPError: it breaks off, is too large or takes longer than an hour.
+            openai.APIError: it cannot be had, or is larger.
         """
-        headers = {"Accept": _FILE, "X-Stainless-Raw-Response": "stream"}
-        try:
-            async with asyncio.timeout(_LONGEST_FILE_S):
-                reply = await self._client.get(
-                    path, cast_to=httpx.Response, options={"headers": headers}
-                )
-                try:
-                    async for piece in reply.aiter_raw():
-                        yield piece
-                finally:
-                    await reply.aclose()
-        except TimeoutError as error:
-            raise httpx.ReadTimeout("the file took too long") from error
-        except (ValueError, zlib.error) as error:
-            raise httpx.DecodingError(str(error)) from error
+        options: Any = {"headers": {"Accept": _FILE}}
+        return (await self._client.get(path, cast_to=httpx.Response, options=options)).content
 
     async def stream(self, path: str, body: Record) -> AsyncIterator[Any]:
         """The pieces of a reply as they come, each as JSON.
@@ -164,7 +150,7 @@ class Endpoint:
         text, cause = str(error), error.__cause__
         if isinstance(error, (openai.APITimeoutError, httpx.TimeoutException)):
             text = f"no reply within {self._timeout_s:g} s"
-        elif isinstance(error, httpx.DecodingError) or isinstance(cause, httpx.DecodingError):
+        elif isinstance(cause, httpx.DecodingError):
             text = f"a reply that cannot be read ({cause})"
         elif isinstance(error, (openai.APIConnectionError, httpx.HTTPError)):
             text = f"no connection ({cause or reason(error)})"
@@ -221,15 +207,14 @@ class _BoundedClient(httpx.AsyncClient):
             DecodingError: it is too large, packed in a way that was not asked for, or no reply.
         """
         wanted = response.request.headers.get("accept")
-        is_file = response.is_success and wanted == _FILE
-        stream = _Bounded(response, _LARGEST_FILE if is_file else self._largest_reply)
-        if is_file or (response.is_success and wanted == _EVENTS):
+        stream = _Bounded(response, _LARGEST_FILE if wanted == _FILE else self._largest_reply)
+        if response.is_success and wanted == _EVENTS:
             response.stream = stream  # read as it comes
             return
         try:
             body = b"".join([chunk async for chunk in stream])
             await stream.aclose()
-            if response.is_success:
+            if response.is_success and wanted != _FILE:
                 self._refuse(_parsed(body))
         except (ValueError, zlib.error) as error:
             raise httpx.DecodingError(str(error), request=response.request) from error

@@ -25,10 +25,11 @@ _LONGEST_RECORD = 64 << 20
 
 
 @contextmanager
-def replace_file(path: Path) -> Iterator[Path]:
+def replace_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it takes the place of `path`.
 
-    A failure inside the block (or a kill) leaves what was at `path` untouched.
+    A failure inside the block (or a kill) leaves what was at `path` untouched; so does a power
+    cut, if it is `durable`, which takes as long as the disk needs.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,10 +38,12 @@ def replace_file(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        sync(temporary)
+        if durable:
+            sync(temporary)
         temporary.chmod(user_mode(0o666))
         temporary.replace(path)
-        sync(path.parent)
+        if durable:
+            sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -100,8 +100,9 @@ def _cache(context: click.Context, param: click.Parameter, given: str | None) ->
     "--reference",
     "references",
     type=_FILE,
-    help="Answers that count as right, for `--judge rule`: an answer file; default: the "
-    "question's `reference`, `answers`, `answer` or `label`. Of several, one is enough.",
+    help="Answers that count as right, for `--judge rule` and `--mode single`: an answer file; "
+    "default: the question's `reference`, `answers`, `answer` or `label`. Of several, one is "
+    "enough.",
 )
 @_judge(
     "--judge",

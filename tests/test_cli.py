@@ -184,6 +184,7 @@ def test_every_suggested_option_and_every_option_in_a_text_is_there(base):
     options |= {"--main-process-ip", "--main-process-port"}
     options |= {"--query-gpu"}  # of `nvidia-smi`
     options |= {"--enable-prompt-embeds", "--enable-prefix-caching"}  # of `vllm serve`
+    options |= {"--model-args", "--include-path"}  # of `lmms-eval`
     options |= {"--ntasks-per-node", "--gpus-per-node"}  # of `srun` and `sbatch`
     unknown = [
         (path.name, word)

@@ -186,6 +186,22 @@ async def vanishing(place: Place, draw: random.Random) -> None:
             place.tally.troubles["vanished"] += 1
 
 
+async def each_once(url: str, questions: Sequence[Asked]) -> Tally:
+    """Asks each question once, so that the server has seen all media."""
+    tally, seats = Tally(), asyncio.Semaphore(16)
+
+    async def ask(client: httpx.AsyncClient, asked: Asked) -> None:
+        async with seats:
+            reply = await client.post(f"{url}/v1/chat/completions", json=asked.body())
+        tally.answers += 1
+        tally.hear(asked, reply.json()["choices"][0]["message"]["content"])
+
+    async with httpx.AsyncClient(timeout=_LIMIT_S) as client, asyncio.TaskGroup() as group:
+        for asked in questions:
+            group.create_task(ask(client, asked))
+    return tally
+
+
 async def crowd(
     url: str, questions: Sequence[Asked], clients: int, seconds: float, seed: int = 0
 ) -> Tally:

@@ -12,7 +12,6 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from chatbind_cli.batches import Batches
 from chatbind_cli.cost import SHARE_OF_BATCHES
 from chatbind_cli.errors import ChatBindError, Interrupted
 from chatbind_cli.evaluation.judgement_cache import JudgementCache
@@ -36,19 +35,9 @@ class BatchedReplies:
     def __init__(self, judge: ChatJudge, path: Path, cache: JudgementCache) -> None:
         self._judge, self._cache = judge, cache
         self._path = path.with_name(f"{path.name}.batches")
-        self._batches: Batches
+        self._batches = judge.batches = judge.model.batches(self._path)
         self._missing: dict[str, Judgement] = {}
         self.held: ChatBindError | None = None
-
-    def __enter__(self) -> BatchedReplies:
-        """Looks what an earlier run has ordered."""
-        self._batches = self._judge.batches = self._judge.model.batches(self._path)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Lets go of the replies."""
-        self._judge.batches = None
-        self._batches.close()
 
     def fetch(self, judgements: Iterable[Judgement], *, wait: bool) -> None:
         """Orders what is missing and fetches what is done.
@@ -98,13 +87,16 @@ class BatchedReplies:
         """Takes off the list what has a reply, or was over without one."""
         names: set[str] = set()
         for key, judgement in list(self._missing.items()):
-            sent = self._judge.first_request(judgement.case, swapped=judgement.swapped)
-            names = names or set(sent)  # the first refusal changes those that come
             reply = self._batches.get(key)
-            if reply is not None and not self._judge.model.settle(reply, sent, names):
-                self._batches.drop(key)
-                ordered.discard(key)
-            elif reply is not None or (over and key in ordered):
+            counts = over and key in ordered
+            if reply is not None:
+                sent = self._judge.first_request(judgement.case, swapped=judgement.swapped)
+                names = names or set(sent)  # the first refusal changes those that come
+                counts = self._judge.model.settle(reply, sent, names)
+                if not counts:
+                    self._batches.drop(key)
+                    ordered.discard(key)
+            if counts:
                 del self._missing[key]
 
     def _affordable(self, ordered: set[str]) -> Iterator[tuple[str, Record, float]]:

@@ -116,11 +116,11 @@ def figures_of(
     seen: Seen,
     results: Mapping[Item, Pair],
     shares: Mapping[Item, float],
+    lengths: Mapping[Item, Pair],
 ) -> Record:
     """What a row says of some reviews, their scores, and the questions among them that count."""
     pairs, both = list(results.values()), in_both_orders(seen)
     rate, rate_ci95 = win_rate(list(shares.values())) or (None, None)
-    lengths = answer_lengths(reviews)
     means, wins = mean_pair(pairs), Counter(map(outcome, pairs))
     same = [outcome(given) == outcome(swapped) for given, swapped in both.values()]
     # What stood first, and what second: question by question, as each counts once.

@@ -80,7 +80,8 @@ class JudgementCache:
             return
         path = self._path(key)
         try:
-            with replace_file(path) as temporary:
+            # after a power cut it is broken at worst; the event loop does not wait for the disk
+            with replace_file(path, durable=False) as temporary:
                 temporary.write_bytes(data)
         except OSError as error:
             self._full = True
@@ -124,5 +125,7 @@ def _make_room(folder: Path) -> None:
     """Removes the oldest of a folder's files where it has too many."""
     with suppress(OSError):  # other runs do so, too
         ours = [path for path in folder.iterdir() if _OURS.fullmatch(path.name)]
-        for path in sorted(ours, key=lambda path: path.lstat().st_mtime)[:-_MOST_IN_A_FOLDER]:
-            path.unlink(missing_ok=True)
+        if len(ours) > _MOST_IN_A_FOLDER:
+            ours.sort(key=lambda path: path.lstat().st_mtime)
+            for path in ours[:-_MOST_IN_A_FOLDER]:
+                path.unlink(missing_ok=True)

@@ -158,11 +158,11 @@ class Review:
         cases = list(self._inputs.cases())
         made = (made for case in cases for made in judgements_of(case, judge, options))
         missing = (judgement for judgement in made if judgement.review_id not in writer.done)
-        with BatchedReplies(judge, Path(self._output), JudgementCache(options.cache)) as replies:
-            replies.fetch(missing, wait=options.batch == "wait")
-            self._held = replies.held
-            yield cases, replies.lacks
-            replies.forget()
+        replies = BatchedReplies(judge, Path(self._output), JudgementCache(options.cache))
+        replies.fetch(missing, wait=options.batch == "wait")
+        self._held = replies.held
+        yield cases, replies.lacks
+        replies.forget()
 
     def _introduce(self) -> None:
         judge, settings = self._judge, self._settings

@@ -80,7 +80,8 @@ def models_of(review: Record) -> list[str]:
 
 def is_single(review: Record) -> bool:
     """Whether one answer was graded alone."""
-    return len(models_of(review)) == 1
+    models = metadata_of(review).get("models")
+    return isinstance(models, list) and len(models) == 1
 
 
 def lengths_of(review: Record) -> Pair | None:

@@ -194,8 +194,11 @@ def _summary(reviews: list[Record], name: str, by: str) -> Summary:
     )
     results = {category: mean_scores(found, balanced) for category, found in seen.items()}
     shares = {key: win_shares(group, results[key]) for key, group in groups.items()}
+    lengths = answer_lengths(reviews)
     rows = [
-        {"category": key, **figures_of(group, seen[key], results[key], shares[key]), "review": name}
+        {"category": key}
+        | figures_of(group, seen[key], results[key], shares[key], lengths)
+        | {"review": name}
         | circumstances_of(group)
         for key, group in groups.items()
     ]
@@ -212,7 +215,7 @@ def _summary(reviews: list[Record], name: str, by: str) -> Summary:
         reviews=reviews,
         results=results,
         shares=shares,
-        lengths=answer_lengths(reviews),
+        lengths=lengths,
         orders=[(outcome(given), outcome(swapped)) for given, swapped in both.values()],
         unbalanced=(alone[False], alone[True]),
     )
@@ -238,7 +241,7 @@ def renamed(summaries: Sequence[Summary], names: Sequence[str]) -> list[Summary]
     """
     apart = len({tuple(summary.models[0]) for summary in summaries}) > 1
     keys = [
-        [str(side) for side in summary.models if side] if apart else ["", str(number)]
+        [str(side) for side in summary.models] if apart else ["", str(number)]
         for number, summary in enumerate(summaries)
     ]
     keys = [key[:1] if of.single else key for key, of in zip(keys, summaries, strict=True)]

@@ -214,8 +214,8 @@ def win_rate_lines(summary: Summary) -> list[str]:
         lines.append(
             f"{name}: people and the judge agree on {text_of(total, 'agreement', '.1%')} of "
             f"{total['labels']:,} labelled questions (Cohen's kappa "
-            f"{text_of(total, 'label_kappa', '.2f')}); given the judge's errors the win rate is "
-            f"{with_interval(total, 'true_win_rate', '.1%')} (95 %, prediction-powered)"
+            f"{text_of(total, 'label_kappa', '.2f')}); win rate (95 %) given the judge's errors, "
+            f"prediction-powered: {with_interval(total, 'true_win_rate', '.1%')}"
         )
     if total.get("lc_n", total["n"]) < total["n"] and not summary.single:
         lines.append(

@@ -18,12 +18,12 @@ _GAP = 3
 def print_grid(
     grid: Sequence[Sequence[str]], names: int, ends: Collection[int], console: Console
 ) -> None:
-    """Writes lines of texts, or several such tables where the terminal is too narrow for one.
+    """Writes a line of titles and others, in several tables where the terminal is too narrow.
 
     Args:
-        grid: a line of titles, then the others.
-        names: how many columns in front are names, which each table has.
-        ends: after which lines, counted from 1, a rule is drawn.
+        grid: the lines' texts.
+        names: how many columns in front each table has.
+        ends: after which lines, from 1, a rule is drawn.
         console: where to.
     """
     from rich import box

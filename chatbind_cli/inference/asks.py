@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from chatbind_cli.data.tokens import TokenizedSample
 from chatbind_cli.inference.decoding import AnswerDecoder, Generated, GrowingText, Outcome
 from chatbind_cli.inference.generation_settings import GenerationSettings
-from chatbind_cli.inference.questions import Question
+from chatbind_cli.inference.questions import Question, where_of
 from chatbind_cli.inference.sampling import Choice
 
 
@@ -95,11 +95,6 @@ class Ask:
     def generated(self) -> Generated:
         """The answer."""
         return self.decoder.finished(self.ids, self.logprobs)
-
-
-def where_of(question: Question) -> str:
-    """What an error message calls a question."""
-    return question.where or f"question {question.id}"
 
 
 def hashed(text: str, bits: int) -> int:

@@ -119,7 +119,7 @@ class MediaEncoder:
         """The second half of `embed`: what was read of media, through the encoder together."""
         fresh = {_key(item): item for item in read if isinstance(item, Decoded)}
         with self._encoding:
-            found = embed_each(self.encoder, list(fresh.values())) if fresh else []
+            found = self._rows(list(fresh.values())) if fresh else []
             rows = dict(zip(fresh, found, strict=True))
             self._remembered |= {k: row for k, row in rows.items() if isinstance(row, torch.Tensor)}
             while len(self._remembered) > _REMEMBERED:
@@ -128,6 +128,18 @@ class MediaEncoder:
             _embedded(medium, _key(item), rows[_key(item)]) if isinstance(item, Decoded) else item
             for medium, item in zip(media, read, strict=True)
         ]
+
+    def _rows(self, media: list[Decoded]) -> list[torch.Tensor | ChatBindError]:
+        """An embedding each; what does not fit in memory together is halved."""
+        try:
+            return embed_each(self.encoder, media)
+        except torch.OutOfMemoryError:
+            # the language model beside it may have taken all
+            if len(media) == 1:
+                where = media[0].source.name
+                return [MediaError("there is no memory to embed it now", where=where)]
+        half = len(media) // 2
+        return self._rows(media[:half]) + self._rows(media[half:])
 
     def _recall(self, modality: str, sha256: str) -> torch.Tensor | None:
         return self._remembered.get((modality, sha256))

@@ -104,7 +104,8 @@ def error_body(error: Exception) -> tuple[int, Record]:
     if isinstance(error, MediaError | RecordError | UsageError | CheckpointError):
         return 400, error_record(str(error))
     if isinstance(error, EngineError):
-        return 503, error_record(str(error), "server_error", code="engine_unavailable")
+        # where it is, is nobody's business
+        return 503, error_record(error.what, "server_error", code="engine_unavailable")
     # what an unexpected exception says of the inside of the program is nobody's business
     what = str(error) if isinstance(error, ChatBindError) else "the server has failed"
     return 500, error_record(what, "server_error")

@@ -101,6 +101,11 @@ class Question:
         return ChatBindError("given up, since nobody waits for the answer", where=self.where)
 
 
+def where_of(question: Question) -> str:
+    """What an error message calls a question."""
+    return question.where or f"question {question.id}"
+
+
 def open_questions(source: str, shard: tuple[int, int] = (1, 1)) -> Iterator[Line]:
     """The question records of a file, a named pipe or `-`, each as soon as it is there.
 

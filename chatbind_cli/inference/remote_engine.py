@@ -15,9 +15,8 @@ from typing import Any
 import torch
 
 from chatbind_cli.data.tokens import PromptEncoder
-from chatbind_cli.errors import RecordError, contained
+from chatbind_cli.errors import RecordError
 from chatbind_cli.inbox import Inbox
-from chatbind_cli.inference.asks import where_of
 from chatbind_cli.inference.completion import Answered, request_of
 from chatbind_cli.inference.decoding import AnswerDecoder, Generated, GrowingText, Outcome
 from chatbind_cli.inference.engine import Show, Stream, check_length
@@ -26,6 +25,7 @@ from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.loaded_model import LoadedModel
 from chatbind_cli.inference.questions import Question
 from chatbind_cli.inference.replicas import KEY_VARIABLE, NoEngineLeftError, Replica, Replicas
+from chatbind_cli.inference.together import answered_together
 from chatbind_cli.jsonl import Record
 from chatbind_cli.loop_thread import cancel_others, loop_in_a_thread
 from chatbind_cli.model.config import end_ids
@@ -118,61 +118,13 @@ class RemoteEngine:
         self, questions: Inbox[Question], settings: GenerationSettings
     ) -> Iterator[tuple[Question, Outcome]]:
         """Answers prepared questions as they come back; see `Engine.run`."""
-        done: Inbox[tuple[Question, Outcome]] = Inbox(self._in_flight)
-        seats = threading.Semaphore(self._in_flight)
-        left = threading.Event()
 
-        def send_all() -> None:
-            try:
-                while (question := questions.take()) is not None:
-                    seats.acquire()
-                    if left.is_set():
-                        return
-                    self._send(question, question.settings or settings, done)
-                for _ in range(self._in_flight):
-                    seats.acquire()
-                done.close()
-            except Exception as error:  # the questions' own, which comes after what is answered
-                for _ in range(self._in_flight):
-                    seats.acquire()
-                done.close(error)
+        def start(question: Question) -> Coroutine[Any, Any, Outcome]:
+            return self._outcome(question, *self._request(question, question.settings or settings))
 
-        # a daemon: it may wait for a question that never comes
-        threading.Thread(target=send_all, name="to the engine", daemon=True).start()
-        try:
-            while (item := done.take()) is not None:
-                seats.release()
-                yield item
-        finally:
-            left.set()
-            questions.leave()
-            questions.close()  # the thread may sit in a wait for more
-            for _ in range(self._in_flight + 1):
-                seats.release()
-            self._submit(cancel_others()).result()
-
-    def _send(
-        self,
-        question: Question,
-        settings: GenerationSettings,
-        done: Inbox[tuple[Question, Outcome]],
-    ) -> None:
-        """Sends a question, whose outcome will be done; one that cannot be sent fails at once."""
-
-        async def ask() -> None:
-            try:
-                done.put((question, await self._outcome(question, body, decoder)))
-            except NoEngineLeftError as error:
-                done.close(error)
-            except Exception as error:
-                done.put((question, contained(error, where=where_of(question))))
-
-        try:
-            body, decoder = self._request(question, settings)
-        except Exception as error:
-            done.put((question, contained(error, where=where_of(question))))
-        else:
-            self._submit(ask())
+        return answered_together(
+            questions, start, self._submit, at_a_time=self._in_flight, fatal=NoEngineLeftError
+        )
 
     async def _outcome(self, question: Question, body: Record, decoder: AnswerDecoder) -> Outcome:
         """The answer, of which whoever listens hears, unless nobody waits for it any more.

@@ -11,11 +11,11 @@ import torch
 from chatbind_cli.data.encoding import GPU_FAILED
 from chatbind_cli.errors import ChatBindError, RecordError, contained
 from chatbind_cli.inbox import Inbox
-from chatbind_cli.inference.asks import Ask, where_of
+from chatbind_cli.inference.asks import Ask
 from chatbind_cli.inference.decoding import Generated, Outcome
 from chatbind_cli.inference.fixed_batches import NOT_FINITE
 from chatbind_cli.inference.prefill import Prefill
-from chatbind_cli.inference.questions import Question
+from chatbind_cli.inference.questions import Question, where_of
 from chatbind_cli.inference.rows import Rows
 from chatbind_cli.inference.sampling import Choice, choose
 

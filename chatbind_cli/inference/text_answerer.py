@@ -6,7 +6,6 @@ model reads the contexts that a judge reads, in the same words (`evaluation/cont
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
@@ -17,7 +16,7 @@ from chatbind_cli.console import note
 from chatbind_cli.cost import FREE, Plan, message_tokens
 from chatbind_cli.crew import Crew
 from chatbind_cli.data.work_queue import Hand
-from chatbind_cli.errors import ChatBindError, EngineError, RecordError, UsageError, contained
+from chatbind_cli.errors import EngineError, RecordError, UsageError
 from chatbind_cli.evaluation.contexts import Contexts, context_text
 from chatbind_cli.evaluation.files import Mismatches
 from chatbind_cli.evaluation.scores import metadata_of, paid_usd
@@ -26,13 +25,14 @@ from chatbind_cli.hosted import HostedSettings, Message, Role, refuse_without_ke
 from chatbind_cli.hosted_model import HostedModel, NoReplyError
 from chatbind_cli.inbox import Inbox
 from chatbind_cli.inference.answer_record import AnswerRecords
-from chatbind_cli.inference.decoding import Generated, Outcome
+from chatbind_cli.inference.decoding import FinishReason, Generated, Outcome
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.question_record import read_question
-from chatbind_cli.inference.questions import Question, open_questions
+from chatbind_cli.inference.questions import Question, open_questions, where_of
+from chatbind_cli.inference.together import answered_together
 from chatbind_cli.inference.vqa import answer_file
 from chatbind_cli.jsonl import read_lines
-from chatbind_cli.loop_thread import cancel_others, loop_in_a_thread
+from chatbind_cli.loop_thread import loop_in_a_thread
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.model.turns import HUMAN, dialogue
 
@@ -115,48 +115,16 @@ class TextAnswerer:
             ChatBindError: no more can be answered; or the error that the questions ended with.
                 Either comes once those under way are answered: they are paid for.
         """
-        done: Inbox[tuple[Question, Outcome]] = Inbox(self._concurrency)
-        seats = threading.Semaphore(self._concurrency)
-        errors: list[Exception] = []
-
-        async def answer(question: Question) -> None:
-            try:
-                done.put((question, await self._outcome(question, settings)))
-            except Exception as error:
-                errors.append(error)
-                questions.close()  # the thread below may sit in a wait for more
-                seats.release()
-
-        def send_all() -> None:
-            try:
-                while (question := questions.take()) is not None:
-                    seats.acquire()
-                    if errors:
-                        seats.release()
-                        break
-                    submit(answer(question))
-            except Exception as error:  # the questions' own
-                errors.append(error)
-            for _ in range(self._concurrency):
-                seats.acquire()
-            done.close(errors[0] if errors else None)
-
         with loop_in_a_thread("answerer") as submit:
-            # a daemon: it may wait for a question that never comes
-            sender = threading.Thread(target=send_all, name="to the answerer", daemon=True)
-            sender.start()
             try:
-                while (item := done.take()) is not None:
-                    seats.release()
-                    yield item
+                yield from answered_together(
+                    questions,
+                    lambda question: self._outcome(question, settings),
+                    submit,
+                    at_a_time=self._concurrency,
+                    fatal=EngineError,
+                )
             finally:
-                errors.append(EOFError())
-                questions.leave()
-                questions.close()
-                for _ in range(2 * self._concurrency + 1):
-                    seats.release()
-                sender.join()
-                submit(cancel_others()).result()
                 submit(self.model.close()).result()
 
     async def _outcome(self, question: Question, settings: GenerationSettings) -> Outcome:
@@ -165,26 +133,18 @@ class TextAnswerer:
         Raises:
             EngineError: nothing can become of any.
         """
-        where = question.where or f"question {question.id}"
+        where = where_of(question)
         try:
             messages, parameters = self._request(question, settings)
-        except ChatBindError as error:
-            return RecordError(error.what, where=error.where or where, hint=error.hint)
-        except Exception as error:
-            return contained(error, where=where)
-        about: dict[str, Any] = {}
-        try:
+            about: dict[str, Any] = {}
             text, ended = await self.model.ask(messages, parameters, about)
         except NoReplyError as error:
             return EngineError(str(error), where=where)
-        except ChatBindError:
-            raise  # it is not about this question
-        except Exception as error:
-            return contained(error, where=where)
+        except RecordError as error:
+            return RecordError(error.what, where=error.where or where, hint=error.hint)
         tokens = about.get("completion_tokens") or self.model.count(text)
-        return Generated(
-            text.strip(), tokens, "length" if ended == "length" else "stop", about=about
-        )
+        why: FinishReason = "length" if ended == "length" else "stop"
+        return Generated(text.strip(), tokens, why, about=about)
 
     def _request(
         self, question: Question, settings: GenerationSettings

@@ -172,9 +172,10 @@ def _refuse_vast(source: MediaSource) -> None:
 
 def shown(ref: str) -> str:
     """A reference for an error line: short, printable, without user name and password."""
+    ref = ref[:_LONGEST_URL]  # a data URI may have megabytes, each character of which is looked at
     if "://" in ref:
         try:
-            ref = public_url(ref[:_LONGEST_URL])
+            ref = public_url(ref)
         except ValueError:  # too broken to be taken apart
             ref = ref.rpartition("@")[2]
     ref = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in ref)

@@ -19,12 +19,13 @@ from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.openai_chat import read_chat_request
 from chatbind_cli.inference.openai_reply import chunk, completion, final_chunk, usage_chunk
 from chatbind_cli.json_text import Record
-from chatbind_cli.serving.desk import Answered, Desk, Ticket
+from chatbind_cli.serving.desk import Desk
 from chatbind_cli.serving.embeddings import Embeddings
 from chatbind_cli.serving.limits import Limits
 from chatbind_cli.serving.metrics import Metrics
 from chatbind_cli.serving.replies import EventStream, json_reply
 from chatbind_cli.serving.requests import Bodies, attended, check_model
+from chatbind_cli.serving.ticket import Answered, Ticket
 
 
 class Api:
@@ -71,11 +72,15 @@ class Api:
 
     async def _chat(self, request: Request) -> Response | EventStream:
         async with AsyncExitStack() as stack:
-            body = await stack.enter_async_context(self._bodies.record(request))
+            content = await stack.enter_async_context(self._bodies.content(request))
             name = f"chatcmpl-{secrets.token_hex(12)}"
             asked = read_chat_request(
-                body, settings=self._settings, model_id=self._model_id, request_id=name
+                await self._bodies.record(content),
+                settings=self._settings,
+                model_id=self._model_id,
+                request_id=name,
             )
+            del content
             begun = asyncio.get_running_loop().time()
             deadline = begun + self._limits.request_s
             ticket = self._desk.ask(asked.question)
@@ -121,9 +126,11 @@ class Api:
         request.state.tokens = generated.n_prompt, made
 
     async def _embed(self, request: Request) -> Response:
-        async with self._bodies.record(request) as body:
+        async with self._bodies.content(request) as content:
+            media, form = self._embeddings.read(await self._bodies.record(content))
+            del content
             deadline = asyncio.get_running_loop().time() + self._limits.request_s
-            reply = await attended(request, self._embeddings.reply(body), deadline)
+            reply = await attended(request, self._embeddings.reply(media, form), deadline)
             self._metrics.embeddings.inc(len(reply["data"]))
             return json_reply(reply)
 

@@ -12,9 +12,9 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal
 
 from chatbind_cli.errors import ChatBindError, EngineError, debugging, reason
@@ -24,6 +24,7 @@ from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.media_encoder import MediaEncoder, StoredEmbeddings
 from chatbind_cli.inference.questions import Question
 from chatbind_cli.media.medium import Medium
+from chatbind_cli.serving.ticket import Answered, Bell, Ticket
 
 if TYPE_CHECKING:
     from chatbind_cli.inference.answerer import Answerer
@@ -50,110 +51,6 @@ class BusyError(ChatBindError):
     def __init__(self, what: str, retry_after_s: int) -> None:
         super().__init__(what)
         self.retry_after_s = retry_after_s
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """What came to an answer: `text`, of the answer with the number `sample`."""
-
-    sample: int
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """A question, prepared, and its answer."""
-
-    question: Question
-    generated: Generated
-
-
-class Ticket:
-    """One question that waits for its answer, in the event loop that it was asked in.
-
-    It is the question's `Listener`: the engine's thread leaves the newest text here and goes on.
-    However slowly a client reads, no more is kept than the answer itself.
-
-    Attributes:
-        begun: whether the engine has begun with the answer.
-        gone: whether nobody waits any more.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, on_leave: Callable[[Ticket], None]) -> None:
-        self.begun = False
-        self.gone = False
-        self._loop = loop
-        self._on_leave = on_leave
-        self._texts: dict[int, str] = {}
-        self._outcome: Answered | ChatBindError | None = None
-        self._news, self._ended = asyncio.Event(), asyncio.Event()
-        self._waking = False
-
-    async def pieces(self) -> AsyncGenerator[Piece, None]:
-        """Yields what comes to the answer, until it is whole. To be called once.
-
-        Raises:
-            ChatBindError: what became of the question.
-        """
-        shown: dict[int, str] = {}
-        ended = False
-        while not ended:
-            await self._news.wait()
-            self._news.clear()
-            ended = self._outcome is not None
-            if isinstance(self._outcome, Answered):
-                whole = self._outcome.generated
-                texts = {n: one.text for n, one in enumerate(whole.samples or (whole,))}
-            else:
-                texts = dict(self._texts)
-            for sample, text in sorted(texts.items()):
-                before = shown.get(sample, "")
-                # should a tokenizer take back what it had shown, no more is shown than is right
-                if text.startswith(before) and text != before:
-                    shown[sample] = text
-                    yield Piece(sample, text[len(before) :])
-        await self.answer()
-
-    async def answer(self) -> Answered:
-        """The whole answer.
-
-        Raises:
-            ChatBindError: what became of the question: an `EngineError` if the engine is gone.
-        """
-        await self._ended.wait()
-        if not isinstance(self._outcome, Answered):
-            assert self._outcome is not None
-            raise self._outcome
-        return self._outcome
-
-    def leave(self) -> None:
-        """Says that nobody waits any more; after the answer it means nothing."""
-        if not self.gone:
-            self.gone = True
-            self._on_leave(self)
-
-    def grown(self, sample: int, text: str) -> None:
-        """Takes the newest text of an answer, from the engine's thread."""
-        self.begun = True
-        self._texts[sample] = text
-        self._wake()
-
-    def end(self, outcome: Answered | ChatBindError) -> None:
-        """Takes what became of the question, from any thread."""
-        self._outcome = outcome
-        self._wake()
-
-    def _wake(self) -> None:
-        if not self._waking:
-            self._waking = True
-            with suppress(RuntimeError):  # the loop is closed, and nobody waits
-                self._loop.call_soon_threadsafe(self._look)
-
-    def _look(self) -> None:
-        self._waking = False  # first: what comes from now on wakes again
-        self._news.set()
-        if self._outcome is not None:
-            self._ended.set()
 
 
 class Desk:
@@ -188,6 +85,7 @@ class Desk:
         self._tickets: dict[Ticket, Question] = {}
         self._inbox: Inbox[Question] = Inbox(most_waiting)
         self._media_encoder: MediaEncoder | StoredEmbeddings | None = None
+        self._bell: Bell | None = None
         self._changing = threading.Lock()
         """Held where a question is taken in, and where all are sent away: none falls in between."""
         self._wanted = threading.Event()
@@ -219,7 +117,10 @@ class Desk:
             waiting = self.waiting
             if waiting >= self._most_waiting:
                 raise BusyError(f"{waiting} questions wait already", self._retry_after(waiting))
-            ticket = Ticket(asyncio.get_running_loop(), self._left)
+            loop = asyncio.get_running_loop()
+            if self._bell is None or self._bell.loop is not loop:
+                self._bell = Bell(loop)
+            ticket = Ticket(self._bell, self._left)
             question = replace(question, listener=ticket)
             self._tickets[ticket] = question
             self._inbox.put(question)

@@ -20,10 +20,9 @@ from starlette.datastructures import Headers
 from starlette.routing import BaseRoute, Route, Router
 from starlette.types import Message, Receive, Scope, Send
 
-from chatbind_cli.console import note
 from chatbind_cli.inference.openai_chat import RequestError
 from chatbind_cli.serving.metrics import Metrics
-from chatbind_cli.serving.replies import failure, json_reply
+from chatbind_cli.serving.replies import failure, json_reply, log
 
 _OPEN = {"/", "/health"}
 """What needs no key: the page, which asks for it, and what load balancers look at."""
@@ -113,4 +112,4 @@ class Door:
         self._metrics.request_seconds.labels(route).observe(seconds)
         tokens = scope.get("state", {}).get("tokens")
         said = f", {tokens[0]}+{tokens[1]} tokens" if tokens else ""
-        note(f"{scope['method'][:10]} {path[:_SHOWN]} {status} {seconds:.3f} s{said}")
+        log(f"{scope['method'][:10]} {path[:_SHOWN]} {status} {seconds:.3f} s{said}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from typing import Any
 
 from torch.nn import functional
@@ -36,13 +37,11 @@ class Embeddings:
         self._limits = limits
         self._busy = 0
 
-    async def reply(self, body: Record) -> Record:
-        """The vectors that a request asks for, of norm 1, in order.
+    def read(self, body: Record) -> tuple[list[Medium], str]:
+        """The media and texts that a request names, and how it wants their vectors.
 
         Raises:
             RequestError: it cannot be answered as it stands.
-            BusyError: too many are being answered.
-            ChatBindError: why one of the media has no embedding.
         """
         check_model(body.get("model") or self._model_id, self._model_id)
         for name in body.keys() - _READ:
@@ -50,7 +49,15 @@ class Embeddings:
         form = body.get("encoding_format") or "float"
         if form not in _FORMATS:
             raise RequestError(f"is one of {', '.join(_FORMATS)}", "encoding_format")
-        media = self._media(body.get("input"))
+        return self._media(body.get("input")), form
+
+    async def reply(self, media: Sequence[Medium], form: str) -> Record:
+        """Their vectors, of norm 1, in order.
+
+        Raises:
+            BusyError: too many are being answered.
+            ChatBindError: why one of the media has no embedding.
+        """
         if self._busy >= self._limits.waiting:
             raise BusyError("too many embeddings are asked for", _RETRY_AFTER_S)
         self._busy += 1

@@ -13,6 +13,8 @@ class Limits:
     """Of a request; the reader of JSON takes no more."""
     bodies: int = 8
     """Bodies of that size, over all requests, whose answers are not there yet."""
+    values: int = 1_000_000
+    """Numbers, texts and the like in a body, and commas in its texts."""
     waiting: int = 256
     """Questions that wait for their first token."""
     connections: int = 512

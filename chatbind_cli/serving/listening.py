@@ -15,11 +15,11 @@ from typing import Any, Protocol
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from chatbind_cli.console import note
 from chatbind_cli.errors import ChatBindError
 from chatbind_cli.inference.openai_reply import error_record
 from chatbind_cli.jsonl import dumps
 from chatbind_cli.serving.limits import Limits
+from chatbind_cli.serving.replies import log
 
 _SWEEP_TICKS = 2  # of uvicorn's, which has ten a second
 _FLUSH_S = 5  # for what is left of replies when all answers are there
@@ -189,7 +189,7 @@ class Server(uvicorn.Server):
     def stop(self, number: int) -> None:
         """Begins to end on a signal."""
         self.told = number
-        note(f"stopping: {self._desk.under_way} answers are under way; a second signal: at once")
+        log(f"stopping: {self._desk.under_way} answers are under way; a second signal: at once")
         self._draining = asyncio.get_running_loop().create_task(self._drain())
 
     async def _drain(self) -> None:

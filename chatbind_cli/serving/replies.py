@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import traceback
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, suppress
 
 from starlette.exceptions import HTTPException
@@ -13,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from chatbind_cli.console import show
+from chatbind_cli.console import note, show
 from chatbind_cli.errors import ChatBindError, debugging, reason
 from chatbind_cli.inference.openai_reply import error_body, error_record
 from chatbind_cli.json_text import Record
@@ -30,6 +29,12 @@ _HEADERS = {
 }
 _GONE = 499  # as nginx logs it
 _LAST_WORD_S = 1.0
+
+
+def log(text: str, write: Callable[[str], None] = note) -> None:
+    """Tells the log; should that be full or gone, clients are answered all the same."""
+    with suppress(OSError):
+        write(text)
 
 
 def json_reply(
@@ -55,9 +60,8 @@ def failure(error: Exception) -> tuple[int, Record, dict[str, str]]:
         case ClientDisconnect():
             return _GONE, {}, {}
     if not isinstance(error, ChatBindError):
-        if debugging():
-            sys.stderr.write("".join(traceback.format_exception(error)))
-        show(f"chatbind: internal error: {type(error).__name__}: {reason(error)}")
+        trace = "".join(traceback.format_exception(error)) if debugging() else ""
+        log(f"{trace}chatbind: internal error: {type(error).__name__}: {reason(error)}", show)
     status, record = error_body(error)
     return status, record, _HEADERS.get(status, {})
 

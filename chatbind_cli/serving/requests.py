@@ -54,23 +54,24 @@ class Bodies:
         finally:
             self._held -= mine
 
-    @asynccontextmanager
-    async def record(self, request: Request) -> AsyncIterator[Record]:
-        """The same for a body that is a JSON object.
+    async def record(self, content: bytes) -> Record:
+        """The JSON object that a body is. It may take many times the memory: hold on to no more of
+        it than is needed.
 
         Raises:
-            RecordError: it is none.
+            RequestError: it has too many values.
+            RecordError: it is no JSON object.
         """
-        async with self.content(request) as body:
-            if len(body) < _LONG:
-                line = parse_line(body, "the body")
-            else:
-                loop = asyncio.get_running_loop()
-                line = await loop.run_in_executor(self._parser, parse_line, body, "the body")
-            del body
-            if line.problem is not None:
-                raise line.problem
-            yield line.record
+        if content.count(b",") >= self._limits.values:
+            raise RequestError(f"the body has more than {self._limits.values:,} values", status=413)
+        if len(content) < _LONG:
+            line = parse_line(content, "the body")
+        else:
+            loop = asyncio.get_running_loop()
+            line = await loop.run_in_executor(self._parser, parse_line, content, "the body")
+        if line.problem is not None:
+            raise line.problem
+        return line.record
 
     async def _body(self, request: Request, take: Callable[[int], None]) -> bytes:
         limits = self._limits

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import optimize
 
 from chatbind_cli.evaluation.statistics import (
+    RIDGE,
     Pair,
     cohens_kappa,
+    fitted,
     holm,
     mean_intervals,
     mean_pair,
@@ -110,6 +113,22 @@ def test_many_questions_need_no_more_memory_than_few() -> None:
     tracemalloc.stop()
     # All weights at once would be 20,000 x 2,000 x 8 bytes = 320 MB.
     assert peak < 30e6
+
+
+def test_a_logistic_fit_is_the_maximum_also_where_weights_differ_by_thousands() -> None:
+    x = np.array([[1.0, -1, 0], [0, 1, -1], [1, 0, -1]])
+    for won, lost in (
+        ([90_000.0, 3, 0], [10_000.0, 5, 0]),
+        ([1e6, 2, 1], [0.0, 3, 1]),  # the first pair has no maximum but for the penalty
+    ):
+        w, v = np.array(won), np.array(lost)
+
+        def slope(theta: np.ndarray, w: np.ndarray = w, v: np.ndarray = v) -> np.ndarray:
+            return x.T @ ((w + v) / (1 + np.exp(-x @ theta)) - w) + theta / RIDGE
+
+        found = fitted(x, w, v)
+        assert np.abs(slope(found)).max() < 1e-4
+        assert found == pytest.approx(optimize.root(slope, found + 0.1).x, abs=1e-4)
 
 
 def test_outcomes() -> None:

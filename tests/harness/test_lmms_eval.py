@@ -27,7 +27,7 @@ START_S = 120
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(
         "CHATBIND_HARNESS" not in os.environ,
         reason="CHATBIND_HARNESS names no environment with lmms-eval",

@@ -131,6 +131,26 @@ def test_so_many_media_are_decoded_at_a_time_and_any_number_may_be_on_their_way(
     assert min(most) == 0
 
 
+def test_what_does_not_fit_in_memory_together_goes_in_parts(
+    loaded: LoadedModel, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = MediaEncoder(loaded)
+    media = [Medium(None, world.media / f"{n}.png") for n in range(5)]
+    wanted = embeddings(encoder.embed(media))
+    embed = encoder.encoder.embed
+
+    def tight(some: Sequence[Decoded], *, normalize: bool) -> torch.Tensor:
+        if len(some) > 2 or any(one.source.name.endswith("4.png") for one in some):
+            raise torch.OutOfMemoryError
+        return embed(some, normalize=normalize)
+
+    monkeypatch.setattr(encoder.encoder, "embed", tight)
+    encoder._remembered.clear()
+    found = encoder.embed(media)
+    assert "no memory" in str(found[4])
+    assert torch.equal(embeddings(found), wanted[:4])
+
+
 def test_texts_are_embedded_beside_media(loaded: LoadedModel, world: World, golden: Path) -> None:
     encoder = MediaEncoder(loaded)
     [none] = encoder.embed([Medium("text", "A dog.")])

@@ -14,7 +14,7 @@ import pytest
 from chatbind_cli.errors import MediaError
 from chatbind_cli.media import fetch
 from chatbind_cli.media.root import MediaRoot
-from chatbind_cli.media.source import MediaSource, open_source
+from chatbind_cli.media.source import MediaSource, open_source, shown
 
 
 def content(source: MediaSource) -> bytes:
@@ -301,3 +301,9 @@ def test_a_name_that_is_no_text_is_read_and_shown(tmp_path: Path) -> None:
     with pytest.raises(MediaError) as caught:
         MediaRoot(tmp_path).find("caf\udce9.jpg")
     assert str(caught.value).encode("utf-8")
+
+
+def test_megabytes_of_a_data_uri_are_not_looked_at_to_show_it() -> None:
+    begun = time.process_time()
+    assert len(shown("data:;base64," + "A" * (64 << 20))) == 100
+    assert time.process_time() - begun < 1

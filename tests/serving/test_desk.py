@@ -22,7 +22,8 @@ from chatbind_cli.inference.questions import Question
 from chatbind_cli.inference.remote_engine import RemoteEngine
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.model.whole import language_model
-from chatbind_cli.serving.desk import Answered, BusyError, Desk, Ticket
+from chatbind_cli.serving.desk import BusyError, Desk
+from chatbind_cli.serving.ticket import Answered, Ticket
 from tests.inference.engine_server import EngineServer, Served
 from tests.inference.world import World
 

@@ -52,6 +52,7 @@ def test_the_limits_are_those_of_the_table():
     limits = Limits()
     for said in (
         f"{limits.body_bytes >> 20} MiB",
+        f"to be exact) | {limits.values:,}",
         f"together | {limits.bodies} times",
         f"{limits.body_s:g} s, and {limits.body_rate // 1000} kB/s",
         f"idle between two | {limits.idle_s:g} s",

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import re
+import sys
+from contextlib import closing, suppress
+from pathlib import Path
 
 import openai
 import pytest
@@ -153,3 +158,17 @@ def test_a_request_is_one_line_of_the_log(running, capfd, monkeypatch):
     monkeypatch.setenv("CHATBIND_QUIET", "1")
     running.get("/health")
     assert capfd.readouterr().err == ""
+
+
+def test_a_log_on_a_full_disk_costs_nobody_an_answer(running, monkeypatch):
+    full = Path("/dev/full")
+    statuses = []
+    with suppress(OSError), full.open("w", encoding="utf-8") as log, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", log)
+        with closing(http.client.HTTPConnection(*running.address, timeout=60)) as line:
+            for path in ("/v1/chat/completions", "/nowhere", "/v1/chat/completions"):
+                line.request("POST", path, json.dumps(BODY))
+                line.auto_open = 0  # on the one connection that there is
+                reply = line.getresponse()
+                statuses.append((reply.status, bool(reply.read())))
+    assert statuses == [(200, True), (404, True), (200, True)]

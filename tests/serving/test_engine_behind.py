@@ -56,6 +56,7 @@ def test_an_engine_that_is_killed_is_told_and_looked_for_again(world, served, mo
         reply = asked()
         assert reply.status_code == 503 and int(reply.headers["retry-after"]) > 0
         assert reply.json()["error"]["type"] == "server_error"
+        assert "127.0.0.1" not in reply.text, "where the engine is, is nobody's business"
         wait_until(lambda: running.get("/health").json()["status"] == "engine gone")
         assert running.get("/health").status_code == 503
         engines.append(EngineServer(served))

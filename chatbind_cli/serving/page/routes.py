@@ -22,7 +22,7 @@ from chatbind_cli.evaluation.report.previews import preview_of
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.sniff import sniff
-from chatbind_cli.media.source import MediaSource, shown
+from chatbind_cli.media.source import MediaSource
 
 _NOTHING = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 _HEADERS = {
@@ -83,7 +83,7 @@ def _preview(data: bytes, modality: str, name: str, options: MediaOptions | None
     Raises:
         MediaError: it cannot be read as what it is said to be, or is of no kind that can be told.
     """
-    source = MediaSource(shown(name) or "<bytes>", data=data)
+    source = MediaSource(name or "<bytes>", data=data)
     if not data:
         raise MediaError("is empty", where=source.name)
     if modality and modality not in MODALITIES:

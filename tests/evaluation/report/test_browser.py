@@ -35,6 +35,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def opened(browser: Any, page: str) -> Any:
     browser.get("about:blank")  # else only the part after # would change
+    browser.get_log("browser")  # what other tests' pages have complained of
     browser.get(page)
     return browser
 
