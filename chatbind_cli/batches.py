@@ -158,7 +158,7 @@ class Batches:
                     if found is None:
                         raise
             order["id"] = _name(found)
-        self._save()
+            self._save()
         note(f"batch {order['id']}: {order['n']:,} requests, to be answered within a day")
 
     async def _find(self, file: str) -> Record | None:
@@ -193,9 +193,8 @@ class Batches:
 
     async def _fetch(self, file: str, batch: str) -> None:
         """Takes the lines of a file of replies; whatever else stands in it is left there."""
-        for line in (await self._endpoint.download(f"/files/{quote(file, safe='')}/content")).split(
-            b"\n"
-        ):
+        data = await self._endpoint.download(f"/files/{quote(file, safe='')}/content")
+        for line in data.split(b"\n"):
             record, _, _, problem = parse_line(line, file)
             key = record.get("custom_id")
             if problem is None and isinstance(key, str):

@@ -241,7 +241,7 @@ class Budget:
         """What ends a run whose next request may cost so much."""
         return self._role.error(
             f"stopped before the cost limit of {self.limit_usd:g} USD: {self.spent_usd:.4f} USD "
-            f"are spent, and the next request may cost {most:.4f} USD",
+            f"are spent, and what comes next may cost {most:.4f} USD",
             hint=f"what is {self._role.done} is on disk; go on with a higher --max-cost",
         )
 

@@ -29,7 +29,7 @@ return found.sort((x, y) => x[0] - y[0])[0];
 """The lowest contrast of a text on the page, and what has it."""
 
 
-def wait(browser: Any, script: str, seconds: float = 5.0) -> Any:
+def wait(browser: Any, script: str, seconds: float = 15.0) -> Any:
     """Waits until a script returns something true."""
     deadline = time.monotonic() + seconds
     while not (value := browser.execute_script(script)):

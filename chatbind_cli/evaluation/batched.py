@@ -87,13 +87,16 @@ class BatchedReplies:
         """Takes off the list what has a reply, or was over without one."""
         names: set[str] = set()
         for key, judgement in list(self._missing.items()):
-            sent = self._judge.first_request(judgement.case, swapped=judgement.swapped)
-            names = names or set(sent)  # the first refusal changes those that come
             reply = self._batches.get(key)
-            if reply is not None and not self._judge.model.settle(reply, sent, names):
-                self._batches.drop(key)
-                ordered.discard(key)
-            elif reply is not None or (over and key in ordered):
+            counts = over and key in ordered
+            if reply is not None:
+                sent = self._judge.first_request(judgement.case, swapped=judgement.swapped)
+                names = names or set(sent)  # the first refusal changes those that come
+                counts = self._judge.model.settle(reply, sent, names)
+                if not counts:
+                    self._batches.drop(key)
+                    ordered.discard(key)
+            if counts:
                 del self._missing[key]
 
     def _affordable(self, ordered: set[str]) -> Iterator[tuple[str, Record, float]]:

@@ -94,6 +94,19 @@ def test_whoever_leaves_is_told_to_come_again(world: Path, server: BatchServer) 
     assert (len(records(world)), len(server.batches)) == (8, 1)
 
 
+def test_old_reviews_stay_until_new_ones_take_their_place(world: Path, server: BatchServer) -> None:
+    assert review(world, server, "--batch").returncode == 0
+    old = (world / "r.jsonl").read_bytes()
+    two = (world / "two.jsonl").read_text().replace("two", "other words")
+    (world / "two.jsonl").write_text(two)
+    server.looks = 9
+    assert review(world, server, "--batch", "leave").returncode == 75
+    assert (world / "r.jsonl").read_bytes() == old
+    assert review(world, server, "--batch").returncode == 0
+    assert {r["metadata"]["batch"] for r in records(world)} == {"batch_1"}
+    assert len(records(world)) == 8
+
+
 def test_of_several_batches_those_that_are_over_are_taken(
     world: Path, server: BatchServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,6 +326,14 @@ def test_only_what_the_limit_has_room_for_is_ordered(world: Path, server: BatchS
         n = len(records(world))
         assert len(server.asked) == n
     assert len(records(world)) == len(server.asked) == 8
+
+
+def test_a_reply_is_on_the_bill_once(world: Path, server: BatchServer) -> None:
+    server.one = lambda body: "no idea" if "q 3" in body["messages"][1]["content"] else "7 7"
+    server.usage = lambda request: (1400, 10)  # 8 x 0.705 USD, and 2 x 1.41 for what is asked again
+    done = review(world, server, "--batch", "--max-tokens", 20, "--max-cost", 9.9)
+    assert done.returncode == 0, done.stderr
+    assert "8.4600 USD" in done.stderr
 
 
 def test_a_plan_costs_half(world: Path, server: BatchServer) -> None:
