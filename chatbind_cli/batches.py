@@ -75,20 +75,16 @@ class Batches:
         """What those may cost whose replies are not there yet."""
         return sum(order["most_usd"] for order in self._orders if "taken" not in order)
 
-    def get(self, key: str) -> Reply | None:
-        """The reply to a request, if there is one."""
+    def pop(self, key: str) -> Reply | None:
+        """The reply to a request, if there is one; it is not kept."""
         if key not in self._lines:
             return None
-        line, batch = self._lines[key]
+        line, batch = self._lines.pop(key)
         record: Record = json.loads(line)
         response = record.get("response")
         if isinstance(response, dict) and isinstance(response.get("body"), dict):
             return Reply(response.get("status_code"), response["body"], batch)
         return Reply(None, record, batch)
-
-    def drop(self, key: str) -> None:
-        """Forgets the reply to a request that is to be ordered anew."""
-        del self._lines[key]
 
     async def order(self, requests: Iterable[tuple[str, Record, float]]) -> None:
         """Orders replies, in as many batches as it takes.
