@@ -120,10 +120,11 @@ class ChatJudge(Judge):
             try:
                 if self.batched is not None and not again:
                     key = self.cache_key(case, swapped=swapped, sample=sample)
-                    about, reply, failed = self.batched.get(key, _NO_REPLY)
-                    metadata |= about
-                    if failed:
-                        raise NoReplyError(failed)
+                    settled = self.batched.get(key, _NO_REPLY)
+                    metadata |= settled.metadata
+                    if settled.error:
+                        raise NoReplyError(settled.error)
+                    reply = settled.text
                 else:
                     asked = self._asked(case, again=again)
                     reply, _ = await self.model.ask(messages, asked, metadata)
