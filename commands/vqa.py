@@ -173,13 +173,7 @@ def command(
         check_answerer(answerer, settings)
         files: dict[str, Any] = {"questions": questions, "shard": shard, "limit": limit}
         files |= {"output": output, "overwrite": overwrite}
-        from chatbind_cli.inference import text_answerer  # noqa: PLC0415  brings openai
-
-        if plan.dry_run:
-            cost = text_answerer.plan_from_contexts(answerer, settings, **files)
-            show_plan(cost.as_record("answerer", "questions"))
-        else:
-            text_answerer.vqa_from_contexts(answerer, settings, on_error=on_error, **files)
+        _from_contexts(answerer, settings, plan.dry_run, files, on_error)
         return
     if not choice.model:
         raise click.MissingParameter(
@@ -226,6 +220,23 @@ def command(
         media=media_changes(media),
         crew=hands,
     )
+
+
+def _from_contexts(
+    answerer: AnswererSettings,
+    settings: GenerationSettings,
+    dry_run: bool,
+    files: dict[str, Any],
+    on_error: str,
+) -> None:
+    """Has a hosted model answer, or says what that takes."""
+    from chatbind_cli.inference import text_answerer  # noqa: PLC0415  brings openai
+
+    if dry_run:
+        plan = text_answerer.plan_from_contexts(answerer, settings, **files)
+        show_plan(plan.as_record("answerer", "questions"))
+    else:
+        text_answerer.vqa_from_contexts(answerer, settings, on_error=on_error, **files)
 
 
 def _check_stdin(questions: str) -> None:
