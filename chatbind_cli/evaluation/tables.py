@@ -54,21 +54,23 @@ def with_interval(row: Record, key: str, form: str) -> str:
     return figure if ends == _MISSING else f"{figure} ({ends.replace('%', '')})"
 
 
-def shares(row: Record, name: str) -> str:
-    """A share of both sides."""
-    return _of_both(row, name, ".1%")
-
-
-def _of_both(row: Record, name: str, form: str) -> str:
+def of_both(row: Record, name: str, form: str = ".1%") -> str:
+    """A figure of both sides."""
     sides = [text_of(row, f"{name}_{side}", form) for side in (1, 2)]
     return _MISSING if sides[0] == _MISSING else " / ".join(s for s in sides if s != _MISSING)
 
 
+def _equally_long(row: Record) -> str:
+    text, known = with_interval(row, "lc_win_rate", ".1%"), row.get("lc_n", row["n"])
+    told = known == row["n"] or row["win_rate"] is None
+    return text if told else f"{text}, of {known:,}"
+
+
 _COLUMNS: dict[str, Callable[[Record], str]] = {
     "n": lambda row: str(row["n"]),
-    "accuracy": lambda row: shares(row, "accuracy"),
-    "exact": lambda row: shares(row, "exact"),
-    "F1": lambda row: shares(row, "f1"),
+    "accuracy": lambda row: of_both(row, "accuracy"),
+    "exact": lambda row: of_both(row, "exact"),
+    "F1": lambda row: of_both(row, "f1"),
     "first": lambda row: text_of(row, "mean_1", ".7g"),
     "second": lambda row: text_of(row, "mean_2", ".7g"),
     "relative": lambda row: text_of(row, "relative", ".1f"),
@@ -77,8 +79,12 @@ _COLUMNS: dict[str, Callable[[Record], str]] = {
         _MISSING if row["win"] is None else f"{row['win']}/{row['tie']}/{row['lose']}"
     ),
     "win rate (95 %)": lambda row: with_interval(row, "win_rate", ".1%"),
-    "at equal length (95 %)": lambda row: with_interval(row, "lc_win_rate", ".1%"),
-    "characters": lambda row: _of_both(row, "length", ".0f"),
+    "at equal length (95 %)": _equally_long,
+    "labels": lambda row: text_of(row, "labels", ","),
+    "people agree": lambda row: text_of(row, "agreement", ".1%"),
+    "their kappa": lambda row: text_of(row, "label_kappa", ".2f"),
+    "win rate by people (95 %)": lambda row: with_interval(row, "true_win_rate", ".1%"),
+    "characters": lambda row: of_both(row, "length", ".0f"),
     "same in both orders": lambda row: text_of(row, "consistency", ".1%"),
     "judges' kappa": lambda row: text_of(row, "kappa", ".2f"),
     "failed": lambda row: str(row["failed"]),
@@ -159,7 +165,6 @@ def remarks(summaries: Sequence[Summary], ranking: Ranking | None = None) -> lis
     """What stands beside the columns: between orders, between judges, against a baseline."""
     lines = [line for summary in summaries for line in order_lines(summary)]
     lines += agreement_lines(summaries)
-    lines += [line for summary in summaries for line in win_rate_lines(summary)]
     lines += [line for summary in summaries for line in comparison_lines(summary)]
     return lines + (ranking.notes if ranking else [])
 
@@ -202,25 +207,6 @@ def agreement_lines(summaries: Sequence[Summary]) -> list[str]:
             f"{' and '.join(judges)} agree on {100 * same / len(outcomes):.1f} % of "
             f"{len(outcomes)} questions (Cohen's kappa "
             f"{'undefined' if kappa is None else f'{kappa:.2f}'})"
-        )
-    return lines
-
-
-def win_rate_lines(summary: Summary) -> list[str]:
-    """What people say beside the judge, and of how many answers the lengths are not known."""
-    name, total = summary.name or "reviews", summary.total
-    lines = []
-    if total.get("labels"):
-        lines.append(
-            f"{name}: people and the judge agree on {text_of(total, 'agreement', '.1%')} of "
-            f"{total['labels']:,} labelled questions (Cohen's kappa "
-            f"{text_of(total, 'label_kappa', '.2f')}); win rate (95 %) given the judge's errors, "
-            f"prediction-powered: {with_interval(total, 'true_win_rate', '.1%')}"
-        )
-    if total.get("lc_n", total["n"]) < total["n"] and not summary.single:
-        lines.append(
-            f"{name}: how long the answers are is known of {total['lc_n']:,} of {total['n']:,} "
-            "questions: the win rate at equal length is of them"
         )
     return lines
 
