@@ -49,15 +49,10 @@ class Reply(NamedTuple):
 
 
 class Batches:
-    """The batches of one output file.
-
-    Args:
-        endpoint: where they are ordered.
-        path: our file of them, beside the output.
-        who: whose replies these are; a file of another's is refused.
+    """The batches of one output file, in a file of ours beside it.
 
     Raises:
-        RecordError: the file is none, or somebody else's.
+        RecordError: that file is none, or of the batches of somebody else than `who`.
     """
 
     def __init__(self, endpoint: Endpoint, path: Path, who: str) -> None:
@@ -87,11 +82,7 @@ class Batches:
         return Reply(None, record, batch)
 
     async def order(self, requests: Iterable[tuple[str, Record, float]]) -> None:
-        """Orders replies, in as many batches as it takes.
-
-        Args:
-            requests: ids of ours, bodies, and what each may cost in US dollars.
-        """
+        """Orders replies to requests: ids of ours, bodies, and what each may cost in US dollars."""
         for lines, most_usd in _files(requests):
             with self._said("a file of requests"):
                 uploaded = await self._endpoint.upload("/files", b"".join(lines), purpose="batch")
@@ -101,10 +92,7 @@ class Batches:
             await self._place(order)
 
     async def take(self, *, wait: bool) -> bool:
-        """Fetches the replies of all batches that are over, waiting for the others, or not.
-
-        Returns:
-            Whether all of them were over.
+        """Fetches the replies of all batches that are over; tells whether all were, or waits.
 
         Raises:
             ChatBindError: a batch was refused as a whole, or the endpoint cannot be asked.

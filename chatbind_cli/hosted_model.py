@@ -55,15 +55,11 @@ class HostedModel:
     """A chat model within its limits.
 
     Args:
-        name: the model's.
-        settings: where it is, and its limits.
-        role: what it does here.
         usual_tokens: of a reply, before there is one.
         spent_usd: what earlier runs paid, for the cost limit.
 
     Attributes:
         price: None if nobody knows.
-        counted_by: what counts its tokens.
         sending: the tasks whose request is out.
 
     Raises:
@@ -168,14 +164,8 @@ class HostedModel:
     def settle(self, reply: Reply, sent: Record, names: Collection[str]) -> Settled | None:
         """Reads a reply of a batch, and books what it cost.
 
-        Args:
-            reply: it.
-            sent: what is sent for it.
-            names: those of the parameters when it was sent.
-
-        Returns:
-            None where the model refuses a parameter of what was sent, and another request is to
-            take its place.
+        It is None where the model refuses one of the parameters (their `names` when the request
+        was sent; `sent` is what would go out now), and another request is to take its place.
         """
         if reply.status in _REFUSED and self._adapt(json.dumps(reply.body), names):
             return None

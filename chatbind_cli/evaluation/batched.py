@@ -21,12 +21,7 @@ from chatbind_cli.jsonl import Record
 
 
 class BatchedReplies:
-    """The replies to judgements that are asked for in batches.
-
-    Args:
-        judge: gets its first replies from here.
-        path: the file of reviews; that of the batches lies beside it.
-        cache: what it has is not asked for.
+    """The first replies of a judge to judgements that are neither in a file nor in the cache.
 
     Attributes:
         held: what ends the run once the judgements that have a reply are made.
@@ -41,11 +36,7 @@ class BatchedReplies:
         self.held: ChatBindError | None = None
 
     def fetch(self, judgements: Iterable[Judgement], *, wait: bool) -> None:
-        """Orders what is missing and fetches what is done.
-
-        Args:
-            judgements: those that the output lacks.
-            wait: until all of them are done.
+        """Orders what the output lacks and fetches what is done, or waits until all is.
 
         Raises:
             ChatBindError: the endpoint refuses them, or cannot be asked.

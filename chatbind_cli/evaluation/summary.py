@@ -90,12 +90,8 @@ def summarize(
 ) -> list[Summary]:
     """The figures of one file of reviews, apart for each pair of answer files in it.
 
-    Args:
-        records: review records.
-        name: what to call the file.
-        by: what to group by: `category`, `modality` or `judge`.
-        ignore: ids of questions to leave out.
-        with_words: keep what the judges wrote, for a report.
+    They are grouped `by` category, modality or judge, and leave out questions to `ignore`. For a
+    report what the judges wrote is kept: `with_words`.
     """
     left_out = set(ignore)
     kept = (record for record in records if str(record.get("question_id")) not in left_out)

@@ -99,9 +99,7 @@ _COLUMNS: dict[str, Callable[[Record], str]] = {
 def grid(summaries: Sequence[Summary], *, named: bool) -> list[list[str]]:
     """A line of titles, and a line of texts a row, in the columns that any row has a figure for.
 
-    Args:
-        summaries: whose rows.
-        named: whether a column in front says which summary a row is of.
+    Where they are `named`, a column in front says which summary a row is of.
     """
     rows = [row for summary in summaries for row in summary.rows]
     columns = [["review", *(row["review"] for row in rows)]] if named else []
@@ -244,14 +242,10 @@ def failure_lines(summary: Summary) -> list[str]:
 def write(
     summaries: Sequence[Summary], form: str, out: IO[str], ranking: Ranking | None = None
 ) -> None:
-    """Writes the figures.
+    """Writes the figures, and the ranking after them; in CSV, which is one table, in their place.
 
-    Args:
-        summaries: whose.
-        form: `table`, `markdown`, `csv`, `json` (all that is known, a record a row) or `figures`
-            (records of the figures alone).
-        out: where to.
-        ranking: of all models, after the figures; in place of them in CSV, which is one table.
+    The form is `table`, `markdown`, `csv`, `json` (all that is known, a record a row) or `figures`
+    (records of the figures alone).
     """
     rows = [row for summary in summaries for row in summary.rows]
     ranks = [rank._asdict() for rank in ranking.ranks] if ranking else []

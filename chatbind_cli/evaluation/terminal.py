@@ -20,11 +20,8 @@ def print_grid(
 ) -> None:
     """Writes a line of titles and others, in several tables where the terminal is too narrow.
 
-    Args:
-        grid: the lines' texts.
-        names: how many columns in front each table has.
-        ends: after which lines, from 1, a rule is drawn.
-        console: where to.
+    Each has as many columns in front as there are `names`; after the lines whose numbers, from 1,
+    are in `ends`, a rule is drawn.
     """
     from rich import box
     from rich.table import Table

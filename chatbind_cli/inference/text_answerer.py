@@ -55,11 +55,9 @@ class TextAnswerer:
     """A hosted model that answers questions, many at a time.
 
     Args:
-        settings: which one, and its limits.
         spent_usd: what the answers that are there cost, for the cost limit.
 
     Attributes:
-        model: the hosted one.
         identity: what the metadata of all answers say of it.
 
     Raises:
