@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO
 
 from chatbind_cli.console import printable
@@ -14,13 +13,13 @@ from chatbind_cli.evaluation.ranking import MEAN_SCORE, Rank, Ranking
 from chatbind_cli.evaluation.scores import failure_of, scores_of
 from chatbind_cli.evaluation.statistics import cohens_kappa, position_bias
 from chatbind_cli.evaluation.summary import ALL, Summary
-from chatbind_cli.evaluation.terminal import print_grid
 from chatbind_cli.jsonl import Record, dumps
 
 _MISSING = "–"
 _SIGNIFICANT = 0.05
 _REASONS_SHOWN = 8
 _WIDE = 200
+_GAP = 3  # characters between two columns
 
 _FIGURES = (
     *("category", "n", "mean_1", "mean_2", "relative", "ci95"),
@@ -29,13 +28,6 @@ _FIGURES = (
     *("labels", "agreement", "label_kappa", "true_win_rate", "true_win_rate_ci95"),
     *("lc_n", "lc_win_rate", "lc_win_rate_ci95"),
 )
-_WIN_RATES = ("win_rate", "lc_win_rate", "true_win_rate")
-_ENDS = {
-    "ci95": ("ci95_low", "ci95_high"),
-    "difference_ci95": ("difference_ci95_low", "difference_ci95_high"),
-    **{f"{key}_ci95": (f"{key}_ci95_low", f"{key}_ci95_high") for key in _WIN_RATES},
-    "dates": ("first_date", "last_date"),
-}
 
 
 def text_of(row: Record, key: str, form: str) -> str:
@@ -264,13 +256,20 @@ def write(
             out.write(dumps(rank) + "\n")
 
 
-def markdown_table(summaries: Sequence[Summary], ranking: Ranking | None = None) -> str:
-    """The table in Markdown, with a line a summary on who judged whom."""
+def _grids(
+    summaries: Sequence[Summary], ranking: Ranking | None
+) -> Iterator[tuple[list[list[str]], int]]:
+    """All tables, each with the number of its columns in front that are names."""
     several = len(summaries) > 1
-    blocks = [(grid(summaries, named=several), 2 if several else 1)]
-    blocks += [(lines, 1) for lines in rank_grids(ranking.ranks if ranking else [])]
+    yield grid(summaries, named=several), 2 if several else 1
+    for lines in rank_grids(ranking.ranks if ranking else []):
+        yield lines, 1
+
+
+def markdown_table(summaries: Sequence[Summary], ranking: Ranking | None = None) -> str:
+    """The tables in Markdown, with a line a summary on who judged whom."""
     found = []
-    for (titles, *texts), names in blocks:
+    for (titles, *texts), names in _grids(summaries, ranking):
         marks = ["---"] * names + ["---:"] * (len(titles) - names)
         lines = [f"| {' | '.join(map(_markdown, line))} |" for line in (titles, marks, *texts)]
         found.append("\n".join(lines))
@@ -296,9 +295,9 @@ def write_csv(rows: Sequence[Record], out: IO[str]) -> None:
     records = []
     for row in rows:
         record = row | ({"judges": " + ".join(row["judges"])} if "judges" in row else {})
-        for key, names in _ENDS.items():
-            if key in record:
-                record.update(zip(names, record.pop(key) or (None, None), strict=True))
+        for key in [key for key in record if key == "dates" or key.endswith("ci95")]:
+            names = ("first_date", "last_date") if key == "dates" else (f"{key}_low", f"{key}_high")
+            record.update(zip(names, record.pop(key) or (None, None), strict=True))
         records.append(record)
     writer = csv.DictWriter(out, list(records[0]), lineterminator="\n")
     writer.writeheader()
@@ -306,21 +305,45 @@ def write_csv(rows: Sequence[Record], out: IO[str]) -> None:
 
 
 def print_table(summaries: Sequence[Summary], out: IO[str], ranking: Ranking | None = None) -> None:
-    """Writes the terminal's table; without colours and as wide as it needs where it is no tty.
+    """Writes the terminal's tables; without colours and as wide as it needs where it is no tty.
 
-    On a narrow terminal it becomes several tables below each other: a figure that is cut off is
-    worse than none.
+    On a narrow terminal one becomes several below each other: a figure that is cut off is worse
+    than none.
     """
+    from rich import box
     from rich.console import Console
+    from rich.table import Table
     from rich.text import Text
 
     width = None if out.isatty() else _WIDE
     console = Console(file=out, width=width, highlight=False, soft_wrap=False)
-    several = len(summaries) > 1
-    names = 2 if several else 1
-    ends = set(accumulate(len(summary.rows) for summary in summaries))
-    print_grid(grid(summaries, named=several), names, ends, console)
-    for lines in rank_grids(ranking.ranks if ranking else []):
-        print_grid(lines, 1, {len(lines) - 1}, console)
+    for lines, names in _grids(summaries, ranking):
+        for columns in _parts(lines, names, console.width):
+            titles, *rows = [[line[number] for number in columns] for line in lines]
+            table = Table(box=box.SIMPLE_HEAD)
+            for title in titles[:names]:
+                table.add_column(title, overflow="fold")
+            for title in titles[names:]:
+                table.add_column(title, justify="right", no_wrap=True, overflow="fold")
+            for row in rows:
+                last = row[names - 1] == ALL
+                # A name from a file is text, never markup.
+                cells = [Text(printable(text)) for text in row]
+                table.add_row(*cells, style="bold" if last else None, end_section=last)
+            console.print(table)
     for note in _notes(summaries, ranking):
         console.print(Text(printable(note), style="italic"))
+
+
+def _parts(lines: Sequence[Sequence[str]], names: int, width: int) -> list[list[int]]:
+    """The columns of as many tables as it takes for none to be cut off; each has the names."""
+    widths = [max(map(len, column)) + _GAP for column in zip(*lines, strict=True)]
+    parts: list[list[int]] = []
+    left = 0
+    for number in range(names, len(widths)):
+        if not parts or widths[number] > left:
+            parts.append(list(range(names)))
+            left = width - _GAP - sum(widths[:names])
+        parts[-1].append(number)
+        left -= widths[number]
+    return parts
