@@ -49,15 +49,10 @@ class Reply(NamedTuple):
 
 
 class Batches:
-    """The batches of one output file.
-
-    Args:
-        endpoint: where they are ordered.
-        path: our file of them, beside the output.
-        who: whose replies these are; a file of another's is refused.
+    """The batches of one output file, in a file of ours beside it.
 
     Raises:
-        RecordError: the file is none, or somebody else's.
+        RecordError: that file is none, or of the batches of somebody else than `who`.
     """
 
     def __init__(self, endpoint: Endpoint, path: Path, who: str) -> None:
@@ -75,27 +70,19 @@ class Batches:
         """What those may cost whose replies are not there yet."""
         return sum(order["most_usd"] for order in self._orders if "taken" not in order)
 
-    def get(self, key: str) -> Reply | None:
-        """The reply to a request, if there is one."""
+    def pop(self, key: str) -> Reply | None:
+        """The reply to a request, if there is one; it is not kept."""
         if key not in self._lines:
             return None
-        line, batch = self._lines[key]
+        line, batch = self._lines.pop(key)
         record: Record = json.loads(line)
         response = record.get("response")
         if isinstance(response, dict) and isinstance(response.get("body"), dict):
             return Reply(response.get("status_code"), response["body"], batch)
         return Reply(None, record, batch)
 
-    def drop(self, key: str) -> None:
-        """Forgets the reply to a request that is to be ordered anew."""
-        del self._lines[key]
-
     async def order(self, requests: Iterable[tuple[str, Record, float]]) -> None:
-        """Orders replies, in as many batches as it takes.
-
-        Args:
-            requests: ids of ours, bodies, and what each may cost in US dollars.
-        """
+        """Orders replies to requests: ids of ours, bodies, and what each may cost in US dollars."""
         for lines, most_usd in _files(requests):
             with self._said("a file of requests"):
                 uploaded = await self._endpoint.upload("/files", b"".join(lines), purpose="batch")
@@ -105,10 +92,7 @@ class Batches:
             await self._place(order)
 
     async def take(self, *, wait: bool) -> bool:
-        """Fetches the replies of all batches that are over, waiting for the others, or not.
-
-        Returns:
-            Whether all of them were over.
+        """Fetches the replies of all batches that are over; tells whether all were, or waits.
 
         Raises:
             ChatBindError: a batch was refused as a whole, or the endpoint cannot be asked.

@@ -113,12 +113,9 @@ class Plan:
     """What a run would ask a model, and what that would cost.
 
     Attributes:
-        model: who would be asked.
         records: those that the files ask for.
         done: those that are there already, or are asked for once for several.
         failing: those about which nobody can be asked.
-        requests: requests that would go out.
-        prompt_tokens: what would be sent.
         completion_tokens: what would come back, if replies are of the usual length.
         completion_tokens_at_most: the same if every reply is as long as allowed.
         cost_usd: None without a price.

@@ -58,6 +58,19 @@ class HostedSettings:
     tokenizer: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswererSettings(HostedSettings):
+    """A hosted model that answers questions.
+
+    Attributes:
+        contexts: JSONL of what is known of media; None: no question has any.
+        concurrency: questions at a time.
+    """
+
+    contexts: Path | None = None
+    concurrency: int = 8
+
+
 def refuse_without_key(settings: HostedSettings, role: Role, *, instead: str = "") -> None:
     """Refuses to ask OpenAI's own endpoint without a key; a plan needs none.
 

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import openai
 
@@ -43,19 +43,23 @@ class NoReplyError(Exception):
     """One chat got no reply, after all attempts or at once."""
 
 
+class Settled(NamedTuple):
+    """What a batch has brought for a chat: what is known of it, and its text or an error."""
+
+    metadata: dict[str, Any]
+    text: str = ""
+    error: str = ""
+
+
 class HostedModel:
     """A chat model within its limits.
 
     Args:
-        name: the model's.
-        settings: where it is, and its limits.
-        role: what it does here.
         usual_tokens: of a reply, before there is one.
         spent_usd: what earlier runs paid, for the cost limit.
 
     Attributes:
         price: None if nobody knows.
-        counted_by: what counts its tokens.
         sending: the tasks whose request is out.
 
     Raises:
@@ -157,44 +161,22 @@ class HostedModel:
             else:
                 return completion
 
-    def settle(self, reply: Reply, sent: Record, names: Collection[str]) -> bool:
-        """Books what a reply of a batch cost.
+    def settle(self, reply: Reply, sent: Record, names: Collection[str]) -> Settled | None:
+        """Reads a reply of a batch, and books what it cost.
 
-        Args:
-            reply: it.
-            sent: what is sent for it.
-            names: those of the parameters when it was sent.
-
-        Returns:
-            Whether it counts; else the model refuses a parameter of what was sent, and another
-            request is to take its place.
+        It is None where the model refuses one of the parameters (their `names` when the request
+        was sent; `sent` is what would go out now), and another request is to take its place.
         """
         if reply.status in _REFUSED and self._adapt(json.dumps(reply.body), names):
-            return False
-        if reply.status == _GOOD and _is_chat(reply.body):
-            self._read(reply.body, message_tokens(sent["messages"], self.count), {}, batch=True)
-        return True
-
-    def read_batched(
-        self, reply: Reply | None, messages: list[Message], metadata: dict[str, Any]
-    ) -> str:
-        """What a batch has brought for a chat; `settle` has booked it.
-
-        Raises:
-            NoReplyError: it has brought nothing.
-        """
-        if reply is None:
-            raise NoReplyError("the batch has no reply to this")
-        metadata["batch"] = reply.batch
+            return None
+        about: dict[str, Any] = {"batch": reply.batch}
         if reply.status != _GOOD or not _is_chat(reply.body):
             said = f"{reply.status or 'not sent'} {json.dumps(reply.body.get('error'))}"
             words = reason(Exception(self._writable(said)))
-            raise NoReplyError(f"the batch has no reply to this: {words}")
-        spent_usd = self.budget.spent_usd
-        prompt_tokens = message_tokens(messages, self.count)
-        text, _ = self._read(reply.body, prompt_tokens, metadata, batch=True)
-        self.budget.spent_usd = spent_usd
-        return text
+            return Settled(about, error=f"the batch has no reply to this: {words}")
+        prompt_tokens = message_tokens(sent["messages"], self.count)
+        text, _ = self._read(reply.body, prompt_tokens, about, batch=True)
+        return Settled(about, text)
 
     def _read(
         self, completion: Record, prompt_tokens: int, metadata: dict[str, Any], *, batch: bool

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,7 +12,7 @@ from click.core import ParameterSource
 
 from chatbind_cli.artifacts import emit_record
 from chatbind_cli.errors import UsageError
-from chatbind_cli.hosted import HostedSettings
+from chatbind_cli.hosted import AnswererSettings
 from chatbind_cli.jsonl import Record
 
 from ._base import GroupedOption, in_group
@@ -89,45 +87,31 @@ def hosted_limits(group: str, what: str, *, advanced: bool = False) -> Callable[
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class AnswererChoice:
-    """A hosted model that answers, as the options say it."""
+def check_answerer(answerer: AnswererSettings, settings: GenerationSettings) -> None:
+    """Refuses what is said of a model that answers here.
 
-    settings: HostedSettings
-    contexts: Path | None
-    concurrency: int
-
-    def check(self, settings: GenerationSettings) -> None:
-        """Refuses what is said of a model that answers here.
-
-        Raises:
-            UsageError: something is.
-        """
-        given = [*_given(_HERE, but=("dry_run",)), *_given(named=("store", "choices"))]
-        if given:
-            raise UsageError(
-                f"{given[0]} goes without --answerer, which perceives no media and runs elsewhere"
-            )
-        if self.settings.model is None:
-            raise UsageError("--answerer needs the model's name", hint="give --answerer-model")
-        settings.refuse_hosted()
+    Raises:
+        UsageError: something is.
+    """
+    given = [*_given(_HERE, but=("dry_run",)), *_given(named=("store", "choices"))]
+    if given:
+        raise UsageError(
+            f"{given[0]} goes without --answerer, which perceives no media and runs elsewhere"
+        )
+    if answerer.model is None:
+        raise UsageError("--answerer needs the model's name", hint="give --answerer-model")
+    settings.refuse_hosted()
 
 
 def _chosen(
-    answerer: str | None,
-    answerer_model: str | None,
-    answerer_url: str | None,
-    contexts: Path | None,
-    concurrency: int,
-    **limits: Any,
-) -> AnswererChoice | None:
-    if answerer is None:
-        given = _given((_GROUP,))
-        if given:
-            raise UsageError(f"{given[0]} goes with --answerer")
-        return None
-    settings = HostedSettings(model=answerer_model, url=answerer_url, **limits)
-    return AnswererChoice(settings=settings, contexts=contexts, concurrency=concurrency)
+    answerer: str | None, answerer_model: str | None, answerer_url: str | None, **limits: Any
+) -> AnswererSettings | None:
+    if answerer is not None:
+        return AnswererSettings(model=answerer_model, url=answerer_url, **limits)
+    given = _given((_GROUP,))
+    if given:
+        raise UsageError(f"{given[0]} goes with --answerer")
+    return None
 
 
 def _given(

@@ -109,7 +109,7 @@ _MARK = b'name="generator" content="chatbind summarize"'
     cls=ListOption,
     group="Output",
     metavar="A B...",
-    help="What to call who gave the answers: the first ones, then the second ones of each pair; "
+    help="What to call who gave the answers: the first one, then the second one of each pair; "
     "default: as the reviews do.",
 )
 @_output(

@@ -12,13 +12,14 @@ import click
 from chatbind_cli import launch, worker
 from chatbind_cli.errors import UsageError
 from chatbind_cli.files import refuse_overlap
+from chatbind_cli.hosted import AnswererSettings
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.media.options import MediaOptions
 
 from . import _base
 from ._base import in_group
 from ._engine import check_engine, connected, in_flight
-from ._hosted import AnswererChoice, answerer_options, show_plan
+from ._hosted import answerer_options, check_answerer, show_plan
 from ._inference import ModelChoice, model_or_other_options, sampling_options
 from ._options import (
     FOLDER,
@@ -136,7 +137,7 @@ _BATCH = "openai-batch"
 @crew_options
 def command(
     choice: ModelChoice,
-    answerer: AnswererChoice | None,
+    answerer: AnswererSettings | None,
     questions: str,
     shard: tuple[int, int],
     num_chunks: int | None,
@@ -168,11 +169,11 @@ def command(
         if _BATCH in (input_format, output_format):
             raise UsageError(f"--answerer goes without {_BATCH}")
         _check_stdin(questions)
-        refuse_overlap(output, [questions, answerer.contexts, answerer.settings.prices])
-        answerer.check(settings)
-        asked = {"questions": questions, "shard": shard, "limit": limit}
-        written = {"output": output, "overwrite": overwrite}
-        _from_contexts(answerer, settings, plan.dry_run, {**asked, **written}, on_error)
+        refuse_overlap(output, [questions, answerer.contexts, answerer.prices])
+        check_answerer(answerer, settings)
+        files: dict[str, Any] = {"questions": questions, "shard": shard, "limit": limit}
+        files |= {"output": output, "overwrite": overwrite}
+        _from_contexts(answerer, settings, plan.dry_run, files, on_error)
         return
     if not choice.model:
         raise click.MissingParameter(
@@ -222,7 +223,7 @@ def command(
 
 
 def _from_contexts(
-    answerer: AnswererChoice,
+    answerer: AnswererSettings,
     settings: GenerationSettings,
     dry_run: bool,
     files: dict[str, Any],
@@ -232,19 +233,10 @@ def _from_contexts(
     from chatbind_cli.inference import text_answerer  # noqa: PLC0415  brings openai
 
     if dry_run:
-        plan = text_answerer.plan_from_contexts(
-            answerer.settings, settings, contexts=answerer.contexts, **files
-        )
+        plan = text_answerer.plan_from_contexts(answerer, settings, **files)
         show_plan(plan.as_record("answerer", "questions"))
-        return
-    text_answerer.vqa_from_contexts(
-        answerer.settings,
-        settings,
-        contexts=answerer.contexts,
-        concurrency=answerer.concurrency,
-        on_error=on_error,
-        **files,
-    )
+    else:
+        text_answerer.vqa_from_contexts(answerer, settings, on_error=on_error, **files)
 
 
 def _check_stdin(questions: str) -> None:

@@ -21,12 +21,7 @@ from chatbind_cli.jsonl import Record
 
 
 class BatchedReplies:
-    """The replies to judgements that are asked for in batches.
-
-    Args:
-        judge: gets its first replies from here.
-        path: the file of reviews; that of the batches lies beside it.
-        cache: what it has is not asked for.
+    """The first replies of a judge to judgements that are neither in a file nor in the cache.
 
     Attributes:
         held: what ends the run once the judgements that have a reply are made.
@@ -35,16 +30,13 @@ class BatchedReplies:
     def __init__(self, judge: ChatJudge, path: Path, cache: JudgementCache) -> None:
         self._judge, self._cache = judge, cache
         self._path = path.with_name(f"{path.name}.batches")
-        self._batches = judge.batches = judge.model.batches(self._path)
+        self._batches = judge.model.batches(self._path)
+        self._settled = judge.batched = {}
         self._missing: dict[str, Judgement] = {}
         self.held: ChatBindError | None = None
 
     def fetch(self, judgements: Iterable[Judgement], *, wait: bool) -> None:
-        """Orders what is missing and fetches what is done.
-
-        Args:
-            judgements: those that the output lacks.
-            wait: until all of them are done.
+        """Orders what the output lacks and fetches what is done, or waits until all is.
 
         Raises:
             ChatBindError: the endpoint refuses them, or cannot be asked.
@@ -87,16 +79,16 @@ class BatchedReplies:
         """Takes off the list what has a reply, or was over without one."""
         names: set[str] = set()
         for key, judgement in list(self._missing.items()):
-            reply = self._batches.get(key)
-            counts = over and key in ordered
+            reply = self._batches.pop(key)
             if reply is not None:
                 sent = self._judge.first_request(judgement.case, swapped=judgement.swapped)
                 names = names or set(sent)  # the first refusal changes those that come
-                counts = self._judge.model.settle(reply, sent, names)
-                if not counts:
-                    self._batches.drop(key)
+                settled = self._judge.model.settle(reply, sent, names)
+                if settled is None:
                     ordered.discard(key)
-            if counts:
+                    continue
+                self._settled[key] = settled
+            if reply is not None or (over and key in ordered):
                 del self._missing[key]
 
     def _affordable(self, ordered: set[str]) -> Iterator[tuple[str, Record, float]]:

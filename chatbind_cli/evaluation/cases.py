@@ -38,8 +38,7 @@ class Case:
     """One question with its two answers, or with one, as it goes to a judge.
 
     Attributes:
-        question: the question's record.
-        answers: the answers' records, in the order of the answer files.
+        answers: their records, in the order of the answer files.
         context: the captions and boxes of what the question is about.
         references: texts that count as right answers.
         models: who gave the answers: what their records say, else the name of their file.
@@ -84,12 +83,10 @@ class Inputs:
     """The files of a review, read by id.
 
     Args:
-        questions: the question records.
         answers: two or more answer files, the baseline first; one is enough where each is judged
             alone. At most one may be a stream: it is read as it comes, so that each case
             can be judged as soon as its answer is there.
         compared: which of them are, each pair once and the earlier file first.
-        contexts: captions and boxes by media name.
         references: answers that count as right, by question id.
 
     Attributes:

@@ -59,12 +59,9 @@ class Mismatches:
 def records_by_id(
     path: Path | str, mismatches: Mismatches, unusable: dict[int, str] | None = None
 ) -> dict[str, Record]:
-    """The records by id. Of two with the same id the first counts, and the second is reported.
+    """The records by id. Of two with the same id the first counts, and the second is a mismatch.
 
-    Args:
-        path: the file.
-        mismatches: where that is reported, and what is no record with an id.
-        unusable: filled with the latter, by line.
+    So is a line that is no record with an id; `unusable` is filled with such, by line.
     """
     found: dict[str, Record] = {}
     name = legible(str(path))

@@ -58,7 +58,12 @@ class Review:
         self._output, self._overwrite = output, overwrite
         self._earlier = Earlier() if overwrite else read_earlier(Path(output))
         self._held: ChatBindError | None = None
-        self._judge = _open_judge(settings, sum(self._earlier.usd_by_key.values()))
+        self._judge: Judge = RuleJudge()
+        if not settings.is_rule:
+            from chatbind_cli.evaluation.judges.chat import ChatJudge  # noqa: PLC0415  brings openai
+
+            spent_usd = sum(self._earlier.usd_by_key.values())
+            self._judge = ChatJudge(settings, spent_usd=spent_usd)
 
     def plan(self) -> Plan:
         """What `make` would do and cost."""
@@ -171,11 +176,3 @@ class Review:
             note(f"price: {judge.price.text()}")
         if self._options.samples > 1 and not settings.is_rule and settings.temperature == 0:
             note("--samples asks for the same words again and again unless --temperature is > 0")
-
-
-def _open_judge(settings: JudgeSettings, spent_usd: float) -> Judge:
-    if settings.is_rule:
-        return RuleJudge()
-    from chatbind_cli.evaluation.judges.chat import ChatJudge  # noqa: PLC0415  brings openai
-
-    return ChatJudge(settings, spent_usd=spent_usd)

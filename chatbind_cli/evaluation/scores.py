@@ -28,14 +28,15 @@ def scores_of(review: Record) -> Pair | None:
     """
     if "error" in review:
         return None
-    value = review.get("tuple", review.get("score"))
+    return _of_answers(review, review.get("tuple", review.get("score")), _MOST)
+
+
+def _of_answers(review: Record, value: object, most: float) -> Pair | None:
+    """Two numbers, or twice the one of an answer that was graded alone; None of anything else."""
     if not isinstance(value, list | tuple) or len(value) != (1 if is_single(review) else 2):
         return None
-    for score in value:
-        if isinstance(score, bool) or not isinstance(score, int | float):
-            return None
-        if not 0 <= score <= _MOST:
-            return None
+    if not all(type(number) in (int, float) and 0 <= number <= most for number in value):
+        return None
     return float(value[0]), float(value[-1])
 
 
@@ -86,12 +87,7 @@ def is_single(review: Record) -> bool:
 
 def lengths_of(review: Record) -> Pair | None:
     """How many characters the answers have; None where the review does not say."""
-    lengths = metadata_of(review).get("lengths")
-    if not isinstance(lengths, list) or len(lengths) != (1 if is_single(review) else 2):
-        return None
-    if not all(type(length) is int and 0 <= length < _LONGEST for length in lengths):
-        return None
-    return float(lengths[0]), float(lengths[-1])
+    return _of_answers(review, metadata_of(review).get("lengths"), _LONGEST)
 
 
 def is_swapped(review: Record) -> bool:

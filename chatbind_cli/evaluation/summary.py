@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Any
 
 from chatbind_cli.errors import RecordError, UsageError
@@ -91,12 +90,8 @@ def summarize(
 ) -> list[Summary]:
     """The figures of one file of reviews, apart for each pair of answer files in it.
 
-    Args:
-        records: review records.
-        name: what to call the file.
-        by: what to group by: `category`, `modality` or `judge`.
-        ignore: ids of questions to leave out.
-        with_words: keep what the judges wrote, for a report.
+    They are grouped `by` category, modality or judge, and leave out questions to `ignore`. For a
+    report what the judges wrote is kept: `with_words`.
     """
     left_out = set(ignore)
     kept = (record for record in records if str(record.get("question_id")) not in left_out)
@@ -235,29 +230,23 @@ def renamed(summaries: Sequence[Summary], names: Sequence[str]) -> list[Summary]
     """The summaries with other names for the answerers.
 
     Args:
-        summaries: the figures of one or more pairs of answerers.
-        names: of the first answerer, and of the second one of each pair, which then also names it;
-            where there are several first ones, of each answerer in order of appearance.
+        summaries: the figures of one or more pairs of answerers, or of answers graded alone.
+        names: of the first answerer, and of the second one of each pair, which then also names it.
     """
-    apart = len({tuple(summary.models[0]) for summary in summaries}) > 1
-    keys = [
-        [str(side) for side in summary.models] if apart else ["", str(number)]
-        for number, summary in enumerate(summaries)
-    ]
-    keys = [key[:1] if of.single else key for key, of in zip(keys, summaries, strict=True)]
-    places = list(dict.fromkeys(chain.from_iterable(keys)))
-    if len(names) != len(places):
+    firsts = {tuple(summary.models[0]) for summary in summaries if not summary.single}
+    if len(firsts) > 1:
+        raise UsageError("--names goes with pairs that have the same first answerer")
+    n_first = len(firsts)
+    if len(names) != n_first + len(summaries):
         raise UsageError(
-            f"--names needs {len(places)} names here, not {len(names)}",
+            f"--names needs {n_first + len(summaries)} names here, not {len(names)}",
             hint="the first answerer's, and the second one's of each pair",
         )
-    called = dict(zip(places, names, strict=True))
     found = []
-    for summary, key in zip(summaries, keys, strict=True):
-        first, *second = (called[place] for place in key)
-        name = f"{first}, {second[0]}" if apart and second else (second or [first])[0]
-        several = summary.renamed(name) if len(summaries) > 1 else summary
-        found.append(replace(several, models=([first], second)))
+    for summary, name in zip(summaries, names[n_first:], strict=True):
+        models = ([name], list[str]()) if summary.single else ([names[0]], [name])
+        called = summary.renamed(name) if len(summaries) > 1 else summary
+        found.append(replace(called, models=models))
     return found
 
 

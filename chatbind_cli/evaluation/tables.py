@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO
 
 from chatbind_cli.console import printable
@@ -14,13 +13,13 @@ from chatbind_cli.evaluation.ranking import MEAN_SCORE, Rank, Ranking
 from chatbind_cli.evaluation.scores import failure_of, scores_of
 from chatbind_cli.evaluation.statistics import cohens_kappa, position_bias
 from chatbind_cli.evaluation.summary import ALL, Summary
-from chatbind_cli.evaluation.terminal import print_grid
 from chatbind_cli.jsonl import Record, dumps
 
 _MISSING = "–"
 _SIGNIFICANT = 0.05
 _REASONS_SHOWN = 8
 _WIDE = 200
+_GAP = 3  # characters between two columns
 
 _FIGURES = (
     *("category", "n", "mean_1", "mean_2", "relative", "ci95"),
@@ -29,13 +28,6 @@ _FIGURES = (
     *("labels", "agreement", "label_kappa", "true_win_rate", "true_win_rate_ci95"),
     *("lc_n", "lc_win_rate", "lc_win_rate_ci95"),
 )
-_WIN_RATES = ("win_rate", "lc_win_rate", "true_win_rate")
-_ENDS = {
-    "ci95": ("ci95_low", "ci95_high"),
-    "difference_ci95": ("difference_ci95_low", "difference_ci95_high"),
-    **{f"{key}_ci95": (f"{key}_ci95_low", f"{key}_ci95_high") for key in _WIN_RATES},
-    "dates": ("first_date", "last_date"),
-}
 
 
 def text_of(row: Record, key: str, form: str) -> str:
@@ -54,21 +46,23 @@ def with_interval(row: Record, key: str, form: str) -> str:
     return figure if ends == _MISSING else f"{figure} ({ends.replace('%', '')})"
 
 
-def shares(row: Record, name: str) -> str:
-    """A share of both sides."""
-    return _of_both(row, name, ".1%")
-
-
-def _of_both(row: Record, name: str, form: str) -> str:
+def of_both(row: Record, name: str, form: str = ".1%") -> str:
+    """A figure of both sides."""
     sides = [text_of(row, f"{name}_{side}", form) for side in (1, 2)]
     return _MISSING if sides[0] == _MISSING else " / ".join(s for s in sides if s != _MISSING)
 
 
+def _equally_long(row: Record) -> str:
+    text, known = with_interval(row, "lc_win_rate", ".1%"), row.get("lc_n", row["n"])
+    told = known == row["n"] or row["win_rate"] is None
+    return text if told else f"{text}, of {known:,}"
+
+
 _COLUMNS: dict[str, Callable[[Record], str]] = {
     "n": lambda row: str(row["n"]),
-    "accuracy": lambda row: shares(row, "accuracy"),
-    "exact": lambda row: shares(row, "exact"),
-    "F1": lambda row: shares(row, "f1"),
+    "accuracy": lambda row: of_both(row, "accuracy"),
+    "exact": lambda row: of_both(row, "exact"),
+    "F1": lambda row: of_both(row, "f1"),
     "first": lambda row: text_of(row, "mean_1", ".7g"),
     "second": lambda row: text_of(row, "mean_2", ".7g"),
     "relative": lambda row: text_of(row, "relative", ".1f"),
@@ -77,8 +71,12 @@ _COLUMNS: dict[str, Callable[[Record], str]] = {
         _MISSING if row["win"] is None else f"{row['win']}/{row['tie']}/{row['lose']}"
     ),
     "win rate (95 %)": lambda row: with_interval(row, "win_rate", ".1%"),
-    "at equal length (95 %)": lambda row: with_interval(row, "lc_win_rate", ".1%"),
-    "characters": lambda row: _of_both(row, "length", ".0f"),
+    "at equal length (95 %)": _equally_long,
+    "labels": lambda row: text_of(row, "labels", ","),
+    "people agree": lambda row: text_of(row, "agreement", ".1%"),
+    "their kappa": lambda row: text_of(row, "label_kappa", ".2f"),
+    "win rate by people (95 %)": lambda row: with_interval(row, "true_win_rate", ".1%"),
+    "characters": lambda row: of_both(row, "length", ".0f"),
     "same in both orders": lambda row: text_of(row, "consistency", ".1%"),
     "judges' kappa": lambda row: text_of(row, "kappa", ".2f"),
     "failed": lambda row: str(row["failed"]),
@@ -93,9 +91,7 @@ _COLUMNS: dict[str, Callable[[Record], str]] = {
 def grid(summaries: Sequence[Summary], *, named: bool) -> list[list[str]]:
     """A line of titles, and a line of texts a row, in the columns that any row has a figure for.
 
-    Args:
-        summaries: whose rows.
-        named: whether a column in front says which summary a row is of.
+    Where they are `named`, a column in front says which summary a row is of.
     """
     rows = [row for summary in summaries for row in summary.rows]
     columns = [["review", *(row["review"] for row in rows)]] if named else []
@@ -159,7 +155,6 @@ def remarks(summaries: Sequence[Summary], ranking: Ranking | None = None) -> lis
     """What stands beside the columns: between orders, between judges, against a baseline."""
     lines = [line for summary in summaries for line in order_lines(summary)]
     lines += agreement_lines(summaries)
-    lines += [line for summary in summaries for line in win_rate_lines(summary)]
     lines += [line for summary in summaries for line in comparison_lines(summary)]
     return lines + (ranking.notes if ranking else [])
 
@@ -206,25 +201,6 @@ def agreement_lines(summaries: Sequence[Summary]) -> list[str]:
     return lines
 
 
-def win_rate_lines(summary: Summary) -> list[str]:
-    """What people say beside the judge, and of how many answers the lengths are not known."""
-    name, total = summary.name or "reviews", summary.total
-    lines = []
-    if total.get("labels"):
-        lines.append(
-            f"{name}: people and the judge agree on {text_of(total, 'agreement', '.1%')} of "
-            f"{total['labels']:,} labelled questions (Cohen's kappa "
-            f"{text_of(total, 'label_kappa', '.2f')}); win rate (95 %) given the judge's errors, "
-            f"prediction-powered: {with_interval(total, 'true_win_rate', '.1%')}"
-        )
-    if total.get("lc_n", total["n"]) < total["n"] and not summary.single:
-        lines.append(
-            f"{name}: how long the answers are is known of {total['lc_n']:,} of {total['n']:,} "
-            "questions: the win rate at equal length is of them"
-        )
-    return lines
-
-
 def comparison_lines(summary: Summary) -> list[str]:
     """A run against its baseline: whether chance alone would explain the difference."""
     total = summary.total
@@ -258,14 +234,10 @@ def failure_lines(summary: Summary) -> list[str]:
 def write(
     summaries: Sequence[Summary], form: str, out: IO[str], ranking: Ranking | None = None
 ) -> None:
-    """Writes the figures.
+    """Writes the figures, and the ranking after them; in CSV, which is one table, in their place.
 
-    Args:
-        summaries: whose.
-        form: `table`, `markdown`, `csv`, `json` (all that is known, a record a row) or `figures`
-            (records of the figures alone).
-        out: where to.
-        ranking: of all models, after the figures; in place of them in CSV, which is one table.
+    The form is `table`, `markdown`, `csv`, `json` (all that is known, a record a row) or `figures`
+    (records of the figures alone).
     """
     rows = [row for summary in summaries for row in summary.rows]
     ranks = [rank._asdict() for rank in ranking.ranks] if ranking else []
@@ -284,13 +256,20 @@ def write(
             out.write(dumps(rank) + "\n")
 
 
-def markdown_table(summaries: Sequence[Summary], ranking: Ranking | None = None) -> str:
-    """The table in Markdown, with a line a summary on who judged whom."""
+def _grids(
+    summaries: Sequence[Summary], ranking: Ranking | None
+) -> Iterator[tuple[list[list[str]], int]]:
+    """All tables, each with the number of its columns in front that are names."""
     several = len(summaries) > 1
-    blocks = [(grid(summaries, named=several), 2 if several else 1)]
-    blocks += [(lines, 1) for lines in rank_grids(ranking.ranks if ranking else [])]
+    yield grid(summaries, named=several), 2 if several else 1
+    for lines in rank_grids(ranking.ranks if ranking else []):
+        yield lines, 1
+
+
+def markdown_table(summaries: Sequence[Summary], ranking: Ranking | None = None) -> str:
+    """The tables in Markdown, with a line a summary on who judged whom."""
     found = []
-    for (titles, *texts), names in blocks:
+    for (titles, *texts), names in _grids(summaries, ranking):
         marks = ["---"] * names + ["---:"] * (len(titles) - names)
         lines = [f"| {' | '.join(map(_markdown, line))} |" for line in (titles, marks, *texts)]
         found.append("\n".join(lines))
@@ -316,9 +295,9 @@ def write_csv(rows: Sequence[Record], out: IO[str]) -> None:
     records = []
     for row in rows:
         record = row | ({"judges": " + ".join(row["judges"])} if "judges" in row else {})
-        for key, names in _ENDS.items():
-            if key in record:
-                record.update(zip(names, record.pop(key) or (None, None), strict=True))
+        for key in [key for key in record if key == "dates" or key.endswith("ci95")]:
+            names = ("first_date", "last_date") if key == "dates" else (f"{key}_low", f"{key}_high")
+            record.update(zip(names, record.pop(key) or (None, None), strict=True))
         records.append(record)
     writer = csv.DictWriter(out, list(records[0]), lineterminator="\n")
     writer.writeheader()
@@ -326,21 +305,45 @@ def write_csv(rows: Sequence[Record], out: IO[str]) -> None:
 
 
 def print_table(summaries: Sequence[Summary], out: IO[str], ranking: Ranking | None = None) -> None:
-    """Writes the terminal's table; without colours and as wide as it needs where it is no tty.
+    """Writes the terminal's tables; without colours and as wide as it needs where it is no tty.
 
-    On a narrow terminal it becomes several tables below each other: a figure that is cut off is
-    worse than none.
+    On a narrow terminal one becomes several below each other: a figure that is cut off is worse
+    than none.
     """
+    from rich import box
     from rich.console import Console
+    from rich.table import Table
     from rich.text import Text
 
     width = None if out.isatty() else _WIDE
     console = Console(file=out, width=width, highlight=False, soft_wrap=False)
-    several = len(summaries) > 1
-    names = 2 if several else 1
-    ends = set(accumulate(len(summary.rows) for summary in summaries))
-    print_grid(grid(summaries, named=several), names, ends, console)
-    for lines in rank_grids(ranking.ranks if ranking else []):
-        print_grid(lines, 1, {len(lines) - 1}, console)
+    for lines, names in _grids(summaries, ranking):
+        for columns in _parts(lines, names, console.width):
+            titles, *rows = [[line[number] for number in columns] for line in lines]
+            table = Table(box=box.SIMPLE_HEAD)
+            for title in titles[:names]:
+                table.add_column(title, overflow="fold")
+            for title in titles[names:]:
+                table.add_column(title, justify="right", no_wrap=True, overflow="fold")
+            for row in rows:
+                last = row[names - 1] == ALL
+                # A name from a file is text, never markup.
+                cells = [Text(printable(text)) for text in row]
+                table.add_row(*cells, style="bold" if last else None, end_section=last)
+            console.print(table)
     for note in _notes(summaries, ranking):
         console.print(Text(printable(note), style="italic"))
+
+
+def _parts(lines: Sequence[Sequence[str]], names: int, width: int) -> list[list[int]]:
+    """The columns of as many tables as it takes for none to be cut off; each has the names."""
+    widths = [max(map(len, column)) + _GAP for column in zip(*lines, strict=True)]
+    parts: list[list[int]] = []
+    left = 0
+    for number in range(names, len(widths)):
+        if not parts or widths[number] > left:
+            parts.append(list(range(names)))
+            left = width - _GAP - sum(widths[:names])
+        parts[-1].append(number)
+        left -= widths[number]
+    return parts

@@ -65,7 +65,7 @@ class Generated:
     logprobs: tuple[float, ...] | None = None
     samples: tuple[Generated, ...] = ()
     choices: tuple[ScoredChoice, ...] = ()
-    about: Mapping[str, Any] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict, hash=False)
     n_prompt: int = 0
 
 

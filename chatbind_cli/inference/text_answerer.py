@@ -21,7 +21,7 @@ from chatbind_cli.evaluation.contexts import Contexts, context_text
 from chatbind_cli.evaluation.files import Mismatches
 from chatbind_cli.evaluation.scores import metadata_of, paid_usd
 from chatbind_cli.files import sha256_file
-from chatbind_cli.hosted import HostedSettings, Message, Role, refuse_without_key
+from chatbind_cli.hosted import AnswererSettings, Message, Role, refuse_without_key
 from chatbind_cli.hosted_model import HostedModel, NoReplyError
 from chatbind_cli.inbox import Inbox
 from chatbind_cli.inference.answer_record import AnswerRecords
@@ -55,53 +55,27 @@ class TextAnswerer:
     """A hosted model that answers questions, many at a time.
 
     Args:
-        settings: which one, and its limits.
-        contexts: JSONL of what is known of media; None: no question has any.
-        concurrency: questions at a time.
         spent_usd: what the answers that are there cost, for the cost limit.
+
+    Attributes:
+        identity: what the metadata of all answers say of it.
 
     Raises:
         ChatBindError: there is no such file, tokenizer or price.
     """
 
-    def __init__(
-        self,
-        settings: HostedSettings,
-        contexts: Path | None,
-        *,
-        concurrency: int = 8,
-        spent_usd: float = 0.0,
-    ) -> None:
-        assert settings.model is not None
-        self.model = HostedModel(
-            settings.model,
-            settings,
-            ANSWERER,
-            usual_tokens=USUAL_ANSWER_TOKENS,
-            spent_usd=spent_usd,
-        )
+    def __init__(self, settings: AnswererSettings, *, spent_usd: float = 0.0) -> None:
+        name, usual = str(settings.model), USUAL_ANSWER_TOKENS
+        self.model = HostedModel(name, settings, ANSWERER, usual_tokens=usual, spent_usd=spent_usd)
+        self.identity: dict[str, Any] = {"answerer": f"openai-{_VERSION}"}
         self._contexts: Contexts | None = None
-        self._identity: dict[str, Any] = {"answerer": f"openai-{_VERSION}"}
-        if contexts is not None:
+        if settings.contexts is not None:
             mismatches = Mismatches()
-            self._contexts = Contexts(contexts, mismatches)
-            self._identity["contexts"] = sha256_file(contexts)[:12]
+            self._contexts = Contexts(settings.contexts, mismatches)
+            self.identity["contexts"] = sha256_file(settings.contexts)[:12]
             for remark in mismatches.lines():
                 note(remark)
-        self._concurrency = concurrency
-
-    def identity(self, settings: GenerationSettings) -> dict[str, Any]:
-        """What the metadata of all answers say."""
-        return {**self._identity, **settings.as_record()}
-
-    def expected_tokens(self, question: Question, settings: GenerationSettings) -> tuple[int, int]:
-        """Tokens of the prompt for a question, and the most that the answer may have.
-
-        Raises:
-            ChatBindError: it cannot be asked.
-        """
-        messages, parameters = self._request(question, settings)
-        return message_tokens(messages, self.model.count), parameters["max_tokens"]
+        self._concurrency = settings.concurrency
 
     def run(
         self, questions: Inbox[Question], settings: GenerationSettings
@@ -135,7 +109,7 @@ class TextAnswerer:
         """
         where = where_of(question)
         try:
-            messages, parameters = self._request(question, settings)
+            messages, parameters = self.request(question, settings)
             about: dict[str, Any] = {}
             text, ended = await self.model.ask(messages, parameters, about)
         except NoReplyError as error:
@@ -146,7 +120,7 @@ class TextAnswerer:
         why: FinishReason = "length" if ended == "length" else "stop"
         return Generated(text.strip(), tokens, why, about=about)
 
-    def _request(
+    def request(
         self, question: Question, settings: GenerationSettings
     ) -> tuple[list[Message], dict[str, Any]]:
         """The chat that asks a question, and how it is to be answered.
@@ -210,11 +184,9 @@ def _parameters(settings: GenerationSettings) -> dict[str, Any]:
 
 
 def vqa_from_contexts(
-    hosted: HostedSettings,
+    hosted: AnswererSettings,
     settings: GenerationSettings,
     *,
-    contexts: Path | None,
-    concurrency: int,
     output: str,
     overwrite: bool,
     **how: Any,
@@ -227,24 +199,26 @@ def vqa_from_contexts(
     """
     refuse_without_key(hosted, ANSWERER)
     _, spent_usd = _earlier(output, overwrite)
-    answerer = TextAnswerer(hosted, contexts, concurrency=concurrency, spent_usd=spent_usd)
+    answerer = TextAnswerer(hosted, spent_usd=spent_usd)
     price = answerer.model.price
     if hosted.max_cost_usd is not None and price is not None and price is not FREE:
         note(f"price: {price.text()}")
     hand = Hand(
         partial(answerer.run, settings=settings),
-        room=concurrency,
-        said={"model_id": answerer.model.name, "metadata": answerer.identity(settings)},
+        room=hosted.concurrency,
+        said={
+            "model_id": answerer.model.name,
+            "metadata": {**answerer.identity, **settings.as_record()},
+        },
     )
     how = {"output": output, "overwrite": overwrite, **how}
     answer_file(lambda: hand, settings, crew=Crew(), **how)
 
 
 def plan_from_contexts(
-    hosted: HostedSettings,
+    hosted: AnswererSettings,
     settings: GenerationSettings,
     *,
-    contexts: Path | None,
     questions: str,
     shard: tuple[int, int],
     limit: int | None,
@@ -253,7 +227,7 @@ def plan_from_contexts(
 ) -> Plan:
     """What `vqa_from_contexts` would ask and cost."""
     done, _ = _earlier(output, overwrite)
-    answerer = TextAnswerer(hosted, contexts)
+    answerer = TextAnswerer(hosted)
     plan = Plan(model=answerer.model.name, counted_by=answerer.model.counted_by)
     for line in islice(open_questions(questions, shard), limit):
         plan.records += 1
@@ -262,11 +236,12 @@ def plan_from_contexts(
             plan.done += 1
             continue
         try:
-            sent, most = answerer.expected_tokens(question, settings)
+            messages, asked = answerer.request(question, settings)
         except Exception:  # what is wrong with it is said when it is asked
             plan.failing += 1
         else:
-            plan.add(sent, USUAL_ANSWER_TOKENS, most)
+            sent = message_tokens(messages, answerer.model.count)
+            plan.add(sent, USUAL_ANSWER_TOKENS, asked["max_tokens"])
     plan.set_price(answerer.model.price)
     return plan
 

@@ -56,8 +56,8 @@ class BusyError(ChatBindError):
 class Desk:
     """Takes questions in an event loop, and has one engine, in a thread of its own, answer them.
 
-    An engine elsewhere may go, and come back: those who wait for it hear of that at once, and
-    whoever asks later has it looked for again. Nothing else comes back: then the desk has failed.
+    An engine elsewhere may go, and come back: those who wait for it hear of that at once,
+    and it is looked for every few seconds. Nothing else comes back: then the desk has failed.
 
     Args:
         open_answerer: yields what answers, after connecting to its engine; called in the desk's
@@ -88,8 +88,7 @@ class Desk:
         self._bell: Bell | None = None
         self._changing = threading.Lock()
         """Held where a question is taken in, and where all are sent away: none falls in between."""
-        self._wanted = threading.Event()
-        self._tried_at = 0.0
+        self._over = threading.Event()
         self._answered_at: deque[float] = deque(maxlen=_MEASURED)
         # a daemon: it may be loading a model when the program ends
         self._thread = threading.Thread(target=self._work, name="desk", daemon=True)
@@ -148,15 +147,13 @@ class Desk:
         await _until(lambda: not self._tickets, grace_s)
         self._send_away(EngineError("the server ends before the answer is whole"))
         self._inbox.close()
-        self._wanted.set()
+        self._over.set()
         await _until(lambda: not self._thread.is_alive(), _LAST_TOKEN_S)
 
     def _check_ready(self) -> None:
         if self.state == "ready":
             return
         if self.state == "engine gone":
-            if time.monotonic() - self._tried_at > _RETRY_S:
-                self._wanted.set()
             assert self.failure is not None
             raise _engine_error(self.failure)
         raise EngineError(_WHY[self.state])
@@ -187,15 +184,11 @@ class Desk:
 
     def _work(self) -> None:
         """What the desk's thread does."""
-        while self._goes_on():
-            self._wanted.wait()
-            self._wanted.clear()
+        while self._goes_on() and not self._over.wait(_RETRY_S):
+            pass
 
     def _goes_on(self) -> bool:
         """Answers questions until they end, or the engine does; True: that may come back."""
-        if self.state == "draining":
-            return False
-        self._tried_at = time.monotonic()
         try:
             with self._open_answerer() as answerer:
                 self._begin(answerer.media_encoder)

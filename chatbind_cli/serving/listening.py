@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import socket
@@ -144,7 +145,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                timeout_keep_alive=int(limits.idle_s),
+                timeout_keep_alive=math.ceil(limits.idle_s),
                 timeout_graceful_shutdown=_FLUSH_S,
             )
         )

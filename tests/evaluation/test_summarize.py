@@ -162,7 +162,7 @@ def test_all_models_are_ranked_and_held_against_people_and_length(
     assert table.code == 0, table.stderr
     assert "| ranking by bradley-terry | points |" in table.stdout
     assert "human.jsonl: no winner, or not said of which models: question 7" in table.stderr
-    assert "people and the judge agree on 100.0 % of 1 labelled questions" in table.stdout
+    assert "| 1 | 100.0 % |" in table.stdout
     plain = _records(chatbind(*words).stdout)
     assert not any("ranking" in row for row in plain), "a script gets it where it asks"
     rows = _records(chatbind(*words, "--ranking").stdout)

@@ -20,7 +20,7 @@ from chatbind_cli.evaluation.labels import with_people
 from chatbind_cli.evaluation.length_control import length_controlled
 from chatbind_cli.evaluation.statistics import prediction_powered
 from chatbind_cli.evaluation.summary import summarize
-from chatbind_cli.evaluation.tables import markdown_table, win_rate_lines
+from chatbind_cli.evaluation.tables import markdown_table
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -96,13 +96,10 @@ def test_equal_lengths_change_nothing_and_unknown_ones_are_said() -> None:
     assert same.total["lc_win_rate"] == pytest.approx(same.total["win_rate"], abs=2e-4)
     ours, plain = same.total["lc_win_rate_ci95"], same.total["win_rate_ci95"]
     assert ours == pytest.approx(plain, abs=0.01)
-    assert win_rate_lines(same) == []
+    assert " of " not in markdown_table([same]).splitlines()[-3]
     (none,) = length_controlled(summarize(_reviews(shares)))
     assert (none.total["lc_win_rate"], none.total["lc_n"]) == (None, 0)
-    assert win_rate_lines(none) == [
-        "reviews: how long the answers are is known of 0 of 30 questions: the win rate at equal "
-        "length is of them"
-    ]
+    assert "| –, of 0 |" in markdown_table([none])
     lying = _reviews([1.0, 0.0, 1.0, 0.0], [(-5, 5), (10**400, 1), (True, 2), (3, 4)])
     (found,) = length_controlled(summarize(lying))
     assert found.total["lc_n"] == 1
@@ -139,9 +136,9 @@ def test_agreement_and_kappa_are_those_of_a_table_by_hand(tmp_path: Path) -> Non
     assert (total["labels"], total["agreement"], lines) == (10, 0.8, [])
     assert total["label_kappa"] == pytest.approx((0.8 - chance) / (1 - chance), abs=1e-4)
     assert total["true_win_rate"] == 0.6  # all are labelled: what people say
-    (line,) = win_rate_lines(summary)
-    assert line.startswith("reviews: people and the judge agree on 80.0 % of 10 labelled questions")
-    assert "prediction-powered: 60.0 % (" in line
+    table = markdown_table([summary])
+    assert "| labels | people agree | their kappa | win rate by people (95 %) |" in table
+    assert f"| 10 | 80.0 % | {total['label_kappa']:.2f} | 60.0 % (" in table
 
 
 def test_some_labels_correct_what_the_judge_says_of_the_others(tmp_path: Path) -> None:

@@ -122,7 +122,8 @@ def test_a_stream_that_takes_too_long_ends_with_the_error(answerer):
         wait_until(lambda: idle(server))
 
 
-def test_who_comes_when_all_places_are_taken_may_come_again(slow, disk):
+def test_who_comes_when_all_places_are_taken_may_come_again(slow, disk, monkeypatch):
+    monkeypatch.setattr("chatbind_cli.serving.desk._RETRY_S", 1)
     with serving(slow, waiting=3) as server, ThreadPoolExecutor(4) as pool:
         waiting = [pool.submit(server.post, CHAT, json=body(medium="slow.png")) for _ in range(3)]
         wait_until(lambda: server.desk.waiting == 3)

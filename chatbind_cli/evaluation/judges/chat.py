@@ -10,7 +10,6 @@ import json
 import os
 from typing import Any
 
-from chatbind_cli.batches import Batches
 from chatbind_cli.cost import USUAL_REVIEW_TOKENS, message_tokens
 from chatbind_cli.errors import JudgeError, reason
 from chatbind_cli.evaluation.cases import Case, digest
@@ -25,12 +24,13 @@ from chatbind_cli.evaluation.prompts import (
     read_rules,
 )
 from chatbind_cli.files import sha256_text
-from chatbind_cli.hosted_model import HostedModel, NoReplyError
+from chatbind_cli.hosted_model import HostedModel, NoReplyError, Settled
 from chatbind_cli.jsonl import Record
 
 DEFAULT_MODEL = "gpt-4o"
 # So many judgements in a row without readable scores are the judge's and not a case's.
 _UNREADABLE_THAT_STOP = 20
+_NO_REPLY = Settled({}, error="the batch has no reply to this")
 
 
 class ChatJudge(Judge):
@@ -59,7 +59,7 @@ class ChatJudge(Judge):
             "temperature": settings.temperature,
             "max_tokens": settings.max_tokens,
         }
-        self.batches: Batches | None = None
+        self.batched: dict[str, Settled] | None = None
         self._unreadable = 0
         self._last_words = ""
 
@@ -97,7 +97,7 @@ class ChatJudge(Judge):
     async def judge(self, case: Case, *, swapped: bool, sample: int = 0) -> Verdict:
         """Asks for the scores, and once more if they cannot be read.
 
-        Where there are `batches`, their reply is the first one.
+        Where there are replies of batches (`batched`, by `cache_key`), theirs is the first one.
 
         Raises:
             JudgeError: no case can be judged, or none of the last ones could be read.
@@ -118,9 +118,13 @@ class ChatJudge(Judge):
         error = ""
         for again in (False, True):
             try:
-                if self.batches is not None and not again:
+                if self.batched is not None and not again:
                     key = self.cache_key(case, swapped=swapped, sample=sample)
-                    reply = self.model.read_batched(self.batches.get(key), messages, metadata)
+                    settled = self.batched.get(key, _NO_REPLY)
+                    metadata |= settled.metadata
+                    if settled.error:
+                        raise NoReplyError(settled.error)
+                    reply = settled.text
                 else:
                     asked = self._asked(case, again=again)
                     reply, _ = await self.model.ask(messages, asked, metadata)

@@ -59,8 +59,6 @@ class Verdict:
     Attributes:
         scores: each answer's, in the order of the answer files; None for a failure.
         content: what the judge wrote.
-        error: why there are no scores.
-        metadata: what else is known of this judgement.
     """
 
     scores: tuple[float, ...] | None = None

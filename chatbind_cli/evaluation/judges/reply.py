@@ -81,11 +81,7 @@ def scores_line(scores: Sequence[float]) -> str:
 
 
 def read_review(text: str, *, single: bool = False) -> tuple[tuple[float, ...], str]:
-    """The scores of the first and of the second answer, and the review as it is kept.
-
-    Args:
-        text: what the judge wrote.
-        single: it is of one answer.
+    """The scores in what a judge wrote of two answers, or of one, and the review as it is kept.
 
     Returns:
         The scores, and the text; of an object the same in the seed's form, scores on the first

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from chatbind_cli.evaluation import scores, tables
 from chatbind_cli.evaluation.cases import right_answers
 from chatbind_cli.evaluation.contexts import Contexts, context_text
-from chatbind_cli.evaluation.ranking import BRADLEY_TERRY, Rank, Ranking
+from chatbind_cli.evaluation.ranking import Ranking
 from chatbind_cli.evaluation.scores import Item
 from chatbind_cli.evaluation.statistics import (
     Pair,
@@ -120,7 +120,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    for function in (position_bias, rank_chart, relative_chart, sample_of, score_chart):
+    for function in (position_bias, relative_chart, sample_of, score_chart):
         environment.globals[function.__name__] = function
     environment.globals |= {"tables": tables, "scores": scores}
     environment.globals |= {"counted": Counter, "width": WIDTH, "side": _SIDE}
@@ -287,12 +287,6 @@ def relative_chart(rows: Sequence[Record]) -> Chart | None:
         if row["relative"] is not None
     ]
     return Chart(lines, _axis([100.0], lines)) if lines else None
-
-
-def rank_chart(ranks: Sequence[Rank]) -> Chart:
-    """The points of each model, best first; 1000 is the mean of those ranked by wins."""
-    lines: list[Line] = [(rank.model, [("second", rank.points, rank.ci95)]) for rank in ranks]
-    return Chart(lines, _axis([1000.0] if ranks[0].ranking == BRADLEY_TERRY else [0.0], lines))
 
 
 def score_chart(summary: Summary) -> Chart | None:
