@@ -35,7 +35,7 @@ from chatbind_cli.cli import run
 from chatbind_cli.data.lookup import Embeddings, open_stores, part_name
 from chatbind_cli.data.pairs import EncodedPairs, retrieval
 from chatbind_cli.data.store import EmbeddingStore
-from chatbind_cli.encoders.imagebind.encoder import load_encoder
+from chatbind_cli.encoders.opening import open_encoder
 from chatbind_cli.inference.answerer import Answerer
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.loaded_model import load_model
@@ -119,7 +119,7 @@ def make_stores(world: World, seed: int) -> list[dict[str, Any]]:
     train, heldout = world.items
     folders = (place / "imagebind", place / "unbound")
     make_encoders(train, media, folders, world.size, seed, lambda *said: None)
-    encoder, options = load_encoder(folders[0]), MediaOptions()
+    encoder, options = open_encoder(folders[0]), MediaOptions()
     for_means = {
         m: media_of(train[: min(FOR_MEANS, world.size.train_items[m])], m) for m in MODALITIES
     }

@@ -164,16 +164,17 @@ def decoders() -> Iterator[Record]:
     """Each kind of media: what a small recording, made on the spot, is decoded to."""
     import numpy as np
 
-    from chatbind_cli.encoders.imagebind.preprocess import load_media  # noqa: PLC0415  loads torch
+    from chatbind_cli.encoders.encoder import load_media  # noqa: PLC0415  loads torch
+    from chatbind_cli.encoders.opening import usual_reader  # noqa: PLC0415
     from chatbind_cli.media.modality import MODALITIES  # noqa: PLC0415
     from chatbind_cli.toy.digits import Item  # noqa: PLC0415
     from chatbind_cli.toy.media import media_bytes  # noqa: PLC0415
 
-    scan = np.tri(8, dtype=np.float32)
+    scan, read = np.tri(8, dtype=np.float32), usual_reader()
     for modality in MODALITIES:
         try:
             data = media_bytes(Item("train", 0, 3, scan), modality, seed=0)
-            tensor = load_media(data, modality).tensor
+            tensor = load_media(read, data, modality).tensor
             finite = bool(tensor.isfinite().all())
         except Exception as error:  # whatever a decoder does
             yield _found("media", modality, PROBLEM, reason(error), "see the packages above")

@@ -144,8 +144,8 @@ _rest = (
         "--encoder",
         metavar="PATH",
         type=click.Path(path_type=Path),
-        help="ImageBind's weights, as a file or folder; default: where the model says they "
-        "are, else checkpoints/imagebind or .checkpoints/imagebind_huge.pth.",
+        help="The encoder that the model was trained with, as a file or folder; default: where "
+        "the model says it is, else checkpoints/imagebind or .checkpoints/imagebind_huge.pth.",
     ),
     _model(
         "--allow-encoder-mismatch",

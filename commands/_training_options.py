@@ -84,8 +84,9 @@ input_options = stack(
         "--encoder",
         metavar="PATH",
         type=_PATH,
-        help="ImageBind's weights, a file or folder; default: checkpoints/imagebind, "
-        "then .checkpoints/imagebind_huge.pth.",
+        help="ImageBind's weights, a file or folder; or LanguageBind: a repository, or a folder "
+        "with several, one a modality. Default: checkpoints/imagebind, then "
+        ".checkpoints/imagebind_huge.pth.",
     ),
     _media(
         "--store",

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from chatbind_cli.crew import Crew
     from chatbind_cli.data.encode import RecordSink, StoreSink
     from chatbind_cli.data.media_items import MediaItem
-    from chatbind_cli.encoders.imagebind.encoder import Encoder
+    from chatbind_cli.encoders.encoder import Encoder
 
 _input, _encoder = in_group("Input"), in_group("Encoder")
 _output, _compute = in_group("Output"), in_group("Compute")
@@ -91,15 +91,15 @@ _output, _compute = in_group("Output"), in_group("Compute")
     metavar="PATH",
     type=click.Path(exists=True, path_type=Path),
     help="ImageBind's weights (Huge, unless an encoder's config.json lies beside them), or a "
-    "folder with both.",
+    "folder with both; or LanguageBind: a repository, or a folder with several, one a modality.",
 )
 @_encoder(
     "--normalize/--no-normalize",
     "normalize",
     default=None,
     help="Scale embeddings in records to length 1, so that the dot product is the cosine; or leave "
-    "them as published (audio 20, depth and imu 5, thermal 10 times that). A store always "
-    "holds them as published.  [default: normalize]",
+    "them as published (ImageBind: audio 20, depth and imu 5, thermal 10 times that). A store "
+    "always holds them as published.  [default: normalize]",
 )
 @_encoder(
     "--zero-shot",
@@ -162,7 +162,7 @@ def command(
     plan: launch.Dispatch,
     **asked: Any,
 ) -> None:
-    """Turn media into ImageBind embeddings.
+    """Turn media into embeddings.
 
     Reads images, video, audio, depth maps, thermal pictures and motion recordings, given as
     FILES, as a list on stdin, or by a training file. Writes a record a file, `{"path",
@@ -195,12 +195,12 @@ def _encode(
     from chatbind_cli.data.encode import encode, help_encode  # noqa: PLC0415
     from chatbind_cli.data.encoding import EncodingOptions  # noqa: PLC0415
     from chatbind_cli.device import resolve_device, resolve_dtype  # noqa: PLC0415
-    from chatbind_cli.encoders.imagebind.encoder import load_encoder  # noqa: PLC0415
+    from chatbind_cli.encoders.opening import open_encoder  # noqa: PLC0415
 
     device = resolve_device(asked["device"])
     dtype = resolve_dtype(asked["dtype"], device)
     batch_size, workers = asked["batch_size"], asked["num_workers"]
-    encoder = load_encoder(
+    encoder = open_encoder(
         asked["encoder"],
         device=device,
         dtype=dtype,

@@ -80,7 +80,7 @@ _BAR = 40
     "--encoder",
     metavar="PATH",
     type=click.Path(exists=True, path_type=Path),
-    help="ImageBind's weights, a file or folder.",
+    help="As that of `chatbind encode`.",
 )
 @_pairs(
     "--plot",
@@ -202,14 +202,14 @@ def _inspect_pairs(path: Path, as_json: bool, asked: dict[str, Any]) -> int:
     from chatbind_cli.data.encoding import EncodingOptions  # noqa: PLC0415
     from chatbind_cli.data.pairs import encode_pairs, plot_retrieval, read_pairs, retrieval  # noqa: PLC0415
     from chatbind_cli.device import resolve_device  # noqa: PLC0415
-    from chatbind_cli.encoders.imagebind.encoder import load_encoder  # noqa: PLC0415
+    from chatbind_cli.encoders.opening import open_encoder  # noqa: PLC0415
     from chatbind_cli.media.options import MediaOptions  # noqa: PLC0415
 
     if asked["encoder"] is None:
         raise UsageError("--pairs needs --encoder")
     if asked["plot"] is not None:
         check_picture(asked["plot"], "--plot")
-    encoder = load_encoder(asked["encoder"], device=resolve_device("auto"))
+    encoder = open_encoder(asked["encoder"], device=resolve_device("auto"))
     how = EncodingOptions(media=MediaOptions())
     groups, errors = encode_pairs(list(read_pairs(path)), encoder, asked["media_root"], how)
     found = [retrieval(group) for group in groups]

@@ -9,19 +9,19 @@ from __future__ import annotations
 import os
 import queue
 import signal
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from chatbind_cli.data.media_items import MediaItem
-from chatbind_cli.encoders.imagebind.preprocess import Decoded, load_media
+from chatbind_cli.encoders.encoder import Decoded, Read, load_media
 from chatbind_cli.errors import ChatBindError, MediaError, contained
 from chatbind_cli.jsonl import legible
 from chatbind_cli.media.medium import Medium
@@ -43,11 +43,18 @@ FEW = 32
 _PATIENCE_S = 5.0
 
 
+class Reading(NamedTuple):
+    """How media are read: the modalities that the encoder knows, its way, and the options."""
+
+    known: Sequence[str]
+    read: Read
+    options: MediaOptions
+
+
 def decode(
     medium: Medium,
     open_medium: Callable[[], MediaSource],
-    known: Collection[str],
-    options: MediaOptions,
+    reading: Reading,
     recall: Recall | None = None,
 ) -> Loaded:
     """Decodes a medium, unless its embedding is known already or it cannot be used.
@@ -55,20 +62,22 @@ def decode(
     Args:
         medium: what it is called.
         open_medium: finds its bytes.
-        known: the modalities that the encoder has towers for.
-        options: how it becomes a tensor.
+        reading: how it becomes a tensor.
         recall: asked before it is decoded, from several threads at once.
     """
     try:
         source = open_medium()
         modality = medium.modality or sniff(source)
-        if modality not in known:
-            return MediaError(f"the encoder has no tower for {modality}", where=source.name)
+        if modality not in reading.known:
+            return MediaError(
+                f"the encoder has no tower for {modality}, only for {', '.join(reading.known)}",
+                where=source.name,
+            )
         sha256 = source.sha256  # hashed here, in the thread
         embedding = recall(modality, sha256) if recall else None
         if embedding is not None:
             return replace(medium, modality=modality, sha256=sha256, embedding=embedding)
-        return load_media(source, modality, options)
+        return load_media(reading.read, source, modality, reading.options)
     except Exception as error:
         return contained(error, where=shown(legible(medium.name)))
 
@@ -79,17 +88,13 @@ class Decoders:
     An item whose process dies is an error like any other.
 
     Args:
-        known: the modalities that the encoder has towers for.
-        options: how media become tensors.
+        reading: how media become tensors.
         recall: asked before one is decoded.
         few: so many are decoded in the calling thread first.
     """
 
-    def __init__(
-        self, known: Collection[str], options: MediaOptions, recall: Recall | None, few: int = 0
-    ) -> None:
-        self._known = known
-        self._options = options
+    def __init__(self, reading: Reading, recall: Recall | None, few: int = 0) -> None:
+        self._reading = reading
         self._recall = recall
         self._few = few
         self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
@@ -102,7 +107,7 @@ class Decoders:
         with self._changing:
             self._few -= 1
         if self._few >= 0 or not _travels(item.medium):
-            return decode(item.medium, item.open, self._known, self._options, self._recall)
+            return decode(item.medium, item.open, self._reading, self._recall)
         process = self._one()
         try:
             loaded = process.decode(item, self._recall)
@@ -132,7 +137,7 @@ class Decoders:
         with self._changing:
             if self._closed:
                 raise EOFError
-            process = _Process(self._known, self._options)
+            process = _Process(self._reading)
             self._all.add(process)
             return process
 
@@ -140,13 +145,13 @@ class Decoders:
 class _Process:
     """One process that decodes, and the pipe to it."""
 
-    def __init__(self, known: Collection[str], options: MediaOptions) -> None:
+    def __init__(self, reading: Reading) -> None:
         # neither CUDA nor threads of this process live on in those of a server; what it imports
         # once, they have at once
         context = get_context("forkserver")
-        context.set_forkserver_preload([__name__, "chatbind_cli.encoders.imagebind.vision"])
+        context.set_forkserver_preload([__name__, reading.read.__module__])
         self._pipe, theirs = context.Pipe()
-        words = (theirs, str(Path.cwd()), known, options)
+        words = (theirs, str(Path.cwd()), reading)
         self._process = context.Process(target=_serve, args=words, daemon=True)
         self._process.start()
         theirs.close()
@@ -193,7 +198,7 @@ def _travels(medium: Medium) -> bool:
     return not isinstance(medium.ref, bytes) and str(medium.ref) != "-"
 
 
-def _serve(pipe: Connection, folder: str, known: Collection[str], options: MediaOptions) -> None:
+def _serve(pipe: Connection, folder: str, reading: Reading) -> None:
     """Decodes what comes through a pipe, until that is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's goes to the parent, too
     os.chdir(folder)
@@ -209,7 +214,7 @@ def _serve(pipe: Connection, folder: str, known: Collection[str], options: Media
         except (EOFError, OSError):
             return
         asked = recall if has_recall else None
-        pipe.send(_message(decode(item.medium, item.open, known, options, asked)))
+        pipe.send(_message(decode(item.medium, item.open, reading, asked)))
 
 
 def _message(loaded: Loaded) -> tuple[Any, ...]:

@@ -24,7 +24,7 @@ from chatbind_cli.data.encode import writable_store
 from chatbind_cli.data.encoding import Encoded
 from chatbind_cli.data.media_items import MediaItem
 from chatbind_cli.data.store import EmbeddingStore
-from chatbind_cli.encoders.imagebind.encoder import Encoder
+from chatbind_cli.encoders.encoder import Encoder
 from chatbind_cli.errors import ChatBindError, MediaError, StoreError
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions

@@ -24,8 +24,8 @@ from chatbind_cli.data.lookup import part_name
 from chatbind_cli.data.media_items import MediaItem
 from chatbind_cli.data.store import EmbeddingStore, clear_store
 from chatbind_cli.data.work_queue import Hand, follow, work_queue
-from chatbind_cli.encoders.imagebind.encoder import Encoder
-from chatbind_cli.encoders.imagebind.zero_shot import LabelScorer
+from chatbind_cli.encoders.encoder import Encoder
+from chatbind_cli.encoders.zero_shot import LabelScorer
 from chatbind_cli.errors import ChatBindError, UsageError
 from chatbind_cli.files import sha256_text
 from chatbind_cli.inbox import Inbox

@@ -16,10 +16,9 @@ from typing import TypeVar
 
 import torch
 
-from chatbind_cli.data.decoders import FEW, DecodeIn, Decoders, Loaded, Recall, decode
+from chatbind_cli.data.decoders import FEW, DecodeIn, Decoders, Loaded, Reading, Recall, decode
 from chatbind_cli.data.media_items import MediaItem
-from chatbind_cli.encoders.imagebind.encoder import Encoder
-from chatbind_cli.encoders.imagebind.preprocess import Decoded
+from chatbind_cli.encoders.encoder import Decoded, Encoder
 from chatbind_cli.errors import ChatBindError, MediaError, contained
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
@@ -85,16 +84,16 @@ def _loader(
     encoder: Encoder, options: EncodingOptions, recall: Recall | None, stack: ExitStack
 ) -> Callable[[MediaItem], Loaded]:
     """What decodes an item, in the place that the options say."""
-    known = frozenset(encoder.modalities)
+    reading = Reading(encoder.modalities, encoder.read, options.media)
     automatic = options.decode_in == "auto"
     if options.workers and (
         options.decode_in == "processes" or (automatic and encoder.device.type != "cpu")
     ):
         few = FEW if automatic else 0
-        return stack.enter_context(closing(Decoders(known, options.media, recall, few)))
+        return stack.enter_context(closing(Decoders(reading, recall, few)))
 
     def load(item: MediaItem) -> Loaded:
-        return decode(item.medium, item.open, known, options.media, recall)
+        return decode(item.medium, item.open, reading, recall)
 
     return load
 

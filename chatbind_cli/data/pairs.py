@@ -18,7 +18,7 @@ from torch.nn import functional
 from chatbind_cli.console import Progress
 from chatbind_cli.data.encoding import EncodingOptions, encode_items
 from chatbind_cli.data.media_items import MediaItem
-from chatbind_cli.encoders.imagebind.encoder import Encoder
+from chatbind_cli.encoders.encoder import Encoder
 from chatbind_cli.errors import ChatBindError, RecordError
 from chatbind_cli.jsonl import Record, read_records
 from chatbind_cli.media.medium import Medium, media_of_record

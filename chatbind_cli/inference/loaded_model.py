@@ -15,8 +15,8 @@ import torch
 from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.checkpoints.projector_file import read_projector
 from chatbind_cli.device import resolve_device, resolve_dtype
-from chatbind_cli.encoders.imagebind.config import usual_encoder
-from chatbind_cli.encoders.imagebind.encoder import Encoder, load_encoder
+from chatbind_cli.encoders.encoder import Encoder
+from chatbind_cli.encoders.opening import open_encoder, usual_encoder
 from chatbind_cli.errors import CheckpointError, UsageError
 from chatbind_cli.files import sha256_file, sha256_text
 from chatbind_cli.inference.placing import check_device_map, resolve_numbers, spread
@@ -126,7 +126,7 @@ class LoadedModel:
         """
         config = self.bundle.config
         path = self.encoder or self._encoder_path()
-        encoder = load_encoder(path, device=self.device, dtype=self.encoder_dtype or self.dtype)
+        encoder = open_encoder(path, device=self.device, dtype=self.encoder_dtype or self.dtype)
         info = EncoderInfo(
             name=encoder.name,
             # hashing 5 GB is left out where there is nothing to compare with

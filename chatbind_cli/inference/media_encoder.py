@@ -7,7 +7,7 @@ needed; a question without media needs none.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property, partial
@@ -16,11 +16,10 @@ from typing import Any
 
 import torch
 
-from chatbind_cli.data.decoders import Loaded, decode
+from chatbind_cli.data.decoders import Loaded, Reading, decode
 from chatbind_cli.data.encoding import NO_EMBEDDING, embed_each, is_embedding
 from chatbind_cli.data.lookup import Embeddings, open_stores
-from chatbind_cli.encoders.imagebind.encoder import Encoder, tokenize
-from chatbind_cli.encoders.imagebind.preprocess import Decoded
+from chatbind_cli.encoders.encoder import Decoded, Encoder
 from chatbind_cli.errors import ChatBindError, MediaError, contained
 from chatbind_cli.inference.loaded_model import LoadedModel, json_sha256
 from chatbind_cli.media.medium import Medium
@@ -71,7 +70,7 @@ class MediaEncoder:
             encoder = self.encoder
         except ChatBindError:
             return {}  # said when the first medium comes; texts need no encoder
-        known = {"encoder_config_sha256": json_sha256(encoder.config.to_dict())}
+        known = {"encoder_config_sha256": json_sha256(encoder.settings)}
         if self._model.encoder_sha256 is None:
             known["encoder_sha256"] = encoder.sha256
         return known
@@ -94,18 +93,18 @@ class MediaEncoder:
         Raises:
             ChatBindError: the encoder cannot be used, so that no medium can be read.
         """
-        return [self._read(medium, self.encoder.modalities) for medium in media]
+        return [self._read(medium) for medium in media]
 
-    def _read(self, medium: Medium, known: Collection[str]) -> Loaded:
+    def _read(self, medium: Medium) -> Loaded:
+        reading = Reading(self.encoder.modalities, self.encoder.read, self._options)
         if medium.modality != "text":
             with ExitStack() as stack:
                 open_medium = partial(self._open, medium.ref, stack)
-                return decode(medium, open_medium, known, self._options, self._recall)
-        if "text" not in known:
+                return decode(medium, open_medium, reading, self._recall)
+        if "text" not in reading.known:
             return MediaError("the encoder has no tower for text")
         try:
-            source = MediaSource("<text>", data=str(medium.ref).encode())
-            return Decoded(source, "text", tokenize([str(medium.ref)])[0])
+            return self.encoder.read_text(str(medium.ref))
         except Exception as error:
             return contained(error, where="<text>")
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import io
 import math
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import av
+import numpy as np
+import numpy.typing as npt
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
@@ -155,6 +158,37 @@ def measured_seconds(container: InputContainer, stream: Stream) -> Fraction | No
     if first is None or stream.time_base is None or end <= first:
         return None
     return Fraction((end - first) * stream.time_base)
+
+
+class Times(NamedTuple):
+    """When the frames of a film are shown.
+
+    Attributes:
+        ticks: [frames], from the stream's start, in order.
+        unit: of a tick, in seconds.
+        end: of the last frame, in ticks.
+    """
+
+    ticks: npt.NDArray[np.int64]
+    unit: Fraction
+    end: int
+
+
+def frame_times(container: InputContainer, stream: VideoStream) -> Times:
+    """When each frame is shown, by reading through its packets without decoding them."""
+    rewind(container)
+    ticks, count, end = array("q"), 0, 0
+    for packet in _packets(container, stream):
+        if packet.size and not packet.is_discard:
+            count += 1
+            if packet.pts is not None:
+                ticks.append(packet.pts)
+                end = max(end, packet.pts + (packet.duration or 0))
+    rewind(container)
+    if not ticks or stream.time_base is None:
+        return Times(np.arange(count), 1 / (stream.average_rate or Fraction(25)), count)
+    first = stream.start_time or 0
+    return Times(np.sort(np.asarray(ticks)) - first, stream.time_base, end - first)
 
 
 def _packets(container: InputContainer, stream: Stream) -> Iterator[Packet[Stream]]:

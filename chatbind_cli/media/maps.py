@@ -57,6 +57,84 @@ def open_map(source: MediaSource, options: MediaOptions) -> Iterator[npt.NDArray
         yield read_npy(source, options.max_array_bytes)
 
 
+class Depth(NamedTuple):
+    """A depth map, float32 [height, width].
+
+    Attributes:
+        numbers: metres, NaN where nothing was measured; or what the unit says.
+        unit: `m`, `disparity` (pixels of the sensor), or `relative` (inverse depth of unknown
+            scale).
+    """
+
+    numbers: npt.NDArray[np.float32]
+    unit: str
+
+
+@contextmanager
+def open_depth(source: MediaSource, options: MediaOptions) -> Iterator[Depth]:
+    """A depth map; `options.depth_unit` may name its unit.
+
+    Else (`auto`) whole numbers of 16 or 32 bits are millimetres, floating-point numbers metres. An
+    8-bit picture can be anything, so its unit must be named.
+
+    Raises:
+        MediaError: its unit is not known, it holds no depth, or see `open_map`.
+    """
+    with open_map(source, options) as values:
+        unit = options.depth_unit if options.depth_unit != "auto" else _unit(values, source)
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows counts as not measured
+            numbers = values.astype(np.float32)
+        del values
+        if unit in ("mm", "m"):
+            if unit == "mm":
+                numbers /= 1000
+            measured = np.isfinite(numbers) & (numbers > 0)
+            if not measured.any():
+                raise MediaError("holds no measured depth", where=source.name)
+            numbers[~measured] = np.nan
+            unit = "m"
+        yield Depth(numbers, unit)
+
+
+def _unit(values: npt.NDArray[np.generic], source: MediaSource) -> str:
+    if values.dtype.kind == "f":
+        return "m"
+    if values.dtype.itemsize > 1:
+        return "mm"
+    raise MediaError(
+        "is an 8-bit picture, which says nothing of its unit",
+        where=source.name,
+        hint="say it with --depth-unit (relative: bright is near)",
+    )
+
+
+@contextmanager
+def open_heat(source: MediaSource, options: MediaOptions) -> Iterator[npt.NDArray[np.float32]]:
+    """A thermal picture as [height, width] in [0, 1], warm is bright.
+
+    Values are divided by the range of their type (255 for 8 bits, 65535 for 16), so 16-bit pictures
+    should use that range; floating-point pictures and NPY arrays must lie in [0, 1] already. Colour
+    pictures are read as luminance.
+
+    Raises:
+        MediaError: floating-point values leave [0, 1], or see `open_map`.
+    """
+    with open_map(source, options) as values:
+        # Pillow's 32-bit integers come from files of 16 bits
+        if values.dtype == np.int32 and source.head(len(NPY_MAGIC)) != NPY_MAGIC:
+            values = values.clip(0, 65535).astype(np.uint16)
+        if values.dtype.kind == "f":
+            if not (np.greater_equal(values, 0) & np.less_equal(values, 1)).all():  # nor NaN
+                raise MediaError(
+                    "holds floating-point values outside [0, 1]",
+                    where=source.name,
+                    hint="scale temperatures to [0, 1] first",
+                )
+        elif values.dtype.kind != "b":
+            values = values.astype(np.float32) / float(np.iinfo(values.dtype.name).max)
+        yield values.astype(np.float32, copy=False).clip(0, 1)
+
+
 class NpyHeader(NamedTuple):
     """What an NPY file says of itself."""
 

@@ -1,7 +1,7 @@
 """Motion recordings from files: six channels in SI units, and the time of each reading.
 
 ImageBind published no loader for motion; the rules for reading files are ours and stand in
-`open_motion`.
+`open_motion`, those for windows of equal steps in `read_window`.
 """
 
 from __future__ import annotations
@@ -224,3 +224,70 @@ def _fill(channels: Numbers, seconds: npt.NDArray[np.number], source: MediaSourc
             raise MediaError(f"holds values beyond {_MOST:g}: no motion", where=source.name)
         if not good.all():
             row[~good] = np.interp(seconds[~good], seconds[good], row[good])
+
+
+def read_window(
+    source: MediaSource, options: MediaOptions, *, seconds: float, steps: int
+) -> npt.NDArray[np.float32]:
+    """Reads a window of motion, resampled linearly to equal steps.
+
+    Of a longer recording the middle is taken, or what follows `options.imu_start_seconds`; after
+    the end of a shorter one the last reading is held. A recording faster than the steps is averaged
+    over each of them, so that vibrations do not fold into slow motion. A recording of just as many
+    readings that does not say its rate is a ready window.
+
+    Returns:
+        [6, steps], as in `Motion`.
+
+    Raises:
+        MediaError: the rate is not known, the recording is too short, or see `open_motion`.
+    """
+    with open_motion(source, options) as motion:
+        found = _resample(motion, options.imu_start_seconds, source, seconds, steps)
+        return found.astype(np.float32)
+
+
+def _resample(
+    motion: Motion, start: float | None, source: MediaSource, span: float, steps: int
+) -> Numbers:
+    """The window, [6, steps]."""
+    channels, seconds = motion
+    step = span / steps
+    if seconds is None:
+        if channels.shape[1] != steps:
+            raise MediaError(
+                "does not say its sampling rate",
+                where=source.name,
+                hint="say it with --imu-rate-hz",
+            )
+        seconds = np.arange(steps, dtype=np.float64) * step
+    if len(seconds) < 2:
+        raise MediaError("holds fewer than two readings", where=source.name)
+    rate = (len(seconds) - 1) / seconds[-1] if seconds[-1] > 0 else 0.0
+    if rate <= 0:
+        raise MediaError("has no usable time", where=source.name)
+    length = seconds[-1] + 1 / rate
+    if start is None:
+        start = max(length - span, 0.0) / 2
+    if start >= length:
+        raise MediaError(
+            f"is {length:.4g} s long: nothing is left from second {start:g} on", where=source.name
+        )
+    if rate * step <= 1.01:
+        wanted = start + np.arange(steps) * step
+        return np.stack([np.interp(wanted, seconds, row) for row in channels])
+    # the mean over each step, from the running integral of the piecewise linear signal
+    edges = np.asarray(start + (np.arange(steps + 1) - 0.5) * step, np.float64)
+    return np.stack([_means(edges, seconds, row) for row in channels])
+
+
+def _means(edges: Numbers, seconds: Numbers, row: Numbers) -> Numbers:
+    """Means between successive edges of the line through (seconds, row), held at both ends."""
+    at_edges = np.interp(edges, seconds, row)
+    times = np.concatenate([seconds, edges])
+    values = np.concatenate([row, at_edges])
+    order = np.argsort(times, kind="stable")
+    times, values = times[order], values[order]
+    areas = np.concatenate([[0.0], np.cumsum(np.diff(times) * (values[1:] + values[:-1]) / 2)])
+    integral = np.interp(edges, times, areas)
+    return np.diff(integral) / np.diff(edges)

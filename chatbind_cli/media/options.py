@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
-from chatbind_cli.errors import UsageError
+from chatbind_cli.errors import MediaError, UsageError
 from chatbind_cli.media.modality import MODALITIES
 
 PREPROCESSING_VERSION: Final = 1
@@ -124,6 +124,17 @@ class MediaOptions:
             return cls(**{key: value for key, value in values.items() if key in names})
         except TypeError as error:
             raise UsageError(f"media options are of a wrong type ({error})") from error
+
+    def stretch(self, duration: float, where: str) -> tuple[float, float]:
+        """From which second of a recording to which one may look.
+
+        Raises:
+            MediaError: the recording, `where`, ends before.
+        """
+        start = self.start or 0.0
+        if start and start >= duration:
+            raise MediaError(f"has {duration:.4g} seconds, and none after {start:.4g}", where=where)
+        return start, duration if self.end is None else min(self.end, duration)
 
     def deciding(self) -> dict[str, Any]:
         """The values that decide a tensor: all but the limits."""

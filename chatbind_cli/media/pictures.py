@@ -62,18 +62,21 @@ _TURNS = {
 T = TypeVar("T")
 
 
-def open_rgb(source: MediaSource, max_pixels: int) -> AbstractContextManager[Image.Image]:
+def open_rgb(
+    source: MediaSource, max_pixels: int, *, work: int = 0
+) -> AbstractContextManager[Image.Image]:
     """The first frame of a picture in three channels of 8 bits, the way up its EXIF data say.
 
     JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF, PPM, JPEG 2000; grey, palette, CMYK and 16-bit pictures
     become RGB; transparency is dropped, as ImageBind does. A JPEG that would not fit the budget in
-    full size is decoded at half, a quarter or an eighth of it.
+    full size is decoded at half, a quarter or an eighth of it. Inside the block there is room for
+    `work` bytes a pixel.
 
     Raises:
         MediaError: it is not a picture, broken, larger than `max_pixels`, or its decoding would
             take more than the budget allows.
     """
-    return _decoded(source, max_pixels, lambda picture: _upright(picture, _to_rgb(picture)), work=0)
+    return _decoded(source, max_pixels, lambda picture: _upright(picture, _to_rgb(picture)), work)
 
 
 def open_one_channel(
@@ -93,7 +96,7 @@ def open_one_channel(
         values = np.asarray(_upright(picture, picture if one else _to_rgb(picture).convert("L")))
         return values.astype(np.uint16) if picture.mode.startswith("I;16") else values
 
-    return _decoded(source, max_pixels, convert, work=MAP_WORK)
+    return _decoded(source, max_pixels, convert, MAP_WORK)
 
 
 def is_measurement(source: MediaSource) -> bool:
@@ -107,7 +110,7 @@ def is_measurement(source: MediaSource) -> bool:
 
 @contextmanager
 def _decoded(
-    source: MediaSource, max_pixels: int, convert: Callable[[Image.Image], T], *, work: int
+    source: MediaSource, max_pixels: int, convert: Callable[[Image.Image], T], work: int
 ) -> Iterator[T]:
     """What `convert` makes of a decoded picture, with room for the work on it.
 

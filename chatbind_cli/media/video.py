@@ -24,6 +24,7 @@ from chatbind_cli.errors import MediaError
 from chatbind_cli.media.container import (
     declared_seconds,
     decoded,
+    frame_times,
     measured_seconds,
     open_container,
     refuse_cut_short,
@@ -44,6 +45,8 @@ _NEAR = Fraction(1, 1_000_000)
 
 _WORTH_A_SEEK = Fraction(3, 2)
 """Seconds to the next stretch from which seeking is cheaper than decoding on."""
+
+_NO_FRAME = "holds no video frame that can be decoded"
 
 T = TypeVar("T")
 Cut = Callable[[float], Sequence[tuple[Fraction, Fraction]]]
@@ -125,6 +128,37 @@ def read_ends(
         return _read(film, cut, see)
 
 
+def read_frames(
+    source: MediaSource,
+    pick: Callable[[npt.NDArray[np.float64], float], Iterable[int]],
+    see: Callable[[npt.NDArray[np.uint8]], T],
+    *,
+    max_pixels: int,
+) -> list[T]:
+    """Reads some frames, otherwise as `read_ends`.
+
+    Args:
+        source: the file.
+        pick: from the seconds at which frames are shown, and at which the last one ends, to the
+            numbers of those to read.
+        see: as there.
+        max_pixels: as there.
+
+    Raises:
+        MediaError: as there.
+    """
+    with open_film(source, max_pixels) as film:
+        container, stream = film.container, film.stream
+        ticks, unit, end = frame_times(container, stream)
+        if not len(ticks):
+            raise MediaError(_NO_FRAME, where=source.name)
+        refuse_cut_short(container, source, declared_seconds(container, stream), end * unit)
+        seconds = np.multiply(ticks, float(unit), dtype=np.float64)
+        starts = [int(ticks[n]) * unit for n in pick(seconds, float(end * unit))]
+        cuts = [(start, start + _NEAR * 2) for start in starts]
+        return [frame for frame, _ in _found(film, _look(film, cuts, _seen(see)))]
+
+
 @dataclass
 class _Stretch(Generic[T]):
     """What has been seen of one stretch so far; `early` is the frame on display when it starts."""
@@ -164,17 +198,25 @@ def _read(film: Film, cut: Cut, see: Callable[[npt.NDArray[np.uint8]], T]) -> li
     container, stream, source = film.container, film.stream, film.source
     declared = declared_seconds(container, stream)
     duration = declared if declared is not None else measured_seconds(container, stream)
-    # stretches overlap: the frame looked at last is often looked at again
-    seen = lru_cache(maxsize=1)(lambda frame: see(_upright_rgb(frame)))
+    seen = _seen(see)
     found = _look(film, cut(float(duration or 0)), seen)
     if declared is not None and None in found:
         duration = measured_seconds(container, stream)
         refuse_cut_short(container, source, declared, duration or Fraction(0))
         found = _look(film, cut(float(duration or 0)), seen)
-    ends = [pair for pair in found if pair is not None]
-    if len(ends) < len(found):
-        raise MediaError("holds no video frame that can be decoded", where=source.name)
-    return ends
+    return _found(film, found)
+
+
+def _seen(see: Callable[[npt.NDArray[np.uint8]], T]) -> Callable[[VideoFrame], T]:
+    """Stretches overlap: the frame looked at last is often looked at again."""
+    return lru_cache(maxsize=1)(lambda frame: see(_upright_rgb(frame)))
+
+
+def _found(film: Film, ends: Sequence[tuple[T, T] | None]) -> list[tuple[T, T]]:
+    found = [pair for pair in ends if pair is not None]
+    if len(found) < len(ends):
+        raise MediaError(_NO_FRAME, where=film.source.name)
+    return found
 
 
 def _look(

@@ -14,8 +14,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from chatbind_cli.encoders.imagebind.encoder import Encoder, load_encoder, save_encoder
-from chatbind_cli.encoders.imagebind.preprocess import Decoded, load_media
+from chatbind_cli.encoders.encoder import Decoded, Encoder
+from chatbind_cli.encoders.imagebind.preprocess import load_media
+from chatbind_cli.encoders.imagebind.weights import save_encoder
+from chatbind_cli.encoders.opening import open_encoder
 from chatbind_cli.toy import towers
 from chatbind_cli.toy.digits import NAMES, Item
 from chatbind_cli.toy.fit import Size, fixed_threads, repeatable
@@ -92,7 +94,7 @@ def measure(
     digits = torch.tensor([item.digit for item in heldout])
     train = train[:_ITEMS_FOR_MEANS]
     train_digits = torch.tensor([item.digit for item in train])
-    encoders = [load_encoder(folder) for folder in folders]
+    encoders = [open_encoder(folder) for folder in folders]
     accuracy: dict[str, dict[str, float]] = {folder.name: {} for folder in folders}
     with fixed_threads():
         images = _embed_files(train, "image", media, encoders)

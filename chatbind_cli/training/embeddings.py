@@ -23,7 +23,8 @@ from chatbind_cli.data.encode import StoreSink, writable_store
 from chatbind_cli.data.encoding import EncodingOptions, encode_items
 from chatbind_cli.data.lookup import Embeddings, open_stores, options_in
 from chatbind_cli.data.media_items import MediaItem
-from chatbind_cli.encoders.imagebind.encoder import Encoder, load_encoder
+from chatbind_cli.encoders.encoder import Encoder
+from chatbind_cli.encoders.opening import open_encoder
 from chatbind_cli.errors import StoreError
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
@@ -73,7 +74,7 @@ def stored_embeddings(
     options = options_in(stores, media.modalities(), trained_on(settings)[1])
     meta, path = stores[0].meta, None
     if settings.encoder is not None:
-        encoder = load_encoder(settings.encoder)
+        encoder = open_encoder(settings.encoder)
         if encoder.sha256 != meta.encoder_sha256:
             raise StoreError(
                 f"was made by another encoder ({meta.encoder_name}) than --encoder names",

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 from chatbind_cli.data.checked import checked_file
 from chatbind_cli.data.conversations import Conversations, Media
-from chatbind_cli.encoders.imagebind.config import ENCODER_PLACES, usual_encoder
+from chatbind_cli.encoders.opening import ENCODER_PLACES, usual_encoder
 from chatbind_cli.errors import (
     CheckpointError,
     RecordError,

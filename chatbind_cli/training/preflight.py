@@ -16,12 +16,12 @@ from chatbind_cli.checkpoints.checkpoint import open_checkpoint
 from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.console import Progress, note
 from chatbind_cli.data.conversations import Conversations
-from chatbind_cli.data.decoders import decode
+from chatbind_cli.data.decoders import Reading, decode
 from chatbind_cli.data.media_items import MediaItem
 from chatbind_cli.data.tokens import IGNORE_INDEX, PromptEncoder
+from chatbind_cli.encoders.opening import open_encoder
 from chatbind_cli.errors import ChatBindError, RecordError
 from chatbind_cli.media.medium import Medium
-from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.model.assemble import read_without_weights
 from chatbind_cli.model.base import adapted_base, find_base
@@ -52,8 +52,9 @@ def preflight(settings: TrainingSettings, inputs: Inputs, *, gpus: int) -> Input
         ChatBindError: the disk has no room for the result.
     """
     everything = settings.check == "all"
-    if settings.store is None:
-        bad = _unreadable(settings, _some(inputs.media, None if everything else _MEDIA))
+    if inputs.encoder is not None and settings.store is None:
+        some = _some(inputs.media, None if everything else _MEDIA)
+        bad = _unreadable(settings, inputs.encoder, some)
         inputs = inputs.leave_out(bad)
         if settings.on_error == "fail":
             refuse_rejected(inputs.rejected)
@@ -70,13 +71,17 @@ def _some(items: Sequence[Medium], most: int | None) -> Sequence[Medium]:
     return items if most is None else items[:: max(1, -(-len(items) // most))]
 
 
-def _unreadable(settings: TrainingSettings, media: Sequence[Medium]) -> dict[Medium, str]:
-    """Those of the media that cannot be decoded, each with the reason."""
+def _unreadable(
+    settings: TrainingSettings, path: Path, media: Sequence[Medium]
+) -> dict[Medium, str]:
+    """Those of the media that an encoder cannot decode, each with the reason."""
+    encoder = open_encoder(path)
     options = MediaOptions.known(trained_on(settings)[1])
+    reading = Reading(encoder.modalities, encoder.read, options)
 
     def look(medium: Medium) -> str | None:
         item = MediaItem(medium, settings.media_root, medium.name)
-        found = decode(medium, item.open, MODALITIES, options)
+        found = decode(medium, item.open, reading)
         return str(found) if isinstance(found, ChatBindError) else None
 
     with ThreadPoolExecutor(_THREADS) as pool, Progress(len(media), "reading media") as progress:

@@ -24,7 +24,7 @@ from chatbind_cli.artifacts import artifact_record, emit_artifact
 from chatbind_cli.console import note
 from chatbind_cli.data.lookup import Embeddings, open_parts, part_name
 from chatbind_cli.device import resolve_dtype
-from chatbind_cli.encoders.imagebind.encoder import load_encoder
+from chatbind_cli.encoders.opening import open_encoder
 from chatbind_cli.files import sha256_file
 from chatbind_cli.folders import RECORD
 from chatbind_cli.jsonl import Record
@@ -200,11 +200,13 @@ def _embedded(
     if inputs.encoder is None:
         return inputs, Embeddings([]), trained or assumed_encoder(), options
     device = "cuda" if on_gpu(settings) else "cpu"
-    encoder = load_encoder(
+    encoder = open_encoder(
         inputs.encoder,
         device=device,
         dtype=resolve_dtype((trained and trained.dtype) or "auto", torch.device(device)),
     )
+    if encoder.licence is not None and worker.rank() == 0:
+        note(f"licence of the weights of {encoder.name}: {encoder.licence}")
     parts, listed = folder.path / _EMBEDDINGS, folder.path / REJECTED_FILE
     # once training has begun, the set of its samples stays as it is
     bad = read_rejected(listed) if folder.last_checkpoint() is not None else {}

@@ -14,16 +14,18 @@ import pytest
 import torch
 from PIL import Image
 
-from chatbind_cli.data.decoders import Decoders, decode
+from chatbind_cli.data.decoders import Decoders, Reading, decode
 from chatbind_cli.data.encoding import EncodingOptions, encode_items
 from chatbind_cli.data.media_items import MediaItem
-from chatbind_cli.encoders.imagebind.preprocess import Decoded
+from chatbind_cli.encoders.encoder import Decoded
+from chatbind_cli.encoders.imagebind.preprocess import read
 from chatbind_cli.errors import MediaError
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
 from tests.data.test_encoding import FakeEncoder
 
-KNOWN, OPTIONS = ("image",), MediaOptions()
+OPTIONS = MediaOptions()
+READING = Reading(("image",), read, OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def items(tmp_path_factory: pytest.TempPathFactory) -> list[MediaItem]:
 
 @pytest.fixture(scope="module")
 def in_processes() -> Iterator[Decoders]:
-    with closing(Decoders(KNOWN, OPTIONS, None)) as made:
+    with closing(Decoders(READING, None)) as made:
         yield made
 
 
@@ -45,7 +47,7 @@ def test_tensors_and_errors_are_those_of_the_thread(
     items: list[MediaItem], in_processes: Decoders
 ) -> None:
     for item in items:
-        here = decode(item.medium, item.open, KNOWN, OPTIONS)
+        here = decode(item.medium, item.open, READING)
         there = in_processes(item)
         if isinstance(here, Decoded):
             assert isinstance(there, Decoded)
@@ -64,7 +66,7 @@ def test_what_is_known_already_is_not_decoded(items: list[MediaItem]) -> None:
         asked.append((modality, len(sha256)))
         return torch.tensor([1.5]) if len(asked) == 1 else None
 
-    with closing(Decoders(KNOWN, OPTIONS, recall)) as made:
+    with closing(Decoders(READING, recall)) as made:
         first, second = made(items[0]), made(items[1])
     assert isinstance(first, Medium) and first.embedding is not None
     assert first.embedding.tolist() == [1.5] and first.modality == "image"
@@ -82,7 +84,7 @@ def _child(made: Decoders) -> int:
 def test_a_crash_is_an_error_of_one_item_alone(items: list[MediaItem], tmp_path: Path) -> None:
     fifo = MediaItem(Medium("image", tmp_path / "fifo"), name="fifo")
     os.mkfifo(tmp_path / "fifo")  # reading it takes until somebody writes
-    with closing(Decoders(KNOWN, OPTIONS, None)) as made:
+    with closing(Decoders(READING, None)) as made:
         assert isinstance(made(items[0]), Decoded)
         child = _child(made)
         threading.Timer(0.3, os.kill, (child, signal.SIGSEGV)).start()
@@ -94,7 +96,7 @@ def test_a_crash_is_an_error_of_one_item_alone(items: list[MediaItem], tmp_path:
 
 
 def test_one_that_was_killed_while_idle_costs_no_item(items: list[MediaItem]) -> None:
-    with closing(Decoders(KNOWN, OPTIONS, None)) as made:
+    with closing(Decoders(READING, None)) as made:
         made(items[0])
         os.kill(_child(made), signal.SIGKILL)
         end = time.monotonic() + 5
@@ -104,14 +106,14 @@ def test_one_that_was_killed_while_idle_costs_no_item(items: list[MediaItem]) ->
 
 
 def test_a_few_media_start_no_process(items: list[MediaItem]) -> None:
-    with closing(Decoders(KNOWN, OPTIONS, None, few=2)) as made:
+    with closing(Decoders(READING, None, few=2)) as made:
         for item in items[:2]:
             assert isinstance(made(item), Decoded)
         assert not made._all
 
 
 def test_no_process_is_left_when_the_work_is_given_up(items: list[MediaItem]) -> None:
-    with closing(Decoders(KNOWN, OPTIONS, None)) as made:
+    with closing(Decoders(READING, None)) as made:
         made(items[0])
         [process] = made._all
     process._process.join(10)

@@ -17,7 +17,8 @@ from chatbind_cli.data import embedding_cache
 from chatbind_cli.data.lookup import Embeddings, open_parts
 from chatbind_cli.data.media_items import MediaItem
 from chatbind_cli.data.store import EmbeddingStore
-from chatbind_cli.encoders.imagebind.encoder import Encoder, load_encoder
+from chatbind_cli.encoders.encoder import Encoder
+from chatbind_cli.encoders.opening import open_encoder
 from chatbind_cli.errors import ChatBindError
 from chatbind_cli.files import lock_file
 from chatbind_cli.media.medium import Medium
@@ -61,7 +62,7 @@ class Run:
     def __call__(self, media: Path, options: MediaOptions = OPTIONS, **more: Any) -> int:
         """How many media had to be encoded."""
         self.n += 1
-        encoder = load_encoder(self.weights, **more)
+        encoder = open_encoder(self.weights, **more)
         encoder.__class__ = Counting
         names = sorted(path.name for path in media.iterdir())
         wanted = [Medium("image", name) for name in names]
@@ -218,7 +219,7 @@ def test_a_file_is_the_one_that_the_media_root_means(run, media, tmp_path) -> No
     for index in range(3):
         paint(media / f"COCO_{index}.png", index + 3)
     root = MediaRoot(media, prefix="COCO_")
-    encoder = load_encoder(run.weights)
+    encoder = open_encoder(run.weights)
     item = MediaItem(Medium("image", "1.png"), root, "1.png")
     for name in ("first", "second"):
         part = tmp_path / name / "part-00000"

@@ -16,7 +16,7 @@ from PIL import Image
 
 from chatbind_cli.data.encoding import EncodingOptions, encode_items
 from chatbind_cli.data.media_items import MediaItem
-from chatbind_cli.encoders.imagebind.preprocess import load_media
+from chatbind_cli.encoders.imagebind.preprocess import read
 from chatbind_cli.errors import ChatBindError, RecordError, WeightsError
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
@@ -26,6 +26,7 @@ class FakeEncoder:
     """Embeds a picture as the mean of its pixels, and remembers the sizes of batches."""
 
     modalities = ("image",)
+    read = staticmethod(read)
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -122,7 +123,7 @@ def test_giving_up_early_leaves_no_thread_behind(pictures: list[MediaItem]) -> N
 
 
 def test_a_modality_without_a_tower_is_an_error_of_the_item(pictures: list[MediaItem]) -> None:
-    encoder: Any = SimpleNamespace(modalities=("audio",), embed=FakeEncoder().embed)
+    encoder: Any = SimpleNamespace(modalities=("audio",), read=read, embed=FakeEncoder().embed)
     (result,) = encode_items(pictures[:1], encoder, options(workers=0, batch_size=1))
     assert isinstance(result.error, ChatBindError)
     assert "has no tower for image" in str(result.error)
@@ -175,15 +176,15 @@ def test_a_medium_that_the_encoder_fails_on_takes_no_other_with_it(
 
 
 def test_whatever_a_loader_raises_is_the_failure_of_its_medium(
-    pictures: list[MediaItem], monkeypatch: pytest.MonkeyPatch
+    pictures: list[MediaItem],
 ) -> None:
     def load(source: Any, *rest: Any) -> Any:
         if source.name == pictures[1].path:
             raise OverflowError("duration")
-        return load_media(source, *rest)
+        return read(source, *rest)
 
-    monkeypatch.setattr("chatbind_cli.data.decoders.load_media", load)
     encoder: Any = FakeEncoder()
+    encoder.read = load
     results = list(encode_items(pictures[:3], encoder, options(workers=2, batch_size=2)))
     assert [result.error is None for result in results] == [True, False, True]
     assert "01.png: cannot be used (OverflowError: duration)" in str(results[1].error)

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from chatbind_cli.data.tokens import PromptEncoder, TokenizedSample
-from chatbind_cli.encoders.imagebind.encoder import load_encoder
 from chatbind_cli.encoders.imagebind.preprocess import load_media
+from chatbind_cli.encoders.opening import open_encoder
 from chatbind_cli.errors import ChatBindError, MediaError, RecordError
 from chatbind_cli.inbox import Inbox
 from chatbind_cli.inference.answerer import Answerer
@@ -50,7 +50,7 @@ def by_hand(
     """Greedy decoding without cache, batches, `generate` or any code of this folder."""
     bundle = load_chatbind(world.model, dtype=torch.float32)
     refs = [Medium(load_media(file).modality, str(file)) for file in files]
-    encoder = load_encoder(world.encoder)
+    encoder = open_encoder(world.encoder)
     turn = question(text, refs)
     media = torch.cat(
         [torch.empty(0, 8)]
@@ -150,7 +150,7 @@ def test_an_answer_depends_on_the_weight_as_the_models_own_does(
 
 def test_a_mix_is_one_embedding_between_the_others(world: World, answerer: Answerer) -> None:
     names = (world.media / "2.png", world.media / "tone.wav")
-    encoder = load_encoder(world.encoder)
+    encoder = open_encoder(world.encoder)
     first, second = encoder.embed([load_media(name) for name in names], normalize=True)
     wanted = torch.nn.functional.normalize(first + 0.25 * second, dim=0)
     media = (Medium(None, names[0]), Medium(None, names[1], weight=0.25))
@@ -187,7 +187,7 @@ def test_what_was_said_before_is_read_with_its_media(world: World, answerer: Ans
         [Question("And <audio>?", (Medium(None, sound),))], history=[first.turn, answer("A dog.")]
     )
     assert second.turn
-    encoder = load_encoder(world.encoder)
+    encoder = open_encoder(world.encoder)
     wanted = encoder.embed([load_media(image), load_media(sound)], normalize=False)
     assert torch.equal(embeddings(second), wanted)
     text = "What is this? dog And"

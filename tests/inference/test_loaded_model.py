@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from chatbind_cli.device import resolve_device, resolve_dtype
-from chatbind_cli.encoders.imagebind.encoder import Encoder
+from chatbind_cli.encoders.encoder import Encoder
 from chatbind_cli.errors import CheckpointError, UsageError
 from chatbind_cli.inference.loaded_model import load_model
 from chatbind_cli.inference.media_encoder import MediaEncoder

@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 from chatbind_cli.data.store import EmbeddingStore
-from chatbind_cli.encoders.imagebind.encoder import load_encoder
-from chatbind_cli.encoders.imagebind.preprocess import Decoded, load_media
+from chatbind_cli.encoders.encoder import Decoded, Read
+from chatbind_cli.encoders.imagebind.preprocess import load_media
+from chatbind_cli.encoders.opening import open_encoder
 from chatbind_cli.errors import ChatBindError, MediaError
 from chatbind_cli.inference.loaded_model import LoadedModel, load_model
 from chatbind_cli.inference.media_encoder import MediaEncoder, StoredEmbeddings
@@ -40,7 +41,7 @@ def embeddings(found: Sequence[Medium | ChatBindError]) -> torch.Tensor:
 def test_every_medium_gets_its_own_embedding(loaded: LoadedModel, world: World) -> None:
     files = [world.media / name for name in ("tone.wav", "3.png", "depth.png")]
     found = MediaEncoder(loaded).embed([Medium(None, file) for file in files])
-    wanted = load_encoder(world.encoder).embed([load_media(f) for f in files], normalize=False)
+    wanted = open_encoder(world.encoder).embed([load_media(f) for f in files], normalize=False)
     assert [getattr(item, "modality", item) for item in found] == ["audio", "image", "depth"]
     assert torch.equal(embeddings(found), wanted)
     # the published scale is still on
@@ -83,7 +84,7 @@ def test_an_error_takes_the_place_of_its_medium(
 def test_what_means_nothing_to_the_encoder_is_an_error_of_its_medium(
     loaded: LoadedModel, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load(source: Any, found: str, options: MediaOptions) -> Decoded:
+    def load(read: Read, source: Any, found: str, options: MediaOptions) -> Decoded:
         media = load_media(source, found, options)
         if source.name.endswith("tone.wav"):
             return replace(media, tensor=media.tensor * float("nan"))
@@ -120,7 +121,7 @@ def test_so_many_media_are_decoded_at_a_time_and_any_number_may_be_on_their_way(
         time.sleep(0.02)
         most.append(decoding._value)
         decoding.release()
-        return load_media(*words)
+        return load_media(*words[1:])
 
     monkeypatch.setattr("chatbind_cli.data.decoders.load_media", load)
     encoder = MediaEncoder(loaded, open_media=open_slowly, workers=2)
@@ -154,7 +155,7 @@ def test_texts_are_embedded_beside_media(loaded: LoadedModel, world: World, gold
     encoder = MediaEncoder(loaded)
     [none] = encoder.embed([Medium("text", "A dog.")])
     assert "no tower for text" in str(none)
-    encoder.encoder = load_encoder(golden / "imagebind_small" / "imagebind_small.pth")
+    encoder.encoder = open_encoder(golden / "imagebind_small" / "imagebind_small.pth")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # whatever open_clip's many imports warn about
         files = [Medium("text", "A dog."), Medium(None, world.media / "1.png")]

@@ -17,9 +17,9 @@ from click.testing import CliRunner, Result
 
 from chatbind_cli import cli
 from chatbind_cli.data.store import EmbeddingStore
-from chatbind_cli.encoders.imagebind.encoder import load_encoder
 from chatbind_cli.encoders.imagebind.preprocess import load_media
 from chatbind_cli.encoders.imagebind.weights import WEIGHTS_NAME
+from chatbind_cli.encoders.opening import open_encoder
 from chatbind_cli.errors import ChatBindError, CheckpointError, SomeRecordsFailed, UsageError
 from chatbind_cli.files import sha256_file
 from chatbind_cli.jsonl import dumps
@@ -175,7 +175,7 @@ def test_model_and_questions_cannot_share_standard_input() -> None:
 
 def test_a_store_takes_the_place_of_media_and_encoder(world: World, tmp_path: Path) -> None:
     asked = [record for record in questions(8) if "image" in record]
-    encoder = load_encoder(world.encoder)
+    encoder = open_encoder(world.encoder)
     sha256 = sha256_file(world.encoder / WEIGHTS_NAME)
     options = {"encoder_sha256": sha256, "dim": 8, "dtype": "float32"}
     # as a training run keeps them

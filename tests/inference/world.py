@@ -19,9 +19,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from chatbind_cli.checkpoints.projector_file import write_projector
 from chatbind_cli.encoders.imagebind.config import ImageBindConfig
-from chatbind_cli.encoders.imagebind.encoder import save_encoder
 from chatbind_cli.encoders.imagebind.model import ImageBind
-from chatbind_cli.encoders.imagebind.weights import WEIGHTS_NAME
+from chatbind_cli.encoders.imagebind.weights import WEIGHTS_NAME, save_encoder
 from chatbind_cli.files import sha256_file
 from chatbind_cli.model.assemble import build_chatbind
 from chatbind_cli.model.config import EncoderInfo

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from chatbind_cli.cli import app
-from chatbind_cli.encoders.imagebind.encoder import load_encoder
+from chatbind_cli.encoders.opening import open_encoder
 from chatbind_cli.inference.answerer import Answerer
 from chatbind_cli.media.modality import MODALITIES
 from tests.inference.world import DIM
@@ -47,7 +47,7 @@ def test_texts_go_through_the_text_tower_and_mix_with_media(running, media, text
     picture = {"type": "image_url", "image_url": {"url": "2.png"}}
     text = {"type": "text", "text": "a red bird"}
     told = np.array(vectors(running, ["a dog", picture, text]))
-    rows = load_encoder(text_encoder).embed_texts(["a dog", "a red bird"]).numpy()
+    rows = open_encoder(text_encoder).embed_texts(["a dog", "a red bird"]).numpy()
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     np.testing.assert_allclose(told[[0, 2]], rows, atol=1e-6)
     assert vectors(running, "a dog") == [told[0].tolist()]

@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 
-from chatbind_cli.encoders.imagebind.encoder import load_encoder
+from chatbind_cli.encoders.opening import open_encoder
 from chatbind_cli.errors import ChatBindError
 from chatbind_cli.model.tokenizer import load_tokenizer
 from chatbind_cli.toy import encoders, world
@@ -106,7 +106,7 @@ def test_the_unbound_encoder_has_the_same_image_tower_and_other_towers(quick_wor
 
 def test_the_base_models_load_where_other_commands_load_them(quick_world):
     folder, _ = quick_world
-    encoder = load_encoder(folder / "imagebind")
+    encoder = open_encoder(folder / "imagebind")
     assert set(encoder.modalities) == {"image", "video", "audio", "depth", "thermal", "imu"}
     assert load_tokenizer(folder / "llama").eos_token == "</s>"
 

@@ -21,8 +21,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.encoders.imagebind.config import ImageBindConfig
-from chatbind_cli.encoders.imagebind.encoder import Encoder, save_encoder
+from chatbind_cli.encoders.imagebind.encoder import ImageBindEncoder
 from chatbind_cli.encoders.imagebind.model import ImageBind
+from chatbind_cli.encoders.imagebind.weights import save_encoder
 
 ROOT = Path(__file__).resolve().parents[2]
 COLOURS = ["red", "green", "blue", "white", "black", "yellow", "pink", "grey"]
@@ -102,7 +103,7 @@ def language_model(folder: Path) -> None:
     fast.save_pretrained(folder)
 
 
-class Counting(Encoder):
+class Counting(ImageBindEncoder):
     """Counts what it encodes."""
 
     n_encoded = 0

@@ -12,8 +12,9 @@ import torch
 
 from chatbind_cli.data.lookup import Embeddings, open_parts, open_stores
 from chatbind_cli.data.store import EmbeddingStore
-from chatbind_cli.encoders.imagebind.encoder import Encoder, load_encoder
-from chatbind_cli.encoders.imagebind.preprocess import Decoded, load_media
+from chatbind_cli.encoders.encoder import Decoded, Encoder
+from chatbind_cli.encoders.imagebind.preprocess import load_media
+from chatbind_cli.encoders.opening import open_encoder
 from chatbind_cli.errors import StoreError
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
@@ -26,7 +27,7 @@ OPTIONS = MediaOptions()
 
 @pytest.fixture
 def encoder(world) -> Counting:  # type: ignore[no-untyped-def]
-    made = load_encoder(world.imagebind)
+    made = open_encoder(world.imagebind)
     made.__class__ = Counting
     return made
 

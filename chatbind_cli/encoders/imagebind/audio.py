@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torchaudio.compliance import kaldi
 
+from chatbind_cli.encoders.filter_bank import log_mel
 from chatbind_cli.encoders.imagebind.clips import clips_of
 from chatbind_cli.encoders.imagebind.config import AUDIO_FRAMES, AUDIO_MEL_BINS
 from chatbind_cli.media.audio import read_stretches
@@ -15,9 +15,6 @@ RATE_HZ = 16_000
 
 _MEAN, _STD = -4.268, 9.138
 """AudioSet's statistics of log-mel energies, as ImageBind uses them (AST: Gong et al., 2021)."""
-
-_WINDOW_SAMPLES = 400
-"""One 25 ms window."""
 
 
 def load_audio(source: MediaSource, options: MediaOptions) -> torch.Tensor:
@@ -49,19 +46,6 @@ def load_audio(source: MediaSource, options: MediaOptions) -> torch.Tensor:
 
 def _log_mel(waveform: torch.Tensor) -> torch.Tensor:
     """[samples] at 16 kHz -> [1, 128, 204]."""
-    if len(waveform) < _WINDOW_SAMPLES:
-        waveform = torch.nn.functional.pad(waveform, (0, _WINDOW_SAMPLES - len(waveform)))
-    bank = kaldi.fbank(
-        (waveform - waveform.mean())[None],
-        htk_compat=True,
-        sample_frequency=RATE_HZ,
-        use_energy=False,
-        window_type="hanning",
-        num_mel_bins=AUDIO_MEL_BINS,
-        dither=0.0,
-        frame_length=25,
-        frame_shift=10,
-    )
-    steps = bank.T[:, :AUDIO_FRAMES]
+    steps = log_mel(waveform, AUDIO_MEL_BINS, RATE_HZ)[:, :AUDIO_FRAMES]
     padded = torch.nn.functional.pad(steps, (0, AUDIO_FRAMES - steps.shape[1]))
     return (padded[None] - _MEAN) / _STD

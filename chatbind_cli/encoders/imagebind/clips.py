@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from chatbind_cli.errors import MediaError, UsageError
+from chatbind_cli.errors import UsageError
 from chatbind_cli.media.options import MOST_CLIPS, MediaOptions
 
 
@@ -29,10 +29,7 @@ def clips_of(
         MediaError: the recording ends before the stretch begins.
         UsageError: see `spread_clips`.
     """
-    start = options.start or 0.0
-    end = duration if options.end is None else min(options.end, duration)
-    if start and start >= duration:
-        raise MediaError(f"has {duration:.4g} seconds, and none after {start:.4g}", where=where)
+    start, end = options.stretch(duration, where)
     if frames and options.fps is not None:
         count = min(max(round((end - start) * options.fps / 2), 1), MOST_CLIPS)
     clips = spread_clips(

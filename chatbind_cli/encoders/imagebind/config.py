@@ -40,15 +40,6 @@ FIXED_SCALES = {"audio": 20.0, "depth": 5.0, "thermal": 10.0, "imu": 5.0}
 TEXT_SCALE_START = 1 / 0.07
 TEXT_SCALE_MAX = 100.0
 
-# Where an encoder is looked for that nobody named: where `chatbind download` puts it, and where
-# the original scripts keep it. From the working folder.
-ENCODER_PLACES = (Path("checkpoints/imagebind"), Path(".checkpoints/imagebind_huge.pth"))
-
-
-def usual_encoder() -> Path | None:
-    """Returns the first of the usual places where something is."""
-    return next((place for place in ENCODER_PLACES if place.exists()), None)
-
 
 @dataclass(frozen=True, kw_only=True)
 class ImageBindConfig:

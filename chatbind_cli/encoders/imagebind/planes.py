@@ -12,9 +12,9 @@ import torch
 from torch.nn import functional
 
 from chatbind_cli.encoders.imagebind.config import IMAGE_SIZE
-from chatbind_cli.encoders.imagebind.vision import WIDEST, fit_size
+from chatbind_cli.encoders.pixels import centre, fit_size, narrow_box
 from chatbind_cli.errors import MediaError
-from chatbind_cli.media.maps import NPY_MAGIC, open_map
+from chatbind_cli.media.maps import open_depth, open_heat
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.source import MediaSource
 
@@ -36,11 +36,9 @@ def load_depth(source: MediaSource, options: MediaOptions) -> torch.Tensor:
     disparity = baseline * focal length / depth, in pixels of the sensor, then
     (disparity - 24.82) / 14.40, short side to 224 (bilinear), centre crop.
 
-    Units (`options.depth_unit`): `mm`, `m`, `disparity` (pixels), `relative` (inverse depth of
-    unknown scale, near is large, as monocular estimators give it: its own mean and deviation are
-    used), or `auto`: whole numbers of 16 or 32 bits are millimetres, floating-point numbers metres.
-    An 8-bit picture can be anything, so its unit must be named. Depths are cut to 0.01 ... 8 m;
-    where nothing was measured (0, NaN, infinite) the depth is 8 m. Sensor constants:
+    Units: see `media.maps.open_depth`; of `relative` depth, as monocular estimators give it, its
+    own mean and deviation are used. Depths are cut to 0.01 ... 8 m; where nothing was measured (0,
+    NaN, infinite) the depth is 8 m. Sensor constants:
     `options.depth_baseline_m` (0.075: Kinect; 0.095: RealSense, Xtion) and `options.depth_focal_px`
     (518.86: the Kinect of NYU-D).
 
@@ -56,17 +54,13 @@ def load_depth(source: MediaSource, options: MediaOptions) -> torch.Tensor:
     Omnivore's own 0.0418 * 75, times 8 for the 3-bit shift of those files, is the same mean
     within 1 %.
     """
-    with open_map(source, options) as values:
-        unit = options.depth_unit if options.depth_unit != "auto" else _unit(values, source)
-        with np.errstate(over="ignore", invalid="ignore"):  # what overflows counts as not measured
-            numbers = values.astype(np.float32)
-        del values
+    with open_depth(source, options) as (numbers, unit):
         if unit == "relative":
             return _resize(_own_scale(numbers, source))
         if unit == "disparity":
             disparity = np.nan_to_num(numbers, nan=0.0, posinf=_MOST_PX, neginf=0.0)
         else:
-            metres = _metres(numbers, unit, source)
+            metres = np.nan_to_num(numbers, nan=_FARTHEST_M).clip(_NEAREST_M, _FARTHEST_M)
             disparity = np.asarray(
                 options.depth_baseline_m * options.depth_focal_px / metres, dtype=np.float32
             )
@@ -75,12 +69,9 @@ def load_depth(source: MediaSource, options: MediaOptions) -> torch.Tensor:
 
 
 def load_thermal(source: MediaSource, options: MediaOptions) -> torch.Tensor:
-    """Reads a thermal picture as one channel in [0, 1], warm is bright.
+    """Reads a thermal picture as one channel in [0, 1], warm is bright: see `media.maps.open_heat`.
 
-    Values are divided by the range of their type (255 for 8 bits, 65535 for 16), so 16-bit pictures
-    should use that range; floating-point pictures and NPY arrays must lie in [0, 1] already. Colour
-    pictures are read as luminance. Short side to 224 (bilinear), centre crop; no mean, no
-    deviation.
+    Short side to 224 (bilinear), centre crop; no mean, no deviation.
 
     Returns:
         [1, 224, 224] float32 in [0, 1].
@@ -91,31 +82,8 @@ def load_thermal(source: MediaSource, options: MediaOptions) -> torch.Tensor:
     Source: ImageBind (Girdhar et al., 2023), section 3 (one channel); ImageBind pull request 73
     (LLVIP is classified better without normalisation).
     """
-    with open_map(source, options) as values:
-        # Pillow's 32-bit integers come from files of 16 bits
-        if values.dtype == np.int32 and source.head(len(NPY_MAGIC)) != NPY_MAGIC:
-            values = values.clip(0, 65535).astype(np.uint16)
-        return _resize(_heat(values, source)).clamp(0, 1)
-
-
-def _unit(values: npt.NDArray[np.generic], source: MediaSource) -> str:
-    if values.dtype.kind == "f":
-        return "m"
-    if values.dtype.itemsize > 1:
-        return "mm"
-    raise MediaError(
-        "is an 8-bit picture, which says nothing of its unit",
-        where=source.name,
-        hint="say it with --depth-unit (relative: bright is near)",
-    )
-
-
-def _metres(numbers: Numbers, unit: str, source: MediaSource) -> Numbers:
-    metres = numbers / 1000 if unit == "mm" else numbers
-    measured = np.isfinite(metres) & (metres > 0)
-    if not measured.any():
-        raise MediaError("holds no measured depth", where=source.name)
-    return np.where(measured, metres, _FARTHEST_M).clip(_NEAREST_M, _FARTHEST_M)
+    with open_heat(source, options) as heat:
+        return _resize(heat).clamp(0, 1)
 
 
 def _own_scale(inverse: Numbers, source: MediaSource) -> Numbers:
@@ -125,21 +93,6 @@ def _own_scale(inverse: Numbers, source: MediaSource) -> Numbers:
     mean, spread = float(inverse[valid].mean()), float(inverse[valid].std())
     filled = np.where(valid, inverse, inverse[valid].min())
     return ((filled - mean) / (spread if spread > 0 else 1.0)).astype(np.float32)
-
-
-def _heat(values: npt.NDArray[np.generic], source: MediaSource) -> Numbers:
-    """[height, width] in [0, 1]."""
-    if values.dtype.kind == "f":
-        if not (np.greater_equal(values, 0) & np.less_equal(values, 1)).all():  # nor NaN
-            raise MediaError(
-                "holds floating-point values outside [0, 1]",
-                where=source.name,
-                hint="scale temperatures to [0, 1] first",
-            )
-    elif values.dtype.kind != "b":
-        heat = values.astype(np.float32) / float(np.iinfo(values.dtype.name).max)
-        return heat.clip(0, 1)
-    return values.astype(np.float32)
 
 
 def _resize(plane: Numbers) -> torch.Tensor:
@@ -154,11 +107,9 @@ def _resize(plane: Numbers) -> torch.Tensor:
     Returns:
         [1, 224, 224].
     """
-    values = torch.from_numpy(plane)
-    keep = WIDEST * min(values.shape)
-    top, left = (max(side - keep, 0) // 2 for side in values.shape)
-    values = values[top : top + keep, left : left + keep]
-    width, height = fit_size(values.shape[1], values.shape[0])
+    left, top, right, bottom = narrow_box(plane.shape[1], plane.shape[0])
+    values = torch.from_numpy(plane)[top:bottom, left:right]
+    width, height = fit_size(values.shape[1], values.shape[0], IMAGE_SIZE)
     resized = functional.interpolate(
         values[None, None],
         size=(height, width),
@@ -166,5 +117,4 @@ def _resize(plane: Numbers) -> torch.Tensor:
         align_corners=False,
         antialias=True,
     )
-    top, left = round((height - IMAGE_SIZE) / 2), round((width - IMAGE_SIZE) / 2)
-    return resized[0, :, top : top + IMAGE_SIZE, left : left + IMAGE_SIZE].contiguous()
+    return centre(resized[0], IMAGE_SIZE).contiguous()

@@ -124,7 +124,7 @@ def load_tower(
 
 
 def save_encoder(model: ImageBind, config: ImageBindConfig, folder: Path) -> None:
-    """Writes config.json and imagebind.safetensors, what `load_encoder(folder)` reads.
+    """Writes config.json and imagebind.safetensors, what `open_encoder(folder)` reads.
 
     Args:
         model: any towers; those that it lacks cannot be used after loading.

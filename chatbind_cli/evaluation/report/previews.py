@@ -17,11 +17,10 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from chatbind_cli.encoders.imagebind.config import IMU_SECONDS
-from chatbind_cli.encoders.imagebind.imu import load_imu
 from chatbind_cli.errors import MediaError, contained
 from chatbind_cli.media.audio import read_stretches
 from chatbind_cli.media.maps import open_map
+from chatbind_cli.media.motion import read_window
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.pictures import open_rgb
 from chatbind_cli.media.root import MediaRoot
@@ -38,6 +37,8 @@ _FILM_RATE = 25
 _SOUND_SECONDS = 60
 _SOUND_RATE_HZ = 16_000
 _SOUND_BITS_PER_SECOND = 64_000
+_MOTION_SECONDS, _MOTION_STEPS = 5, 2000
+"""The window that models see."""
 _PLOT_WIDTH, _PLOT_HEIGHT = 500, 90
 """Size of one panel of curves, in SVG units."""
 _PLOT_PIECES = 125
@@ -251,10 +252,11 @@ def _film(source: MediaSource, options: MediaOptions) -> Preview:
 
 
 def _motion(source: MediaSource, options: MediaOptions) -> Preview:
-    window = load_imu(source, options).double().numpy()  # [6, 2000]
+    seconds, steps = _MOTION_SECONDS, _MOTION_STEPS
+    window = read_window(source, options, seconds=seconds, steps=steps).astype(np.float64)
     panels = (_panel("acceleration, m/s²", window[:3]), _panel("turning, rad/s", window[3:]))
     note = "solid x, dashed y, dotted z"
-    return Preview(tag="curves", panels=panels, seconds=range(int(IMU_SECONDS) + 1), note=note)
+    return Preview(tag="curves", panels=panels, seconds=range(seconds + 1), note=note)
 
 
 def _panel(title: str, rows: npt.NDArray[np.float64]) -> Panel:

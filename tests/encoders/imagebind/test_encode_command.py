@@ -25,9 +25,10 @@ from chatbind_cli import cli
 from chatbind_cli.data.lookup import open_stores
 from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.encoders.imagebind.config import ImageBindConfig
-from chatbind_cli.encoders.imagebind.encoder import load_encoder, save_encoder
 from chatbind_cli.encoders.imagebind.model import ImageBind
 from chatbind_cli.encoders.imagebind.preprocess import load_media
+from chatbind_cli.encoders.imagebind.weights import save_encoder
+from chatbind_cli.encoders.opening import open_encoder
 
 TOWERS = ("vision", "text", "audio", "depth", "thermal", "imu")
 TINY = ImageBindConfig(
@@ -89,7 +90,7 @@ def test_files_become_records_in_their_order(run: Any, encoder: Path, media: Pat
         ("depth.png", "depth"),
         ("0.png", "image"),
     ]
-    loaded = load_encoder(encoder)
+    loaded = open_encoder(encoder)
     for record in records:
         expected = loaded.embed([load_media(media / record["path"])], normalize=True)[0]
         assert torch.equal(torch.tensor(record["embedding"]), expected)  # float32 survives JSON
@@ -278,7 +279,7 @@ def test_a_store_holds_what_a_training_file_names(
     assert artifact["artifact"] == "store"
     assert artifact["path"] == str(folder.resolve())
     assert artifact["rows"] == 4
-    loaded = load_encoder(encoder)
+    loaded = open_encoder(encoder)
     store = EmbeddingStore.open(folder, encoder_sha256=loaded.sha256, dim=8)
     for i in range(4):
         expected = loaded.embed([load_media(media / f"{i}.png")], normalize=False)[0]
@@ -337,7 +338,7 @@ def test_labels_get_probabilities(
 ) -> None:
     prompts: list[str] = []
 
-    def tokenize(texts: list[str]) -> torch.Tensor:
+    def tokenize(texts: list[str], context: int) -> torch.Tensor:
         prompts.extend(texts)
         ids = torch.zeros(len(texts), 77, dtype=torch.long)
         for row, words in zip(ids, texts, strict=True):
@@ -350,7 +351,7 @@ def test_labels_get_probabilities(
     code, records, _ = run("0.png", "tone.wav", "--zero-shot", labels)
     assert code == 0
     assert prompts == ["a dog", "a car wash", "a a very long label"]
-    loaded = load_encoder(encoder)
+    loaded = open_encoder(encoder)
     for record in records:
         rows = loaded.embed([load_media(media / record["path"])], normalize=True)
         logits = rows @ loaded.embed_texts(prompts[:3]).T

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from chatbind_cli.encoders.imagebind.vision import CLIP_MEAN, CLIP_STD, load_image
+from chatbind_cli.encoders.imagebind.vision import load_image
+from chatbind_cli.encoders.pixels import CLIP_MEAN, CLIP_STD
 from chatbind_cli.errors import MediaError
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.source import open_source

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from chatbind_cli.encoders.imagebind.encoder import Encoder
+from chatbind_cli.encoders.encoder import Encoder
 from chatbind_cli.errors import UsageError
 
 
@@ -36,8 +36,9 @@ class LabelScorer:
             raise UsageError(f"the prompt {prompt!r} has no {{label}} in it")
         self.labels = list(labels)
         texts = [prompt.replace("{label}", label) for label in labels]
-        # with the text tower's learned scale: the inverse temperature of the softmax
+        # the scale is the inverse temperature of the softmax
         self._texts = encoder.embed_texts(texts)  # [labels, dim]
+        self._scaled_media = encoder.scale_of_media
 
     def score(self, embedding: torch.Tensor, top_k: int) -> list[dict[str, str | float]]:
         """Returns the `label` and `probability` of the likeliest labels, the first one first.
@@ -45,10 +46,12 @@ class LabelScorer:
         The probabilities of all labels add up to 1.
 
         Args:
-            embedding: of one medium, [dim]; its length does not matter.
+            embedding: of one medium, [dim], as published.
             top_k: how many labels.
         """
-        probabilities = (self._texts @ F.normalize(embedding, dim=-1)).softmax(dim=0)
+        if not self._scaled_media:
+            embedding = F.normalize(embedding, dim=-1)
+        probabilities = (self._texts @ embedding).softmax(dim=0)
         best = probabilities.topk(min(top_k, len(self.labels)))
         return [
             {"label": self.labels[int(index)], "probability": float(probability)}

@@ -1,0 +1,270 @@
+"""What the rest of ChatBind knows of an encoder: media in, embeddings out.
+
+An encoder reads media into tensors of its own (`read`, in any process) and turns those into
+embeddings (`embed`). Towers are read from disk when the first medium of their modality comes. An
+embedding never depends on what else is in the batch: runs that stop and go on give the same bytes
+as runs that do not.
+"""
+
+from __future__ import annotations
+
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from chatbind_cli.errors import MediaError, UsageError, contained
+from chatbind_cli.media.modality import MODALITIES
+from chatbind_cli.media.options import MediaOptions
+from chatbind_cli.media.sniff import sniff
+from chatbind_cli.media.source import MediaSource, open_source, shown
+
+Read = Callable[[MediaSource, str, MediaOptions], torch.Tensor]
+"""Makes an encoder's own tensor of a medium of one of its modalities. It goes to the processes that
+decode, and so carries no weights."""
+
+_KERNELS = {
+    "eager": [SDPBackend.MATH],
+    "flash": [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH],
+}
+"""PyTorch's own attention kernels by the first word of a name, the one to take first in front; it
+chooses itself for `auto` and `sdpa`. The text tower's causal mask does not fit the flash kernel."""
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """One medium as its encoder wants it: a tensor whose shape the encoder's `read` tells."""
+
+    source: MediaSource
+    modality: str
+    tensor: torch.Tensor
+
+
+class Encoder(ABC):
+    """A frozen encoder with its weights' identity. Made by `open_encoder`; not thread-safe.
+
+    Args:
+        path: what its weights are known by: a file or a folder.
+        name: for people.
+        device: where the towers work.
+        dtype: of the weights; embeddings come out in float32.
+        batch_size: clips (pictures, ...) that go through a tower at once.
+        attn_implementation: see `open_encoder`.
+    """
+
+    licence: str | None = None
+    """Of published weights; None where nobody has said."""
+
+    scale_of_media: ClassVar[bool] = False
+    """Whether embeddings of media, rather than those of texts, carry the scale that makes their dot
+    product with the others logits of a softmax over texts."""
+
+    read: Read
+    """How it reads media; see `load_media`."""
+
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        batch_size: int,
+        attn_implementation: str,
+    ) -> None:
+        self.path = path
+        self.name = name
+        self.device = device
+        self.dtype = dtype
+        self.batch_size = batch_size
+        self._kernels = _kernels(attn_implementation, device, dtype)
+
+    @property
+    @abstractmethod
+    def sha256(self) -> str:
+        """SHA-256 over the weights, hexadecimal; computed when first asked for."""
+
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """The sizes, and what else decides an embedding beside the weights, as JSON values."""
+
+    @property
+    @abstractmethod
+    def embedding_dim(self) -> int:
+        """Length of an embedding."""
+
+    @property
+    @abstractmethod
+    def modalities(self) -> tuple[str, ...]:
+        """What it can encode: image, video, ... and text, as far as there are towers."""
+
+    @abstractmethod
+    def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
+        """The ids of texts, int64 [n, context]: what `embed` takes of the modality `text`."""
+
+    @abstractmethod
+    def tower(self, modality: str) -> torch.nn.Module:
+        """The network for a modality, read when first asked for.
+
+        Raises:
+            WeightsError: there is none, or it cannot be read.
+        """
+
+    @abstractmethod
+    def run(self, modality: str, batch: torch.Tensor) -> torch.Tensor:
+        """Sends a batch of equal shapes [n, ...] through the tower: [n, embedding_dim]."""
+
+    def clips(self, item: Decoded) -> int:
+        """How many pictures or clips one medium takes of a batch."""
+        return 1
+
+    @property
+    def dtype_name(self) -> str:
+        """`float32`, `bfloat16`, ..."""
+        return str(self.dtype).removeprefix("torch.")
+
+    def load(self, modalities: Iterable[str]) -> None:
+        """Reads the towers of these modalities now rather than at first use.
+
+        Raises:
+            WeightsError: there is none, or it cannot be read.
+        """
+        for modality in modalities:
+            self.tower(modality)
+
+    def embed(self, media: Sequence[Decoded], *, normalize: bool) -> torch.Tensor:
+        """Returns the embeddings of media, float32 [n, embedding_dim] on the CPU, in order.
+
+        Args:
+            media: any modalities, mixed.
+            normalize: True: every row has norm 1. False: rows as published, which means with the
+                scale of their modality.
+
+        Raises:
+            WeightsError: there is no tower for a medium.
+        """
+        rows = torch.empty(len(media), self.embedding_dim)
+        kinds: dict[tuple[str, torch.Size], list[int]] = {}
+        for index, medium in enumerate(media):
+            kinds.setdefault((medium.modality, medium.tensor.shape), []).append(index)
+        for indices in kinds.values():
+            rows[indices] = self._embed_equal([media[i] for i in indices])
+        return F.normalize(rows, dim=-1) if normalize else rows
+
+    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """Returns text embeddings as published, float32 [n, embedding_dim]; see `scale_of_media`.
+
+        Raises:
+            ChatBindError: the tokenizer is not installed (extra `text`).
+            WeightsError: there is no text tower.
+        """
+        if not texts:
+            return torch.empty(0, self.embedding_dim)
+        return self.embed([self.read_text(text) for text in texts], normalize=False)
+
+    def read_text(self, text: str) -> Decoded:
+        """A text as the encoder wants it.
+
+        Raises:
+            ChatBindError: the tokenizer is not installed (extra `text`).
+        """
+        source = MediaSource("<text>", data=text.encode())
+        return Decoded(source, "text", self.tokenize([text])[0])
+
+    def _embed_equal(self, items: Sequence[Decoded]) -> torch.Tensor:
+        """Embeds items of one modality and shape, each as if it were alone."""
+        modality = items[0].modality
+        self.tower(modality)
+        # Matrix products round differently at different sizes: a CPU, which gains nothing from
+        # batches, takes one item at a time; batches for a GPU are all filled up to one size.
+        cpu = self.device.type == "cpu"
+        at_once = 1 if cpu else max(1, self.batch_size // self.clips(items[0]))
+        rows = []
+        with torch.inference_mode(), self._attention():
+            for start in range(0, len(items), at_once):
+                part = [item.tensor for item in items[start : start + at_once]]
+                filled = part + part[-1:] * (at_once - len(part))
+                rows.append(self.run(modality, self._on_device(filled))[: len(part)].float())
+        # once: until here nothing has waited for a GPU
+        return torch.cat(rows).cpu()
+
+    def _on_device(self, items: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Items as a batch; the copy to a GPU is left to go on by itself."""
+        batch = torch.stack(list(items))
+        if self.device.type == "cuda":
+            batch = batch.pin_memory()
+        return batch.to(self.device, non_blocking=True)
+
+    def _attention(self) -> AbstractContextManager[Any]:
+        chosen = self._kernels
+        return nullcontext() if chosen is None else sdpa_kernel(chosen, set_priority=True)
+
+
+def _kernels(name: str, device: torch.device, dtype: torch.dtype) -> list[SDPBackend] | None:
+    if name in ("auto", "sdpa"):
+        return None
+    kind = name.partition("_")[0]
+    if kind not in _KERNELS:
+        raise UsageError(f"--attn-implementation {name} is not known")
+    half = dtype in (torch.float16, torch.bfloat16)
+    if kind == "flash" and not (device.type == "cuda" and half):
+        raise UsageError(
+            f"--attn-implementation {name}: encoders have it on an NVIDIA GPU in float16 or "
+            f"bfloat16, and here it runs on {device.type} in {str(dtype).removeprefix('torch.')}",
+            hint="auto takes what works here",
+        )
+    return _KERNELS[kind]
+
+
+def load_media(
+    read: Read,
+    source: MediaSource | str | Path | bytes,
+    modality: str | None = None,
+    options: MediaOptions = MediaOptions(),  # noqa: B008 (frozen, so safe to share)
+) -> Decoded:
+    """Reads one file, URL, data URI or byte string.
+
+    Args:
+        read: of the encoder that will see it.
+        source: an opened source, or whatever `open_source` takes.
+        modality: what it is; None looks at the content.
+        options: how to read it.
+
+    Raises:
+        ChatBindError: it cannot be found, told or read, whatever a library raised on the way.
+        UsageError: `modality` is not the name of a modality.
+    """
+    if modality is not None and modality not in MODALITIES:
+        raise UsageError(f"{modality!r} is not a modality", hint=f"one of {', '.join(MODALITIES)}")
+    where = source.name if isinstance(source, MediaSource) else "<bytes>"
+    try:
+        if isinstance(source, (str, Path)):
+            where = shown(str(source))
+        opened = source if isinstance(source, MediaSource) else open_source(source)
+        found = modality if modality is not None else sniff(opened)
+        tensor = read(opened, found, options)
+    except Exception as error:
+        _let_go(error)
+        failure = contained(error, where=where)
+        if failure is error:
+            raise
+        raise failure from error
+    if not tensor.isfinite().all():
+        # no encoder is to see it: one such value makes a whole embedding NaN
+        raise MediaError(f"gives numbers that no {found} has (NaN or infinity)", where=where)
+    return Decoded(source=opened, modality=found, tensor=tensor)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Empties the frames of an error: it may be kept for long, and they hold what was decoded."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

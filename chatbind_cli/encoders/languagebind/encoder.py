@@ -1,0 +1,113 @@
+"""LanguageBind as an encoder: one repository, or several side by side, one a modality."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from chatbind_cli.checkpoints.checkpoint import open_checkpoint
+from chatbind_cli.encoders.clip_text import tokenize
+from chatbind_cli.encoders.encoder import Decoded, Encoder
+from chatbind_cli.encoders.languagebind.config import VOCABULARY, find_repositories
+from chatbind_cli.encoders.languagebind.preprocess import Reader
+from chatbind_cli.encoders.languagebind.weights import check_repository, load_tower
+from chatbind_cli.errors import WeightsError
+from chatbind_cli.files import sha256_file, sha256_text
+
+
+class LanguageBindEncoder(Encoder):
+    """LanguageBind; its name is that of its folder.
+
+    Rows as published have the learned scale of their modality, texts have norm 1. The text tower
+    is that of the first repository whose vocabulary is CLIP's: all published ones hold the same.
+
+    Args:
+        path: a repository, its weights file, or a folder with several repositories.
+        how: the rest of what `Encoder` takes.
+
+    Attributes:
+        repositories: what was found, by modality.
+        loaded: the towers that are in memory, by modality.
+
+    Raises:
+        WeightsError: two repositories are for one modality, or one does not fit its config.
+        CheckpointError: a config.json is broken, or there are no weights.
+    """
+
+    licence = "MIT"
+    scale_of_media = True
+
+    def __init__(self, path: Path, **how: Any) -> None:
+        self.repositories = find_repositories(path)
+        folder = path if path.is_dir() else path.parent
+        super().__init__(folder, folder.resolve().name, **how)
+        for repository in self.repositories.values():
+            check_repository(repository)
+        self.read = Reader({kind: found.vision for kind, found in self.repositories.items()})
+        self._texts = next(
+            (one for one in self.repositories.values() if one.text.vocab_size == VOCABULARY), None
+        )
+        self.loaded: dict[str, nn.Module] = {}
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 over those of all weights files, and the settings, by modality."""
+        files = {
+            modality: [sha256_file(file.path) for file in open_checkpoint(found.folder).files]
+            for modality, found in self.repositories.items()
+        }
+        return sha256_text(json.dumps([files, self.settings], sort_keys=True))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What each config.json says of towers and preprocessing."""
+        return {
+            modality: {"vision": asdict(found.vision), "text": asdict(found.text)}
+            for modality, found in self.repositories.items()
+        }
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length of an embedding (768 but for Huge)."""
+        return next(iter(self.repositories.values())).projection_dim
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Those of the repositories, and text."""
+        return (*self.repositories, *(() if self._texts is None else ("text",)))
+
+    def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
+        """CLIP's byte pairs, with the end-of-text token in all places after a text."""
+        context = self._texts.text.max_position_embeddings if self._texts else 0
+        return tokenize(texts, context, pad_with_end=True, unescape=False)
+
+    def clips(self, item: Decoded) -> int:
+        """The frames of a film."""
+        return item.tensor.shape[1] if item.modality == "video" else 1
+
+    def tower(self, modality: str) -> nn.Module:
+        """The tower of a modality, or of texts."""
+        if modality not in self.loaded:
+            text = modality == "text"
+            repository = self._texts if text else self.repositories.get(modality)
+            if repository is None:
+                raise WeightsError(
+                    f"these weights have no {modality} tower, only {', '.join(self.modalities)}",
+                    where=str(self.path),
+                )
+            self.loaded[modality] = load_tower(
+                repository, text=text, device=self.device, dtype=self.dtype
+            )
+        return self.loaded[modality]
+
+    def run(self, modality: str, batch: torch.Tensor) -> torch.Tensor:
+        """Embeddings of a batch, scaled."""
+        made: torch.Tensor = self.tower(modality)(batch)
+        return made

@@ -1,0 +1,149 @@
+"""From files to the tensors of LanguageBind's towers, by modality.
+
+As the published weights saw media: pictures are resized without antialiasing (torchvision 0.14).
+Where the reference draws at random, this does not: no film is mirrored, and of a long sound the
+windows are its start, its middle and its end. EXIF orientation is honoured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional
+
+from chatbind_cli.encoders.languagebind.config import VisionConfig
+from chatbind_cli.encoders.pixels import (
+    as_numbers,
+    centre,
+    fit_size,
+    narrow_box,
+    scale_frame,
+    standardised,
+)
+from chatbind_cli.errors import MediaError
+from chatbind_cli.media.guard import IMPORTING
+from chatbind_cli.media.maps import NPY_MAGIC, open_depth, open_heat
+from chatbind_cli.media.options import MediaOptions
+from chatbind_cli.media.pictures import open_rgb
+from chatbind_cli.media.source import MediaSource
+
+_NEAREST_M = 0.01
+
+_WORK = 20
+"""Bytes a pixel for three colours as float32, beside the picture that they come from."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads media for the towers of some modalities; may be sent to other processes."""
+
+    towers: Mapping[str, VisionConfig]
+
+    def __call__(self, source: MediaSource, modality: str, options: MediaOptions) -> torch.Tensor:
+        """Reads one medium.
+
+        Returns:
+            float32: image, depth and thermal [3, size, size]; video [3, frames, size, size]; audio
+            [3 windows, mel bins, steps].
+
+        Raises:
+            MediaError: it cannot be read.
+        """
+        load = _LOADERS[modality]
+        return load(source, options, self.towers[modality])
+
+
+def _image(source: MediaSource, options: MediaOptions, config: VisionConfig) -> torch.Tensor:
+    """A picture: bicubic, the centre, CLIP's mean and deviation."""
+    with open_rgb(source, options.max_pixels, work=_WORK) as whole:
+        return _resized(as_numbers(np.array(whole)), config)
+
+
+def _depth(source: MediaSource, options: MediaOptions, config: VisionConfig) -> torch.Tensor:
+    """A map in metres, as a share of the largest depth; where nothing was measured, nearest."""
+    with open_depth(source, options) as (numbers, unit):
+        if unit == "relative":
+            raise MediaError(
+                "says no metres, which LanguageBind wants to know of depth", where=source.name
+            )
+        if unit == "disparity":
+            with np.errstate(divide="ignore", invalid="ignore"):
+                numbers = options.depth_baseline_m * options.depth_focal_px / numbers
+        metres = torch.from_numpy(numbers).float().nan_to_num(0.0, posinf=0.0)[None]
+        most = config.max_depth or float(metres.max())
+        return _resized(metres.clamp(_NEAREST_M, most) / most, config)
+
+
+def _thermal(source: MediaSource, options: MediaOptions, config: VisionConfig) -> torch.Tensor:
+    """As a picture; an array of heat as a grey one."""
+    if source.head(len(NPY_MAGIC)) != NPY_MAGIC:
+        return _image(source, options, config)
+    with open_heat(source, options) as heat:
+        return _resized(torch.from_numpy(heat)[None], config)
+
+
+def _video(source: MediaSource, options: MediaOptions, config: VisionConfig) -> torch.Tensor:
+    """Frames spread evenly from the first to the last; short films show some twice."""
+    with IMPORTING:
+        from chatbind_cli.media.video import read_frames  # noqa: PLC0415  a picture needs no FFmpeg
+
+    size = config.image_size
+
+    def see(rgb: npt.NDArray[np.uint8]) -> torch.Tensor:
+        return centre(scale_frame(rgb, size), size)
+
+    def pick(seconds: npt.NDArray[np.float64], duration: float) -> npt.NDArray[np.int64]:
+        start, end = options.stretch(duration, source.name)
+        # of a stretch between two frames the one that is on display
+        first = max(int(np.searchsorted(seconds, start, side="right")) - 1, 0)
+        last = max(int(np.searchsorted(seconds, end)) - 1, first)
+        return np.linspace(first, last, config.num_frames).astype(np.int64)
+
+    frames = read_frames(source, pick, see, max_pixels=options.max_pixels)
+    return torch.stack(frames, dim=1)
+
+
+def _audio(source: MediaSource, options: MediaOptions, config: VisionConfig) -> torch.Tensor:
+    """The filter bank of three windows, equal ones of a short sound, which is repeated in them."""
+    with IMPORTING:
+        from chatbind_cli.encoders.filter_bank import log_mel, samples_of, steps_of  # noqa: PLC0415
+        from chatbind_cli.media.audio import read_stretches  # noqa: PLC0415
+
+    rate, steps = config.audio_sample_rate, config.target_length
+    longest = samples_of(steps, rate)
+
+    def cut(total: int) -> list[tuple[int, int]]:
+        first, last = options.stretch(total / rate, source.name)
+        begin, end = int(first * rate), min(int(last * rate), total)
+        spare = max(steps_of(end - begin, rate) - steps, 0)
+        starts = [begin + n * (rate // 100) for n in (0, spare // 2, spare)]
+        return [(start, min(start + longest, end)) for start in starts]
+
+    windows = read_stretches(source, rate, cut, longest_s=longest / rate)
+    banks = [log_mel(window, config.num_mel_bins, rate) for window in windows]
+    repeated = [bank.repeat(1, -(-steps // bank.shape[1]))[:, :steps] for bank in banks]
+    return (torch.stack(repeated) - config.audio_mean) / (2 * config.audio_std)
+
+
+def _resized(pixels: torch.Tensor, config: VisionConfig) -> torch.Tensor:
+    """[1 or 3, height, width] in [0, 1] -> [3, size, size]; what overshoots stays."""
+    left, top, right, bottom = narrow_box(pixels.shape[2], pixels.shape[1])
+    pixels = pixels[:, top:bottom, left:right]
+    width, height = fit_size(pixels.shape[2], pixels.shape[1], config.image_size)
+    resized = functional.interpolate(
+        pixels[None], size=(height, width), mode="bicubic", align_corners=False
+    )
+    return standardised(centre(resized[0], config.image_size)).contiguous()
+
+
+_LOADERS = {
+    "image": _image,
+    "video": _video,
+    "audio": _audio,
+    "depth": _depth,
+    "thermal": _thermal,
+}

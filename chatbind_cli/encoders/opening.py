@@ -1,0 +1,81 @@
+"""Which encoder a path means. Imports nothing heavy until one is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chatbind_cli.encoders.languagebind.config import is_languagebind
+
+if TYPE_CHECKING:
+    import torch
+
+    from chatbind_cli.encoders.encoder import Encoder, Read
+
+# Where an encoder is looked for that nobody named: where `chatbind download` puts it, and where
+# the original scripts keep it. From the working folder.
+ENCODER_PLACES = (Path("checkpoints/imagebind"), Path(".checkpoints/imagebind_huge.pth"))
+
+DEFAULT_BATCH_SIZE = 16
+
+
+def usual_encoder() -> Path | None:
+    """Returns the first of the usual places where something is."""
+    return next((place for place in ENCODER_PLACES if place.exists()), None)
+
+
+def usual_reader() -> Read:
+    """How ImageBind, which the usual encoder is, reads media."""
+    from chatbind_cli.encoders.imagebind.preprocess import read  # noqa: PLC0415
+
+    return read
+
+
+def open_encoder(
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    attn_implementation: str = "auto",
+) -> Encoder:
+    """Returns the encoder in a file or folder; its towers are read when they are needed.
+
+    Args:
+        path: ImageBind's weights (`.pth` or `.safetensors`; Huge unless a config.json of an
+            encoder lies beside them), or a folder with weights and config.json; or a repository of
+            LanguageBind, or a folder with several of them, one a modality.
+        device: where to run.
+        dtype: what to convert the weights to; None: float32.
+        batch_size: clips that go through a tower at once; a CPU takes one recording at a time.
+        attn_implementation: `auto` and `sdpa` let PyTorch choose among its kernels; `eager` is
+            plain arithmetic; `flash_attention_2` and `flash_attention_3` mean PyTorch's own flash
+            kernel (an NVIDIA GPU, float16 or bfloat16), since encoders use no other library.
+
+    Raises:
+        WeightsError: the weights are not there, are broken, or do not fit the config.
+        CheckpointError: config.json cannot be read.
+        UsageError: there is no such attention here.
+    """
+    import torch  # noqa: PLC0415
+
+    kind = _kind(Path(path))
+    return kind(
+        Path(path),
+        device=torch.device(device),
+        dtype=dtype or torch.float32,
+        batch_size=batch_size,
+        attn_implementation=attn_implementation,
+    )
+
+
+def _kind(path: Path) -> Callable[..., Encoder]:
+    """What opens a path; ImageBind's also says what is wrong with one that is none."""
+    if is_languagebind(path):
+        from chatbind_cli.encoders.languagebind.encoder import LanguageBindEncoder  # noqa: PLC0415
+
+        return LanguageBindEncoder
+    from chatbind_cli.encoders.imagebind.encoder import ImageBindEncoder  # noqa: PLC0415
+
+    return ImageBindEncoder

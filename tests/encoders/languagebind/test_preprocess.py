@@ -1,0 +1,134 @@
+"""Media that the reference cannot read, and choices that it leaves to chance."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from chatbind_cli.encoders.encoder import load_media
+from chatbind_cli.encoders.languagebind.config import VisionConfig
+from chatbind_cli.encoders.languagebind.preprocess import Reader
+from chatbind_cli.encoders.pixels import CLIP_MEAN, CLIP_STD
+from chatbind_cli.errors import MediaError
+from chatbind_cli.media.options import MediaOptions
+
+CONFIGS = {
+    "image": VisionConfig(),
+    "thermal": VisionConfig(),
+    "depth": VisionConfig(),
+    "video": VisionConfig(num_frames=8),
+    "audio": VisionConfig(num_mel_bins=112, target_length=1036, audio_mean=-4.27, audio_std=4.57),
+}
+READ = Reader(CONFIGS)
+
+
+def read(data: bytes | Path, modality: str, **options: Any) -> torch.Tensor:
+    return load_media(READ, data, modality, MediaOptions(**options)).tensor
+
+
+def png(values: np.ndarray, mode: str | None = None) -> bytes:
+    buffer = io.BytesIO()
+    picture = Image.fromarray(values)
+    (picture.convert(mode) if mode else picture).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def plain(tensor: torch.Tensor) -> torch.Tensor:
+    """Without mean and deviation."""
+    return tensor * torch.tensor(CLIP_STD)[:, None, None] + torch.tensor(CLIP_MEAN)[:, None, None]
+
+
+@pytest.mark.parametrize("modality", ["image", "thermal"])
+def test_pictures_of_every_kind_are_read_as_rgb(modality: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (240, 300), dtype=np.uint8)
+    wanted = read(png(np.stack([noise] * 3, axis=2)), modality)
+    clear = np.full_like(noise, 99)
+    for data in (
+        png(noise),
+        png(np.stack([noise] * 3 + [clear], axis=2)),
+        png(noise, "P"),
+        png(noise.astype(np.uint16) * 257),
+    ):
+        assert torch.equal(read(data, modality), wanted)
+
+
+def test_pictures_are_turned_upright(tmp_path: Path) -> None:
+    values = np.random.default_rng(1).integers(0, 256, (240, 300, 3), dtype=np.uint8)
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    Image.fromarray(np.rot90(values)).save(tmp_path / "turned.png", exif=tags)
+    assert torch.equal(read(tmp_path / "turned.png", "image"), read(png(values), "image"))
+
+
+def test_a_strip_is_read_without_filling_the_memory() -> None:
+    strip = png(np.zeros((2, 60_000, 3), np.uint8))
+    assert read(strip, "image").shape == (3, 224, 224)
+
+
+def test_depth_is_a_share_of_the_largest_and_holes_are_near() -> None:
+    map_mm = np.full((224, 224), 2500, np.uint16)
+    map_mm[:112] = 0
+    values = plain(read(png(map_mm), "depth"))
+    assert torch.allclose(values[:, 200, 5], torch.tensor(0.25))
+    assert torch.allclose(values[:, 5, 5], torch.tensor(0.001), atol=1e-6)
+    far = plain(read(png(np.full((9, 9), 12_000, np.uint16)), "depth"))
+    assert torch.allclose(far, torch.tensor(1.0))
+    read_own = Reader({"depth": VisionConfig(max_depth=0)})
+    own = plain(load_media(read_own, png(map_mm), "depth").tensor)
+    assert torch.allclose(own[:, 200, 5], torch.tensor(1.0))
+
+
+def test_depth_of_other_units_becomes_metres_or_is_one_line() -> None:
+    disparity = np.full((9, 9), 10.0, np.float32)
+    buffer = io.BytesIO()
+    np.save(buffer, disparity)
+    options = {"depth_baseline_m": 0.1, "depth_focal_px": 500.0, "depth_unit": "disparity"}
+    assert torch.allclose(plain(read(buffer.getvalue(), "depth", **options)), torch.tensor(0.5))
+    with pytest.raises(MediaError, match="says no metres"):
+        read(buffer.getvalue(), "depth", depth_unit="relative")
+    with pytest.raises(MediaError, match="says nothing of its unit"):
+        read(png(np.full((9, 9), 10, np.uint8)), "depth")
+
+
+def test_an_array_of_heat_is_a_grey_picture() -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, np.full((9, 9), 0.5, np.float32))
+    assert torch.allclose(plain(read(buffer.getvalue(), "thermal")), torch.tensor(0.5))
+
+
+def test_frames_are_spread_over_the_film_or_a_stretch_of_it(film: Callable[..., bytes]) -> None:
+    data = film(frames=40, rate=10, gop=12)
+
+    def seen(**options: float) -> list[int]:
+        shown = plain(read(data, "video", **options).transpose(0, 1))[:, 0, 9, 9] * 255
+        return [round(float(grey) / 5) for grey in shown]
+
+    assert seen() == [0, 5, 11, 16, 22, 27, 33, 39]
+    assert seen(start=1.0, end=2.0) == [10, 11, 12, 13, 15, 16, 17, 19]
+    assert seen(start=3.95) == [39] * 8
+    with pytest.raises(MediaError, match="none after 7"):
+        seen(start=7.0)
+
+
+def test_a_short_sound_is_repeated_and_a_still_shorter_one_gets_silence(
+    sound: Callable[..., bytes],
+) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32)
+
+    def heard(samples: np.ndarray, **options: float) -> torch.Tensor:
+        return read(sound(codec="pcm_f32le", samples=samples, rate=16_000), "audio", **options)
+
+    found = heard(noise)  # 98 windows
+    assert found.shape == (3, 112, 1036)
+    assert torch.equal(found[0, :, 98:196], found[0, :, :98])
+    assert torch.equal(found[0], found[2])
+    assert heard(noise[:100]).isfinite().all()
+    later = heard(np.concatenate([np.zeros(8000, np.float32), noise]), start=0.5)
+    assert torch.allclose(later, found, atol=1e-4)
