@@ -70,6 +70,8 @@ class BatchedReplies:
                         hint="the same command takes what is done by then",
                     )
                 if self.held or not self._missing:
+                    # what is asked at once now is not to cost what those under way may
+                    self._judge.model.budget.spent_usd += self._batches.most_usd
                     return
                 await self._batches.order(self._affordable(ordered))
         finally:

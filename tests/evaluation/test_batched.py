@@ -336,6 +336,21 @@ def test_a_reply_is_on_the_bill_once(world: Path, server: BatchServer) -> None:
     assert "8.4600 USD" in done.stderr
 
 
+def test_what_batches_under_way_may_cost_is_not_spent_on_asking_again(
+    world: Path, server: BatchServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "_MOST_REQUESTS", 4)
+    server.answer = lambda request: "no idea"
+    more = ["--batch", "leave", "--max-tokens", 20, "--max-cost", 6]
+    assert review(world, server, *more).returncode == 75  # 0.6 USD may each of 8 cost
+    server.usage = lambda request: (1400, 10)
+    server.batches["batch_1"]["looks"] = -9
+    done = review(world, server, *more)
+    assert done.returncode == 1
+    assert "stopped before the cost limit of 6 USD" in done.stderr
+    assert not server.requests
+
+
 def test_a_plan_costs_half(world: Path, server: BatchServer) -> None:
     live, batch = (
         json.loads(review(world, server, *more, "--dry-run").stdout) for more in ([], ["--batch"])
