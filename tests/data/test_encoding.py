@@ -119,7 +119,7 @@ def test_giving_up_early_leaves_no_thread_behind(pictures: list[MediaItem]) -> N
     end = time.monotonic() + 10
     while threading.active_count() > before and time.monotonic() < end:
         time.sleep(0.01)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # others may end meanwhile
 
 
 def test_a_modality_without_a_tower_is_an_error_of_the_item(pictures: list[MediaItem]) -> None:

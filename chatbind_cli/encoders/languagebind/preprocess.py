@@ -7,7 +7,7 @@ windows are its start, its middle and its end. EXIF orientation is honoured.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,6 @@ from torch.nn import functional
 
 from chatbind_cli.encoders.languagebind.config import VisionConfig
 from chatbind_cli.encoders.pixels import (
-    as_numbers,
     centre,
     fit_size,
     narrow_box,
@@ -33,8 +32,8 @@ from chatbind_cli.media.source import MediaSource
 
 _NEAREST_M = 0.01
 
-_WORK = 20
-"""Bytes a pixel for three colours as float32, beside the picture that they come from."""
+_WORK = 10
+"""Bytes a pixel for one colour as float32, beside the picture that it comes from."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,8 @@ class Reader:
 def _image(source: MediaSource, options: MediaOptions, config: VisionConfig) -> torch.Tensor:
     """A picture: bicubic, the centre, CLIP's mean and deviation."""
     with open_rgb(source, options.max_pixels, work=_WORK) as whole:
-        return _resized(as_numbers(np.array(whole)), config)
+        colours = (np.array(whole.getchannel(n)) for n in range(3))
+        return _resized((torch.from_numpy(c).float().div_(255) for c in colours), config)
 
 
 def _depth(source: MediaSource, options: MediaOptions, config: VisionConfig) -> torch.Tensor:
@@ -73,9 +73,9 @@ def _depth(source: MediaSource, options: MediaOptions, config: VisionConfig) -> 
         if unit == "disparity":
             with np.errstate(divide="ignore", invalid="ignore"):
                 numbers = options.depth_baseline_m * options.depth_focal_px / numbers
-        metres = torch.from_numpy(numbers).float().nan_to_num(0.0, posinf=0.0)[None]
+        metres = torch.from_numpy(numbers).float().nan_to_num(0.0, posinf=0.0)
         most = config.max_depth or float(metres.max())
-        return _resized(metres.clamp(_NEAREST_M, most) / most, config)
+        return _resized([metres.clamp(_NEAREST_M, most) / most], config)
 
 
 def _thermal(source: MediaSource, options: MediaOptions, config: VisionConfig) -> torch.Tensor:
@@ -83,7 +83,7 @@ def _thermal(source: MediaSource, options: MediaOptions, config: VisionConfig) -
     if source.head(len(NPY_MAGIC)) != NPY_MAGIC:
         return _image(source, options, config)
     with open_heat(source, options) as heat:
-        return _resized(torch.from_numpy(heat)[None], config)
+        return _resized([torch.from_numpy(heat)], config)
 
 
 def _video(source: MediaSource, options: MediaOptions, config: VisionConfig) -> torch.Tensor:
@@ -129,15 +129,21 @@ def _audio(source: MediaSource, options: MediaOptions, config: VisionConfig) -> 
     return (torch.stack(repeated) - config.audio_mean) / (2 * config.audio_std)
 
 
-def _resized(pixels: torch.Tensor, config: VisionConfig) -> torch.Tensor:
-    """[1 or 3, height, width] in [0, 1] -> [3, size, size]; what overshoots stays."""
-    left, top, right, bottom = narrow_box(pixels.shape[2], pixels.shape[1])
-    pixels = pixels[:, top:bottom, left:right]
-    width, height = fit_size(pixels.shape[2], pixels.shape[1], config.image_size)
-    resized = functional.interpolate(
-        pixels[None], size=(height, width), mode="bicubic", align_corners=False
-    )
-    return standardised(centre(resized[0], config.image_size)).contiguous()
+def _resized(planes: Iterable[torch.Tensor], config: VisionConfig) -> torch.Tensor:
+    """Three colours or one plane, [height, width] in [0, 1] -> [3, size, size].
+
+    What overshoots stays.
+    """
+    done = []
+    for plane in planes:
+        left, top, right, bottom = narrow_box(plane.shape[1], plane.shape[0])
+        part = plane[None, None, top:bottom, left:right]
+        width, height = fit_size(right - left, bottom - top, config.image_size)
+        resized = functional.interpolate(
+            part, size=(height, width), mode="bicubic", align_corners=False
+        )
+        done.append(centre(resized[0, 0], config.image_size))
+    return standardised(torch.stack(done)).contiguous()
 
 
 _LOADERS = {

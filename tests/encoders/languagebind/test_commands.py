@@ -35,7 +35,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"from": "gpt", "value": "It is a dog."},
     ]
     records = [{"id": n, "image": f"{n}.png", "conversations": turns} for n in range(6)]
+    heard = [{**turns[0], "value": "What is this?\n<audio>"}, turns[1]]
+    records.append({"id": 6, "audio": "tone.wav", "conversations": heard})
     write_jsonl(folder / "captions.jsonl", records)
+    deep = [{**turns[0], "value": "What is this?\n<depth>"}, turns[1]]
+    records.append({"id": 7, "depth": "depth.png", "conversations": deep})
+    write_jsonl(folder / "more.jsonl", records)
     return folder
 
 
@@ -90,19 +95,27 @@ def test_labels_get_the_probabilities_of_the_modalitys_own_scale(run: Run, world
     assert [one["probability"] for one in record["labels"]] == pytest.approx(likely.tolist())
 
 
-def train(world: Path, *more: Any) -> Sequence[Any]:
-    return ("--data", "captions.jsonl", "--media-root", "media", "--max-steps", 2, *more)
+def train(*more: Any, data: str = "captions.jsonl") -> Sequence[Any]:
+    return ("-m", "llama", "--data", data, "--media-root", "media", "--max-steps", 2, *more)
 
 
-def test_it_trains_and_answers_about_what_training_has_not_seen(run: Run, world: Path) -> None:
+def test_media_that_it_does_not_know_are_found_before_training(run: Run, world: Path) -> None:
+    words = train("--encoder", "languagebind", "-o", "none", data="more.jsonl")
+    code, _, said = run("pretrain", *words)
+    assert code == 1
+    assert "depth.png: the encoder has no tower for depth, only for image, audio, text" in said
+    assert not (world / "none").exists()
+
+
+def test_it_trains_and_answers(run: Run, world: Path) -> None:
     how = ("--encoder", "languagebind", "--embedding-cache", "none")
-    code, _, said = run("pretrain", "-m", "llama", *train(world, *how), "-o", "one")
+    code, _, said = run("pretrain", *train(*how, "-o", "one"))
     assert code == 0, said
     assert "licence of the weights of languagebind: MIT" in said
     projector = ("--projector", "one/projector.safetensors")
     # a second run reads the first one's embeddings
     stored = ("--store", "one/embeddings")
-    code, _, said = run("finetune", "-m", "llama", *projector, *train(world, *stored), "-o", "two")
+    code, _, said = run("finetune", *train(*projector, *stored, "-o", "two"))
     assert code == 0, said
     encoder = open_encoder(world / "languagebind")
     config = json.loads((world / "two" / "config.json").read_text())

@@ -138,6 +138,7 @@ def test_an_embedding_does_not_depend_on_what_else_is_embedded(folder: Path) -> 
     assert torch.equal(together, alone)
     half = open_encoder(folder, dtype=torch.bfloat16).embed(media, normalize=False)
     assert torch.cosine_similarity(half, together).min() > 0.98
+    torch.testing.assert_close(half.norm(dim=1), together.norm(dim=1), rtol=1e-5, atol=0)
 
 
 def test_without_the_vocabulary_there_is_no_text_tower(folder: Path, tmp_path: Path) -> None:
