@@ -418,6 +418,7 @@ def test_answers_are_judged_alone_by_a_chat_model(world: Path, judge_server: Any
         "Rating: [[2]]" if "9." in request["messages"][1]["content"] else '{"score": 9}'
     )
     words = ["review", "-q", "q.jsonl", "--mode", "single", "--judge-url", judge_server.url]
+    words += ["--concurrency", "1"]  # the requests in the order of the questions
     words += ["--context", "ctx.jsonl", "-o", "r.jsonl", "--answer-list", "said.jsonl"]
     assert _chatbind(*words, cwd=world).returncode == 0
     assert len(judge_server.requests) == 4
