@@ -32,6 +32,14 @@ engine_option = in_group("Model")(
     "Encoder, projector and word embeddings stay here.",
 )
 
+batch_size_option = in_group("Compute")(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=16,
+    help="Questions that are answered together, at most; answers do not depend on it. With "
+    "--engine: 64 for each, unless given.",
+)
+
 
 def check_engine(choice: ModelChoice, settings: GenerationSettings) -> None:
     """Refuses what does not go with an engine, before anything is loaded.

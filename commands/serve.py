@@ -15,7 +15,7 @@ from chatbind_cli.serving.limits import Limits
 
 from . import _base
 from ._base import in_group
-from ._engine import check_engine, connected, in_flight
+from ._engine import batch_size_option, check_engine, connected, in_flight
 from ._inference import ModelChoice, generation_options, model_options
 from ._options import FOLDER, device_options
 from ._preprocessing import media_changes, media_options
@@ -97,13 +97,7 @@ _FETCH_S = 30.0  # for a medium behind an address
 )
 @generation_options
 @device_options
-@_compute(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    default=16,
-    help="Questions that are answered together, at most; answers do not depend on it. With "
-    "--engine: 64 for each, unless given.",
-)
+@batch_size_option
 @_compute("--num-workers", type=click.IntRange(min=1), default=2, help="Media decoded at a time.")
 def command(
     choice: ModelChoice,

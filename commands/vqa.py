@@ -18,7 +18,7 @@ from chatbind_cli.media.options import MediaOptions
 
 from . import _base
 from ._base import in_group
-from ._engine import check_engine, connected, in_flight
+from ._engine import batch_size_option, check_engine, connected, in_flight
 from ._hosted import answerer_options, check_answerer, show_plan
 from ._inference import ModelChoice, model_or_other_options, sampling_options
 from ._options import (
@@ -126,13 +126,7 @@ _BATCH = "openai-batch"
 )
 @sampling_options
 @device_options
-@_compute(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    default=16,
-    help="Questions that are answered together, at most; answers do not depend on it. With "
-    "--engine: 64 for each, unless given.",
-)
+@batch_size_option
 @_compute("--num-workers", type=click.IntRange(min=1), default=2, help="Threads that read media.")
 @crew_options
 def command(
