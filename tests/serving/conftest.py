@@ -147,7 +147,7 @@ def wait_until(true: Callable[[], bool], seconds: float = 20.0) -> None:
     raise AssertionError("it did not come true")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def running(answerer: Answerer) -> Iterator[Running]:
     """The server that most tests ask."""
     with serving(answerer) as server:
