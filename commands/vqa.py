@@ -158,13 +158,8 @@ def command(
     Unless the options say otherwise, media are read as the model's training read them.
     """
     shard = _chunk(num_chunks, chunk_idx, shard)
-    batch = input_format == _BATCH
+    batch = _is_batch(input_format, output_format, answerer)
     if answerer is not None:
-        if _BATCH in (input_format, output_format):
-            raise UsageError(f"--answerer goes without {_BATCH}")
-        _check_stdin(questions)
-        refuse_overlap(output, [questions, answerer.contexts, answerer.prices])
-        check_answerer(answerer, settings)
         files: dict[str, Any] = {"questions": questions, "shard": shard, "limit": limit}
         files |= {"output": output, "overwrite": overwrite}
         _from_contexts(answerer, settings, plan.dry_run, files, on_error)
@@ -178,12 +173,8 @@ def command(
         one_reader(*choice.words_on_line(), ("the questions", questions))
         _check_stdin(questions)
     check_engine(choice, settings)
-    if output_format == _BATCH and not batch:
-        raise UsageError(f"--output-format {_BATCH} goes with --input-format {_BATCH}")
-    if choices and batch:
-        raise UsageError(f"--choices goes without --input-format {_BATCH}")
     if choices:
-        _check_choices(choice, settings)
+        _check_choices(choice, settings, batch=batch)
     plan = choice.dispatch(plan)
     refuse_overlap(output, [questions, choice.projector])
     choice = choice.resolved() if reads else choice
@@ -224,6 +215,9 @@ def _from_contexts(
     on_error: str,
 ) -> None:
     """Has a hosted model answer, or says what that takes."""
+    _check_stdin(files["questions"])
+    refuse_overlap(files["output"], [files["questions"], answerer.contexts, answerer.prices])
+    check_answerer(answerer, settings)
     from chatbind_cli.inference import text_answerer  # noqa: PLC0415  brings openai
 
     if dry_run:
@@ -238,8 +232,19 @@ def _check_stdin(questions: str) -> None:
         raise UsageError("no questions", hint="name a file with --questions, or pipe records in")
 
 
-def _check_choices(choice: ModelChoice, settings: GenerationSettings) -> None:
+def _is_batch(input_format: str, output_format: str, answerer: AnswererSettings | None) -> bool:
+    """Whether questions and answers are lines of OpenAI's batch files."""
+    if answerer is not None and _BATCH in (input_format, output_format):
+        raise UsageError(f"--answerer goes without {_BATCH}")
+    if output_format == _BATCH and input_format != _BATCH:
+        raise UsageError(f"--output-format {_BATCH} goes with --input-format {_BATCH}")
+    return input_format == _BATCH
+
+
+def _check_choices(choice: ModelChoice, settings: GenerationSettings, *, batch: bool) -> None:
     """Refuses what does not go with `--choices`."""
+    if batch:
+        raise UsageError(f"--choices goes without --input-format {_BATCH}")
     if choice.engine:
         raise UsageError("--choices goes without --engine, which tells no likelihood of a text")
     if settings.samples > 1 or settings.logprobs:

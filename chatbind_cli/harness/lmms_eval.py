@@ -134,7 +134,7 @@ class ChatBind(lmms):
         raise NotImplementedError("chatbind generates: see `vqa --choices` for likelihoods")
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        """Not done."""
+        """Refused: each round would depend on the answer to the one before."""
         raise NotImplementedError("chatbind takes no tasks of several rounds")
 
     def clean(self) -> None:

@@ -99,7 +99,7 @@ class EventStream:
             try:
                 await attended(self._request, self._send_all(send), self._deadline)
             except ClientDisconnect:
-                pass
+                pass  # nobody is there to be told
             except Exception as error:
                 # one that reads nothing would not hear it
                 with suppress(TimeoutError):

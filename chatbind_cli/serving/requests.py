@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -100,12 +100,10 @@ class Bodies:
     async def _too_long(self, request: Request) -> RequestError:
         """Reads on for a while, since many clients hear a reply only when all is sent."""
         if request.headers.get("expect", "").lower() != "100-continue":
-            try:
+            with suppress(TimeoutError):  # then it hears of it in the middle
                 async with asyncio.timeout(_MOST_DRAINED_S):
                     while (await request.receive()).get("more_body", False):
                         pass
-            except TimeoutError:
-                pass
         most = self._limits.body_bytes >> 20
         return RequestError(
             f"the body is longer than {most} MiB",
