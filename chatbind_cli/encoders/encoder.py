@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from chatbind_cli.errors import MediaError, UsageError, contained
+from chatbind_cli.errors import MediaError, UsageError, WeightsError, contained
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.sniff import sniff
@@ -51,7 +51,7 @@ class Encoder(ABC):
     """A frozen encoder with its weights' identity. Made by `open_encoder`; not thread-safe.
 
     Args:
-        path: what its weights are known by: a file or a folder.
+        reference: what opens it again: an absolute path, or `hf:OWNER/NAME`, `timm:NAME`, ...
         name: for people.
         device: where the towers work.
         dtype: of the weights; embeddings come out in float32.
@@ -71,15 +71,15 @@ class Encoder(ABC):
 
     def __init__(
         self,
-        path: Path,
-        name: str,
         *,
+        reference: str,
+        name: str,
         device: torch.device,
         dtype: torch.dtype,
         batch_size: int,
         attn_implementation: str,
     ) -> None:
-        self.path = path
+        self.reference = reference
         self.name = name
         self.device = device
         self.dtype = dtype
@@ -106,9 +106,14 @@ class Encoder(ABC):
     def modalities(self) -> tuple[str, ...]:
         """What it can encode: image, video, ... and text, as far as there are towers."""
 
-    @abstractmethod
     def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
-        """The ids of texts, int64 [n, context]: what `embed` takes of the modality `text`."""
+        """The ids of texts, int64 [n, context]: what `embed` takes of the modality `text`.
+
+        Raises:
+            WeightsError: there is no text tower.
+            ChatBindError: the tokenizer is not installed.
+        """
+        raise self.lacks("text")
 
     @abstractmethod
     def tower(self, modality: str) -> torch.nn.Module:
@@ -125,6 +130,26 @@ class Encoder(ABC):
     def clips(self, item: Decoded) -> int:
         """How many pictures or clips one medium takes of a batch."""
         return 1
+
+    @property
+    def parts(self) -> tuple[Encoder, ...]:
+        """The encoders that it consists of: several side by side, or itself."""
+        return (self,)
+
+    def lacks(self, modality: str) -> WeightsError:
+        """The error of a modality that it has no tower for."""
+        known = ", ".join(self.modalities)
+        return WeightsError(f"has no tower for {modality}, only for {known}", where=self.reference)
+
+    def compare(self, embedding: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+        """How well texts fit a medium: logits of a softmax over them, [texts].
+
+        Args:
+            embedding: of the medium, [embedding_dim], as published.
+            texts: what `embed_texts` gave, [texts, embedding_dim].
+        """
+        medium = embedding if self.scale_of_media else F.normalize(embedding, dim=-1)
+        return texts @ medium
 
     @property
     def dtype_name(self) -> str:

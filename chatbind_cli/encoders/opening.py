@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chatbind_cli.encoders.languagebind.config import is_languagebind
 
@@ -33,7 +33,7 @@ def usual_reader() -> Read:
 
 
 def open_encoder(
-    path: str | Path,
+    reference: str | Path,
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
@@ -43,7 +43,7 @@ def open_encoder(
     """Returns the encoder in a file or folder; its towers are read when they are needed.
 
     Args:
-        path: ImageBind's weights (`.pth` or `.safetensors`; Huge unless a config.json of an
+        reference: ImageBind's weights (`.pth` or `.safetensors`; Huge unless a config.json of an
             encoder lies beside them), or a folder with weights and config.json; or a repository of
             LanguageBind, or a folder with several of them, one a modality.
         device: where to run.
@@ -60,14 +60,27 @@ def open_encoder(
     """
     import torch  # noqa: PLC0415
 
-    kind = _kind(Path(path))
-    return kind(
-        Path(path),
+    path = Path(reference)
+    return _kind(path)(
+        path,
+        reference=str(path.resolve()),
         device=torch.device(device),
         dtype=dtype or torch.float32,
         batch_size=batch_size,
         attn_implementation=attn_implementation,
     )
+
+
+def open_encoders(references: Sequence[str | Path], **how: Any) -> Encoder:
+    """Returns the encoder of a reference, or the several of more as one: see `SeveralEncoders`.
+
+    Raises:
+        ChatBindError: see `open_encoder`, which says what `how` may be.
+    """
+    from chatbind_cli.encoders.several import SeveralEncoders  # noqa: PLC0415
+
+    opened = [open_encoder(reference, **how) for reference in references]
+    return opened[0] if len(opened) == 1 else SeveralEncoders(opened)
 
 
 def _kind(path: Path) -> Callable[..., Encoder]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 
 from chatbind_cli.encoders.encoder import Encoder
 from chatbind_cli.errors import UsageError
@@ -36,9 +35,8 @@ class LabelScorer:
             raise UsageError(f"the prompt {prompt!r} has no {{label}} in it")
         self.labels = list(labels)
         texts = [prompt.replace("{label}", label) for label in labels]
-        # the scale is the inverse temperature of the softmax
+        self._encoder = encoder
         self._texts = encoder.embed_texts(texts)  # [labels, dim]
-        self._scaled_media = encoder.scale_of_media
 
     def score(self, embedding: torch.Tensor, top_k: int) -> list[dict[str, str | float]]:
         """Returns the `label` and `probability` of the likeliest labels, the first one first.
@@ -49,9 +47,7 @@ class LabelScorer:
             embedding: of one medium, [dim], as published.
             top_k: how many labels.
         """
-        if not self._scaled_media:
-            embedding = F.normalize(embedding, dim=-1)
-        probabilities = (self._texts @ embedding).softmax(dim=0)
+        probabilities = self._encoder.compare(embedding, self._texts).softmax(dim=0)
         best = probabilities.topk(min(top_k, len(self.labels)))
         return [
             {"label": self.labels[int(index)], "probability": float(probability)}

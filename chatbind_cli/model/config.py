@@ -144,8 +144,10 @@ class EncoderInfo:
         name: for people.
         sha256: of its weights file.
         embedding_dim: width of its embeddings.
-        path: where it lay when the model was made.
+        path: what opened it when the model was made, see `Encoder.reference`.
         dtype: the numbers in which it worked.
+        licence: of its weights.
+        parts: the encoders that it consists of, where they are several side by side; empty: one.
     """
 
     name: str
@@ -153,10 +155,20 @@ class EncoderInfo:
     embedding_dim: int
     path: str | None = None
     dtype: str | None = None
+    licence: str | None = None
+    parts: tuple[EncoderInfo, ...] = ()
+
+    @property
+    def widths(self) -> list[int]:
+        """Of the embeddings of each encoder; a projector has a part for each."""
+        return [part.embedding_dim for part in self.parts] or [self.embedding_dim]
 
     def as_record(self) -> dict[str, Any]:
-        """The same for a configuration, which says nothing of a dtype that is not known."""
-        return {k: v for k, v in asdict(self).items() if v is not None or k != "dtype"}
+        """The same for a configuration, which says nothing of what is not known or not there."""
+        said = asdict(self)
+        said["parts"] = [part.as_record() for part in self.parts]
+        unsaid = {k for k in ("dtype", "licence", "parts") if not said[k]}
+        return {k: v for k, v in said.items() if k not in unsaid}
 
 
 def encoder_of(trained: ProjectorInfo | ChatBindConfig) -> EncoderInfo:

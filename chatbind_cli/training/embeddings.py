@@ -80,7 +80,7 @@ def stored_embeddings(
                 f"was made by another encoder ({meta.encoder_name}) than --encoder names",
                 where=str(settings.store),
             )
-        path = str(encoder.path.resolve())
+        path = encoder.reference
     info = EncoderInfo(
         name=meta.encoder_name,
         sha256=meta.encoder_sha256,
@@ -97,7 +97,7 @@ def identity_of(encoder: Encoder) -> EncoderInfo:
         name=encoder.name,
         sha256=encoder.sha256,
         embedding_dim=encoder.embedding_dim,
-        path=str(encoder.path.resolve()),
+        path=encoder.reference,
         dtype=encoder.dtype_name,
     )
 

@@ -15,7 +15,6 @@ from chatbind_cli.encoders.imagebind.config import HUGE, TEXT_CONTEXT, TOWER_OF
 from chatbind_cli.encoders.imagebind.model import ImageBind
 from chatbind_cli.encoders.imagebind.preprocess import read
 from chatbind_cli.encoders.imagebind.weights import check_towers, find_encoder, load_tower
-from chatbind_cli.errors import WeightsError
 from chatbind_cli.files import sha256_file
 
 
@@ -42,9 +41,9 @@ class ImageBindEncoder(Encoder):
     def __init__(self, path: Path, **how: Any) -> None:
         weights, self.config = find_encoder(path)
         huge = self.config == HUGE
-        super().__init__(
-            weights, "imagebind_huge" if huge else weights.resolve().parent.name, **how
-        )
+        self.path = weights.resolve()
+        name = "imagebind_huge" if huge else self.path.parent.name
+        super().__init__(name=name, **how)
         self.licence = "CC BY-NC-SA 4.0" if huge else None
         self.towers = check_towers(weights, self.config)
         self.read = read
@@ -83,10 +82,7 @@ class ImageBindEncoder(Encoder):
         tower = TOWER_OF[modality]
         if tower not in self.loaded:
             if tower not in self.towers:
-                raise WeightsError(
-                    f"these weights have no {tower} tower, only {', '.join(self.towers)}",
-                    where=str(self.path),
-                )
+                raise self.lacks(modality)
             self.loaded[tower] = load_tower(
                 self.path, self.config, tower, device=self.device, dtype=self.dtype
             )

@@ -18,7 +18,6 @@ from chatbind_cli.encoders.encoder import Decoded, Encoder
 from chatbind_cli.encoders.languagebind.config import VOCABULARY, find_repositories
 from chatbind_cli.encoders.languagebind.preprocess import Reader
 from chatbind_cli.encoders.languagebind.weights import check_repository, load_tower
-from chatbind_cli.errors import WeightsError
 from chatbind_cli.files import sha256_file, sha256_text
 
 
@@ -46,8 +45,8 @@ class LanguageBindEncoder(Encoder):
 
     def __init__(self, path: Path, **how: Any) -> None:
         self.repositories = find_repositories(path)
-        folder = path if path.is_dir() else path.parent
-        super().__init__(folder, folder.resolve().name, **how)
+        folder = (path if path.is_dir() else path.parent).resolve()
+        super().__init__(name=folder.name, **how)
         for repository in self.repositories.values():
             check_repository(repository)
         self.read = Reader({kind: found.vision for kind, found in self.repositories.items()})
@@ -98,10 +97,7 @@ class LanguageBindEncoder(Encoder):
             text = modality == "text"
             repository = self._texts if text else self.repositories.get(modality)
             if repository is None:
-                raise WeightsError(
-                    f"these weights have no {modality} tower, only {', '.join(self.modalities)}",
-                    where=str(self.path),
-                )
+                raise self.lacks(modality)
             self.loaded[modality] = load_tower(
                 repository, text=text, device=self.device, dtype=self.dtype
             )
