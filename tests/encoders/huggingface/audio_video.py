@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    EmbeddingGemma2Config,
+    EmbeddingGemma2Model,
+    EmbeddingGemma2Processor,
+    EmbeddingGemma2VideoProcessor,
+    Gemma4AudioFeatureExtractor,
+    Gemma4ImageProcessor,
     PeAudioFeatureExtractor,
     PeAudioVideoConfig,
     PeAudioVideoModel,
@@ -19,11 +28,14 @@ from transformers import (
     TimmWrapperConfig,
 )
 
+from chatbind_cli.media.source import open_source
+from chatbind_cli.media.video import read_frames
 from chatbind_cli.model.pretrained import quiet_transformers
 
 E = TypeVar("E")
 
 SIDE, HOP, RATE = 32, 32, 8000
+PROMPTS = {"Classification": "task: classification | query: "}
 
 _WORDS = (
     "a",
@@ -57,6 +69,24 @@ def opened(kind: Callable[..., E], folder: Path) -> E:
         batch_size=16,
         attn_implementation="auto",
     )
+
+
+def close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
+    """Whether rows are equal to 1e-5 of the largest number."""
+    return bool((found - wanted).abs().max() <= 1e-5 * wanted.abs().max())
+
+
+def frames_of(data: bytes) -> np.ndarray:
+    """All frames of a film, as the library reads them."""
+    source = open_source(data)
+    everything = read_frames(source, lambda at, end: range(len(at)), np.array, max_pixels=10**6)
+    return np.stack(everything)
+
+
+def noise(seed: int, size: tuple[int, int]) -> np.ndarray:
+    """A picture [height, width, 3] of two by two colours that run into each other."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (2, 2, 3), np.uint8)
+    return np.array(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC))
 
 
 def save_pe_audio_video(folder: Path, frames: int | None = 4, **config: Any) -> PeAudioVideoModel:
@@ -109,6 +139,49 @@ def save_pe_audio_video(folder: Path, frames: int | None = 4, **config: Any) -> 
         ),
         tokenizer=tokenizer,
     ).save_pretrained(folder)
+    return model
+
+
+def save_embedding_gemma2(
+    folder: Path, *, vision: bool = True, audio: bool = True
+) -> EmbeddingGemma2Model:
+    """Saves EmbeddingGemma 2 with random weights; returns the model."""
+    special = {
+        "boi_token": "<|image>",
+        "eoi_token": "<image|>",
+        "image_token": "<|image|>",
+        "boa_token": "<|audio>",
+        "eoa_token": "<audio|>",
+        "audio_token": "<|audio|>",
+        "video_token": "<|video|>",
+    }
+    tokenizer = _tokenizer("<pad>", "<bos>", "<eos>", "<unk>", **special)
+    ids = tokenizer.convert_tokens_to_ids
+    sizes = {**_SIZES, "num_hidden_layers": 1, "num_key_value_heads": 2}
+    pictures = {**sizes, "patch_size": 2, "pooling_kernel_size": 3, "position_embedding_size": 256}
+    text = {**sizes, "num_hidden_layers": 2, "global_head_dim": 8, "sliding_window_pattern": 2}
+    text |= {"sliding_window": 4, "hidden_size_per_layer_input": 4, "embedding_dim": 12}
+    sounds = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sounds |= {"output_proj_dims": 12, "subsampling_conv_channels": [8, 4], "conv_kernel_size": 3}
+    config = EmbeddingGemma2Config(
+        text_config={**text, "vocab_size": len(tokenizer), "max_position_embeddings": 4096},
+        vision_config={"model_type": "gemma4_vision", **pictures} if vision else None,
+        audio_config={"model_type": "gemma4_audio", **sounds} if audio else None,
+        **{
+            f"{name}{'_index' if name == 'eoa_token' else '_id'}": ids(word)
+            for name, word in special.items()
+        },
+    )
+    model = EmbeddingGemma2Model(config)
+    _save(model, folder)
+    budget = {"patch_size": 2, "max_soft_tokens": 70}
+    EmbeddingGemma2Processor(
+        feature_extractor=Gemma4AudioFeatureExtractor(feature_size=8),
+        image_processor=Gemma4ImageProcessor(**budget),
+        tokenizer=tokenizer,
+        video_processor=EmbeddingGemma2VideoProcessor(**budget),
+    ).save_pretrained(folder)
+    (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": PROMPTS}))
     return model
 
 

@@ -17,8 +17,16 @@ from chatbind_cli.encoders.huggingface.pe_audio_video import PeAudioVideoEncoder
 from chatbind_cli.errors import ChatBindError
 from chatbind_cli.media.audio import read_stretches
 from chatbind_cli.media.source import open_source
-from chatbind_cli.media.video import read_frames
-from tests.encoders.huggingface.audio_video import HOP, RATE, SIDE, opened, save_pe_audio_video
+from tests.encoders.huggingface.audio_video import (
+    HOP,
+    RATE,
+    SIDE,
+    close,
+    frames_of,
+    noise,
+    opened,
+    save_pe_audio_video,
+)
 from tests.recordings import Film, Sound
 
 Repository = tuple[Path, PeAudioVideoModel]
@@ -41,10 +49,6 @@ def encoder(repository: Repository) -> Encoder:
     return opened(PeAudioVideoEncoder, repository[0])
 
 
-def close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
-    return bool((found - wanted).abs().max() <= 1e-5 * wanted.abs().max())
-
-
 def own_films(model: PeAudioVideoModel, folder: Path, film: np.ndarray) -> torch.Tensor:
     """The embedding of a film, [frames, height, width, 3], which the model gives beside sound."""
     processor = AutoProcessor.from_pretrained(folder).video_processor
@@ -53,13 +57,6 @@ def own_films(model: PeAudioVideoModel, folder: Path, film: np.ndarray) -> torch
         found = model(input_values=torch.zeros(1, 1, HOP), pixel_values_videos=pixels)
     rows: torch.Tensor = found.video_embeds
     return rows
-
-
-def frames_of(data: bytes) -> np.ndarray:
-    """All frames of a film, as the library reads them."""
-    source = open_source(data)
-    everything = read_frames(source, lambda at, end: range(len(at)), np.array, max_pixels=10**6)
-    return np.stack(everything)
 
 
 @pytest.mark.parametrize(
@@ -96,11 +93,6 @@ def test_films_have_the_models_own_embeddings(
     assert len(medium.tensor) == (frames or count)
     wanted = own_films(model, folder, frames_of(data))
     assert close(encoder.embed([medium], normalize=False), wanted)
-
-
-def noise(seed: int, size: tuple[int, int]) -> np.ndarray:
-    coarse = np.random.default_rng(seed).integers(0, 256, (2, 2, 3), np.uint8)
-    return np.array(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC))
 
 
 @pytest.mark.parametrize("frames", [None, 4])
