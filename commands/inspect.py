@@ -17,7 +17,7 @@ from chatbind_cli.pictures import check_picture
 
 from . import _base
 from ._base import in_group
-from ._options import FILE, NEW_FILE, media_root_options
+from ._options import FILE, NEW_FILE, encoder_option, media_root_options
 from ._training_options import model_options
 
 if TYPE_CHECKING:
@@ -39,6 +39,10 @@ _BAR = 40
         "chatbind inspect train/instructions.json -m llama --media-root media",
         "chatbind inspect train/captions.json -m llama --json | tail -n 1",
         "chatbind inspect --pairs eval/pairs.jsonl --encoder imagebind --media-root media",
+    ],
+    elsewhere=[
+        "chatbind inspect --pairs pairs.jsonl --encoder checkpoints/imagebind --encoder "
+        "hf:google/embeddinggemma-2 --plot pairs.svg",
     ],
 )
 @click.argument("data", metavar="[DATA]", required=False, type=FILE)
@@ -76,13 +80,7 @@ _BAR = 40
     help="In place of DATA: records that name two media of the same thing, such as "
     '{"image": "dog.jpg", "audio": "bark.wav"}; those of one `class` count as the same.',
 )
-@_pairs(
-    "--encoder",
-    "encoders",
-    multiple=True,
-    metavar="PATH",
-    help="As that of `chatbind encode`; of several, each is measured by itself, side by side.",
-)
+@encoder_option("Pairs of media", "Measured.", repeated="each by itself, side by side")
 @_pairs(
     "--plot",
     metavar="FILE",
@@ -93,7 +91,7 @@ _BAR = 40
 @_output("--show", type=click.IntRange(min=0), default=3, help="Samples that are shown whole.")
 @_output("--json", "as_json", is_flag=True, help="Records, on a terminal too.")
 def command(data: Path | None, pairs: Path | None, as_json: bool, **asked: Any) -> None:
-    """Show training data as a model will see them, or how well an encoder's senses agree.
+    """Show training data as a model will see them, or how well encoders' senses agree.
 
     Of DATA: a few samples, their trained words in green; lengths; how much of a batch is the
     prefix that all samples share, or padding (as drawn, grouped by length, packed in rows); what is
