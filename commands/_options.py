@@ -34,6 +34,7 @@ STREAM = click.Path(dir_okay=False, allow_dash=True)
 
 _output, _compute = in_group("Output"), in_group("Compute")
 _media, _dispatch = in_group("Media"), in_group("Dispatch")
+_SHARED = "each medium goes to the first that knows its modality"
 
 
 def stack(*decorators: Callable[[Any], Any]) -> Callable[[F], F]:
@@ -183,15 +184,9 @@ class _EncoderOption(GroupedOption):
 
 
 def encoder_option(
-    group: str,
-    help_text: str,
-    repeated: str = "each medium goes to the first that knows its modality",
-    **how: Any,
+    group: str, help_text: str, several: str = _SHARED, **how: Any
 ) -> Callable[[F], F]:
-    """`--encoder`, repeatable: the argument `encoders`, paths and references in their order.
-
-    `help_text` says what for, the rest of the help what may be given, and what several are for.
-    """
+    """`--encoder`, repeatable: the argument `encoders`, paths and references in their order."""
     return in_group(group, _EncoderOption)(
         "--encoder",
         "encoders",
@@ -199,7 +194,7 @@ def encoder_option(
         metavar="PATH|SCHEME:NAME",
         type=_Encoder(exists=True),
         help=f"{help_text} Weights of ImageBind, a folder of LanguageBind's or of a Hugging Face "
-        f"encoder, hf:OWNER/NAME, timm:NAME. Repeat: {repeated}.",
+        f"encoder, hf:OWNER/NAME, timm:NAME. Repeat: {several}.",
         **how,
     )
 

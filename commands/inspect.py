@@ -80,7 +80,7 @@ _BAR = 40
     help="In place of DATA: records that name two media of the same thing, such as "
     '{"image": "dog.jpg", "audio": "bark.wav"}; those of one `class` count as the same.',
 )
-@encoder_option("Pairs of media", "Measured.", repeated="each by itself, side by side")
+@encoder_option("Pairs of media", "Measured.", several="each by itself, side by side")
 @_pairs(
     "--plot",
     metavar="FILE",
@@ -197,7 +197,7 @@ def _show_figures(figures: Record) -> None:
 
 
 def _inspect_pairs(path: Path, as_json: bool, asked: dict[str, Any]) -> int:
-    """Tells how well an encoder's senses agree; returns how many media cannot be used."""
+    """Tells how well encoders' senses agree; returns how many media cannot be used."""
     from chatbind_cli.data.encoding import EncodingOptions  # noqa: PLC0415
     from chatbind_cli.data.pairs import compare_encoders, plot_retrieval, read_pairs  # noqa: PLC0415
     from chatbind_cli.device import resolve_device  # noqa: PLC0415
