@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,9 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from chatbind_cli.console import note
 from chatbind_cli.errors import MediaError, UsageError, WeightsError, contained
 from chatbind_cli.media.modality import MODALITIES
-from chatbind_cli.media.options import MediaOptions
+from chatbind_cli.media.options import FIELDS, MediaOptions
 from chatbind_cli.media.sniff import sniff
 from chatbind_cli.media.source import MediaSource, open_source, shown
 
@@ -130,6 +131,30 @@ class Encoder(ABC):
     def clips(self, item: Decoded) -> int:
         """How many pictures or clips one medium takes of a batch."""
         return 1
+
+    def heeds(self, modality: str, options: MediaOptions) -> Collection[str]:
+        """The fields of `MediaOptions` that decide what `read` makes of a modality.
+
+        Every kind that looks at fewer than there are says so here; the limits are none of them.
+
+        Args:
+            modality: any, also one that there is no tower for.
+            options: where it depends on others whether one decides.
+        """
+        return FIELDS[modality]
+
+    def heeded(self, options: MediaOptions) -> MediaOptions:
+        """The options with those that decide nothing here at their defaults, told in a note.
+
+        What names or hashes options (stores, caches, models) must have these: two that make the
+        same tensors are then the same.
+        """
+        kept = options.only({name for m in MODALITIES for name in self.heeds(m, options)})
+        idle = [n for n, value in asdict(options).items() if value != getattr(kept, n)]
+        if idle:
+            named = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
+            note(f"{self.name} takes no notice of {named}")
+        return kept
 
     @property
     def parts(self) -> tuple[Encoder, ...]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatbind_cli.encoders.languagebind.config import is_languagebind
+from chatbind_cli.encoders.reference import absolute, open_installed, split_reference
 
 if TYPE_CHECKING:
     import torch
@@ -40,12 +42,14 @@ def open_encoder(
     batch_size: int = DEFAULT_BATCH_SIZE,
     attn_implementation: str = "auto",
 ) -> Encoder:
-    """Returns the encoder in a file or folder; its towers are read when they are needed.
+    """Returns the encoder of a reference; its towers are read when they are needed.
 
     Args:
         reference: ImageBind's weights (`.pth` or `.safetensors`; Huge unless a config.json of an
             encoder lies beside them), or a folder with weights and config.json; or a repository of
-            LanguageBind, or a folder with several of them, one a modality.
+            LanguageBind, or a folder with several of them, one a modality; `hf:OWNER/NAME[@REV]`: a
+            hub repository, see `encoder_folder`; `NAME:REST`: an encoder of another package, see
+            `open_installed`.
         device: where to run.
         dtype: what to convert the weights to; None: float32.
         batch_size: clips that go through a tower at once; a CPU takes one recording at a time.
@@ -56,14 +60,16 @@ def open_encoder(
     Raises:
         WeightsError: the weights are not there, are broken, or do not fit the config.
         CheckpointError: config.json cannot be read.
-        UsageError: there is no such attention here.
+        UsageError: there is no such attention here, or the reference is none.
+        DownloadError: a repository cannot be had.
+        ChatBindError: the other package's code cannot be used.
     """
     import torch  # noqa: PLC0415
 
-    path = Path(reference)
-    return _kind(path)(
-        path,
-        reference=str(path.resolve()),
+    kind, place, lasting = _find(reference)
+    return kind(
+        place,
+        reference=lasting,
         device=torch.device(device),
         dtype=dtype or torch.float32,
         batch_size=batch_size,
@@ -81,6 +87,21 @@ def open_encoders(references: Sequence[str | Path], **how: Any) -> Encoder:
 
     opened = [open_encoder(reference, **how) for reference in references]
     return opened[0] if len(opened) == 1 else SeveralEncoders(opened)
+
+
+def _find(reference: str | Path) -> tuple[Callable[..., Encoder], Path | str, str]:
+    """What opens a reference, what it is given, and the reference for any working folder."""
+    scheme, rest = split_reference(reference)
+    if not scheme:
+        path = Path(rest)
+        return _kind(path), path, str(path.resolve())
+    if scheme == "hf":
+        from chatbind_cli.download.encoder_folder import encoder_folder  # noqa: PLC0415
+
+        path = encoder_folder(str(reference))
+        return _kind(path), path, str(reference)
+    rest = absolute(rest)
+    return partial(open_installed, scheme), rest, f"{scheme}:{rest}"
 
 
 def _kind(path: Path) -> Callable[..., Encoder]:

@@ -12,9 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from chatbind_cli.encoders.encoder import Decoded, Encoder
+from chatbind_cli.encoders.imagebind.encoder import ImageBindEncoder
 from chatbind_cli.encoders.languagebind.encoder import LanguageBindEncoder
 from chatbind_cli.encoders.opening import open_encoder
 from chatbind_cli.errors import WeightsError
+from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.source import MediaSource
 from tests.encoders.languagebind.repositories import DIM, save_repository
 
@@ -149,6 +151,21 @@ def test_without_the_vocabulary_there_is_no_text_tower(folder: Path, tmp_path: P
     assert encoder.modalities == ("image", "audio", "text")
     with pytest.raises(WeightsError, match="no tower for text"):
         open_encoder(small).tower("text")
+
+
+def test_options_without_effect_are_said_and_do_not_tell_stores_apart(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder = open_encoder(folder)
+    asked = MediaOptions(clip_seconds=3.0, fps=1.0, start=2.0, depth_focal_px=600.0, max_pixels=9)
+    assert encoder.heeded(asked) == MediaOptions(start=2.0, max_pixels=9)
+    assert capsys.readouterr().err == (
+        "chatbind: languagebind takes no notice of --clip-seconds, --fps, --depth-focal-px\n"
+    )
+    sensor = MediaOptions(depth_unit="disparity", depth_focal_px=600.0)
+    assert encoder.heeded(sensor) == sensor
+    assert ImageBindEncoder.heeds is Encoder.heeds  # every one of them, see FIELDS
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
