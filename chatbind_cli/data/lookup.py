@@ -121,8 +121,8 @@ class SeveralEmbeddings(Embeddings):
     def find(self, medium: Medium) -> torch.Tensor | None:
         """The embedding by the first encoder that knows such media."""
         number = self._number(medium, 0)
-        row = None if number is None else self.parts[number].find(medium)
-        return row if row is None or number is None else widen(row, self._widths, number)
+        row = self.parts[number].find(medium)
+        return row if row is None else widen(row, self._widths, number)
 
     def missing(self, media: Media) -> list[Medium]:
         """Those that an encoder knows and has no embedding of."""
@@ -139,15 +139,12 @@ class SeveralEmbeddings(Embeddings):
             rows = part.rows([wanted[i] for i in at])
             if rows is not None:
                 made[at] = widen(rows, self._widths, number)
-        for medium, number in zip(wanted, numbers, strict=True):
-            if number is None:
-                raise StoreError(f"has no embedding of the {medium.modality} {medium.name}")
         return made if wanted else None
 
-    def _number(self, medium: Medium, view: int) -> int | None:
+    def _number(self, medium: Medium, view: int) -> int:
         """The encoder that a medium goes to: that of the view, else the first that knows it."""
         order = [view, *range(len(self.parts))]
-        return next((n for n in order if medium.modality in self.parts[n].known), None)
+        return next((n for n in order if medium.modality in self.parts[n].known), view)
 
 
 def side_by_side(parts: Sequence[Embeddings], widths: Sequence[int]) -> Embeddings:

@@ -158,9 +158,9 @@ def stored_embeddings(
                 name=meta.encoder_name,
                 sha256=meta.encoder_sha256,
                 embedding_dim=meta.dim,
-                path=encoder and encoder.reference,
+                path=encoder.reference if encoder else None,
                 dtype=meta.encoder_dtype,
-                licence=encoder and encoder.licence,
+                licence=encoder.licence if encoder else None,
             )
         )
     info = joined(infos)

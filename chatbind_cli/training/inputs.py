@@ -222,9 +222,6 @@ def _check_files(settings: TrainingSettings) -> None:
     given = (*paths, settings.eval_data, settings.model, settings.projector)
     encoders = [Path(one) for one in settings.encoders if not is_reference(one)]
     refuse_overlap(settings.output, [*given, *encoders, *settings.stores])
-    for encoder in encoders:
-        if not encoder.exists():
-            raise WeightsError("no such encoder", where=str(encoder))
     if settings.plot is not None:
         check_picture(settings.plot, "--plot")
     if not (settings.model / "config.json").is_file():

@@ -77,26 +77,28 @@ def losses(world: World, model: Path, stores: Path) -> list[float]:
 
 
 def test_either_encoder_s_projector_learns_of_pictures(world, second, here, tmp_path) -> None:
-    rate = ("--learning-rate", "0.02", "--freeze-backbone", "--embedding-noise", "0.1")
+    # nothing trains but the projector
+    how = ("--freeze-backbone", "--mm-use-im-start-end", "no", "--learning-rate", "0.1")
     start, out = tmp_path / "start", tmp_path / "out"
-    assert here("finetune", *both(world, second, start, *rate, "--max-steps", "0")).code == 0
-    done = here("finetune", *both(world, second, out, *rate, "--num-train-epochs", "5"))
+    assert here("finetune", *both(world, second, start, *how, "--max-steps", "0")).code == 0
+    done = here("finetune", *both(world, second, out, *how, "--num-train-epochs", "2"))
     assert done.code == 0, done.stderr
     # 13 of 16 conversations have a picture
     assert "with each of 2 encoders that knows its media: an epoch has 29 samples" in done.stderr
-    assert done.records[-1]["steps"] == 5 * 15
+    assert done.records[-1]["steps"] == 2 * 15
     config = load_chatbind(out).config
     assert config.embedding_dim == DIM + WIDTH
     assert [part["name"] for part in config.encoder["parts"]] == ["imagebind", "other"]
     stores = out / "embeddings"
     before, after = losses(world, start, stores), losses(world, out, stores)
     for old, new in zip(before, after, strict=True):
-        assert new < 0.95 * old
+        assert new < old
 
 
 def test_a_run_with_two_encoders_goes_on_bit_for_bit(world, second, here, tmp_path) -> None:
     out = tmp_path / "out"
     words = both(world, second, out, "--learning-rate", "0.01", "--save-steps", "4")
+    words += ["--save-total-limit", "2"]
     assert here("pretrain", *words).code == 0
     first = sha256(out)
     unfinish(out)
@@ -127,9 +129,7 @@ def test_a_run_with_two_encoders_goes_on_bit_for_bit(world, second, here, tmp_pa
     assert "was made by another encoder (imagebind) than --encoder names" in refused.stderr
 
 
-def test_encoders_that_cannot_be_used_together_are_one_line(
-    world, second, here, tmp_path
-) -> None:
+def test_encoders_that_cannot_be_used_together_are_one_line(world, second, here, tmp_path) -> None:
     out = tmp_path / "out"
     copy = shutil.copytree(second, tmp_path / "copy")
     sound = another(tmp_path / "ears", ["audio"])
@@ -157,7 +157,7 @@ def test_what_no_encoder_knows_is_told_before_anything_heavy(world, here, tmp_pa
     assert refused.stderr.splitlines()[-1] == (
         "chatbind: error: the data have 8 media of image, which no encoder knows: eyes knows "
         "audio; add an encoder that does (--encoder), or leave them out with --on-error skip"
-    ) or refused.stderr
+    )
     assert not out.exists()
     skipped = here("pretrain", *words, "--on-error", "skip")
     assert skipped.code == 0, skipped.stderr
