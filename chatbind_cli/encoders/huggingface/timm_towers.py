@@ -154,6 +154,10 @@ class TimmTowers(HuggingFaceEncoder):
         """Pictures."""
         return ("image",)
 
+    def heeds(self, modality: str, options: MediaOptions) -> tuple[str, ...]:
+        """Nothing decides how a picture is read."""
+        return ()
+
     def load_tower(self, modality: str) -> nn.Module:
         """The model with its weights, as timm takes them over."""
         with one_line("cannot be opened", self.folder), _what_misses() as missing:
