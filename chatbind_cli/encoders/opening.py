@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatbind_cli.encoders.languagebind.config import is_languagebind
 from chatbind_cli.encoders.reference import absolute, open_installed, split_reference
+from chatbind_cli.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 # Where an encoder is looked for that nobody named: where `chatbind download` puts it, and where
 # the original scripts keep it. From the working folder.
 ENCODER_PLACES = (Path("checkpoints/imagebind"), Path(".checkpoints/imagebind_huge.pth"))
+
+MOST_ENCODERS = 8
+"""Side by side."""
 
 DEFAULT_BATCH_SIZE = 16
 
@@ -81,10 +85,13 @@ def open_encoders(references: Sequence[str | Path], **how: Any) -> Encoder:
     """Returns the encoder of a reference, or the several of more as one: see `SeveralEncoders`.
 
     Raises:
+        UsageError: there are too many.
         ChatBindError: see `open_encoder`, which says what `how` may be.
     """
     from chatbind_cli.encoders.several import SeveralEncoders  # noqa: PLC0415
 
+    if len(references) > MOST_ENCODERS:
+        raise UsageError(f"{len(references)} encoders are more than {MOST_ENCODERS}")
     opened = [open_encoder(reference, **how) for reference in references]
     return opened[0] if len(opened) == 1 else SeveralEncoders(opened)
 
