@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.encoders.languagebind.config import is_languagebind
 from chatbind_cli.encoders.reference import absolute, open_installed, split_reference
-from chatbind_cli.errors import UsageError
+from chatbind_cli.errors import ChatBindError, CheckpointError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -20,10 +22,13 @@ if TYPE_CHECKING:
 # the original scripts keep it. From the working folder.
 ENCODER_PLACES = (Path("checkpoints/imagebind"), Path(".checkpoints/imagebind_huge.pth"))
 
-MOST_ENCODERS = 8
-"""Side by side."""
-
 DEFAULT_BATCH_SIZE = 16
+
+_MODEL_TYPES = {
+    "pe_audio_video": ("pe_audio_video", "PeAudioVideoEncoder"),
+    "embedding_gemma2": ("embedding_gemma2", "EmbeddingGemma2Encoder"),
+}
+"""Files and classes of the Hugging Face kinds that know more than pictures, by model_type."""
 
 
 def usual_encoder() -> Path | None:
@@ -89,6 +94,7 @@ def open_encoders(references: Sequence[str | Path], **how: Any) -> Encoder:
         ChatBindError: see `open_encoder`, which says what `how` may be.
     """
     from chatbind_cli.encoders.several import SeveralEncoders  # noqa: PLC0415
+    from chatbind_cli.model.config import MOST_ENCODERS  # noqa: PLC0415
 
     if len(references) > MOST_ENCODERS:
         raise UsageError(f"{len(references)} encoders are more than {MOST_ENCODERS}")
@@ -117,6 +123,35 @@ def _kind(path: Path) -> Callable[..., Encoder]:
         from chatbind_cli.encoders.languagebind.encoder import LanguageBindEncoder  # noqa: PLC0415
 
         return LanguageBindEncoder
+    kind = _model_type(path)
+    if kind is not None:
+        file, name = _MODEL_TYPES.get(kind, ("image_towers", "ImageTowers"))
+        module = import_module(f"chatbind_cli.encoders.huggingface.{file}")
+        found: Callable[..., Encoder] = getattr(module, name)
+        return found
     from chatbind_cli.encoders.imagebind.encoder import ImageBindEncoder  # noqa: PLC0415
 
     return ImageBindEncoder
+
+
+def _model_type(path: Path) -> str | None:
+    """What the config.json of a path's folder calls a model of transformers; None: it has none."""
+    folder = path if path.is_dir() else path.parent
+    try:
+        config = read_json(folder / "config.json", missing_ok=True)
+    except CheckpointError:
+        return None
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or "vision_embed_dim" in config or _holds_imagebind(path):
+        return None
+    return kind
+
+
+def _holds_imagebind(path: Path) -> bool:
+    """Whether weights are ImageBind's: mirrors of them have other libraries' configs beside."""
+    from chatbind_cli.checkpoints.checkpoint import open_checkpoint  # noqa: PLC0415
+
+    try:
+        return any(name.startswith("modality_") for name in open_checkpoint(path).tensors)
+    except ChatBindError:
+        return False  # whoever reads them says what is wrong

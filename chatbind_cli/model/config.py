@@ -15,7 +15,6 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from chatbind_cli.checkpoints.json_file import read_json
-from chatbind_cli.encoders.opening import MOST_ENCODERS
 from chatbind_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -26,6 +25,9 @@ MODEL_TYPE = "chatbind"
 PROJECTOR_TYPES = ("linear", "mlp2x_gelu")
 PROJECTOR_LAYOUTS = ("split", "repeat")
 STAGES = ("pretrain", "finetune", "published")
+
+MOST_ENCODERS = 8
+"""Side by side in one model: what says more is broken."""
 
 # What a config.json may say; all of it reaches arithmetic, slices or calls.
 _KINDS: dict[tuple[type, ...], tuple[str, ...]] = {
