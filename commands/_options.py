@@ -182,10 +182,16 @@ class _EncoderOption(GroupedOption):
         return os.environ.get(f"{ctx.auto_envvar_prefix}_ENCODER") or None
 
 
-def encoder_option(group: str, help_text: str, **how: Any) -> Callable[[F], F]:
+def encoder_option(
+    group: str,
+    help_text: str,
+    *,
+    repeated: str = "each medium goes to the first that knows its modality.",
+    **how: Any,
+) -> Callable[[F], F]:
     """`--encoder`, repeatable: the argument `encoders`, paths and references in their order.
 
-    `help_text` says what for, the rest of the help what may be given.
+    `help_text` says what for, `repeated` what several do, the rest of the help what may be given.
     """
     return in_group(group, _EncoderOption)(
         "--encoder",
@@ -194,8 +200,7 @@ def encoder_option(group: str, help_text: str, **how: Any) -> Callable[[F], F]:
         metavar="PATH|SCHEME:NAME",
         type=_Encoder(exists=True),
         help=f"{help_text} Weights of ImageBind, a folder of LanguageBind's or of a Hugging Face "
-        "encoder, hf:OWNER/NAME, timm:NAME. Repeat: each medium goes to the first that knows its "
-        "modality.",
+        f"encoder, hf:OWNER/NAME, timm:NAME. Repeat: {repeated}",
         **how,
     )
 
