@@ -183,16 +183,9 @@ class _EncoderOption(GroupedOption):
 
 
 def encoder_option(
-    group: str,
-    help_text: str,
-    *,
-    repeated: str = "each medium goes to the first that knows its modality.",
-    **how: Any,
+    group: str, help_text: str, several: str = "media go to the first that knows them", **how: Any
 ) -> Callable[[F], F]:
-    """`--encoder`, repeatable: the argument `encoders`, paths and references in their order.
-
-    `help_text` says what for, `repeated` what several do, the rest of the help what may be given.
-    """
+    """`--encoder`, repeatable: the argument `encoders`, paths and references in their order."""
     return in_group(group, _EncoderOption)(
         "--encoder",
         "encoders",
@@ -200,7 +193,7 @@ def encoder_option(
         metavar="PATH|SCHEME:NAME",
         type=_Encoder(exists=True),
         help=f"{help_text} Weights of ImageBind, a folder of LanguageBind's or of a Hugging Face "
-        f"encoder, hf:OWNER/NAME, timm:NAME. Repeat: {repeated}",
+        f"encoder, hf:OWNER/NAME, timm:NAME. Repeat: {several}.",
         **how,
     )
 

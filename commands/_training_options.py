@@ -84,7 +84,7 @@ input_options = stack(
     encoder_option(
         "Media",
         "Default: checkpoints/imagebind, then .checkpoints/imagebind_huge.pth.",
-        repeated="each sees all media that it knows, and has a projector of its own.",
+        several="each sees all media that it knows, and has a projector of its own",
     ),
     _media(
         "--store",
