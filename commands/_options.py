@@ -34,6 +34,7 @@ STREAM = click.Path(dir_okay=False, allow_dash=True)
 
 _output, _compute = in_group("Output"), in_group("Compute")
 _media, _dispatch = in_group("Media"), in_group("Dispatch")
+_SHARED = "each medium goes to the first that knows its modality"
 
 
 def stack(*decorators: Callable[[Any], Any]) -> Callable[[F], F]:
@@ -183,7 +184,7 @@ class _EncoderOption(GroupedOption):
 
 
 def encoder_option(
-    group: str, help_text: str, several: str = "media go to the first that knows them", **how: Any
+    group: str, help_text: str, several: str = _SHARED, **how: Any
 ) -> Callable[[F], F]:
     """`--encoder`, repeatable: the argument `encoders`, paths and references in their order."""
     return in_group(group, _EncoderOption)(
