@@ -39,7 +39,11 @@ from chatbind_cli.checkpoints.checkpoint import open_checkpoint
 from chatbind_cli.encoders.encoder import Decoded
 from chatbind_cli.encoders.huggingface.inputs import HEEDED, mask_of, text_ids
 from chatbind_cli.encoders.huggingface.pe_media import Reader, check_vision, film_shape, sound_rate
-from chatbind_cli.encoders.huggingface.repository import HuggingFaceEncoder, load_part
+from chatbind_cli.encoders.huggingface.repository import (
+    HuggingFaceEncoder,
+    load_part,
+    read_tensor,
+)
 from chatbind_cli.errors import WeightsError
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.model.pretrained import open_tokenizer
@@ -211,10 +215,7 @@ class PeAudioVideoEncoder(HuggingFaceEncoder):
                     f"{name} is {found} in the file and {shape} by the config",
                     where=str(self.folder),
                 )
-            value = file.read(name)
-        if not (value.is_floating_point() and value.isfinite().all()):
-            raise WeightsError(f"{name} holds what no weights are", where=str(self.folder))
-        return value
+            return read_tensor(file, name)
 
     def run(self, modality: str, batch: torch.Tensor) -> torch.Tensor:
         """Embeddings of a batch."""
