@@ -47,7 +47,7 @@ _NO_SETTINGS = ("architectures", "transformers_version", "dtype", "torch_dtype")
 
 _MOST = 2048
 """Of a number in a processor's settings: pixels of a side, parts, ..."""
-_MORE = {"sampling_rate": 200_000, "max_num_patches": 16_384}
+_MORE = {"sampling_rate": 200_000, "max_frequency": 100_000, "max_num_patches": 16_384}
 _IDS = ("_id", "_index", "_token")
 _LEAST_CROP = 0.1  # the side that is left, of the side that a picture is resized to
 
@@ -264,7 +264,8 @@ def read_tensor(checkpoint: Checkpoint, name: str) -> torch.Tensor:
     where = str(checkpoint.path)
     if not value.is_floating_point() and value.dtype != torch.int64:  # what counts something
         raise WeightsError(f"{name} holds {value.dtype}", where=where)
-    if value.is_floating_point() and not value.sum(dtype=torch.float32).isfinite():
+    total = value.sum(dtype=torch.float32) if value.is_floating_point() else torch.zeros(())
+    if total.isnan() or (value.ndim and total.isinf()):  # limits alone may be infinite
         raise WeightsError(f"{name} holds NaN or infinity", where=where)
     return value
 
