@@ -187,7 +187,7 @@ def find_model(name: str) -> tuple[str, str]:
     if found is None or not found.hf_hub_id:
         stem = name.partition(".")[0]
         near = timm.list_models(f"{stem}.*", pretrained=True) if known else []
-        near = near or get_close_matches(name, timm.list_models(pretrained=True), 3, 0.5)
+        near = near or get_close_matches(stem, timm.list_models(), 3, 0.5)
         raise UsageError(
             f"timm has no {name!r:.80} with weights on the Hugging Face hub",
             hint=f"for instance {', '.join(near[:3])}" if near else None,
