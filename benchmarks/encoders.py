@@ -89,11 +89,15 @@ def save_model(kind: Any, config: Any, folder: Path) -> None:
     config.save_pretrained(folder)
 
 
-def tokenizer(*words: str) -> PreTrainedTokenizerFast:
-    """One that knows a few words; no text is encoded here."""
-    ids = {word: number for number, word in enumerate(("<pad>", "<unk>", *words))}
-    alone = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
-    return PreTrainedTokenizerFast(tokenizer_object=alone, pad_token="<pad>", unk_token="<unk>")
+def tokenizer(**special: str) -> PreTrainedTokenizerFast:
+    """One that knows a few tokens; no text is encoded here."""
+    ids = {word: number for number, word in enumerate(("<pad>", "<unk>", *special.values()))}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(ids, unk_token="<unk>")),
+        pad_token="<pad>",
+        unk_token="<unk>",
+        extra_special_tokens=special,
+    )
 
 
 def save_imagebind(folder: Path) -> None:
@@ -161,21 +165,23 @@ def save_pe_av(folder: Path) -> None:
         video_processor=PeVideoVideoProcessor(
             size=size, do_resize=True, do_sample_frames=True, num_frames=16
         ),
-        tokenizer=tokenizer("a"),
+        tokenizer=tokenizer(),
     ).save_pretrained(folder)
 
 
 def save_gemma(folder: Path) -> None:
     """EmbeddingGemma 2 at the sizes of transformers' defaults."""
-    config = EmbeddingGemma2Config(
-        vision_config={"model_type": "gemma4_vision"}, audio_config={"model_type": "gemma4_audio"}
-    )
-    save_model(EmbeddingGemma2Model, config, folder)
     special = {"boi_token": "<|image>", "eoi_token": "<image|>", "image_token": "<|image|>"}
     special |= {"boa_token": "<|audio>", "eoa_token": "<audio|>", "audio_token": "<|audio|>"}
     special |= {"video_token": "<|video|>"}
-    words = tokenizer(*special.values())
-    words.add_special_tokens({"extra_special_tokens": special})
+    words = tokenizer(**special)
+    named = {n: n + ("_index" if n == "eoa_token" else "_id") for n in special}
+    config = EmbeddingGemma2Config(
+        vision_config={"model_type": "gemma4_vision"},
+        audio_config={"model_type": "gemma4_audio"},
+        **{named[n]: words.convert_tokens_to_ids(word) for n, word in special.items()},
+    )
+    save_model(EmbeddingGemma2Model, config, folder)
     EmbeddingGemma2Processor(
         feature_extractor=Gemma4AudioFeatureExtractor(),
         image_processor=Gemma4ImageProcessor(),

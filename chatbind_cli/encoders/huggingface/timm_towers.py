@@ -20,7 +20,7 @@ import timm
 import torch
 from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
-from timm.models import PretrainedCfg
+from timm.models import PretrainedCfg, is_model_pretrained
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
@@ -154,6 +154,10 @@ class TimmTowers(HuggingFaceEncoder):
         """Pictures."""
         return ("image",)
 
+    def heeds(self, modality: str, options: MediaOptions) -> tuple[str, ...]:
+        """Nothing decides how a picture is read."""
+        return ()
+
     def load_tower(self, modality: str) -> nn.Module:
         """The model with its weights, as timm takes them over."""
         with one_line("cannot be opened", self.folder), _what_misses() as missing:
@@ -183,7 +187,7 @@ def find_model(name: str) -> tuple[str, str]:
         UsageError: timm does not know it, or knows no weights of it on the hub.
     """
     known = timm.is_model(name) and ":" not in name
-    found = timm.get_pretrained_cfg(name, allow_unregistered=False) if known else None
+    found = timm.get_pretrained_cfg(name) if known and is_model_pretrained(name) else None
     if found is None or not found.hf_hub_id:
         stem = name.partition(".")[0]
         near = timm.list_models(f"{stem}.*", pretrained=True) if known else []
