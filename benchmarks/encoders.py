@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+import transformers
 from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
@@ -329,6 +330,8 @@ def main() -> None:
     if asked.tower:
         measure_tower(Path(asked.tower[0]), asked.tower[1])
         return
+    transformers.utils.logging.set_verbosity_error()  # of keys that a model without texts lacks
+    transformers.utils.logging.disable_progress_bar()
     for kind in asked.kinds:
         save, theirs = KINDS[kind]
         with tempfile.TemporaryDirectory() as name:
