@@ -65,6 +65,11 @@ class MediaEncoder:
         """
         return self._model.find_encoder()
 
+    @cached_property
+    def _heeded(self) -> MediaOptions:
+        """The options, those that the encoder takes no notice of told once."""
+        return self.encoder.heeded(self._options)
+
     def identity(self) -> dict[str, Any]:
         """What answers say of where the embeddings come from; nothing without an encoder.
 
@@ -100,7 +105,7 @@ class MediaEncoder:
         return [self._read(medium) for medium in media]
 
     def _read(self, medium: Medium) -> Loaded:
-        reading = Reading(self.encoder.modalities, self.encoder.read, self._options)
+        reading = Reading(self.encoder.modalities, self.encoder.read, self._heeded)
         if medium.modality != "text":
             with ExitStack() as stack:
                 open_medium = partial(self._open, medium.ref, stack)

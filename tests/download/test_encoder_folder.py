@@ -1,5 +1,6 @@
 """The files of a hub repository that an encoder is opened from, by the hub's own library."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,11 @@ from pathlib import Path
 import pytest
 
 from chatbind_cli.download.encoder_folder import encoder_folder
+from chatbind_cli.encoders.languagebind.config import (
+    MODALITIES,
+    find_repositories,
+    is_languagebind,
+)
 from chatbind_cli.errors import DownloadError, UsageError
 from tests.download.calling import chatbind
 
@@ -18,7 +24,8 @@ FILES = {
     "tokenizer.json": b"{}",
     "merges.txt": b"a b",
     "model.safetensors": WEIGHTS,
-    "README.md": b"no",
+    "README.md": b"---\nlicense: mit\n---\n",
+    "config_sentence_transformers.json": b"{}",
     "eval_results.json": b"no",
     "open_clip_model.safetensors": b"no",
     "pytorch_model.bin": b"no",
@@ -30,6 +37,8 @@ FILES = {
     "onnx/model.safetensors": b"no",
 }
 WANTED = {
+    "README.md",
+    "config_sentence_transformers.json",
     "config.json",
     "preprocessor_config.json",
     "tokenizer.json",
@@ -62,7 +71,7 @@ def test_what_an_encoder_needs_goes_to_the_cache_and_is_found_there_offline(
     assert folder.is_relative_to(tmp_path / "cache")
     assert names(folder) == WANTED
     assert capsys.readouterr().err == (
-        "chatbind: fetching hf:owner/name to the hub's cache: 5 files, 2.05 MB\n"
+        "chatbind: fetching hf:owner/name to the hub's cache: 7 files, 2.05 MB\n"
     )
     assert encoder_folder("hf:owner/name") == folder
     assert capsys.readouterr().err == ""
@@ -136,6 +145,33 @@ def test_what_cannot_be_had_is_one_line_without_the_token(away, fault, monkeypat
     for word in ("hf:owner/name/config.json", "hf:datasets/owner/name", "hf:name"):
         with pytest.raises(UsageError, match="hf:"):
             encoder_folder(word)
+
+
+def test_languagebind_of_the_catalogue_is_five_repositories_that_are_one_encoder(
+    away, golden, tmp_path
+):
+    published = golden / "languagebind_small" / "checkpoints"
+    names_ = ("Image", "Video_FT", "Audio_FT", "Depth", "Thermal")
+    for name in names_:
+        config = (published / f"LanguageBind_{name}" / "config.json").read_bytes()
+        files = {"config.json": config, "pytorch_model.bin": b"w", "merges.txt": b""}
+        away.add_repo(f"LanguageBind/LanguageBind_{name}", files)
+    done = chatbind("languagebind", hub=away.url)
+    assert done.returncode == 0, done.stderr
+    folder = Path("checkpoints/languagebind")
+    assert names(folder) >= {f"LanguageBind_{name}/pytorch_model.bin" for name in names_}
+    assert is_languagebind(folder)
+    assert list(find_repositories(folder)) == list(MODALITIES)
+    asked = len(away.requests)
+    record = json.loads(chatbind("--list", "languagebind").stdout)
+    assert record["present"] and record["path"] == str(folder)
+    assert encoder_folder("hf:LanguageBind/LanguageBind_Depth") == folder / "LanguageBind_Depth"
+    assert len(away.requests) == asked
+    (folder / "LanguageBind_Depth/config.json").unlink()
+    assert json.loads(chatbind("--list", "languagebind").stdout)["files_present"] == 4
+    again = chatbind("languagebind", hub=away.url)
+    fetched = [line for line in again.stdout.splitlines() if '"downloaded"' in line]
+    assert len(fetched) == 1 and "LanguageBind_Depth/config.json" in fetched[0]
 
 
 FETCH = "from chatbind_cli.download.encoder_folder import *; encoder_folder('hf:owner/name')"

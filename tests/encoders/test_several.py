@@ -103,13 +103,14 @@ def test_labels_are_as_likely_as_for_the_encoder_alone(
 ) -> None:
     pytest.importorskip("open_clip")
     together = LabelScorer(opened, LABELS, "a {label}")
+    assert "text" not in opened.parts[1].loaded  # type: ignore[attr-defined]
     for (medium, number), row in zip(
         zip(MEDIA, FIRST, strict=True), embed(opened, MEDIA, folder), strict=True
     ):
         alone = open_encoder(folder / ("lb", "ib")[number])
         own = embed(alone, [medium], folder)[0]
-        wanted = LabelScorer(alone, LABELS, "a {label}").score(own, 3)
-        assert together.score(row, 3) == wanted
+        wanted = LabelScorer(alone, LABELS, "a {label}").score(own, 3, medium[1])
+        assert together.score(row, 3, medium[1]) == wanted
         assert wanted[0]["probability"] != wanted[1]["probability"]
 
 

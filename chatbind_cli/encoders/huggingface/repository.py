@@ -45,7 +45,7 @@ _PROCESSORS = (
 _TOKENIZER = re.compile(r"(tokenizer|vocab|merges|special_tokens|added_tokens|spiece|.*\.bpe)")
 _NO_SETTINGS = ("architectures", "transformers_version", "dtype", "torch_dtype")
 
-_MOST = 4096
+_MOST = 2048
 """Of a number in a processor's settings: pixels of a side, parts, ..."""
 _MORE = {"sampling_rate": 200_000, "max_frequency": 100_000, "max_num_patches": 16_384}
 _IDS = ("_id", "_index", "_token")
@@ -77,13 +77,21 @@ class HuggingFaceEncoder(Encoder):
         named = str(how["reference"])
         hub = named.startswith("hf:")
         super().__init__(name=named[3:] if hub else self.folder.resolve().name, **how)
-        fields = read_json(self.folder / _CONFIG, most_bytes=MOST_CONFIG)
-        self.config = make_config(fields, self.folder)
-        if "quantization_config" in fields:
-            raise WeightsError("its weights are quantised", where=str(self.folder))
+        self.config = self.config_of(read_json(self.folder / _CONFIG, most_bytes=MOST_CONFIG))
         self.licence = licence_of(self.folder)
         self._weights = [file.path for file in open_checkpoint(self.folder).files]
         self.loaded: dict[str, nn.Module] = {}
+
+    def config_of(self, fields: dict[str, Any]) -> Any:
+        """The settings of the model that config.json's `fields` mean.
+
+        Raises:
+            CheckpointError: none, or of what no model has.
+            WeightsError: the weights are quantised.
+        """
+        if "quantization_config" in fields:
+            raise WeightsError("its weights are quantised", where=str(self.folder))
+        return make_config(fields, self.folder)
 
     @abstractmethod
     def load_tower(self, modality: str) -> nn.Module:
@@ -242,15 +250,24 @@ class _Tensor:
 
     def __getitem__(self, index: Any) -> torch.Tensor:
         with self.lock:  # a checkpoint is read by one thread at a time
-            value = self.checkpoint.read(self.name)
-        where = str(self.checkpoint.path)
-        if not value.is_floating_point() and value.dtype != torch.int64:  # what counts something
-            raise WeightsError(f"{self.name} holds {value.dtype}", where=where)
-        total = value.sum(dtype=torch.float32) if value.is_floating_point() else torch.zeros(())
-        if total.isnan() or (value.ndim and total.isinf()):  # limits alone may be infinite
-            raise WeightsError(f"{self.name} holds NaN or infinity", where=where)
-        tensor: torch.Tensor = value[index]
-        return tensor
+            value: torch.Tensor = read_tensor(self.checkpoint, self.name)[index]
+        return value
+
+
+def read_tensor(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    """A tensor of a model's.
+
+    Raises:
+        WeightsError: it cannot be read, is not finite, or of numbers that no model has.
+    """
+    value = checkpoint.read(name)
+    where = str(checkpoint.path)
+    if not value.is_floating_point() and value.dtype != torch.int64:  # what counts something
+        raise WeightsError(f"{name} holds {value.dtype}", where=where)
+    total = value.sum(dtype=torch.float32) if value.is_floating_point() else torch.zeros(())
+    if total.isnan() or (value.ndim and total.isinf()):  # limits alone may be infinite
+        raise WeightsError(f"{name} holds NaN or infinity", where=where)
+    return value
 
 
 @cache
@@ -304,17 +321,22 @@ def _checked(folder: Path, name: str) -> dict[str, Any]:
         read_json(folder / name, missing_ok=True, most_bytes=MOST_CONFIG)
     )
     if name != _CONFIG:
-        _refuse_sizes(fields, folder / name)
+        refuse_sizes(fields, folder / name)
     return fields
 
 
-def _refuse_sizes(value: Any, where: Path, key: str = "") -> None:
+def refuse_sizes(value: Any, where: Path, key: str = "") -> None:
+    """Refuses settings of a processor that would make more of a medium than fits in memory.
+
+    Raises:
+        WeightsError: it names the setting.
+    """
     if isinstance(value, dict):
         for inner, part in value.items():
-            _refuse_sizes(part, where, inner)
+            refuse_sizes(part, where, inner)
     elif isinstance(value, list):
         for part in value:
-            _refuse_sizes(part, where, key)
+            refuse_sizes(part, where, key)
     elif isinstance(value, (int, float)) and not key.endswith(_IDS):
         small = key == "crop_pct" and value < _LEAST_CROP
         if small or not abs(value) <= _MORE.get(key, _MOST):

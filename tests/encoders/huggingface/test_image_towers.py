@@ -80,7 +80,7 @@ def test_rows_are_those_of_transformers(kind, folders, pictures):
         own = encoder.embed_texts(TEXTS)
         assert close(own, texts)
         assert torch.allclose(encoder.compare(rows[-1], own).softmax(dim=0), chances, atol=1e-6)
-        scored = LabelScorer(encoder, TEXTS, "{label}").score(rows[-1], 3)
+        scored = LabelScorer(encoder, TEXTS, "{label}").score(rows[-1], 3, "image")
         assert {one["label"]: one["probability"] for one in scored} == pytest.approx(
             dict(zip(TEXTS, chances.tolist(), strict=True)), abs=1e-6
         )
