@@ -19,7 +19,7 @@ import torch
 from chatbind_cli.data.database import StoreMeta
 from chatbind_cli.data.decoders import Loaded, Reading, decode
 from chatbind_cli.data.encoding import NO_EMBEDDING, embed_each, is_embedding
-from chatbind_cli.data.lookup import Embeddings, open_stores
+from chatbind_cli.data.lookup import Embeddings, folders_of_each, open_stores
 from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.encoders.encoder import Decoded, Encoder
 from chatbind_cli.encoders.several import widen
@@ -178,7 +178,7 @@ class StoredEmbeddings:
         self._options = options
         self._widths = encoder_of(model.bundle.config).widths
         self._stores: list[_Stores] = []
-        for folder in folders:
+        for folder in [place for given in folders for place in folders_of_each(given)]:
             found = open_stores(folder)
             number = _which(found[0], model)
             self._stores.append(

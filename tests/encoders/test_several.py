@@ -89,6 +89,8 @@ def test_one_is_itself_and_more_than_a_handful_are_refused(folder: Path) -> None
     assert not isinstance(open_encoders([folder / "ib"]), SeveralEncoders)
     with pytest.raises(UsageError, match="9 encoders are more than 8"):
         open_encoders([folder / "ib"] * 9)
+    with pytest.raises(UsageError, match="ib is named twice"):
+        open_encoders([folder / "ib", folder / "lb", folder / "lb" / ".." / "ib"])
 
 
 def test_what_none_knows_names_what_they_know(folder: Path) -> None:
