@@ -270,11 +270,13 @@ def _apply_config(ctx: click.Context, param: click.Parameter | None, value: Path
     command = ctx.command.name or ""
     own = tables.get(command, {})
     names = _names_of_options(ctx)
+    lists = {param.name for param in ctx.command.params if getattr(param, "multiple", False)}
     values: dict[str, Any] = {}
     for key, item in [*shared.items(), *own.items()]:
         name = names.get(kebab(key))
         if name is not None:
-            values[name] = item
+            # click would take a text for the list of its letters
+            values[name] = [item] if name in lists and isinstance(item, str) else item
         elif key in own:
             raise click.UsageError(f"{value}: {key!r} is no option of `chatbind {command}`", ctx)
     ctx.default_map = {**(ctx.default_map or {}), **values}

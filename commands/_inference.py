@@ -14,7 +14,15 @@ from chatbind_cli.inference.generation_settings import GenerationSettings
 
 from ._base import in_group
 from ._engine import engine_option
-from ._options import FOLDER, attention_option, base_option, gather, seed_option, without_effect
+from ._options import (
+    FOLDER,
+    attention_option,
+    base_option,
+    encoder_option,
+    gather,
+    seed_option,
+    without_effect,
+)
 
 if TYPE_CHECKING:
     from chatbind_cli.inference.loaded_model import LoadedModel
@@ -30,7 +38,7 @@ class ModelChoice:
     model: str
     projector: str | None
     base: Path | None
-    encoder: Path | None
+    encoders: tuple[str, ...]
     allow_encoder_mismatch: bool
     prompt_style: str | None
     adapter: Path | None
@@ -93,7 +101,7 @@ class ModelChoice:
             return load_front(
                 Path(self.model),
                 base=self.base,
-                encoder=self.encoder,
+                encoders=self.encoders,
                 allow_encoder_mismatch=self.allow_encoder_mismatch,
                 device=device,
                 dtype=dtype,
@@ -102,7 +110,7 @@ class ModelChoice:
             Path(self.model),
             projector=None if self.projector is None else Path(self.projector),
             base=self.base,
-            encoder=self.encoder,
+            encoders=self.encoders,
             allow_encoder_mismatch=self.allow_encoder_mismatch,
             device=device,
             dtype=dtype,
@@ -140,12 +148,10 @@ _rest = (
         help="Low-rank adapters (LoRA) to put beside the matrices of the model in -m; a folder of "
         "`finetune --lora-r`, or one of peft's.",
     ),
-    _model(
-        "--encoder",
-        metavar="PATH",
-        type=click.Path(path_type=Path),
-        help="The encoder that the model was trained with, as a file or folder; default: where "
-        "the model says it is, else checkpoints/imagebind or .checkpoints/imagebind_huge.pth.",
+    encoder_option(
+        "Model",
+        "What the model was trained with; default: where the model says it is, and of ImageBind "
+        "else checkpoints/imagebind or .checkpoints/imagebind_huge.pth.",
     ),
     _model(
         "--allow-encoder-mismatch",
@@ -176,7 +182,7 @@ _rest = (
         type=click.Choice(["8bit", "4bit"]),
         help="Pack the language model into few bits a number, with bitsandbytes, on a GPU.",
     ),
-    without_effect("--vision-tower", because="the encoder is ImageBind, see --encoder"),
+    without_effect("--vision-tower", because="--encoder names the encoder"),
 )
 
 model_options = gather("choice", ModelChoice, _name(required=True), *_rest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial, reduce, wraps
@@ -13,10 +14,11 @@ import click
 from chatbind_cli import launch, worker
 from chatbind_cli.console import note
 from chatbind_cli.crew import Crew, crew_of
+from chatbind_cli.encoders.reference import is_reference
 from chatbind_cli.errors import UsageError
 from chatbind_cli.numerals import whole_number
 
-from ._base import in_group
+from ._base import GroupedOption, in_group
 
 if TYPE_CHECKING:
     from chatbind_cli.media.root import MediaRoot
@@ -32,6 +34,7 @@ STREAM = click.Path(dir_okay=False, allow_dash=True)
 
 _output, _compute = in_group("Output"), in_group("Compute")
 _media, _dispatch = in_group("Media"), in_group("Dispatch")
+_SHARED = "each medium goes to the first that knows its modality"
 
 
 def stack(*decorators: Callable[[Any], Any]) -> Callable[[F], F]:
@@ -162,6 +165,39 @@ media_root_options = gather(
     ),
 )
 """Where the media of records lie, handed to the function as one argument `media_root`."""
+
+
+class _Encoder(click.Path):
+    """An encoder's path, which has to be there, or a reference that a scheme begins."""
+
+    envvar_list_splitter = "\n"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return value if is_reference(value) else str(super().convert(value, param, ctx))
+
+
+class _EncoderOption(GroupedOption):
+    """Asks the environment by the option's name, and not by that of the argument."""
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        return os.environ.get(f"{ctx.auto_envvar_prefix}_ENCODER") or None
+
+
+def encoder_option(
+    group: str, help_text: str, several: str = _SHARED, **how: Any
+) -> Callable[[F], F]:
+    """`--encoder`, repeatable: the argument `encoders`, paths and references in their order."""
+    return in_group(group, _EncoderOption)(
+        "--encoder",
+        "encoders",
+        multiple=True,
+        metavar="PATH|SCHEME:NAME",
+        type=_Encoder(exists=True),
+        help=f"{help_text} Weights of ImageBind, a folder of LanguageBind's or of a Hugging Face "
+        f"encoder, hf:OWNER/NAME, timm:NAME. Repeat: {several}.",
+        **how,
+    )
+
 
 _num_processes = partial(_dispatch, "--num-processes", type=click.IntRange(min=1))
 _dry_run = _dispatch(

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing
 from itertools import chain, islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,6 +26,7 @@ from ._options import (
     crew,
     crew_options,
     device_options,
+    encoder_option,
     media_root_options,
     on_error_option,
     output_option,
@@ -85,14 +85,7 @@ _output, _compute = in_group("Output"), in_group("Compute")
     "Take every N-th input from the I-th on, I from 1 to N: for the N jobs of a batch array, "
     "which may share one --store."
 )
-@_encoder(
-    "--encoder",
-    required=True,
-    metavar="PATH",
-    type=click.Path(exists=True, path_type=Path),
-    help="ImageBind's weights (Huge, unless an encoder's config.json lies beside them), or a "
-    "folder with both; or LanguageBind: a repository, or a folder with several, one a modality.",
-)
+@encoder_option("Encoder", "Makes the embeddings.", required=True)
 @_encoder(
     "--normalize/--no-normalize",
     "normalize",
@@ -171,7 +164,7 @@ def command(
     """
     _check(files, asked)
     listed = _list_source(files, asked)
-    inputs = [*files, listed, asked["data"], asked["zero_shot"], asked["encoder"]]
+    inputs = [*files, listed, asked["data"], asked["zero_shot"], *asked["encoders"]]
     refuse_overlap(asked["store"] or asked["output"], inputs)
     hands = crew(plan)
     if hands is None:
@@ -195,13 +188,13 @@ def _encode(
     from chatbind_cli.data.encode import encode, help_encode  # noqa: PLC0415
     from chatbind_cli.data.encoding import EncodingOptions  # noqa: PLC0415
     from chatbind_cli.device import resolve_device, resolve_dtype  # noqa: PLC0415
-    from chatbind_cli.encoders.opening import open_encoder  # noqa: PLC0415
+    from chatbind_cli.encoders.opening import open_encoders  # noqa: PLC0415
 
     device = resolve_device(asked["device"])
     dtype = resolve_dtype(asked["dtype"], device)
     batch_size, workers = asked["batch_size"], asked["num_workers"]
-    encoder = open_encoder(
-        asked["encoder"],
+    encoder = open_encoders(
+        asked["encoders"],
         device=device,
         dtype=dtype,
         batch_size=batch_size,

@@ -64,7 +64,8 @@ def test_folders_do_not_import_each_other_in_a_circle():
 
 def test_the_rest_of_the_house_knows_encoders_by_their_protocol_alone():
     """The toy world trains ImageBinds."""
-    kinds = ("chatbind_cli.encoders.imagebind.", "chatbind_cli.encoders.languagebind.")
+    names = ("imagebind", "languagebind", "huggingface")
+    kinds = tuple(f"chatbind_cli.encoders.{name}." for name in names)
     allowed = ("chatbind_cli.encoders.", "chatbind_cli.toy.")
     found = {n: sorted(m for m in GRAPH[n] if m.startswith(kinds)) for n in GRAPH}
     assert {n: m for n, m in found.items() if m and not n.startswith(allowed)} == {}

@@ -28,7 +28,9 @@ _PUBLISHED_KINDS = ("llava_image_bind_select", "llava_image_bind_select_all", "l
 MEDIA_TOKENS = ("im_start", "im_patch", "im_end")  # `<im_start>` in the tokenizer
 
 _METADATA_KEY = "chatbind"
-_FIRST, _LAST = "projector.layers.0", "projector.layers.2"
+_NAME = re.compile(r"(?:.*\.)?(projector\.(?:parts\.[0-9]{1,2}\.)?)layers\.([02])\.(weight|bias)")
+"""Ours, of a part or of the only one: whose, which layer, what."""
+_AXES = {"bias": 1, "weight": 2}
 _WORDS = ("model.embed_tokens.weight", "embed_tokens.weight", "transformer.wte.weight")
 
 
@@ -71,7 +73,8 @@ class ProjectorFile:
 
     Args:
         info: what it fits to.
-        tensors: `projector.layers.*` -> weights, the names of `ChatBindForConditionalGeneration`.
+        tensors: `projector.layers.*`, or `projector.parts.0.layers.*` and so on where it has a part
+            for each of several encoders -> weights, as `ChatBindForConditionalGeneration` has them.
         token_embeddings: `im_start`, `im_patch`, `im_end` -> word embedding [hidden_size]; those
             that are known.
     """
@@ -89,18 +92,19 @@ class ProjectorFile:
 def projector_key(name: str) -> str | None:
     """Our name for a projector's tensor in any known spelling; None for any other tensor.
 
-    Known: ours (`projector.layers.0.weight`), the published one (`model.mm_projector.weight`,
-    `mm_projector.bias`), LLaVA's two-layer one (`model.mm_projector.2.weight`), and bare `weight`
-    and `bias`.
+    Known: ours (`projector.layers.0.weight`, `projector.parts.1.layers.0.weight`), the published
+    one (`model.mm_projector.weight`, `mm_projector.bias`), LLaVA's two-layer one
+    (`model.mm_projector.2.weight`), and bare `weight` and `bias`.
     """
+    ours = _NAME.fullmatch(name)
+    if ours is not None:
+        return f"{ours[1]}layers.{ours[2]}.{ours[3]}"
     parts = name.split(".")
     if parts[-1] not in ("weight", "bias"):
         return None
-    if parts[-4:-1] in (["projector", "layers", "0"], ["projector", "layers", "2"]):
-        return f"projector.layers.{parts[-2]}.{parts[-1]}"
     owner = parts[:-1]
     if not owner or owner[-1] == "mm_projector":
-        return f"{_FIRST}.{parts[-1]}"
+        return f"projector.layers.0.{parts[-1]}"
     if owner[-2:-1] == ["mm_projector"] and owner[-1] in ("0", "2"):
         return f"projector.layers.{owner[-1]}.{parts[-1]}"
     return None
@@ -156,27 +160,8 @@ def projector_from_tensors(
         CheckpointError: there is no projector, or it is incomplete.
     """
     found = {ours: t for name, t in tensors.items() if (ours := projector_key(name)) is not None}
-    kind = "mlp2x_gelu" if any(name.startswith(_LAST) for name in found) else "linear"
-    wanted = [f"{_FIRST}.weight", f"{_FIRST}.bias"]
-    if kind == "mlp2x_gelu":
-        wanted += [f"{_LAST}.weight", f"{_LAST}.bias"]
-    for name in wanted:
-        if name not in found:
-            what = "no projector in it" if not found else f"its projector has no {name}"
-            raise CheckpointError(what, where=where)
-        axes = 2 if name.endswith(".weight") else 1
-        if found[name].dim() != axes or not found[name].numel():
-            raise CheckpointError(f"{name} has shape {list(found[name].shape)}", where=where)
     known = _known(info or {}, where)
-    if kind == "mlp2x_gelu":
-        hidden = found[f"{_LAST}.weight"].shape[1]
-    else:
-        hidden = found[f"{_FIRST}.weight"].shape[0]
-        if known.get("projector_layout") == "split":
-            hidden //= known.get("tokens_per_embedding") or 1
-    known.update(
-        projector_type=kind, embedding_dim=found[f"{_FIRST}.weight"].shape[1], hidden_size=hidden
-    )
+    known.update(_shape(found, known, where))
     rows = next((tensors[name] for name in _WORDS if name in tensors), None)
     words = {}
     if rows is not None and rows.dim() == 2 and len(rows) > 1:
@@ -191,9 +176,43 @@ def projector_from_tensors(
             raise CheckpointError(f"<{name}> has shape {list(row.shape)}", where=where)
     return ProjectorFile(
         ProjectorInfo(**known),
-        {name: found[name].detach().clone().contiguous() for name in wanted},
+        {name: tensor.detach().clone().contiguous() for name, tensor in found.items()},
         {name: row.detach().clone().contiguous() for name, row in words.items()},
     )
+
+
+def _shape(
+    found: Mapping[str, torch.Tensor], known: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """The form and sizes of a projector, of whose parts all have the same form.
+
+    Raises:
+        CheckpointError: it is incomplete, or its parts do not go together.
+    """
+    if not found:
+        raise CheckpointError("no projector in it", where=where)
+    names = [match for name in sorted(found) if (match := _NAME.fullmatch(name))]
+    several = max(len({match[1] for match in names}), 1)
+    ours = [f"projector.parts.{number}." for number in range(several)]
+    if any(match[1] == "projector." for match in names):
+        ours = ["projector."]
+    layers = sorted({match[2] for match in names} | {"0"})
+    wanted = {f"{own}layers.{n}.{kind}" for own in ours for n in layers for kind in _AXES}
+    for name in sorted(wanted ^ found.keys()):
+        problem = f"its projector has {'no' if name in wanted else 'also'} {name}"
+        raise CheckpointError(problem, where=where)
+    for name, tensor in found.items():
+        if tensor.dim() != _AXES[name.rpartition(".")[2]] or not tensor.numel():
+            raise CheckpointError(f"{name} has shape {list(tensor.shape)}", where=where)
+    last = found[f"{ours[0]}layers.{layers[-1]}.weight"].shape
+    hidden = last[-1] if len(layers) > 1 else last[0]
+    if len(layers) == 1 and known.get("projector_layout") == "split":
+        hidden //= known.get("tokens_per_embedding") or 1
+    return {
+        "projector_type": "mlp2x_gelu" if len(layers) > 1 else "linear",
+        "embedding_dim": sum(found[f"{own}layers.0.weight"].shape[1] for own in ours),
+        "hidden_size": hidden,
+    }
 
 
 def _known(info: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -292,13 +311,14 @@ def check_projector_name(path: Path) -> None:
 
 
 def _published_layout(projector: ProjectorFile, path: Path) -> dict[str, torch.Tensor]:
-    info = projector.info
-    if info.projector_layout == "split" and (info.tokens_per_embedding or 1) > 1:
-        raise CheckpointError(
-            f"the published layout has no room for {info.tokens_per_embedding} tokens of their own",
-            where=str(path),
-            hint="write a .safetensors file",
-        )
+    info, what = projector.info, None
+    if any(name.startswith("projector.parts.") for name in projector.tensors):
+        what = "the projectors of several encoders"
+    elif info.projector_layout == "split" and (info.tokens_per_embedding or 1) > 1:
+        what = f"{info.tokens_per_embedding} tokens of their own"
+    if what is not None:
+        problem, hint = f"the published layout has no room for {what}", "write a .safetensors file"
+        raise CheckpointError(problem, where=str(path), hint=hint)
     linear = info.projector_type == "linear"
     layout = {}
     for name, tensor in projector.tensors.items():

@@ -49,7 +49,7 @@ def is_offline() -> bool:
 
 
 # A commit, and of each file in it by name what is known.
-_Listing = tuple[str, dict[str, tuple[int | None, Checksum | None]]]
+Listing = tuple[str, dict[str, tuple[int | None, Checksum | None]]]
 
 
 class Hub:
@@ -61,7 +61,7 @@ class Hub:
 
     def __init__(self, endpoint: str | None = None) -> None:
         self.endpoint = endpoint
-        self._listings: dict[HubRef, _Listing] = {}
+        self._listings: dict[HubRef, Listing] = {}
 
     def files(self, request: Request) -> list[Request]:
         """The files of a repository that are wanted, all of one commit, with size and hash.
@@ -75,7 +75,7 @@ class Hub:
         """
         if request.hub is None:
             return [request]
-        commit, files = self._listing(replace(request.hub, file=None), request.include)
+        commit, files = self.listing(replace(request.hub, file=None), request.include)
         if request.hub.file is not None:
             known = files.get(request.hub.file)
             return [replace(request, bytes=known[0], checksum=known[1])] if known else []
@@ -85,7 +85,12 @@ class Hub:
             for name in _wanted(files, request.include)
         ]
 
-    def _listing(self, ref: HubRef, include: Sequence[str] = ()) -> _Listing:
+    def listing(self, ref: HubRef, include: Sequence[str] = ()) -> Listing:
+        """The commit and the files of a repository.
+
+        Raises:
+            DownloadError: it cannot be reached, or is not for this user.
+        """
         if is_offline():
             return _cached_listing(ref, include)
         if ref not in self._listings:
@@ -147,11 +152,32 @@ def fetch_snapshot(repo: str, *, revision: str | None = None) -> Path:
         DownloadError: it cannot be had.
     """
     ref = HubRef(repo=repo, revision=revision)
-    _, files = Hub()._listing(ref)
-    return _snapshot(ref, allow_patterns=[escape(name) for name in _wanted(files, ())])
+    _, files = Hub().listing(ref)
+    return snapshot(ref, names=_wanted(files, ()))
 
 
-def _snapshot(ref: HubRef, **options: Any) -> Path:
+def snapshot(
+    ref: HubRef,
+    *,
+    names: Sequence[str] | None = None,
+    advance: Callable[[int], None] = lambda n: None,
+    **patterns: Any,
+) -> Path:
+    """Files of a repository in the hub's cache, as the hub's library puts them there.
+
+    Several processes may ask at once: the library's locks let one of them fetch a file.
+
+    Args:
+        ref: the repository.
+        names: which files; None: see `patterns`.
+        advance: called with the number of bytes that have come.
+        **patterns: the library's `allow_patterns` and `ignore_patterns`.
+
+    Raises:
+        DownloadError: they cannot be had; with `HF_HUB_OFFLINE`, they are not all there.
+    """
+    if names is not None:
+        patterns["allow_patterns"] = [escape(name) for name in names]
     with _explained(ref):
         return Path(
             huggingface_hub.snapshot_download(
@@ -159,23 +185,23 @@ def _snapshot(ref: HubRef, **options: Any) -> Path:
                 repo_type=ref.kind,
                 revision=ref.revision,
                 local_files_only=is_offline(),
-                tqdm_class=_counting_bar(lambda n: None),
-                **options,
+                tqdm_class=_counting_bar(advance),
+                **patterns,
                 **_US,
             )
         )
 
 
-def _cached_listing(ref: HubRef, include: Sequence[str]) -> _Listing:
+def _cached_listing(ref: HubRef, include: Sequence[str]) -> Listing:
     """The files of a repository that an earlier program has left in the hub's cache.
 
     Raises:
         DownloadError: it is not there, or not whole.
     """
     unwanted = None if include else [*_NEVER, *_BIN]
-    folder = _snapshot(ref, allow_patterns=list(include) or None, ignore_patterns=unwanted)
+    folder = snapshot(ref, allow_patterns=list(include) or None, ignore_patterns=unwanted)
     if ref.kind == "model" and not has_weights(folder):
-        raise DownloadError(_NOT_HERE[0], where=str(ref), hint=_NOT_HERE[1])
+        raise DownloadError(NOT_HERE[0], where=str(ref), hint=NOT_HERE[1])
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return folder.name, {p.relative_to(folder).as_posix(): (p.stat().st_size, None) for p in paths}
 
@@ -200,12 +226,19 @@ def _counting_bar(advance: Callable[[int], None]) -> type[Any]:
     class Counting(hub_tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             kwargs["disable"] = True
-            advance(int(kwargs.get("initial") or 0))  # what an earlier run has fetched
+            # one bar counts what is written, another, for some transfers, the same on its way
+            transfer = str(kwargs.get("name")).endswith(".transfer")
+            self._counts = kwargs.get("unit") == "B" and not transfer
+            self._tell(kwargs.get("initial"))  # what an earlier run has fetched
             super().__init__(*args, **kwargs)
 
         def update(self, n: float | None = 1) -> bool | None:
-            advance(int(n or 0))
+            self._tell(n)
             return None
+
+        def _tell(self, n: float | None) -> None:
+            if self._counts:
+                advance(int(n or 0))
 
     return Counting
 
@@ -233,7 +266,11 @@ _STATUS_HINTS = {
     403: "the token may not read it: make one that may, or ask its owner",
     429: f"too many requests: wait a minute, or {_LOG_IN}",
 }
-_NOT_HERE = (
+_NO_NETWORK = (
+    "check the network and HF_ENDPOINT, and run the same command again; HF_HUB_OFFLINE=1 takes "
+    "what is in the hub's cache"
+)
+NOT_HERE = (
     "is not on this machine, or not all of it, and HF_HUB_OFFLINE is set",
     "unset it, or fetch it where there is a network",
 )
@@ -265,10 +302,11 @@ def _what_and_hint(error: Exception, ref: HubRef) -> tuple[str, str]:
             return "there is no such file", f"see {page}"
         case hub_errors.LocalEntryNotFoundError() | hub_errors.OfflineModeIsEnabled():
             if is_offline():
-                return _NOT_HERE
-            hint = "check the network and HF_ENDPOINT, and run the same command again"
-            return f"cannot be reached ({reason(error.__cause__ or error)})", hint
+                return NOT_HERE
+            return f"cannot be reached ({reason(error.__cause__ or error)})", _NO_NETWORK
     status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is None and isinstance(error, _HTTP_ERROR):
+        return f"cannot be reached ({reason(error)})", _NO_NETWORK
     if status is None:
         return f"could not be fetched ({reason(error)})", AGAIN
     return f"the hub says {status}", _STATUS_HINTS.get(status, f"{AGAIN}, in a while")

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,9 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from chatbind_cli.console import note
 from chatbind_cli.errors import MediaError, UsageError, WeightsError, contained
 from chatbind_cli.media.modality import MODALITIES
-from chatbind_cli.media.options import MediaOptions
+from chatbind_cli.media.options import FIELDS, MediaOptions
 from chatbind_cli.media.sniff import sniff
 from chatbind_cli.media.source import MediaSource, open_source, shown
 
@@ -131,6 +132,30 @@ class Encoder(ABC):
         """How many pictures or clips one medium takes of a batch."""
         return 1
 
+    def heeds(self, modality: str, options: MediaOptions) -> Collection[str]:
+        """The fields of `MediaOptions` that decide what `read` makes of a modality.
+
+        Every kind that looks at fewer than there are says so here; the limits are none of them.
+
+        Args:
+            modality: any, also one that there is no tower for.
+            options: where it depends on others whether one decides.
+        """
+        return FIELDS[modality]
+
+    def heeded(self, options: MediaOptions) -> MediaOptions:
+        """The options with those that decide nothing here at their defaults, told in a note.
+
+        What names or hashes options (stores, caches, models) must have these: two that make the
+        same tensors are then the same.
+        """
+        kept = options.only({name for m in MODALITIES for name in self.heeds(m, options)})
+        idle = [n for n, value in asdict(options).items() if value != getattr(kept, n)]
+        if idle:
+            named = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
+            note(f"{self.name} takes no notice of {named}")
+        return kept
+
     @property
     def parts(self) -> tuple[Encoder, ...]:
         """The encoders that it consists of: several side by side, or itself."""
@@ -184,8 +209,19 @@ class Encoder(ABC):
             rows[indices] = self._embed_equal([media[i] for i in indices])
         return F.normalize(rows, dim=-1) if normalize else rows
 
-    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
+    def texts_beside(self, modality: str) -> str:
+        """What `embed` takes texts for where media of a modality are compared with them.
+
+        It is `text` but for models that have several heads for texts.
+        """
+        return "text"
+
+    def embed_texts(self, texts: Sequence[str], modality: str = "image") -> torch.Tensor:
         """Returns text embeddings as published, float32 [n, embedding_dim]; see `scale_of_media`.
+
+        Args:
+            texts: of any length.
+            modality: of the media that they are compared with.
 
         Raises:
             ChatBindError: the tokenizer is not installed (extra `text`).
@@ -193,7 +229,9 @@ class Encoder(ABC):
         """
         if not texts:
             return torch.empty(0, self.embedding_dim)
-        return self.embed([self.read_text(text) for text in texts], normalize=False)
+        found = [self.read_text(text) for text in texts]
+        kind = self.texts_beside(modality)
+        return self.embed([replace(text, modality=kind) for text in found], normalize=False)
 
     def read_text(self, text: str) -> Decoded:
         """A text as the encoder wants it.

@@ -6,6 +6,7 @@ language model is there in shape, and takes no memory.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def load_front(
     path: Path,
     *,
     base: Path | None = None,
-    encoder: Path | None = None,
+    encoders: Sequence[str | Path] = (),
     allow_encoder_mismatch: bool = False,
     device: str = "auto",
     dtype: str = "auto",
@@ -73,7 +74,7 @@ def load_front(
         None,
         place,
         numbers,
-        encoder,
+        encoders,
         allow_encoder_mismatch,
     )
 

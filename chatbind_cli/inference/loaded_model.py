@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,8 @@ from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.checkpoints.projector_file import read_projector
 from chatbind_cli.device import resolve_device, resolve_dtype
 from chatbind_cli.encoders.encoder import Encoder
-from chatbind_cli.encoders.opening import open_encoder, usual_encoder
+from chatbind_cli.encoders.opening import open_encoder, open_encoders, usual_encoder
+from chatbind_cli.encoders.reference import is_reference
 from chatbind_cli.errors import CheckpointError, UsageError
 from chatbind_cli.files import sha256_file, sha256_text
 from chatbind_cli.inference.placing import check_device_map, resolve_numbers, spread
@@ -25,7 +26,13 @@ from chatbind_cli.model.adapters import merge_adapters, read_adapters
 from chatbind_cli.model.assemble import build_chatbind
 from chatbind_cli.model.attention import resolve_attention
 from chatbind_cli.model.base import adapted_base, find_base
-from chatbind_cli.model.config import EncoderInfo, check_encoder, encoder_of, saved_end_ids
+from chatbind_cli.model.config import (
+    EncoderInfo,
+    check_encoder,
+    encoder_of,
+    identity_of,
+    saved_end_ids,
+)
 from chatbind_cli.model.loading import ChatBind, load_chatbind
 from chatbind_cli.model.quantization import quantization
 
@@ -41,13 +48,14 @@ _ORIGIN = {
     "_commit_hash",
     "architectures",
     "dtype",
+    "licence",
     "name",
     "path",
     "provenance",
     "torch_dtype",
     "transformers_version",
 }
-_GET_ONE = "fetch it with `chatbind download imagebind-huge` and name it with --encoder"
+_FETCH = "fetch it with `chatbind download imagebind-huge` and "
 
 
 @dataclass(frozen=True)
@@ -60,8 +68,8 @@ class LoadedModel:
         projector: the projector file, where the folder holds a bare language model.
         device: where it runs, or its first layers do, and the encoder with them.
         dtype: type of its weights.
-        encoder: where the user says that the encoder is; None: where the model says, else one of
-            the usual places.
+        encoders: what opens the encoder, or the several, as the user says it; none: where the
+            model says that they are, else one of the usual places.
         allow_encoder_mismatch: take an encoder whose weights are not those of training.
         encoder_dtype: type of the encoder's weights; None: as for the model.
         adapter: the folder of adapters that were put beside its matrices.
@@ -73,7 +81,7 @@ class LoadedModel:
     projector: Path | None
     device: torch.device
     dtype: torch.dtype
-    encoder: Path | None = None
+    encoders: Sequence[str | Path] = ()
     allow_encoder_mismatch: bool = False
     encoder_dtype: torch.dtype | None = None
     adapter: Path | None = None
@@ -125,42 +133,48 @@ class LoadedModel:
             WeightsError: its weights are broken.
         """
         config = self.bundle.config
-        path = self.encoder or self._encoder_path()
-        encoder = open_encoder(path, device=self.device, dtype=self.encoder_dtype or self.dtype)
-        info = EncoderInfo(
-            name=encoder.name,
-            # hashing 5 GB is left out where there is nothing to compare with
-            sha256=encoder.sha256 if self.encoder_sha256 else None,
-            embedding_dim=encoder.embedding_dim,
-        )
+        own = encoder_of(config)
+        places = list(self.encoders) or [self._place(one) for one in own.each]
+        how = {"device": self.device, "dtype": self.encoder_dtype or self.dtype}
+        encoder = open_encoders(places, **how)
+        # hashing 5 GB is left out where there is nothing to compare with
+        info = identity_of(encoder, hashed=self.encoder_sha256 is not None)
         try:
-            check_encoder(config, info, where=str(path))
+            check_encoder(config, info, where=" + ".join(map(str, places)), same_dtype=False)
         except CheckpointError as error:
-            same_width = info.embedding_dim == config.embedding_dim
-            hint = f"{error.hint}, or take this one with --allow-encoder-mismatch"
-            raise CheckpointError(
-                error.what, where=error.where, hint=hint if same_width else error.hint
-            ) from error
+            hint = error.hint
+            if info.widths == own.widths:
+                hint = f"{hint}, or take what is named with --allow-encoder-mismatch"
+            raise CheckpointError(error.what, where=error.where, hint=hint) from error
         return encoder
 
-    def _encoder_path(self) -> Path:
-        """The place that the model's config names: absolute, or from the model's folder."""
-        known = self.bundle.config.encoder or {}
-        name = str(known.get("name") or "imagebind")
+    def _place(self, one: EncoderInfo) -> str | Path:
+        """Where one of its encoders is: as config.json says, a path from here or its folder.
+
+        Raises:
+            CheckpointError: not there, nor in a usual place.
+        """
         said = "and does not say where it is"
-        if known.get("path"):
-            written = Path(str(known["path"]))
-            for path in (written, self.path / written, (self.adapter or self.path) / written):
-                if path.exists():
-                    return path
-            said = f"which is not at {written} any more"
+        if one.path:
+            if is_reference(one.path):
+                return one.path
+            for folder in (Path(), self.path, self.adapter or self.path):
+                if (folder / one.path).exists():
+                    return folder / one.path
+            said = f"which is not at {one.path} any more"
         usual = usual_encoder()
-        if usual is not None:
+        pinned = None if self.allow_encoder_mismatch else one.sha256
+        if usual is not None and pinned in (None, open_encoder(usual).sha256):
             return usual
+        hint = "name it with --encoder"
+        each = encoder_of(self.bundle.config).each
+        if len(each) > 1:
+            words = " ".join(f"--encoder {other.name}" for other in each)
+            hint = f"name all of them, in this order: {words}"
         raise CheckpointError(
-            f"the model needs the encoder {name}, {said}",
+            f"the model needs the encoder {one.name}, {said}",
             where=str(self.path),
-            hint=_GET_ONE,
+            hint=_FETCH + hint if one.name.startswith("imagebind") else hint,
         )
 
 
@@ -184,6 +198,8 @@ def _deciding_parts(folder: Path) -> dict[str, Any]:
 
 
 def _without_origin(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_origin(part) for part in value]
     if not isinstance(value, dict):
         return value
     return {k: _without_origin(part) for k, part in value.items() if k not in _ORIGIN}
@@ -195,7 +211,7 @@ def load_model(
     projector: Path | None = None,
     base: Path | None = None,
     adapter: Path | None = None,
-    encoder: Path | None = None,
+    encoders: Sequence[str | Path] = (),
     allow_encoder_mismatch: bool = False,
     device: str = "auto",
     dtype: str = "auto",
@@ -239,7 +255,7 @@ def load_model(
             merge_adapters(bundle.model.language_model)
     _put(bundle.model, place, numbers, device_map, packed=load_in is not None)
     said = {"load_in": load_in, "attn_implementation": attn_implementation}
-    model = LoadedModel(bundle, path, projector, place, numbers, encoder, allow_encoder_mismatch)
+    model = LoadedModel(bundle, path, projector, place, numbers, encoders, allow_encoder_mismatch)
     return replace(
         model,
         encoder_dtype=resolve_dtype(dtype, place),

@@ -7,7 +7,7 @@ modality's tensor, so that stored embeddings are never mixed with others. Where 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
@@ -37,6 +37,9 @@ _DECIDING: Final = {
     "imu": _IMU,
 }
 """The fields that decide a modality's tensor, in the order of its fingerprint."""
+
+FIELDS: Final = {m: (*names, *_IF_SAID.get(m, ())) for m, names in _DECIDING.items()}
+"""The fields that may decide a modality's tensor; see `Encoder.heeds`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +142,10 @@ class MediaOptions:
     def deciding(self) -> dict[str, Any]:
         """The values that decide a tensor: all but the limits."""
         return {key: value for key, value in asdict(self).items() if key not in _LIMITS}
+
+    def only(self, names: Collection[str]) -> MediaOptions:
+        """The same with all but these fields, and the limits, at their defaults."""
+        return MediaOptions(**{name: getattr(self, name) for name in {*names, *_LIMITS}})
 
     def fingerprint(self, modality: str) -> str:
         """A short stable name for this preprocessing of one modality.

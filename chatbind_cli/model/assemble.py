@@ -163,6 +163,7 @@ def _join(
     config = ChatBindConfig(
         text_config=base.config,
         embedding_dim=encoder.embedding_dim,
+        encoder=encoder.as_record(),
         **{**media_token_ids(tokenizer), **chosen},
     )
     model = ChatBindForConditionalGeneration(config, base)

@@ -16,7 +16,7 @@ from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from chatbind_cli.errors import RecordError
-from chatbind_cli.model.config import ChatBindConfig, end_ids
+from chatbind_cli.model.config import ChatBindConfig, encoder_of, end_ids
 from chatbind_cli.model.label_loss import LossWay, loss_at_labels, loss_way, shared_loss
 from chatbind_cli.model.packed_attention import packed_rows
 from chatbind_cli.model.pretrained import blank_model
@@ -55,7 +55,7 @@ class ChatBindForConditionalGeneration(PreTrainedModel, GenerationMixin):
             language_model = blank_model(cast(PreTrainedConfig, config.text_config))
         self.language_model = language_model
         self.projector = Projector(
-            config.embedding_dim,
+            encoder_of(config).widths,
             word_embeddings(language_model).embedding_dim,
             kind=config.projector_type,
             tokens=config.tokens_per_embedding,
@@ -102,9 +102,7 @@ class ChatBindForConditionalGeneration(PreTrainedModel, GenerationMixin):
         vectors = media_embeddings.float()
         if self.config.normalize_embeddings:
             vectors = functional.normalize(vectors, dim=-1)
-        if media_weights is not None:
-            vectors = vectors * media_weights.float().unsqueeze(-1)
-        return self.projector(vectors)
+        return self.projector(vectors, None if media_weights is None else media_weights.float())
 
     def prompt_embeddings(
         self,

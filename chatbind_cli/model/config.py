@@ -7,7 +7,7 @@ counts, the command that made it), so that nothing is ever guessed from a path's
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,11 +19,15 @@ from chatbind_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
     from chatbind_cli.checkpoints.projector_file import ProjectorInfo
+    from chatbind_cli.encoders.encoder import Encoder
 
 MODEL_TYPE = "chatbind"
 PROJECTOR_TYPES = ("linear", "mlp2x_gelu")
 PROJECTOR_LAYOUTS = ("split", "repeat")
 STAGES = ("pretrain", "finetune", "published")
+
+MOST_ENCODERS = 8
+"""Side by side in one model: what says more is broken."""
 
 # What a config.json may say; all of it reaches arithmetic, slices or calls.
 _KINDS: dict[tuple[type, ...], tuple[str, ...]] = {
@@ -161,7 +165,12 @@ class EncoderInfo:
     @property
     def widths(self) -> list[int]:
         """Of the embeddings of each encoder; a projector has a part for each."""
-        return [part.embedding_dim for part in self.parts] or [self.embedding_dim]
+        return [one.embedding_dim for one in self.each]
+
+    @property
+    def each(self) -> tuple[EncoderInfo, ...]:
+        """The several, or itself."""
+        return self.parts or (self,)
 
     def as_record(self) -> dict[str, Any]:
         """The same for a configuration, which says nothing of what is not known or not there."""
@@ -171,55 +180,118 @@ class EncoderInfo:
         return {k: v for k, v in said.items() if k not in unsaid}
 
 
+def identity_of(encoder: Encoder, *, hashed: bool = True) -> EncoderInfo:
+    """What a model says of the encoder whose embeddings it reads.
+
+    Its weights are read for their hash if it is to be `hashed`.
+    """
+    parts = encoder.parts if len(encoder.parts) > 1 else ()
+    return EncoderInfo(
+        name=encoder.name,
+        sha256=encoder.sha256 if hashed else None,
+        embedding_dim=encoder.embedding_dim,
+        path=encoder.reference,
+        dtype=encoder.dtype_name,
+        licence=encoder.licence,
+        parts=tuple(identity_of(part, hashed=hashed) for part in parts),
+    )
+
+
 def encoder_of(trained: ProjectorInfo | ChatBindConfig) -> EncoderInfo:
     """The encoder that a projector or model was trained with, as far as its file tells.
 
     Raises:
-        CheckpointError: a name or hash is none.
+        CheckpointError: a name or hash is none, or there are several whose widths do not add up.
     """
     known = trained.encoder or {}
-    for name in ("name", "sha256", "path", "dtype"):
+    whole = _read_encoder(known, trained.embedding_dim)
+    said = known.get("parts")
+    if said is None:
+        return whole
+    if not isinstance(said, list) or not 2 <= len(said) <= MOST_ENCODERS:
+        raise CheckpointError(f"the encoder's parts are no list of 2 to {MOST_ENCODERS}")
+    parts = [
+        _read_encoder(part, part.get("embedding_dim")) for part in said if isinstance(part, dict)
+    ]
+    widths = [part.embedding_dim for part in parts]
+    if len(parts) < len(said) or sum(widths) != trained.embedding_dim:
+        raise CheckpointError(
+            f"the encoder's parts have widths {widths}, which do not make the embedding_dim of "
+            f"{trained.embedding_dim}"
+        )
+    return replace(whole, parts=tuple(parts))
+
+
+def _read_encoder(known: dict[str, Any], width: Any) -> EncoderInfo:
+    if type(width) is not int or width < 1:
+        raise CheckpointError(f"the encoder's embedding_dim is {width!r:.60}")
+    for name in ("name", "sha256", "path", "dtype", "licence"):
         if not isinstance(known.get(name), (str, type(None))):
             raise CheckpointError(f"the encoder's {name} is no text")
     return EncoderInfo(
         name=known.get("name") or "imagebind",
         sha256=known.get("sha256"),
-        embedding_dim=trained.embedding_dim,
+        embedding_dim=width,
         path=known.get("path"),
         dtype=known.get("dtype"),
+        licence=known.get("licence"),
     )
 
 
 def check_encoder(
-    trained: ProjectorInfo | ChatBindConfig, encoder: EncoderInfo, *, where: str | None = None
+    trained: ProjectorInfo | ChatBindConfig,
+    encoder: EncoderInfo,
+    *,
+    where: str | None = None,
+    same_dtype: bool = True,
 ) -> None:
     """Refuses an encoder that is not the one that a model or projector was trained with.
 
+    Several are compared one by one.
+
     Raises:
-        CheckpointError: the width differs, or both hashes or both dtypes are known and differ.
+        CheckpointError: their number or a width differs, or both hashes of one, or with
+            `same_dtype` both dtypes, are known and differ.
     """
     own = encoder_of(trained)
     what = "model" if isinstance(trained, ChatBindConfig) else "projector"
-    hint = f"name the encoder that the {what} was trained with (--encoder)"
-    if own.embedding_dim != encoder.embedding_dim:
-        problem = (
+    pairs = list(zip(own.each, encoder.each, strict=False))
+    problem = next(filter(None, (_difference(what, *pair) for pair in pairs)), None)
+    theirs, ours = ([one.sha256 or "" for one in info.each] for info in (encoder, own))
+    named = [" and ".join(one.name for one in info.each) for info in (own, encoder)]
+    if len(ours) != len(theirs):
+        problem = f"the {what} was trained with {named[0]}, not with {named[1]}"
+    elif ours != theirs and sorted(ours) == sorted(theirs):
+        problem = f"the {what} was trained with the encoders in another order: {named[0]}"
+    if problem is not None:
+        hint = f"name the encoder that the {what} was trained with (--encoder)"
+        if own.parts:
+            hint = f"name those that the {what} was trained with, in order: --encoder "
+            hint += " --encoder ".join(one.name for one in own.each)
+        raise CheckpointError(problem, where=where, hint=hint)
+    for mine, other in pairs:
+        if same_dtype and mine.dtype and other.dtype and mine.dtype != other.dtype:
+            raise CheckpointError(
+                f"was trained on embeddings that were computed in {mine.dtype}, and these were in "
+                f"{other.dtype}",
+                where=where,
+                hint=f"encode the media with --dtype {mine.dtype}",
+            )
+
+
+def _difference(what: str, own: EncoderInfo, other: EncoderInfo) -> str | None:
+    """In which way one encoder is not the other."""
+    if own.embedding_dim != other.embedding_dim:
+        return (
             f"the {what} reads embeddings of width {own.embedding_dim}, the encoder "
-            f"{encoder.name} gives {encoder.embedding_dim}"
+            f"{other.name} gives {other.embedding_dim}"
         )
-    elif own.sha256 and encoder.sha256 and own.sha256 != encoder.sha256:
-        problem = (
+    if own.sha256 and other.sha256 and own.sha256 != other.sha256:
+        return (
             f"the {what} was trained with the encoder {own.name} ({own.sha256[:12]}), not with "
-            f"{encoder.name} ({encoder.sha256[:12]})"
+            f"{other.name} ({other.sha256[:12]})"
         )
-    elif own.dtype and encoder.dtype and own.dtype != encoder.dtype:
-        problem = (
-            f"was trained on embeddings that were computed in {own.dtype}, and these were in "
-            f"{encoder.dtype}"
-        )
-        hint = f"encode the media with --dtype {own.dtype}"
-    else:
-        return
-    raise CheckpointError(problem, where=where, hint=hint)
+    return None
 
 
 def end_ids(named: Any) -> list[int]:

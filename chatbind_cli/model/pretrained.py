@@ -1,4 +1,4 @@
-"""The one door to transformers' `from_pretrained`: a model folder is hostile until it is read.
+"""The door to transformers' `from_pretrained`: a model folder is hostile until it is read.
 
 transformers opens what it finds in a folder: code that a config names, adapters and the models that
 those name, weights under other names, kernels of the hub, code for generation. So it never sees the

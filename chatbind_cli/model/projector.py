@@ -7,6 +7,7 @@ the model around it.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -21,15 +22,19 @@ _GELU_SECOND_MOMENT = 0.425
 class Projector(nn.Module):
     """Maps embeddings to soft tokens.
 
+    For several encoders side by side it has a part for each, a whole projector with weights and
+    biases of its own. An embedding of one of them is zero but for what that one made, and goes
+    through its part alone. Of one with something from several, the parts' tokens are added up.
+
     Args:
-        embedding_dim: width of an embedding.
+        widths: of the embeddings of each encoder; an embedding has them side by side.
         hidden_size: width of the language model's token embeddings.
         kind: `linear`, or `mlp2x_gelu` (linear, GELU, linear).
         tokens: soft tokens that one embedding becomes.
         layout: `split`: all of them are the projector's own outputs; `repeat`: one, repeated.
 
     Shapes:
-        [media, embedding_dim] -> [media, tokens, hidden_size].
+        [media, sum of widths] -> [media, tokens, hidden_size].
 
     Source:
         "Visual Instruction Tuning" (Liu et al., 2023), section 4.1: a single linear layer;
@@ -38,7 +43,7 @@ class Projector(nn.Module):
 
     def __init__(
         self,
-        embedding_dim: int,
+        widths: Sequence[int],
         hidden_size: int,
         *,
         kind: str = "linear",
@@ -49,21 +54,45 @@ class Projector(nn.Module):
         self.tokens = tokens
         self.layout = layout
         self.hidden_size = hidden_size
+        self.widths = list(widths)
+        if len(self.widths) > 1:
+            self.parts = nn.ModuleList(
+                Projector([own], hidden_size, kind=kind, tokens=tokens, layout=layout)
+                for own in widths
+            )
+            return
         width = hidden_size * (tokens if layout == "split" else 1)
-        self.layers = nn.Sequential(nn.Linear(embedding_dim, width))
+        self.layers = nn.Sequential(nn.Linear(self.widths[0], width))
         if kind == "mlp2x_gelu":
             self.layers = nn.Sequential(
-                nn.Linear(embedding_dim, hidden_size), nn.GELU(), nn.Linear(hidden_size, width)
+                nn.Linear(self.widths[0], hidden_size), nn.GELU(), nn.Linear(hidden_size, width)
             )
         self.reset_parameters()
 
     @property
     def dtype(self) -> torch.dtype:
         """The type of its weights."""
-        return cast(nn.Linear, self.layers[0]).weight.dtype
+        return next(self.parameters()).dtype
 
-    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """Projects embeddings [media, embedding_dim] to [media, tokens, hidden_size]."""
+    def forward(
+        self, embeddings: torch.Tensor, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Projects embeddings [media, sum of widths] to [media, tokens, hidden_size].
+
+        Args:
+            embeddings: what also says which part each goes through.
+            weights: [media], what each is multiplied by; 0 leaves the bias of its part.
+        """
+        if len(self.widths) > 1:
+            found = torch.zeros((), dtype=self.dtype, device=embeddings.device)
+            for part, own in zip(self.parts, embeddings.split(self.widths, dim=-1), strict=True):
+                # every part sees every row: shapes do not depend on the media, and training on
+                # several processes, which waits for all gradients, gets them
+                mine = own.any(dim=-1).view(-1, 1, 1)
+                found = found + torch.where(mine, part(own, weights), 0.0)
+            return found
+        if weights is not None:
+            embeddings = embeddings * weights.unsqueeze(-1)
         projected = self.layers(embeddings.to(self.dtype))
         if self.layout == "repeat":
             return projected.unsqueeze(1).expand(-1, self.tokens, -1)
@@ -77,6 +106,10 @@ class Projector(nn.Module):
         deviation `std`: with that of the language model's word embeddings, attention sees tokens
         of a size that it knows from the first step, however wide the encoder is.
         """
+        if len(self.widths) > 1:
+            for part in self.parts:
+                cast(Projector, part).reset_parameters(std)
+            return
         first, last = cast(nn.Linear, self.layers[0]), cast(nn.Linear, self.layers[-1])
         if first is not last:
             init.normal_(first.weight, std=1.0)

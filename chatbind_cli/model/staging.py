@@ -155,11 +155,8 @@ def check_config(fields: Mapping[str, Any], where: Path) -> None:
     Raises:
         CheckpointError: they need kernels, or ask for what no model has.
     """
-    for part in (fields, fields.get("text_config")):
-        if not isinstance(part, dict):
-            continue
-        if _is_known(part):
-            _refuse_counts(part, CONFIG_MAPPING[part["model_type"]], where)
+    for part, kind in _configs(fields):
+        _refuse_counts(part, kind, where)
         quantized = part.get("quantization_config")
         method = quantized.get("quant_method") if isinstance(quantized, dict) else None
         if quantized and method not in _QUANTIZED_BY:
@@ -192,7 +189,19 @@ def _is_known(fields: Mapping[str, Any]) -> bool:
     return isinstance(kind, str) and kind in CONFIG_MAPPING
 
 
-def _refuse_counts(fields: Mapping[str, Any], kind: type[Any], where: Path) -> None:
+def _configs(
+    fields: Mapping[str, Any], kind: type[Any] | None = None
+) -> Iterator[tuple[Mapping[str, Any], type[Any] | None]]:
+    """The settings of a model and of its parts, each with the class that will read them."""
+    kind = CONFIG_MAPPING[fields["model_type"]] if _is_known(fields) else kind
+    yield fields, kind
+    for name, inner in getattr(kind, "sub_configs", {"text_config": None}).items():
+        part = fields.get(name)
+        if isinstance(part, dict):
+            yield from _configs(part, inner)
+
+
+def _refuse_counts(fields: Mapping[str, Any], kind: type[Any] | None, where: Path) -> None:
     """Refuses numbers of layers and the like that would fill memory while a config is read."""
     known = {"num_labels", *getattr(kind, "attribute_map", {})}
     if is_dataclass(kind):

@@ -28,12 +28,12 @@ def moved(world: World, folder: Path, **encoder: object) -> Path:
 
 
 def found(model: Path, path: Path | None = None, *, allow: bool = False) -> Encoder:
-    how = {"encoder": path, "allow_encoder_mismatch": allow, "device": "cpu"}
+    how = {"encoders": [path] if path else [], "allow_encoder_mismatch": allow, "device": "cpu"}
     return load_model(model, **how).find_encoder()
 
 
 def identity(model: Path, path: Path) -> dict[str, object]:
-    return MediaEncoder(load_model(model, encoder=path, device="cpu")).identity()
+    return MediaEncoder(load_model(model, encoders=[path], device="cpu")).identity()
 
 
 def test_the_config_says_where_the_encoder_is(world: World) -> None:
@@ -50,11 +50,11 @@ def test_a_relative_path_starts_at_the_models_folder(world: World, tmp_path: Pat
 def test_a_missing_encoder_is_named_with_the_way_to_get_it(
     world: World, tmp_path: Path, path: str | None
 ) -> None:
-    model = moved(world, tmp_path / "model", path=path)
+    model = moved(world, tmp_path / "model", path=path, name="imagebind_huge")
     with pytest.raises(CheckpointError) as caught:
         found(model)
     text = str(caught.value)
-    assert "the model needs the encoder tiny" in text
+    assert "the model needs the encoder imagebind_huge" in text
     assert "`chatbind download imagebind-huge`" in text
     assert "--encoder" in text
     assert "\n" not in text

@@ -66,7 +66,7 @@ def quick_retries(monkeypatch):
 
 @pytest.fixture(scope="module")
 def local(world):
-    return Answerer(load_model(world.model, encoder=world.encoder, dtype="float32"))
+    return Answerer(load_model(world.model, encoders=[world.encoder], dtype="float32"))
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def expected(local, asked):
 
 
 def front(world):
-    return load_front(world.model, encoder=world.encoder, dtype="float32")
+    return load_front(world.model, encoders=[world.encoder], dtype="float32")
 
 
 def connect(world, *servers, **options):

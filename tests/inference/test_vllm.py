@@ -94,7 +94,7 @@ def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
 
 @pytest.fixture(scope="module")
 def local(vllm_world):
-    loaded = load_model(vllm_world.model, encoder=vllm_world.encoder, dtype="float32")
+    loaded = load_model(vllm_world.model, encoders=[vllm_world.encoder], dtype="float32")
     return Answerer(loaded)
 
 
@@ -111,7 +111,7 @@ def asked(local, vllm_world):
 
 @pytest.fixture
 def engine(url, vllm_world):
-    front = load_front(vllm_world.model, encoder=vllm_world.encoder, dtype="float32")
+    front = load_front(vllm_world.model, encoders=[vllm_world.encoder], dtype="float32")
     with RemoteEngine(front, [url]) as engine:
         yield engine
 

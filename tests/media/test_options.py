@@ -6,7 +6,7 @@ import pytest
 
 from chatbind_cli.errors import UsageError
 from chatbind_cli.media.modality import MODALITIES
-from chatbind_cli.media.options import MediaOptions
+from chatbind_cli.media.options import FIELDS, MediaOptions
 
 
 def test_each_option_changes_the_fingerprints_of_exactly_the_modalities_it_touches() -> None:
@@ -34,6 +34,9 @@ def test_each_option_changes_the_fingerprints_of_exactly_the_modalities_it_touch
         other = replace(base, **{name: value})
         changed = {m for m in MODALITIES if base.fingerprint(m) != other.fingerprint(m)}
         assert changed == set(modalities.split()), name
+        assert {m for m in MODALITIES if name in FIELDS[m]} == changed, name
+        kept = other.only(() if modalities else [name])
+        assert kept == (base if modalities else other), name
 
 
 def test_fingerprints_are_stable_across_releases() -> None:

@@ -65,7 +65,7 @@ def text_encoder(world: World) -> Path:
 def answerer(world: World, text_encoder: Path) -> Answerer:
     """What the servers answer with."""
     loaded = load_model(
-        world.model, encoder=text_encoder, allow_encoder_mismatch=True, device="cpu"
+        world.model, encoders=[text_encoder], allow_encoder_mismatch=True, device="cpu"
     )
     root = MediaRoot.guarded(world.media, remote=False, most_bytes=1 << 20, seconds=5.0)
     encoder = MediaEncoder(loaded, open_media=root.open)

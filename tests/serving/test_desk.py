@@ -251,7 +251,7 @@ def test_an_engine_elsewhere_that_dies_is_found_again(
     monkeypatch.setattr("chatbind_cli.serving.desk._RETRY_S", 0.2)
     monkeypatch.setattr(openai._base_client, "INITIAL_RETRY_DELAY", 0.01)
     monkeypatch.setattr(openai._base_client, "MAX_RETRY_DELAY", 0.02)
-    front = load_front(world.model, encoder=world.encoder, dtype="float32")
+    front = load_front(world.model, encoders=[world.encoder], dtype="float32")
     language_model(world.model, tmp_path / "lm")
     served = Served(tmp_path / "lm")
     servers = [EngineServer(served)]

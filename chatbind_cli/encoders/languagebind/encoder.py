@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from chatbind_cli.encoders.languagebind.config import VOCABULARY, find_repositor
 from chatbind_cli.encoders.languagebind.preprocess import Reader
 from chatbind_cli.encoders.languagebind.weights import check_repository, load_tower
 from chatbind_cli.files import sha256_file, sha256_text
+from chatbind_cli.media.options import FIELDS, MediaOptions
 
 
 class LanguageBindEncoder(Encoder):
@@ -90,6 +91,12 @@ class LanguageBindEncoder(Encoder):
     def clips(self, item: Decoded) -> int:
         """The frames of a film."""
         return item.tensor.shape[1] if item.modality == "video" else 1
+
+    def heeds(self, modality: str, options: MediaOptions) -> Collection[str]:
+        """The stretch of recordings, and the unit of depth; how clips lie is fixed."""
+        if modality == "depth":
+            return FIELDS["depth"] if options.depth_unit == "disparity" else ("depth_unit",)
+        return ("start", "end") if modality in ("video", "audio") else ()
 
     def tower(self, modality: str) -> nn.Module:
         """The tower of a modality, or of texts."""

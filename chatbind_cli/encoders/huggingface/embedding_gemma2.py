@@ -1,0 +1,198 @@
+"""EmbeddingGemma 2 (Google) as an encoder: pictures, films, sound, texts.
+
+An embedding is the mean over all places of the language model's output, of length 1: the text's, or
+those of a medium's soft tokens between the tokens that begin and end it, as the model's processor
+puts them for a medium alone. Media have no prompt; texts have the repository's for classification
+("task: classification | query: "), as in the model's zero-shot tasks. There is no learned scale: a
+zero-shot probability is a softmax of cosines, which lie close together.
+
+What is looked at follows the repository's own processors. Pictures keep their shape, within a
+budget of soft tokens; they are not filled up to it. Films: `fps` frames a second, one, and of
+more than `max_frames`, 32, so many spread evenly. Sound: the first 480,000 samples, 30 seconds.
+
+Repositories without a vision or an audio part are known, too. Sources: transformers' classes
+`EmbeddingGemma2*` and `Gemma4*`; the files of google/embeddinggemma-2 (processor_config.json,
+1_Pooling, 2_Normalize, config_sentence_transformers.json); mteb's recipe for the model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from copy import deepcopy
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import (
+    MODEL_MAPPING,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from chatbind_cli.checkpoints.json_file import read_json
+from chatbind_cli.encoders.encoder import Decoded
+from chatbind_cli.encoders.huggingface.gemma_media import Reader, check_pictures, sound_rate
+from chatbind_cli.encoders.huggingface.inputs import HEEDED, mask_of, text_ids
+from chatbind_cli.encoders.huggingface.repository import (
+    HuggingFaceEncoder,
+    load_part,
+)
+from chatbind_cli.errors import WeightsError
+from chatbind_cli.media.options import MediaOptions
+from chatbind_cli.model.pretrained import open_tokenizer
+
+_MOST_IDS = 8192
+"""Of a text, with which the model was trained."""
+
+_PROMPTS = "config_sentence_transformers.json"
+_PARTS = {"image": "vision", "video": "vision", "audio": "audio"}
+
+
+class EmbeddingGemma2Encoder(HuggingFaceEncoder):
+    """EmbeddingGemma 2; its name is that of its folder. Rows have norm 1.
+
+    Args:
+        path: see `HuggingFaceEncoder`.
+        how: the rest of what `Encoder` takes.
+
+    Raises:
+        CheckpointError: config.json or a processor cannot be used, or there are no weights.
+        WeightsError: the processors ask for too much, or are not this model's.
+    """
+
+    def __init__(self, path: Path, **how: Any) -> None:
+        super().__init__(path, **how)
+        self._model: nn.Module | None = None
+        vision, sounds = self.config.vision_config, self.config.audio_config
+        if vision:
+            check_pictures(self.folder, vision)
+        rate = sound_rate(self.folder, sounds, self.settings) if sounds else 0
+        self.read = Reader(folder=self.folder, rate_hz=rate)
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length of an embedding (768)."""
+        dim: int = self.config.text_config.embedding_dim
+        return dim
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Those of the parts that there are."""
+        seen = ("image", "video") if self.config.vision_config else ()
+        return (*seen, *(("audio",) if self.config.audio_config else ()), "text")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those of all repositories, and the prompt of texts."""
+        return {**super().settings, _PROMPTS: {"Classification": self.prompt}}
+
+    @cached_property
+    def prompt(self) -> str:
+        """What stands before each text; empty where the repository says none."""
+        said = read_json(self.folder / _PROMPTS, missing_ok=True).get("prompts")
+        found = said.get("Classification") if isinstance(said, dict) else None
+        return found[:1000] if isinstance(found, str) else ""
+
+    @cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        return open_tokenizer(self.folder)
+
+    def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
+        """The ids of texts behind the prompt, filled up to the longest of these texts."""
+        text = self.config.text_config
+        return text_ids(
+            self._tokenizer,
+            [self.prompt + text for text in texts],
+            most=min(text.max_position_embeddings, _MOST_IDS),
+            words=text.vocab_size,
+        )
+
+    def heeds(self, modality: str, options: MediaOptions) -> Collection[str]:
+        """The part of a recording, and how many frames."""
+        return HEEDED.get(modality, ())
+
+    def clips(self, item: Decoded) -> int:
+        """The frames of a film."""
+        return item.tensor.shape[0] if item.modality == "video" else 1
+
+    def load_tower(self, modality: str) -> nn.Module:
+        """The language model with the towers asked for so far; the others are not read."""
+        if self._model is None:
+            self._model = self._load()
+        part = _PARTS.get(modality)
+        if part and getattr(self._model, f"{part}_tower") is None:
+            made = self._load(part)
+            for name in (f"{part}_tower", f"embed_{part}"):
+                setattr(self._model, name, made.get_submodule(name))
+        return self._model
+
+    def _load(self, part: str | None = None) -> nn.Module:
+        """The language model alone, or the tower of a part without it."""
+        config: PreTrainedConfig = deepcopy(self.config)
+        for other in {"vision", "audio"} - {part}:
+            setattr(config, f"{other}_config", None)
+        model = load_part(
+            cast(type[PreTrainedModel], MODEL_MAPPING[type(config)]),
+            config,
+            self.folder,
+            device=self.device,
+            dtype=self.dtype,
+            without=("language_model",) if part else (),
+        )
+        model.config = self.config
+        return model
+
+    def run(self, modality: str, batch: torch.Tensor) -> torch.Tensor:
+        """Embeddings of a batch."""
+        model = self.tower(modality)
+        if modality == "text":
+            mask = mask_of(batch, self._tokenizer)
+            found = model(input_ids=batch, attention_mask=mask, return_dict=True)
+        else:
+            inputs = self._inputs(modality, batch)
+            mask = torch.ones_like(inputs["input_ids"])
+            found = model(**inputs, attention_mask=mask, return_dict=True)
+        places = found.last_hidden_state.float()
+        pooled = (places * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+        return functional.normalize(pooled, dim=-1)
+
+    def _inputs(self, modality: str, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the model takes of a batch of media, each as if it stood alone in a prompt."""
+        config, values = self.config, batch.to(self.dtype)
+        if modality == "audio":
+            soft = math.ceil(math.ceil(batch.shape[1] / 2) / 2)  # two convolutions of stride 2
+            row = [config.boa_token_id, *[config.audio_token_id] * soft, config.eoa_token_index]
+            heard = torch.ones(batch.shape[:2], dtype=torch.bool, device=self.device)
+            inputs = {"input_features": values, "input_features_mask": heard}
+        else:
+            film = modality == "video"
+            rows, columns, numbers = batch.shape[-3:]
+            soft = rows * columns // config.vision_config.pooling_kernel_size**2
+            token = config.video_token_id if film else config.image_token_id
+            row = [config.boi_token_id, *[token] * soft, config.eoi_token_id]
+            pixels = values.reshape(-1, rows * columns, numbers)
+            at = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).flip(-1)
+            places = at.to(self.device).expand(len(pixels), -1, -1)
+            inputs = {"pixel_values": pixels, "image_position_ids": places}
+            if film:
+                row *= batch.shape[1]
+                frames = torch.full((len(batch),), batch.shape[1], device=self.device)
+                inputs = {"pixel_values_videos": pixels, "video_position_ids": places}
+                inputs["num_frames_per_video"] = frames
+        ids = torch.tensor(self._framed(row), device=self.device)
+        return {**inputs, "input_ids": ids.expand(len(batch), -1)}
+
+    def _framed(self, row: list[int]) -> list[int]:
+        """Ids with what the tokenizer puts before and after any text."""
+        first = row[0]
+        around = self._tokenizer(self._tokenizer.convert_ids_to_tokens(first))["input_ids"]
+        words = self.config.text_config.vocab_size
+        if around.count(first) != 1 or not max(*around, row[-1]) < words:
+            raise WeightsError("has a tokenizer that is not this model's", where=str(self.folder))
+        at = around.index(first)
+        return [*around[:at], *row, *around[at + 1 :]]

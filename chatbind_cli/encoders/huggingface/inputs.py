@@ -1,0 +1,113 @@
+"""Films, sounds and texts as models of transformers with processors of their own want them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from chatbind_cli.errors import WeightsError
+from chatbind_cli.media.guard import IMPORTING
+from chatbind_cli.media.options import MediaOptions
+from chatbind_cli.media.source import MediaSource
+
+T = TypeVar("T")
+
+HEEDED = {"video": ("fps", "start", "end"), "audio": ("start", "end")}
+"""What `read_film` and `read_sound` look at of `MediaOptions`; see `Encoder.heeds`."""
+
+
+def read_film(
+    source: MediaSource,
+    options: MediaOptions,
+    choose: Callable[[int, float], Iterable[int]],
+    see: Callable[[npt.NDArray[np.uint8]], T],
+) -> list[T]:
+    """Reads some frames of a film, or of the part of it that `options` name.
+
+    Args:
+        source: the film.
+        options: where the part begins and ends, and how large a frame may be.
+        choose: from the number of frames, and the seconds that they last, to those to read.
+        see: see `chatbind_cli.media.video.read_frames`.
+
+    Raises:
+        MediaError: it cannot be read.
+    """
+    with IMPORTING:
+        from chatbind_cli.media.video import read_frames  # noqa: PLC0415  a picture needs no FFmpeg
+
+    def pick(seconds: npt.NDArray[np.float64], duration: float) -> list[int]:
+        start, end = options.stretch(duration, source.name)
+        # of a part between two frames the one that is on display
+        first = max(int(np.searchsorted(seconds, start, side="right")) - 1, 0)
+        last = max(int(np.searchsorted(seconds, end)) - 1, first)
+        total = last - first + 1
+        return [first + int(n) for n in choose(total, total * duration / len(seconds))]
+
+    return read_frames(source, pick, see, max_pixels=options.max_pixels)
+
+
+def spread(total: int, count: int) -> list[int]:
+    """So many of `total` frames, spread evenly from the first to the last."""
+    if count < 2:
+        return [0]
+    return [number * (total - 1) // (count - 1) for number in range(count)]
+
+
+def read_sound(
+    source: MediaSource, options: MediaOptions, rate_hz: int, *, most_seconds: float
+) -> torch.Tensor:
+    """Reads the beginning of a sound, or of the part of it that `options` name.
+
+    Returns:
+        float32 [samples] in [-1, 1], at least one, of the first channel.
+
+    Raises:
+        MediaError: it cannot be read.
+    """
+    with IMPORTING:
+        from chatbind_cli.media.audio import read_stretches  # noqa: PLC0415
+
+    def cut(total: int) -> list[tuple[int, int]]:
+        start, end = options.stretch(total / rate_hz, source.name)
+        begin = int(start * rate_hz)
+        longest = begin + int(most_seconds * rate_hz)
+        return [(begin, max(min(int(end * rate_hz), total, longest), begin + 1))]
+
+    return read_stretches(source, rate_hz, cut, longest_s=most_seconds)[0]
+
+
+def text_ids(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, most: int, words: int
+) -> torch.Tensor:
+    """The ids of texts, int64 [texts, longest]; shorter ones are filled up at the end.
+
+    Args:
+        tokenizer: the repository's.
+        texts: of any length.
+        most: ids of a text; longer ones are cut.
+        words: size of the model's vocabulary.
+
+    Raises:
+        WeightsError: the tokenizer gives no ids, or some that the model does not know.
+    """
+    cut = min(most, tokenizer.model_max_length)
+    found = tokenizer(list(texts), truncation=True, max_length=cut)["input_ids"]
+    longest = max(map(len, found))
+    ids = torch.full((len(found), longest), tokenizer.pad_token_id or 0)
+    for row, one in zip(ids, found, strict=True):
+        row[: len(one)] = torch.tensor(one, dtype=torch.int64)
+    if min(map(len, found)) < 1 or not 0 <= int(ids.min()) <= int(ids.max()) < words:
+        raise WeightsError("has a tokenizer that is not this model's", where=tokenizer.name_or_path)
+    return ids
+
+
+def mask_of(ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    """Which of these ids are a text's, int64 of the same shape: not those that fill up its end."""
+    said = (ids != (tokenizer.pad_token_id or 0)).long()
+    return said.flip(-1).cummax(dim=-1).values.flip(-1)

@@ -1,0 +1,214 @@
+"""Which encoders a run's embeddings come from, and what is said of them.
+
+They are named and opened, or have filled stores before; training may go on from what was trained
+with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, combinations, repeat, zip_longest
+from typing import Any
+
+import torch
+
+from chatbind_cli.checkpoints.json_file import read_json
+from chatbind_cli.checkpoints.projector_file import ProjectorInfo, is_published, read_projector
+from chatbind_cli.console import note
+from chatbind_cli.data.conversations import Media
+from chatbind_cli.data.lookup import Embeddings, SeveralEmbeddings, open_stores, options_in
+from chatbind_cli.device import resolve_dtype
+from chatbind_cli.encoders.encoder import Encoder
+from chatbind_cli.encoders.opening import open_encoder
+from chatbind_cli.encoders.several import sha256_of_several
+from chatbind_cli.errors import StoreError, UsageError
+from chatbind_cli.media.options import MediaOptions
+from chatbind_cli.model.config import (
+    MODEL_TYPE,
+    ChatBindConfig,
+    EncoderInfo,
+    check_encoder,
+    encoder_of,
+    identity_of,
+)
+from chatbind_cli.model.loading import read_published
+from chatbind_cli.training.arguments import on_gpu
+from chatbind_cli.training.settings import TrainingSettings
+
+_IMAGEBIND_WIDTH = 1024
+
+
+@dataclass(frozen=True)
+class Before:
+    """What training goes on from, as far as its media are concerned.
+
+    Attributes:
+        config: of the projector or ChatBind model; None: training begins from nothing.
+        where: the projector or the model.
+    """
+
+    config: ProjectorInfo | ChatBindConfig | None
+    where: str
+
+    @classmethod
+    def of(cls, settings: TrainingSettings) -> Before:
+        """That of a run.
+
+        Raises:
+            ChatBindError: the projector or model cannot be read.
+        """
+        if settings.projector is not None:
+            return cls(read_projector(settings.projector).info, str(settings.projector))
+        if is_published(settings.model):
+            return cls(read_published(settings.model)[0], str(settings.model))
+        fields = read_json(settings.model / "config.json")
+        ours = fields.get("model_type") == MODEL_TYPE
+        return cls(ChatBindConfig.from_dict(fields) if ours else None, str(settings.model))
+
+    @property
+    def media_options(self) -> dict[str, Any]:
+        """How media became tensors; empty where nothing says."""
+        return (self.config.media_options if self.config is not None else None) or {}
+
+    @property
+    def encoder(self) -> EncoderInfo | None:
+        """What made the embeddings."""
+        return encoder_of(self.config) if self.config is not None else None
+
+    def check(self, encoder: EncoderInfo) -> None:
+        """Refuses another encoder than that of the training before.
+
+        Raises:
+            CheckpointError: see `check_encoder`.
+        """
+        if self.config is not None:
+            check_encoder(self.config, encoder, where=self.where)
+
+
+def open_all(
+    references: Sequence[str], settings: TrainingSettings, before: Before
+) -> list[Encoder]:
+    """The encoders of a run, which go on in the dtypes that training was begun with.
+
+    Raises:
+        ChatBindError: see `open_encoder`.
+    """
+    device = torch.device("cuda" if on_gpu(settings) else "cpu")
+    known = before.encoder.each if before.encoder else ()
+    dtypes = [*(one.dtype for one in known), *repeat(None, len(references))]
+    return [
+        open_encoder(one, device=device, dtype=resolve_dtype(dtype or "auto", device))
+        for one, dtype in zip(references, dtypes, strict=False)
+    ]
+
+
+def modalities_of(encoder: Encoder) -> list[str]:
+    """The modalities of media that it knows."""
+    return [modality for modality in encoder.modalities if modality != "text"]
+
+
+def tell_of(encoder: Encoder) -> None:
+    """Notes the licence of its weights, and whether what is learned with it can carry over."""
+    if encoder.licence is not None:
+        note(f"licence of the weights of {encoder.name}: {encoder.licence}")
+    known = modalities_of(encoder)
+    if len(known) == 1:
+        note(
+            f"what is learned with {encoder.name} will not carry over to other modalities: "
+            f"it knows {known[0]} alone"
+        )
+
+
+def refuse_twice(encoders: Sequence[Encoder]) -> None:
+    """Refuses what `joined` will, before anything heavy: hashes only encoders of equal sizes.
+
+    Raises:
+        UsageError: two of them are the same.
+    """
+    for one, other in combinations(encoders, 2):
+        if one.settings == other.settings:
+            joined([identity_of(one), identity_of(other)])
+
+
+def joined(infos: Sequence[EncoderInfo]) -> EncoderInfo:
+    """What a model says of its encoder, or of several as one.
+
+    Raises:
+        UsageError: two of them are the same.
+    """
+    if len(infos) == 1:
+        return infos[0]
+    hashes = [str(one.sha256) for one in infos]
+    first: dict[str, EncoderInfo] = {}
+    for one, sha256 in zip(infos, hashes, strict=True):
+        if first.setdefault(sha256, one) is not one:
+            raise UsageError(
+                f"{one.path or one.name} has the weights of {first[sha256].path or one.name}",
+                hint="name every encoder once",
+            )
+    paths = [one.path for one in infos if one.path]
+    licences = dict.fromkeys(one.licence for one in infos if one.licence)
+    return EncoderInfo(
+        name="+".join(one.name for one in infos),
+        sha256=sha256_of_several(hashes),
+        embedding_dim=sum(one.embedding_dim for one in infos),
+        path=" + ".join(paths) if len(paths) == len(infos) else None,
+        dtype=infos[0].dtype,
+        licence=" and ".join(licences) or None,
+        parts=tuple(infos),
+    )
+
+
+def stored_embeddings(
+    settings: TrainingSettings, media: Media
+) -> tuple[Embeddings, EncoderInfo, MediaOptions]:
+    """The embeddings in the stores of the settings, and what made them.
+
+    Raises:
+        StoreError: they were made by other encoders than the settings name, in other ways than
+            the training before, or in several.
+        CheckpointError: they were made by other encoders than those of the training before.
+        UsageError: two stores are of one encoder.
+    """
+    groups = [open_stores(folder) for folder in settings.stores]
+    before = Before.of(settings)
+    everything = list(chain.from_iterable(groups))
+    options = options_in(everything, media.modalities(), before.media_options)
+    infos = []
+    for folder, stores, named in zip_longest(settings.stores, groups, settings.encoders):
+        meta = stores[0].meta
+        encoder = open_encoder(named) if named is not None else None
+        if encoder is not None and encoder.sha256 != meta.encoder_sha256:
+            raise StoreError(
+                f"was made by another encoder ({meta.encoder_name}) than --encoder names"
+                + (f", which is {encoder.name}" if len(groups) > 1 else ""),
+                where=str(folder),
+            )
+        infos.append(
+            EncoderInfo(
+                name=meta.encoder_name,
+                sha256=meta.encoder_sha256,
+                embedding_dim=meta.dim,
+                path=encoder.reference if encoder else None,
+                dtype=meta.encoder_dtype,
+                licence=encoder.licence if encoder else None,
+            )
+        )
+    info = joined(infos)
+    before.check(info)
+    if len(groups) == 1:
+        return Embeddings(groups[0], options), info, options
+    # what none of its stores holds an encoder is taken not to know
+    kinds = [{kind for store in stores for kind, _ in store.kinds()} for stores in groups]
+    parts = [Embeddings(some, options, known) for some, known in zip(groups, kinds, strict=True)]
+    return SeveralEmbeddings(parts, info.widths), info, options
+
+
+def assumed_encoder() -> EncoderInfo:
+    """The encoder of a training that sees no media, where none is named."""
+    note(
+        f"the data name no media, and there is no --encoder: assuming embeddings of width "
+        f"{_IMAGEBIND_WIDTH}, as ImageBind-Huge makes them"
+    )
+    return EncoderInfo(name="none", sha256=None, embedding_dim=_IMAGEBIND_WIDTH)

@@ -1,0 +1,159 @@
+"""EmbeddingGemma 2 against transformers' own model and processor, on a tiny random repository."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import AutoProcessor, EmbeddingGemma2Model
+from transformers.video_utils import VideoMetadata
+
+from chatbind_cli.encoders.encoder import Encoder, load_media
+from chatbind_cli.encoders.huggingface.embedding_gemma2 import EmbeddingGemma2Encoder
+from chatbind_cli.errors import WeightsError
+from chatbind_cli.media.audio import read_stretches
+from chatbind_cli.media.source import open_source
+from tests.encoders.huggingface.audio_video import (
+    PROMPTS,
+    close,
+    frames_of,
+    noise,
+    opened,
+    save_embedding_gemma2,
+)
+from tests.recordings import Film, Sound
+
+Repository = tuple[Path, EmbeddingGemma2Model]
+_RATE = 16_000
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    folder = tmp_path_factory.mktemp("gemma")
+    return folder, save_embedding_gemma2(folder)
+
+
+@pytest.fixture(scope="module")
+def encoder(repository: Repository) -> Encoder:
+    return opened(EmbeddingGemma2Encoder, repository[0])
+
+
+def own(repository: Repository, **media: Any) -> torch.Tensor:
+    """What the model makes of media alone, its places averaged and scaled to length 1."""
+    folder, model = repository
+    inputs = AutoProcessor.from_pretrained(folder)(**media, return_tensors="pt")
+    with torch.inference_mode():
+        places = model(**inputs).last_hidden_state
+    return torch.nn.functional.normalize(places.mean(dim=1), dim=-1)
+
+
+def png(picture: np.ndarray) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(picture).save(data, "PNG")
+    return data.getvalue()
+
+
+@pytest.mark.parametrize("size", [(50, 37), (64, 64), (8, 300), (400, 5), (2, 2)])
+def test_pictures_have_the_models_own_embeddings(
+    repository: Repository, encoder: Encoder, size: tuple[int, int]
+) -> None:
+    picture = noise(1, size)
+    medium = load_media(encoder.read, png(picture))
+    wanted = own(repository, images=[picture])
+    assert close(encoder.embed([medium], normalize=False), wanted)
+
+
+@pytest.mark.parametrize(
+    ("samples", "rate", "channels"),
+    [(161, _RATE, 1), (1120, _RATE, 2), (9000, 44_100, 2), (8000, 8000, 1), (33_333, _RATE, 1)],
+)
+def test_sounds_have_the_models_own_embeddings(
+    repository: Repository, encoder: Encoder, sound: Sound, samples: int, rate: int, channels: int
+) -> None:
+    wave = np.sin(np.arange(samples) ** 1.1 / 20) / 2
+    data = sound(samples=wave, rate=rate, channels=channels)
+    read = read_stretches(open_source(data), _RATE, lambda total: [(0, total)], longest_s=9)[0]
+    wanted = own(repository, audio=[read.numpy()])
+    assert close(encoder.embed([load_media(encoder.read, data)], normalize=False), wanted)
+
+
+@pytest.mark.parametrize(
+    ("count", "rate", "size"), [(1, 10, (64, 48)), (25, 10, (34, 90)), (70, 2, (64, 48))]
+)
+def test_films_have_the_models_own_embeddings(
+    repository: Repository,
+    encoder: Encoder,
+    film: Film,
+    count: int,
+    rate: int,
+    size: tuple[int, int],
+) -> None:
+    data = film(frames=count, rate=rate, size=size, draw=lambda n: noise(n, size))
+    medium = load_media(encoder.read, data)
+    frames = frames_of(data)
+    assert len(medium.tensor) == min(max(count // rate, 1), 32)
+    told = VideoMetadata(total_num_frames=count, fps=rate, duration=count / rate)
+    wanted = own(repository, videos=[frames], video_metadata=[told])
+    assert close(encoder.embed([medium], normalize=False), wanted)
+
+
+def test_texts_have_the_models_own_embeddings_behind_the_prompt(
+    repository: Repository, encoder: Encoder
+) -> None:
+    texts = ["a dog", "the red car sings", "", "a bird " * 40]
+    rows = encoder.embed_texts(texts)
+    for text, row in zip(texts, rows, strict=True):
+        wanted = own(repository, text=PROMPTS["Classification"] + text)
+        assert close(row, wanted[0])
+    assert close(encoder.run("text", encoder.tokenize(texts)), rows)
+    assert encoder.embed_texts(["a bird " * 9000]).shape == (1, 12)
+
+
+def test_a_batch_changes_nothing(encoder: Encoder, film: Film, sound: Sound) -> None:
+    media = [png(noise(n, (50, 37))) for n in (1, 2)]
+    media += [film(frames=20, draw=lambda n, at=at: noise(n + at, (64, 48))) for at in (0, 99)]
+    media += [sound(seconds=2, samples=None if n else np.zeros(88_200)) for n in (0, 1)]
+    for one, other in zip(media[::2], media[1::2], strict=True):
+        pair = [load_media(encoder.read, data) for data in (one, other)]
+        together = encoder.run(pair[0].modality, torch.stack([m.tensor for m in pair]))
+        assert close(together, encoder.embed(pair, normalize=False))
+
+
+@pytest.mark.parametrize(("vision", "audio"), [(True, False), (False, True), (False, False)])
+def test_a_repository_without_a_part_does_not_know_its_media(
+    tmp_path: Path, vision: bool, audio: bool
+) -> None:
+    save_embedding_gemma2(tmp_path, vision=vision, audio=audio)
+    encoder = opened(EmbeddingGemma2Encoder, tmp_path)
+    seen, heard = ("image", "video"), ("audio",)
+    assert encoder.modalities == (*seen * vision, *heard * audio, "text")
+    encoder.load(encoder.modalities)
+    with pytest.raises(WeightsError, match="has no tower for"):
+        encoder.tower("image" if audio else "audio")
+
+
+def test_a_tower_is_read_without_the_others(tmp_path: Path, sound: Sound) -> None:
+    model = save_embedding_gemma2(tmp_path)
+    whole = opened(EmbeddingGemma2Encoder, tmp_path)
+    media = {"image": png(noise(1, (50, 37))), "audio": sound()}
+    weights = load_file(tmp_path / "model.safetensors")
+    for modality, data in media.items():
+        medium = load_media(whole.read, data)
+        other = {"image": "audio", "audio": "vision"}[modality]
+        part = {name: value for name, value in weights.items() if other not in name}
+        save_file(part, tmp_path / "model.safetensors", {"format": "pt"})
+        alone = opened(EmbeddingGemma2Encoder, tmp_path)
+        rows = [one.embed([medium], normalize=False) for one in (alone, whole)]
+        assert torch.equal(*rows)
+        mine = {"image": "vision_tower.", "audio": "audio_tower."}[modality]
+        del part[next(name for name in part if name.startswith(mine))]
+        save_file(part, tmp_path / "model.safetensors", {"format": "pt"})
+        with pytest.raises(WeightsError, match="1 tensors are missing"):
+            opened(EmbeddingGemma2Encoder, tmp_path).embed([medium], normalize=False)
+        model.save_pretrained(tmp_path)

@@ -1,0 +1,210 @@
+"""Image encoders of transformers, against what transformers itself makes of the same folders."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, LlamaConfig
+
+from chatbind_cli.encoders.encoder import load_media
+from chatbind_cli.encoders.opening import open_encoder
+from chatbind_cli.encoders.zero_shot import LabelScorer
+from chatbind_cli.errors import ChatBindError, MediaError, WeightsError
+from chatbind_cli.model.pretrained import quiet_transformers
+
+from .tiny import KINDS, TEXT, TWO_TOWERS, edit_json, edit_tensors, make
+
+TEXTS = ["a cat", "dogs", "a text of so many letters that its end has to be cut off"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("kinds")
+    return {kind: make(kind, root / kind.replace(" ", "-")) for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    paths = []
+    for name, shape in (("wide", (50, 70, 3)), ("tall", (90, 33, 3)), ("grey", (40, 40))):
+        paths.append(folder / f"{name}.png")
+        Image.fromarray(random.integers(0, 255, shape, dtype=np.uint8)).save(paths[-1])
+    return paths
+
+
+def close(rows, wanted):
+    most = wanted.abs().amax(dim=-1, keepdim=True)
+    return bool(((rows - wanted).abs() <= 1e-5 * most).all())
+
+
+def theirs(folder, picture):
+    """What transformers makes of a picture and the texts; None for what it does not know."""
+    with quiet_transformers(), torch.inference_mode():
+        model = AutoModel.from_pretrained(folder).eval()
+        processor = AutoImageProcessor.from_pretrained(folder)
+        inputs = processor(images=Image.open(picture).convert("RGB"), return_tensors="pt")
+        if not hasattr(model, "get_text_features"):
+            return model(**inputs), None, None
+        texts = AutoTokenizer.from_pretrained(folder)(
+            TEXTS,
+            padding="max_length" if model.config.model_type.startswith("siglip") else True,
+            truncation=True,
+            max_length=16,
+            return_tensors="pt",
+        )
+        return (
+            model.get_image_features(**inputs),
+            model.get_text_features(**texts).pooler_output,
+            model(**inputs, **texts).logits_per_image[0].softmax(dim=0),
+        )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_are_those_of_transformers(kind, folders, pictures):
+    folder = folders[kind]
+    encoder = open_encoder(folder)
+    rows = encoder.embed([load_media(encoder.read, path) for path in pictures], normalize=False)
+    for row, picture in zip(rows, pictures, strict=True):
+        seen, texts, chances = theirs(folder, picture)
+        pooled = seen.last_hidden_state[:, 0] if "classifier" in kind else seen.pooler_output
+        assert close(row, pooled[0])
+    assert encoder.modalities == (("image", "text") if kind in TWO_TOWERS else ("image",))
+    if kind in TWO_TOWERS:
+        own = encoder.embed_texts(TEXTS)
+        assert close(own, texts)
+        assert torch.allclose(encoder.compare(rows[-1], own).softmax(dim=0), chances, atol=1e-6)
+        scored = LabelScorer(encoder, TEXTS, "{label}").score(rows[-1], 3, "image")
+        assert {one["label"]: one["probability"] for one in scored} == pytest.approx(
+            dict(zip(TEXTS, chances.tolist(), strict=True)), abs=1e-6
+        )
+    alone = [encoder.embed([load_media(encoder.read, path)], normalize=False) for path in pictures]
+    assert torch.equal(torch.cat(alone), rows)
+
+
+@pytest.fixture
+def copy(folders, tmp_path):
+    return lambda kind: shutil.copytree(folders[kind], tmp_path / "copy")
+
+
+def test_a_tower_is_read_when_it_is_needed(copy, pictures):
+    folder = copy("clip")
+    edit_tensors(folder, lambda found: found["text_projection.weight"].fill_(torch.nan))
+    encoder = open_encoder(folder)
+    assert encoder.loaded == {}
+    encoder.embed([load_media(encoder.read, pictures[0])], normalize=True)
+    assert list(encoder.loaded) == ["image"]
+    with pytest.raises(WeightsError, match="text_projection.weight holds NaN"):
+        encoder.embed_texts(["a"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["siglip2", "dinov2"])
+def test_towers_run_in_half_precision(dtype, kind, folders, pictures):
+    exact, half = (open_encoder(folders[kind], dtype=d) for d in (torch.float32, dtype))
+    media = [load_media(exact.read, pictures[0])]
+    wanted, rows = (one.embed(media, normalize=True) for one in (exact, half))
+    assert half.tower("image").dtype == dtype
+    assert rows.dtype == torch.float32
+    assert torch.allclose(rows, wanted, atol=0.03)
+    assert not torch.equal(rows, wanted)
+
+
+def test_a_reader_goes_to_other_processes(folders, pictures):
+    encoder = open_encoder(folders["siglip2"])
+    sent = pickle.loads(pickle.dumps(encoder.read))
+    first, second = (load_media(read, pictures[1]).tensor for read in (encoder.read, sent))
+    assert torch.equal(first, second)
+    assert len(pickle.dumps(encoder.read)) < 1000
+
+
+def test_a_very_long_picture_does_not_fill_the_memory(folders, tmp_path):
+    Image.new("L", (100_000, 1)).save(tmp_path / "line.png")
+    for kind in ("clip", "siglip", "siglip2"):
+        encoder = open_encoder(folders[kind])
+        assert load_media(encoder.read, tmp_path / "line.png").tensor.numel() < 10_000
+
+
+def test_only_pictures_are_known(folders, pictures):
+    encoder = open_encoder(folders["dinov2"])
+    for attempt in (lambda: encoder.tower("audio"), lambda: encoder.embed_texts(["a"])):
+        with pytest.raises(WeightsError, match="has no tower for .*, only for image"):
+            attempt()
+    with pytest.raises(MediaError, match="reads pictures"):
+        load_media(encoder.read, pictures[0], "thermal")
+
+
+def test_identity_follows_what_decides_an_embedding(copy):
+    folder = copy("clip")
+    known = {open_encoder(folder).sha256}
+    link = folder.with_name("link")
+    link.symlink_to(folder)
+    assert open_encoder(link).sha256 in known
+    edit_json(folder / "preprocessor_config.json", image_mean=[0.1, 0.2, 0.3])
+    known.add(open_encoder(folder).sha256)
+    edit_json(folder / "tokenizer.json", version="2.0")
+    known.add(open_encoder(folder).sha256)
+    edit_tensors(folder, lambda found: found["logit_scale"].fill_(1.0))
+    known.add(open_encoder(folder).sha256)
+    assert len(known) == 4
+
+
+def test_the_name_and_the_licence(copy):
+    folder = copy("vit")
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A model\n")
+    encoder = open_encoder(folder)
+    assert (encoder.name, encoder.licence) == ("copy", "apache-2.0")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model_type": "own"}, "'own', which transformers .* does not know"),
+        ({"model_type": "own", "auto_map": {"AutoModel": "own.M"}}, "no code of a model folder"),
+        ({"model_type": "videomae"}, "a videomae model is no encoder of pictures"),
+        ({"model_type": "vit_mae"}, "patches drawn at random"),
+        ({"model_type": "ijepa"}, "no one vector"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "are quantised"),
+    ],
+)
+def test_what_is_no_encoder_of_pictures_says_what_it_is(copy, changes, said):
+    folder = copy("vit")
+    edit_json(folder / "config.json", **changes)
+    with pytest.raises(ChatBindError, match=said):
+        open_encoder(folder)
+
+
+def test_a_language_model_says_what_it_is(tmp_path):
+    LlamaConfig(num_hidden_layers=1).save_pretrained(tmp_path)
+    save_file({"model.norm.weight": torch.ones(4)}, tmp_path / "model.safetensors")
+    with pytest.raises(ChatBindError, match="a llama model is no encoder of pictures; an encoder"):
+        open_encoder(tmp_path)
+
+
+def test_a_foreign_config_beside_imagebind_says_nothing(tmp_path):
+    save_file({"modality_heads.vision.2.weight": torch.ones(4)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "imagebind"}')
+    with pytest.raises(WeightsError, match="are these ImageBind's weights"):
+        open_encoder(tmp_path)
+
+
+def test_a_scale_that_is_none_is_told(copy):
+    folder = copy("clip")
+    edit_tensors(folder, lambda found: found["logit_scale"].fill_(1000.0))
+    with pytest.raises(WeightsError, match="logit_scale is 1000"):
+        open_encoder(folder)
+
+
+def test_a_tokenizer_of_another_model_is_told(copy):
+    folder = copy("clip")
+    edit_json(folder / "config.json", text_config={**TEXT, "vocab_size": 100})
+    words = "text_model.embeddings.token_embedding.weight"
+    edit_tensors(folder, lambda found: found.update({words: found[words][:100].clone()}))
+    with pytest.raises(WeightsError, match="tokenizer has more tokens"):
+        open_encoder(folder).embed_texts(["a"])

@@ -1,0 +1,155 @@
+"""PE-AV against transformers' own model and processors, on a tiny random repository."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import AutoProcessor, PeAudioVideoModel
+
+from chatbind_cli.encoders.encoder import Encoder, load_media
+from chatbind_cli.encoders.huggingface.pe_audio_video import PeAudioVideoEncoder
+from chatbind_cli.errors import ChatBindError
+from chatbind_cli.media.audio import read_stretches
+from chatbind_cli.media.source import open_source
+from tests.encoders.huggingface.audio_video import (
+    HOP,
+    RATE,
+    SIDE,
+    close,
+    frames_of,
+    noise,
+    opened,
+    save_pe_audio_video,
+)
+from tests.recordings import Film, Sound
+
+Repository = tuple[Path, PeAudioVideoModel]
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[int | None, Repository]:
+    """Repositories for any number of frames, and for four."""
+    folders = {frames: tmp_path_factory.mktemp("pe-av") for frames in (None, 4)}
+    return {frames: (at, save_pe_audio_video(at, frames)) for frames, at in folders.items()}
+
+
+@pytest.fixture(scope="module")
+def repository(kinds: dict[int | None, Repository]) -> Repository:
+    return kinds[4]
+
+
+@pytest.fixture(scope="module")
+def encoder(repository: Repository) -> Encoder:
+    return opened(PeAudioVideoEncoder, repository[0])
+
+
+def own_films(model: PeAudioVideoModel, folder: Path, film: np.ndarray) -> torch.Tensor:
+    """The embedding of a film, [frames, height, width, 3], which the model gives beside sound."""
+    processor = AutoProcessor.from_pretrained(folder).video_processor
+    pixels = processor([film], return_tensors="pt")["pixel_values_videos"]
+    with torch.inference_mode():
+        found = model(input_values=torch.zeros(1, 1, HOP), pixel_values_videos=pixels)
+    rows: torch.Tensor = found.video_embeds
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("samples", "rate", "channels"),
+    [(1, RATE, 1), (HOP, RATE, 1), (5 * HOP + 7, RATE, 2), (9000, 44_100, 2), (3 * RATE, RATE, 1)],
+)
+def test_sounds_have_the_models_own_embeddings(
+    repository: Repository, encoder: Encoder, sound: Sound, samples: int, rate: int, channels: int
+) -> None:
+    folder, model = repository
+    wave = np.sin(np.arange(samples) ** 1.1 / 20) / 2
+    data = sound(samples=wave, rate=rate, channels=channels)
+    read = read_stretches(open_source(data), RATE, lambda total: [(0, total)], longest_s=9)[0]
+    extractor = AutoProcessor.from_pretrained(folder).feature_extractor
+    inputs = extractor([read.numpy()], sampling_rate=RATE, return_tensors="pt")
+    with torch.inference_mode():
+        wanted = model.get_audio_embeds(**inputs)
+    assert close(encoder.embed([load_media(encoder.read, data)], normalize=False), wanted)
+
+
+@pytest.mark.parametrize("frames", [None, 4])
+@pytest.mark.parametrize(("count", "size"), [(1, (64, 48)), (3, (34, 90)), (11, (64, 48))])
+def test_films_have_the_models_own_embeddings(
+    kinds: dict[int | None, Repository],
+    film: Film,
+    frames: int | None,
+    count: int,
+    size: tuple[int, int],
+) -> None:
+    folder, model = kinds[frames]
+    encoder = opened(PeAudioVideoEncoder, folder)
+    data = film(frames=count, size=size, draw=lambda n: noise(n, size))
+    medium = load_media(encoder.read, data)
+    assert len(medium.tensor) == (frames or count)
+    wanted = own_films(model, folder, frames_of(data))
+    assert close(encoder.embed([medium], normalize=False), wanted)
+
+
+@pytest.mark.parametrize("frames", [None, 4])
+def test_a_picture_is_a_film_of_one_frame(
+    kinds: dict[int | None, Repository], frames: int | None
+) -> None:
+    folder, model = kinds[frames]
+    encoder = opened(PeAudioVideoEncoder, folder)
+    picture = noise(1, (50, 37))
+    data = io.BytesIO()
+    Image.fromarray(picture).save(data, "PNG")
+    medium = load_media(encoder.read, data.getvalue())
+    assert medium.tensor.shape == (3, SIDE, SIDE)
+    wanted = own_films(model, folder, picture[None])
+    assert close(encoder.embed([medium], normalize=False), wanted)
+
+
+@pytest.mark.parametrize("modality", ["audio", "video"])
+def test_texts_give_the_models_own_logits(
+    repository: Repository, encoder: Encoder, modality: str
+) -> None:
+    folder, model = repository
+    texts = ["a dog", "the red car sings", "", "a bird " * 40]
+    tokenizer = AutoProcessor.from_pretrained(folder).tokenizer
+    ids = tokenizer(texts, padding=True, truncation=True, max_length=16, return_tensors="pt")
+    with torch.inference_mode():
+        found = model(
+            **ids,
+            input_values=torch.rand(4, 1, 4 * HOP),
+            pixel_values_videos=torch.rand(4, 4, 3, SIDE, SIDE),
+        )
+    side = model.get_submodule(f"{modality}_model")
+    logits = found[f"logits_{modality}_text"][0] - side.get_parameter(f"text_{modality}_logit_bias")
+    rows = encoder.embed_texts(texts, modality)
+    assert close(encoder.compare(found[f"{modality}_embeds"][0], rows), logits)
+    together = encoder.run("text", encoder.tokenize(texts))
+    assert close(together, encoder.embed_texts(texts))
+
+
+def test_a_tower_is_read_without_the_others(tmp_path: Path, sound: Sound, film: Film) -> None:
+    model = save_pe_audio_video(tmp_path)
+    whole = opened(PeAudioVideoEncoder, tmp_path)
+    heard, seen = load_media(whole.read, sound()), load_media(whole.read, film())
+    weights = load_file(tmp_path / "model.safetensors")
+    for modality, make in {
+        "audio": lambda one: one.embed([heard], normalize=False),
+        "video": lambda one: one.embed([seen], normalize=False),
+        "text": lambda one: one.embed_texts(["a dog"], "audio"),
+    }.items():
+        mine = {"text": ("text_model", "audio_model.text", "video_model.text")}
+        kept = mine.get(modality, (f"{modality}_model.{modality}",))
+        part = {name: value for name, value in weights.items() if name.startswith(kept)}
+        assert len(part) < 0.7 * len(weights)
+        save_file(part, tmp_path / "model.safetensors", {"format": "pt"})
+        assert torch.equal(make(opened(PeAudioVideoEncoder, tmp_path)), make(whole))
+        part.popitem()
+        save_file(part, tmp_path / "model.safetensors", {"format": "pt"})
+        with pytest.raises(ChatBindError, match="missing|is None in the file"):
+            make(opened(PeAudioVideoEncoder, tmp_path))
+        model.save_pretrained(tmp_path)
