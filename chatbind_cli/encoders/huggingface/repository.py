@@ -49,7 +49,7 @@ _MOST = 2048
 """Of a number in a processor's settings: pixels of a side, parts, ..."""
 _MORE = {"sampling_rate": 200_000, "max_frequency": 100_000, "max_num_patches": 16_384}
 _IDS = ("_id", "_index", "_token")
-_LEAST_CROP = 0.1  # the side that is left, of the side that a picture is resized to
+_LEAST_CROP = 0.5  # the side that is left, of the side that a picture is resized to
 
 _README_BYTES = 64 << 10
 _LICENCE = re.compile(r"^licen[sc]e:[ \t]*[\"']?([\w.+ -]{1,60}?)[\"']?[ \t]*$", re.MULTILINE)
@@ -332,6 +332,9 @@ def refuse_sizes(value: Any, where: Path, key: str = "") -> None:
         WeightsError: it names the setting.
     """
     if isinstance(value, dict):
+        side, patches = value.get("patch_size"), value.get("max_num_patches")
+        if isinstance(side, int) and isinstance(patches, int) and side**2 * patches > _MOST**2:
+            raise WeightsError(f"asks for {patches} patches of {side} pixels", where=str(where))
         for inner, part in value.items():
             refuse_sizes(part, where, inner)
     elif isinstance(value, list):
