@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.encoders.languagebind.config import is_languagebind
 from chatbind_cli.encoders.reference import absolute, open_installed, split_reference
-from chatbind_cli.errors import ChatBindError, CheckpointError
+from chatbind_cli.errors import ChatBindError, CheckpointError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +77,7 @@ def open_encoder(
     import torch  # noqa: PLC0415
 
     kind, place, lasting = _find(reference)
-    return kind(
+    encoder = kind(
         place,
         reference=lasting,
         device=torch.device(device),
@@ -85,16 +85,23 @@ def open_encoder(
         batch_size=batch_size,
         attn_implementation=attn_implementation,
     )
+    if lasting.startswith("hf:"):
+        encoder.name = lasting.removeprefix("hf:")  # its folder is named by a commit
+    return encoder
 
 
 def open_encoders(references: Sequence[str | Path], **how: Any) -> Encoder:
     """Returns the encoder of a reference, or the several of more as one: see `SeveralEncoders`.
 
     Raises:
+        UsageError: there are too many.
         ChatBindError: see `open_encoder`, which says what `how` may be.
     """
     from chatbind_cli.encoders.several import SeveralEncoders  # noqa: PLC0415
+    from chatbind_cli.model.config import MOST_ENCODERS  # noqa: PLC0415
 
+    if len(references) > MOST_ENCODERS:
+        raise UsageError(f"{len(references)} encoders are more than {MOST_ENCODERS}")
     opened = [open_encoder(reference, **how) for reference in references]
     return opened[0] if len(opened) == 1 else SeveralEncoders(opened)
 

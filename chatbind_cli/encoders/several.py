@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -105,14 +105,25 @@ class SeveralEncoders(Encoder):
         """As the encoder that gets such media has it."""
         return self._part(modality).texts_beside(modality)
 
+    def heeds(self, modality: str, options: MediaOptions) -> Collection[str]:
+        """As the encoder that gets such media does."""
+        if modality not in self._of:
+            return ()
+        return self._part(modality).heeds(modality, options)
+
     def embed_texts(self, texts: Sequence[str], modality: str = "image") -> torch.Tensor:
-        """Every encoder's own embeddings of texts side by side; zeros where one knows none."""
+        """Every encoder's own embeddings of texts side by side; zeros for one that gets no media.
+
+        Raises:
+            WeightsError: one that gets media has no text tower.
+        """
+        gets = {number for kind, number in self._of.items() if kind != "text"}
         return torch.cat(
             [
                 one.embed_texts(texts, modality)
-                if "text" in one.modalities
+                if number in gets
                 else torch.zeros(len(texts), one.embedding_dim)
-                for one in self._parts
+                for number, one in enumerate(self._parts)
             ],
             dim=-1,
         )

@@ -27,7 +27,7 @@ PROJECTOR_LAYOUTS = ("split", "repeat")
 STAGES = ("pretrain", "finetune", "published")
 
 MOST_ENCODERS = 8
-"""Side by side in one model: a file that says more is broken."""
+"""Side by side in one model: what says more is broken."""
 
 # What a config.json may say; all of it reaches arithmetic, slices or calls.
 _KINDS: dict[tuple[type, ...], tuple[str, ...]] = {

@@ -118,6 +118,13 @@ def test_a_run_with_two_encoders_goes_on_bit_for_bit(world, second, here, tmp_pa
     assert sha256(out) == first
     parts = read_projector(out / "projector.safetensors").tensors
     assert {name.split(".")[2] for name in parts} == {"0", "1"}
+    # another order is refused before anything is encoded
+    projector = ("--projector", str(out / "projector.safetensors"))
+    turned[turned.index(str(out))] = str(tmp_path / "two")
+    refused = here("finetune", *turned, *projector)
+    assert refused.code == 1
+    assert "was trained with the encoders in another order" in refused.stderr
+    assert not (tmp_path / "two" / "embeddings").exists()
     # the stores are what a later run may take in place of media and encoders
     stores = [str(out / "embeddings" / f"encoder-{number}") for number in (1, 2)]
     again = world.args(tmp_path / "again", "--learning-rate", "0.01", "--store", stores[1])
