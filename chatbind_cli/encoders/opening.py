@@ -94,7 +94,7 @@ def open_encoders(references: Sequence[str | Path], **how: Any) -> Encoder:
     """Returns the encoder of a reference, or the several of more as one: see `SeveralEncoders`.
 
     Raises:
-        UsageError: there are too many.
+        UsageError: there are too many, or one comes twice.
         ChatBindError: see `open_encoder`, which says what `how` may be.
     """
     from chatbind_cli.encoders.several import SeveralEncoders  # noqa: PLC0415
@@ -103,6 +103,9 @@ def open_encoders(references: Sequence[str | Path], **how: Any) -> Encoder:
     if len(references) > MOST_ENCODERS:
         raise UsageError(f"{len(references)} encoders are more than {MOST_ENCODERS}")
     opened = [open_encoder(reference, **how) for reference in references]
+    for number, one in enumerate(opened):
+        if one.reference in (other.reference for other in opened[:number]):
+            raise UsageError(f"the encoder {one.reference} is named twice")
     return opened[0] if len(opened) == 1 else SeveralEncoders(opened)
 
 

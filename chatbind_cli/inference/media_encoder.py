@@ -19,7 +19,7 @@ import torch
 from chatbind_cli.data.database import StoreMeta
 from chatbind_cli.data.decoders import Loaded, Reading, decode
 from chatbind_cli.data.encoding import NO_EMBEDDING, embed_each, is_embedding
-from chatbind_cli.data.lookup import Embeddings, open_stores
+from chatbind_cli.data.lookup import Embeddings, folders_of_each, open_stores
 from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.encoders.encoder import Decoded, Encoder
 from chatbind_cli.encoders.several import widen
@@ -65,6 +65,11 @@ class MediaEncoder:
         """
         return self._model.find_encoder()
 
+    @cached_property
+    def _heeded(self) -> MediaOptions:
+        """The options, those that the encoder takes no notice of told once."""
+        return self.encoder.heeded(self._options)
+
     def identity(self) -> dict[str, Any]:
         """What answers say of where the embeddings come from; nothing without an encoder.
 
@@ -100,7 +105,7 @@ class MediaEncoder:
         return [self._read(medium) for medium in media]
 
     def _read(self, medium: Medium) -> Loaded:
-        reading = Reading(self.encoder.modalities, self.encoder.read, self._options)
+        reading = Reading(self.encoder.modalities, self.encoder.read, self._heeded)
         if medium.modality != "text":
             with ExitStack() as stack:
                 open_medium = partial(self._open, medium.ref, stack)
@@ -173,7 +178,7 @@ class StoredEmbeddings:
         self._options = options
         self._widths = encoder_of(model.bundle.config).widths
         self._stores: list[_Stores] = []
-        for folder in folders:
+        for folder in [place for given in folders for place in folders_of_each(given)]:
             found = open_stores(folder)
             number = _which(found[0], model)
             self._stores.append(

@@ -89,6 +89,8 @@ def test_one_is_itself_and_more_than_a_handful_are_refused(folder: Path) -> None
     assert not isinstance(open_encoders([folder / "ib"]), SeveralEncoders)
     with pytest.raises(UsageError, match="9 encoders are more than 8"):
         open_encoders([folder / "ib"] * 9)
+    with pytest.raises(UsageError, match="ib is named twice"):
+        open_encoders([folder / "ib", folder / "lb", folder / "lb" / ".." / "ib"])
 
 
 def test_what_none_knows_names_what_they_know(folder: Path) -> None:
@@ -103,6 +105,7 @@ def test_labels_are_as_likely_as_for_the_encoder_alone(
 ) -> None:
     pytest.importorskip("open_clip")
     together = LabelScorer(opened, LABELS, "a {label}")
+    assert "text" not in opened.parts[1].loaded  # type: ignore[attr-defined]
     for (medium, number), row in zip(
         zip(MEDIA, FIRST, strict=True), embed(opened, MEDIA, folder), strict=True
     ):

@@ -193,13 +193,14 @@ def test_vqa_takes_embeddings_from_a_store_of_each_encoder_or_of_both(
     monkeypatch.chdir(both.media)
     (tmp_path / "q.jsonl").write_text('{"image": "0.png"}\n{"imu": "moves.npy"}\n')
     lb, ib = ("--encoder", both.folder / "lb"), ("--encoder", both.encoder)
-    seen = encode(tmp_path / "seen", *lb, "0.png")
-    moved = encode(tmp_path / "moved", *ib, "--inputs", tmp_path / "q.jsonl")  # the picture, too
+    run = tmp_path / "embeddings"  # as training leaves them
+    seen = encode(run / "encoder-1", *lb, "0.png")
+    moved = encode(run / "encoder-2", *ib, "--inputs", tmp_path / "q.jsonl")  # the picture, too
     wide = encode(tmp_path / "wide", *lb, *ib, "--inputs", tmp_path / "q.jsonl")
     loaded = load_model(both.model, device="cpu")
     media = [Medium("image", "0.png"), Medium("imu", "moves.npy")]
     direct = rows_of(MediaEncoder(loaded).embed(media))
-    for stores in ([seen, moved], [wide]):
+    for stores in ([seen, moved], [run], [wide]):
         found = rows_of(StoredEmbeddings(stores, loaded, MediaOptions()).embed(media))
         assert torch.equal(found, direct)
     # the first store that has the picture is ImageBind's: its row goes to ImageBind's part

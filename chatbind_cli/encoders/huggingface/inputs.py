@@ -48,15 +48,7 @@ def read_film(
     with IMPORTING:
         from chatbind_cli.media.video import read_frames  # noqa: PLC0415  a picture needs no FFmpeg
 
-    def pick(seconds: npt.NDArray[np.float64], duration: float) -> list[int]:
-        start, end = options.stretch(duration, source.name)
-        # of a part between two frames the one that is on display
-        first = max(int(np.searchsorted(seconds, start, side="right")) - 1, 0)
-        last = max(int(np.searchsorted(seconds, end)) - 1, first)
-        total = last - first + 1
-        return [first + int(n) for n in choose(total, total * duration / len(seconds))]
-
-    return read_frames(source, pick, see, max_pixels=options.max_pixels)
+    return read_frames(source, options, choose, see)
 
 
 def spread(total: int, count: int) -> list[int]:
