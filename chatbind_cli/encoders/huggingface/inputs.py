@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,13 @@ from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.source import MediaSource
 
 T = TypeVar("T")
+
+AS_ARRAYS: dict[str, Any] = {
+    "return_tensors": "pt",
+    "input_data_format": "channels_last",
+    "device": "cpu",
+}
+"""What processors of pictures and films are told, whatever their files say."""
 
 HEEDED = {"video": ("fps", "start", "end"), "audio": ("start", "end")}
 """What `read_film` and `read_sound` look at of `MediaOptions`; see `Encoder.heeds`."""
