@@ -14,6 +14,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from chatbind_cli import cli
+from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.data.tokens import PromptEncoder
 from chatbind_cli.encoders.opening import open_encoders
 from chatbind_cli.errors import ChatBindError, CheckpointError, RecordError, SomeRecordsFailed
@@ -252,3 +253,19 @@ def test_an_engine_gets_the_same_prompt(both: World) -> None:
 
     front = prompt(load_front(both.model, dtype="float32", device="cpu"))
     torch.testing.assert_close(front, prompt(load_model(both.model, device="cpu")))
+
+
+def test_options_that_none_takes_notice_of_are_told_once_and_change_nothing(
+    both: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    loaded = load_model(both.model, device="cpu")
+    media = [medium(both, "tone.wav"), medium(both, "moves.npy")]
+    plain = rows_of(MediaEncoder(loaded).embed(media))
+    capfd.readouterr()
+    options = MediaOptions(audio_clips=5, imu_start_seconds=1.0)
+    others = rows_of(MediaEncoder(loaded, options=options).embed(media))
+    assert capfd.readouterr().err == "chatbind: lb+encoder takes no notice of --audio-clips\n"
+    assert torch.equal(others[0], plain[0]) and not torch.equal(others[1], plain[1])
+    words = ["--encoder", both.folder / "lb", "--audio-clips", "5", both.media / "tone.wav"]
+    with EmbeddingStore.open(encode(tmp_path / "store", *words)) as store:
+        assert store.kinds() == {("audio", MediaOptions().fingerprint("audio"))}
