@@ -129,7 +129,7 @@ def encode_pairs(
     rows: dict[Medium, torch.Tensor] = {}
     errors: list[ChatBindError] = []
     items = [MediaItem(medium, root, medium.name) for medium in media]
-    with Progress(len(items), "encoding media", "files") as progress:
+    with Progress(len(items), f"encoding with {encoder.name}", "files") as progress:
         for result in encode_items(items, encoder, options):
             progress.advance()
             if result.error is not None:

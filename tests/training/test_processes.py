@@ -74,18 +74,6 @@ def test_torchrun_starts_the_same_command(world, here, tmp_path) -> None:
     assert_alike(one / "model.safetensors", two / "model.safetensors")
 
 
-def test_adapters_train_in_two_processes_as_in_one(world, here, program, tmp_path) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    lora = ("--lora-r", "4", "--lora-dropout", "0")
-    assert here("finetune", *words(world, one, 4, source="store"), *lora).code == 0
-    launched = words(world, two, 1, source="store")
-    launched[launched.index("--gradient-accumulation-steps") + 1] = "2"
-    done = program("finetune", *launched, *lora, "--num-processes", "2")
-    assert done.code == 0, done.stderr
-    for name in ("adapter_model.safetensors", "projector.safetensors"):
-        assert_alike(one / name, two / name)
-
-
 def test_tasks_of_srun_work_like_one(world, tmp_path) -> None:
     pictures = [str(world.media / f"p{n}.png") for n in (0, 1)]
     done = subprocess.run(

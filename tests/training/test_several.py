@@ -56,20 +56,20 @@ def losses(world: World, model: Path, stores: Path) -> list[float]:
     """The model's loss on the pictures of the world, by each encoder alone."""
     bundle = load_chatbind(model)
     bundle.model.eval()
-    parts = [
-        Embeddings(open_stores(stores / f"encoder-{number}"), known={"image"}) for number in (1, 2)
-    ]
+    kept = [open_stores(stores / f"encoder-{number}") for number in (1, 2)]
     everything = Conversations(read_records(world.captions))
     found = []
     for kinds in ([{"image"}, ()], [(), {"image"}]):
+        # whatever the view, a picture goes to the one that knows such
+        parts = [Embeddings(some, known=known) for some, known in zip(kept, kinds, strict=True)]
         samples = TrainingSamples(
-            everything.viewed(kinds),
+            everything,
             PromptEncoder(bundle.tokenizer, bundle.config),
             SeveralEmbeddings(parts, [DIM, WIDTH]),
             2048,
         )
-        some = samples.__getitems__([i for i, one in enumerate(samples.conversations) if one.media])
-        batch = Collator(0)(some)
+        pictures = [number for number, one in enumerate(everything) if one.media]
+        batch = Collator(0)(samples.__getitems__(pictures))
         del batch["work"], batch["samples"]
         with torch.no_grad():
             found.append(float(bundle.model(**batch).loss))

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,9 +21,10 @@ import torch
 from torch import nn
 from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 
-from chatbind_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from chatbind_cli.checkpoints.checkpoint import open_checkpoint
 from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.encoders.encoder import Encoder
+from chatbind_cli.encoders.huggingface.lazy_tensors import open_tensors
 from chatbind_cli.errors import WeightsError
 from chatbind_cli.files import sha256_file, sha256_text
 from chatbind_cli.model.pretrained import (
@@ -49,7 +48,7 @@ _MOST = 2048
 """Of a number in a processor's settings: pixels of a side, parts, ..."""
 _MORE = {"sampling_rate": 200_000, "max_frequency": 100_000, "max_num_patches": 16_384}
 _IDS = ("_id", "_index", "_token")
-_LEAST_CROP = 0.1  # the side that is left, of the side that a picture is resized to
+_LEAST_CROP = 0.5  # the side that is left, of the side that a picture is resized to
 
 _README_BYTES = 64 << 10
 _LICENCE = re.compile(r"^licen[sc]e:[ \t]*[\"']?([\w.+ -]{1,60}?)[\"']?[ \t]*$", re.MULTILINE)
@@ -178,12 +177,8 @@ def load_part(
     part = _class_without(kind, without)
     with one_line("cannot be opened", folder), open_checkpoint(folder) as checkpoint:
         model_without_memory(config, checkpoint, part)
-        lock = threading.Lock()
-        state = {
-            name.removeprefix(prefix): _Tensor(checkpoint, name, lock)
-            for name in checkpoint.tensors
-            if name.startswith(prefix)
-        }
+        tensors = open_tensors(checkpoint)
+        state = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
         with quiet_transformers():
             opened: Any = part
             model, report = opened.from_pretrained(
@@ -238,36 +233,6 @@ def _class_without(kind: type[PreTrainedModel], without: Collection[str]) -> typ
 
     body = {"__init__": make, "_init_weights": initialise, "__module__": kind.__module__}
     return type(kind.__name__, (kind,), body)
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    """A tensor that is read when it is indexed: transformers has slices of safetensors so."""
-
-    checkpoint: Checkpoint
-    name: str
-    lock: threading.Lock
-
-    def __getitem__(self, index: Any) -> torch.Tensor:
-        with self.lock:  # a checkpoint is read by one thread at a time
-            value: torch.Tensor = read_tensor(self.checkpoint, self.name)[index]
-        return value
-
-
-def read_tensor(checkpoint: Checkpoint, name: str) -> torch.Tensor:
-    """A tensor of a model's.
-
-    Raises:
-        WeightsError: it cannot be read, is not finite, or of numbers that no model has.
-    """
-    value = checkpoint.read(name)
-    where = str(checkpoint.path)
-    if not value.is_floating_point() and value.dtype != torch.int64:  # what counts something
-        raise WeightsError(f"{name} holds {value.dtype}", where=where)
-    total = value.sum(dtype=torch.float32) if value.is_floating_point() else torch.zeros(())
-    if total.isnan() or (value.ndim and total.isinf()):  # limits alone may be infinite
-        raise WeightsError(f"{name} holds NaN or infinity", where=where)
-    return value
 
 
 @cache
@@ -332,6 +297,9 @@ def refuse_sizes(value: Any, where: Path, key: str = "") -> None:
         WeightsError: it names the setting.
     """
     if isinstance(value, dict):
+        side, patches = value.get("patch_size"), value.get("max_num_patches")
+        if isinstance(side, int) and isinstance(patches, int) and side**2 * patches > _MOST**2:
+            raise WeightsError(f"asks for {patches} patches of {side} pixels", where=str(where))
         for inner, part in value.items():
             refuse_sizes(part, where, inner)
     elif isinstance(value, list):

@@ -25,11 +25,8 @@ from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from chatbind_cli.checkpoints.checkpoint import open_checkpoint
-from chatbind_cli.encoders.huggingface.repository import (
-    HuggingFaceEncoder,
-    read_tensor,
-    refuse_sizes,
-)
+from chatbind_cli.encoders.huggingface.lazy_tensors import open_tensors
+from chatbind_cli.encoders.huggingface.repository import HuggingFaceEncoder, refuse_sizes
 from chatbind_cli.encoders.pixels import narrow_box
 from chatbind_cli.errors import MediaError, UsageError, WeightsError
 from chatbind_cli.media.options import MediaOptions
@@ -162,7 +159,7 @@ class TimmTowers(HuggingFaceEncoder):
         """The model with its weights, as timm takes them over."""
         with one_line("cannot be opened", self.folder), _what_misses() as missing:
             with open_checkpoint(self.folder) as file:
-                state = {name: read_tensor(file, name) for name in file.tensors}
+                state = {name: tensor[...] for name, tensor in open_tensors(file).items()}
             overlay = {"state_dict": state}
             model: Any = self.config.make(pretrained=True, pretrained_cfg_overlay=overlay)
         if missing:

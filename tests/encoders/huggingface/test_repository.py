@@ -95,7 +95,12 @@ def test_a_config_that_asks_for_too_much_is_refused_before_it_is_made(folder, si
 
 @pytest.mark.parametrize(
     "settings",
-    [{"size": {"shortest_edge": 10**6}}, {"crop_size": 10**6}, {"crop_pct": 1e-9}],
+    [
+        {"size": {"shortest_edge": 10**6}},
+        {"crop_size": 10**6},
+        {"crop_pct": 1e-9},
+        {"max_num_patches": 16_000, "patch_size": 2000},
+    ],
 )
 def test_a_processor_that_makes_much_of_little_is_refused(folder, settings):
     edit_json(folder / "preprocessor_config.json", **settings)
