@@ -38,11 +38,11 @@ from transformers.models.pe_audio_video.modeling_pe_audio_video import PeAudioVi
 from chatbind_cli.checkpoints.checkpoint import open_checkpoint
 from chatbind_cli.encoders.encoder import Decoded
 from chatbind_cli.encoders.huggingface.inputs import HEEDED, mask_of, text_ids
+from chatbind_cli.encoders.huggingface.lazy_tensors import open_tensors
 from chatbind_cli.encoders.huggingface.pe_media import Reader, check_vision, film_shape, sound_rate
 from chatbind_cli.encoders.huggingface.repository import (
     HuggingFaceEncoder,
     load_part,
-    read_tensor,
 )
 from chatbind_cli.errors import WeightsError
 from chatbind_cli.media.options import MediaOptions
@@ -215,7 +215,7 @@ class PeAudioVideoEncoder(HuggingFaceEncoder):
                     f"{name} is {found} in the file and {shape} by the config",
                     where=str(self.folder),
                 )
-            return read_tensor(file, name)
+            return open_tensors(file)[name][...]
 
     def run(self, modality: str, batch: torch.Tensor) -> torch.Tensor:
         """Embeddings of a batch."""
