@@ -17,7 +17,13 @@ from chatbind_cli import cli
 from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.data.tokens import PromptEncoder
 from chatbind_cli.encoders.opening import open_encoders
-from chatbind_cli.errors import ChatBindError, CheckpointError, RecordError, SomeRecordsFailed
+from chatbind_cli.errors import (
+    ChatBindError,
+    CheckpointError,
+    RecordError,
+    SomeRecordsFailed,
+    UsageError,
+)
 from chatbind_cli.inference.answerer import Answerer
 from chatbind_cli.inference.front import load_front, prompt_embeddings
 from chatbind_cli.inference.loaded_model import LoadedModel, load_model
@@ -130,6 +136,13 @@ def test_the_encoders_are_found_each_as_config_json_says(both: World, tmp_path: 
     shutil.copytree(both.folder / "lb", tmp_path / "lb")
     found = load_model(model, device="cpu").find_encoder()
     assert [part.reference for part in found.parts] == [str(tmp_path / "lb"), str(both.encoder)]
+
+    def elsewhere(encoder: dict[str, Any]) -> None:
+        encoder["parts"][1]["path"] = "nobody:senses"
+
+    model = told(both, tmp_path / "elsewhere", elsewhere)
+    with pytest.raises(UsageError, match="no kind of encoder of that name is installed"):
+        load_model(model, device="cpu").find_encoder()
     model = told(both, tmp_path / "gone", gone)
     with pytest.raises(
         CheckpointError, match="needs the encoder lb, which is not at /gone/lb any"
