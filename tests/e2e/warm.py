@@ -1,8 +1,8 @@
 """A `chatbind` that has its libraries loaded: the real program, forked from a process that waits.
 
 Loading PyTorch and transformers takes most of the time of a short command, and the tests of the
-examples run a hundred of those. Tests of kills, keys and closed pipes start the program as users
-do.
+examples run a hundred of those. What only the real start can show, its kills, keys and closed
+pipes, the tests of the commands start as users do.
 
     python warm.py SOCKET       waits for calls; says "ready" once it does
 """
