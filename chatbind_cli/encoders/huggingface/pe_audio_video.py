@@ -39,7 +39,13 @@ from chatbind_cli.checkpoints.checkpoint import open_checkpoint
 from chatbind_cli.encoders.encoder import Decoded
 from chatbind_cli.encoders.huggingface.inputs import HEEDED, mask_of, text_ids
 from chatbind_cli.encoders.huggingface.lazy_tensors import open_tensors
-from chatbind_cli.encoders.huggingface.pe_media import Reader, check_vision, film_shape, sound_rate
+from chatbind_cli.encoders.huggingface.pe_media import (
+    Reader,
+    check_classes,
+    check_vision,
+    film_shape,
+    sound_rate,
+)
 from chatbind_cli.encoders.huggingface.repository import (
     HuggingFaceEncoder,
     load_part,
@@ -105,11 +111,17 @@ class PeAudioVideoEncoder(HuggingFaceEncoder):
 
     def __init__(self, path: Path, **how: Any) -> None:
         super().__init__(path, **how)
-        check_vision(self.config.audio_video_config.video_config.vision_config, self.folder)
         frames, *self._sides = film_shape(self.folder)
         rate = sound_rate(self.folder)
         self._reader = Reader(folder=self.folder, frames=frames, rate_hz=rate)
         self.read = self._reader
+
+    def config_of(self, fields: dict[str, Any]) -> Any:
+        """As for all kinds; the tower for frames is one of PE's in timm."""
+        check_classes(fields, self.folder)
+        config = super().config_of(fields)
+        check_vision(config.audio_video_config.video_config.vision_config, self.folder)
+        return config
 
     @property
     def embedding_dim(self) -> int:

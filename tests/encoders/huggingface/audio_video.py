@@ -12,12 +12,6 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
-    EmbeddingGemma2Config,
-    EmbeddingGemma2Model,
-    EmbeddingGemma2Processor,
-    EmbeddingGemma2VideoProcessor,
-    Gemma4AudioFeatureExtractor,
-    Gemma4ImageProcessor,
     PeAudioFeatureExtractor,
     PeAudioVideoConfig,
     PeAudioVideoModel,
@@ -148,8 +142,17 @@ def save_pe_audio_video(folder: Path, frames: int | None = 4, **config: Any) -> 
 
 def save_embedding_gemma2(
     folder: Path, *, vision: bool = True, audio: bool = True
-) -> EmbeddingGemma2Model:
+) -> PreTrainedModel:
     """Saves EmbeddingGemma 2 with random weights; returns the model."""
+    from transformers import (
+        EmbeddingGemma2Config,
+        EmbeddingGemma2Model,
+        EmbeddingGemma2Processor,
+        EmbeddingGemma2VideoProcessor,
+        Gemma4AudioFeatureExtractor,
+        Gemma4ImageProcessor,
+    )
+
     special = {
         "boi_token": "<|image>",
         "eoi_token": "<image|>",
