@@ -14,9 +14,16 @@ import torch
 from click.testing import CliRunner, Result
 
 from chatbind_cli import cli
+from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.data.tokens import PromptEncoder
 from chatbind_cli.encoders.opening import open_encoders
-from chatbind_cli.errors import ChatBindError, CheckpointError, RecordError, SomeRecordsFailed
+from chatbind_cli.errors import (
+    ChatBindError,
+    CheckpointError,
+    RecordError,
+    SomeRecordsFailed,
+    UsageError,
+)
 from chatbind_cli.inference.answerer import Answerer
 from chatbind_cli.inference.front import load_front, prompt_embeddings
 from chatbind_cli.inference.loaded_model import LoadedModel, load_model
@@ -129,6 +136,13 @@ def test_the_encoders_are_found_each_as_config_json_says(both: World, tmp_path: 
     shutil.copytree(both.folder / "lb", tmp_path / "lb")
     found = load_model(model, device="cpu").find_encoder()
     assert [part.reference for part in found.parts] == [str(tmp_path / "lb"), str(both.encoder)]
+
+    def elsewhere(encoder: dict[str, Any]) -> None:
+        encoder["parts"][1]["path"] = "nobody:senses"
+
+    model = told(both, tmp_path / "elsewhere", elsewhere)
+    with pytest.raises(UsageError, match="no kind of encoder of that name is installed"):
+        load_model(model, device="cpu").find_encoder()
     model = told(both, tmp_path / "gone", gone)
     with pytest.raises(
         CheckpointError, match="needs the encoder lb, which is not at /gone/lb any"
@@ -252,3 +266,19 @@ def test_an_engine_gets_the_same_prompt(both: World) -> None:
 
     front = prompt(load_front(both.model, dtype="float32", device="cpu"))
     torch.testing.assert_close(front, prompt(load_model(both.model, device="cpu")))
+
+
+def test_options_that_none_takes_notice_of_are_told_once_and_change_nothing(
+    both: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    loaded = load_model(both.model, device="cpu")
+    media = [medium(both, "tone.wav"), medium(both, "moves.npy")]
+    plain = rows_of(MediaEncoder(loaded).embed(media))
+    capfd.readouterr()
+    options = MediaOptions(audio_clips=5, imu_start_seconds=1.0)
+    others = rows_of(MediaEncoder(loaded, options=options).embed(media))
+    assert capfd.readouterr().err == "chatbind: lb+encoder takes no notice of --audio-clips\n"
+    assert torch.equal(others[0], plain[0]) and not torch.equal(others[1], plain[1])
+    words = ["--encoder", both.folder / "lb", "--audio-clips", "5", both.media / "tone.wav"]
+    with EmbeddingStore.open(encode(tmp_path / "store", *words)) as store:
+        assert store.kinds() == {("audio", MediaOptions().fingerprint("audio"))}

@@ -38,11 +38,17 @@ from transformers.models.pe_audio_video.modeling_pe_audio_video import PeAudioVi
 from chatbind_cli.checkpoints.checkpoint import open_checkpoint
 from chatbind_cli.encoders.encoder import Decoded
 from chatbind_cli.encoders.huggingface.inputs import HEEDED, mask_of, text_ids
-from chatbind_cli.encoders.huggingface.pe_media import Reader, check_vision, film_shape, sound_rate
+from chatbind_cli.encoders.huggingface.lazy_tensors import open_tensors
+from chatbind_cli.encoders.huggingface.pe_media import (
+    Reader,
+    check_classes,
+    check_vision,
+    film_shape,
+    sound_rate,
+)
 from chatbind_cli.encoders.huggingface.repository import (
     HuggingFaceEncoder,
     load_part,
-    read_tensor,
 )
 from chatbind_cli.errors import WeightsError
 from chatbind_cli.media.options import MediaOptions
@@ -53,6 +59,13 @@ _CLIP_SECONDS = 2
 
 _TEXT_OF_SOUND = "text beside audio"
 """As a modality: texts as sound is compared with them."""
+
+_PLACES = {
+    "text": ("text_model.", "audio_model.text_model.", "video_model.text_model."),
+    "audio": ("audio_model.audio_encoder.", "audio_video_encoder.embedder.audio_encoder."),
+    "video": ("video_model.video_encoder.", "audio_video_encoder.embedder.video_encoder."),
+}
+"""How the names of a tower's tensors begin: the model has it in several places, a file in one."""
 
 
 class _Tower(nn.Module):
@@ -105,11 +118,17 @@ class PeAudioVideoEncoder(HuggingFaceEncoder):
 
     def __init__(self, path: Path, **how: Any) -> None:
         super().__init__(path, **how)
-        check_vision(self.config.audio_video_config.video_config.vision_config, self.folder)
         frames, *self._sides = film_shape(self.folder)
         rate = sound_rate(self.folder)
         self._reader = Reader(folder=self.folder, frames=frames, rate_hz=rate)
         self.read = self._reader
+
+    def config_of(self, fields: dict[str, Any]) -> Any:
+        """As for all kinds; the tower for frames is one of PE's in timm."""
+        check_classes(fields, self.folder)
+        config = super().config_of(fields)
+        check_vision(config.audio_video_config.video_config.vision_config, self.folder)
+        return config
 
     @property
     def embedding_dim(self) -> int:
@@ -159,7 +178,7 @@ class PeAudioVideoEncoder(HuggingFaceEncoder):
         """Reads it, and nothing of the others."""
         width = self.embedding_dim
         if modality == "text":
-            tower = self._load(ModernBertModel, self.config.text_config, ("text_model.",))
+            tower = self._load(ModernBertModel, self.config.text_config, _PLACES["text"])
             names = {side: f"{side}_model.text_{side}" for side in ("audio", "video")}
             heads = {side: self._head(f"{name}_head", width) for side, name in names.items()}
             scales = {
@@ -169,12 +188,7 @@ class PeAudioVideoEncoder(HuggingFaceEncoder):
             return _Texts(tower, heads, scales).requires_grad_(False).eval()
         kind = PeAudioEncoder if modality == "audio" else PeVideoEncoder
         config = getattr(self.config.audio_video_config, f"{modality}_config")
-        # the tower for sound and films at once has the same one in it: a file may name it there
-        places = (
-            f"{modality}_model.{modality}_encoder.",
-            f"audio_video_encoder.embedder.{modality}_encoder.",
-        )
-        encoder = self._load(kind, config, places)
+        encoder = self._load(kind, config, _PLACES[modality])
         if modality == "video":
             patches = encoder.get_submodule("embedder.vision_model.timm_model.patch_embed")
             takes = list(vars(patches)["img_size"])
@@ -215,7 +229,7 @@ class PeAudioVideoEncoder(HuggingFaceEncoder):
                     f"{name} is {found} in the file and {shape} by the config",
                     where=str(self.folder),
                 )
-            return read_tensor(file, name)
+            return open_tensors(file)[name][...]
 
     def run(self, modality: str, batch: torch.Tensor) -> torch.Tensor:
         """Embeddings of a batch."""

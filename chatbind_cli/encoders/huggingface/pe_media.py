@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -128,6 +130,20 @@ def sound_rate(folder: Path) -> int:
     )
 
 
+def check_classes(fields: Mapping[str, Any], folder: Path) -> None:
+    """Refuses numbers of classes in a config.json, each of which would get a name as it is read.
+
+    Raises:
+        WeightsError: there are too many.
+    """
+    part: Any = fields
+    for name in ("audio_video_config", "video_config", "vision_config"):
+        part = part.get(name) if isinstance(part, dict) else None
+    classes = part.get("num_classes", 1) if isinstance(part, dict) else 1
+    if type(classes) is not int or not 1 <= classes <= _MOST:
+        raise WeightsError(f"asks for num_classes = {classes!r:.40}", where=str(folder))
+
+
 def check_vision(vision: PreTrainedConfig, folder: Path) -> None:
     """Refuses towers for frames that timm would fetch, read from elsewhere, or fill memory with.
 
@@ -139,12 +155,10 @@ def check_vision(vision: PreTrainedConfig, folder: Path) -> None:
     said = getattr(vision, "model_args", None) or {}
     own = {name for name in inspect.signature(timm.create_model).parameters if name != "kwargs"}
     known = getattr(vision, "architecture", "") in timm.list_models("vit_pe_*")
+    known = known and isinstance(said, dict)
     if not known or own & said.keys() or any(map(_is_huge, said.values())):
         raise WeightsError("has a tower for frames that is not PE's", where=str(folder))
-    classes = getattr(vision, "num_classes", vision.num_labels)
-    if type(classes) is not int or not 1 <= classes <= _MOST:
-        raise WeightsError(f"asks for num_classes = {classes!r:.40}", where=str(folder))
-    vision.num_labels = classes
+    vision.num_labels = int(getattr(vision, "num_classes", None) or vision.num_labels or 0)
 
 
 def _is_huge(value: object) -> bool:
