@@ -173,14 +173,16 @@ class _Encoder(click.Path):
     envvar_list_splitter = "\n"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        return value if is_reference(value) else str(super().convert(value, param, ctx))
+        word = str(value)  # a config file may say a number
+        return word if is_reference(word) else str(super().convert(word, param, ctx))
 
 
 class _EncoderOption(GroupedOption):
     """Asks the environment by the option's name, and not by that of the argument."""
 
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
-        return os.environ.get(f"{ctx.auto_envvar_prefix}_ENCODER") or None
+        said = os.environ.get(f"{ctx.auto_envvar_prefix}_ENCODER", "")
+        return said.strip("\n") or None
 
 
 def encoder_option(

@@ -63,9 +63,11 @@ def test_the_environment_and_the_config_file_say_one_or_several(
         assert shown("--config", "c.toml") == ["<a b>"]
     (tmp_path / "c.toml").write_text('encoder = ["hf:x/y", "a b"]\n')
     assert shown("--config", "c.toml") == ["<hf:x/y>", "<a b>"]
+    (tmp_path / "d.toml").write_text("encoder = [3]\n")
+    assert shown("--config", "d.toml") == 2
     monkeypatch.setenv("CHATBIND_SHOW_ENCODER", "a b")
     assert shown("--config", "c.toml") == ["<a b>"]
-    monkeypatch.setenv("CHATBIND_SHOW_ENCODER", "hf:x/y\na b")
+    monkeypatch.setenv("CHATBIND_SHOW_ENCODER", "hf:x/y\na b\n")
     assert shown() == ["<hf:x/y>", "<a b>"]
 
 

@@ -56,8 +56,7 @@ class SeveralEncoders(Encoder):
                 self._of.setdefault(modality, number)
         reads = {kind: encoders[n].read for kind, n in self._of.items() if kind != "text"}
         self.read = _Reader(reads)
-        licences = dict.fromkeys(one.licence for one in encoders if one.licence)
-        self.licence = " and ".join(licences) or None
+        self.licence = licence_of_several([one.licence for one in encoders])
 
     @property
     def parts(self) -> tuple[Encoder, ...]:
@@ -154,3 +153,10 @@ def widen(rows: torch.Tensor, widths: Sequence[int], number: int) -> torch.Tenso
 def sha256_of_several(hashes: Sequence[str]) -> str:
     """What several encoders are known by together."""
     return sha256_text(json.dumps(list(hashes)))
+
+
+def licence_of_several(licences: Sequence[str | None]) -> str | None:
+    """Those of all; of an encoder whose weights say none, that it is unknown."""
+    if not any(licences):
+        return None
+    return " and ".join(dict.fromkeys(one or "unknown" for one in licences))

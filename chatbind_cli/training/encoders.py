@@ -22,7 +22,7 @@ from chatbind_cli.device import resolve_dtype
 from chatbind_cli.encoders.encoder import Encoder
 from chatbind_cli.encoders.identity import identity_of
 from chatbind_cli.encoders.opening import open_encoder
-from chatbind_cli.encoders.several import sha256_of_several
+from chatbind_cli.encoders.several import licence_of_several, sha256_of_several
 from chatbind_cli.errors import StoreError, UsageError
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.model.config import (
@@ -148,14 +148,13 @@ def joined(infos: Sequence[EncoderInfo]) -> EncoderInfo:
                 hint="name every encoder once",
             )
     paths = [one.path for one in infos if one.path]
-    licences = dict.fromkeys(one.licence for one in infos if one.licence)
     return EncoderInfo(
         name="+".join(one.name for one in infos),
         sha256=sha256_of_several(hashes),
         embedding_dim=sum(one.embedding_dim for one in infos),
         path=" + ".join(paths) if len(paths) == len(infos) else None,
         dtype=infos[0].dtype,
-        licence=" and ".join(licences) or None,
+        licence=licence_of_several([one.licence for one in infos]),
         parts=tuple(infos),
     )
 

@@ -79,6 +79,7 @@ def test_it_is_known_by_all_of_them_in_order(folder: Path, opened: SeveralEncode
     assert opened.modalities[:3] == ("image", "audio", "text")
     assert {"video", "depth", "thermal", "imu"} <= set(opened.modalities)
     assert opened.reference == f"{folder / 'lb'} + {folder / 'ib'}"
+    assert opened.licence == "MIT and unknown"  # as LanguageBind's are, and random ones
     said = MediaOptions(clip_sampler="chatbind", imu_rate_hz=50.0)
     assert "clip_sampler" not in opened.heeds("audio", said)  # LanguageBind's clips are fixed
     assert "clip_sampler" in turned.heeds("audio", said)
