@@ -34,6 +34,7 @@ STREAM = click.Path(dir_okay=False, allow_dash=True)
 
 _output, _compute = in_group("Output"), in_group("Compute")
 _media, _dispatch = in_group("Media"), in_group("Dispatch")
+_SHARED = "each medium goes to the first that knows its modality"
 
 
 def stack(*decorators: Callable[[Any], Any]) -> Callable[[F], F]:
@@ -182,11 +183,10 @@ class _EncoderOption(GroupedOption):
         return os.environ.get(f"{ctx.auto_envvar_prefix}_ENCODER") or None
 
 
-def encoder_option(group: str, help_text: str, **how: Any) -> Callable[[F], F]:
-    """`--encoder`, repeatable: the argument `encoders`, paths and references in their order.
-
-    `help_text` says what for, the rest of the help what may be given.
-    """
+def encoder_option(
+    group: str, help_text: str, several: str = _SHARED, **how: Any
+) -> Callable[[F], F]:
+    """`--encoder`, repeatable: the argument `encoders`, paths and references in their order."""
     return in_group(group, _EncoderOption)(
         "--encoder",
         "encoders",
@@ -194,8 +194,7 @@ def encoder_option(group: str, help_text: str, **how: Any) -> Callable[[F], F]:
         metavar="PATH|SCHEME:NAME",
         type=_Encoder(exists=True),
         help=f"{help_text} Weights of ImageBind, a folder of LanguageBind's or of a Hugging Face "
-        "encoder, hf:OWNER/NAME, timm:NAME. Repeat: each medium goes to the first that knows its "
-        "modality.",
+        f"encoder, hf:OWNER/NAME, timm:NAME. Repeat: {several}.",
         **how,
     )
 

@@ -18,6 +18,7 @@ from ._options import (
     FOLDER,
     NEW_FILE,
     NEW_FOLDER,
+    encoder_option,
     media_root_options,
     overwrite_option,
     stack,
@@ -80,20 +81,16 @@ input_options = stack(
         help="Held-out conversations, for --evaluation-strategy.",
     ),
     media_root_options,
-    _media(
-        "--encoder",
-        metavar="PATH",
-        type=_PATH,
-        help="ImageBind's weights, a file or folder; or LanguageBind: a repository, or a folder "
-        "with several, one a modality. Default: checkpoints/imagebind, then "
-        ".checkpoints/imagebind_huge.pth.",
+    encoder_option(
+        "Media", "Default: checkpoints/imagebind, then .checkpoints/imagebind_huge.pth."
     ),
     _media(
         "--store",
         metavar="DIR",
         type=FOLDER,
-        help="Embeddings that `chatbind encode --store` or an earlier run (its folder "
-        "`embeddings`) made; then media and encoder are not read.",
+        multiple=True,
+        help="Embeddings that `chatbind encode --store` or an earlier run (in its folder "
+        "`embeddings`) made; then media and encoder are not read. Repeat: one for each encoder.",
     ),
     _media(
         "--embedding-cache",
@@ -297,10 +294,12 @@ output_options = stack(
 )
 
 seed_only_options = stack(
-    without_effect("--vision-tower", because="the encoder is ImageBind, see --encoder"),
+    without_effect(
+        "--vision-tower", because="the encoder is that of --encoder, ImageBind unless it is named"
+    ),
     without_effect(
         "--mm-vision-select-layer",
-        because="ImageBind gives one embedding, not a layer's patches",
+        because="encoders give one embedding, not a layer's patches",
         needs_value=True,
     ),
     without_effect("--lazy-preprocess", because="samples are always made when they are needed"),

@@ -197,15 +197,15 @@ def _listed(entry: catalogue.Entry, output: Path, manifest: Manifest) -> Record:
     here = sum(is_present(request, manifest) for request in requests)
     record: Record = {key: getattr(entry, key) for key in _TOLD}
     record |= {
-        "path": str(requests[0].path if requests[0].is_repository else requests[0].path.parent),
+        "path": str(output / entry.folder),
         "present": here == len(requests),
         "files_present": here,
         "files_wanted": len(requests),
     }
     if entry.files:
         record["files"] = [
-            {"source": file.get("path") or file.get("url")}
-            | {key: file[key] for key in ("bytes", "sha256", "md5") if key in file}
+            {"source": file.get("path") or file.get("url") or f"hf:{file['hub']}"}
+            | {key: file[key] for key in ("bytes", "sha256", "md5", "about") if key in file}
             for file in entry.files
         ]
     return {**record, **_size(entry)}
@@ -233,7 +233,7 @@ def _print_table(records: Sequence[Record]) -> None:
     table.add_column("what, for what, licence", ratio=1)
     for record in records:
         size = in_words(record["bytes"]) if "bytes" in record else record.get("about", "")
-        here = f"{record['files_present']} of {record['files_wanted']} files here"
+        here = f"{record['files_present']} of {record['files_wanted']} here"
         here = "here" if record["present"] else here if record["files_present"] else ""
         stages = " ".join(f"--plan {stage}" for stage in record["stages"]) or "no plan"
         table.add_row(

@@ -17,7 +17,7 @@ from chatbind_cli.pictures import check_picture
 
 from . import _base
 from ._base import in_group
-from ._options import FILE, NEW_FILE, media_root_options
+from ._options import FILE, NEW_FILE, encoder_option, media_root_options
 from ._training_options import model_options
 
 if TYPE_CHECKING:
@@ -39,6 +39,10 @@ _BAR = 40
         "chatbind inspect train/instructions.json -m llama --media-root media",
         "chatbind inspect train/captions.json -m llama --json | tail -n 1",
         "chatbind inspect --pairs eval/pairs.jsonl --encoder imagebind --media-root media",
+    ],
+    elsewhere=[
+        "chatbind inspect --pairs pairs.jsonl --encoder checkpoints/imagebind --encoder "
+        "hf:google/embeddinggemma-2 --plot pairs.svg",
     ],
 )
 @click.argument("data", metavar="[DATA]", required=False, type=FILE)
@@ -76,12 +80,7 @@ _BAR = 40
     help="In place of DATA: records that name two media of the same thing, such as "
     '{"image": "dog.jpg", "audio": "bark.wav"}; those of one `class` count as the same.',
 )
-@_pairs(
-    "--encoder",
-    metavar="PATH",
-    type=click.Path(exists=True, path_type=Path),
-    help="As that of `chatbind encode`.",
-)
+@encoder_option("Pairs of media", "Measured.", several="each by itself, side by side")
 @_pairs(
     "--plot",
     metavar="FILE",
@@ -92,7 +91,7 @@ _BAR = 40
 @_output("--show", type=click.IntRange(min=0), default=3, help="Samples that are shown whole.")
 @_output("--json", "as_json", is_flag=True, help="Records, on a terminal too.")
 def command(data: Path | None, pairs: Path | None, as_json: bool, **asked: Any) -> None:
-    """Show training data as a model will see them, or how well an encoder's senses agree.
+    """Show training data as a model will see them, or how well encoders' senses agree.
 
     Of DATA: a few samples, their trained words in green; lengths; how much of a batch is the
     prefix that all samples share, or padding (as drawn, grouped by length, packed in rows); what is
@@ -198,51 +197,73 @@ def _show_figures(figures: Record) -> None:
 
 
 def _inspect_pairs(path: Path, as_json: bool, asked: dict[str, Any]) -> int:
-    """Tells how well an encoder's senses agree; returns how many media cannot be used."""
+    """Tells how well encoders' senses agree; returns how many media cannot be used."""
     from chatbind_cli.data.encoding import EncodingOptions  # noqa: PLC0415
-    from chatbind_cli.data.pairs import encode_pairs, plot_retrieval, read_pairs, retrieval  # noqa: PLC0415
+    from chatbind_cli.data.pairs import compare_encoders, plot_retrieval, read_pairs  # noqa: PLC0415
     from chatbind_cli.device import resolve_device  # noqa: PLC0415
     from chatbind_cli.encoders.opening import open_encoder  # noqa: PLC0415
     from chatbind_cli.media.options import MediaOptions  # noqa: PLC0415
 
-    if asked["encoder"] is None:
+    if not asked["encoders"]:
         raise UsageError("--pairs needs --encoder")
     if asked["plot"] is not None:
         check_picture(asked["plot"], "--plot")
-    encoder = open_encoder(asked["encoder"], device=resolve_device("auto"))
+    device = resolve_device("auto")
+    opened = [open_encoder(reference, device=device) for reference in asked["encoders"]]
+    each = (opened.pop(0) for _ in asked["encoders"])  # so that none keeps its towers in memory
     how = EncodingOptions(media=MediaOptions())
-    groups, errors = encode_pairs(list(read_pairs(path)), encoder, asked["media_root"], how)
-    found = [retrieval(group) for group in groups]
+    found, errors = compare_encoders(list(read_pairs(path)), each, asked["media_root"], how)
     for error in errors:
-        if as_json:
-            emit_record({"error": str(error)})
-        else:
-            click.secho(printable(str(error)), fg="red")
+        emit_record({"error": error}) if as_json else click.secho(printable(error), fg="red")
     if not as_json:
         _show_pairs(found)
     for record in found if as_json else ():
         emit_record(record)
-    if asked["plot"] is not None:
+    if found and asked["plot"] is not None:
         plot_retrieval(found, asked["plot"])
     return len(errors)
 
 
+_HEAD = (
+    "pairs",
+    "R@1 there",
+    "back",
+    "chance",
+    "R@5 there",
+    "back",
+    "chance",
+    "gap",
+    "outlook",
+)
+_FIGURES = tuple(f"{name}_at_{k}" for k in (1, 5) for name in ("recall", "recall_back", "chance"))
+
+
 def _show_pairs(found: Sequence[Record]) -> None:
-    rows = [("from", "to", "pairs", "R@1", "chance", "R@5", "chance", "gap", "outlook")]
-    for record in found:
-        for back, (source, to) in (("", ("first", "second")), ("back_", ("second", "first"))):
-            figures = [
-                f"{record[key]:.1%}"
-                for k in (1, 5)
-                for key in (f"recall_{back}at_{k}", f"chance_at_{k}")
-            ]
-            outlook = record["outlook"] if back else ""
-            ends = f"{record['gap']:.2f}", outlook
-            rows.append((record[source], record[to], str(record["pairs"]), *figures, *ends))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for number, row in enumerate(rows):
-        line = "  ".join(
-            cell.ljust(width) if column in (0, 1, 8) else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+    """A table a pair of modalities, a line an encoder; columns are as wide in all of them."""
+    rows = [
+        (
+            record["encoder"],
+            f"{record['pairs']:,}",
+            *(f"{record[name]:.1%}" for name in _FIGURES),
+            f"{record['gap']:.2f}",
+            record["outlook"],
         )
-        click.secho(line.rstrip(), bold=number == 0)
+        for record in found
+    ]
+    heads = [(f"{record['first']} and {record['second']}", *_HEAD) for record in found]
+    widths = [max(map(len, column)) for column in zip(*heads, *rows, strict=True)]
+    before = None
+    for head, row in zip(heads, rows, strict=True):
+        if head != before:
+            click.secho(_line(head, widths), bold=True)
+        click.echo(_line(row, widths))
+        before = head
+
+
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+    ends = (0, len(row) - 1)
+    cells = [
+        cell.ljust(width) if column in ends else cell.rjust(width)
+        for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ]
+    return printable("  ".join(cells).rstrip())

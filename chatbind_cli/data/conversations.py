@@ -84,14 +84,16 @@ class Conversations:
         return sum(len(part.rows) for part in self._parts)
 
     def __getitem__(self, index: int) -> Conversation:
-        for part in self._parts:
-            if 0 <= index < len(part.rows):
-                return parse_conversation(*part.file.record(int(part.rows[index])))
-            index -= len(part.rows)
-        raise IndexError("no such conversation")
+        part, at = self._find(index)
+        return parse_conversation(*part.file.record(int(part.rows[at])))
 
     def __iter__(self) -> Iterator[Conversation]:
         return map(self.__getitem__, range(len(self)))
+
+    def view(self, index: int) -> int:
+        """Which encoder it is seen with, see `viewed`."""
+        part, at = self._find(index)
+        return int(part.views[at])
 
     def sizes(self) -> npt.NDArray[np.int64]:
         """About how long each is, for the order of training: the bytes of its record."""
@@ -102,10 +104,6 @@ class Conversations:
         """The conversations of an epoch in which each file is seen `weight` times.
 
         Of 2.5, all conversations are seen twice, and a half of them, drawn by the seed, once more.
-
-        Args:
-            weights: of each file.
-            seed: of the draw.
         """
         parts = zip(self._parts, weights, strict=True)
         return self._of([part.seen(w, (seed, n)) for n, (part, w) in enumerate(parts)])
@@ -113,16 +111,26 @@ class Conversations:
     def without(self, media: Collection[Medium]) -> Conversations:
         """The conversations that name none of these media."""
         names = [_name(medium) for medium in media]
-        return self._of(
-            [
-                _Part(part.file, part.rows[~part.file.naming(part.rows, names)])
-                for part in self._parts
-            ]
-        )
+        return self._of([part.without(names) for part in self._parts])
+
+    def viewed(self, known: Sequence[Collection[str]]) -> Conversations:
+        """The conversations once with each encoder that knows one of their media, others once.
+
+        Args:
+            known: the modalities that each encoder knows.
+        """
+        return self._of([part.viewed(known) for part in self._parts])
 
     def names(self) -> list[pa.Array]:
         """What `Media` are made of."""
         return [name for part in self._parts for name in part.file.names(part.distinct)]
+
+    def _find(self, index: int) -> tuple[_Part, int]:
+        for part in self._parts:
+            if 0 <= index < len(part.rows):
+                return part, index
+            index -= len(part.rows)
+        raise IndexError("no such conversation")
 
 
 class Media(Sequence[Medium]):
@@ -164,14 +172,15 @@ class Media(Sequence[Medium]):
 
 @dataclass(frozen=True)
 class _Part:
-    """Rows of a file, some of them more than once."""
+    """Rows of a file, some of them more than once, each with the encoder that it is seen with."""
 
     file: RecordFile
     rows: npt.NDArray[np.int64]
+    views: npt.NDArray[np.int64]
 
     @classmethod
     def whole(cls, file: RecordFile) -> _Part:
-        return cls(file, file.good)
+        return cls(file, file.good, np.zeros_like(file.good))
 
     @property
     def distinct(self) -> npt.NDArray[np.int64]:
@@ -179,14 +188,24 @@ class _Part:
         rows = self.rows
         return rows if (np.diff(rows) > 0).all() else np.unique(rows)
 
+    def taken(self, at: npt.NDArray[Any]) -> _Part:
+        return _Part(self.file, self.rows[at], self.views[at])
+
     def without(self, names: list[str]) -> _Part:
-        return _Part(self.file, self.rows[~self.file.naming(self.rows, names)])
+        return self.taken(~self.file.naming(self.rows, names))
 
     def seen(self, weight: float, seed: tuple[int, int]) -> _Part:
         times, share = divmod(weight, 1)
         drawn = np.random.default_rng(seed).permutation(len(self.rows))
         more = np.sort(drawn[: round(share * len(self.rows))])
-        return _Part(self.file, np.concatenate([*[self.rows] * int(times), self.rows[more]]))
+        return self.taken(np.concatenate([*[np.arange(len(self.rows))] * int(times), more]))
+
+    def viewed(self, known: Sequence[Collection[str]]) -> _Part:
+        beginnings = [[_name(Medium(kind, "")) for kind in kinds] for kinds in known]
+        by_row = np.array([self.file.naming_like(self.rows, some) for some in beginnings]).T
+        by_row[:, 0] |= ~by_row.any(axis=1)
+        at, views = by_row.nonzero()
+        return _Part(self.file, self.rows[at], views)
 
 
 def _name(medium: Medium) -> str:

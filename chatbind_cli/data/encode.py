@@ -128,7 +128,7 @@ class RecordSink:
 
     Args:
         target: the file, or `-`.
-        describe: makes a record's own part of an embedding.
+        describe: makes a record's own part of an embedding and its modality.
         made_with: the keys that say how it was made, the same in every record.
         overwrite: start the file anew.
     """
@@ -138,7 +138,7 @@ class RecordSink:
     def __init__(
         self,
         target: str,
-        describe: Callable[[torch.Tensor], Record],
+        describe: Callable[[torch.Tensor, str], Record],
         made_with: Record,
         *,
         overwrite: bool = False,
@@ -165,9 +165,10 @@ class RecordSink:
 
     def write(self, result: Encoded) -> None:
         """Writes the item's record with what was found."""
-        assert result.medium.embedding is not None
-        asked = result.item.output(result.medium.modality)
-        found = self._describe(result.medium.embedding)
+        assert result.medium.embedding is not None and result.medium.modality is not None
+        modality = result.medium.modality
+        asked = result.item.output(modality)
+        found = self._describe(result.medium.embedding, modality)
         self._writer.write({**asked, **found, **self._made_with})
         self._paths.add(result.item.path)
 
@@ -263,13 +264,13 @@ def embedding_sink(
 ) -> RecordSink:
     """Records of embeddings; `normalize` scales them to length 1."""
 
-    def describe(embedding: torch.Tensor) -> Record:
+    def describe(embedding: torch.Tensor, modality: str) -> Record:
         if normalize:
             embedding = F.normalize(embedding, dim=-1)
         # the shortest decimals that mean the same float32: half as long as those of a float64
         return {"embedding": [float(str(number)) for number in embedding.numpy()]}
 
-    made_with = {"encoder": _identity(encoder), "normalized": normalize}
+    made_with = {"encoder": identity(encoder), "normalized": normalize}
     return RecordSink(target, describe, made_with, overwrite=overwrite)
 
 
@@ -287,11 +288,11 @@ def label_sink(
     texts = [line.strip() for line in lines if line.strip()]
     scorer = LabelScorer(encoder, texts, prompt)
 
-    def describe(embedding: torch.Tensor) -> Record:
-        return {"labels": scorer.score(embedding, top_k)}
+    def describe(embedding: torch.Tensor, modality: str) -> Record:
+        return {"labels": scorer.score(embedding, top_k, modality)}
 
     label_set = sha256_text("\n".join([prompt, *texts]))[:_SHOWN_DIGITS]
-    made_with = {"encoder": _identity(encoder), "label_set": label_set}
+    made_with = {"encoder": identity(encoder), "label_set": label_set}
     return RecordSink(target, describe, made_with, overwrite=overwrite)
 
 
@@ -308,5 +309,6 @@ def _in_words(record: Record) -> str:
     return f"{record['path']}  {record['modality']}  {', '.join(found)}"
 
 
-def _identity(encoder: Encoder) -> str:
+def identity(encoder: Encoder) -> str:
+    """What records call an encoder: its name, and the beginning of its hash."""
     return f"{encoder.name}@{encoder.sha256[:_SHOWN_DIGITS]}"

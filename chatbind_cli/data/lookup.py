@@ -1,6 +1,7 @@
 """Embeddings by the names that records use, from one store or the several of a training run.
 
-Of a medium that was encoded in several ways only the rows of one way count.
+Of a medium that was encoded in several ways only the rows of one way count. Where several encoders
+work side by side, each has stores of its own.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from chatbind_cli.data.conversations import Media
 from chatbind_cli.data.database import FILE_NAME
 from chatbind_cli.data.store import EmbeddingStore
+from chatbind_cli.encoders.several import widen
 from chatbind_cli.errors import ChatBindError, StoreError
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.modality import MODALITIES
@@ -27,14 +29,26 @@ _ANEW = "encode the media into a store of their own, all with the same options"
 class Embeddings:
     """Embeddings by the names that records use, from one store or several.
 
-    The options say how the media became tensors: rows that were made otherwise do not count.
-    Without them the newest row counts, whatever made it.
+    Args:
+        stores: of one encoder.
+        options: how the media became tensors: rows that were made otherwise do not count. Without
+            them the newest row counts, whatever made it.
+        known: the modalities that the encoder knows.
+
+    Attributes:
+        known: the modalities that any encoder knows.
+        parts: the embeddings of each encoder.
     """
 
     def __init__(
-        self, stores: Sequence[EmbeddingStore], options: MediaOptions | None = None
+        self,
+        stores: Sequence[EmbeddingStore],
+        options: MediaOptions | None = None,
+        known: Collection[str] = MODALITIES,
     ) -> None:
         self._stores = list(stores)
+        self.known = frozenset(known)
+        self.parts: list[Embeddings] = [self]
         self._made = {m: options.fingerprint(m) for m in MODALITIES} if options else {}
 
     def __contains__(self, medium: Medium) -> bool:
@@ -53,9 +67,12 @@ class Embeddings:
         return None
 
     def missing(self, media: Media) -> list[Medium]:
-        """Those of many media of which there is no embedding, without reading any."""
+        """Those of many media of which there is no embedding, without reading any.
+
+        Media that the encoder does not know are not missed.
+        """
         missing: list[Medium] = []
-        for modality in media.modalities():
+        for modality in filter(self.known.__contains__, media.modalities()):
             names, made = media.names(modality), self._made.get(modality)
             for start in range(0, len(names), _ASKED_AT_ONCE):
                 some = names[start : start + _ASKED_AT_ONCE]
@@ -63,8 +80,13 @@ class Embeddings:
                 missing += [Medium(modality, name) for name in some if name not in held]
         return missing
 
-    def rows(self, media: Iterable[Medium]) -> torch.Tensor | None:
+    def rows(self, media: Iterable[Medium], views: Sequence[int] = ()) -> torch.Tensor | None:
         """The embeddings of media, float32 [media, dim], in order; None for no media.
+
+        Args:
+            media: the media.
+            views: of each, by number, the encoder that it goes to if that knows it; of one encoder
+                it makes no difference.
 
         Raises:
             StoreError: a medium is not there.
@@ -81,6 +103,53 @@ class Embeddings:
         if gone is not None:
             raise StoreError(f"has no embedding of the {gone[0]} {gone[1]}")
         return torch.stack([found[medium] for medium in wanted]) if wanted else None
+
+
+class SeveralEmbeddings(Embeddings):
+    """Those of several encoders side by side, each in its place of a wide row; see `widen`.
+
+    Args:
+        parts: of each encoder.
+        widths: of each encoder's embeddings.
+    """
+
+    def __init__(self, parts: Sequence[Embeddings], widths: Sequence[int]) -> None:
+        self.parts = list(parts)
+        self._widths = list(widths)
+        self.known = frozenset().union(*(part.known for part in parts))
+
+    def find(self, medium: Medium) -> torch.Tensor | None:
+        """The embedding by the first encoder that knows such media."""
+        number = self._number(medium, 0)
+        row = self.parts[number].find(medium)
+        return row if row is None else widen(row, self._widths, number)
+
+    def missing(self, media: Media) -> list[Medium]:
+        """Those that an encoder knows and has no embedding of."""
+        return list(dict.fromkeys(gone for part in self.parts for gone in part.missing(media)))
+
+    def rows(self, media: Iterable[Medium], views: Sequence[int] = ()) -> torch.Tensor | None:
+        """The embeddings of media; those that their encoder does not know have the first's."""
+        wanted = list(media)
+        first = views or [0] * len(wanted)
+        numbers = [self._number(*each) for each in zip(wanted, first, strict=True)]
+        made = torch.zeros(len(wanted), sum(self._widths))
+        for number, part in enumerate(self.parts):
+            at = [i for i, chosen in enumerate(numbers) if chosen == number]
+            rows = part.rows([wanted[i] for i in at])
+            if rows is not None:
+                made[at] = widen(rows, self._widths, number)
+        return made if wanted else None
+
+    def _number(self, medium: Medium, view: int) -> int:
+        """The encoder that a medium goes to: that of the view, else the first that knows it."""
+        order = [view, *range(len(self.parts))]
+        return next((n for n in order if medium.modality in self.parts[n].known), view)
+
+
+def side_by_side(parts: Sequence[Embeddings], widths: Sequence[int]) -> Embeddings:
+    """The embeddings of an encoder, or those of several as one."""
+    return parts[0] if len(parts) == 1 else SeveralEmbeddings(parts, widths)
 
 
 def part_name(number: int) -> str:

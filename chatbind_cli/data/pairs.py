@@ -1,7 +1,8 @@
 """How well an encoder's senses find each other: retrieval between media of the same thing.
 
 A projector that is trained on images alone can answer about another sense as far as its embeddings
-lie where those of the images lie; pairs tell that before anything is trained.
+lie where those of the images lie; pairs tell that before anything is trained, and which encoder
+does it best.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional
 
-from chatbind_cli.console import Progress
+from chatbind_cli.console import Progress, note
+from chatbind_cli.data.encode import identity
 from chatbind_cli.data.encoding import EncodingOptions, encode_items
 from chatbind_cli.data.media_items import MediaItem
 from chatbind_cli.encoders.encoder import Encoder
@@ -38,6 +40,11 @@ class Pair(NamedTuple):
     first: Medium
     second: Medium
     kind: str | None
+
+    @property
+    def modalities(self) -> tuple[str, str]:
+        """Of the first and of the second."""
+        return str(self.first.modality), str(self.second.modality)
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,44 @@ def read_pairs(path: str | Path) -> Iterator[Pair]:
         yield Pair(media[0], media[1], None if kind is None else str(kind))
 
 
+def compare_encoders(
+    pairs: Sequence[Pair], encoders: Iterable[Encoder], root: MediaRoot, options: EncodingOptions
+) -> tuple[list[Record], list[str]]:
+    """Measures each encoder on the pairs whose two modalities it knows; a note says what it lacks.
+
+    Args:
+        pairs: of any modalities.
+        encoders: one after the other; none is kept.
+        root: where the media lie.
+        options: of encoding.
+
+    Returns:
+        What `retrieval` says, and `encoder` (name and hash) and `licence` before it, by pairs of
+        modalities in the order of `pairs`; and what is wrong with media, each said once.
+
+    Raises:
+        ChatBindError: an encoder cannot be used, or none knows both modalities of any pair.
+    """
+    order = list(dict.fromkeys(pair.modalities for pair in pairs))
+    found: list[Record] = []
+    errors: dict[str, None] = {}
+    for encoder in encoders:
+        own = [pair for pair in pairs if {*pair.modalities} <= {*encoder.modalities}]
+        if len(own) < len(pairs):
+            kinds = dict.fromkeys(kind for both in order for kind in both)
+            lacking = " and ".join(kind for kind in kinds if kind not in encoder.modalities)
+            left = f"{len(pairs) - len(own)} of {len(pairs)} pairs are left out"
+            note(f"{encoder.name} has no tower for {lacking}: {left}")
+        groups, failed = encode_pairs(own, encoder, root, options) if own else ([], [])
+        errors |= dict.fromkeys(map(str, failed))
+        for group in groups:
+            said = {"encoder": identity(encoder), "licence": encoder.licence}
+            found.append(said | retrieval(group))
+    if not found and not errors:
+        raise ChatBindError("no encoder knows both modalities of a pair")
+    return sorted(found, key=lambda r: order.index((r["first"], r["second"]))), list(errors)
+
+
 def encode_pairs(
     pairs: Sequence[Pair], encoder: Encoder, root: MediaRoot, options: EncodingOptions
 ) -> tuple[list[EncodedPairs], list[ChatBindError]]:
@@ -94,8 +139,7 @@ def encode_pairs(
     by_modality: dict[tuple[str, str], list[Pair]] = {}
     for pair in pairs:
         if pair.first in rows and pair.second in rows:
-            key = str(pair.first.modality), str(pair.second.modality)
-            by_modality.setdefault(key, []).append(pair)
+            by_modality.setdefault(pair.modalities, []).append(pair)
     groups = [
         EncodedPairs(
             modalities,
@@ -161,20 +205,34 @@ def _chance(kinds: torch.Tensor, k: int) -> float:
 def plot_retrieval(found: Sequence[Record], path: Path) -> None:
     """Draws recall at 1 both ways beside chance, and the gap between the means.
 
+    Encoders stand side by side, each in a colour of its own, over every pair of modalities.
+
     Args:
-        found: what `retrieval` gave.
+        found: what `compare_encoders` gave.
         path: the picture; its suffix (.svg, .png, .pdf) says the format.
     """
     from matplotlib.figure import Figure  # noqa: PLC0415  half a second
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    encoders = list(dict.fromkeys(r["encoder"] for r in found))
+    pairs = list(dict.fromkeys((r["first"], r["second"]) for r in found))
+    figure = Figure(figsize=(max(7, 1 + len(found)), 4), layout="constrained")
     axes = figure.subplots()
-    places = torch.arange(len(found)).numpy()
-    for shift, key, label in ((-0.2, "recall_at_1", "there"), (0.2, "recall_back_at_1", "back")):
-        axes.bar(places + shift, [r[key] for r in found], width=0.38, label=f"R@1 {label}")
-    axes.plot(places, [r["chance_at_1"] for r in found], "k_", ms=40, label="chance")
-    axes.plot(places, [r["gap"] for r in found], "rD", label="distance of the means")
-    axes.set_xticks(places, [f"{r['first']}\n{r['second']}" for r in found])
+    width = 0.8 / len(encoders)
+    for record in found:
+        number = encoders.index(record["encoder"])
+        left = pairs.index((record["first"], record["second"])) - 0.4 + number * width
+        bars: dict[str, Any] = {"width": 0.45 * width, "align": "edge", "color": f"C{number}"}
+        axes.bar(left, record["recall_at_1"], **bars)
+        axes.bar(left + 0.45 * width, record["recall_back_at_1"], **bars, alpha=0.5)
+        middle = left + 0.45 * width
+        chance, gap = record["chance_at_1"], record["gap"]
+        axes.plot([left, left + 0.9 * width], [chance, chance], "k-")
+        axes.plot([middle], [gap], "D", color="white", mec=f"C{number}")
+    for number, name in enumerate(encoders):
+        axes.bar(0, 0, color=f"C{number}", label=f"{name}: R@1 there, and back (pale)")
+    axes.plot([], [], "k-", label="chance")
+    axes.plot([], [], "D", color="white", mec="black", label="distance of the means")
+    axes.set_xticks(range(len(pairs)), ["\n".join(pair) for pair in pairs])
     axes.set(ylim=(0, None), title="Retrieval between modalities")
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
     save_picture(figure, path, "retrieval")

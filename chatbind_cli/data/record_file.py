@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -149,9 +149,21 @@ class RecordFile:
     def naming(self, rows: npt.NDArray[np.int64], names: Iterable[str]) -> npt.NDArray[np.bool_]:
         """Which of some records have one of these names."""
         wanted = pa.array(list(names), pa.large_string())
+        return self._hitting(rows, lambda found: pc.is_in(found, value_set=wanted))
+
+    def naming_like(
+        self, rows: npt.NDArray[np.int64], beginnings: Iterable[str]
+    ) -> npt.NDArray[np.bool_]:
+        """Which of some records have a name with one of these beginnings."""
+        some = [self._hitting(rows, partial(pc.starts_with, pattern=b)) for b in beginnings]
+        return np.logical_or.reduce([np.zeros(len(rows), bool), *some])
+
+    def _hitting(
+        self, rows: npt.NDArray[np.int64], hit: Callable[[pa.Array], pa.Array]
+    ) -> npt.NDArray[np.bool_]:
         naming, start = np.zeros(len(rows), bool), 0
         for lists in self._names(rows).chunks:
-            hits = pc.is_in(lists.flatten(), value_set=wanted)
+            hits = hit(lists.flatten())
             naming[start + pc.list_parent_indices(lists).filter(hits).to_numpy()] = True
             start += len(lists)
         return naming

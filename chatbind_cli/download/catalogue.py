@@ -39,9 +39,9 @@ class Entry:
     @property
     def source(self) -> str:
         """Where it comes from, in one word."""
-        if self.hub is not None:
-            return f"hf:{self.hub}"
-        return str(self.files[0]["url"]) if self.files else ""
+        first = self.files[0] if self.files else {}
+        hub = self.hub or first.get("hub")
+        return f"hf:{hub}" if hub is not None else str(first.get("url", ""))
 
     @property
     def bytes(self) -> int | None:
@@ -81,5 +81,9 @@ def _entry(name: str, table: Mapping[str, Any]) -> Entry:
         key: tuple(v) if isinstance(v, list) else v for key, v in table.items()
     }
     files = fields.pop("files", ())
-    named = [{"to": (f.get("path") or f["url"]).rpartition("/")[2], **f} for f in files]
+    sources = [f.get("path") or f.get("url") or f["hub"] for f in files]
+    named = [
+        {"to": source.rpartition("/")[2], **file}
+        for source, file in zip(sources, files, strict=True)
+    ]
     return Entry(name=name, files=tuple(named), **fields)

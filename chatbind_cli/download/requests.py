@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from chatbind_cli.download.catalogue import Entry, look_up
@@ -224,14 +225,22 @@ def entry_requests(entry: Entry, output: Path) -> list[Request]:
         Request(
             name=entry.name,
             path=folder / file["to"],
-            hub=replace(hub, file=file["path"]) if hub is not None else None,
+            hub=_hub_of(file, hub),
             url=file.get("url"),
             bytes=file.get("bytes"),
             checksum=next(((k, file[k]) for k in ("sha256", "md5") if k in file), None),
             unpack=folder / file["unpack"] if "unpack" in file else None,
+            about=file.get("about"),
         )
         for file in entry.files
     ]
+
+
+def _hub_of(file: Mapping[str, Any], whole: HubRef | None) -> HubRef | None:
+    """Where on the hub a file of an entry is, or the repository that stands in place of a file."""
+    if "hub" in file:
+        return parse_hub_ref(f"hf:{file['hub']}")
+    return replace(whole, file=file["path"]) if whole is not None else None
 
 
 def _requests_of(word: str, output: Path, unpack: bool, include: tuple[str, ...]) -> list[Request]:

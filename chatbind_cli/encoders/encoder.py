@@ -12,7 +12,7 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -209,8 +209,19 @@ class Encoder(ABC):
             rows[indices] = self._embed_equal([media[i] for i in indices])
         return F.normalize(rows, dim=-1) if normalize else rows
 
-    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
+    def texts_beside(self, modality: str) -> str:
+        """What `embed` takes texts for where media of a modality are compared with them.
+
+        It is `text` but for models that have several heads for texts.
+        """
+        return "text"
+
+    def embed_texts(self, texts: Sequence[str], modality: str = "image") -> torch.Tensor:
         """Returns text embeddings as published, float32 [n, embedding_dim]; see `scale_of_media`.
+
+        Args:
+            texts: of any length.
+            modality: of the media that they are compared with.
 
         Raises:
             ChatBindError: the tokenizer is not installed (extra `text`).
@@ -218,7 +229,9 @@ class Encoder(ABC):
         """
         if not texts:
             return torch.empty(0, self.embedding_dim)
-        return self.embed([self.read_text(text) for text in texts], normalize=False)
+        found = [self.read_text(text) for text in texts]
+        kind = self.texts_beside(modality)
+        return self.embed([replace(text, modality=kind) for text in found], normalize=False)
 
     def read_text(self, text: str) -> Decoded:
         """A text as the encoder wants it.

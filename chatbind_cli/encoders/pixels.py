@@ -13,17 +13,20 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Per-channel statistics of CLIP's training images, RGB in [0, 1] (Radford et al., 2021)."""
 
-_WIDEST = 8
-"""Pictures more than 8 times as long as wide lose their far ends, which the crop drops anyway."""
 
-
-def narrow_box(width: int, height: int) -> tuple[int, int, int, int]:
+def narrow_box(width: int, height: int, widest: int = 8) -> tuple[int, int, int, int]:
     """The middle of a very long picture: resized whole, a strip would fill the memory.
+
+    Args:
+        width: of the picture.
+        height: of the picture.
+        widest: how many times as long as wide it may be to be kept whole. The crop drops the ends
+            anyway, but without them sizes and places are rounded otherwise.
 
     Returns:
         left, top, right, bottom.
     """
-    keep = _WIDEST * min(width, height)
+    keep = widest * min(width, height)
     left, top = max(width - keep, 0) // 2, max(height - keep, 0) // 2
     return left, top, left + min(width, keep), top + min(height, keep)
 

@@ -101,11 +101,15 @@ class SeveralEncoders(Encoder):
         rows = self._part(modality).run(modality, batch)
         return widen(rows, [one.embedding_dim for one in self._parts], self._of[modality])
 
-    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
+    def texts_beside(self, modality: str) -> str:
+        """As the encoder that gets such media has it."""
+        return self._part(modality).texts_beside(modality)
+
+    def embed_texts(self, texts: Sequence[str], modality: str = "image") -> torch.Tensor:
         """Every encoder's own embeddings of texts side by side; zeros where one knows none."""
         return torch.cat(
             [
-                one.embed_texts(texts)
+                one.embed_texts(texts, modality)
                 if "text" in one.modalities
                 else torch.zeros(len(texts), one.embedding_dim)
                 for one in self._parts

@@ -34,11 +34,14 @@ class LabelScorer:
         if "{label}" not in prompt:
             raise UsageError(f"the prompt {prompt!r} has no {{label}} in it")
         self.labels = list(labels)
-        texts = [prompt.replace("{label}", label) for label in labels]
         self._encoder = encoder
-        self._texts = encoder.embed_texts(texts)  # [labels, dim]
+        self._prompts = [prompt.replace("{label}", label) for label in labels]
+        self._texts: dict[str, torch.Tensor] = {}  # [labels, dim]
+        self._beside(encoder.modalities[0])
 
-    def score(self, embedding: torch.Tensor, top_k: int) -> list[dict[str, str | float]]:
+    def score(
+        self, embedding: torch.Tensor, top_k: int, modality: str
+    ) -> list[dict[str, str | float]]:
         """Returns the `label` and `probability` of the likeliest labels, the first one first.
 
         The probabilities of all labels add up to 1.
@@ -46,10 +49,19 @@ class LabelScorer:
         Args:
             embedding: of one medium, [dim], as published.
             top_k: how many labels.
+            modality: of the medium.
         """
-        probabilities = self._encoder.compare(embedding, self._texts).softmax(dim=0)
+        texts = self._beside(modality)
+        probabilities = self._encoder.compare(embedding, texts).softmax(dim=0)
         best = probabilities.topk(min(top_k, len(self.labels)))
         return [
             {"label": self.labels[int(index)], "probability": float(probability)}
             for probability, index in zip(best.values, best.indices, strict=True)
         ]
+
+    def _beside(self, modality: str) -> torch.Tensor:
+        """The labels as media of a modality are compared with them, [labels, dim]."""
+        kind = self._encoder.texts_beside(modality)
+        if kind not in self._texts:
+            self._texts[kind] = self._encoder.embed_texts(self._prompts, modality)
+        return self._texts[kind]

@@ -104,7 +104,7 @@ def _unit(values: npt.NDArray[np.generic], source: MediaSource) -> str:
     raise MediaError(
         "is an 8-bit picture, which says nothing of its unit",
         where=source.name,
-        hint="say it with --depth-unit (relative: bright is near)",
+        hint="say it with --depth-unit (mm, m; relative: bright is near)",
     )
 
 

@@ -1,8 +1,8 @@
 """Embeddings for training: every distinct medium encoded once, before the first step.
 
-The encoder is frozen, so its work is done ahead and kept in embedding stores under the run's
-folder, one for each process, which a rerun continues. After that training needs neither encoder
-nor media.
+Encoders are frozen, so their work is done ahead and kept in embedding stores under the run's
+folder, one for each process, which a rerun continues. After that training needs neither encoders
+nor media. Each of several encoders sees all media that it knows, and has stores of its own.
 """
 
 from __future__ import annotations
@@ -10,105 +10,115 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 
-from chatbind_cli.checkpoints.json_file import read_json
-from chatbind_cli.checkpoints.projector_file import is_published, read_projector
+from chatbind_cli import worker
 from chatbind_cli.console import Progress, note
-from chatbind_cli.data.conversations import Media
 from chatbind_cli.data.embedding_cache import EmbeddingCache
 from chatbind_cli.data.encode import StoreSink, writable_store
 from chatbind_cli.data.encoding import EncodingOptions, encode_items
-from chatbind_cli.data.lookup import Embeddings, open_stores, options_in
+from chatbind_cli.data.lookup import Embeddings, open_parts, part_name, side_by_side
 from chatbind_cli.data.media_items import MediaItem
 from chatbind_cli.encoders.encoder import Encoder
-from chatbind_cli.encoders.opening import open_encoder
-from chatbind_cli.errors import StoreError
+from chatbind_cli.errors import RecordError
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.root import MediaRoot
-from chatbind_cli.model.config import MODEL_TYPE, ChatBindConfig, EncoderInfo, encoder_of
-from chatbind_cli.model.loading import read_published
+from chatbind_cli.model.config import EncoderInfo, identity_of
+from chatbind_cli.training.encoders import (
+    assumed_encoder,
+    joined,
+    modalities_of,
+    open_all,
+    tell_of,
+    trained_on,
+)
+from chatbind_cli.training.inputs import Inputs, read_rejected, refuse_rejected, save_rejected
+from chatbind_cli.training.rundir import REJECTED_FILE, RunFolder
 from chatbind_cli.training.settings import TrainingSettings
 
 _READERS = 8  # threads or processes that decode ahead while a GPU encodes
-_IMAGEBIND_WIDTH = 1024
 
 
-def trained_on(settings: TrainingSettings) -> tuple[EncoderInfo | None, dict[str, Any]]:
-    """What made the embeddings of the projector, or ChatBind model, that training goes on from.
-
-    Returns:
-        The encoder, None where training begins from nothing; and how media became tensors, empty
-        where nothing says.
+def known_media(settings: TrainingSettings, inputs: Inputs, encoders: Sequence[Encoder]) -> Inputs:
+    """The inputs without media of modalities that no encoder knows.
 
     Raises:
-        ChatBindError: the projector or model cannot be read.
+        RecordError: there are such (unless they are to be skipped), or nothing is left.
     """
-    if settings.projector is not None:
-        info = read_projector(settings.projector).info
-        return encoder_of(info), info.media_options
-    if is_published(settings.model):
-        config = read_published(settings.model)[0]
-    else:
-        fields = read_json(settings.model / "config.json")
-        if fields.get("model_type") != MODEL_TYPE:
-            return None, {}
-        config = ChatBindConfig.from_dict(fields)
-    return encoder_of(config), config.media_options or {}
-
-
-def stored_embeddings(
-    settings: TrainingSettings, media: Media
-) -> tuple[Embeddings, EncoderInfo, MediaOptions]:
-    """The embeddings in the store of the settings, and what made them.
-
-    Raises:
-        StoreError: they were made by another encoder than the settings name, in other ways than
-            the training before, or in several.
-    """
-    assert settings.store is not None
-    stores = open_stores(settings.store)
-    options = options_in(stores, media.modalities(), trained_on(settings)[1])
-    meta, path = stores[0].meta, None
-    if settings.encoder is not None:
-        encoder = open_encoder(settings.encoder)
-        if encoder.sha256 != meta.encoder_sha256:
-            raise StoreError(
-                f"was made by another encoder ({meta.encoder_name}) than --encoder names",
-                where=str(settings.store),
-            )
-        path = encoder.reference
-    info = EncoderInfo(
-        name=meta.encoder_name,
-        sha256=meta.encoder_sha256,
-        embedding_dim=meta.dim,
-        path=path,
-        dtype=meta.encoder_dtype,
-    )
-    return Embeddings(stores, options), info, options
-
-
-def identity_of(encoder: Encoder) -> EncoderInfo:
-    """What a model says of the encoder whose embeddings it is trained on."""
-    return EncoderInfo(
-        name=encoder.name,
-        sha256=encoder.sha256,
-        embedding_dim=encoder.embedding_dim,
-        path=encoder.reference,
-        dtype=encoder.dtype_name,
+    kinds = [modalities_of(encoder) for encoder in encoders]
+    unknown = [m for m in inputs.media.modalities() if not any(m in known for known in kinds)]
+    if not unknown:
+        return inputs
+    names = {modality: inputs.media.names(modality) for modality in unknown}
+    pairs = zip(encoders, kinds, strict=True)
+    they = "; ".join(f"{encoder.name} knows {', '.join(known)}" for encoder, known in pairs)
+    if settings.on_error == "fail":
+        counts = " and ".join(f"{len(some):,} media of {m}" for m, some in names.items())
+        raise RecordError(
+            f"the data have {counts}, which no encoder knows: {they}",
+            hint="add an encoder that does (--encoder), or leave them out with --on-error skip",
+        )
+    return inputs.leave_out(
+        {
+            Medium(modality, name): f"{name}: no encoder knows {modality}: {they}"
+            for modality, some in names.items()
+            for name in some
+        }
     )
 
 
-def assumed_encoder() -> EncoderInfo:
-    """The encoder of a training that sees no media, where none is named."""
-    note(
-        f"the data name no media, and there is no --encoder: assuming embeddings of width "
-        f"{_IMAGEBIND_WIDTH}, as ImageBind-Huge makes them"
-    )
-    return EncoderInfo(name="none", sha256=None, embedding_dim=_IMAGEBIND_WIDTH)
+def embedded(
+    settings: TrainingSettings, inputs: Inputs, folder: RunFolder
+) -> tuple[Inputs, Embeddings, EncoderInfo, MediaOptions]:
+    """Encodes what no process of this or an earlier run has; leaves out what cannot be read."""
+    trained, media_options = trained_on(settings)
+    options = MediaOptions.known(media_options)
+    if not inputs.encoders:
+        return inputs, Embeddings([]), trained or assumed_encoder(), options
+    encoders = open_all(inputs.encoders, settings, trained)
+    inputs = known_media(settings, inputs, encoders)
+    info = joined([identity_of(encoder) for encoder in encoders])
+    for encoder in encoders:
+        tell_of(encoder)
+    kinds = [modalities_of(encoder) for encoder in encoders]
+    ways = [encoder.heeded(options) for encoder in encoders]
+    places = [folder.path / place for place in stores_below(len(encoders))]
+    listed = folder.path / REJECTED_FILE
+    # once training has begun, the set of its samples stays as it is
+    bad = read_rejected(listed) if folder.last_checkpoint() is not None else {}
+
+    def kept() -> Embeddings:
+        each = zip(places, ways, kinds, strict=True)
+        parts = [Embeddings(open_parts(place), way, known) for place, way, known in each]
+        return side_by_side(parts, info.widths)
+
+    missing = [[m for m in part.missing(inputs.media) if m not in bad] for part in kept().parts]
+    # every process must have looked before the first one adds to what there is
+    PartialState().wait_for_everyone()
+    failed = []
+    for place, way, lacking in zip(places, ways, missing, strict=True):
+        encoder = encoders.pop(0)  # whose towers go when the next one's come
+        mine, part = lacking[worker.rank() :: worker.world_size()], place / part_name(worker.rank())
+        cache = settings.embedding_cache
+        failed += encode_media(mine, encoder, settings.media_root, part, way, cache)
+    inputs = inputs.leave_out(bad | dict(gather_object(failed)))
+    if worker.rank() == 0:
+        save_rejected(inputs.rejected, listed)
+    if settings.on_error == "fail":
+        refuse_rejected(inputs.rejected, listed)
+    PartialState().wait_for_everyone()
+    return inputs, kept(), info, ways[0] if len(ways) == 1 else options
+
+
+def stores_below(encoders: int) -> Sequence[str]:
+    """Where in a run's folder the embeddings of each encoder are; `--store` takes such a place."""
+    if encoders < 2:
+        return ["embeddings"]
+    return [f"embeddings/encoder-{number}" for number in range(1, encoders + 1)]
 
 
 def encode_media(

@@ -10,15 +10,17 @@ from __future__ import annotations
 import os
 import pickle
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from chatbind_cli.console import note
 from chatbind_cli.data.checked import checked_file
 from chatbind_cli.data.conversations import Conversations, Media
 from chatbind_cli.encoders.opening import ENCODER_PLACES, usual_encoder
+from chatbind_cli.encoders.reference import is_reference
 from chatbind_cli.errors import (
     CheckpointError,
     RecordError,
@@ -46,7 +48,7 @@ class Inputs:
         conversations: those that can be used.
         media: their media, each once.
         held_out: conversations to measure the loss on.
-        encoder: the encoder's weights; None where a store or the lack of media makes it needless.
+        encoders: what opens them; none where stores or the lack of media make them needless.
         bad_records: what was left out, as in `{"record": place, "error": ...}`.
         bad_media: likewise, each with the reason.
     """
@@ -54,7 +56,7 @@ class Inputs:
     conversations: Conversations
     media: Media
     held_out: Conversations
-    encoder: Path | None
+    encoders: tuple[str, ...]
     bad_records: list[Record]
     bad_media: dict[Medium, str] = field(default_factory=dict)
 
@@ -63,6 +65,30 @@ class Inputs:
         """All that was left out; a medium is named as records do, `{"image": name, ...}`."""
         media = [{str(m.modality): m.name, "error": why} for m, why in self.bad_media.items()]
         return self.bad_records + media
+
+    def seen_with(self, names: Sequence[str], known: Sequence[Collection[str]]) -> Inputs:
+        """The inputs with every conversation once with each encoder that knows its media.
+
+        Args:
+            names: of the encoders.
+            known: the modalities that each knows.
+        """
+        if len(known) == 1:
+            return self
+        seen = replace(
+            self,
+            conversations=self.conversations.viewed(known),
+            held_out=self.held_out.viewed(known),
+        )
+        note(
+            f"every conversation is seen once with each of {len(known)} encoders that knows its "
+            f"media: an epoch has {len(seen.conversations):,} samples"
+        )
+        there = Media(self.conversations).modalities()
+        for name, own in zip(names, known, strict=True):
+            if not set(own).intersection(there):
+                note(f"no conversation has media that {name} knows: its projector learns nothing")
+        return seen
 
     def leave_out(self, bad: Mapping[Medium, str]) -> Inputs:
         """The inputs without the conversations that name bad media, each with its reason.
@@ -101,7 +127,7 @@ def check_inputs(settings: TrainingSettings) -> Inputs:
         held_out, more = read_conversations([DataFile(settings.eval_data)])
         rejected += more
     media = Media(conversations, held_out)
-    if settings.store is not None:
+    if settings.stores:
         bad = _missing_rows(settings, media)
     else:
         bad = missing_media(settings.media_root, media)
@@ -109,7 +135,7 @@ def check_inputs(settings: TrainingSettings) -> Inputs:
         conversations=conversations,
         media=media,
         held_out=held_out,
-        encoder=_find_encoder(settings, media),
+        encoders=_find_encoders(settings, media),
         bad_records=rejected,
     ).leave_out(bad)
     if settings.on_error == "fail":
@@ -194,7 +220,8 @@ def save_rejected(rejected: Sequence[Record], path: Path) -> None:
 def _check_files(settings: TrainingSettings) -> None:
     paths = [file.path for file in settings.data]
     given = (*paths, settings.eval_data, settings.model, settings.projector)
-    refuse_overlap(settings.output, [*given, settings.encoder, settings.store])
+    encoders = [Path(one) for one in settings.encoders if not is_reference(one)]
+    refuse_overlap(settings.output, [*given, *encoders, *settings.stores])
     if settings.plot is not None:
         check_picture(settings.plot, "--plot")
     if not (settings.model / "config.json").is_file():
@@ -211,19 +238,15 @@ def _check_files(settings: TrainingSettings) -> None:
         )
 
 
-def _find_encoder(settings: TrainingSettings, media: Media) -> Path | None:
-    if settings.encoder is not None:
-        if not settings.encoder.exists():
-            raise WeightsError("no such encoder", where=str(settings.encoder))
-        return settings.encoder
-    if settings.store is not None or not media:
-        return None
+def _find_encoders(settings: TrainingSettings, media: Media) -> tuple[str, ...]:
+    if settings.encoders or settings.stores or not media:
+        return settings.encoders
     usual = usual_encoder()
     if usual is not None:
-        return usual
+        return (str(usual),)
     raise WeightsError(
         f"no encoder at {' or '.join(map(str, ENCODER_PLACES))}",
-        hint="name ImageBind's weights with --encoder, fetch them with "
+        hint="name one with --encoder, fetch ImageBind's weights with "
         "`chatbind download imagebind-huge`, or give ready embeddings with --store",
     )
 
@@ -238,14 +261,21 @@ def missing_media(root: MediaRoot, media: Media) -> dict[Medium, str]:
 
 
 def _missing_rows(settings: TrainingSettings, media: Media) -> dict[Medium, str]:
-    """The media of which the store has no embedding, each with the reason."""
-    from chatbind_cli.training.embeddings import stored_embeddings  # noqa: PLC0415  heavy
+    """The media of which a store has no embedding, each with the reason."""
+    from chatbind_cli.training.encoders import stored_embeddings  # noqa: PLC0415  heavy
 
-    embeddings = stored_embeddings(settings, media)[0]
-    return {
+    found = stored_embeddings(settings, media)[0]
+    bad = {
         medium: f"{medium.name}: the store has no embedding of this {medium.modality}"
-        for medium in embeddings.missing(media)
+        for medium in found.missing(media)
     }
+    for modality in media.modalities():
+        if modality not in found.known:
+            bad |= {
+                Medium(modality, name): f"{name}: no store has embeddings of {modality}"
+                for name in media.names(modality)
+            }
+    return bad
 
 
 def read_conversations(

@@ -8,6 +8,7 @@ Nukrai, Mokady and Globerson, "Text-Only Training for Image Captioning using Noi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,13 @@ class EmbeddingNoise(TrainerCallback):
     Args:
         scale: about how long the noise is, as a multiple of the embedding's norm.
         seed: of the run.
+        widths: of the embeddings of each encoder, which lie side by side in a row; none: of one.
     """
 
-    def __init__(self, scale: float, seed: int) -> None:
+    def __init__(self, scale: float, seed: int, widths: Sequence[int] = ()) -> None:
         self._scale = scale
         self._seed = seed
+        self._widths = list(widths)
         # seen by the data loader's workers, which may outlive an epoch
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -43,8 +46,8 @@ class EmbeddingNoise(TrainerCallback):
     def add(self, rows: torch.Tensor, index: int) -> torch.Tensor:
         """The embeddings of a sample's media with noise.
 
-        Each component's noise has the deviation `scale` * |e| / sqrt(embedding_dim), so that its
-        expected squared norm is (`scale` * |e|)^2.
+        Each component's noise has the deviation `scale` * |e| / sqrt(width), so that its expected
+        squared norm is (`scale` * |e|)^2. Where an encoder has made nothing, nothing is added.
 
         Args:
             rows: float32 [media, embedding_dim], not normalised.
@@ -61,5 +64,11 @@ class EmbeddingNoise(TrainerCallback):
             counter = np.array([0, 0, index, place], dtype=np.uint64)
             generator = np.random.Generator(np.random.Philox(counter=counter, key=key))
             generator.standard_normal(out=row, dtype=np.float32)
-        deviation = self._scale * rows.norm(dim=-1, keepdim=True) / rows.shape[-1] ** 0.5
-        return rows + deviation * torch.from_numpy(noise)
+        widths = self._widths or [rows.shape[-1]]
+        drawn = torch.from_numpy(noise)
+        parts = zip(rows.split(widths, dim=-1), drawn.split(widths, dim=-1), strict=True)
+        return torch.cat([self._added(*part) for part in parts], dim=-1)
+
+    def _added(self, part: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+        deviation = self._scale * part.norm(dim=-1, keepdim=True) / part.shape[-1] ** 0.5
+        return part + deviation * drawn

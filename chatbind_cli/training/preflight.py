@@ -19,13 +19,15 @@ from chatbind_cli.data.conversations import Conversations
 from chatbind_cli.data.decoders import Reading, decode
 from chatbind_cli.data.media_items import MediaItem
 from chatbind_cli.data.tokens import IGNORE_INDEX, PromptEncoder
+from chatbind_cli.encoders.encoder import Encoder
 from chatbind_cli.encoders.opening import open_encoder
 from chatbind_cli.errors import ChatBindError, RecordError
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.model.assemble import read_without_weights
 from chatbind_cli.model.base import adapted_base, find_base
-from chatbind_cli.training.embeddings import trained_on
+from chatbind_cli.training.embeddings import known_media
+from chatbind_cli.training.encoders import refuse_twice, trained_on
 from chatbind_cli.training.inputs import Inputs, refuse_rejected
 from chatbind_cli.training.needs import GIB, Shape, advice, disk_needed, memory_needed
 from chatbind_cli.training.settings import TrainingSettings
@@ -52,10 +54,12 @@ def preflight(settings: TrainingSettings, inputs: Inputs, *, gpus: int) -> Input
         ChatBindError: the disk has no room for the result.
     """
     everything = settings.check == "all"
-    if inputs.encoder is not None and settings.store is None:
+    if inputs.encoders and not settings.stores:
+        encoders = [open_encoder(one) for one in inputs.encoders]
+        refuse_twice(encoders)
+        inputs = known_media(settings, inputs, encoders)
         some = _some(inputs.media, None if everything else _MEDIA)
-        bad = _unreadable(settings, inputs.encoder, some)
-        inputs = inputs.leave_out(bad)
+        inputs = inputs.leave_out(_unreadable(settings, encoders, some))
         if settings.on_error == "fail":
             refuse_rejected(inputs.rejected)
     tokens = _look_at_samples(settings, inputs.conversations, everything=everything)
@@ -72,17 +76,20 @@ def _some(items: Sequence[Medium], most: int | None) -> Sequence[Medium]:
 
 
 def _unreadable(
-    settings: TrainingSettings, path: Path, media: Sequence[Medium]
+    settings: TrainingSettings, encoders: Sequence[Encoder], media: Sequence[Medium]
 ) -> dict[Medium, str]:
-    """Those of the media that an encoder cannot decode, each with the reason."""
-    encoder = open_encoder(path)
+    """Those of the media that an encoder cannot decode which knows such, each with the reason."""
     options = MediaOptions.known(trained_on(settings)[1])
-    reading = Reading(encoder.modalities, encoder.read, options)
+    ways = [Reading(encoder.modalities, encoder.read, options) for encoder in encoders]
 
     def look(medium: Medium) -> str | None:
         item = MediaItem(medium, settings.media_root, medium.name)
-        found = decode(medium, item.open, reading)
-        return str(found) if isinstance(found, ChatBindError) else None
+        for reading in ways:
+            if medium.modality in reading.known:
+                found = decode(medium, item.open, reading)
+                if isinstance(found, ChatBindError):
+                    return str(found)
+        return None
 
     with ThreadPoolExecutor(_THREADS) as pool, Progress(len(media), "reading media") as progress:
         problems = {}

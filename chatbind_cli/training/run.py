@@ -13,59 +13,41 @@ from contextlib import ExitStack, suppress
 from functools import cache
 from typing import Any
 
-import torch
 import transformers
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from transformers import TrainingArguments, set_seed
 
 from chatbind_cli import worker
 from chatbind_cli.artifacts import artifact_record, emit_artifact
 from chatbind_cli.console import note
-from chatbind_cli.data.lookup import Embeddings, open_parts, part_name
-from chatbind_cli.device import resolve_dtype
-from chatbind_cli.encoders.opening import open_encoder
+from chatbind_cli.data.lookup import part_name
 from chatbind_cli.files import sha256_file
 from chatbind_cli.folders import RECORD
 from chatbind_cli.jsonl import Record
-from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.model.assemble import build_chatbind
-from chatbind_cli.model.config import EncoderInfo
 from chatbind_cli.model.loading import ChatBind
 from chatbind_cli.stopping import listening
 from chatbind_cli.training.adapters import put_adapters, quantization, write_adapted
 from chatbind_cli.training.arguments import (
     attention,
-    on_gpu,
     saved_dtype,
     training_arguments,
     weights_dtype,
 )
-from chatbind_cli.training.embeddings import (
-    assumed_encoder,
-    encode_media,
-    identity_of,
-    stored_embeddings,
-    trained_on,
-)
-from chatbind_cli.training.inputs import (
-    Inputs,
-    read_rejected,
-    refuse_rejected,
-    save_rejected,
-)
+from chatbind_cli.training.embeddings import embedded, stores_below
+from chatbind_cli.training.encoders import stored_embeddings
+from chatbind_cli.training.inputs import Inputs
 from chatbind_cli.training.launched import with_launcher
 from chatbind_cli.training.log import plot_loss
 from chatbind_cli.training.rundir import (
     LOG_FILE,
     PICTURES,
-    REJECTED_FILE,
     STAGING,
     RunFolder,
     read_log,
 )
 from chatbind_cli.training.saved import saving
-from chatbind_cli.training.settings import TrainingSettings
+from chatbind_cli.training.settings import TrainingSettings, one_or_several, place_of
 from chatbind_cli.training.sharding import Sharding, is_sharded, make_whole, shard, sharding_of
 from chatbind_cli.training.stages import (
     CONFIG_NAME,
@@ -77,8 +59,6 @@ from chatbind_cli.training.stages import (
     write_stage_1,
 )
 from chatbind_cli.training.trainer import ChatBindTrainer
-
-_EMBEDDINGS = "embeddings"  # in the run's folder: what `--store` takes, too
 
 
 def train(settings: TrainingSettings, inputs: Inputs) -> None:
@@ -95,11 +75,11 @@ def train(settings: TrainingSettings, inputs: Inputs) -> None:
     with ExitStack() as held:
         if worker.rank() == 0:
             identity = settings.identity(worker.world_size())
-            identity["encoder"] = str(inputs.encoder.resolve()) if inputs.encoder else None
+            identity["encoder"] = one_or_several([place_of(one) for one in inputs.encoders])
             identity["data_sha256"] = [sha256_file(file.path) for file in settings.data]
             if settings.projector is not None:
                 identity["projector_sha256"] = sha256_file(settings.projector)
-            also = _written_by_others(settings)
+            also = _written_by_others(settings, len(inputs.encoders))
             held.enter_context(folder.claimed(identity, also, overwrite=settings.overwrite))
         PartialState().wait_for_everyone()
         artifact = folder.finished_artifact()
@@ -119,10 +99,11 @@ def _libraries_stay() -> None:
     gc.freeze()
 
 
-def _written_by_others(settings: TrainingSettings) -> Iterator[str]:
+def _written_by_others(settings: TrainingSettings, encoders: int) -> Iterator[str]:
     """What lands in the run's folder by other hands than `RunFolder`'s."""
-    for rank in range(worker.world_size()):
-        yield f"{_EMBEDDINGS}/{part_name(rank)}/{RECORD}"
+    for place in stores_below(encoders):
+        for rank in range(worker.world_size()):
+            yield f"{place}/{part_name(rank)}/{RECORD}"
     if {"tensorboard", "all"} & set(settings.report_to):
         yield "runs/"  # the Trainer's place for it
     if settings.plot is not None:
@@ -139,15 +120,17 @@ def _train(
     kernels: str,
     how: Sharding | None,
 ) -> Record:
-    if settings.store is not None:
+    if settings.stores:
         embeddings, encoder, options = stored_embeddings(settings, inputs.media)
     else:
-        inputs, embeddings, encoder, options = _embedded(settings, inputs, folder)
+        inputs, embeddings, encoder, options = embedded(settings, inputs, folder)
     left_out = f", {len(inputs.rejected)} input(s) left out" if inputs.rejected else ""
     note(
         f"{len(inputs.conversations):,} conversations with {len(inputs.media):,} "
         f"different media{left_out}"
     )
+    names = [one.name for one in encoder.each]
+    inputs = inputs.seen_with(names, [part.known for part in embeddings.parts])
     set_seed(settings.seed)
     bundle = build_chatbind(
         settings.model,
@@ -189,41 +172,6 @@ def _train(
             record = _finish(settings, inputs, folder)
         PartialState().wait_for_everyone()
     return record
-
-
-def _embedded(
-    settings: TrainingSettings, inputs: Inputs, folder: RunFolder
-) -> tuple[Inputs, Embeddings, EncoderInfo, MediaOptions]:
-    """Encodes what no process of this or an earlier run has; leaves out what cannot be read."""
-    trained, media_options = trained_on(settings)
-    options = MediaOptions.known(media_options)
-    if inputs.encoder is None:
-        return inputs, Embeddings([]), trained or assumed_encoder(), options
-    device = "cuda" if on_gpu(settings) else "cpu"
-    encoder = open_encoder(
-        inputs.encoder,
-        device=device,
-        dtype=resolve_dtype((trained and trained.dtype) or "auto", torch.device(device)),
-    )
-    if encoder.licence is not None and worker.rank() == 0:
-        note(f"licence of the weights of {encoder.name}: {encoder.licence}")
-    parts, listed = folder.path / _EMBEDDINGS, folder.path / REJECTED_FILE
-    # once training has begun, the set of its samples stays as it is
-    bad = read_rejected(listed) if folder.last_checkpoint() is not None else {}
-    had = Embeddings(open_parts(parts), options)
-    missing = [medium for medium in had.missing(inputs.media) if medium not in bad]
-    # every process must have looked before the first one adds to what there is
-    PartialState().wait_for_everyone()
-    mine, part = missing[worker.rank() :: worker.world_size()], parts / part_name(worker.rank())
-    cache = settings.embedding_cache
-    failed = encode_media(mine, encoder, settings.media_root, part, options, cache)
-    inputs = inputs.leave_out(bad | dict(gather_object(failed)))
-    if worker.rank() == 0:
-        save_rejected(inputs.rejected, listed)
-    if settings.on_error == "fail":
-        refuse_rejected(inputs.rejected, listed)
-    PartialState().wait_for_everyone()
-    return inputs, Embeddings(open_parts(parts), options), identity_of(encoder), options
 
 
 def _write_result(

@@ -57,7 +57,13 @@ class TrainingSamples(Dataset[dict[str, Any]]):
         self, indices: Sequence[int], samples: Sequence[TokenizedSample]
     ) -> list[dict[str, Any]]:
         """The samples of these indices with the embeddings of their media."""
-        rows = self.embeddings.rows(medium for sample in samples for medium in sample.media)
+        media = [medium for sample in samples for medium in sample.media]
+        views = [
+            self.conversations.view(index)
+            for index, sample in zip(indices, samples, strict=True)
+            for _ in sample.media
+        ]
+        rows = self.embeddings.rows(media, views)
         made, start = [], 0
         for index, sample in zip(indices, samples, strict=True):
             own, start = slice(start, start + len(sample.media)), start + len(sample.media)

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from chatbind_cli.encoders.reference import is_reference
 from chatbind_cli.errors import UsageError
 from chatbind_cli.media.root import MediaRoot
 from chatbind_cli.training.data_files import DataFile
 
 Stage = Literal["pretrain", "finetune"]
 _FSDP = ("full_shard", "shard_grad_op", "auto_wrap")
+
+
+def place_of(encoder: str) -> str:
+    """What an encoder is known by: its whole path, or a reference as it stands."""
+    return encoder if is_reference(encoder) else str(Path(encoder).resolve())
+
+
+def one_or_several(values: Sequence[str]) -> str | list[str] | None:
+    """A value that mostly stands alone, in JSON's types."""
+    return list(values) if len(values) > 1 else next(iter(values), None)
+
+
+def _resolved(folders: Sequence[Path]) -> list[str]:
+    return [str(folder.resolve()) for folder in folders]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +48,9 @@ class TrainingSettings:
 
     # media and their embeddings
     media_root: MediaRoot = field(default_factory=MediaRoot)
-    encoder: Path | None = None
-    store: Path | None = None  # embeddings made before: then neither encoder nor media are needed
+    encoders: tuple[str, ...] = ()  # what `open_encoder` takes
+    # embeddings made before, of each encoder: then neither encoders nor media are needed
+    stores: tuple[Path, ...] = ()
     embedding_cache: Path | None = field(default=None, compare=False)  # of all runs
 
     # the model; what is None comes from the projector file, else from the first of the choices
@@ -115,6 +132,7 @@ class TrainingSettings:
                 hint="give them with --eval-data, or say --evaluation-strategy no",
             )
 
+        self._check_encoders()
         if self.matrices_train and self.dtype in ("float16", "bfloat16"):
             mixed = "--bf16" if self.dtype == "bfloat16" else "--fp16"
             raise UsageError(
@@ -123,6 +141,18 @@ class TrainingSettings:
             )
         self._check_adapters()
         self._check_sharding()
+
+    def _check_encoders(self) -> None:
+        encoders, stores = [place_of(one) for one in self.encoders], _resolved(self.stores)
+        for name, places in (("encoder", encoders), ("store", stores)):
+            if twice := next((p for p in places if places.count(p) > 1), None):
+                raise UsageError(f"--{name} {twice} is named twice")
+        if self.encoders and self.stores and len(self.encoders) != len(self.stores):
+            raise UsageError(
+                f"{len(self.encoders)} --encoder and {len(self.stores)} --store: embeddings are "
+                "in a store of their own for each encoder",
+                hint="name them in the same order, or no --encoder",
+            )
 
     def _check_adapters(self) -> None:
         words = ("lora_alpha", "lora_dropout", "lora_targets", "lora_dora", "load_in_4bit")
@@ -173,6 +203,9 @@ class TrainingSettings:
         How a global batch is split over processes is left out: it changes sums only by rounding.
         """
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.compare}
+        # one as versions that took one have it
+        values["encoder"] = one_or_several([place_of(one) for one in values.pop("encoders")])
+        values["store"] = one_or_several(_resolved(values.pop("stores")))
         values["data"] = [str(replace(file, path=file.path.resolve())) for file in self.data]
         root = self.media_root
         values["media_root"], values["media_prefix"] = root.folder, root.prefix

@@ -27,6 +27,7 @@ from chatbind_cli.data.conversations import Conversations
 from chatbind_cli.data.lookup import Embeddings
 from chatbind_cli.data.tokens import PromptEncoder
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
+from chatbind_cli.model.config import encoder_of
 from chatbind_cli.model.loading import ChatBind
 from chatbind_cli.training.arguments import on_gpu
 from chatbind_cli.training.batches import Steps, tensors
@@ -89,7 +90,8 @@ class ChatBindTrainer(ShardedTrainer):
         self._log = TrainingLog(folder.path / LOG_FILE)
         noise = None
         if settings.embedding_noise:
-            noise = EmbeddingNoise(settings.embedding_noise, settings.seed)
+            widths = encoder_of(config).widths
+            noise = EmbeddingNoise(settings.embedding_noise, settings.seed, widths)
         trained_on = samples(inputs.conversations, noise=noise)
         super().__init__(
             model=bundle.model,

@@ -13,6 +13,7 @@ import pytest
 
 from chatbind_cli.data.conversations import (
     Conversations,
+    Media,
     media_of_record,
     parse_conversation,
 )
@@ -141,6 +142,34 @@ def test_what_goes_in_comes_out_whole() -> None:
 def test_those_that_name_a_medium_can_be_left_out() -> None:
     rows = read(record("a", "b"), record("<image>", "c", image="x"), record("d", "e"))
     assert [c.turns[1].text for c in rows.without({Medium("image", "x")})] == ["b", "e"]
+
+
+def test_a_conversation_is_seen_once_with_each_encoder_that_knows_its_media() -> None:
+    rows = read(
+        record("a", "b"),
+        record("<image>", "c", image="x"),
+        record("<imu> <image>", "d", imu="m", image="y"),
+        record("<imu>", "e", imu="m"),
+        record("<audio>", "f", audio="s"),
+    )
+    seen = rows.viewed([{"image", "video"}, {"image", "imu"}])
+
+    def said(some: Conversations) -> list[tuple[str, int]]:
+        return [(one.turns[1].text, some.view(number)) for number, one in enumerate(some)]
+
+    # what nobody knows is seen once, for somebody to complain about
+    assert said(seen) == [("b", 0), ("c", 0), ("c", 1), ("d", 0), ("d", 1), ("e", 1), ("f", 0)]
+    assert list(seen.sizes()) == [rows.sizes()[n] for n in (0, 1, 1, 2, 2, 3, 4)]
+    assert list(Media(seen)) == list(Media(rows))
+    assert said(pickle.loads(pickle.dumps(seen))) == said(seen)
+    assert said(seen.without({Medium("image", "y")})) == [
+        ("b", 0), ("c", 0), ("c", 1), ("e", 1), ("f", 0),
+    ]  # fmt: skip
+    # of one encoder nothing changes, and after a draw everything is seen as often
+    assert said(rows.viewed([{"image"}])) == said(rows)
+    assert len(rows.seen([2], 0).viewed([{"image", "video"}, {"image", "imu"}])) == 2 * len(seen)
+    with pytest.raises(IndexError):
+        seen.view(7)
 
 
 def test_a_record_costs_little_more_than_its_text() -> None:

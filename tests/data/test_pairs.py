@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch.nn import functional
 
-from chatbind_cli.data.pairs import EncodedPairs, plot_retrieval, read_pairs, retrieval
-from chatbind_cli.errors import RecordError
+from chatbind_cli.data.encoding import EncodingOptions
+from chatbind_cli.data.pairs import (
+    EncodedPairs,
+    Pair,
+    compare_encoders,
+    plot_retrieval,
+    read_pairs,
+    retrieval,
+)
+from chatbind_cli.encoders.encoder import Encoder
+from chatbind_cli.errors import ChatBindError, RecordError
+from chatbind_cli.media.options import MediaOptions
+from chatbind_cli.media.root import MediaRoot
+from chatbind_cli.media.source import MediaSource
 
 
 def pairs(first: torch.Tensor, second: torch.Tensor, kinds: list[int]) -> EncodedPairs:
@@ -75,7 +88,76 @@ def test_the_first_modality_does_not_hang_on_the_order_of_keys(tmp_path: Path) -
     assert (pair.first.modality, pair.second.modality, pair.kind) == ("image", "audio", "3")
 
 
-def test_a_picture_is_drawn(tmp_path: Path) -> None:
-    found = [retrieval(pairs(torch.eye(3), torch.eye(3), [0, 1, 2]))]
+class Bytes(Encoder):
+    """Embeds a file as its first bytes, or, where it is told to, as what has nothing of it."""
+
+    def __init__(self, name: str, modalities: tuple[str, ...], deaf: bool = False) -> None:
+        super().__init__(
+            reference=f"bytes:{name}",
+            name=name,
+            device=torch.device("cpu"),
+            dtype=torch.float32,
+            batch_size=1,
+            attn_implementation="auto",
+        )
+        self.known, self.deaf, self.decoded = modalities, deaf, 0
+        self.licence = "MIT" if deaf else None
+
+    sha256 = "0123456789abcdef" * 4
+    settings: ClassVar[dict[str, Any]] = {}
+    embedding_dim = 8
+    modalities = property(lambda self: self.known)
+
+    def read(self, source: MediaSource, modality: str, options: MediaOptions) -> torch.Tensor:
+        self.decoded += 1
+        with source.open() as file:
+            return torch.frombuffer(bytearray(file.read()), dtype=torch.uint8).float()
+
+    def tower(self, modality: str) -> torch.nn.Module:
+        return torch.nn.Identity()
+
+    def run(self, modality: str, batch: torch.Tensor) -> torch.Tensor:
+        return torch.ones_like(batch) if self.deaf and modality == "audio" else batch - 128
+
+
+@pytest.fixture
+def things(tmp_path: Path) -> list[Pair]:
+    """Pairs of a picture with a sound and with a motion recording, of the same bytes."""
+    torch.manual_seed(0)
+    lines = []
+    for number in range(6):
+        data = bytes(torch.randint(256, (8,)).tolist())
+        for kind in ("png", "wav", "csv"):
+            (tmp_path / f"{number}.{kind}").write_bytes(data)
+        lines.append({"image": f"{number}.png", "audio": f"{number}.wav"})
+        lines.append({"image": f"{number}.png", "imu": f"{number}.csv"})
+    lines.append({"image": "missing.png", "audio": "0.wav"})
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return list(read_pairs(path))
+
+
+def test_encoders_stand_side_by_side_and_one_that_lacks_a_modality_says_so_once(
+    things: list[Pair], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, deaf = Bytes("whole", ("image", "audio", "imu")), Bytes("deaf", ("image", "audio"), True)
+    blind = Bytes("blind", ("audio", "imu"))
+    options = EncodingOptions(media=MediaOptions(), workers=0)
+    found, errors = compare_encoders(things, [whole, deaf, blind], MediaRoot(tmp_path), options)
+    told = [(r["encoder"], r["licence"], r["first"], r["second"], r["pairs"]) for r in found]
+    assert told == [
+        ("whole@0123456789ab", None, "image", "audio", 6),
+        ("deaf@0123456789ab", "MIT", "image", "audio", 6),
+        ("whole@0123456789ab", None, "image", "imu", 6),
+    ]
+    assert [r["outlook"] for r in found] == ["good", "poor", "good"]
+    assert len(errors) == 1 and "missing.png" in errors[0]
+    assert (whole.decoded, deaf.decoded, blind.decoded) == (18, 12, 0)
+    assert capsys.readouterr().err.splitlines() == [
+        "chatbind: deaf has no tower for imu: 6 of 13 pairs are left out",
+        "chatbind: blind has no tower for image: 13 of 13 pairs are left out",
+    ]
     plot_retrieval(found, tmp_path / "pairs.png")
     assert (tmp_path / "pairs.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ChatBindError, match="no encoder knows both"):
+        compare_encoders(things, [blind], MediaRoot(tmp_path), options)

@@ -33,9 +33,9 @@ def test_every_entry_says_what_a_reader_needs(entry):
     assert entry.title and entry.purpose and entry.licence and entry.commands and entry.folder
     assert re.fullmatch(r"[a-z0-9-]+", entry.name)
     assert set(entry.stages) <= set(STAGES)
-    assert entry.hub or all(file["url"] for file in entry.files)
+    assert entry.hub or all("url" in file or "hub" in file for file in entry.files)
     for file in entry.files:
-        assert ("path" in file) != ("url" in file)
+        assert sum(key in file for key in ("path", "url", "hub")) == 1
         assert re.fullmatch("[0-9a-f]{64}", file.get("sha256", "0" * 64))
         assert re.fullmatch("[0-9a-f]{32}", file.get("md5", "0" * 32))
         # What comes from a plain URL has nobody else to vouch for it.
@@ -43,8 +43,17 @@ def test_every_entry_says_what_a_reader_needs(entry):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_stage_has_a_plan(stage):
+def test_every_stage_has_a_plan_with_one_encoder_at_most(stage):
+    names = [entry.name for entry in for_stage(stage) if "encode --encoder" in entry.commands]
     assert for_stage(stage)
+    assert names == ([] if stage == "review" else ["imagebind-huge"])
+
+
+def test_the_sizes_of_languagebind_are_those_of_its_parameters_as_float32():
+    counts = (427_616_513, 528_623_873, 427_960_577, 428_009_729, 428_009_729)
+    entry = entries()["languagebind"]
+    assert [file["about"] for file in entry.files] == [f"about {4e-9 * n:.1f} GB" for n in counts]
+    assert entry.about == f"about {4e-9 * sum(counts):.1f} GB"
 
 
 def test_the_evaluation_files_are_the_published_ones(shared_data):

@@ -1,5 +1,6 @@
 """The files of a hub repository that an encoder is opened from, by the hub's own library."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,11 @@ from pathlib import Path
 import pytest
 
 from chatbind_cli.download.encoder_folder import encoder_folder
+from chatbind_cli.encoders.languagebind.config import (
+    MODALITIES,
+    find_repositories,
+    is_languagebind,
+)
 from chatbind_cli.errors import DownloadError, UsageError
 from tests.download.calling import chatbind
 
@@ -136,6 +142,33 @@ def test_what_cannot_be_had_is_one_line_without_the_token(away, fault, monkeypat
     for word in ("hf:owner/name/config.json", "hf:datasets/owner/name", "hf:name"):
         with pytest.raises(UsageError, match="hf:"):
             encoder_folder(word)
+
+
+def test_languagebind_of_the_catalogue_is_five_repositories_that_are_one_encoder(
+    away, golden, tmp_path
+):
+    published = golden / "languagebind_small" / "checkpoints"
+    names_ = ("Image", "Video_FT", "Audio_FT", "Depth", "Thermal")
+    for name in names_:
+        config = (published / f"LanguageBind_{name}" / "config.json").read_bytes()
+        files = {"config.json": config, "pytorch_model.bin": b"w", "merges.txt": b""}
+        away.add_repo(f"LanguageBind/LanguageBind_{name}", files)
+    done = chatbind("languagebind", hub=away.url)
+    assert done.returncode == 0, done.stderr
+    folder = Path("checkpoints/languagebind")
+    assert names(folder) >= {f"LanguageBind_{name}/pytorch_model.bin" for name in names_}
+    assert is_languagebind(folder)
+    assert list(find_repositories(folder)) == list(MODALITIES)
+    asked = len(away.requests)
+    record = json.loads(chatbind("--list", "languagebind").stdout)
+    assert record["present"] and record["path"] == str(folder)
+    assert encoder_folder("hf:LanguageBind/LanguageBind_Depth") == folder / "LanguageBind_Depth"
+    assert len(away.requests) == asked
+    (folder / "LanguageBind_Depth/config.json").unlink()
+    assert json.loads(chatbind("--list", "languagebind").stdout)["files_present"] == 4
+    again = chatbind("languagebind", hub=away.url)
+    fetched = [line for line in again.stdout.splitlines() if '"downloaded"' in line]
+    assert len(fetched) == 1 and "LanguageBind_Depth/config.json" in fetched[0]
 
 
 FETCH = "from chatbind_cli.download.encoder_folder import *; encoder_folder('hf:owner/name')"

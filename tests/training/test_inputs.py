@@ -33,7 +33,7 @@ def settings(world, tmp_path: Path) -> TrainingSettings:
         data=(DataFile(data),),
         output=tmp_path / "out",
         media_root=MediaRoot(world.media),
-        encoder=world.imagebind,
+        encoders=(str(world.imagebind),),
         on_error="skip",
     )
 

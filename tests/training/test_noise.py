@@ -27,6 +27,20 @@ def drawn(seed: int = 0, epoch: int = 0, index: int = 0, scale: float = 1.0) -> 
     return noise.add(ROWS, index) - ROWS
 
 
+def test_only_what_an_encoder_made_gets_noise() -> None:
+    wide = torch.zeros(2, 40)
+    wide[0, :16], wide[1, 16:] = 2.0, 3.0
+    rows = torch.stack(
+        [EmbeddingNoise(0.5, 1, [16, 24]).add(wide, index) - wide for index in range(200)]
+    )
+    assert not rows[:, 0, 16:].any() and not rows[:, 1, :16].any()
+    # half as long as what each encoder made: 200 draws scatter by about a hundredth
+    lengths = rows.norm(dim=-1).square().mean(dim=0).sqrt()
+    torch.testing.assert_close(lengths, 0.5 * wide.norm(dim=-1), rtol=0.03, atol=0)
+    one = EmbeddingNoise(0.5, 1, [40]).add(wide, 3)
+    assert torch.equal(one, EmbeddingNoise(0.5, 1).add(wide, 3))
+
+
 @pytest.mark.parametrize("scale", [0.25, 1.5])
 def test_noise_is_gaussian_and_as_long_as_was_asked(scale: float) -> None:
     many = torch.stack([drawn(index=i, scale=scale) for i in range(50)])

@@ -222,7 +222,6 @@ def test_media_that_a_store_lacks_are_named(world, here, tmp_path) -> None:
     [
         ("-m", "nowhere", "is no folder of a language model"),
         ("--data", "nowhere.json", "nowhere.json: No such file"),
-        ("--encoder", "nowhere.pth", "nowhere.pth: no such encoder"),
         ("--media-root", "/", "no such file"),
     ],
 )

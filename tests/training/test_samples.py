@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from chatbind_cli.data.conversations import Conversations
 from chatbind_cli.data.lookup import Embeddings
 from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.data.tokens import IGNORE_INDEX, TokenizedSample
@@ -50,7 +51,9 @@ def test_each_sample_gets_the_embeddings_of_its_own_media(tmp_path: Path) -> Non
             row = torch.full((2,), float(number))
             store.add(f"{number}.png", "image", f"{number:064x}", made, row)
     found = Embeddings([EmbeddingStore.open(tmp_path)], MediaOptions())
-    asked: Any = None  # for neither conversations nor tokens
+    asked: Any = None  # not for tokens
+    text = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "!"}]
+    ten = Conversations([({"conversations": text}, f":{n}") for n in range(10)])
     media = ([3], [], [1, 0], [3])
     tokens = [
         TokenizedSample([n], [n], tuple(Medium("image", f"{name}.png") for name in names))
@@ -58,7 +61,7 @@ def test_each_sample_gets_the_embeddings_of_its_own_media(tmp_path: Path) -> Non
     ]
     noise = EmbeddingNoise(1.0, 5)
     for add in (None, noise):
-        samples = TrainingSamples(asked, asked, found, 8, add).with_media([7, 5, 9, 6], tokens)
+        samples = TrainingSamples(ten, asked, found, 8, add).with_media([7, 5, 9, 6], tokens)
         assert [s["number"] for s in samples] == [7, 5, 9, 6]
         assert [s["labels"] for s in samples] == [[0], [1], [2], [3]]
         for sample, names in zip(samples, media, strict=True):

@@ -17,6 +17,9 @@ from chatbind_cli.media.source import MediaSource
 
 T = TypeVar("T")
 
+HEEDED = {"video": ("fps", "start", "end"), "audio": ("start", "end")}
+"""What `read_film` and `read_sound` look at of `MediaOptions`; see `Encoder.heeds`."""
+
 
 def read_film(
     source: MediaSource,

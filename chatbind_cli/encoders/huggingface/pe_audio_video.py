@@ -18,7 +18,7 @@ Frontier of Audiovisual Perception with Large-Scale Multimodal Correspondence Le
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +43,7 @@ from transformers.models.pe_audio_video.modeling_pe_audio_video import PeAudioVi
 from chatbind_cli.checkpoints.checkpoint import open_checkpoint
 from chatbind_cli.encoders.encoder import Decoded
 from chatbind_cli.encoders.huggingface.inputs import (
+    HEEDED,
     mask_of,
     read_film,
     read_sound,
@@ -236,21 +237,14 @@ class PeAudioVideoEncoder(HuggingFaceEncoder):
             self._tokenizer, texts, most=text.max_position_embeddings, words=text.vocab_size
         )
 
-    def embed_texts(self, texts: Sequence[str], modality: str = "video") -> torch.Tensor:
-        """Returns embeddings of texts, scaled, float32 [n, embedding_dim].
+    def texts_beside(self, modality: str) -> str:
+        """The model has a head for texts beside sound, and one for those beside films."""
+        return _TEXT_OF_SOUND if modality == "audio" else "text"
 
-        Args:
-            texts: of any length; what is beyond the tower's places is cut.
-            modality: of the media that they are compared with.
-
-        Raises:
-            CheckpointError: there is no tokenizer.
-        """
-        if not texts:
-            return torch.empty(0, self.embedding_dim)
-        kind = _TEXT_OF_SOUND if modality == "audio" else "text"
-        media = [self.read_text(text) for text in texts]
-        return self.embed([Decoded(m.source, kind, m.tensor) for m in media], normalize=False)
+    def heeds(self, modality: str, options: MediaOptions) -> Collection[str]:
+        """The part of a recording, and how many frames where the repository does not say it."""
+        fixed = modality == "video" and self._reader.frames
+        return ("start", "end") if fixed else HEEDED.get(modality, ())
 
     def clips(self, item: Decoded) -> int:
         """The frames of a film; two seconds of sound each."""

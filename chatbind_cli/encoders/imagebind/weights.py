@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from chatbind_cli.checkpoints.checkpoint import open_tensor_file
@@ -22,6 +21,7 @@ from chatbind_cli.encoders.imagebind.config import (
     is_imagebind_config,
 )
 from chatbind_cli.encoders.imagebind.model import ImageBind
+from chatbind_cli.encoders.mapped import map_tensors
 from chatbind_cli.errors import WeightsError, reason
 from chatbind_cli.files import replace_file
 
@@ -114,12 +114,8 @@ def load_tower(
         WeightsError: the file cannot be read, or its tensors are no floating-point numbers.
     """
     model = _blank(config, [tower])
-    weights = _read_tensors(path, model.state_dict())
-    for key, tensor in weights.items():
-        if not tensor.is_floating_point():
-            raise WeightsError(f"{key} holds {tensor.dtype}", where=str(path))
-        weights[key] = tensor.to(device, dtype)
-    model.load_state_dict(weights, assign=True)
+    weights = map_tensors([open_tensor_file(path)], model.state_dict())
+    model.load_state_dict({k: v.to(device, dtype) for k, v in weights.items()}, assign=True)
     return model.requires_grad_(False).eval()
 
 
@@ -158,21 +154,6 @@ def _weights_in(folder: Path) -> Path:
             hint="give the file itself",
         )
     return files[0]
-
-
-def _read_tensors(path: Path, keys: Iterable[str]) -> dict[str, torch.Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                return {key: file.get_tensor(key) for key in keys}
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return {key: tensors[key] for key in keys}
-    except Exception as error:
-        raise WeightsError(
-            f"cannot read these weights ({reason(error)})",
-            where=str(path),
-            hint="a .pth must be a zip file of torch.save with nothing but tensors in it",
-        ) from error
 
 
 def _tower_of_key(key: str) -> str:

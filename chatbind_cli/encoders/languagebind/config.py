@@ -6,6 +6,7 @@ pictures, frames, filter banks, depth or heat, and the text tower that all of th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ _KINDS = {f"languagebind{modality}": modality for modality in MODALITIES}
 
 _MOST = 1_000_000
 _MOST_FRAMES = 64
+_MOST_PIXELS = 2**24
+"""Of all frames together: a hundred times what the published towers read."""
+_MOST_PATCHES = 2**13
+_MOST_PLACES = 1024
 _ACTIVATIONS = ("gelu", "quick_gelu")
 
 
@@ -56,6 +61,7 @@ class VisionConfig:
     clip_type: str = "vl"
     """`vl_new`: patches have an axis of time, of length 1, and each frame its own class token."""
     tube_size: int = 1
+    """That length; `vl` does not look at it."""
     lora_r: int = 16
     lora_alpha: float = 16.0
     num_mel_bins: int = 0
@@ -67,12 +73,16 @@ class VisionConfig:
     """Metres; 0: the largest depth of each map."""
 
     @property
+    def sides(self) -> tuple[int, int]:
+        """Rows and columns of what it reads."""
+        if self.num_mel_bins and self.target_length:
+            return self.num_mel_bins, self.target_length
+        return self.image_size, self.image_size
+
+    @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches."""
-        sides = (self.image_size, self.image_size)
-        if self.num_mel_bins and self.target_length:
-            sides = (self.num_mel_bins, self.target_length)
-        return sides[0] // self.patch_size, sides[1] // self.patch_size
+        return self.sides[0] // self.patch_size, self.sides[1] // self.patch_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,11 +202,15 @@ def _typed(form: type[Any], values: dict[str, Any], where: str) -> Any:
         )
     if form is VisionConfig:
         _check_vision(made, where)
+    elif not 2 <= made.max_position_embeddings <= _MOST_PLACES:
+        raise WeightsError(
+            f"max_position_embeddings is {made.max_position_embeddings}", where=where
+        )
     return made
 
 
 def _check_vision(config: VisionConfig, where: str) -> None:
-    if config.clip_type not in ("vl", "vl_new") or config.tube_size != 1:
+    if config.clip_type != "vl" and (config.clip_type != "vl_new" or config.tube_size != 1):
         raise WeightsError(
             f"clip_type {config.clip_type!r:.40} with tube_size {config.tube_size} is not known",
             where=where,
@@ -205,6 +219,12 @@ def _check_vision(config: VisionConfig, where: str) -> None:
         raise WeightsError(f"num_frames is {config.num_frames}", where=where)
     if not 1 <= config.patch_size <= config.image_size or 0 in config.grid:
         raise WeightsError(f"patch_size is {config.patch_size}", where=where)
+    pixels = config.num_frames * math.prod(config.sides)
+    if pixels > _MOST_PIXELS or math.prod(config.grid) > _MOST_PATCHES:
+        raise WeightsError(
+            f"reads {pixels:,} pixels in {math.prod(config.grid):,} patches, as no tower does",
+            where=where,
+        )
     if config.audio_std <= 0 or config.max_depth < 0 or config.audio_sample_rate < 1000:
         raise WeightsError("has impossible numbers for sound or depth", where=where)
 

@@ -32,6 +32,9 @@ from chatbind_cli.media.source import MediaSource
 
 _NEAREST_M = 0.01
 
+_WIDEST = 40
+"""Longer strips than this many times their width lose their ends, and half a pixel's place."""
+
 _WORK = 10
 """Bytes a pixel for one colour as float32, beside the picture that it comes from."""
 
@@ -136,7 +139,7 @@ def _resized(planes: Iterable[torch.Tensor], config: VisionConfig) -> torch.Tens
     """
     done = []
     for plane in planes:
-        left, top, right, bottom = narrow_box(plane.shape[1], plane.shape[0])
+        left, top, right, bottom = narrow_box(plane.shape[1], plane.shape[0], _WIDEST)
         part = plane[None, None, top:bottom, left:right]
         width, height = fit_size(right - left, bottom - top, config.image_size)
         resized = functional.interpolate(

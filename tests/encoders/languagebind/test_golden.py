@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from chatbind_cli.encoders.encoder import Decoded, Encoder, load_media
 from chatbind_cli.encoders.opening import open_encoder
+from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.source import MediaSource
 
 SIDE_BY_SIDE = ("Image", "Video_FT", "Audio_FT", "Depth", "Thermal")
@@ -96,6 +97,17 @@ def test_media_become_the_tensors_of_the_reference(
     assert (values - torch.tensor(summary["values"])).abs().max() < tolerance
     assert abs(float(tensors.mean()) - summary["mean"]) < 1e-5
     assert abs(float(tensors.std(unbiased=False)) - summary["std"]) < 1e-5
+
+
+def test_maps_of_eight_bits_are_those_of_the_reference_once_they_are_said_to_be_millimetres(
+    encoder: Encoder, small: Path
+) -> None:
+    summary = json.loads((small / "preprocess" / "summary_pin.json").read_text())
+    wanted = summary["edge_cases"]["depth gray_8bit.png"]
+    options = MediaOptions(depth_unit="mm")
+    found = load_media(encoder.read, small / "media" / "gray_8bit.png", "depth", options).tensor
+    assert abs(float(found.mean()) - wanted["mean"]) < 1e-5
+    assert abs(float(found.std(unbiased=False)) - wanted["std"]) < 1e-5
 
 
 def test_windows_of_a_long_sound_are_its_start_middle_and_end(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import wave
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ import av
 import numpy as np
 import pytest
 import torch
+import torchaudio
 from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as transforms
 
 from chatbind_cli.encoders.encoder import load_media
 from chatbind_cli.encoders.languagebind.config import VisionConfig
@@ -44,6 +48,21 @@ def png(values: np.ndarray, mode: str | None = None) -> bytes:
 def plain(tensor: torch.Tensor) -> torch.Tensor:
     """Without mean and deviation."""
     return tensor * torch.tensor(CLIP_STD)[:, None, None] + torch.tensor(CLIP_MEAN)[:, None, None]
+
+
+@pytest.mark.parametrize("size", [(224, 224), (300, 223), (17, 31), (31, 1201), (641, 45)])
+def test_pictures_of_any_size_are_resized_as_torchvision_once_did(size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    colours = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+    map_mm = rng.integers(1, 12_000, size).astype(np.uint16)
+    share = torch.from_numpy(map_mm / 1000).clamp(0.01, 10).float().expand(3, -1, -1) / 10
+    for modality, pixels, data in (
+        ("image", transforms.to_tensor(colours), colours),
+        ("depth", share, map_mm),
+    ):
+        fitted = transforms.resize(pixels, 224, InterpolationMode.BICUBIC, antialias=False)
+        wanted = transforms.normalize(transforms.center_crop(fitted, 224), CLIP_MEAN, CLIP_STD)
+        assert torch.allclose(read(png(data), modality), wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("modality", ["image", "thermal"])
@@ -118,6 +137,27 @@ def test_frames_are_spread_over_the_film_or_a_stretch_of_it(film: Callable[..., 
         seen(start=7.0)
 
 
+@pytest.mark.parametrize("size", [(65, 49), (48, 98)])
+def test_frames_of_any_pace_and_size_are_counted_and_not_timed(
+    size: tuple[int, int], film: Callable[..., bytes]
+) -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 200, (*size[::-1], 3), dtype=np.uint8)
+    paces = (100 * np.cumsum(rng.integers(1, 5, 21))).tolist()
+    how = {"size": size, "pixels": "yuv444p", "frames": 21, "milliseconds": paces}
+    data = film("matroska", draw=lambda n: np.roll(noise, 3 * n, axis=1) + n, **how)
+    with av.open(io.BytesIO(data)) as opened:
+        frames = [frame.to_ndarray(format="rgb24") for frame in opened.decode(video=0)]
+    chosen = np.stack([frames[int(20 * n / 7)] for n in range(8)])
+    coloured = transforms.normalize(
+        torch.from_numpy(chosen).permute(0, 3, 1, 2) / 255, CLIP_MEAN, CLIP_STD
+    )
+    sides = [224 * side // min(size) for side in size[::-1]]
+    scaled = torch.nn.functional.interpolate(coloured, sides, mode="bilinear", align_corners=False)
+    wanted = transforms.center_crop(scaled, 224).transpose(0, 1)
+    assert torch.allclose(read(data, "video"), wanted, atol=1e-5)
+
+
 def test_frames_before_the_start_of_an_edited_film_do_not_count(film: Callable[..., bytes]) -> None:
     buffer = io.BytesIO()
     with (
@@ -157,3 +197,31 @@ def test_a_short_sound_is_repeated_and_a_still_shorter_one_gets_silence(
     assert heard(noise[:100]).isfinite().all()
     later = heard(np.concatenate([np.zeros(8000, np.float32), noise]), start=0.5)
     assert torch.allclose(later, found, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("rate", "samples", "starts"),
+    [
+        (16_000, 400, (0, 0, 0)),
+        (16_000, 166_159, (0, 0, 0)),  # the last sample that makes no window more
+        (44_100, 544_000, (0, 98, 196)),
+        (8_000, 1_000_000, (0, 5731, 11_462)),  # longer than what is decoded whole
+    ],
+)
+def test_a_sound_of_any_rate_and_length_is_windows_of_its_filter_bank(
+    rate: int, samples: int, starts: tuple[int, ...]
+) -> None:
+    """Of the first of two channels, whole: resampled, and the mean of both taken away."""
+    noise = np.random.default_rng(0).normal((800, -3000), 3000, (samples, 2))
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setparams((2, 2, rate, 0, "NONE", ""))
+        file.writeframes(noise.astype("<i2").tobytes())
+    both = torch.from_numpy(noise.astype(np.int16).T / 32_768).float()
+    heard = torchaudio.functional.resample(both, rate, 16_000)
+    how = {"htk_compat": True, "window_type": "hanning", "num_mel_bins": 112, "dither": 0.0}
+    bank = (torchaudio.compliance.kaldi.fbank(heard - heard.mean(), **how).T + 4.27) / 9.14
+    repeated = bank.repeat(1, -(-1036 // bank.shape[1]))
+    found = read(buffer.getvalue(), "audio")
+    for window, start in zip(found, starts, strict=True):
+        assert torch.allclose(window, repeated[:, start : start + 1036], atol=1e-3)

@@ -20,12 +20,18 @@ from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.source import MediaSource
 from tests.encoders.languagebind.repositories import DIM, save_repository
 
+PATCHES = "vision_model.embeddings.patch_embedding"
 SHAPES = {"image": (3, 28, 28), "audio": (3, 28, 56), "video": (3, 4, 28, 28)}
 
 
 def medium(modality: str, seed: int = 0) -> Decoded:
     noise = torch.randn(SHAPES[modality], generator=torch.Generator().manual_seed(seed))
     return Decoded(MediaSource("x", data=b"x"), modality, noise)
+
+
+def lora(stem: str, *shapes: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    names = (f"{stem}.lora_{part}.default.weight" for part in "AB")
+    return {name: torch.ones(shape) for name, shape in zip(names, shapes, strict=True)}
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +138,45 @@ def test_lora_is_the_same_merged_or_not_and_under_every_name(folder: Path, tmp_p
         open_encoder(changed(there, tmp_path / "rank", {"lora_r": 4}))
 
 
+def test_numbers_are_read_from_whatever_files_they_lie_in(folder: Path, tmp_path: Path) -> None:
+    """Shards of torch, one of the old format, of half precision, of matrices saved turned."""
+    image = folder / "LanguageBind_Image_FT"
+    state = load_file(image / "model.safetensors")
+    rounded = {k: v.half().to(v.dtype) for k, v in state.items()}
+    whole = changed(image, tmp_path / "whole", {}, **rounded)
+    wanted = open_encoder(whole).embed([medium("image")], normalize=False)
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    shutil.copy(image / "config.json", shards)
+    halves: list[dict[str, torch.Tensor]] = [{}, {}]
+    for number, (name, value) in enumerate(rounded.items()):
+        small = value.half() if value.is_floating_point() else value
+        halves[number % 2][name] = small.T.contiguous().T if small.ndim == 2 else small
+    weight_map = {name: f"pytorch_model-{n}.bin" for n in (0, 1) for name in halves[n]}
+    index = shards / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    for n, half in enumerate(halves):
+        new = n == 0
+        torch.save(half, shards / f"pytorch_model-{n}.bin", _use_new_zipfile_serialization=new)
+    found = open_encoder(shards).embed([medium("image")], normalize=False)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)  # memory lies otherwise
+
+
+def test_weights_on_the_cpu_are_those_on_the_disk(folder: Path, tmp_path: Path) -> None:
+    """Mapped, not copied: a change of the file is seen; and one of the tower stays its own."""
+    image = changed(folder / "LanguageBind_Image_FT", tmp_path / "one", {})
+    weights = open_encoder(image).tower("image").get_parameter("visual_projection.weight")
+    path = image / "model.safetensors"
+    data = path.read_bytes()
+    at = data.find(weights.numpy().tobytes())
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(b"\0" * 4)
+    assert weights[0, 0] == 0
+    weights[0, 1] = 7
+    assert path.read_bytes()[at + 4 : at + 8] == data[at + 4 : at + 8]
+
+
 def test_an_embedding_does_not_depend_on_what_else_is_embedded(folder: Path) -> None:
     encoder = open_encoder(folder)
     media = [medium(modality, seed) for seed in range(3) for modality in SHAPES]
@@ -179,6 +224,8 @@ def test_options_without_effect_are_said_and_do_not_tell_stores_apart(
         ({"num_hidden_layers": 1}, {}, r"layers.1.layer_norm1.bias is \[16\] in the file and abs"),
         ({"add_time_attn": True}, {}, "is of image, and has frames in time"),
         ({"clip_type": "vl_newest"}, {}, "clip_type 'vl_newest' with tube_size 1 is not known"),
+        ({"clip_type": "vl_new", "tube_size": 2}, {}, "clip_type 'vl_new' with tube_size 2"),
+        ({"image_size": 5000}, {}, "reads 25,000,000 pixels in 127,449 patches, as no tower does"),
         ({"patch_size": 0}, {}, "patch_size is 0"),
         ({"hidden_act": "relu"}, {}, "hidden_act is 'relu'"),
         ({"image_size": 42}, {}, r"position_embedding.weight is \[5, 16\] in the file and \[10"),
@@ -186,6 +233,12 @@ def test_options_without_effect_are_said_and_do_not_tell_stores_apart(
         ({"lora_alpha": float("inf")}, {}, "lora_alpha is inf"),
         ({}, {"logit_scale": None}, "logit_scale is absent in the file"),
         ({}, {"logit_scale": torch.tensor(4)}, "logit_scale holds torch.int64"),
+        (
+            {"lora_r": 2},
+            lora(PATCHES, (2, 3, 14, 14), (16, 2)),
+            "patch_embedding.lora_A.* absent by",
+        ),
+        ({}, lora("visual_projection", (0, 16), (8, 0)), "visual_projection.lora_A.* absent by"),
         ({}, {"more": torch.ones(2)}, "more is .2. in the file and absent by the config"),
     ],
 )

@@ -1,0 +1,185 @@
+"""What EmbeddingGemma 2 sees of media, made by its repository's own processors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional
+from transformers import (
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    AutoVideoProcessor,
+    PreTrainedConfig,
+)
+from transformers.video_utils import VideoMetadata
+
+from chatbind_cli.encoders.huggingface.inputs import read_film, read_sound, spread
+from chatbind_cli.encoders.huggingface.repository import open_processor
+from chatbind_cli.errors import WeightsError
+from chatbind_cli.media.options import MediaOptions
+from chatbind_cli.media.pictures import open_rgb
+from chatbind_cli.media.source import MediaSource
+
+MOST_FRAMES = 64
+"""Of a film, whatever the processor and `--fps` say."""
+
+_MOST_SAMPLES = 480_000
+"""Of a sound; the feature extractor cuts there."""
+
+_MOST_NUMBERS = 1 << 26
+"""Of a medium's tensor: 256 MiB."""
+
+_MOST_FPS = 60
+_LEAST_RATE_HZ = 1000
+_MOST_BANK = 1 << 24
+"""Numbers in the table of a filter bank."""
+
+_WORK = 10
+"""Bytes a pixel on the way to a processor's tensor."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads media for EmbeddingGemma 2; may be sent to other processes.
+
+    Args:
+        folder: the repository, whose processors are used.
+        rate_hz: samples a second of sound.
+    """
+
+    folder: Path
+    rate_hz: int
+
+    def __call__(self, source: MediaSource, modality: str, options: MediaOptions) -> torch.Tensor:
+        """Reads one medium.
+
+        Returns:
+            float32: image [rows, columns, numbers of a patch]; video [frames, rows, columns,
+            numbers of a patch]; audio [steps, mel bins].
+
+        Raises:
+            MediaError: it cannot be read.
+        """
+        if modality == "image":
+            with open_rgb(source, options.max_pixels, work=_WORK) as picture:
+                processor = open_processor(self.folder, AutoImageProcessor)
+                found = processor([np.array(picture)], return_tensors="pt")
+                return _grid(found["pixel_values"][0], found["image_position_ids"][0])
+        if modality == "video":
+
+            def choose(total: int, seconds: float) -> list[int]:
+                return self._choose(total, seconds, options)
+
+            return torch.stack(read_film(source, options, choose, self._see))
+        extractor = open_processor(self.folder, AutoFeatureExtractor)
+        seconds = _MOST_SAMPLES / self.rate_hz
+        waveform = read_sound(source, options, self.rate_hz, most_seconds=seconds)
+        # a window and the sample after it: what is shorter gets silence
+        short = extractor.frame_length // 2 + 1 - len(waveform)
+        waveform = functional.pad(waveform, (0, max(short, 0)))
+        found = extractor(
+            [waveform.numpy()],
+            sampling_rate=self.rate_hz,
+            pad_to_multiple_of=None,
+            return_tensors="pt",
+        )
+        bank: torch.Tensor = found["input_features"][0]
+        return bank.float()
+
+    def _see(self, rgb: npt.NDArray[np.uint8]) -> torch.Tensor:
+        """The patches of a frame [height, width, 3]."""
+        processor = open_processor(self.folder, AutoVideoProcessor)
+        found = processor([rgb[None]], do_sample_frames=False, return_tensors="pt")
+        return _grid(found["pixel_values_videos"][0], found["video_position_ids"][0])
+
+    def _choose(self, total: int, seconds: float, options: MediaOptions) -> list[int]:
+        """The numbers of the frames that the processor would look at."""
+        processor = open_processor(self.folder, AutoVideoProcessor)
+        if not processor.do_sample_frames and options.fps is None:
+            return spread(total, min(total, MOST_FRAMES))
+        fps = processor.fps if options.fps is None else min(options.fps, _MOST_FPS)
+        chosen = processor.sample_frames(
+            VideoMetadata(total_num_frames=total, fps=total / seconds, duration=seconds),
+            fps=fps,
+            max_frames=processor.max_frames,
+            overflow_strategy=processor.overflow_strategy,
+        )
+        kept = spread(len(chosen), min(len(chosen), MOST_FRAMES))
+        return [int(chosen[number]) for number in kept]
+
+
+def _grid(patches: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Patches in their rows and columns without those that fill up the budget.
+
+    Args:
+        patches: [budget, numbers of a patch].
+        positions: [budget, 2], column and row; -1 where there is none.
+    """
+    columns, rows = (positions.amax(dim=0) + 1).tolist()
+    return patches[: rows * columns].reshape(rows, columns, -1).float()
+
+
+def check_pictures(folder: Path, vision: PreTrainedConfig) -> None:
+    """Refuses processors of pictures and films that make what the tower cannot take.
+
+    Raises:
+        CheckpointError: there is none that can be used.
+        WeightsError: it asks for too much, or for what another tower takes.
+    """
+    films = open_processor(folder, AutoVideoProcessor)
+    if films.add_timestamps or (films.fps or 0) > _MOST_FPS:
+        raise WeightsError(
+            f"asks for time stamps between frames, or {films.fps} a second",
+            where=str(folder),
+        )
+    most = min(films.max_frames or MOST_FRAMES, MOST_FRAMES)
+    pictures = open_processor(folder, AutoImageProcessor)
+    for processor, frames in ((pictures, 1), (films, most)):
+        side, pooled = processor.patch_size, processor.pooling_kernel_size
+        patches = processor.max_soft_tokens * pooled**2
+        fits = (side, pooled) == (vision.patch_size, vision.pooling_kernel_size)
+        # the longest picture is one soft token high
+        longest = processor.max_soft_tokens * pooled
+        fits = fits and longest <= vision.position_embedding_size
+        if not fits or frames * patches * 3 * side**2 > _MOST_NUMBERS:
+            raise WeightsError(
+                f"asks for {patches} patches of {side} x {side}, {pooled} x {pooled} a token",
+                where=str(folder),
+            )
+
+
+def sound_rate(folder: Path, sounds: PreTrainedConfig, settings: Mapping[str, Any]) -> int:
+    """Samples a second of sound.
+
+    Args:
+        folder: the repository.
+        sounds: the config of its audio part.
+        settings: what its files say.
+
+    Raises:
+        CheckpointError: there is no feature extractor that can be used.
+        WeightsError: it asks for too much, or for what another tower takes.
+    """
+    for file in settings.values():
+        bank = file.get("feature_extractor", file)
+        size = bank.get("feature_size", 0) * bank.get("sampling_rate", 16_000)
+        if size * bank.get("frame_length_ms", 20) > 1000 * _MOST_BANK:
+            raise WeightsError("asks for a huge filter bank", where=str(folder))
+    extractor = open_processor(folder, AutoFeatureExtractor)
+    rate, step = extractor.sampling_rate, extractor.hop_length
+    bins = math.ceil(extractor.feature_size / 4)  # what two convolutions leave of them
+    fits = bins == sounds.subsampling_conv_channels[0] // 4
+    if not fits or rate < _LEAST_RATE_HZ or step < rate / 1000 or extractor.dither:
+        raise WeightsError(
+            f"asks for {extractor.feature_size} bins of {rate} Hz every {step} samples, "
+            f"with noise of {extractor.dither}",
+            where=str(folder),
+        )
+    return int(rate)

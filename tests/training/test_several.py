@@ -1,0 +1,168 @@
+"""Several encoders side by side: every picture is seen with each, and each projector learns."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from chatbind_cli.checkpoints.projector_file import read_projector
+from chatbind_cli.data.conversations import Conversations
+from chatbind_cli.data.lookup import Embeddings, SeveralEmbeddings, open_stores
+from chatbind_cli.data.tokens import PromptEncoder
+from chatbind_cli.encoders.imagebind.config import ImageBindConfig
+from chatbind_cli.encoders.imagebind.model import ImageBind
+from chatbind_cli.encoders.imagebind.weights import save_encoder
+from chatbind_cli.jsonl import read_records
+from chatbind_cli.model.loading import load_chatbind
+from chatbind_cli.training.samples import Collator, TrainingSamples
+from tests.training.conftest import DIM, Outcome, World
+from tests.training.test_resume import sha256, unfinish
+
+Here = Callable[..., Outcome]
+
+WIDTH = 12
+"""Of the second encoder's embeddings."""
+
+
+def another(folder: Path, modalities: list[str], seed: int = 5) -> Path:
+    """An encoder of other weights and widths than the world's."""
+    sizes = {f"{tower}_embed_dim": 16 for tower in ("vision", "text", "audio", "imu")}
+    counts = {
+        f"{tower}_{name}": value
+        for tower in ("vision", "text", "audio", "imu")
+        for name, value in (("num_blocks", 1), ("num_heads", 2))
+    }
+    config = ImageBindConfig(out_embed_dim=WIDTH, **sizes, **counts)
+    torch.manual_seed(seed)
+    save_encoder(ImageBind(config, modalities=modalities), config, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return another(tmp_path_factory.mktemp("second") / "other", ["image", "imu"])
+
+
+def both(world: World, second: Path, out: Path, *more: str) -> list[str]:
+    return world.args(out, "--encoder", str(second), *more, source="media")
+
+
+def losses(world: World, model: Path, stores: Path) -> list[float]:
+    """The model's loss on the pictures of the world, by each encoder alone."""
+    bundle = load_chatbind(model)
+    bundle.model.eval()
+    parts = [
+        Embeddings(open_stores(stores / f"encoder-{number}"), known={"image"}) for number in (1, 2)
+    ]
+    everything = Conversations(read_records(world.captions))
+    found = []
+    for kinds in ([{"image"}, ()], [(), {"image"}]):
+        samples = TrainingSamples(
+            everything.viewed(kinds),
+            PromptEncoder(bundle.tokenizer, bundle.config),
+            SeveralEmbeddings(parts, [DIM, WIDTH]),
+            2048,
+        )
+        some = samples.__getitems__([i for i, one in enumerate(samples.conversations) if one.media])
+        batch = Collator(0)(some)
+        del batch["work"], batch["samples"]
+        with torch.no_grad():
+            found.append(float(bundle.model(**batch).loss))
+    return found
+
+
+def test_either_encoder_s_projector_learns_of_pictures(world, second, here, tmp_path) -> None:
+    # nothing trains but the projector
+    how = ("--freeze-backbone", "--mm-use-im-start-end", "no", "--learning-rate", "0.1")
+    start, out = tmp_path / "start", tmp_path / "out"
+    assert here("finetune", *both(world, second, start, *how, "--max-steps", "0")).code == 0
+    done = here("finetune", *both(world, second, out, *how, "--num-train-epochs", "2"))
+    assert done.code == 0, done.stderr
+    # 13 of 16 conversations have a picture
+    assert "with each of 2 encoders that knows its media: an epoch has 29 samples" in done.stderr
+    assert done.records[-1]["steps"] == 2 * 15
+    config = load_chatbind(out).config
+    assert config.embedding_dim == DIM + WIDTH
+    assert [part["name"] for part in config.encoder["parts"]] == ["imagebind", "other"]
+    stores = out / "embeddings"
+    before, after = losses(world, start, stores), losses(world, out, stores)
+    for old, new in zip(before, after, strict=True):
+        assert new < old
+
+
+def test_a_run_with_two_encoders_goes_on_bit_for_bit(world, second, here, tmp_path) -> None:
+    out = tmp_path / "out"
+    words = both(world, second, out, "--learning-rate", "0.01", "--save-steps", "4")
+    words += ["--save-total-limit", "2"]
+    assert here("pretrain", *words).code == 0
+    first = sha256(out)
+    unfinish(out)
+    shutil.rmtree(out / "checkpoint-15")
+    shutil.rmtree(out / "embeddings" / "encoder-2")
+    # what a killed run has left goes on with the same encoders in the same order alone
+    at = words.index("--encoder")
+    turned = [*words[:at], "--encoder", str(second), *words[at:]]
+    del turned[turned.index(str(second), at + 2) - 1 : turned.index(str(second), at + 2) + 1]
+    for other in (turned, world.args(out, source="media")):
+        refused = here("pretrain", *other, "--learning-rate", "0.01", "--save-steps", "4")
+        assert refused.code == 1
+        assert "holds a run with encoder [" in refused.stderr
+    done = here("pretrain", *words)
+    assert done.code == 0, done.stderr
+    assert "going on from step 12 of 15" in done.stderr
+    assert sha256(out) == first
+    parts = read_projector(out / "projector.safetensors").tensors
+    assert {name.split(".")[2] for name in parts} == {"0", "1"}
+    # the stores are what a later run may take in place of media and encoders
+    stores = [str(out / "embeddings" / f"encoder-{number}") for number in (1, 2)]
+    again = world.args(tmp_path / "again", "--learning-rate", "0.01", "--store", stores[1])
+    again[again.index("--store") + 1] = stores[0]
+    assert here("pretrain", *again).code == 0
+    taken = read_projector(tmp_path / "again" / "projector.safetensors").tensors
+    assert all(torch.equal(taken[name], tensor) for name, tensor in parts.items())
+    refused = here("pretrain", *again, "--encoder", str(second), "--encoder", str(world.imagebind))
+    assert "was made by another encoder (imagebind) than --encoder names" in refused.stderr
+
+
+def test_encoders_that_cannot_be_used_together_are_one_line(world, second, here, tmp_path) -> None:
+    out = tmp_path / "out"
+    copy = shutil.copytree(second, tmp_path / "copy")
+    sound = another(tmp_path / "ears", ["audio"])
+    for code, more, told in (
+        (2, ("--encoder", str(second)), f"--encoder {second} is named twice"),
+        (2, ("--encoder", str(copy)), f"{copy} has the weights of {second}; name every encoder"),
+        (2, ("--store", str(world.store)), "2 --encoder and 1 --store: "),
+    ):
+        refused = here("pretrain", *both(world, second, out, *more))
+        assert refused.code == code
+        assert told in refused.stderr.splitlines()[-1]
+        assert not out.exists()
+    done = here("pretrain", *both(world, sound, out, "--max-steps", "1"))
+    assert done.code == 0, done.stderr
+    assert "no conversation has media that ears knows: its projector learns nothing" in done.stderr
+
+
+def test_what_no_encoder_knows_is_told_before_anything_heavy(world, here, tmp_path) -> None:
+    out = tmp_path / "out"
+    eyes = another(tmp_path / "eyes", ["audio"])
+    words = world.args(out, "--max-steps", "1", source="media")
+    words[words.index("--encoder") + 1] = str(eyes)
+    refused = here("pretrain", *words)
+    assert refused.code == 1
+    assert refused.stderr.splitlines()[-1] == (
+        "chatbind: error: the data have 8 media of image, which no encoder knows: eyes knows "
+        "audio; add an encoder that does (--encoder), or leave them out with --on-error skip"
+    )
+    assert not out.exists()
+    skipped = here("pretrain", *words, "--on-error", "skip")
+    assert skipped.code == 0, skipped.stderr
+    assert "3 conversations with 0 different media, 8 input(s) left out" in skipped.stderr
+    # it knows one modality alone
+    assert "what is learned with eyes will not carry over to other modalities" in skipped.stderr
+    left_out = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
+    assert left_out[0]["error"].endswith("no encoder knows image: eyes knows audio")
