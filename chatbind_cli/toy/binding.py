@@ -70,6 +70,10 @@ class Tower(nn.Module, ABC):
     def varied(self, batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """The same digits, recorded a little differently."""
 
+    def varied_clips(self, clips: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """The same for clips of films; the digits in them wander by themselves."""
+        return clips
+
     @abstractmethod
     def parameters_to_train(self) -> list[nn.Parameter]:
         """What is to be fitted."""
@@ -132,7 +136,8 @@ def train_image_tower(
         film = whole(len(films), (of_films,), generator)
         clip = whole(films.tensors.shape[1], (of_films,), generator)
         pictures = tower.as_clips(tower.varied(images.tensors[chosen], generator))
-        embeddings = tower(torch.cat([pictures, films.tensors[film, clip]]))
+        clips = tower.varied_clips(films.tensors[film, clip], generator)
+        embeddings = tower(torch.cat([pictures, clips]))
         digits = torch.cat([images.digits[chosen], films.digits[film]])
         return F.cross_entropy(_NAME_SCALE * embeddings @ F.normalize(names, dim=-1).T, digits)
 
