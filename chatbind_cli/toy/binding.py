@@ -88,11 +88,13 @@ class Student(ABC):
 
     Attributes:
         bound: its modalities with a tower of their own, which is to be bound to the image tower.
+        effort: how many times as many passes it takes as a `Size` says.
         model: all its weights.
         read: how it reads media.
     """
 
     bound: ClassVar[tuple[str, ...]]
+    effort: ClassVar[int] = 1
     model: nn.Module
     read: Read
 

@@ -62,7 +62,7 @@ def make_encoders(
             image_tower,
             images,
             samples_of("video"),
-            epochs=size.image_epochs,
+            epochs=student.effort * size.image_epochs,
             generator=generator,
             report=partial(report, "image"),
         )
@@ -75,7 +75,7 @@ def make_encoders(
                 modality,
                 samples,
                 embedded,
-                epochs=size.bind_epochs[modality],
+                epochs=student.effort * size.bind_epochs[modality],
                 generator=generator,
                 report=partial(report, modality),
             )

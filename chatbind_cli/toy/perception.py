@@ -38,6 +38,7 @@ _STEP = 80  # samples
 _BANDS = 12
 _LOWEST_HZ, _HIGHEST_HZ = 650.0, 1530.0
 _GAIN = 0.1  # a loud tone reaches the bend of the codec's sine
+_LOUDNESS = 20.0  # so that a tone is larger than what the tower itself draws
 _PHASES = 3  # the fewest whose squares add up to the same at any phase of a tone
 
 _EACH_TOWER: dict[str, Any] = {
@@ -156,6 +157,7 @@ class PerceptionStudent(Student):
     """The toy PE-AV: images, films, sounds."""
 
     bound = ("audio",)
+    effort = 2
 
     def __init__(self) -> None:
         self._tokenizer = train_tokenizer(seed=0)
@@ -240,7 +242,7 @@ def _set_codec(embedder: nn.Module) -> None:
     step[:, 0] = _GAIN * torch.hann_window(length) * (2 * math.pi * phase).cos()
     codec.get_parameter("snake1.alpha").fill_(1.0)
     last[:, :, 1] = torch.eye(len(last))
-    sums = torch.eye(_BANDS).repeat_interleave(_PHASES, dim=1)
+    sums = _LOUDNESS * torch.eye(_BANDS).repeat_interleave(_PHASES, dim=1)
     embedder.get_parameter("bottleneck.weight").copy_(sums[:, :, None])
 
 

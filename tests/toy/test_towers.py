@@ -6,8 +6,8 @@ from torch.nn.functional import normalize
 
 from chatbind_cli.encoders.imagebind.preprocess import load_media
 from chatbind_cli.toy import towers
-from chatbind_cli.toy.digits import load_items
 from chatbind_cli.toy.binding import Samples, _pair_loss, bind, embed, train_image_tower
+from chatbind_cli.toy.digits import load_items
 from chatbind_cli.toy.encoders import class_means, nearest_mean_accuracy
 from chatbind_cli.toy.fit import repeatable
 from chatbind_cli.toy.media import relative_path, write_media
