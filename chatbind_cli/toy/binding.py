@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from chatbind_cli.encoders.encoder import Read
 from chatbind_cli.toy.digits import NAMES
 from chatbind_cli.toy.fit import Report, fit
 
@@ -90,13 +89,11 @@ class Student(ABC):
         bound: its modalities with a tower of their own, which is to be bound to the image tower.
         effort: how many times as many passes it takes as a `Size` says.
         model: all its weights.
-        read: how it reads media.
     """
 
     bound: ClassVar[tuple[str, ...]]
     effort: ClassVar[int] = 1
     model: nn.Module
-    read: Read
 
     @abstractmethod
     def tower(self, modality: str) -> Tower:
@@ -104,7 +101,7 @@ class Student(ABC):
 
     @abstractmethod
     def prepare(self, tensor: torch.Tensor, modality: str) -> torch.Tensor:
-        """What `read` gave of a medium, as the tower learns from it; see `Samples`."""
+        """A medium as the encoder reads it, as the tower learns from it; see `Samples`."""
 
     @abstractmethod
     def sees(self, weight: str) -> bool:

@@ -54,7 +54,9 @@ def make_encoders(
         student = kind()
         model = student.model
         untrained = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    samples_of = partial(_samples, student, items, media, size)
+    student.save(folders[0])  # what lies beside the weights may say how media are read
+    read = open_encoder(folders[0]).read
+    samples_of = partial(_samples, student, read, items, media, size)
     images = samples_of("image")
     with repeatable(seed + 1) as generator:
         image_tower = student.tower("image")
@@ -119,14 +121,19 @@ def measure(
 
 
 def _samples(
-    student: Student, items: Sequence[Item], media: Path, size: Size, modality: str
+    student: Student,
+    read: Read,
+    items: Sequence[Item],
+    media: Path,
+    size: Size,
+    modality: str,
 ) -> Samples:
     """The training recordings of a modality, as the towers learn from them."""
     chosen = items[: size.train_items[modality]]
     with fixed_threads():
         tensors = [
             student.prepare(medium.tensor, modality)
-            for medium in _load(chosen, modality, media, student.read)
+            for medium in _load(chosen, modality, media, read)
         ]
     return Samples(torch.stack(tensors), torch.tensor([item.digit for item in chosen]))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,7 +22,6 @@ from transformers import (
     PeVideoVideoProcessor,
 )
 
-from chatbind_cli.encoders.opening import open_encoder
 from chatbind_cli.folders import replace_folder
 from chatbind_cli.model.pretrained import quiet_transformers
 from chatbind_cli.toy.binding import Student, Tower, whole, wobble
@@ -166,10 +164,6 @@ class PerceptionStudent(Student):
         self._embedder = self.model.audio_model.audio_encoder.embedder
         _set_codec(self._embedder)
         _wake(self.model.video_model.video_encoder.embedder.vision_model.timm_model)
-        self._untrained = TemporaryDirectory(prefix="chatbind-")  # its processors read media
-        folder = Path(self._untrained.name) / "pe-av"
-        self.save(folder)
-        self.read = open_encoder(folder).read
 
     def tower(self, modality: str) -> Tower:
         """The tower for a modality."""

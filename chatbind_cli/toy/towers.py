@@ -18,7 +18,6 @@ from torch import nn
 
 from chatbind_cli.encoders.imagebind.config import IMU_CHANNELS, TOWER_OF, ImageBindConfig
 from chatbind_cli.encoders.imagebind.model import ImageBind
-from chatbind_cli.encoders.imagebind.preprocess import read
 from chatbind_cli.encoders.imagebind.weights import save_encoder
 from chatbind_cli.toy.binding import Student, Tower, uniform, whole, wobble
 
@@ -151,7 +150,6 @@ class ImageBindStudent(Student):
 
     def __init__(self) -> None:
         self.model = new_model(("image", *BOUND))
-        self.read = read
 
     def tower(self, modality: str) -> Tower:
         """The tower for a modality, with what training starts from."""
