@@ -31,8 +31,10 @@ check: install  ## ruff, mypy, codespell
 	$(BIN)/mypy
 	$(BIN)/codespell
 
+# What its processes compile is kept, also where the environment (of a container) forbids it: they
+# are two hundred.
 test: install  ## the whole test suite
-	$(BIN)/python -m pytest -q -n auto --dist loadfile
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n auto --dist loadfile
 
 test-vllm: install  ## answers against a real vLLM: CHATBIND_VLLM=its virtual environment
 	$(BIN)/python -m pytest -q -rs tests/inference/test_vllm.py

@@ -23,6 +23,7 @@ of imports. A process may hold 2 GiB (it is watched and killed beyond) and take 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import multiprocessing
 import os
@@ -39,7 +40,7 @@ from fuzzing.media import media_job
 from fuzzing.process import Campaign, Result, kind_of, run
 from fuzzing.seeds import MODALITY, make_models, record_seeds
 
-BATCH = 66
+BATCH = 96
 
 
 JOBS = {"media": media_job, "records": records_job, "weights": weights_job}
@@ -142,6 +143,7 @@ def main() -> int:
         maker.join()
         if maker.exitcode:
             sys.exit("the models could not be made")
+        gc.freeze()  # a collector that walks through the libraries copies them for every fork
         with fork.Pool(options.jobs) as pool:
             for done in pool.imap_unordered(_do, list(jobs_of(options))):
                 total.runs += done.runs

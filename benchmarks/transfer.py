@@ -171,7 +171,7 @@ def accuracies(world: World, seed: int, condition: Condition) -> dict[str, float
     assert code == 0, problem
     projector = out / "projector.safetensors"
     loaded = load_model(world.folder / "llama", projector=projector, device="cpu")
-    answerer = Answerer(loaded, StoredEmbeddings(store, loaded, MediaOptions()))
+    answerer = Answerer(loaded, StoredEmbeddings([store], loaded, MediaOptions()))
     settings = GenerationSettings(max_new_tokens=16)
     asked = question("which").wordings[0]
     _, heldout = world.items

@@ -29,7 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "make-delta": ("make_delta", "Subtract a base model from a target model."),
     "convert": ("convert", "Write a ChatBind model in this program's layout."),
     "doctor": ("doctor", "Tell what this machine can do, and what is missing."),
-    "encode": ("encode", "Turn media into ImageBind embeddings."),
+    "encode": ("encode", "Turn media into embeddings."),
     "inspect": ("inspect", "Show training data as a model will see them."),
     "pretrain": ("pretrain", "Stage 1: fit the projector on captions."),
     "extract-projector": ("extract_projector", "Take the projector out of a checkpoint."),

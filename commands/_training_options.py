@@ -82,7 +82,9 @@ input_options = stack(
     ),
     media_root_options,
     encoder_option(
-        "Media", "Default: checkpoints/imagebind, then .checkpoints/imagebind_huge.pth."
+        "Media",
+        "Default: checkpoints/imagebind, then .checkpoints/imagebind_huge.pth.",
+        several="each sees all media that it knows, and has a projector of its own",
     ),
     _media(
         "--store",

@@ -42,6 +42,7 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
     ],
     elsewhere=[
         "chatbind download imagebind-huge",
+        "chatbind download languagebind",
         "chatbind download hf:dreamerlin/chatbind-7b-delta@main/config.json -o weights",
         "chatbind download https://dl.fbaipublicfiles.com/imagebind/imagebind_huge.pth",
     ],

@@ -200,6 +200,8 @@ def _encode(
         batch_size=batch_size,
         attn_implementation=asked["attn_implementation"],
     )
+    if not hands.follows:
+        media = encoder.heeded(media)
     options = EncodingOptions(
         media=media,
         workers=min(worker.cpus(), 8) if workers is None else workers,

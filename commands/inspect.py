@@ -11,7 +11,7 @@ import click
 
 from chatbind_cli.artifacts import emit_record
 from chatbind_cli.console import printable
-from chatbind_cli.errors import SomeRecordsFailed, UsageError
+from chatbind_cli.errors import RecordError, SomeRecordsFailed, UsageError
 from chatbind_cli.jsonl import Record
 from chatbind_cli.pictures import check_picture
 
@@ -208,11 +208,14 @@ def _inspect_pairs(path: Path, as_json: bool, asked: dict[str, Any]) -> int:
         raise UsageError("--pairs needs --encoder")
     if asked["plot"] is not None:
         check_picture(asked["plot"], "--plot")
+    pairs = list(read_pairs(path))
+    if not pairs:
+        raise RecordError("names no pairs", where=str(path))
     device = resolve_device("auto")
     opened = [open_encoder(reference, device=device) for reference in asked["encoders"]]
     each = (opened.pop(0) for _ in asked["encoders"])  # so that none keeps its towers in memory
     how = EncodingOptions(media=MediaOptions())
-    found, errors = compare_encoders(list(read_pairs(path)), each, asked["media_root"], how)
+    found, errors = compare_encoders(pairs, each, asked["media_root"], how)
     for error in errors:
         emit_record({"error": error}) if as_json else click.secho(printable(error), fg="red")
     if not as_json:

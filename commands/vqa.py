@@ -100,9 +100,10 @@ _BATCH = "openai-batch"
 @_input(
     "--store",
     metavar="DIR",
+    multiple=True,
     type=FOLDER,
     help="Take embeddings from this store of `chatbind encode`, or from the embeddings folder of "
-    "a training run; no media are read then.",
+    "a training run; no media are read then. Repeat: a medium's comes from the first that has it.",
 )
 @output_option(
     "Answer records, in the order of the questions. A file that is there is continued: what is "
@@ -141,7 +142,7 @@ def command(
     output_format: str,
     media_root: MediaRoot,
     media: MediaOptions,
-    store: Path | None,
+    store: tuple[Path, ...],
     output: str,
     overwrite: bool,
     on_error: str,
@@ -195,7 +196,7 @@ def command(
         batch=batch,
         choices=choices,
         media_root=media_root,
-        store=store,
+        stores=store,
         output=output,
         overwrite=overwrite,
         on_error=on_error,

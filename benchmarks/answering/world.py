@@ -162,7 +162,7 @@ class World:
     def answerer(self, loaded: LoadedModel | None = None, **options: Any) -> Answerer:
         """The model, which has the embeddings of a store."""
         loaded = loaded or self.load()
-        media = StoredEmbeddings(self.folder / "store", loaded, loaded.media_options())
+        media = StoredEmbeddings([self.folder / "store"], loaded, loaded.media_options())
         return Answerer(loaded, media, **options)
 
     def begin(self) -> None:

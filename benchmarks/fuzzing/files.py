@@ -24,6 +24,7 @@ from fuzzing.values import mutate_config, mutate_records, mutate_weights
 
 _PROJECTOR = "projector.safetensors"
 _DELTA = "apply-delta --base IT --delta delta --target out"
+_HEAR = "encode --encoder IT media/tone.wav"
 _REVIEW = "review --judge rule -q questions.jsonl"
 
 # what is mutated: folder of the models, file in it, the command lines that read it
@@ -52,6 +53,14 @@ WEIGHTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         ),
     ),
     "encoder-old-pth": ("old-pth", "encoder.pth", ("encode --encoder IT/encoder.pth media/0.png",)),
+    "languagebind-config": ("languagebind", "config.json", ("encode --encoder IT media/0.png",)),
+    "languagebind-sound": ("languagebind-sound", "config.json", (_HEAR,)),
+    "languagebind-safetensors": ("languagebind-sound", "model.safetensors", (_HEAR,)),
+    "languagebind-bin": (
+        "languagebind",
+        "pytorch_model.bin",
+        ("encode --encoder IT media/0.png", "encode --encoder IT/pytorch_model.bin media/0.png"),
+    ),
     "llama-bin": (
         "bin",
         "pytorch_model.bin",
@@ -176,7 +185,7 @@ def _identity(line: bytes) -> str:
 def _tally(result: Result, name: str, words: list[str], ended: Ended, problem: str) -> None:
     result.runs[kind_of(name), "runs"] += 1
     result.cost(kind_of(name), name, ended)
-    if not problem and ended.code and is_good(name) and kind_of(name) != "encoder-old-pth":
+    if not problem and ended.code and is_good(name):
         problem = "the good file is refused"
     if problem:
         result.find(name, words, ended, problem)

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from chatbind_cli.cli import run
+from tests.encoders.languagebind.repositories import save_repository
 from tests.inference.world import World, make_world
 from tests.recordings import _film as film
 from tests.recordings import _sound as sound
@@ -243,6 +244,7 @@ def make_models(folder: Path) -> World:
         (folder / name).mkdir()
         shutil.copy(world.encoder / "config.json", folder / name)
         torch.save(weights, folder / name / "encoder.pth", _use_new_zipfile_serialization=zipped)
+    _make_languagebind(folder)
     _must(
         "make-delta",
         "--base",
@@ -255,6 +257,23 @@ def make_models(folder: Path) -> World:
     (folder / "pbin").mkdir()
     _must("extract-projector", folder / "model", "-o", folder / "pbin" / "projector.bin")
     return world
+
+
+def _make_languagebind(folder: Path) -> None:
+    """A repository of pictures with LoRA, as it is published, and one of sounds."""
+    save_repository(folder / "languagebind-sound", "audio", vocab_size=96)
+    place = save_repository(folder / "languagebind", "image", vocab_size=96, lora_r=2)
+    state = load_file(place / "model.safetensors")
+    (place / "model.safetensors").unlink()
+    for name in [name for name in state if name.startswith("vision_model.encoder.")]:
+        value = state.pop(name)
+        name = name.replace(".encoder.", ".encoder.base_model.model.")
+        state[name] = value
+        if name.endswith("q_proj.weight"):
+            stem, (rows, columns) = name.removesuffix(".weight"), value.shape
+            state[f"{stem}.lora_A.default.weight"] = torch.randn(2, columns)
+            state[f"{stem}.lora_B.default.weight"] = torch.randn(rows, 2)
+    torch.save(state, place / "pytorch_model.bin")
 
 
 def _must(*words: str | Path) -> None:

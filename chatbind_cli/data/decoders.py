@@ -50,6 +50,11 @@ class Reading(NamedTuple):
     read: Read
     options: MediaOptions
 
+    def lacks(self, modality: str, where: str | None = None) -> MediaError:
+        """The error of a medium that the encoder knows nothing of."""
+        known = ", ".join(self.known)
+        return MediaError(f"the encoder has no tower for {modality}, only for {known}", where=where)
+
 
 def decode(
     medium: Medium,
@@ -69,10 +74,7 @@ def decode(
         source = open_medium()
         modality = medium.modality or sniff(source)
         if modality not in reading.known:
-            return MediaError(
-                f"the encoder has no tower for {modality}, only for {', '.join(reading.known)}",
-                where=source.name,
-            )
+            return reading.lacks(modality, source.name)
         sha256 = source.sha256  # hashed here, in the thread
         embedding = recall(modality, sha256) if recall else None
         if embedding is not None:

@@ -178,6 +178,11 @@ def open_stores(folder: Path, **expected: Any) -> list[EmbeddingStore]:
     return stores
 
 
+def folders_of_each(folder: Path) -> list[Path]:
+    """Where the stores of each encoder are in what a training run has left, or that folder."""
+    return sorted(folder.glob("encoder-[1-9]")) or [folder]
+
+
 def options_in(
     stores: Sequence[EmbeddingStore], used: Collection[str], trained: Mapping[str, Any]
 ) -> MediaOptions:

@@ -104,7 +104,7 @@ def compare_encoders(
         own = [pair for pair in pairs if {*pair.modalities} <= {*encoder.modalities}]
         if len(own) < len(pairs):
             kinds = dict.fromkeys(kind for both in order for kind in both)
-            lacking = " and ".join(kind for kind in kinds if kind not in encoder.modalities)
+            lacking = ", ".join(kind for kind in kinds if kind not in encoder.modalities)
             left = f"{len(pairs) - len(own)} of {len(pairs)} pairs are left out"
             note(f"{encoder.name} has no tower for {lacking}: {left}")
         groups, failed = encode_pairs(own, encoder, root, options) if own else ([], [])
@@ -129,7 +129,7 @@ def encode_pairs(
     rows: dict[Medium, torch.Tensor] = {}
     errors: list[ChatBindError] = []
     items = [MediaItem(medium, root, medium.name) for medium in media]
-    with Progress(len(items), "encoding media", "files") as progress:
+    with Progress(len(items), f"encoding with {encoder.name}", "files") as progress:
         for result in encode_items(items, encoder, options):
             progress.advance()
             if result.error is not None:

@@ -20,7 +20,12 @@ from chatbind_cli.download.manifest import Manifest, has_weights, in_words, is_p
 from chatbind_cli.download.requests import HubRef, Request, entry_requests, parse_hub_ref
 from chatbind_cli.errors import DownloadError, UsageError
 
-_TEXTS = ("*config.json", "*token*.json", "vocab.*", "merges.txt", "*.model", "chat_template.*")
+# Settings, the page that names the licence, and all that makes a tokenizer: an encoder is known by
+# the hash of that, too, so it has to be the same whoever fetched it.
+_TEXTS = (
+    *("*config*.json", "README.md", "chat_template.*", "*.model", "*.bpe*", "spiece*"),
+    *("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*"),
+)
 # The first form of which there is something; an index only with what it names.
 _WEIGHTS = (
     ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json"),

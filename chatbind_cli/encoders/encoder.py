@@ -93,6 +93,11 @@ class Encoder(ABC):
         """SHA-256 over the weights, hexadecimal; computed when first asked for."""
 
     @property
+    def sha256_before(self) -> frozenset[str]:
+        """Its hashes before towers were added: what was trained then is trained with it."""
+        return frozenset()
+
+    @property
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """The sizes, and what else decides an embedding beside the weights, as JSON values."""

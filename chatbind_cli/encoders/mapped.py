@@ -1,13 +1,39 @@
-"""Weights that stay on the disk until they are used, so that processes share one copy of them."""
+"""Weights of encoders: compared with what a config makes of them, and mapped.
+
+They stay on the disk until they are used, so that processes share one copy of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 
 from chatbind_cli.checkpoints.safetensors_file import TensorFile, TensorInfo
 from chatbind_cli.errors import WeightsError
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def check_shapes(found: Shapes, wanted: Shapes, where: str, whose: str) -> None:
+    """Compares the shapes of a file's tensors with those that a config makes, by name.
+
+    Raises:
+        WeightsError: the first name that differs is told with both shapes, and in the hint `whose`
+            weights they should be.
+    """
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            there, by_config = (_shape(shapes.get(name)) for shapes in (found, wanted))
+            raise WeightsError(
+                f"{name} is {there} in the file and {by_config} by the config",
+                where=where,
+                hint=f"are these {whose}'s weights, and the config.json that belongs to them?",
+            )
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "absent" if shape is None else str(list(shape))
 
 
 def map_tensors(files: Iterable[TensorFile], names: Iterable[str]) -> dict[str, torch.Tensor]:

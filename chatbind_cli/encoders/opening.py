@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.encoders.languagebind.config import is_languagebind
 from chatbind_cli.encoders.reference import absolute, open_installed, split_reference
-from chatbind_cli.errors import ChatBindError, CheckpointError
+from chatbind_cli.errors import ChatBindError, CheckpointError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +27,9 @@ DEFAULT_BATCH_SIZE = 16
 _MODEL_TYPES = {
     "pe_audio_video": ("pe_audio_video", "PeAudioVideoEncoder"),
     "embedding_gemma2": ("embedding_gemma2", "EmbeddingGemma2Encoder"),
+    "timm": ("timm_towers", "TimmTowers"),
 }
-"""Files and classes of the Hugging Face kinds that know more than pictures, by model_type."""
+"""Files and classes of the Hugging Face kinds beside transformers' image towers, by model_type."""
 
 
 def usual_encoder() -> Path | None:
@@ -57,8 +58,8 @@ def open_encoder(
         reference: ImageBind's weights (`.pth` or `.safetensors`; Huge unless a config.json of an
             encoder lies beside them), or a folder with weights and config.json; or a repository of
             LanguageBind, or a folder with several of them, one a modality; `hf:OWNER/NAME[@REV]`: a
-            hub repository, see `encoder_folder`; `NAME:REST`: an encoder of another package, see
-            `open_installed`.
+            hub repository, see `encoder_folder`; `timm:NAME`: a model that timm knows; `NAME:REST`:
+            an encoder of another package, see `open_installed`.
         device: where to run.
         dtype: what to convert the weights to; None: float32.
         batch_size: clips that go through a tower at once; a CPU takes one recording at a time.
@@ -76,7 +77,7 @@ def open_encoder(
     import torch  # noqa: PLC0415
 
     kind, place, lasting = _find(reference)
-    return kind(
+    encoder = kind(
         place,
         reference=lasting,
         device=torch.device(device),
@@ -84,17 +85,27 @@ def open_encoder(
         batch_size=batch_size,
         attn_implementation=attn_implementation,
     )
+    if lasting.startswith("hf:"):
+        encoder.name = lasting.removeprefix("hf:")  # its folder is named by a commit
+    return encoder
 
 
 def open_encoders(references: Sequence[str | Path], **how: Any) -> Encoder:
     """Returns the encoder of a reference, or the several of more as one: see `SeveralEncoders`.
 
     Raises:
+        UsageError: there are too many, or one comes twice.
         ChatBindError: see `open_encoder`, which says what `how` may be.
     """
     from chatbind_cli.encoders.several import SeveralEncoders  # noqa: PLC0415
+    from chatbind_cli.model.config import MOST_ENCODERS  # noqa: PLC0415
 
+    if len(references) > MOST_ENCODERS:
+        raise UsageError(f"{len(references)} encoders are more than {MOST_ENCODERS}")
     opened = [open_encoder(reference, **how) for reference in references]
+    for number, one in enumerate(opened):
+        if one.reference in (other.reference for other in opened[:number]):
+            raise UsageError(f"the encoder {one.reference} is named twice")
     return opened[0] if len(opened) == 1 else SeveralEncoders(opened)
 
 
@@ -109,6 +120,15 @@ def _find(reference: str | Path) -> tuple[Callable[..., Encoder], Path | str, st
 
         path = encoder_folder(str(reference))
         return _kind(path), path, str(reference)
+    if scheme == "timm":
+        from chatbind_cli.download.encoder_folder import encoder_folder  # noqa: PLC0415
+        from chatbind_cli.encoders.huggingface.timm_towers import (  # noqa: PLC0415
+            TimmTowers,
+            find_model,
+        )
+
+        name, repository = find_model(rest)
+        return TimmTowers, encoder_folder(f"hf:{repository}"), f"timm:{name}"
     rest = absolute(rest)
     return partial(open_installed, scheme), rest, f"{scheme}:{rest}"
 
@@ -131,13 +151,13 @@ def _kind(path: Path) -> Callable[..., Encoder]:
 
 
 def _model_type(path: Path) -> str | None:
-    """What the config.json of a path's folder calls a model of transformers; None: it has none."""
+    """What the config.json of a path's folder calls a model of the hub; None: it has none."""
     folder = path if path.is_dir() else path.parent
     try:
         config = read_json(folder / "config.json", missing_ok=True)
     except CheckpointError:
         return None
-    kind = config.get("model_type")
+    kind = config.get("model_type", "timm" if "architecture" in config else None)
     if not isinstance(kind, str) or "vision_embed_dim" in config or _holds_imagebind(path):
         return None
     return kind

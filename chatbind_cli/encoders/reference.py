@@ -63,7 +63,7 @@ def open_installed(scheme: str, rest: str, **how: Any) -> Encoder:
     from chatbind_cli.encoders.encoder import Encoder  # noqa: PLC0415
 
     point = _entry_point(scheme)
-    where = f"{scheme}: (of the package {_package(point)})"
+    where = f"{scheme}:{rest} (package {_package(point)})"
     try:
         kind = point.load()
         if not (isinstance(kind, type) and issubclass(kind, Encoder)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -101,21 +101,28 @@ class SeveralEncoders(Encoder):
         rows = self._part(modality).run(modality, batch)
         return widen(rows, [one.embedding_dim for one in self._parts], self._of[modality])
 
+    def heeds(self, modality: str, options: MediaOptions) -> Collection[str]:
+        """As the encoder that gets such media does."""
+        if modality not in self._of:
+            return ()
+        return self._part(modality).heeds(modality, options)
+
     def texts_beside(self, modality: str) -> str:
-        """As the encoder that gets such media has it."""
-        return self._part(modality).texts_beside(modality)
+        """Which encoder gets such media, and what it has there."""
+        kind = self._part(modality).texts_beside(modality)
+        return f"{self._of[modality]} {kind}"
 
     def embed_texts(self, texts: Sequence[str], modality: str = "image") -> torch.Tensor:
-        """Every encoder's own embeddings of texts side by side; zeros where one knows none."""
-        return torch.cat(
-            [
-                one.embed_texts(texts, modality)
-                if "text" in one.modalities
-                else torch.zeros(len(texts), one.embedding_dim)
-                for one in self._parts
-            ],
-            dim=-1,
-        )
+        """Embeddings of texts by the encoder that gets such media, among zeros.
+
+        Raises:
+            WeightsError: one that gets media has no text tower.
+        """
+        for known, number in self._of.items():
+            if known != "text" and "text" not in self._parts[number].modalities:
+                raise self._parts[number].lacks("text")
+        rows = self._part(modality).embed_texts(texts, modality)
+        return widen(rows, [one.embedding_dim for one in self._parts], self._of[modality])
 
     def compare(self, embedding: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
         """As the encoder that made the embedding does, with its own embeddings of the texts."""

@@ -76,9 +76,9 @@ class ChatBind(lmms):
     ) -> None:
         super().__init__()
         transformers.utils.logging.disable_progress_bar()
-        paths = {"base": base, "encoder": encoder}
-        how: dict[str, Any] = {k: None if p is None else Path(p) for k, p in paths.items()}
-        how |= {"device": device, "dtype": dtype}
+        how: dict[str, Any] = {"device": device, "dtype": dtype}
+        how |= {"base": None if base is None else Path(base)}
+        how |= {"encoders": [] if encoder is None else [encoder]}
         size = (16 if engine is None else 64) if batch_size == "auto" else int(batch_size)
         self._open = ExitStack()
         remote: RemoteEngine | None = None

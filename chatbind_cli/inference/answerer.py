@@ -29,6 +29,7 @@ from chatbind_cli.inference.preparing import Preparation, Read
 from chatbind_cli.inference.questions import Question
 from chatbind_cli.inference.schedule import WINDOW
 from chatbind_cli.media.medium import Medium
+from chatbind_cli.model.config import encoder_of
 from chatbind_cli.model.turns import Turn, dialogue
 
 MediaLike = str | Path | bytes | Medium
@@ -241,7 +242,7 @@ class Answerer:
             earlier = (text for _, text in question.earlier)
             said = "".join((question.text, question.system or "", *earlier))
             check_text(said, self.engine.longest_context)
-            read = [_mixed(media)] if question.mix and media else media
+            read = [self._mixed(media)] if question.mix and media else media
             own = (
                 _placed(question.turns, read)
                 if question.turns
@@ -256,6 +257,23 @@ class Answerer:
             return replace(question, problem=problem)
         told = question.media if question.mix else tuple(media)
         return replace(question, media=told, turn=turns[-1], prompt=prompt, choice_ids=choice_ids)
+
+    def _mixed(self, media: Sequence[Medium]) -> Medium:
+        """The weighted sum of embeddings of norm 1, brought to norm 1.
+
+        Source: ImageBind (Girdhar et al., CVPR 2023), section 5: embeddings of different modalities
+        can be added up.
+
+        Raises:
+            RecordError: they lie in the spaces of several encoders.
+        """
+        rows = torch.stack([m.embedding for m in media if m.embedding is not None])
+        each = rows.split(encoder_of(self.model.config).widths, dim=-1)
+        if sum(bool(own.any()) for own in each) > 1:
+            raise RecordError("embeddings of several encoders cannot be mixed: they share no space")
+        weights = torch.tensor([medium.weight for medium in media])
+        total = (functional.normalize(rows, dim=-1) * weights.unsqueeze(-1)).sum(dim=0)
+        return replace(media[0], weight=1.0, embedding=functional.normalize(total, dim=-1))
 
     def _choice_ids(
         self, question: Question, turns: Sequence[Turn], prompt: TokenizedSample
@@ -306,15 +324,3 @@ def _answer(outcome: Outcome) -> Generated:
     if isinstance(outcome, ChatBindError):
         raise outcome
     return outcome
-
-
-def _mixed(media: Sequence[Medium]) -> Medium:
-    """The weighted sum of embeddings of norm 1, brought to norm 1.
-
-    Source: ImageBind (Girdhar et al., CVPR 2023), section 5: embeddings of different modalities
-    can be added up.
-    """
-    rows = torch.stack([m.embedding for m in media if m.embedding is not None])
-    weights = torch.tensor([medium.weight for medium in media])
-    total = (functional.normalize(rows, dim=-1) * weights.unsqueeze(-1)).sum(dim=0)
-    return replace(media[0], weight=1.0, embedding=functional.normalize(total, dim=-1))

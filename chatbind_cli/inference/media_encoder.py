@@ -12,19 +12,23 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from chatbind_cli.data.database import StoreMeta
 from chatbind_cli.data.decoders import Loaded, Reading, decode
 from chatbind_cli.data.encoding import NO_EMBEDDING, embed_each, is_embedding
-from chatbind_cli.data.lookup import Embeddings, open_stores
+from chatbind_cli.data.lookup import Embeddings, folders_of_each, open_stores
+from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.encoders.encoder import Decoded, Encoder
-from chatbind_cli.errors import ChatBindError, MediaError, contained
+from chatbind_cli.encoders.several import widen
+from chatbind_cli.errors import ChatBindError, MediaError, StoreError, contained
 from chatbind_cli.inference.loaded_model import LoadedModel, json_sha256
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.source import MediaSource, open_source
+from chatbind_cli.model.config import EncoderInfo, encoder_of
 
 _REMEMBERED = 1024
 """Embeddings that are kept: questions about one picture often follow each other."""
@@ -61,6 +65,11 @@ class MediaEncoder:
         """
         return self._model.find_encoder()
 
+    @cached_property
+    def _heeded(self) -> MediaOptions:
+        """The options, those that the encoder takes no notice of told once."""
+        return self.encoder.heeded(self._options)
+
     def identity(self) -> dict[str, Any]:
         """What answers say of where the embeddings come from; nothing without an encoder.
 
@@ -96,13 +105,13 @@ class MediaEncoder:
         return [self._read(medium) for medium in media]
 
     def _read(self, medium: Medium) -> Loaded:
-        reading = Reading(self.encoder.modalities, self.encoder.read, self._options)
+        reading = Reading(self.encoder.modalities, self.encoder.read, self._heeded)
         if medium.modality != "text":
             with ExitStack() as stack:
                 open_medium = partial(self._open, medium.ref, stack)
                 return decode(medium, open_medium, reading, self._recall)
         if "text" not in reading.known:
-            return MediaError("the encoder has no tower for text")
+            return reading.lacks("text")
         try:
             return self.encoder.read_text(str(medium.ref))
         except Exception as error:
@@ -158,25 +167,34 @@ def _embedded(
 
 
 class StoredEmbeddings:
-    """Finds embeddings in a store, where they lie under the names that records use.
+    """Finds embeddings in stores, where they lie under the names that records use.
 
-    It must have been made with the model's encoder; rows that were made with other `options` than
-    those are refused.
+    They must have been made with the model's encoder, each with any of several; rows that were made
+    with other `options` than those are refused. The first store that has a medium counts.
     """
 
-    def __init__(self, folder: Path, model: LoadedModel, options: MediaOptions) -> None:
+    def __init__(self, folders: Sequence[Path], model: LoadedModel, options: MediaOptions) -> None:
         self._pinned = model.encoder_sha256
-        dim = model.bundle.config.embedding_dim
-        self._stores = open_stores(folder, encoder_sha256=self._pinned, dim=dim)
-        self._embeddings = Embeddings(self._stores, options)
-        self._of_any_kind = Embeddings(self._stores)
         self._options = options
+        self._widths = encoder_of(model.bundle.config).widths
+        self._stores: list[_Stores] = []
+        for folder in [place for given in folders for place in folders_of_each(given)]:
+            found = open_stores(folder)
+            number = _which(found[0], model)
+            self._stores.append(
+                _Stores(number, found[0].meta, Embeddings(found, options), Embeddings(found))
+            )
 
     def identity(self) -> dict[str, Any]:
         """What answers say of where the embeddings come from."""
-        meta = self._stores[0].meta
-        known: dict[str, Any] = {"store_dtypes": [meta.encoder_dtype, meta.dtype]}
-        return known if self._pinned else known | {"encoder_sha256": meta.encoder_sha256}
+        metas = [one.meta for one in self._stores]
+        known: dict[str, Any] = {
+            "store_dtypes": [name for meta in metas for name in (meta.encoder_dtype, meta.dtype)]
+        }
+        if self._pinned:
+            return known
+        hashes = [meta.encoder_sha256 for meta in metas]
+        return known | {"encoder_sha256": hashes[0] if len(hashes) == 1 else hashes}
 
     def embed(self, media: Sequence[Medium]) -> list[Medium | ChatBindError]:
         """Each medium with its embedding, in order, or why there is none."""
@@ -195,12 +213,14 @@ class StoredEmbeddings:
     def _find(self, medium: Medium) -> Medium | ChatBindError:
         if medium.modality is None:
             return MediaError("is of no known modality", where=medium.name)
-        found = self._embeddings.find(medium)
-        if found is not None and not is_embedding(found):
-            return MediaError(NO_EMBEDDING, where=medium.name)
-        if found is not None:
-            return replace(medium, embedding=found)
-        if medium in self._of_any_kind:
+        for one in self._stores:
+            found = one.embeddings.find(medium)
+            if found is not None and not is_embedding(found):
+                return MediaError(NO_EMBEDDING, where=medium.name)
+            if found is not None:
+                row = found if one.number is None else widen(found, self._widths, one.number)
+                return replace(medium, embedding=row)
+        if any(medium in one.of_any_kind for one in self._stores):
             wanted = self._options.fingerprint(medium.modality)
             return MediaError(
                 f"is in the store, but not as the model takes it ({wanted})",
@@ -213,3 +233,37 @@ class StoredEmbeddings:
             where=medium.name,
             hint="encode it into the store, or answer without --store",
         )
+
+
+class _Stores(NamedTuple):
+    """What lies in one folder: the rows of these options, and of any.
+
+    Of the several encoders of a model, `number` says whose rows they are; None: the whole's.
+    """
+
+    number: int | None
+    meta: StoreMeta
+    embeddings: Embeddings
+    of_any_kind: Embeddings
+
+
+def _which(store: EmbeddingStore, model: LoadedModel) -> int | None:
+    """The number of the encoder that a store's rows are of; None where they are of the whole.
+
+    Raises:
+        StoreError: they are of none of the model's, or may be of any.
+    """
+    meta, own = store.meta, encoder_of(model.bundle.config)
+    whose: dict[int | None, EncoderInfo] = {None: own, **dict(enumerate(own.parts))}
+    known = {n: one.sha256 if model.encoder_sha256 else None for n, one in whose.items()}
+    fits = [n for n, one in whose.items() if one.embedding_dim == meta.dim]
+    exact = [n for n in fits if known[n] == meta.encoder_sha256]
+    found = exact[:1] or [n for n in fits if known[n] is None]
+    if len(found) == 1:
+        return found[0]
+    names = " and ".join(one.name for one in own.each)
+    raise StoreError(
+        f"was made with the encoder {meta.encoder_name} ({meta.encoder_sha256[:12]}, width "
+        f"{meta.dim}), which {'may be any' if found else 'is none'} of the model's: {names}",
+        where=str(store.folder),
+    )

@@ -6,7 +6,7 @@ after a kill is the same, byte for byte, as that of a run that was never disturb
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
 from functools import partial
 from itertools import islice
@@ -50,7 +50,7 @@ def vqa(
     choices: bool,
     media_root: MediaRoot,
     media: Mapping[str, Any],
-    store: Path | None,
+    stores: Sequence[Path],
     batch_size: int,
     workers: int,
     prompt_style: str | None,
@@ -71,7 +71,7 @@ def vqa(
         loaded = load()
         engine = open_engines.enter_context(connect(loaded))
         how = {"style": prompt_style, "engine": engine, "batch_size": batch_size}
-        answerer = _answerer(loaded, media, media_root, store, workers, **how)
+        answerer = _answerer(loaded, media, media_root, stores, workers, **how)
         asked = {"choices": True} if choices else settings.as_record()
         metadata = _metadata(answerer, loaded, asked, media)
         return Hand(
@@ -156,7 +156,7 @@ def _answerer(
     loaded: LoadedModel,
     media: Mapping[str, Any],
     media_root: MediaRoot,
-    store: Path | None,
+    stores: Sequence[Path],
     workers: int,
     **how: Any,
 ) -> Answerer:
@@ -165,8 +165,8 @@ def _answerer(
     from chatbind_cli.inference.media_encoder import MediaEncoder, StoredEmbeddings  # noqa: PLC0415
 
     options = loaded.media_options(**media)
-    if store is not None:
-        return Answerer(loaded, StoredEmbeddings(store, loaded, options), **how)
+    if stores:
+        return Answerer(loaded, StoredEmbeddings(stores, loaded, options), **how)
     encoder = MediaEncoder(loaded, options=options, open_media=media_root.open, workers=workers)
     return Answerer(loaded, encoder, readers=workers, **how)
 

@@ -71,17 +71,21 @@ class Depth(NamedTuple):
 
 
 @contextmanager
-def open_depth(source: MediaSource, options: MediaOptions) -> Iterator[Depth]:
+def open_depth(
+    source: MediaSource, options: MediaOptions, *, small: str | None = None
+) -> Iterator[Depth]:
     """A depth map; `options.depth_unit` may name its unit.
 
     Else (`auto`) whole numbers of 16 or 32 bits are millimetres, floating-point numbers metres. An
-    8-bit picture can be anything, so its unit must be named.
+    8-bit picture can be anything, so its unit must be named, unless it is taken for `small`.
 
     Raises:
         MediaError: its unit is not known, it holds no depth, or see `open_map`.
     """
     with open_map(source, options) as values:
-        unit = options.depth_unit if options.depth_unit != "auto" else _unit(values, source)
+        unit = options.depth_unit
+        if unit == "auto":
+            unit = small if small and values.dtype.itemsize == 1 else _unit(values, source)
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows counts as not measured
             numbers = values.astype(np.float32)
         del values

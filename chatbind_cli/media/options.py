@@ -22,24 +22,21 @@ DEPTH_UNITS: Final = ("auto", "mm", "m", "disparity", "relative")
 ACCEL_UNITS: Final = ("m/s2", "g")
 GYRO_UNITS: Final = ("rad/s", "deg/s")
 _LIMITS: Final = ("max_pixels", "max_array_bytes")
-_IMU: Final = ("imu_rate_hz", "imu_start_seconds", "imu_accel_unit", "imu_gyro_unit")
 MOST_CLIPS: Final = 64
 """Of a video of any length by `fps`: each is three pictures of two frames for the encoder."""
 
-_IF_SAID: Final = {"video": ("fps", "start", "end"), "audio": ("start", "end")}
-"""Fields that are part of a fingerprint where they have a value."""
-_DECIDING: Final = {
+FIELDS: Final = {
     "image": (),
-    "video": ("video_clips", "clip_seconds", "clip_sampler"),
-    "audio": ("audio_clips", "clip_seconds", "clip_sampler"),
+    "video": ("video_clips", "clip_seconds", "clip_sampler", "fps", "start", "end"),
+    "audio": ("audio_clips", "clip_seconds", "clip_sampler", "start", "end"),
     "depth": ("depth_unit", "depth_baseline_m", "depth_focal_px"),
     "thermal": (),
-    "imu": _IMU,
+    "imu": ("imu_rate_hz", "imu_start_seconds", "imu_accel_unit", "imu_gyro_unit"),
 }
-"""The fields that decide a modality's tensor, in the order of its fingerprint."""
-
-FIELDS: Final = {m: (*names, *_IF_SAID.get(m, ())) for m, names in _DECIDING.items()}
-"""The fields that may decide a modality's tensor; see `Encoder.heeds`."""
+"""The fields that may decide a modality's tensor, in the order of its fingerprint; which of them
+an encoder looks at says `Encoder.heeds`."""
+_IF_SAID: Final = ("fps", "start", "end")
+"""Those that are part of a fingerprint where they have a value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,9 +155,9 @@ class MediaOptions:
         """
         if modality not in MODALITIES:
             raise ValueError(f"{modality!r} is not one of {', '.join(MODALITIES)}")
-        parts = [_text(name, getattr(self, name)) for name in _DECIDING[modality]]
-        said = {name: getattr(self, name) for name in _IF_SAID.get(modality, ())}
-        parts += [f"{name}={float(value)}" for name, value in said.items() if value]
+        values = {name: getattr(self, name) for name in FIELDS[modality]}
+        parts = [_text(name, v) for name, v in values.items() if name not in _IF_SAID]
+        parts += [f"{name}={float(v)}" for name, v in values.items() if name in _IF_SAID and v]
         return "/".join([modality, f"v{PREPROCESSING_VERSION}", *parts])
 
 

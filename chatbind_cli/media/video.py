@@ -35,6 +35,7 @@ from chatbind_cli.media.container import (
 )
 from chatbind_cli.media.frames import SMALL_PIXELS, WHOLE_PIXELS, FrameBudget
 from chatbind_cli.media.guard import decoding
+from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.source import MediaSource
 
 _WIDEST = 40
@@ -130,31 +131,36 @@ def read_ends(
 
 def read_frames(
     source: MediaSource,
-    pick: Callable[[npt.NDArray[np.float64], float], Iterable[int]],
+    options: MediaOptions,
+    choose: Callable[[int, float], Iterable[int]],
     see: Callable[[npt.NDArray[np.uint8]], T],
-    *,
-    max_pixels: int,
 ) -> list[T]:
-    """Reads some frames, otherwise as `read_ends`.
+    """Reads some frames of a film, or of its stretch between `start` and `end`, as `read_ends`.
 
     Args:
         source: the file.
-        pick: from the seconds at which frames are shown, and at which the last one ends, to the
-            numbers of those to read.
+        options: where the stretch lies, and `max_pixels` of a frame.
+        choose: from the number of frames there, and the seconds that they last, to the numbers of
+            those to read.
         see: as there.
-        max_pixels: as there.
 
     Raises:
-        MediaError: as there.
+        MediaError: as there, or the film ends before the stretch.
     """
-    with open_film(source, max_pixels) as film:
+    with open_film(source, options.max_pixels) as film:
         container, stream = film.container, film.stream
         ticks, unit, end = frame_times(container, stream)
         if not len(ticks):
             raise MediaError(_NO_FRAME, where=source.name)
         refuse_cut_short(container, source, declared_seconds(container, stream), end * unit)
         seconds = np.multiply(ticks, float(unit), dtype=np.float64)
-        starts = [int(ticks[n]) * unit for n in pick(seconds, float(end * unit))]
+        begun, over = options.stretch(float(end * unit), source.name)
+        # of a stretch between two frames the one that is on display
+        first = max(int(np.searchsorted(seconds, begun, side="right")) - 1, 0)
+        last = max(int(np.searchsorted(seconds, over)) - 1, first)
+        total = last - first + 1
+        chosen = choose(total, total * float(end * unit) / len(ticks))
+        starts = [int(ticks[first + n]) * unit for n in chosen]
         cuts = [(start, start + _NEAR * 2) for start in starts]
         return [frame for frame, _ in _found(film, _look(film, cuts, _seen(see)))]
 

@@ -27,7 +27,7 @@ PROJECTOR_LAYOUTS = ("split", "repeat")
 STAGES = ("pretrain", "finetune", "published")
 
 MOST_ENCODERS = 8
-"""Side by side in one model: a file that says more is broken."""
+"""Side by side in one model: what says more is broken."""
 
 # What a config.json may say; all of it reaches arithmetic, slices or calls.
 _KINDS: dict[tuple[type, ...], tuple[str, ...]] = {
@@ -152,6 +152,7 @@ class EncoderInfo:
         dtype: the numbers in which it worked.
         licence: of its weights.
         parts: the encoders that it consists of, where they are several side by side; empty: one.
+        sha256_before: of the same encoder with fewer towers, see there; no file says it.
     """
 
     name: str
@@ -161,6 +162,7 @@ class EncoderInfo:
     dtype: str | None = None
     licence: str | None = None
     parts: tuple[EncoderInfo, ...] = ()
+    sha256_before: frozenset[str] = frozenset()
 
     @property
     def widths(self) -> list[int]:
@@ -176,15 +178,12 @@ class EncoderInfo:
         """The same for a configuration, which says nothing of what is not known or not there."""
         said = asdict(self)
         said["parts"] = [part.as_record() for part in self.parts]
-        unsaid = {k for k in ("dtype", "licence", "parts") if not said[k]}
+        unsaid = {"sha256_before", *(k for k in ("dtype", "licence", "parts") if not said[k])}
         return {k: v for k, v in said.items() if k not in unsaid}
 
 
 def identity_of(encoder: Encoder, *, hashed: bool = True) -> EncoderInfo:
-    """What a model says of the encoder whose embeddings it reads.
-
-    Its weights are read for their hash if it is to be `hashed`.
-    """
+    """What a model says of the encoder whose embeddings it reads; its hash reads its weights."""
     parts = encoder.parts if len(encoder.parts) > 1 else ()
     return EncoderInfo(
         name=encoder.name,
@@ -194,6 +193,7 @@ def identity_of(encoder: Encoder, *, hashed: bool = True) -> EncoderInfo:
         dtype=encoder.dtype_name,
         licence=encoder.licence,
         parts=tuple(identity_of(part, hashed=hashed) for part in parts),
+        sha256_before=encoder.sha256_before if hashed else frozenset(),
     )
 
 
@@ -286,7 +286,7 @@ def _difference(what: str, own: EncoderInfo, other: EncoderInfo) -> str | None:
             f"the {what} reads embeddings of width {own.embedding_dim}, the encoder "
             f"{other.name} gives {other.embedding_dim}"
         )
-    if own.sha256 and other.sha256 and own.sha256 != other.sha256:
+    if own.sha256 and other.sha256 and own.sha256 not in (other.sha256, *other.sha256_before):
         return (
             f"the {what} was trained with the encoder {own.name} ({own.sha256[:12]}), not with "
             f"{other.name} ({other.sha256[:12]})"

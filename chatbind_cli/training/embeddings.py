@@ -29,12 +29,12 @@ from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.root import MediaRoot
 from chatbind_cli.model.config import EncoderInfo, identity_of
 from chatbind_cli.training.encoders import (
+    Before,
     assumed_encoder,
     joined,
     modalities_of,
     open_all,
     tell_of,
-    trained_on,
 )
 from chatbind_cli.training.inputs import Inputs, read_rejected, refuse_rejected, save_rejected
 from chatbind_cli.training.rundir import REJECTED_FILE, RunFolder
@@ -75,13 +75,14 @@ def embedded(
     settings: TrainingSettings, inputs: Inputs, folder: RunFolder
 ) -> tuple[Inputs, Embeddings, EncoderInfo, MediaOptions]:
     """Encodes what no process of this or an earlier run has; leaves out what cannot be read."""
-    trained, media_options = trained_on(settings)
-    options = MediaOptions.known(media_options)
+    before = Before.of(settings)
+    options = MediaOptions.known(before.media_options)
     if not inputs.encoders:
-        return inputs, Embeddings([]), trained or assumed_encoder(), options
-    encoders = open_all(inputs.encoders, settings, trained)
+        return inputs, Embeddings([]), before.encoder or assumed_encoder(), options
+    encoders = open_all(inputs.encoders, settings, before)
     inputs = known_media(settings, inputs, encoders)
     info = joined([identity_of(encoder) for encoder in encoders])
+    before.check(info)
     for encoder in encoders:
         tell_of(encoder)
     kinds = [modalities_of(encoder) for encoder in encoders]

@@ -7,13 +7,14 @@ with them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain, combinations, zip_longest
+from dataclasses import dataclass
+from itertools import chain, combinations, repeat, zip_longest
 from typing import Any
 
 import torch
 
 from chatbind_cli.checkpoints.json_file import read_json
-from chatbind_cli.checkpoints.projector_file import is_published, read_projector
+from chatbind_cli.checkpoints.projector_file import ProjectorInfo, is_published, read_projector
 from chatbind_cli.console import note
 from chatbind_cli.data.conversations import Media
 from chatbind_cli.data.lookup import Embeddings, SeveralEmbeddings, open_stores, options_in
@@ -27,6 +28,7 @@ from chatbind_cli.model.config import (
     MODEL_TYPE,
     ChatBindConfig,
     EncoderInfo,
+    check_encoder,
     encoder_of,
     identity_of,
 )
@@ -37,40 +39,68 @@ from chatbind_cli.training.settings import TrainingSettings
 _IMAGEBIND_WIDTH = 1024
 
 
-def trained_on(settings: TrainingSettings) -> tuple[EncoderInfo | None, dict[str, Any]]:
-    """What made the embeddings of the projector, or ChatBind model, that training goes on from.
+@dataclass(frozen=True)
+class Before:
+    """What training goes on from, as far as its media are concerned.
 
-    Returns:
-        The encoder, None where training begins from nothing; and how media became tensors, empty
-        where nothing says.
-
-    Raises:
-        ChatBindError: the projector or model cannot be read.
+    Attributes:
+        config: of the projector or ChatBind model; None: training begins from nothing.
+        where: the projector or the model.
     """
-    if settings.projector is not None:
-        info = read_projector(settings.projector).info
-        return encoder_of(info), info.media_options
-    if is_published(settings.model):
-        config = read_published(settings.model)[0]
-    else:
+
+    config: ProjectorInfo | ChatBindConfig | None
+    where: str
+
+    @classmethod
+    def of(cls, settings: TrainingSettings) -> Before:
+        """That of a run.
+
+        Raises:
+            ChatBindError: the projector or model cannot be read.
+        """
+        if settings.projector is not None:
+            return cls(read_projector(settings.projector).info, str(settings.projector))
+        if is_published(settings.model):
+            return cls(read_published(settings.model)[0], str(settings.model))
         fields = read_json(settings.model / "config.json")
-        if fields.get("model_type") != MODEL_TYPE:
-            return None, {}
-        config = ChatBindConfig.from_dict(fields)
-    return encoder_of(config), config.media_options or {}
+        ours = fields.get("model_type") == MODEL_TYPE
+        return cls(ChatBindConfig.from_dict(fields) if ours else None, str(settings.model))
+
+    @property
+    def media_options(self) -> dict[str, Any]:
+        """How media became tensors; empty where nothing says."""
+        return (self.config.media_options if self.config is not None else None) or {}
+
+    @property
+    def encoder(self) -> EncoderInfo | None:
+        """What made the embeddings."""
+        return encoder_of(self.config) if self.config is not None else None
+
+    def check(self, encoder: EncoderInfo) -> None:
+        """Refuses another encoder than that of the training before.
+
+        Raises:
+            CheckpointError: see `check_encoder`.
+        """
+        if self.config is not None:
+            check_encoder(self.config, encoder, where=self.where)
 
 
 def open_all(
-    references: Sequence[str], settings: TrainingSettings, trained: EncoderInfo | None
+    references: Sequence[str], settings: TrainingSettings, before: Before
 ) -> list[Encoder]:
-    """The encoders of a run, which go on in the dtype that training was begun with.
+    """The encoders of a run, which go on in the dtypes that training was begun with.
 
     Raises:
         ChatBindError: see `open_encoder`.
     """
-    device = "cuda" if on_gpu(settings) else "cpu"
-    dtype = resolve_dtype((trained and trained.dtype) or "auto", torch.device(device))
-    return [open_encoder(one, device=device, dtype=dtype) for one in references]
+    device = torch.device("cuda" if on_gpu(settings) else "cpu")
+    known = before.encoder.each if before.encoder else ()
+    dtypes = [*(one.dtype for one in known), *repeat(None, len(references))]
+    return [
+        open_encoder(one, device=device, dtype=resolve_dtype(dtype or "auto", device))
+        for one, dtype in zip(references, dtypes, strict=False)
+    ]
 
 
 def modalities_of(encoder: Encoder) -> list[str]:
@@ -138,11 +168,13 @@ def stored_embeddings(
     Raises:
         StoreError: they were made by other encoders than the settings name, in other ways than
             the training before, or in several.
+        CheckpointError: they were made by other encoders than those of the training before.
         UsageError: two stores are of one encoder.
     """
     groups = [open_stores(folder) for folder in settings.stores]
-    trained = trained_on(settings)[1]
-    options = options_in(list(chain.from_iterable(groups)), media.modalities(), trained)
+    before = Before.of(settings)
+    everything = list(chain.from_iterable(groups))
+    options = options_in(everything, media.modalities(), before.media_options)
     infos = []
     for folder, stores, named in zip_longest(settings.stores, groups, settings.encoders):
         meta = stores[0].meta
@@ -164,6 +196,7 @@ def stored_embeddings(
             )
         )
     info = joined(infos)
+    before.check(info)
     if len(groups) == 1:
         return Embeddings(groups[0], options), info, options
     # what none of its stores holds an encoder is taken not to know

@@ -69,10 +69,17 @@ class Inputs:
     def seen_with(self, names: Sequence[str], known: Sequence[Collection[str]]) -> Inputs:
         """The inputs with every conversation once with each encoder that knows its media.
 
+        Notes say what there is.
+
         Args:
             names: of the encoders.
             known: the modalities that each knows.
         """
+        left_out = f", {len(self.rejected)} input(s) left out" if self.rejected else ""
+        note(
+            f"{len(self.conversations):,} conversations with {len(self.media):,} "
+            f"different media{left_out}"
+        )
         if len(known) == 1:
             return self
         seen = replace(

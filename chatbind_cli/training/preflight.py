@@ -27,7 +27,7 @@ from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.model.assemble import read_without_weights
 from chatbind_cli.model.base import adapted_base, find_base
 from chatbind_cli.training.embeddings import known_media
-from chatbind_cli.training.encoders import refuse_twice, trained_on
+from chatbind_cli.training.encoders import Before, refuse_twice
 from chatbind_cli.training.inputs import Inputs, refuse_rejected
 from chatbind_cli.training.needs import GIB, Shape, advice, disk_needed, memory_needed
 from chatbind_cli.training.settings import TrainingSettings
@@ -79,7 +79,7 @@ def _unreadable(
     settings: TrainingSettings, encoders: Sequence[Encoder], media: Sequence[Medium]
 ) -> dict[Medium, str]:
     """Those of the media that an encoder cannot decode which knows such, each with the reason."""
-    options = MediaOptions.known(trained_on(settings)[1])
+    options = MediaOptions.known(Before.of(settings).media_options)
     ways = [Reading(encoder.modalities, encoder.read, options) for encoder in encoders]
 
     def look(medium: Medium) -> str | None:

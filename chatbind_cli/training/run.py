@@ -124,11 +124,6 @@ def _train(
         embeddings, encoder, options = stored_embeddings(settings, inputs.media)
     else:
         inputs, embeddings, encoder, options = embedded(settings, inputs, folder)
-    left_out = f", {len(inputs.rejected)} input(s) left out" if inputs.rejected else ""
-    note(
-        f"{len(inputs.conversations):,} conversations with {len(inputs.media):,} "
-        f"different media{left_out}"
-    )
     names = [one.name for one in encoder.each]
     inputs = inputs.seen_with(names, [part.known for part in embeddings.parts])
     set_seed(settings.seed)
@@ -152,9 +147,10 @@ def _train(
     )
     if worker.rank() == 0:
         base = (bundle.config.provenance or {})["language_model"]
-        folder.confirm(
-            {"encoder_sha256": encoder.sha256, "language_model": base.get("fingerprint")}
-        )
+        found = {"encoder_sha256": encoder.sha256, "language_model": base.get("fingerprint")}
+        if len(settings.stores) > 1:  # they say what is seen with which, and may have grown
+            found["samples"] = len(inputs.conversations)
+        folder.confirm(found)
     if settings.lora_r is not None:
         put_adapters(bundle.model, settings, mixed=arguments.bf16 or arguments.fp16)
     freeze = settings.freeze_backbone

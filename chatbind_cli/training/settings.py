@@ -198,13 +198,13 @@ class TrainingSettings:
         return self.global_batch_size or self.per_device_train_batch_size * passes
 
     def identity(self, world_size: int) -> dict[str, Any]:
-        """The values that decide the result, in JSON's types.
+        """The values that decide the result, but for the encoders, in JSON's types.
 
         How a global batch is split over processes is left out: it changes sums only by rounding.
         """
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.compare}
-        # one as versions that took one have it
-        values["encoder"] = one_or_several([place_of(one) for one in values.pop("encoders")])
+        del values["encoders"]  # without any, the inputs say which are taken
+        # as versions that took one store have it
         values["store"] = one_or_several(_resolved(values.pop("stores")))
         values["data"] = [str(replace(file, path=file.path.resolve())) for file in self.data]
         root = self.media_root

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any, ClassVar
@@ -161,3 +162,19 @@ def test_encoders_stand_side_by_side_and_one_that_lacks_a_modality_says_so_once(
     assert (tmp_path / "pairs.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ChatBindError, match="no encoder knows both"):
         compare_encoders(things, [blind], MediaRoot(tmp_path), options)
+
+
+def test_a_person_reads_a_table_for_each_pair_with_a_line_for_each_encoder(
+    things: list[Pair], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoders = [Bytes("one", ("image", "audio", "imu")), Bytes("another", ("image", "audio"), True)]
+    options = EncodingOptions(media=MediaOptions(), workers=0)
+    found, _ = compare_encoders(things, encoders, MediaRoot(tmp_path), options)
+    importlib.import_module("chatbind_cli.commands.inspect")._show_pairs(found)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines] == [
+        *("image and audio", "one@0123456789ab", "another@0123456789ab"),
+        *("image and imu", "one@0123456789ab"),
+    ]
+    assert len({line.rindex("  ") for line in lines}) == 1  # the last column begins at one place
+    assert lines[1].split()[2:5] == ["100.0%", "100.0%", "16.7%"]

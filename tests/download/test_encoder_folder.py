@@ -24,7 +24,8 @@ FILES = {
     "tokenizer.json": b"{}",
     "merges.txt": b"a b",
     "model.safetensors": WEIGHTS,
-    "README.md": b"no",
+    "README.md": b"---\nlicense: mit\n---\n",
+    "config_sentence_transformers.json": b"{}",
     "eval_results.json": b"no",
     "open_clip_model.safetensors": b"no",
     "pytorch_model.bin": b"no",
@@ -36,6 +37,8 @@ FILES = {
     "onnx/model.safetensors": b"no",
 }
 WANTED = {
+    "README.md",
+    "config_sentence_transformers.json",
     "config.json",
     "preprocessor_config.json",
     "tokenizer.json",
@@ -68,7 +71,7 @@ def test_what_an_encoder_needs_goes_to_the_cache_and_is_found_there_offline(
     assert folder.is_relative_to(tmp_path / "cache")
     assert names(folder) == WANTED
     assert capsys.readouterr().err == (
-        "chatbind: fetching hf:owner/name to the hub's cache: 5 files, 2.05 MB\n"
+        "chatbind: fetching hf:owner/name to the hub's cache: 7 files, 2.05 MB\n"
     )
     assert encoder_folder("hf:owner/name") == folder
     assert capsys.readouterr().err == ""

@@ -55,32 +55,31 @@ def test_a_stage_whose_input_never_finished_says_so(shell):
     assert not (shell.folder / "p.safetensors").exists()
 
 
-def test_a_reader_that_goes_away_ends_the_program_quietly(shell):
+def test_a_reader_that_goes_away_ends_the_program_quietly(shell, warm):
     done = shell(
         "for i in 1 2; do sed s/image-/image-$i-/ eval/questions-image.jsonl; done > many.jsonl;"
         "chatbind vqa -m model -q many.jsonl --media-root media --max-new-tokens 8"
         " --batch-size 1 | head -n 1; echo ${PIPESTATUS[0]} >&2",
         check=False,
+        env=warm,
     )
     assert len(records(done.stdout)) == 1
     assert done.stderr.splitlines()[-1] in ("0", "141")
     assert "Traceback" not in done.stderr
 
 
-def test_ctrl_c_ends_with_130_and_leaves_whole_records_that_a_second_run_continues(
-    shell, made, warm
-):
+def test_ctrl_c_ends_with_130_and_leaves_whole_records_that_a_second_run_continues(shell, warm):
     shell(f"for i in $(seq 6); do sed s/image-/image-$i-/ {QUESTIONS}; done > many.jsonl")
     line = "chatbind vqa -m model -q many.jsonl --media-root media --max-new-tokens 8"
     output = shell.folder / "many-answers.jsonl"
     process = subprocess.Popen(
         [*line.split(), "-o", str(output), "--batch-size", "2"],
         cwd=shell.folder,
-        env=made[1],
+        env=warm,
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        executable=made[1]["PATH"].split(":")[0] + "/chatbind",
+        executable=warm["PATH"].split(":")[0] + "/chatbind",
     )
     deadline = time.monotonic() + 120
     while not (output.exists() and output.read_bytes().count(b"\n") >= 2):

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 from click.testing import CliRunner, Result
 from openai.types.chat import ChatCompletion
 
@@ -22,7 +21,7 @@ from chatbind_cli.errors import (
 from chatbind_cli.inference.batch_file import BatchLines
 from chatbind_cli.inference.decoding import Generated
 from chatbind_cli.inference.questions import Question
-from tests.inference.world import World, read_jsonl, start, write_jsonl
+from tests.inference.world import World, read_jsonl, write_jsonl
 
 BATCH = ["--input-format", "openai-batch", "--output-format", "openai-batch"]
 
@@ -223,15 +222,3 @@ def test_a_person_at_a_terminal_reads_words() -> None:
 def test_what_does_not_go_together_is_refused_at_the_door(world: World) -> None:
     for more in (BATCH[2:], [*BATCH, "--choices"]):
         assert isinstance(vqa(world, *more, stdin="").exception, UsageError)
-
-
-@pytest.mark.slow
-def test_several_processes_write_the_same_lines(world: World, tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "b.jsonl", requests(world))
-    vqa(world, "-q", path, "-o", tmp_path / "one.jsonl", *BATCH)
-    with start(
-        *words(world, "-q", path, "-o", tmp_path / "two.jsonl", "--num-processes", "2", *BATCH)
-    ) as process:
-        _, said = process.communicate(timeout=120)
-    assert process.returncode == 3, said
-    assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()

@@ -70,6 +70,17 @@ def test_an_encoder_at_the_usual_place_is_found(
     assert found(model).reference == str(tmp_path / "checkpoints/imagebind")
 
 
+def test_another_encoder_at_the_usual_place_is_not_taken_for_the_one_that_is_gone(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = moved(world, tmp_path / "model", path="/gone/tiny")
+    monkeypatch.chdir(tmp_path)
+    save_tiny_encoder(tmp_path / "checkpoints" / "imagebind", seed=9)
+    with pytest.raises(CheckpointError, match="needs the encoder tiny, which is not at /gone/tiny"):
+        found(model)
+    assert found(model, allow=True).reference == str(tmp_path / "checkpoints/imagebind")
+
+
 def test_another_encoder_is_refused_unless_it_is_wanted(world: World, tmp_path: Path) -> None:
     save_tiny_encoder(tmp_path / "other", seed=9)
     with pytest.raises(CheckpointError, match=r"not with other .*--allow-encoder-mismatch"):

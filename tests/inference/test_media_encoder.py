@@ -172,7 +172,7 @@ def test_a_store_is_asked_by_name(loaded: LoadedModel, tmp_path: Path) -> None:
     sha256 = loaded.encoder_sha256
     with EmbeddingStore.open(tmp_path, "a", encoder_sha256=sha256, dim=DIM) as store:
         store.add("a/x.png", "image", "1" * 64, "image/v1", vector)
-    encoder = StoredEmbeddings(tmp_path, loaded, MediaOptions())
+    encoder = StoredEmbeddings([tmp_path], loaded, MediaOptions())
     found, missing = encoder.embed([Medium("image", "a/x.png"), Medium("image", "y.png")])
     assert torch.equal(embeddings([found]), vector.unsqueeze(0))
     assert "y.png: is not in the store" in str(missing)

@@ -17,7 +17,9 @@ import pytest
 from click.testing import CliRunner
 
 from chatbind_cli import cli
+from chatbind_cli.errors import SomeRecordsFailed
 from chatbind_cli.jsonl import dumps
+from tests.inference.test_batch_files import BATCH, requests
 from tests.inference.world import World, questions, read_jsonl, start, write_jsonl
 
 pytestmark = pytest.mark.slow
@@ -138,16 +140,21 @@ def test_under_somebodys_launcher_the_first_process_leads(world: World, tmp_path
 
 
 def test_tasks_of_srun_come_to_the_first(world: World, tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "q.jsonl", questions(19))
+    # with the lines of a batch file, which are to come out of several processes as of one
+    path = write_jsonl(tmp_path / "b.jsonl", requests(world))
     whole, out = tmp_path / "whole.jsonl", tmp_path / "a.jsonl"
-    alone(world, path, whole)
+    result = CliRunner().invoke(cli.app, words(world, "-q", path, "-o", whole, *BATCH))
+    assert isinstance(result.exception, SomeRecordsFailed)
     srun = [sys.executable, "tests/cluster/srun", "--ntasks-per-node=2", sys.executable]
-    line = [*srun, "-m", "chatbind_cli", *words(world, "-q", path, "-o", out)]
+    line = [*srun, "-m", "chatbind_cli", *words(world, "-q", path, "-o", out, *BATCH)]
     step = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "here"}
     environment = {**os.environ, **step, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
     environment["PYTHONPATH"] = os.pathsep.join(["", os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(line, capture_output=True, env=environment, check=False, timeout=240)
-    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.returncode == 3
+    *notes, last = done.stderr.decode().splitlines()
+    assert last.startswith("chatbind: error: 3 of 12 questions failed; the first: ")
+    assert all("asks for gpt-4o-mini" in note for note in notes) and len(notes) == 1
     assert out.read_bytes() == whole.read_bytes()
     assert not list(tmp_path.glob("chatbind-*"))
 

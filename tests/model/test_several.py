@@ -74,6 +74,15 @@ def test_each_embedding_goes_through_the_part_of_its_encoder_alone(kind: str, la
     assert not torch.equal(wanted[2], wanted[3])
 
 
+def test_each_part_starts_anew_as_large_as_words() -> None:
+    projector = Projector([32, 64], 256)
+    projector.reset_parameters(std=0.5)
+    vectors = functional.normalize(torch.randn(64, 96), dim=-1)
+    for part, own in zip(projector.parts, vectors.split([32, 64], dim=-1), strict=True):
+        found = part(functional.normalize(own, dim=-1)).std().item()
+        assert found == pytest.approx(0.5, rel=0.1)
+
+
 def test_all_parts_are_in_the_graph_and_only_those_that_saw_something_learn() -> None:
     projector = Projector([3, 5], 6)
     projector(moved(2)).sum().backward()
@@ -142,6 +151,7 @@ def test_a_built_model_and_its_projector_come_back_from_their_files(tmp_path: Pa
     [
         ({"drop": "projector.parts.1.layers.0.bias"}, r"no projector\.parts\.1\.layers\.0\.bias"),
         ({"add": "projector.layers.0.weight"}, r"has no projector\.layers\.0\.bias"),
+        ({"add": "projector.layers.0.weight projector.layers.0.bias"}, "has also projector.parts"),
         ({"add": "projector.parts.7.layers.0.weight"}, "its projector has"),
         ({"add": "projector.parts.0.layers.2.weight"}, r"no projector\.parts\.0\.layers\.2\.bias"),
     ],
@@ -155,7 +165,8 @@ def test_a_file_whose_parts_do_not_go_together_is_refused(
     if "drop" in change:
         del tensors[change["drop"]]
     else:
-        tensors[change["add"]] = torch.ones(4, 4)
+        for name in change["add"].split():
+            tensors[name] = torch.ones(4, 4) if name.endswith("weight") else torch.ones(4)
     save_file(tensors, path)
     with pytest.raises(CheckpointError, match=message):
         read_projector(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -11,8 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-
-from .conftest import ROOT, environment
 
 pytestmark = pytest.mark.slow
 
@@ -72,39 +69,3 @@ def test_torchrun_starts_the_same_command(world, here, tmp_path) -> None:
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 17
     assert_alike(one / "model.safetensors", two / "model.safetensors")
-
-
-def test_adapters_train_in_two_processes_as_in_one(world, here, program, tmp_path) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    lora = ("--lora-r", "4", "--lora-dropout", "0")
-    assert here("finetune", *words(world, one, 4, source="store"), *lora).code == 0
-    launched = words(world, two, 1, source="store")
-    launched[launched.index("--gradient-accumulation-steps") + 1] = "2"
-    done = program("finetune", *launched, *lora, "--num-processes", "2")
-    assert done.code == 0, done.stderr
-    for name in ("adapter_model.safetensors", "projector.safetensors"):
-        assert_alike(one / name, two / name)
-
-
-def test_tasks_of_srun_work_like_one(world, tmp_path) -> None:
-    pictures = [str(world.media / f"p{n}.png") for n in (0, 1)]
-    done = subprocess.run(
-        [
-            *(sys.executable, ROOT / "tests" / "cluster" / "srun", "--ntasks-per-node=2"),
-            *(sys.executable, "-m", "chatbind_cli", "encode", "--device", "cpu"),
-            *("--encoder", world.imagebind, *pictures, tmp_path / "missing.png"),
-        ],
-        capture_output=True,
-        text=True,
-        env={**environment(), "SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "localhost"},
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 3
-    records = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [record["path"] for record in records[:2]] == pictures
-    assert records[2]["error"].endswith("no such file")
-    assert [line for line in done.stderr.splitlines() if "chatbind" in line] == [
-        "chatbind: 2 files encoded, 1 failed",
-        "chatbind: error: 1 of 3 files could not be encoded",
-    ]

@@ -56,20 +56,20 @@ def losses(world: World, model: Path, stores: Path) -> list[float]:
     """The model's loss on the pictures of the world, by each encoder alone."""
     bundle = load_chatbind(model)
     bundle.model.eval()
-    parts = [
-        Embeddings(open_stores(stores / f"encoder-{number}"), known={"image"}) for number in (1, 2)
-    ]
+    kept = [open_stores(stores / f"encoder-{number}") for number in (1, 2)]
     everything = Conversations(read_records(world.captions))
     found = []
     for kinds in ([{"image"}, ()], [(), {"image"}]):
+        # whatever the view, a picture goes to the one that knows such
+        parts = [Embeddings(some, known=known) for some, known in zip(kept, kinds, strict=True)]
         samples = TrainingSamples(
-            everything.viewed(kinds),
+            everything,
             PromptEncoder(bundle.tokenizer, bundle.config),
             SeveralEmbeddings(parts, [DIM, WIDTH]),
             2048,
         )
-        some = samples.__getitems__([i for i, one in enumerate(samples.conversations) if one.media])
-        batch = Collator(0)(some)
+        pictures = [number for number, one in enumerate(everything) if one.media]
+        batch = Collator(0)(samples.__getitems__(pictures))
         del batch["work"], batch["samples"]
         with torch.no_grad():
             found.append(float(bundle.model(**batch).loss))
@@ -118,6 +118,13 @@ def test_a_run_with_two_encoders_goes_on_bit_for_bit(world, second, here, tmp_pa
     assert sha256(out) == first
     parts = read_projector(out / "projector.safetensors").tensors
     assert {name.split(".")[2] for name in parts} == {"0", "1"}
+    # another order is refused before anything is encoded
+    projector = ("--projector", str(out / "projector.safetensors"))
+    turned[turned.index(str(out))] = str(tmp_path / "two")
+    refused = here("finetune", *turned, *projector)
+    assert refused.code == 1
+    assert "was trained with the encoders in another order" in refused.stderr
+    assert not (tmp_path / "two" / "embeddings").exists()
     # the stores are what a later run may take in place of media and encoders
     stores = [str(out / "embeddings" / f"encoder-{number}") for number in (1, 2)]
     again = world.args(tmp_path / "again", "--learning-rate", "0.01", "--store", stores[1])

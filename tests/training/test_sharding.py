@@ -30,6 +30,7 @@ from chatbind_cli.training.sharding import Sharding, sharding_of
 FSDP = ("--fsdp", "full_shard auto_wrap")
 # sums in another order, and what AdamW makes of gradients that are nearly zero
 ROUNDING = 2e-6
+LORA = ("--lora-r", "4", "--lora-alpha", "8", "--lora-dropout", "0")
 HALF = ("--bf16", "yes", "--gradient-checkpointing", "yes")
 
 
@@ -140,9 +141,8 @@ def runs(world, tied, tmp_path_factory) -> Path:
         go("shared", *FSDP, model=tied)
         go("shared-again", *FSDP, model=tied, again="shared")
         go("whole-then-shared", *FSDP, model=tied, again="whole")
-        lora = ("--lora-r", "4", "--lora-alpha", "8", "--lora-dropout", "0")
-        go("adapters", *lora, model=world.llama_without_dropout)
-        go("shared-adapters", *FSDP, *lora, model=world.llama_without_dropout)
+        go("adapters", *LORA, model=world.llama_without_dropout)
+        go("shared-adapters", *FSDP, *LORA, model=world.llama_without_dropout)
         watch(root / f"seen-{rank}.json")
         more = [*FSDP, *HALF, "--eval-data", str(world.captions), "--eval-strategy", "steps"]
         go("half", *more, model=world.llama)
@@ -169,12 +169,18 @@ def test_a_shared_model_trains_like_a_whole_one(runs) -> None:
     assert losses(runs / "whole") == pytest.approx(losses(runs / "shared"), abs=1e-5)
 
 
-def test_adapters_train_beside_a_shared_model(runs) -> None:
+def test_adapters_train_in_two_processes_as_in_one_and_beside_a_shared_model(
+    world, here, runs, tmp_path
+) -> None:
+    line = words(world, tmp_path / "one", *LORA, model=world.llama_without_dropout, processes=1)
+    assert here(*line).code == 0
     for name in ("adapter_model.safetensors", "projector.safetensors"):
-        one, other = load_file(runs / "adapters" / name), load_file(runs / "shared-adapters" / name)
-        assert one.keys() == other.keys()
-        for key, tensor in one.items():
-            torch.testing.assert_close(other[key], tensor, rtol=0, atol=ROUNDING, msg=key)
+        one = load_file(tmp_path / "one" / name)
+        for run_of_two in ("adapters", "shared-adapters"):
+            other = load_file(runs / run_of_two / name)
+            assert one.keys() == other.keys()
+            for key, tensor in one.items():
+                torch.testing.assert_close(other[key], tensor, rtol=0, atol=ROUNDING, msg=key)
 
 
 @pytest.mark.parametrize(("first", "again"), [("shared", "shared-again"), ("half", "half-again")])

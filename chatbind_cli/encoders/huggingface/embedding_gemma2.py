@@ -49,6 +49,8 @@ from chatbind_cli.model.pretrained import open_tokenizer
 _MOST_IDS = 8192
 """Of a text, with which the model was trained."""
 
+_MOST_ID = 1 << 30
+
 _PROMPTS = "config_sentence_transformers.json"
 _PARTS = {"image": "vision", "video": "vision", "audio": "audio"}
 
@@ -68,11 +70,28 @@ class EmbeddingGemma2Encoder(HuggingFaceEncoder):
     def __init__(self, path: Path, **how: Any) -> None:
         super().__init__(path, **how)
         self._model: nn.Module | None = None
+        self._check_ids()
         vision, sounds = self.config.vision_config, self.config.audio_config
         if vision:
             check_pictures(self.folder, vision)
         rate = sound_rate(self.folder, sounds, self.settings) if sounds else 0
         self.read = Reader(folder=self.folder, rate_hz=rate)
+
+    def _check_ids(self) -> None:
+        """Refuses ids of media in a prompt that are none."""
+        config, ends, soft = self.config, [], []
+        if config.vision_config:
+            ends += [config.boi_token_id, config.eoi_token_id]
+            soft += [config.image_token_id, config.video_token_id]
+        if config.audio_config:
+            ends += [config.boa_token_id, config.eoa_token_index]
+            soft += [config.audio_token_id]
+        # the model takes soft ones out before it looks any up
+        known = range(config.text_config.vocab_size)
+        fine = all(type(token) is int and 0 <= token < _MOST_ID for token in soft)
+        fine = fine and all(type(token) is int and token in known for token in ends)
+        if not fine or len({*ends, *soft}) < len(ends + soft):
+            raise WeightsError("has ids for media that are none", where=str(self.folder))
 
     @property
     def embedding_dim(self) -> int:

@@ -20,12 +20,13 @@ from transformers import (
 )
 from transformers.video_utils import VideoMetadata
 
-from chatbind_cli.encoders.huggingface.inputs import read_film, read_sound, spread
+from chatbind_cli.encoders.huggingface.inputs import AS_ARRAYS, read_film, read_sound, spread
 from chatbind_cli.encoders.huggingface.repository import open_processor
 from chatbind_cli.errors import WeightsError
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.pictures import open_rgb
 from chatbind_cli.media.source import MediaSource
+from chatbind_cli.model.pretrained import one_line
 
 MOST_FRAMES = 64
 """Of a film, whatever the processor and `--fps` say."""
@@ -36,7 +37,14 @@ _MOST_SAMPLES = 480_000
 _MOST_NUMBERS = 1 << 26
 """Of a medium's tensor: 256 MiB."""
 
+_MOST_STEPS = 1000
+"""That the tower of sound looks at at once, of 40 ms each."""
+
+_KINDS = ("Gemma4", "EmbeddingGemma2")
+"""How the names of processors begin that give what the towers take."""
+
 _MOST_FPS = 60
+_RATE_HZ, _FRAME_MS = 16_000, 20  # where a file does not say them
 _LEAST_RATE_HZ = 1000
 _MOST_BANK = 1 << 24
 """Numbers in the table of a filter bank."""
@@ -70,7 +78,7 @@ class Reader:
         if modality == "image":
             with open_rgb(source, options.max_pixels, work=_WORK) as picture:
                 processor = open_processor(self.folder, AutoImageProcessor)
-                found = processor([np.array(picture)], return_tensors="pt")
+                found = processor([np.array(picture)], **AS_ARRAYS)
                 return _grid(found["pixel_values"][0], found["image_position_ids"][0])
         if modality == "video":
 
@@ -96,7 +104,7 @@ class Reader:
     def _see(self, rgb: npt.NDArray[np.uint8]) -> torch.Tensor:
         """The patches of a frame [height, width, 3]."""
         processor = open_processor(self.folder, AutoVideoProcessor)
-        found = processor([rgb[None]], do_sample_frames=False, return_tensors="pt")
+        found = processor([rgb[None]], do_sample_frames=False, **AS_ARRAYS)
         return _grid(found["pixel_values_videos"][0], found["video_position_ids"][0])
 
     def _choose(self, total: int, seconds: float, options: MediaOptions) -> list[int]:
@@ -134,25 +142,29 @@ def check_pictures(folder: Path, vision: PreTrainedConfig) -> None:
         WeightsError: it asks for too much, or for what another tower takes.
     """
     films = open_processor(folder, AutoVideoProcessor)
-    if films.add_timestamps or (films.fps or 0) > _MOST_FPS:
-        raise WeightsError(
-            f"asks for time stamps between frames, or {films.fps} a second",
-            where=str(folder),
-        )
-    most = min(films.max_frames or MOST_FRAMES, MOST_FRAMES)
     pictures = open_processor(folder, AutoImageProcessor)
-    for processor, frames in ((pictures, 1), (films, most)):
-        side, pooled = processor.patch_size, processor.pooling_kernel_size
-        patches = processor.max_soft_tokens * pooled**2
-        fits = (side, pooled) == (vision.patch_size, vision.pooling_kernel_size)
-        # the longest picture is one soft token high
-        longest = processor.max_soft_tokens * pooled
-        fits = fits and longest <= vision.position_embedding_size
-        if not fits or frames * patches * 3 * side**2 > _MOST_NUMBERS:
+    with one_line("no usable processor", folder):
+        fps = 1 if films.fps is None else films.fps
+        most = MOST_FRAMES if films.max_frames is None else films.max_frames
+        unbounded = films.max_frames is None and films.overflow_strategy is not None
+        if films.add_timestamps or unbounded or not 0 < fps <= _MOST_FPS or most < 1:
             raise WeightsError(
-                f"asks for {patches} patches of {side} x {side}, {pooled} x {pooled} a token",
-                where=str(folder),
+                f"asks for {fps} frames a second, for {films.max_frames} in all, "
+                f"add_timestamps = {films.add_timestamps}"
             )
+        for processor, frames in ((pictures, 1), (films, min(most, MOST_FRAMES))):
+            _check_kind(processor)
+            side, pooled = processor.patch_size, processor.pooling_kernel_size
+            tokens = processor.max_soft_tokens
+            fits = (side, pooled) == (vision.patch_size, vision.pooling_kernel_size)
+            fits = fits and side > 0 and pooled > 0 and processor.do_resize is True
+            # the longest picture is one soft token high
+            fits = fits and tokens * pooled <= vision.position_embedding_size
+            if not fits or frames * tokens * pooled**2 * 3 * side**2 > _MOST_NUMBERS:
+                raise WeightsError(
+                    f"asks for {tokens} soft tokens of {pooled} x {pooled} patches of {side} x "
+                    f"{side} pixels, which the tower does not take"
+                )
 
 
 def sound_rate(folder: Path, sounds: PreTrainedConfig, settings: Mapping[str, Any]) -> int:
@@ -167,19 +179,37 @@ def sound_rate(folder: Path, sounds: PreTrainedConfig, settings: Mapping[str, An
         CheckpointError: there is no feature extractor that can be used.
         WeightsError: it asks for too much, or for what another tower takes.
     """
-    for file in settings.values():
-        bank = file.get("feature_extractor", file)
-        size = bank.get("feature_size", 0) * bank.get("sampling_rate", 16_000)
-        if size * bank.get("frame_length_ms", 20) > 1000 * _MOST_BANK:
-            raise WeightsError("asks for a huge filter bank", where=str(folder))
-    extractor = open_processor(folder, AutoFeatureExtractor)
-    rate, step = extractor.sampling_rate, extractor.hop_length
-    bins = math.ceil(extractor.feature_size / 4)  # what two convolutions leave of them
-    fits = bins == sounds.subsampling_conv_channels[0] // 4
-    if not fits or rate < _LEAST_RATE_HZ or step < rate / 1000 or extractor.dither:
-        raise WeightsError(
-            f"asks for {extractor.feature_size} bins of {rate} Hz every {step} samples, "
-            f"with noise of {extractor.dither}",
-            where=str(folder),
-        )
-    return int(rate)
+    with one_line("no usable feature extractor", folder):
+        for file in settings.values():
+            bank = file.get("feature_extractor", file)
+            size = bank.get("feature_size", 0) * bank.get("sampling_rate", _RATE_HZ)
+            if size * bank.get("frame_length_ms", _FRAME_MS) > 1000 * _MOST_BANK:
+                raise WeightsError("asks for a huge filter bank")
+        extractor = open_processor(folder, AutoFeatureExtractor)
+        _check_kind(extractor)
+        rate, step, frame = extractor.sampling_rate, extractor.hop_length, extractor.frame_length
+        bins, noise = extractor.feature_size, extractor.dither
+        # two convolutions leave a quarter of them
+        fits = math.ceil(bins / 4) == sounds.subsampling_conv_channels[0] // 4
+        around = (sounds.attention_context_left, sounds.attention_context_right)
+        fits = fits and 1 <= sounds.attention_chunk_size <= _MOST_STEPS
+        fits = fits and min(around) >= 0 and max(around) <= _MOST_STEPS
+        fits = fits and rate >= _LEAST_RATE_HZ and rate / 200 <= step <= frame <= rate / 10
+        if fits and not noise:
+            return int(rate)
+    raise WeightsError(
+        f"asks for {bins} bins of {frame} samples every {step} at {rate} Hz with noise of {noise}, "
+        "which the tower does not take",
+        where=str(folder),
+    )
+
+
+def _check_kind(processor: Any) -> None:
+    """Refuses a processor of another model.
+
+    Raises:
+        WeightsError: it is one.
+    """
+    name = type(processor).__name__
+    if not name.startswith(_KINDS):
+        raise WeightsError(f"has a {name}, and none of its own")

@@ -140,6 +140,10 @@ class ImageTowers(HuggingFaceEncoder):
             raise WeightsError("its tokenizer has more tokens than it", where=str(self.folder))
         return ids
 
+    def heeds(self, modality: str, options: MediaOptions) -> tuple[str, ...]:
+        """Nothing decides how a picture is read."""
+        return ()
+
     def compare(self, embedding: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
         """The model's own logits of texts, but for a bias that all have: [texts]."""
         return self._scale * F.normalize(texts, dim=-1) @ F.normalize(embedding, dim=-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,13 @@ from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.source import MediaSource
 
 T = TypeVar("T")
+
+AS_ARRAYS: dict[str, Any] = {
+    "return_tensors": "pt",
+    "input_data_format": "channels_last",
+    "device": "cpu",
+}
+"""What processors of pictures and films are told, whatever their files say."""
 
 HEEDED = {"video": ("fps", "start", "end"), "audio": ("start", "end")}
 """What `read_film` and `read_sound` look at of `MediaOptions`; see `Encoder.heeds`."""
@@ -41,15 +48,7 @@ def read_film(
     with IMPORTING:
         from chatbind_cli.media.video import read_frames  # noqa: PLC0415  a picture needs no FFmpeg
 
-    def pick(seconds: npt.NDArray[np.float64], duration: float) -> list[int]:
-        start, end = options.stretch(duration, source.name)
-        # of a part between two frames the one that is on display
-        first = max(int(np.searchsorted(seconds, start, side="right")) - 1, 0)
-        last = max(int(np.searchsorted(seconds, end)) - 1, first)
-        total = last - first + 1
-        return [first + int(n) for n in choose(total, total * duration / len(seconds))]
-
-    return read_frames(source, pick, see, max_pixels=options.max_pixels)
+    return read_frames(source, options, choose, see)
 
 
 def spread(total: int, count: int) -> list[int]:

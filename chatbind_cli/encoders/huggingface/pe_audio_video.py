@@ -19,18 +19,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 from transformers import (
-    AutoFeatureExtractor,
-    AutoVideoProcessor,
     ModernBertModel,
     PeAudioEncoder,
     PeVideoEncoder,
@@ -42,96 +37,28 @@ from transformers.models.pe_audio_video.modeling_pe_audio_video import PeAudioVi
 
 from chatbind_cli.checkpoints.checkpoint import open_checkpoint
 from chatbind_cli.encoders.encoder import Decoded
-from chatbind_cli.encoders.huggingface.inputs import (
-    HEEDED,
-    mask_of,
-    read_film,
-    read_sound,
-    spread,
-    text_ids,
+from chatbind_cli.encoders.huggingface.inputs import HEEDED, mask_of, text_ids
+from chatbind_cli.encoders.huggingface.lazy_tensors import open_tensors
+from chatbind_cli.encoders.huggingface.pe_media import (
+    Reader,
+    check_classes,
+    check_vision,
+    film_shape,
+    sound_rate,
 )
 from chatbind_cli.encoders.huggingface.repository import (
     HuggingFaceEncoder,
     load_part,
-    open_processor,
 )
 from chatbind_cli.errors import WeightsError
 from chatbind_cli.media.options import MediaOptions
-from chatbind_cli.media.pictures import open_rgb
-from chatbind_cli.media.source import MediaSource
 from chatbind_cli.model.pretrained import open_tokenizer
-
-MOST_FRAMES = 64
-"""Of a film of any length, where the repository does not say how many."""
-
-MOST_SECONDS = 30
-"""Of a sound of any length."""
-
-_MOST_NUMBERS = 1 << 26
-"""Of a film's tensor: 256 MiB."""
 
 _CLIP_SECONDS = 2
 """Of sound that counts as a clip of a batch."""
 
 _TEXT_OF_SOUND = "text beside audio"
 """As a modality: texts as sound is compared with them."""
-
-_LEAST_RATE_HZ = 1000
-
-_WORK = 10
-"""Bytes a pixel on the way to a processor's tensor."""
-
-
-@dataclass(frozen=True)
-class Reader:
-    """Reads media for PE-AV; may be sent to other processes.
-
-    Args:
-        folder: the repository, whose processors are used.
-        frames: of a film; 0: as many as there are, up to `MOST_FRAMES`.
-        rate_hz: samples a second of sound.
-    """
-
-    folder: Path
-    frames: int
-    rate_hz: int
-
-    def __call__(self, source: MediaSource, modality: str, options: MediaOptions) -> torch.Tensor:
-        """Reads one medium.
-
-        Returns:
-            float32: image [3, height, width]; video [frames, 3, height, width]; audio
-            [1, samples].
-
-        Raises:
-            MediaError: it cannot be read.
-        """
-        if modality == "image":
-            with open_rgb(source, options.max_pixels, work=_WORK) as picture:
-                return self._see(np.array(picture))
-        if modality == "video":
-            frames = read_film(source, options, lambda n, s: self._choose(n, s, options), self._see)
-            return torch.stack(frames)
-        waveform = read_sound(source, options, self.rate_hz, most_seconds=MOST_SECONDS)
-        extractor = open_processor(self.folder, AutoFeatureExtractor)
-        found = extractor(
-            [waveform.numpy()], sampling_rate=self.rate_hz, padding=True, return_tensors="pt"
-        )
-        values: torch.Tensor = found["input_values"][0]
-        return values.float()
-
-    def _see(self, rgb: npt.NDArray[np.uint8]) -> torch.Tensor:
-        """A frame [height, width, 3] as the tower sees it, [3, height, width]."""
-        processor = open_processor(self.folder, AutoVideoProcessor)
-        found = processor([rgb[None]], do_sample_frames=False, return_tensors="pt")
-        pixels: torch.Tensor = found["pixel_values_videos"][0, 0]
-        return pixels.float()
-
-    def _choose(self, total: int, seconds: float, options: MediaOptions) -> list[int]:
-        if self.frames:
-            return spread(total, self.frames)
-        wanted = total if options.fps is None else max(round(seconds * options.fps), 1)
-        return spread(total, min(wanted, total, MOST_FRAMES))
 
 
 class _Tower(nn.Module):
@@ -184,36 +111,17 @@ class PeAudioVideoEncoder(HuggingFaceEncoder):
 
     def __init__(self, path: Path, **how: Any) -> None:
         super().__init__(path, **how)
-        vision = self.config.audio_video_config.video_config.vision_config
-        said = self.settings["config.json"]["audio_video_config"]["video_config"]
-        # transformers 5.18 and later forget it while they read a config within a config
-        vision.num_labels = said.get("vision_config", {}).get("num_classes") or vision.num_labels
-        self._reader = Reader(folder=self.folder, frames=self._frames(), rate_hz=self._rate())
+        frames, *self._sides = film_shape(self.folder)
+        rate = sound_rate(self.folder)
+        self._reader = Reader(folder=self.folder, frames=frames, rate_hz=rate)
         self.read = self._reader
 
-    def _frames(self) -> int:
-        """How many frames of a film the processor asks for; 0: it does not say."""
-        processor = open_processor(self.folder, AutoVideoProcessor)
-        frames = processor.num_frames if processor.do_sample_frames else None
-        size = processor.crop_size if processor.do_center_crop else processor.size
-        numbers = 3 * (frames or MOST_FRAMES) * size["height"] * size["width"]
-        if not 0 < numbers <= _MOST_NUMBERS or frames == 1:
-            raise WeightsError(
-                f"asks for {frames} frames of {size['height']} x {size['width']}",
-                where=str(self.folder),
-            )
-        return frames or 0
-
-    def _rate(self) -> int:
-        """Samples a second of sound."""
-        extractor = open_processor(self.folder, AutoFeatureExtractor)
-        rate, step = extractor.sampling_rate, extractor.hop_length
-        if extractor.feature_size != 1 or not 1 <= step <= rate or rate < _LEAST_RATE_HZ:
-            raise WeightsError(
-                f"asks for {extractor.feature_size} channels of {rate} Hz in steps of {step}",
-                where=str(self.folder),
-            )
-        return int(rate)
+    def config_of(self, fields: dict[str, Any]) -> Any:
+        """As for all kinds; the tower for frames is one of PE's in timm."""
+        check_classes(fields, self.folder)
+        config = super().config_of(fields)
+        check_vision(config.audio_video_config.video_config.vision_config, self.folder)
+        return config
 
     @property
     def embedding_dim(self) -> int:
@@ -279,6 +187,14 @@ class PeAudioVideoEncoder(HuggingFaceEncoder):
             f"audio_video_encoder.embedder.{modality}_encoder.",
         )
         encoder = self._load(kind, config, places)
+        if modality == "video":
+            patches = encoder.get_submodule("embedder.vision_model.timm_model.patch_embed")
+            takes = list(vars(patches)["img_size"])
+            if takes != self._sides:
+                raise WeightsError(
+                    f"has frames of {self._sides} in its processor, and of {takes} in its tower",
+                    where=str(self.folder),
+                )
         head = self._head(f"{modality}_model.{modality}_head", config.hidden_size)
         return _Tower(encoder, head).requires_grad_(False).eval()
 
@@ -311,10 +227,7 @@ class PeAudioVideoEncoder(HuggingFaceEncoder):
                     f"{name} is {found} in the file and {shape} by the config",
                     where=str(self.folder),
                 )
-            value = file.read(name)
-        if not (value.is_floating_point() and value.isfinite().all()):
-            raise WeightsError(f"{name} holds what no weights are", where=str(self.folder))
-        return value
+            return open_tensors(file)[name][...]
 
     def run(self, modality: str, batch: torch.Tensor) -> torch.Tensor:
         """Embeddings of a batch."""

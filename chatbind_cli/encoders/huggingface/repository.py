@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,9 +21,10 @@ import torch
 from torch import nn
 from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 
-from chatbind_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from chatbind_cli.checkpoints.checkpoint import open_checkpoint
 from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.encoders.encoder import Encoder
+from chatbind_cli.encoders.huggingface.lazy_tensors import open_tensors
 from chatbind_cli.errors import WeightsError
 from chatbind_cli.files import sha256_file, sha256_text
 from chatbind_cli.model.pretrained import (
@@ -45,11 +44,11 @@ _PROCESSORS = (
 _TOKENIZER = re.compile(r"(tokenizer|vocab|merges|special_tokens|added_tokens|spiece|.*\.bpe)")
 _NO_SETTINGS = ("architectures", "transformers_version", "dtype", "torch_dtype")
 
-_MOST = 4096
+_MOST = 2048
 """Of a number in a processor's settings: pixels of a side, parts, ..."""
 _MORE = {"sampling_rate": 200_000, "max_frequency": 100_000, "max_num_patches": 16_384}
 _IDS = ("_id", "_index", "_token")
-_LEAST_CROP = 0.1  # the side that is left, of the side that a picture is resized to
+_LEAST_CROP = 0.5  # the side that is left, of the side that a picture is resized to
 
 _README_BYTES = 64 << 10
 _LICENCE = re.compile(r"^licen[sc]e:[ \t]*[\"']?([\w.+ -]{1,60}?)[\"']?[ \t]*$", re.MULTILINE)
@@ -77,13 +76,21 @@ class HuggingFaceEncoder(Encoder):
         named = str(how["reference"])
         hub = named.startswith("hf:")
         super().__init__(name=named[3:] if hub else self.folder.resolve().name, **how)
-        fields = read_json(self.folder / _CONFIG, most_bytes=MOST_CONFIG)
-        self.config = make_config(fields, self.folder)
-        if "quantization_config" in fields:
-            raise WeightsError("its weights are quantised", where=str(self.folder))
+        self.config = self.config_of(read_json(self.folder / _CONFIG, most_bytes=MOST_CONFIG))
         self.licence = licence_of(self.folder)
         self._weights = [file.path for file in open_checkpoint(self.folder).files]
         self.loaded: dict[str, nn.Module] = {}
+
+    def config_of(self, fields: dict[str, Any]) -> Any:
+        """The settings of the model that config.json's `fields` mean.
+
+        Raises:
+            CheckpointError: none, or of what no model has.
+            WeightsError: the weights are quantised.
+        """
+        if "quantization_config" in fields:
+            raise WeightsError("its weights are quantised", where=str(self.folder))
+        return make_config(fields, self.folder)
 
     @abstractmethod
     def load_tower(self, modality: str) -> nn.Module:
@@ -170,12 +177,8 @@ def load_part(
     part = _class_without(kind, without)
     with one_line("cannot be opened", folder), open_checkpoint(folder) as checkpoint:
         model_without_memory(config, checkpoint, part)
-        lock = threading.Lock()
-        state = {
-            name.removeprefix(prefix): _Tensor(checkpoint, name, lock)
-            for name in checkpoint.tensors
-            if name.startswith(prefix)
-        }
+        tensors = open_tensors(checkpoint)
+        state = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
         with quiet_transformers():
             opened: Any = part
             model, report = opened.from_pretrained(
@@ -232,27 +235,6 @@ def _class_without(kind: type[PreTrainedModel], without: Collection[str]) -> typ
     return type(kind.__name__, (kind,), body)
 
 
-@dataclass(frozen=True)
-class _Tensor:
-    """A tensor that is read when it is indexed: transformers has slices of safetensors so."""
-
-    checkpoint: Checkpoint
-    name: str
-    lock: threading.Lock
-
-    def __getitem__(self, index: Any) -> torch.Tensor:
-        with self.lock:  # a checkpoint is read by one thread at a time
-            value = self.checkpoint.read(self.name)
-        where = str(self.checkpoint.path)
-        if not value.is_floating_point() and value.dtype != torch.int64:  # what counts something
-            raise WeightsError(f"{self.name} holds {value.dtype}", where=where)
-        total = value.sum(dtype=torch.float32) if value.is_floating_point() else torch.zeros(())
-        if total.isnan() or (value.ndim and total.isinf()):  # limits alone may be infinite
-            raise WeightsError(f"{self.name} holds NaN or infinity", where=where)
-        tensor: torch.Tensor = value[index]
-        return tensor
-
-
 @cache
 def open_processor(folder: Path, kind: type[Any] = AutoImageProcessor) -> Any:
     """The processor of a repository, of the class `kind`; once a process.
@@ -304,17 +286,25 @@ def _checked(folder: Path, name: str) -> dict[str, Any]:
         read_json(folder / name, missing_ok=True, most_bytes=MOST_CONFIG)
     )
     if name != _CONFIG:
-        _refuse_sizes(fields, folder / name)
+        refuse_sizes(fields, folder / name)
     return fields
 
 
-def _refuse_sizes(value: Any, where: Path, key: str = "") -> None:
+def refuse_sizes(value: Any, where: Path, key: str = "") -> None:
+    """Refuses settings of a processor that would make more of a medium than fits in memory.
+
+    Raises:
+        WeightsError: it names the setting.
+    """
     if isinstance(value, dict):
+        side, patches = value.get("patch_size"), value.get("max_num_patches")
+        if isinstance(side, int) and isinstance(patches, int) and side**2 * patches > _MOST**2:
+            raise WeightsError(f"asks for {patches} patches of {side} pixels", where=str(where))
         for inner, part in value.items():
-            _refuse_sizes(part, where, inner)
+            refuse_sizes(part, where, inner)
     elif isinstance(value, list):
         for part in value:
-            _refuse_sizes(part, where, key)
+            refuse_sizes(part, where, key)
     elif isinstance(value, (int, float)) and not key.endswith(_IDS):
         small = key == "crop_pct" and value < _LEAST_CROP
         if small or not abs(value) <= _MORE.get(key, _MOST):

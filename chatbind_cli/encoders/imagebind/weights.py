@@ -21,7 +21,7 @@ from chatbind_cli.encoders.imagebind.config import (
     is_imagebind_config,
 )
 from chatbind_cli.encoders.imagebind.model import ImageBind
-from chatbind_cli.encoders.mapped import map_tensors
+from chatbind_cli.encoders.mapped import check_shapes, map_tensors
 from chatbind_cli.errors import WeightsError, reason
 from chatbind_cli.files import replace_file
 
@@ -85,14 +85,7 @@ def check_towers(path: Path, config: ImageBindConfig) -> tuple[str, ...]:
             f"the config's sizes make no model ({reason(error)})",
             where=str(path),
         ) from error
-    for key in sorted(shapes.keys() | wanted.keys()):
-        if shapes.get(key) != wanted.get(key):
-            raise WeightsError(
-                f"{key} is {_shape_text(shapes.get(key))} in the file"
-                f" and {_shape_text(wanted.get(key))} by the config",
-                where=str(path),
-                hint="are these ImageBind's weights, and the config.json that belongs to them?",
-            )
+    check_shapes(shapes, wanted, str(path), "ImageBind")
     if not towers:
         raise WeightsError("holds no tensors", where=str(path))
     return towers
@@ -159,7 +152,3 @@ def _weights_in(folder: Path) -> Path:
 def _tower_of_key(key: str) -> str:
     parts = key.split(".")
     return parts[1] if len(parts) > 1 else ""
-
-
-def _shape_text(shape: tuple[int, ...] | None) -> str:
-    return "absent" if shape is None else str(list(shape))

@@ -6,6 +6,7 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from functools import cached_property
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,26 @@ class LanguageBindEncoder(Encoder):
     @cached_property
     def sha256(self) -> str:
         """SHA-256 over those of all weights files, and the settings, by modality."""
-        files = {
+        return self._sha256_of(self.repositories)
+
+    @property
+    def sha256_before(self) -> frozenset[str]:
+        """Those of every choice of its repositories."""
+        kinds = list(self.repositories)
+        some = chain.from_iterable(combinations(kinds, n) for n in range(1, len(kinds)))
+        return frozenset(self._sha256_of(chosen) for chosen in some)
+
+    def _sha256_of(self, modalities: Collection[str]) -> str:
+        files = {kind: self._files[kind] for kind in modalities}
+        settings = {kind: self.settings[kind] for kind in modalities}
+        return sha256_text(json.dumps([files, settings], sort_keys=True))
+
+    @cached_property
+    def _files(self) -> dict[str, list[str]]:
+        return {
             modality: [sha256_file(file.path) for file in open_checkpoint(found.folder).files]
             for modality, found in self.repositories.items()
         }
-        return sha256_text(json.dumps([files, self.settings], sort_keys=True))
 
     @property
     def settings(self) -> dict[str, Any]:

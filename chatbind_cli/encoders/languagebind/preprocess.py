@@ -99,14 +99,10 @@ def _video(source: MediaSource, options: MediaOptions, config: VisionConfig) -> 
     def see(rgb: npt.NDArray[np.uint8]) -> torch.Tensor:
         return centre(scale_frame(rgb, size), size)
 
-    def pick(seconds: npt.NDArray[np.float64], duration: float) -> npt.NDArray[np.int64]:
-        start, end = options.stretch(duration, source.name)
-        # of a stretch between two frames the one that is on display
-        first = max(int(np.searchsorted(seconds, start, side="right")) - 1, 0)
-        last = max(int(np.searchsorted(seconds, end)) - 1, first)
-        return np.linspace(first, last, config.num_frames).astype(np.int64)
+    def choose(total: int, _: float) -> npt.NDArray[np.int64]:
+        return np.linspace(0, total - 1, config.num_frames).astype(np.int64)
 
-    frames = read_frames(source, pick, see, max_pixels=options.max_pixels)
+    frames = read_frames(source, options, choose, see)
     return torch.stack(frames, dim=1)
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from chatbind_cli.checkpoints.checkpoint import open_checkpoint
 from chatbind_cli.encoders.languagebind.config import Repository, VisionConfig
 from chatbind_cli.encoders.languagebind.model import TextTower, VisionTower
-from chatbind_cli.encoders.mapped import map_tensors
+from chatbind_cli.encoders.mapped import check_shapes, map_tensors
 from chatbind_cli.errors import WeightsError
 
 _WRAPPERS = (".base_model.model.", ".base_layer.")
@@ -38,7 +38,8 @@ def check_repository(repository: Repository) -> None:
                 f"the config wants {blocks} blocks, and the file has {len(file.tensors)} tensors",
                 where=str(repository.folder),
             )
-        found = {_plain(name): info.shape for name, info in file.tensors.items()}
+        shapes = {_plain(name): info.shape for name, info in file.tensors.items()}
+    found = {name: shape for name, shape in shapes.items() if not name.endswith(_OTHERS)}
     wanted = {
         name: tuple(tensor.shape)
         for text in (False, True)
@@ -52,14 +53,7 @@ def check_repository(repository: Repository) -> None:
         matrix, rank = wanted.get(f"{stem}.weight", ()), repository.vision.lora_r
         if rank and len(matrix) == 2:
             wanted[stem + _A], wanted[stem + _B] = (rank, matrix[1]), (matrix[0], rank)
-    for name in sorted(found.keys() | wanted.keys()):
-        if found.get(name) != wanted.get(name) and not name.endswith(_OTHERS):
-            raise WeightsError(
-                f"{name} is {_told(found.get(name))} in the file and {_told(wanted.get(name))} "
-                "by the config",
-                where=str(repository.folder),
-                hint="are these LanguageBind's weights, and the config.json that belongs to them?",
-            )
+    check_shapes(found, wanted, str(repository.folder), "LanguageBind")
 
 
 def load_tower(
@@ -125,7 +119,3 @@ def _plain(name: str) -> str:
     for wrapper in _WRAPPERS:
         name = name.replace(wrapper, ".")
     return name
-
-
-def _told(shape: tuple[int, ...] | None) -> str:
-    return "absent" if shape is None else str(list(shape))

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from chatbind_cli.errors import MediaError, contained
 from chatbind_cli.media.audio import read_stretches
-from chatbind_cli.media.maps import open_map
+from chatbind_cli.media.maps import open_depth, open_map
 from chatbind_cli.media.motion import read_window
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.pictures import open_rgb
@@ -170,18 +170,13 @@ def _picture(source: MediaSource, options: MediaOptions) -> Preview:
 
 
 def _depth(source: MediaSource, options: MediaOptions) -> Preview:
-    with open_map(source, options) as stored:
-        values = stored.astype(np.float64)
-    if stored.dtype.itemsize == 1:
-        # Eight bits have no unit; estimators that write them make near bright.
+    # estimators that write 8 bits make near bright
+    with open_depth(source, options, small="relative") as (numbers, unit):
+        values = numbers.astype(np.float64)
+    if unit != "m":
         return _coloured(values, Scale("turbo", "dark", "bright (no unit)"))
-    metres = values if stored.dtype.kind == "f" else values / 1000
-    measured = np.isfinite(metres) & (metres > 0)
-    if not measured.any():
-        raise MediaError("holds no measured depth", where=source.name)
-    near, far = np.percentile(metres[measured], [2, 98])
-    scale = Scale("turbo", f"far, {far:.2f} m", f"near, {near:.2f} m")
-    return _coloured(np.where(measured, -metres, np.nan), scale)
+    near, far = np.nanpercentile(values, [2, 98])
+    return _coloured(-values, Scale("turbo", f"far, {far:.2f} m", f"near, {near:.2f} m"))
 
 
 def _heat(source: MediaSource, options: MediaOptions) -> Preview:

@@ -12,12 +12,6 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
-    EmbeddingGemma2Config,
-    EmbeddingGemma2Model,
-    EmbeddingGemma2Processor,
-    EmbeddingGemma2VideoProcessor,
-    Gemma4AudioFeatureExtractor,
-    Gemma4ImageProcessor,
     PeAudioFeatureExtractor,
     PeAudioVideoConfig,
     PeAudioVideoModel,
@@ -28,6 +22,7 @@ from transformers import (
     TimmWrapperConfig,
 )
 
+from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.source import open_source
 from chatbind_cli.media.video import read_frames
 from chatbind_cli.model.pretrained import quiet_transformers
@@ -79,7 +74,7 @@ def close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
 def frames_of(data: bytes) -> np.ndarray:
     """All frames of a film, as the library reads them."""
     source = open_source(data)
-    everything = read_frames(source, lambda at, end: range(len(at)), np.array, max_pixels=10**6)
+    everything = read_frames(source, MediaOptions(), lambda total, _: range(total), np.array)
     return np.stack(everything)
 
 
@@ -132,6 +127,9 @@ def save_pe_audio_video(folder: Path, frames: int | None = 4, **config: Any) -> 
         video_processor=PeVideoVideoProcessor(
             size=size,
             do_resize=True,
+            do_rescale=True,
+            do_normalize=True,
+            do_convert_rgb=True,
             do_sample_frames=frames is not None,
             num_frames=frames,
             image_mean=[0.5] * 3,
@@ -144,8 +142,17 @@ def save_pe_audio_video(folder: Path, frames: int | None = 4, **config: Any) -> 
 
 def save_embedding_gemma2(
     folder: Path, *, vision: bool = True, audio: bool = True
-) -> EmbeddingGemma2Model:
+) -> PreTrainedModel:
     """Saves EmbeddingGemma 2 with random weights; returns the model."""
+    from transformers import (
+        EmbeddingGemma2Config,
+        EmbeddingGemma2Model,
+        EmbeddingGemma2Processor,
+        EmbeddingGemma2VideoProcessor,
+        Gemma4AudioFeatureExtractor,
+        Gemma4ImageProcessor,
+    )
+
     special = {
         "boi_token": "<|image>",
         "eoi_token": "<image|>",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,14 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoProcessor, EmbeddingGemma2Model
+from transformers import AutoProcessor, PreTrainedModel
 from transformers.video_utils import VideoMetadata
 
 from chatbind_cli.encoders.encoder import Encoder, load_media
 from chatbind_cli.encoders.huggingface.embedding_gemma2 import EmbeddingGemma2Encoder
-from chatbind_cli.errors import WeightsError
+from chatbind_cli.errors import ChatBindError, WeightsError
 from chatbind_cli.media.audio import read_stretches
+from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.source import open_source
 from tests.encoders.huggingface.audio_video import (
     PROMPTS,
@@ -29,7 +32,9 @@ from tests.encoders.huggingface.audio_video import (
 )
 from tests.recordings import Film, Sound
 
-Repository = tuple[Path, EmbeddingGemma2Model]
+pytest.importorskip("transformers.models.embedding_gemma2", reason="needs transformers 5.18")
+
+Repository = tuple[Path, PreTrainedModel]
 _RATE = 16_000
 
 
@@ -157,3 +162,57 @@ def test_a_tower_is_read_without_the_others(tmp_path: Path, sound: Sound) -> Non
         with pytest.raises(WeightsError, match="1 tensors are missing"):
             opened(EmbeddingGemma2Encoder, tmp_path).embed([medium], normalize=False)
         model.save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "part", "changes", "said"),
+    [
+        ("config.json", "", {"boi_token_id": 10**9}, "has ids for media that are none"),
+        ("config.json", "audio_config", {"attention_chunk_size": 10**9}, "the tower does not take"),
+        ("processor_config.json", "image_processor", {"patch_size": 4}, "the tower does not take"),
+        ("processor_config.json", "image_processor", {"max_soft_tokens": 1120}, "1120 soft tokens"),
+        ("processor_config.json", "video_processor", {"fps": 2000}, "2000 frames a second"),
+        ("processor_config.json", "video_processor", {"add_timestamps": True}, "add_timestamps"),
+        ("processor_config.json", "feature_extractor", {"dither": 1.0}, "with noise of 1.0"),
+        (
+            "processor_config.json",
+            "feature_extractor",
+            {"feature_size": 2048, "sampling_rate": 200_000, "frame_length_ms": 2048},
+            "asks for a huge filter bank",
+        ),
+        (
+            "processor_config.json",
+            "feature_extractor",
+            {"feature_extractor_type": "WhisperFeatureExtractor"},
+            "has a WhisperFeatureExtractor",
+        ),
+    ],
+)
+def test_what_the_towers_do_not_take_is_refused_at_opening(
+    repository: Repository, tmp_path: Path, file: str, part: str, changes: Any, said: str
+) -> None:
+    shutil.copytree(repository[0], tmp_path, dirs_exist_ok=True)
+    fields = json.loads((tmp_path / file).read_text())
+    (fields[part] if part else fields).update(changes)
+    (tmp_path / file).write_text(json.dumps(fields))
+    with pytest.raises(ChatBindError, match=said):
+        opened(EmbeddingGemma2Encoder, tmp_path)
+
+
+def test_a_part_of_a_recording_is_as_if_the_rest_were_not_there(
+    encoder: Encoder, film: Film, sound: Sound
+) -> None:
+    draw = lambda n: noise(n, (64, 48))  # noqa: E731
+    whole = film(frames=40, draw=draw, gop=1, qp="0")
+    part = load_media(encoder.read, whole, options=MediaOptions(start=1.0, end=3.0))
+    alone = load_media(encoder.read, film(frames=20, draw=lambda n: draw(n + 10), gop=1, qp="0"))
+    assert torch.equal(part.tensor, alone.tensor)
+    more = load_media(encoder.read, whole, options=MediaOptions(fps=5))
+    assert (len(part.tensor), len(more.tensor)) == (2, 20)
+    wave = np.sin(np.arange(50 * _RATE) ** 1.1 / 20) / 2
+    long = sound(samples=wave, rate=_RATE)
+    later = load_media(encoder.read, long, options=MediaOptions(start=10, end=49))
+    first = load_media(encoder.read, sound(samples=wave[10 * _RATE : 40 * _RATE], rate=_RATE))
+    assert later.tensor.shape == (2999, 8)
+    assert torch.equal(later.tensor, first.tensor)
+    assert load_media(encoder.read, sound(samples=wave[:1], rate=_RATE)).tensor.shape == (1, 8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 
@@ -10,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, LlamaConfig
+from transformers import AutoImageProcessor, AutoModel, AutoProcessor, LlamaConfig
 
 from chatbind_cli.encoders.encoder import load_media
+from chatbind_cli.encoders.huggingface.image_towers import Reader
 from chatbind_cli.encoders.opening import open_encoder
 from chatbind_cli.encoders.zero_shot import LabelScorer
 from chatbind_cli.errors import ChatBindError, MediaError, WeightsError
@@ -44,25 +46,29 @@ def close(rows, wanted):
     return bool(((rows - wanted).abs() <= 1e-5 * most).all())
 
 
-def theirs(folder, picture):
-    """What transformers makes of a picture and the texts; None for what it does not know."""
+def theirs(folder, pictures):
+    """What transformers makes of each picture, of the texts, and of both; None if of pictures."""
     with quiet_transformers(), torch.inference_mode():
         model = AutoModel.from_pretrained(folder).eval()
-        processor = AutoImageProcessor.from_pretrained(folder)
-        inputs = processor(images=Image.open(picture).convert("RGB"), return_tensors="pt")
-        if not hasattr(model, "get_text_features"):
-            return model(**inputs), None, None
-        texts = AutoTokenizer.from_pretrained(folder)(
-            TEXTS,
+        two = hasattr(model, "get_text_features")
+        processor = (AutoProcessor if two else AutoImageProcessor).from_pretrained(folder)
+        inputs = [
+            processor(images=Image.open(picture).convert("RGB"), return_tensors="pt")
+            for picture in pictures
+        ]
+        if not two:
+            return [model(**one) for one in inputs], None, None
+        texts = processor(
+            text=TEXTS,
             padding="max_length" if model.config.model_type.startswith("siglip") else True,
             truncation=True,
             max_length=16,
             return_tensors="pt",
         )
         return (
-            model.get_image_features(**inputs),
+            [model.get_image_features(**one) for one in inputs],
             model.get_text_features(**texts).pooler_output,
-            model(**inputs, **texts).logits_per_image[0].softmax(dim=0),
+            model(**inputs[-1], **texts).logits_per_image[0].softmax(dim=0),
         )
 
 
@@ -71,8 +77,8 @@ def test_rows_are_those_of_transformers(kind, folders, pictures):
     folder = folders[kind]
     encoder = open_encoder(folder)
     rows = encoder.embed([load_media(encoder.read, path) for path in pictures], normalize=False)
-    for row, picture in zip(rows, pictures, strict=True):
-        seen, texts, chances = theirs(folder, picture)
+    each, texts, chances = theirs(folder, pictures)
+    for row, seen in zip(rows, each, strict=True):
         pooled = seen.last_hidden_state[:, 0] if "classifier" in kind else seen.pooler_output
         assert close(row, pooled[0])
     assert encoder.modalities == (("image", "text") if kind in TWO_TOWERS else ("image",))
@@ -80,7 +86,7 @@ def test_rows_are_those_of_transformers(kind, folders, pictures):
         own = encoder.embed_texts(TEXTS)
         assert close(own, texts)
         assert torch.allclose(encoder.compare(rows[-1], own).softmax(dim=0), chances, atol=1e-6)
-        scored = LabelScorer(encoder, TEXTS, "{label}").score(rows[-1], 3)
+        scored = LabelScorer(encoder, TEXTS, "{label}").score(rows[-1], 3, "image")
         assert {one["label"]: one["probability"] for one in scored} == pytest.approx(
             dict(zip(TEXTS, chances.tolist(), strict=True)), abs=1e-6
         )
@@ -124,11 +130,14 @@ def test_a_reader_goes_to_other_processes(folders, pictures):
     assert len(pickle.dumps(encoder.read)) < 1000
 
 
-def test_a_very_long_picture_does_not_fill_the_memory(folders, tmp_path):
-    Image.new("L", (100_000, 1)).save(tmp_path / "line.png")
-    for kind in ("clip", "siglip", "siglip2"):
-        encoder = open_encoder(folders[kind])
-        assert load_media(encoder.read, tmp_path / "line.png").tensor.numel() < 10_000
+def test_of_a_very_long_picture_the_middle_is_looked_at(copy, tmp_path):
+    """Its long side would grow with its short one."""
+    folder = copy("clip")
+    said = json.loads((folder / "processor_config.json").read_text())["image_processor"]
+    edit_json(folder / "processor_config.json", image_processor={**said, "do_center_crop": False})
+    Image.new("L", (5000, 2)).save(tmp_path / "line.png")
+    read = Reader(folder)
+    assert load_media(read, tmp_path / "line.png").tensor.shape == (3, 32, 8 * 32)
 
 
 def test_only_pictures_are_known(folders, pictures):
@@ -146,7 +155,8 @@ def test_identity_follows_what_decides_an_embedding(copy):
     link = folder.with_name("link")
     link.symlink_to(folder)
     assert open_encoder(link).sha256 in known
-    edit_json(folder / "preprocessor_config.json", image_mean=[0.1, 0.2, 0.3])
+    said = json.loads((folder / "processor_config.json").read_text())["image_processor"]
+    edit_json(folder / "processor_config.json", image_processor={**said, "image_mean": [0.1] * 3})
     known.add(open_encoder(folder).sha256)
     edit_json(folder / "tokenizer.json", version="2.0")
     known.add(open_encoder(folder).sha256)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from chatbind_cli.encoders.encoder import Encoder, load_media
 from chatbind_cli.encoders.huggingface.pe_audio_video import PeAudioVideoEncoder
 from chatbind_cli.errors import ChatBindError
 from chatbind_cli.media.audio import read_stretches
+from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.source import open_source
 from tests.encoders.huggingface.audio_video import (
     HOP,
@@ -153,3 +157,62 @@ def test_a_tower_is_read_without_the_others(tmp_path: Path, sound: Sound, film: 
         with pytest.raises(ChatBindError, match="missing|is None in the file"):
             make(opened(PeAudioVideoEncoder, tmp_path))
         model.save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("at", "changes", "said"),
+    [
+        ("video_processor", {"num_frames": 10**6}, "asks for num_frames = 1e.06"),
+        ("video_processor", {"num_frames": 2000, "size": {"height": 512, "width": 32}}, "512 x 32"),
+        ("video_processor", {"do_resize": False}, "asks for 4 frames"),
+        ("video_processor", {"size": {"shortest_edge": 32}}, "no usable processor"),
+        ("feature_extractor", {"hop_length": 0}, "steps of 0"),
+        ("feature_extractor", {"feature_size": 2}, "asks for 2 channels"),
+        ("vision_config", {"architecture": "hf-hub:some/where"}, "is not PE's"),
+        ("vision_config", {"model_args": {"checkpoint_path": "/etc/passwd"}}, "is not PE's"),
+        ("vision_config", {"model_args": {"depth": 10**9}}, "is not PE's"),
+        ("vision_config", {"num_classes": 10**9}, "asks for num_classes"),
+    ],
+)
+def test_what_would_fill_memory_or_lead_elsewhere_is_refused_at_opening(
+    repository: Repository, tmp_path: Path, at: str, changes: Any, said: str
+) -> None:
+    shutil.copytree(repository[0], tmp_path, dirs_exist_ok=True)
+    file = tmp_path / ("config.json" if at == "vision_config" else "processor_config.json")
+    fields = json.loads(file.read_text())
+    inner = fields.get(at) or fields["audio_video_config"]["video_config"][at]
+    inner.update(changes)
+    file.write_text(json.dumps(fields))
+    with pytest.raises(ChatBindError, match=said):
+        opened(PeAudioVideoEncoder, tmp_path)
+
+
+def test_a_processor_for_another_size_is_told(repository: Repository, tmp_path: Path) -> None:
+    shutil.copytree(repository[0], tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "processor_config.json"
+    file.write_text(file.read_text().replace(f'"height": {SIDE}', f'"height": {SIDE + 1}'))
+    with pytest.raises(ChatBindError, match=r"frames of \[33, 32\] in its processor"):
+        opened(PeAudioVideoEncoder, tmp_path).tower("image")
+
+
+def test_a_part_of_a_recording_and_its_beginning(
+    kinds: dict[int | None, Repository], film: Film, sound: Sound
+) -> None:
+    any_number, four = (opened(PeAudioVideoEncoder, kinds[frames][0]) for frames in (None, 4))
+    data = film(frames=100, draw=lambda n: noise(n, (64, 48)), gop=1, qp="0")
+    half = MediaOptions(start=5.0)
+    for encoder, wanted in ((any_number, 64), (four, 4)):
+        assert len(load_media(encoder.read, data).tensor) == wanted
+        part = load_media(encoder.read, data, options=half).tensor
+        assert torch.equal(part[-1], load_media(encoder.read, data).tensor[-1])
+    assert len(load_media(any_number.read, data, options=half).tensor) == 50
+    assert len(load_media(any_number.read, data, options=MediaOptions(fps=2)).tensor) == 20
+    heeded = [set(one.heeds("video", half)) for one in (any_number, four)]
+    assert heeded == [{"fps", "start", "end"}, {"start", "end"}]
+    wave = np.sin(np.arange(40 * RATE) ** 1.1 / 20) / 2
+    later = MediaOptions(start=5)
+    heard = load_media(four.read, sound(samples=wave, rate=RATE), options=later)
+    first = load_media(four.read, sound(samples=wave[5 * RATE : 35 * RATE], rate=RATE))
+    assert heard.tensor.shape == (1, 30 * RATE)
+    assert torch.equal(heard.tensor, first.tensor)
+    assert four.clips(heard) == 15

@@ -83,7 +83,9 @@ def make(kind: str, folder: Path) -> Path:
         if kind in TWO_TOWERS:
             with torch.no_grad():
                 model.logit_scale.fill_(2.5)
-            tokenizer(masked="clip" in kind).save_pretrained(folder)
+            words = tokenizer(masked="clip" in kind)
+            whole = transformers.CLIPProcessor if kind == "clip" else transformers.SiglipProcessor
+            processor = whole(processor, words)
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
     return folder

@@ -459,15 +459,20 @@ def test_kill_9_and_the_same_command_give_the_bytes_of_an_undisturbed_run(
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_records_of_one(
+def test_tasks_of_srun_give_the_records_of_one_process(
     many: Path, tmp_path: Path, encoder: Path, run: Any
 ) -> None:
-    names = "".join(f"{path}\n" for path in sorted(many.iterdir())[:21]) + "nothing.png\n"
-    assert run("-o", tmp_path / "one.jsonl", stdin=names)[0] == 3
-    command = console("--encoder", encoder, "-o", tmp_path / "two.jsonl", "--num-processes", "2")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    finished = subprocess.run(
-        command, input=names.encode(), capture_output=True, env=environment, check=False
-    )
-    assert finished.returncode == 3, finished.stderr.decode()
+    names = [*map(str, sorted(many.iterdir())[:21]), str(many / "nothing.png")]
+    assert run("-o", tmp_path / "one.jsonl", *names)[0] == 3
+    root = Path(__file__).parents[3]
+    srun = [sys.executable, root / "tests" / "cluster" / "srun", "--ntasks-per-node=2"]
+    line = [*srun, *console("--encoder", encoder, "-o", tmp_path / "two.jsonl", *names)]
+    step = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "localhost", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **step, "PYTHONPATH": str(root)}
+    done = subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.splitlines() == [
+        "chatbind: 21 files encoded, 1 failed",
+        "chatbind: error: 1 of 22 files could not be encoded",
+    ]
     assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()

@@ -103,7 +103,7 @@ def test_media_that_it_does_not_know_are_found_before_training(run: Run, world: 
     words = train("--encoder", "languagebind", "-o", "none", data="more.jsonl")
     code, _, said = run("pretrain", *words)
     assert code == 1
-    assert "depth.png: the encoder has no tower for depth, only for image, audio, text" in said
+    assert "languagebind knows image, audio; add an encoder that does" in said
     assert not (world / "none").exists()
 
 

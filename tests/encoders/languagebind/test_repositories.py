@@ -11,13 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from chatbind_cli.checkpoints.projector_file import ProjectorInfo
 from chatbind_cli.encoders.encoder import Decoded, Encoder
 from chatbind_cli.encoders.imagebind.encoder import ImageBindEncoder
 from chatbind_cli.encoders.languagebind.encoder import LanguageBindEncoder
 from chatbind_cli.encoders.opening import open_encoder
-from chatbind_cli.errors import WeightsError
+from chatbind_cli.errors import CheckpointError, WeightsError
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.source import MediaSource
+from chatbind_cli.model.config import check_encoder, identity_of
 from tests.encoders.languagebind.repositories import DIM, save_repository
 
 PATCHES = "vision_model.embeddings.patch_embedding"
@@ -107,6 +109,25 @@ def test_the_identity_is_that_of_weights_and_settings(folder: Path, tmp_path: Pa
     assert open_encoder(other).sha256 != sha256
     other = changed(image, tmp_path / "settings", {"hidden_act": "quick_gelu"})
     assert open_encoder(other).sha256 != sha256
+
+
+def test_a_repository_that_comes_later_makes_no_other_encoder_of_it(
+    folder: Path, tmp_path: Path
+) -> None:
+    names = ("LanguageBind_Image_FT", "LanguageBind_Audio_FT", "LanguageBind_Video_FT")
+    for name in names[:2]:
+        (tmp_path / name).symlink_to(folder / name)
+    before = identity_of(open_encoder(tmp_path))
+    trained = ProjectorInfo(
+        projector_type="linear", embedding_dim=DIM, hidden_size=4, encoder=before.as_record()
+    )
+    (tmp_path / names[2]).symlink_to(folder / names[2])
+    later = identity_of(open_encoder(tmp_path))
+    assert later.sha256 != before.sha256
+    check_encoder(trained, later)
+    (tmp_path / names[0]).unlink()
+    with pytest.raises(CheckpointError, match="was trained with the encoder"):
+        check_encoder(trained, identity_of(open_encoder(tmp_path)))
 
 
 def test_lora_is_the_same_merged_or_not_and_under_every_name(folder: Path, tmp_path: Path) -> None:

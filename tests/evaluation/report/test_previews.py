@@ -13,8 +13,9 @@ from PIL import Image
 from chatbind_cli.errors import MediaError
 from chatbind_cli.evaluation.report.previews import Preview, Previews, preview_of
 from chatbind_cli.media import guard
+from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.root import MediaRoot
-from chatbind_cli.media.source import open_source
+from chatbind_cli.media.source import MediaSource, open_source
 from tests.evaluation import sample
 
 
@@ -57,6 +58,13 @@ def test_depth_is_red_where_it_is_near_and_clear_where_nothing_was_measured(medi
     metres = (0.5 + 0.02 * x + 0.01 * y)[(x >= 10) | (y >= 10)]
     low, high = np.percentile(metres, [2, 98])
     assert preview.scale == ("turbo", f"far, {high:.2f} m", f"near, {low:.2f} m")
+    eight_bits = io.BytesIO()
+    Image.fromarray(np.full((4, 4), 200, np.uint8)).save(eight_bits, "PNG")
+    for unit, low_end in (("auto", "dark"), ("mm", "far, 0.20 m")):
+        source = MediaSource("x", data=eight_bits.getvalue())
+        shown = preview_of(source, "depth", MediaOptions(depth_unit=unit))
+        assert shown.scale is not None
+        assert shown.scale.low == low_end
 
 
 def test_heat_is_bright_where_it_is_warm(media: Path) -> None:

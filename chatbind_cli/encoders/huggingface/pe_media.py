@@ -1,0 +1,167 @@
+"""What PE-AV sees of media, made by its repository's own processors."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import timm
+import torch
+from transformers import PeAudioFeatureExtractor, PeVideoVideoProcessor, PreTrainedConfig
+
+from chatbind_cli.encoders.huggingface.inputs import AS_ARRAYS, read_film, read_sound, spread
+from chatbind_cli.encoders.huggingface.repository import open_processor
+from chatbind_cli.errors import WeightsError
+from chatbind_cli.media.options import MediaOptions
+from chatbind_cli.media.pictures import open_rgb
+from chatbind_cli.media.source import MediaSource
+from chatbind_cli.model.pretrained import one_line
+
+MOST_FRAMES = 64
+"""Of a film of any length, where the repository does not say how many."""
+
+MOST_SECONDS = 30
+"""Of a sound of any length."""
+
+_MOST_NUMBERS = 1 << 26
+"""Of a film's tensor: 256 MiB."""
+
+_MOST = 20_000
+"""Of a number in timm's settings."""
+
+_LEAST_RATE_HZ = 1000
+
+_WORK = 10
+"""Bytes a pixel on the way to a processor's tensor."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads media for PE-AV; may be sent to other processes.
+
+    Args:
+        folder: the repository, whose processors are used.
+        frames: of a film; 0: as many as there are, up to `MOST_FRAMES`.
+        rate_hz: samples a second of sound.
+    """
+
+    folder: Path
+    frames: int
+    rate_hz: int
+
+    def __call__(self, source: MediaSource, modality: str, options: MediaOptions) -> torch.Tensor:
+        """Reads one medium.
+
+        Returns:
+            float32: image [3, height, width]; video [frames, 3, height, width]; audio
+            [1, samples].
+
+        Raises:
+            MediaError: it cannot be read.
+        """
+        if modality == "image":
+            with open_rgb(source, options.max_pixels, work=_WORK) as picture:
+                return self._see(np.array(picture))
+        if modality == "video":
+            frames = read_film(source, options, lambda n, s: self._choose(n, s, options), self._see)
+            return torch.stack(frames)
+        waveform = read_sound(source, options, self.rate_hz, most_seconds=MOST_SECONDS)
+        extractor = open_processor(self.folder, PeAudioFeatureExtractor)
+        found = extractor(
+            [waveform.numpy()], sampling_rate=self.rate_hz, padding=True, return_tensors="pt"
+        )
+        values: torch.Tensor = found["input_values"][0]
+        return values.float()
+
+    def _see(self, rgb: npt.NDArray[np.uint8]) -> torch.Tensor:
+        """A frame [height, width, 3] as the tower sees it, [3, height, width]."""
+        processor = open_processor(self.folder, PeVideoVideoProcessor)
+        found = processor([rgb[None]], do_sample_frames=False, **AS_ARRAYS)
+        pixels: torch.Tensor = found["pixel_values_videos"][0, 0]
+        return pixels.float()
+
+    def _choose(self, total: int, seconds: float, options: MediaOptions) -> list[int]:
+        if self.frames:
+            return spread(total, self.frames)
+        wanted = total if options.fps is None else max(round(seconds * options.fps), 1)
+        return spread(total, min(wanted, total, MOST_FRAMES))
+
+
+def film_shape(folder: Path) -> tuple[int, int, int]:
+    """How many frames of a film are asked for (0: it is not said), their height and width.
+
+    Raises:
+        CheckpointError: there is no video processor that can be used.
+        WeightsError: it asks for too much, or for frames of any size.
+    """
+    processor = open_processor(folder, PeVideoVideoProcessor)
+    with one_line("no usable processor", folder):
+        frames = processor.num_frames if processor.do_sample_frames else None
+        size = processor.crop_size if processor.do_center_crop else processor.size
+        height, width = size["height"], size["width"]
+        numbers = 3 * (frames or MOST_FRAMES) * height * width
+        sized = processor.do_resize or processor.do_center_crop
+        small = min(height, width) > 0 and numbers <= _MOST_NUMBERS
+        if sized and small and (frames is None or frames > 1):
+            return frames or 0, height, width
+    raise WeightsError(f"asks for {frames} frames of {height} x {width}", where=str(folder))
+
+
+def sound_rate(folder: Path) -> int:
+    """Samples a second of sound.
+
+    Raises:
+        CheckpointError: there is no feature extractor that can be used.
+        WeightsError: it asks for what is no sound.
+    """
+    extractor = open_processor(folder, PeAudioFeatureExtractor)
+    with one_line("no usable feature extractor", folder):
+        rate, step = extractor.sampling_rate, extractor.hop_length
+        if extractor.feature_size == 1 and 1 <= step <= rate and rate >= _LEAST_RATE_HZ:
+            return int(rate)
+    raise WeightsError(
+        f"asks for {extractor.feature_size} channels of {rate} Hz in steps of {step}",
+        where=str(folder),
+    )
+
+
+def check_classes(fields: Mapping[str, Any], folder: Path) -> None:
+    """Refuses numbers of classes in a config.json, each of which would get a name as it is read.
+
+    Raises:
+        WeightsError: there are too many.
+    """
+    part: Any = fields
+    for name in ("audio_video_config", "video_config", "vision_config"):
+        part = part.get(name) if isinstance(part, dict) else None
+    classes = part.get("num_classes", 1) if isinstance(part, dict) else 1
+    if type(classes) is not int or not 1 <= classes <= _MOST:
+        raise WeightsError(f"asks for num_classes = {classes!r:.40}", where=str(folder))
+
+
+def check_vision(vision: PreTrainedConfig, folder: Path) -> None:
+    """Refuses towers for frames that timm would fetch, read from elsewhere, or fill memory with.
+
+    Also puts right what transformers 5.18 and later forget as they read a config within a config.
+
+    Raises:
+        WeightsError: it is one.
+    """
+    said = getattr(vision, "model_args", None) or {}
+    own = {name for name in inspect.signature(timm.create_model).parameters if name != "kwargs"}
+    known = getattr(vision, "architecture", "") in timm.list_models("vit_pe_*")
+    known = known and isinstance(said, dict)
+    if not known or own & said.keys() or any(map(_is_huge, said.values())):
+        raise WeightsError("has a tower for frames that is not PE's", where=str(folder))
+    vision.num_labels = int(getattr(vision, "num_classes", None) or vision.num_labels or 0)
+
+
+def _is_huge(value: object) -> bool:
+    return not isinstance(value, (str, int, float)) or (
+        not isinstance(value, str) and not abs(value) <= _MOST
+    )
