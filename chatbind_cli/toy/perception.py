@@ -7,7 +7,9 @@ filters and how loud each is. Texts and sounds beside films stay as they are dra
 
 from __future__ import annotations
 
+import io
 import math
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +66,7 @@ _VISION: dict[str, Any] = {
     "model_args": {
         "img_size": _SIDE,
         "patch_size": _PATCH,
-        "ref_feat_shape": [_SIDE // _PATCH, _SIDE // _PATCH],
+        "ref_feat_shape": _SIDE // _PATCH,
         "embed_dim": _WIDTH,
         "depth": 2,
         "num_heads": 4,
@@ -159,7 +161,8 @@ class PerceptionStudent(Student):
 
     def __init__(self) -> None:
         self._tokenizer = train_tokenizer(seed=0)
-        with quiet_transformers():
+        # transformers prints what the docstrings of one of these classes lack
+        with quiet_transformers(), redirect_stdout(io.StringIO()):
             self.model: Any = PeAudioVideoModel(_config(len(self._tokenizer))).eval()
         self._embedder = self.model.audio_model.audio_encoder.embedder
         _set_codec(self._embedder)

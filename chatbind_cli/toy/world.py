@@ -67,13 +67,7 @@ Tell = Callable[[Record], None]
 
 
 def make_world(
-    folder: Path,
-    *,
-    seed: int,
-    quick: bool,
-    overwrite: bool,
-    tell: Tell,
-    huggingface: bool = False,
+    folder: Path, *, seed: int, quick: bool, overwrite: bool, tell: Tell, huggingface: bool = False
 ) -> None:
     """Makes what is not there yet of a toy world.
 
