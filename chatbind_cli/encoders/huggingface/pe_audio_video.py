@@ -60,6 +60,13 @@ _CLIP_SECONDS = 2
 _TEXT_OF_SOUND = "text beside audio"
 """As a modality: texts as sound is compared with them."""
 
+_PLACES = {
+    "text": ("text_model.", "audio_model.text_model.", "video_model.text_model."),
+    "audio": ("audio_model.audio_encoder.", "audio_video_encoder.embedder.audio_encoder."),
+    "video": ("video_model.video_encoder.", "audio_video_encoder.embedder.video_encoder."),
+}
+"""How the names of a tower's tensors begin: the model has it in several places, a file in one."""
+
 
 class _Tower(nn.Module):
     """The encoder of sound or of films, and its head."""
@@ -171,7 +178,7 @@ class PeAudioVideoEncoder(HuggingFaceEncoder):
         """Reads it, and nothing of the others."""
         width = self.embedding_dim
         if modality == "text":
-            tower = self._load(ModernBertModel, self.config.text_config, ("text_model.",))
+            tower = self._load(ModernBertModel, self.config.text_config, _PLACES["text"])
             names = {side: f"{side}_model.text_{side}" for side in ("audio", "video")}
             heads = {side: self._head(f"{name}_head", width) for side, name in names.items()}
             scales = {
@@ -181,12 +188,7 @@ class PeAudioVideoEncoder(HuggingFaceEncoder):
             return _Texts(tower, heads, scales).requires_grad_(False).eval()
         kind = PeAudioEncoder if modality == "audio" else PeVideoEncoder
         config = getattr(self.config.audio_video_config, f"{modality}_config")
-        # the tower for sound and films at once has the same one in it: a file may name it there
-        places = (
-            f"{modality}_model.{modality}_encoder.",
-            f"audio_video_encoder.embedder.{modality}_encoder.",
-        )
-        encoder = self._load(kind, config, places)
+        encoder = self._load(kind, config, _PLACES[modality])
         if modality == "video":
             patches = encoder.get_submodule("embedder.vision_model.timm_model.patch_embed")
             takes = list(vars(patches)["img_size"])

@@ -24,7 +24,7 @@ _KINDS = {f"languagebind{modality}": modality for modality in MODALITIES}
 _MOST = 1_000_000
 _MOST_FRAMES = 64
 _MOST_PIXELS = 2**24
-"""Of all frames together: a hundred times what the published towers read."""
+"""Of all frames together: forty times what the published tower for films reads."""
 _MOST_PATCHES = 2**13
 _MOST_PLACES = 1024
 _ACTIVATIONS = ("gelu", "quick_gelu")

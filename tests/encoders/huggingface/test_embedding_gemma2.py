@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoProcessor, PreTrainedModel
 from transformers.video_utils import VideoMetadata
 
@@ -29,6 +29,7 @@ from tests.encoders.huggingface.audio_video import (
     noise,
     opened,
     save_embedding_gemma2,
+    with_weights,
 )
 from tests.recordings import Film, Sound
 
@@ -143,25 +144,24 @@ def test_a_repository_without_a_part_does_not_know_its_media(
         encoder.tower("image" if audio else "audio")
 
 
-def test_a_tower_is_read_without_the_others(tmp_path: Path, sound: Sound) -> None:
-    model = save_embedding_gemma2(tmp_path)
-    whole = opened(EmbeddingGemma2Encoder, tmp_path)
+def test_a_tower_is_read_without_the_others(
+    repository: Repository, encoder: Encoder, tmp_path: Path, sound: Sound
+) -> None:
     media = {"image": png(noise(1, (50, 37))), "audio": sound()}
-    weights = load_file(tmp_path / "model.safetensors")
+    weights = load_file(repository[0] / "model.safetensors")
     for modality, data in media.items():
-        medium = load_media(whole.read, data)
+        medium = load_media(encoder.read, data)
         other = {"image": "audio", "audio": "vision"}[modality]
         part = {name: value for name, value in weights.items() if other not in name}
-        save_file(part, tmp_path / "model.safetensors", {"format": "pt"})
-        alone = opened(EmbeddingGemma2Encoder, tmp_path)
-        rows = [one.embed([medium], normalize=False) for one in (alone, whole)]
-        assert torch.equal(*rows)
+        folder = with_weights(repository[0], tmp_path / modality, part)
+        alone = opened(EmbeddingGemma2Encoder, folder)
+        rows = [one.embed([medium], normalize=False) for one in (alone, encoder)]
+        assert close(*rows)
         mine = {"image": "vision_tower.", "audio": "audio_tower."}[modality]
         del part[next(name for name in part if name.startswith(mine))]
-        save_file(part, tmp_path / "model.safetensors", {"format": "pt"})
+        less = with_weights(repository[0], tmp_path / f"less-{modality}", part)
         with pytest.raises(WeightsError, match="1 tensors are missing"):
-            opened(EmbeddingGemma2Encoder, tmp_path).embed([medium], normalize=False)
-        model.save_pretrained(tmp_path)
+            opened(EmbeddingGemma2Encoder, less).embed([medium], normalize=False)
 
 
 @pytest.mark.parametrize(

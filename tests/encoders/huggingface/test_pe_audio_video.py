@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoProcessor, PeAudioVideoModel
 
 from chatbind_cli.encoders.encoder import Encoder, load_media
 from chatbind_cli.encoders.huggingface.pe_audio_video import PeAudioVideoEncoder
+from chatbind_cli.encoders.zero_shot import LabelScorer
 from chatbind_cli.errors import ChatBindError
 from chatbind_cli.media.audio import read_stretches
 from chatbind_cli.media.options import MediaOptions
@@ -30,6 +31,7 @@ from tests.encoders.huggingface.audio_video import (
     noise,
     opened,
     save_pe_audio_video,
+    with_weights,
 )
 from tests.recordings import Film, Sound
 
@@ -121,6 +123,7 @@ def test_texts_give_the_models_own_logits(
     folder, model = repository
     texts = ["a dog", "the red car sings", "", "a bird " * 40]
     tokenizer = AutoProcessor.from_pretrained(folder).tokenizer
+    model.requires_grad_(False)
     ids = tokenizer(texts, padding=True, truncation=True, max_length=16, return_tensors="pt")
     with torch.inference_mode():
         found = model(
@@ -132,15 +135,19 @@ def test_texts_give_the_models_own_logits(
     logits = found[f"logits_{modality}_text"][0] - side.get_parameter(f"text_{modality}_logit_bias")
     rows = encoder.embed_texts(texts, modality)
     assert close(encoder.compare(found[f"{modality}_embeds"][0], rows), logits)
+    scorer = LabelScorer(encoder, texts, "{label}")
+    scored = scorer.score(found[f"{modality}_embeds"][0], 1, modality)[0]
+    assert scored["label"] == texts[int(logits.argmax())]
+    assert scored["probability"] == pytest.approx(logits.softmax(dim=0).max().item(), rel=1e-4)
     together = encoder.run("text", encoder.tokenize(texts))
     assert close(together, encoder.embed_texts(texts))
 
 
-def test_a_tower_is_read_without_the_others(tmp_path: Path, sound: Sound, film: Film) -> None:
-    model = save_pe_audio_video(tmp_path)
-    whole = opened(PeAudioVideoEncoder, tmp_path)
-    heard, seen = load_media(whole.read, sound()), load_media(whole.read, film())
-    weights = load_file(tmp_path / "model.safetensors")
+def test_a_tower_is_read_without_the_others(
+    repository: Repository, encoder: Encoder, tmp_path: Path, sound: Sound, film: Film
+) -> None:
+    heard, seen = load_media(encoder.read, sound()), load_media(encoder.read, film())
+    weights = load_file(repository[0] / "model.safetensors")
     for modality, make in {
         "audio": lambda one: one.embed([heard], normalize=False),
         "video": lambda one: one.embed([seen], normalize=False),
@@ -150,13 +157,30 @@ def test_a_tower_is_read_without_the_others(tmp_path: Path, sound: Sound, film: 
         kept = mine.get(modality, (f"{modality}_model.{modality}",))
         part = {name: value for name, value in weights.items() if name.startswith(kept)}
         assert len(part) < 0.7 * len(weights)
-        save_file(part, tmp_path / "model.safetensors", {"format": "pt"})
-        assert torch.equal(make(opened(PeAudioVideoEncoder, tmp_path)), make(whole))
+        alone = with_weights(repository[0], tmp_path / modality, part)
+        assert close(make(opened(PeAudioVideoEncoder, alone)), make(encoder))
         part.popitem()
-        save_file(part, tmp_path / "model.safetensors", {"format": "pt"})
+        less = with_weights(repository[0], tmp_path / f"less-{modality}", part)
         with pytest.raises(ChatBindError, match="missing|is None in the file"):
-            make(opened(PeAudioVideoEncoder, tmp_path))
-        model.save_pretrained(tmp_path)
+            make(opened(PeAudioVideoEncoder, less))
+
+
+def test_a_tower_is_found_wherever_the_file_names_it(
+    repository: Repository, encoder: Encoder, tmp_path: Path, sound: Sound
+) -> None:
+    moved = {
+        "audio_model.audio_encoder.": "audio_video_encoder.embedder.audio_encoder.",
+        "text_model.": "video_model.text_model.",
+    }
+    weights = load_file(repository[0] / "model.safetensors")
+    for old, new in moved.items():
+        for name in [name for name in weights if name.startswith(old)]:
+            weights[new + name.removeprefix(old)] = weights.pop(name)
+    other = opened(PeAudioVideoEncoder, with_weights(repository[0], tmp_path / "moved", weights))
+    heard = load_media(encoder.read, sound())
+    rows = [one.embed([heard], normalize=False) for one in (other, encoder)]
+    assert close(*rows)
+    assert close(*(one.embed_texts(["a dog"]) for one in (other, encoder)))
 
 
 @pytest.mark.parametrize(
