@@ -182,7 +182,8 @@ class PerceptionStudent(Student):
 
     def sees(self, weight: str) -> bool:
         """Whether the weight of this name belongs to the image tower."""
-        return "video_model." in weight
+        # the tower for sounds beside films has the same one in it, by another name
+        return weight.startswith("video_model.") or ".video_encoder." in weight
 
     def save(self, folder: Path) -> None:
         """Writes a repository: weights, config, processors, tokenizer."""
