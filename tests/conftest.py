@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import os
@@ -33,6 +34,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # package is told of it here, whatever else is installed; `__main__` does the same.
 if not (Path(chatbind_cli.__file__).parent / "commands").is_dir():
     chatbind_cli.__path__.append(str(ROOT))
+
+
+def pytest_collection_finish() -> None:
+    """Spares the collector what all tests and libraries are made of, a tenth of the suite's time.
+
+    It would walk through it again and again, and copy it in every fork.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _shared(name: str) -> Path:

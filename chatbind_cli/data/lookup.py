@@ -172,6 +172,13 @@ def open_stores(folder: Path, **expected: Any) -> list[EmbeddingStore]:
     Raises:
         StoreError: there is none, or they were made by different encoders.
     """
+    each = folders_of_each(folder)
+    if each != [folder]:
+        raise StoreError(
+            "holds stores of several encoders",
+            where=str(folder),
+            hint=f"name them one by one: {' '.join(f'--store {place}' for place in each)}",
+        )
     stores = open_parts(folder, **expected) or [EmbeddingStore.open(folder, **expected)]
     if len({(store.meta.encoder_sha256, store.meta.encoder_dtype) for store in stores}) > 1:
         raise StoreError("holds embeddings of different encoders", where=str(folder))

@@ -16,6 +16,7 @@ from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.checkpoints.projector_file import read_projector
 from chatbind_cli.device import resolve_device, resolve_dtype
 from chatbind_cli.encoders.encoder import Encoder
+from chatbind_cli.encoders.identity import identity_of
 from chatbind_cli.encoders.opening import open_encoder, open_encoders, usual_encoder
 from chatbind_cli.encoders.reference import is_reference
 from chatbind_cli.errors import CheckpointError, UsageError
@@ -30,7 +31,6 @@ from chatbind_cli.model.config import (
     EncoderInfo,
     check_encoder,
     encoder_of,
-    identity_of,
     saved_end_ids,
 )
 from chatbind_cli.model.loading import ChatBind, load_chatbind

@@ -19,7 +19,6 @@ from chatbind_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
     from chatbind_cli.checkpoints.projector_file import ProjectorInfo
-    from chatbind_cli.encoders.encoder import Encoder
 
 MODEL_TYPE = "chatbind"
 PROJECTOR_TYPES = ("linear", "mlp2x_gelu")
@@ -180,21 +179,6 @@ class EncoderInfo:
         said["parts"] = [part.as_record() for part in self.parts]
         unsaid = {"sha256_before", *(k for k in ("dtype", "licence", "parts") if not said[k])}
         return {k: v for k, v in said.items() if k not in unsaid}
-
-
-def identity_of(encoder: Encoder, *, hashed: bool = True) -> EncoderInfo:
-    """What a model says of the encoder whose embeddings it reads; its hash reads its weights."""
-    parts = encoder.parts if len(encoder.parts) > 1 else ()
-    return EncoderInfo(
-        name=encoder.name,
-        sha256=encoder.sha256 if hashed else None,
-        embedding_dim=encoder.embedding_dim,
-        path=encoder.reference,
-        dtype=encoder.dtype_name,
-        licence=encoder.licence,
-        parts=tuple(identity_of(part, hashed=hashed) for part in parts),
-        sha256_before=encoder.sha256_before if hashed else frozenset(),
-    )
 
 
 def encoder_of(trained: ProjectorInfo | ChatBindConfig) -> EncoderInfo:

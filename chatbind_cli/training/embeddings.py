@@ -23,11 +23,12 @@ from chatbind_cli.data.encoding import EncodingOptions, encode_items
 from chatbind_cli.data.lookup import Embeddings, open_parts, part_name, side_by_side
 from chatbind_cli.data.media_items import MediaItem
 from chatbind_cli.encoders.encoder import Encoder
+from chatbind_cli.encoders.identity import identity_of
 from chatbind_cli.errors import RecordError
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.root import MediaRoot
-from chatbind_cli.model.config import EncoderInfo, identity_of
+from chatbind_cli.model.config import EncoderInfo
 from chatbind_cli.training.encoders import (
     Before,
     assumed_encoder,

@@ -20,6 +20,7 @@ from chatbind_cli.data.conversations import Media
 from chatbind_cli.data.lookup import Embeddings, SeveralEmbeddings, open_stores, options_in
 from chatbind_cli.device import resolve_dtype
 from chatbind_cli.encoders.encoder import Encoder
+from chatbind_cli.encoders.identity import identity_of
 from chatbind_cli.encoders.opening import open_encoder
 from chatbind_cli.encoders.several import sha256_of_several
 from chatbind_cli.errors import StoreError, UsageError
@@ -30,7 +31,6 @@ from chatbind_cli.model.config import (
     EncoderInfo,
     check_encoder,
     encoder_of,
-    identity_of,
 )
 from chatbind_cli.model.loading import read_published
 from chatbind_cli.training.arguments import on_gpu

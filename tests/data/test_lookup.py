@@ -149,3 +149,11 @@ def test_many_media_are_looked_up_as_one_is(tmp_path: Path, monkeypatch) -> None
         assert missing == [medium for medium in media if medium not in found]
         assert 0 < len(missing) < len(media)
     assert Embeddings([]).missing(media) == list(media)
+
+
+def test_a_run_of_several_encoders_has_stores_that_are_named_one_by_one(tmp_path: Path) -> None:
+    for number in (1, 2):
+        fill(tmp_path / f"encoder-{number}" / "part-00000", ("a", MediaOptions()))
+    with pytest.raises(StoreError, match=r"several encoders.*--store .*encoder-1 --store .*-2"):
+        open_stores(tmp_path)
+    assert open_stores(tmp_path / "encoder-2")

@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from chatbind_cli import cli
 from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.data.tokens import PromptEncoder
+from chatbind_cli.encoders.identity import identity_of
 from chatbind_cli.encoders.opening import open_encoders
 from chatbind_cli.errors import (
     ChatBindError,
@@ -32,7 +33,6 @@ from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.root import MediaRoot
 from chatbind_cli.model.assemble import build_chatbind
-from chatbind_cli.model.config import identity_of
 from chatbind_cli.model.turns import question
 from tests.encoders.languagebind.repositories import save_repository
 from tests.inference.world import World, make_world, save_tiny_encoder

@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import re
 from abc import abstractmethod
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from functools import cache, cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,7 +32,7 @@ from chatbind_cli.model.pretrained import (
     one_line,
     quiet_transformers,
 )
-from chatbind_cli.model.staging import MOST_CONFIG, cleaned, staged_tokenizer
+from chatbind_cli.model.staging import MOST_CONFIG, cleaned
 
 _CONFIG = "config.json"
 _PROCESSORS = (
@@ -244,35 +243,21 @@ def open_processor(folder: Path, kind: type[Any] = AutoImageProcessor) -> Any:
 
     Args:
         folder: the repository.
-        kind: `AutoImageProcessor`, `AutoProcessor` (which reads a tokenizer, too), ...
+        kind: `AutoImageProcessor`, `AutoVideoProcessor`, ...: any that needs no tokenizer.
 
     Raises:
         CheckpointError: there is none, or its settings would fill memory.
     """
     with (
         one_line("no usable processor", folder),
-        _staged_processor(folder, kind) as stage,
+        TemporaryDirectory(prefix="chatbind-") as stage,
         quiet_transformers(),
     ):
-        return kind.from_pretrained(str(stage), trust_remote_code=False, local_files_only=True)
-
-
-@contextmanager
-def _staged_processor(folder: Path, kind: type[Any]) -> Iterator[Path]:
-    """A folder with what was checked of a processor, for as long as it is read."""
-    if kind is AutoImageProcessor:  # tokenizers of some repositories take long
-        with TemporaryDirectory(prefix="chatbind-") as name:
-            yield _with_settings(Path(name), folder, (_CONFIG, *_PROCESSORS))
-    else:
-        with staged_tokenizer(folder) as stage:
-            yield _with_settings(stage, folder, _PROCESSORS)
-
-
-def _with_settings(stage: Path, folder: Path, names: Collection[str]) -> Path:
-    for name in names:
-        if fields := _checked(folder, name):
-            (stage / name).write_text(json.dumps(fields), encoding="utf-8")
-    return stage
+        # of what was checked, and without the tokenizer, which may take seconds to read
+        for name in (_CONFIG, *_PROCESSORS):
+            if fields := _checked(folder, name):
+                (Path(stage) / name).write_text(json.dumps(fields), encoding="utf-8")
+        return kind.from_pretrained(stage, trust_remote_code=False, local_files_only=True)
 
 
 def _checked(folder: Path, name: str) -> dict[str, Any]:

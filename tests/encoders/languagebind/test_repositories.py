@@ -13,13 +13,14 @@ from safetensors.torch import load_file, save_file
 
 from chatbind_cli.checkpoints.projector_file import ProjectorInfo
 from chatbind_cli.encoders.encoder import Decoded, Encoder
+from chatbind_cli.encoders.identity import identity_of
 from chatbind_cli.encoders.imagebind.encoder import ImageBindEncoder
 from chatbind_cli.encoders.languagebind.encoder import LanguageBindEncoder
 from chatbind_cli.encoders.opening import open_encoder
 from chatbind_cli.errors import CheckpointError, WeightsError
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.source import MediaSource
-from chatbind_cli.model.config import check_encoder, identity_of
+from chatbind_cli.model.config import check_encoder
 from tests.encoders.languagebind.repositories import DIM, save_repository
 
 PATCHES = "vision_model.embeddings.patch_embedding"
