@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     "--huggingface",
     is_flag=True,
     help="A small PE-AV, too (DIR/pe-av): an encoder of pictures, films and sounds in the layout "
-    "of the Hugging Face hub, in about two minutes more.",
+    "of the Hugging Face hub, in two minutes more.",
 )
 @overwrite_option
 @seed_option

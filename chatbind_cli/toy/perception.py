@@ -157,7 +157,7 @@ class PerceptionStudent(Student):
     """The toy PE-AV: images, films, sounds."""
 
     bound = ("audio",)
-    effort = 2
+    effort = 3
 
     def __init__(self) -> None:
         self._tokenizer = train_tokenizer(seed=0)
