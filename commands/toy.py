@@ -31,9 +31,15 @@ if TYPE_CHECKING:
     help="A few files of each kind and models that have learned nothing: the same layout in a few "
     "seconds, for trying out commands.",
 )
+@_base.in_group("Output")(
+    "--huggingface",
+    is_flag=True,
+    help="A small PE-AV, too (DIR/pe-av): an encoder of pictures, films and sounds in the layout "
+    "of the Hugging Face hub, in two minutes more.",
+)
 @overwrite_option
 @seed_option
-def command(folder: Path, quick: bool, overwrite: bool, seed: int) -> None:
+def command(folder: Path, quick: bool, huggingface: bool, overwrite: bool, seed: int) -> None:
     """Make a small world to try everything in: the ten digits in six modalities.
 
     Writes pictures, films, sounds, reliefs, warm imprints and taps of digits, captions,
@@ -46,7 +52,9 @@ def command(folder: Path, quick: bool, overwrite: bool, seed: int) -> None:
 
     for_a_person = sys.stdout.isatty()
     tell = _say if for_a_person else emit_record
-    make_world(folder, seed=seed, quick=quick, overwrite=overwrite, tell=tell)
+    make_world(
+        folder, seed=seed, quick=quick, overwrite=overwrite, tell=tell, huggingface=huggingface
+    )
     if for_a_person:
         click.echo((folder / "README.txt").read_text(encoding="utf-8"))
     else:

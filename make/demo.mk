@@ -3,11 +3,16 @@
 # Training sees images only. The last table shows, for each modality, how many answers about held-out
 # digits are right, beside a run whose encoder's audio, depth, thermal and IMU towers were never
 # bound to images. A second run makes only what is missing.
+#
+# ENCODER=pe-av takes an encoder in the layout of the Hugging Face hub in place of ImageBind, in the
+# modalities that it has.
 
-DEMO  ?= demo
+DEMO    ?= demo
+ENCODER ?= imagebind
 TOY    = $(DEMO)/toy
-D_EVAL = $(DEMO)/eval
-MODALITIES = image video audio depth thermal imu
+D_RUN  = $(if $(filter imagebind,$(ENCODER)),$(DEMO),$(DEMO)/$(ENCODER))
+D_EVAL = $(D_RUN)/eval
+MODALITIES = image video audio $(if $(filter imagebind,$(ENCODER)),depth thermal imu)
 
 .PHONY: demo
 
@@ -15,27 +20,27 @@ MODALITIES = image video audio depth thermal imu
 demo: export OMP_NUM_THREADS ?= 1
 demo: install  ## the whole path on a toy world, on a CPU (no downloads)
 	mkdir -p $(D_EVAL)
-	$(CHATBIND) toy $(TOY)
-	$(CHATBIND) encode --encoder $(TOY)/imagebind --data $(TOY)/train/captions.json \
-	  --media-root $(TOY)/media --store $(DEMO)/store
-	$(CHATBIND) pretrain --model $(TOY)/llama --encoder $(TOY)/imagebind --store $(DEMO)/store \
+	$(CHATBIND) toy $(TOY) $(if $(filter pe-av,$(ENCODER)),--huggingface)
+	$(CHATBIND) encode --encoder $(TOY)/$(ENCODER) --data $(TOY)/train/captions.json \
+	  --media-root $(TOY)/media --store $(D_RUN)/store
+	$(CHATBIND) pretrain --model $(TOY)/llama --encoder $(TOY)/$(ENCODER) --store $(D_RUN)/store \
 	    --data $(TOY)/train/captions.json --num-train-epochs 2 \
-	    --gradient-accumulation-steps 1 --learning-rate 1e-2 --output $(DEMO)/pretrain \
-	  | $(CHATBIND) extract-projector - --output $(DEMO)/projector.safetensors \
-	  | $(CHATBIND) finetune --model $(TOY)/llama --encoder $(TOY)/imagebind \
-	    --store $(DEMO)/store --projector - \
+	    --gradient-accumulation-steps 1 --learning-rate 1e-2 --output $(D_RUN)/pretrain \
+	  | $(CHATBIND) extract-projector - --output $(D_RUN)/projector.safetensors \
+	  | $(CHATBIND) finetune --model $(TOY)/llama --encoder $(TOY)/$(ENCODER) \
+	    --store $(D_RUN)/store --projector - \
 	    --data $(TOY)/train/instructions.json --num-train-epochs 1 \
 	    --per-device-train-batch-size 16 --gradient-accumulation-steps 1 --learning-rate 1e-3 \
-	    --output $(DEMO)/model | tail -n 1
-	$(CHATBIND) ask --model $(DEMO)/model --image $(TOY)/media/image/heldout-0000.png \
+	    --output $(D_RUN)/model | tail -n 1
+	$(CHATBIND) ask --model $(D_RUN)/model --image $(TOY)/media/image/heldout-0000.png \
 	  "Which digit is this?"
-	$(CHATBIND) ask --model $(DEMO)/model --audio $(TOY)/media/audio/heldout-0000.wav \
+	$(CHATBIND) ask --model $(D_RUN)/model --audio $(TOY)/media/audio/heldout-0000.wav \
 	  "Describe it in detail."
 	cat $(MODALITIES:%=$(TOY)/eval/questions-%.jsonl) > $(D_EVAL)/questions.jsonl
-	$(CHATBIND) vqa --model $(DEMO)/model --questions $(D_EVAL)/questions.jsonl \
+	$(CHATBIND) vqa --model $(D_RUN)/model --questions $(D_EVAL)/questions.jsonl \
 	  --media-root $(TOY)/media --output $(D_EVAL)/answers.jsonl
-	$(CHATBIND) vqa --model $(DEMO)/model --questions $(D_EVAL)/questions.jsonl \
-	  --encoder $(TOY)/imagebind-unbound --allow-encoder-mismatch \
+	$(CHATBIND) vqa --model $(D_RUN)/model --questions $(D_EVAL)/questions.jsonl \
+	  --encoder $(TOY)/$(ENCODER)-unbound --allow-encoder-mismatch \
 	  --media-root $(TOY)/media --output $(D_EVAL)/answers-unbound.jsonl
 	$(CHATBIND) review --question $(D_EVAL)/questions.jsonl --judge rule \
 	  --answer-list $(D_EVAL)/answers-unbound.jsonl $(D_EVAL)/answers.jsonl \

@@ -1,4 +1,4 @@
-"""Makes the toy world's two encoders from its media files, and measures them on held-out files.
+"""Makes the toy world's encoders from its media files, and measures them on held-out files.
 
 Files go through the very loaders that every other command uses, so what a tower learned from is
 what it will be shown.
@@ -14,15 +14,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from chatbind_cli.encoders.encoder import Decoded, Encoder
-from chatbind_cli.encoders.imagebind.preprocess import load_media
-from chatbind_cli.encoders.imagebind.weights import save_encoder
+from chatbind_cli.encoders.encoder import Decoded, Encoder, Read, load_media
 from chatbind_cli.encoders.opening import open_encoder
-from chatbind_cli.toy import towers
+from chatbind_cli.toy.binding import Samples, Student, bind, embed, train_image_tower
 from chatbind_cli.toy.digits import NAMES, Item
 from chatbind_cli.toy.fit import Size, fixed_threads, repeatable
 from chatbind_cli.toy.media import SUFFIXES, relative_path
-from chatbind_cli.toy.towers import Samples
+from chatbind_cli.toy.towers import ImageBindStudent
 
 # Enough for the mean of each digit to be known within a few hundredths.
 _ITEMS_FOR_MEANS = 300
@@ -38,8 +36,9 @@ def make_encoders(
     size: Size,
     seed: int,
     report: Callable[[str, int, float], None],
+    kind: Callable[[], Student] = ImageBindStudent,
 ) -> None:
-    """Trains the encoder and writes it, and another one that was never bound.
+    """Trains an encoder and writes it, and another one that was never bound.
 
     Args:
         items: training items.
@@ -49,43 +48,55 @@ def make_encoders(
         size: how many files and epochs.
         seed: of weights and batches.
         report: told a tower's name, the step and the loss; see `fit`.
+        kind: makes one that is untrained.
     """
     with repeatable(seed):
-        model = towers.new_model(("image", *towers.BOUND))
+        student = kind()
+        model = student.model
         untrained = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    images = _samples(items, "image", media, size)
+    student.save(folders[0])  # what lies beside the weights may say how media are read
+    read = open_encoder(folders[0]).read
+    samples_of = partial(_samples, student, read, items, media, size)
+    images = samples_of("image")
     with repeatable(seed + 1) as generator:
-        image_tower = towers.train_image_tower(
-            model,
+        image_tower = student.tower("image")
+        train_image_tower(
+            image_tower,
             images,
-            _samples(items, "video", media, size),
-            epochs=size.image_epochs,
+            samples_of("video"),
+            epochs=student.effort * size.image_epochs,
             generator=generator,
             report=partial(report, "image"),
         )
-        embedded = Samples(towers.embed(image_tower, images.tensors), images.digits)
-    for number, modality in enumerate(towers.BOUND, start=2):
-        samples = _samples(items, modality, media, size)
+        embedded = Samples(embed(image_tower, images.tensors), images.digits)
+    for number, modality in enumerate(student.bound, start=2):
+        samples = samples_of(modality)
         with repeatable(seed + number) as generator:
-            towers.bind(
-                model,
+            bind(
+                student.tower(modality),
                 modality,
                 samples,
                 embedded,
-                epochs=size.bind_epochs[modality],
+                epochs=student.effort * size.bind_epochs[modality],
                 generator=generator,
                 report=partial(report, modality),
             )
-    save_encoder(model, towers.CONFIG, folders[0])
-    trained = {name: t for name, t in model.state_dict().items() if ".vision." in name}
+    student.save(folders[0])
+    trained = {name: tensor for name, tensor in model.state_dict().items() if student.sees(name)}
     model.load_state_dict({**untrained, **trained})
-    save_encoder(model, towers.CONFIG, folders[1])
+    student.save(folders[1])
 
 
 def measure(
     train: Sequence[Item], heldout: Sequence[Item], media: Path, folders: Sequence[Path]
 ) -> dict[str, dict[str, float]]:
     """Accuracies of saved encoders by the nearest class mean of the training images.
+
+    Args:
+        train: the images' items.
+        heldout: what is measured.
+        media: folder of the media files.
+        folders: encoders of one kind.
 
     Returns:
         By encoder and modality: the share of held-out files that lie nearest to the mean of the
@@ -100,6 +111,8 @@ def measure(
         images = _embed_files(train, "image", media, encoders)
         means = [class_means(part, train_digits) for part in images]
         for modality in SUFFIXES:
+            if modality not in encoders[0].modalities:
+                continue
             rows = _embed_files(heldout, modality, media, encoders)
             for shares, part, mean in zip(accuracy.values(), rows, means, strict=True):
                 share = nearest_mean_accuracy(part, digits, mean)
@@ -107,13 +120,20 @@ def measure(
     return accuracy
 
 
-def _samples(items: Sequence[Item], modality: str, media: Path, size: Size) -> Samples:
+def _samples(
+    student: Student,
+    read: Read,
+    items: Sequence[Item],
+    media: Path,
+    size: Size,
+    modality: str,
+) -> Samples:
     """The training recordings of a modality, as the towers learn from them."""
     chosen = items[: size.train_items[modality]]
     with fixed_threads():
         tensors = [
-            towers.to_cells(medium.tensor) if modality in towers.COARSE else medium.tensor
-            for medium in _load(chosen, modality, media)
+            student.prepare(medium.tensor, modality)
+            for medium in _load(chosen, modality, media, read)
         ]
     return Samples(torch.stack(tensors), torch.tensor([item.digit for item in chosen]))
 
@@ -124,18 +144,18 @@ def _embed_files(
     """The files' embeddings [n, d] by each encoder; a file is read once."""
     rows = [
         [encoder.embed([medium], normalize=True)[0] for encoder in encoders]
-        for medium in _load(items, modality, media)
+        for medium in _load(items, modality, media, encoders[0].read)
     ]
     return [torch.stack(part) for part in zip(*rows, strict=True)]
 
 
-def _load(items: Sequence[Item], modality: str, media: Path) -> Iterator[Decoded]:
+def _load(items: Sequence[Item], modality: str, media: Path, read: Read) -> Iterator[Decoded]:
     """Media in order, read a little ahead."""
     paths = [media / relative_path(item, modality) for item in items]
     with ThreadPoolExecutor(_LOADERS) as pool:
         for start in range(0, len(paths), 4 * _LOADERS):
             part = paths[start : start + 4 * _LOADERS]
-            yield from pool.map(load_media, part, [modality] * len(part))
+            yield from pool.map(partial(load_media, read, modality=modality), part)
 
 
 def class_means(embeddings: torch.Tensor, digits: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ import json
 import platform
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -27,18 +27,20 @@ from chatbind_cli.errors import ChatBindError
 from chatbind_cli.files import replace_file
 from chatbind_cli.folders import RECORD, is_noted, note_made, refuse_foreign, remove_made
 from chatbind_cli.jsonl import Record
+from chatbind_cli.toy.binding import Student
 from chatbind_cli.toy.digits import Item, load_items
 from chatbind_cli.toy.encoders import make_encoders, measure
 from chatbind_cli.toy.fit import FULL, QUICK, VERSION, Size
 from chatbind_cli.toy.language import make_language_model
 from chatbind_cli.toy.media import relative_path, write_media
 from chatbind_cli.toy.texts import record_names, write_records
+from chatbind_cli.toy.towers import ImageBindStudent
 
 _COMMAND = "toy"
 _SUMMARY, _README = "toy.json", "README.txt"
 _FIGURES = "nearest_class_mean_accuracy"
 _LAST_RECORDS = "eval/contexts.jsonl"
-_ENCODERS = ("imagebind", "imagebind-unbound")
+_IMAGEBIND, _PERCEPTION = "imagebind", "pe-av"
 _ANSWERS = "eval/answers-model-audio.jsonl"
 _REVIEWS = "eval/reviews-audio.jsonl"
 _WITH_RECORDS = ("llama", "stage1", "model", "delta")  # of their own
@@ -64,7 +66,9 @@ _REPEATABLE = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "CHATBIND_QUI
 Tell = Callable[[Record], None]
 
 
-def make_world(folder: Path, *, seed: int, quick: bool, overwrite: bool, tell: Tell) -> None:
+def make_world(
+    folder: Path, *, seed: int, quick: bool, overwrite: bool, tell: Tell, huggingface: bool = False
+) -> None:
     """Makes what is not there yet of a toy world.
 
     Args:
@@ -73,6 +77,7 @@ def make_world(folder: Path, *, seed: int, quick: bool, overwrite: bool, tell: T
         quick: small and untrained, for tests.
         overwrite: start anew.
         tell: gets a record at each step of the work.
+        huggingface: a PE-AV, too.
 
     Raises:
         ChatBindError: the folder holds something else, or a world made with other options.
@@ -82,17 +87,20 @@ def make_world(folder: Path, *, seed: int, quick: bool, overwrite: bool, tell: T
     train, heldout = train[: size.train_items["image"]], heldout[: size.heldout_items]
     identity = {"version": VERSION, "seed": seed, "quick": quick}
     summary = _begun(folder, identity, overwrite=overwrite) or {**identity, **_made_with(size)}
-    note_made(folder, _names(size, train, heldout), made_by=_COMMAND)
+    kinds = _kinds(huggingface=huggingface)
+    note_made(folder, _names(size, train, heldout, kinds), made_by=_COMMAND)
     _write_summary(folder, summary)
-    media, encoders = folder / "media", (folder / _ENCODERS[0], folder / _ENCODERS[1])
+    media, measured = folder / "media", summary.get(_FIGURES, {})
     do = partial(_do_stage, tell)
-    has_records, is_whole = (folder / _LAST_RECORDS).is_file(), _FIGURES in summary
+    has_records = (folder / _LAST_RECORDS).is_file()
 
     def report(stage: str, part: str, step: int, loss: float) -> None:
         tell({"stage": stage, "part": part, "step": step, "loss": round(loss, 4)})
 
     def finish() -> None:
-        figures = measure(train, heldout, media, encoders)
+        figures = dict(measured)
+        for kind in (name for name in kinds if name not in measured):
+            figures |= measure(train, heldout, media, _pair(folder, kind))
         tell({"stage": "toy", _FIGURES: figures})
         whole = {**summary, _FIGURES: figures}
         with replace_file(folder / _README) as temporary:
@@ -108,13 +116,26 @@ def make_world(folder: Path, *, seed: int, quick: bool, overwrite: bool, tell: T
             folder / "llama", size.language_steps, seed, partial(report, "llama", "text")
         ),
     )
-    do(
-        "imagebind",
-        (encoders[-1] / CONFIG_NAME).is_file(),
-        lambda: make_encoders(train, media, encoders, size, seed, partial(report, "imagebind")),
-    )
-    do("model", is_whole, lambda: run_commands(folder, seed=seed, quick=quick))
-    do("toy", is_whole, finish)
+    for kind, student in kinds.items():
+        pair = _pair(folder, kind)
+        make = partial(make_encoders, train, media, pair, size, seed, partial(report, kind))
+        do(kind, (pair[-1] / CONFIG_NAME).is_file(), partial(make, kind=student))
+    do("model", bool(measured), lambda: run_commands(folder, seed=seed, quick=quick))
+    do("toy", kinds.keys() <= measured.keys(), finish)
+
+
+def _kinds(*, huggingface: bool) -> dict[str, Callable[[], Student]]:
+    """What makes an untrained encoder, by the name of its folder."""
+    if not huggingface:
+        return {_IMAGEBIND: ImageBindStudent}
+    from chatbind_cli.toy.perception import PerceptionStudent  # noqa: PLC0415 - loads timm
+
+    return {_IMAGEBIND: ImageBindStudent, _PERCEPTION: PerceptionStudent}
+
+
+def _pair(folder: Path, kind: str) -> tuple[Path, Path]:
+    """Where the encoder of a kind lies, and the one that was never bound."""
+    return folder / kind, folder / f"{kind}-unbound"
 
 
 def _do_stage(tell: Tell, name: str, done: bool, work: Callable[[], None]) -> None:
@@ -171,7 +192,9 @@ def _write_summary(folder: Path, summary: Record) -> None:
         temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
 
 
-def _names(size: Size, train: Sequence[Item], heldout: Sequence[Item]) -> Iterator[str]:
+def _names(
+    size: Size, train: Sequence[Item], heldout: Sequence[Item], kinds: Collection[str]
+) -> Iterator[str]:
     """Every file of the world."""
     yield from (_SUMMARY, _README)
     for modality, count in size.train_items.items():
@@ -179,8 +202,9 @@ def _names(size: Size, train: Sequence[Item], heldout: Sequence[Item]) -> Iterat
             yield f"media/{relative_path(item, modality)}"
     yield from record_names()
     yield from (_ANSWERS, _REVIEWS, *(f"{name}/{RECORD}" for name in _WITH_RECORDS))
-    for encoder in _ENCODERS:
-        yield from (f"{encoder}/{WEIGHTS_NAME}", f"{encoder}/{CONFIG_NAME}")
+    for kind in kinds:
+        files = (WEIGHTS_NAME, CONFIG_NAME) if kind == _IMAGEBIND else (RECORD,)
+        yield from (f"{name}/{file}" for name in (kind, f"{kind}-unbound") for file in files)
 
 
 def _write_media(
@@ -232,7 +256,7 @@ imagebind/                a small ImageBind: every modality bound to images
 imagebind-unbound/        the same image tower; the towers of audio, depth, thermal and IMU were
                           never trained. What they still get right is chance: 10 %, give or
                           take, since such a tower can put a whole digit near one mean or another
-stage1/                   the projector, trained on the captions
+{perception}stage1/                   the projector, trained on the captions
 model/                    llama with that projector, trained on the instructions: a ChatBind model
 delta/                    model minus llama
 eval/answers-model-audio.jsonl  what it says to eval/questions-audio.jsonl; it has never heard
@@ -255,14 +279,28 @@ Every command's help has more that works here as it stands: chatbind vqa --help
 """
 
 
+_PERCEPTION_TEXT = """\
+pe-av/                    a small PE-AV, in the layout of the Hugging Face hub: image, video and
+                          audio. Every command takes it as --encoder in place of imagebind
+pe-av-unbound/            the same image tower; that of audio was never trained
+"""
+
+
 def _readme(summary: Record) -> str:
     """The text for a world with this `toy.json`."""
-    accuracy = summary["nearest_class_mean_accuracy"]
-    lines = [f"{'':10}{'imagebind':>12}{'unbound':>12}"]
-    for modality, share in accuracy["imagebind"].items():
-        other = accuracy["imagebind-unbound"][modality]
-        lines.append(f"{modality:10}{share:>12.0%}{other:>12.0%}")
+    accuracy = summary[_FIGURES]
+    names = ["unbound" if name.endswith("-unbound") else name for name in accuracy]
+    lines = [f"{'':10}" + "".join(f"{name:>12}" for name in names)]
+    for modality in accuracy[_IMAGEBIND]:
+        shares = [shares.get(modality) for shares in accuracy.values()]
+        cells = ["" if share is None else f"{share:.0%}" for share in shares]
+        lines.append((f"{modality:10}" + "".join(f"{cell:>12}" for cell in cells)).rstrip())
+    perception = _PERCEPTION_TEXT if _PERCEPTION in accuracy else ""
     quick = " with --quick: its models have learned nothing" if summary["quick"] else ""
     return _README_TEXT.format(
-        seed=summary["seed"], quick=quick, figures="\n".join(lines), commands=_COMMANDS
+        seed=summary["seed"],
+        quick=quick,
+        figures="\n".join(lines),
+        commands=_COMMANDS,
+        perception=perception,
     )

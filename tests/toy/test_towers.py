@@ -6,11 +6,12 @@ from torch.nn.functional import normalize
 
 from chatbind_cli.encoders.imagebind.preprocess import load_media
 from chatbind_cli.toy import towers
+from chatbind_cli.toy.binding import Samples, _pair_loss, bind, embed, train_image_tower
 from chatbind_cli.toy.digits import load_items
 from chatbind_cli.toy.encoders import class_means, nearest_mean_accuracy
 from chatbind_cli.toy.fit import repeatable
 from chatbind_cli.toy.media import relative_path, write_media
-from chatbind_cli.toy.towers import Samples
+from chatbind_cli.toy.towers import ImageBindTower
 
 
 def _sounds(items, folder):
@@ -30,8 +31,9 @@ def test_a_bound_modality_lies_where_the_images_of_its_digits_lie(tmp_path):
         means = class_means(images, sounds.digits)
         arguments = {"generator": generator, "report": lambda step, loss: None}
         targets = Samples(images, sounds.digits)
-        tower = towers.bind(model, "audio", sounds, targets, epochs=14, **arguments)
-    embeddings = towers.embed(tower, unheard.tensors)
+        tower = ImageBindTower(model, "audio")
+        bind(tower, "audio", sounds, targets, epochs=14, **arguments)
+    embeddings = embed(tower, unheard.tensors)
     assert nearest_mean_accuracy(embeddings, unheard.digits, means) >= 0.85
     # not only nearest: close, so that there is no gap between the modalities
     assert (embeddings * centres[unheard.digits]).sum(dim=1).mean() > 0.7
@@ -46,8 +48,9 @@ def test_the_image_tower_learns_names_and_the_model_holds_what_it_learned():
         clips = images.tensors[:, None, :, None].expand(-1, 2, -1, 2, -1, -1)
         model = towers.new_model(["image"])
         losses = []
-        tower = towers.train_image_tower(
-            model,
+        tower = ImageBindTower(model, "image")
+        train_image_tower(
+            tower,
             images,
             Samples(clips, digits),
             epochs=20,
@@ -55,7 +58,7 @@ def test_the_image_tower_learns_names_and_the_model_holds_what_it_learned():
             report=lambda step, loss: losses.append(loss),
         )
     assert losses[-1] < math.log(10) / 2
-    embeddings = towers.embed(tower, images.tensors)
+    embeddings = embed(tower, images.tensors)
     means = class_means(embeddings, digits)
     assert nearest_mean_accuracy(embeddings, digits, means) > 0.9
     pixels = images.tensors[:3].repeat_interleave(7, -1).repeat_interleave(7, -2)
@@ -66,21 +69,21 @@ def test_the_image_tower_learns_names_and_the_model_holds_what_it_learned():
 def test_pairs_that_share_a_digit_do_not_count_as_wrong():
     images = normalize(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), dim=-1)
     digits = torch.tensor([4, 4, 7])
-    right = towers._pair_loss(images, images, digits)
+    right = _pair_loss(images, images, digits)
     # by hand: rows 0 and 1 have two right answers at cosine 1, row 2 one
     two = math.log(2 * math.exp(10) + 1) - 10
     one = math.log(math.exp(10) + 2) - 10
     assert float(right) == pytest.approx((2 * two + one) / 3, abs=1e-4)
-    swapped = towers._pair_loss(images[[2, 1, 0]], images, digits)
+    swapped = _pair_loss(images[[2, 1, 0]], images, digits)
     assert swapped > right + 1
 
 
 def test_embeddings_of_clips_are_averaged_and_have_norm_one():
     with repeatable(0):
         model = towers.new_model(["audio"])
-        tower = towers.Tower(model, "audio").eval()
+        tower = ImageBindTower(model, "audio").eval()
     clips = torch.rand(3, 2, 1, 128, 204)
-    embeddings = towers.embed(tower, clips)
+    embeddings = embed(tower, clips)
     with torch.no_grad():
         each = normalize((tower(clips[:, 0]) + tower(clips[:, 1])) / 2, dim=-1)
     torch.testing.assert_close(embeddings, each)
@@ -118,11 +121,11 @@ def test_cells_are_means_of_seven_by_seven_pixels():
 def test_spread_weights_give_on_full_pictures_what_the_tower_gave_on_cells(modality, shape):
     with repeatable(0):
         model = towers.new_model([modality])
-        tower = towers.Tower(model, modality)
+        tower = ImageBindTower(model, modality)
     pixels = torch.rand(2, *shape)
     with torch.no_grad():
         coarse = tower(towers.to_cells(pixels))
-        tower.spread()
+        tower.finish()
         full = torch.nn.functional.normalize(model.embed(modality, pixels), dim=-1)
     # sums of thousands of float32 numbers in another order
     torch.testing.assert_close(full, coarse, atol=2e-5, rtol=0)
@@ -132,7 +135,7 @@ def test_spread_weights_give_on_full_pictures_what_the_tower_gave_on_cells(modal
 def test_sounds_and_motion_go_through_the_encoders_own_stem(modality, shape):
     with repeatable(0):
         model = towers.new_model([modality])
-        tower = towers.Tower(model, modality)
+        tower = ImageBindTower(model, modality)
     batch = torch.rand(2, *shape)
     with torch.no_grad():
         expected = torch.nn.functional.normalize(model.embed(modality, batch), dim=-1)
@@ -143,8 +146,8 @@ def test_sounds_and_motion_go_through_the_encoders_own_stem(modality, shape):
 def test_a_new_tower_is_blind_to_the_level_of_its_input(modality):
     with repeatable(0):
         model = towers.new_model([modality])
-        tower = towers.Tower(model, modality)
-        tower.spread()
+        tower = ImageBindTower(model, modality)
+        tower.finish()
     weight = towers.patch_weight(tower.stem, modality)
     channels = weight.flatten(2) if modality == "depth" else weight.unflatten(1, (6, -1))
     assert channels.mean(dim=-1).abs().max() < 1e-6
@@ -153,7 +156,7 @@ def test_a_new_tower_is_blind_to_the_level_of_its_input(modality):
 def test_weights_of_pixels_are_not_trained_where_cells_stand_in():
     with repeatable(0):
         model = towers.new_model(["depth"])
-        tower = towers.Tower(model, "depth")
+        tower = ImageBindTower(model, "depth")
     trained = {id(parameter) for parameter in tower.parameters_to_train()}
     assert id(towers.patch_weight(tower.stem, "depth")) not in trained
     assert id(tower.cells) in trained
