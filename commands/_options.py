@@ -181,8 +181,7 @@ class _EncoderOption(GroupedOption):
     """Asks the environment by the option's name, and not by that of the argument."""
 
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
-        said = os.environ.get(f"{ctx.auto_envvar_prefix}_ENCODER", "")
-        return said.strip("\n") or None
+        return os.environ.get(f"{ctx.auto_envvar_prefix}_ENCODER", "").strip("\n") or None
 
 
 def encoder_option(

@@ -60,6 +60,7 @@ class StoreMeta:
         dtype: of the embeddings' numbers, a key of `DTYPES`.
         encoder_dtype: in which the encoder worked; None where nobody has said it.
         media_options: fields of `MediaOptions` that all rows share; None likewise.
+        encoders: how many made the rows, in each of which they have places side by side.
 
     Raises:
         ValueError: a value that no writer of ours says.
@@ -71,6 +72,7 @@ class StoreMeta:
     dtype: str = "float16"
     encoder_dtype: str | None = None
     media_options: dict[str, Any] | None = None
+    encoders: int = 1
 
     def __post_init__(self) -> None:
         for name, right in (
@@ -80,6 +82,7 @@ class StoreMeta:
             ("dtype", isinstance(self.dtype, str) and self.dtype in DTYPES),
             ("encoder_dtype", isinstance(self.encoder_dtype, str | None)),
             ("media_options", isinstance(self.media_options, dict | None)),
+            ("encoders", type(self.encoders) is int),
         ):
             if not right:
                 raise ValueError(f"its {name} is {str(getattr(self, name))[:80]!r}")

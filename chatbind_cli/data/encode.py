@@ -256,6 +256,7 @@ def writable_store(
         dtype=dtype,
         encoder_dtype=encoder.dtype_name,
         media_options=options.deciding(),
+        encoders=len(encoder.parts),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations, repeat, zip_longest
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.checkpoints.projector_file import ProjectorInfo, is_published, read_projector
 from chatbind_cli.console import note
 from chatbind_cli.data.conversations import Media
+from chatbind_cli.data.database import StoreMeta
 from chatbind_cli.data.lookup import Embeddings, SeveralEmbeddings, open_stores, options_in
 from chatbind_cli.device import resolve_dtype
 from chatbind_cli.encoders.encoder import Encoder
@@ -166,7 +168,7 @@ def stored_embeddings(
 
     Raises:
         StoreError: they were made by other encoders than the settings name, in other ways than
-            the training before, or in several.
+            the training before, or in several; or one was made by several encoders at once.
         CheckpointError: they were made by other encoders than those of the training before.
         UsageError: two stores are of one encoder.
     """
@@ -174,26 +176,8 @@ def stored_embeddings(
     before = Before.of(settings)
     everything = list(chain.from_iterable(groups))
     options = options_in(everything, media.modalities(), before.media_options)
-    infos = []
-    for folder, stores, named in zip_longest(settings.stores, groups, settings.encoders):
-        meta = stores[0].meta
-        encoder = open_encoder(named) if named is not None else None
-        if encoder is not None and encoder.sha256 != meta.encoder_sha256:
-            raise StoreError(
-                f"was made by another encoder ({meta.encoder_name}) than --encoder names"
-                + (f", which is {encoder.name}" if len(groups) > 1 else ""),
-                where=str(folder),
-            )
-        infos.append(
-            EncoderInfo(
-                name=meta.encoder_name,
-                sha256=meta.encoder_sha256,
-                embedding_dim=meta.dim,
-                path=encoder.reference if encoder else None,
-                dtype=meta.encoder_dtype,
-                licence=encoder.licence if encoder else None,
-            )
-        )
+    named = zip_longest(settings.stores, groups, settings.encoders)
+    infos = [_made_with(folder, stores[0].meta, word) for folder, stores, word in named]
     info = joined(infos)
     before.check(info)
     if len(groups) == 1:
@@ -202,6 +186,32 @@ def stored_embeddings(
     kinds = [{kind for store in stores for kind, _ in store.kinds()} for stores in groups]
     parts = [Embeddings(some, options, known) for some, known in zip(groups, kinds, strict=True)]
     return SeveralEmbeddings(parts, info.widths), info, options
+
+
+def _made_with(folder: Path, meta: StoreMeta, named: str | None) -> EncoderInfo:
+    """The encoder that a store says, and the user names if he does."""
+    if meta.encoders > 1:
+        raise StoreError(
+            f"has rows of several encoders side by side ({meta.encoder_name}), each medium by "
+            "the first that knows it: not every projector would learn of pictures",
+            where=str(folder),
+            hint="encode with each encoder into a store of its own, and name all of them",
+        )
+    encoder = open_encoder(named) if named is not None else None
+    if encoder is not None and encoder.sha256 != meta.encoder_sha256:
+        raise StoreError(
+            f"was made by another encoder ({meta.encoder_name}) than --encoder names, which is "
+            f"{encoder.name}",
+            where=str(folder),
+        )
+    return EncoderInfo(
+        name=meta.encoder_name,
+        sha256=meta.encoder_sha256,
+        embedding_dim=meta.dim,
+        path=encoder.reference if encoder else None,
+        dtype=meta.encoder_dtype,
+        licence=encoder.licence if encoder else None,
+    )
 
 
 def assumed_encoder() -> EncoderInfo:

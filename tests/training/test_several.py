@@ -149,6 +149,15 @@ def test_encoders_that_cannot_be_used_together_are_one_line(world, second, here,
         assert refused.code == code
         assert told in refused.stderr.splitlines()[-1]
         assert not out.exists()
+    wide = tmp_path / "wide"
+    eyes = ("--encoder", str(world.imagebind), "--encoder", str(second))
+    picture = str(next(world.media.glob("*.png")))
+    assert here("encode", *eyes, "--store", str(wide), picture).code == 0
+    words = world.args(out)
+    words[words.index("--store") + 1] = str(wide)
+    refused = here("pretrain", *words)
+    assert refused.code == 1
+    assert "wide: has rows of several encoders side by side (" in refused.stderr
     done = here("pretrain", *both(world, sound, out, "--max-steps", "1"))
     assert done.code == 0, done.stderr
     assert "no conversation has media that ears knows: its projector learns nothing" in done.stderr
