@@ -85,6 +85,7 @@ class Encoder(ABC):
         self.device = device
         self.dtype = dtype
         self.batch_size = batch_size
+        self.attn_implementation = attn_implementation
         self._kernels = _kernels(attn_implementation, device, dtype)
 
     @property

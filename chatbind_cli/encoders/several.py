@@ -46,9 +46,8 @@ class SeveralEncoders(Encoder):
             device=first.device,
             dtype=first.dtype,
             batch_size=first.batch_size,
-            attn_implementation="auto",
+            attn_implementation=first.attn_implementation,
         )
-        self._kernels = first._kernels
         self._parts = tuple(encoders)
         self._of: dict[str, int] = {}
         for number, one in enumerate(encoders):

@@ -14,12 +14,13 @@ import pytest
 import torch
 
 from chatbind_cli import cli
-from chatbind_cli.encoders.encoder import Encoder, load_media
+from chatbind_cli.encoders.encoder import Decoded, Encoder, load_media
 from chatbind_cli.encoders.opening import open_encoder, open_encoders
 from chatbind_cli.encoders.several import SeveralEncoders
 from chatbind_cli.encoders.zero_shot import LabelScorer
 from chatbind_cli.errors import UsageError, WeightsError
 from chatbind_cli.media.options import MediaOptions
+from chatbind_cli.media.source import MediaSource
 from tests.encoders.languagebind.repositories import save_repository
 from tests.inference.world import save_media, save_tiny_encoder
 
@@ -70,6 +71,15 @@ def test_only_towers_that_are_needed_are_read(folder: Path, opened: SeveralEncod
     seeing, moving = opened.parts
     assert set(seeing.loaded) == {"image"}  # type: ignore[attr-defined]
     assert set(moving.loaded) == {"imu"}  # type: ignore[attr-defined]
+
+
+def test_batches_and_attention_are_those_of_the_encoders(
+    folder: Path, opened: SeveralEncoders
+) -> None:
+    film = Decoded(MediaSource("film"), "video", torch.zeros(5, 3, 2, 8, 8))
+    assert opened.clips(film) == opened.parts[1].clips(film) == 5
+    plain = open_encoders([folder / "lb", folder / "ib"], attn_implementation="eager")
+    assert plain.attn_implementation == "eager"
 
 
 def test_it_is_known_by_all_of_them_in_order(folder: Path, opened: SeveralEncoders) -> None:
