@@ -182,6 +182,25 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(path, [open_tensor_file(path)])
 
 
+def folder_of(path: Path) -> Path:
+    """The folder that a path means where folders are read whole: itself, or that of its weights.
+
+    Raises:
+        WeightsError: it is a file that is not what is read of its folder.
+        CheckpointError: as `open_checkpoint`.
+    """
+    if path.is_dir():
+        return path
+    read = [file.path.name for file in open_checkpoint(path.parent).files]
+    if path.name not in read:
+        raise WeightsError(
+            f"is not what is read of its folder, which is {read[0]}",
+            where=str(path),
+            hint="name the folder, or move the file to one of its own, with what lies beside it",
+        )
+    return path.parent
+
+
 def _open_folder(folder: Path) -> list[TensorFile]:
     for name in _LAYOUTS:
         if (folder / name).is_file():

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 
-from chatbind_cli.checkpoints.checkpoint import open_checkpoint
+from chatbind_cli.checkpoints.checkpoint import folder_of, open_checkpoint
 from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.encoders.encoder import Encoder
 from chatbind_cli.encoders.huggingface.lazy_tensors import open_tensors
@@ -71,7 +71,7 @@ class HuggingFaceEncoder(Encoder):
     """
 
     def __init__(self, path: Path, **how: Any) -> None:
-        self.folder = (path if path.is_dir() else path.parent).absolute()
+        self.folder = folder_of(path).absolute()
         named = str(how["reference"])
         hub = named.startswith("hf:")
         super().__init__(name=named[3:] if hub else self.folder.resolve().name, **how)

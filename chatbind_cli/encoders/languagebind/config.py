@@ -104,14 +104,13 @@ def is_languagebind(path: Path) -> bool:
     return _modality(path) is not None or bool(_inside(path) and not _holds_weights(path))
 
 
-def find_repositories(path: Path) -> dict[str, Repository]:
-    """The repositories that a path means, by modality, in the order of `MODALITIES`.
+def find_repositories(folder: Path) -> dict[str, Repository]:
+    """The repositories that a folder means, by modality, in the order of `MODALITIES`.
 
     Raises:
         WeightsError: there are two of a modality, or of different widths.
         CheckpointError: a config.json is broken.
     """
-    folder = path if path.is_dir() else path.parent
     folders = [folder] if _modality(folder) else _inside(folder)
     found: dict[str, Repository] = {}
     for part in folders:
@@ -120,7 +119,7 @@ def find_repositories(path: Path) -> dict[str, Repository]:
         if other is not repository:
             raise WeightsError(
                 f"{other.folder.name} and {part.name} are both for {repository.modality}",
-                where=str(path),
+                where=str(folder),
                 hint="leave one a modality in the folder",
             )
     first = next(iter(found.values()))
@@ -129,7 +128,7 @@ def find_repositories(path: Path) -> dict[str, Repository]:
             raise WeightsError(
                 f"{first.folder.name} gives embeddings of width {first.projection_dim}, "
                 f"{repository.folder.name} of width {repository.projection_dim}: another space",
-                where=str(path),
+                where=str(folder),
             )
     return {modality: found[modality] for modality in MODALITIES if modality in found}
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from chatbind_cli.checkpoints.checkpoint import open_checkpoint
+from chatbind_cli.checkpoints.checkpoint import folder_of, open_checkpoint
 from chatbind_cli.encoders.clip_text import tokenize
 from chatbind_cli.encoders.encoder import Decoded, Encoder
 from chatbind_cli.encoders.languagebind.config import VOCABULARY, find_repositories
@@ -46,8 +46,8 @@ class LanguageBindEncoder(Encoder):
     scale_of_media = True
 
     def __init__(self, path: Path, **how: Any) -> None:
-        self.repositories = find_repositories(path)
-        folder = (path if path.is_dir() else path.parent).resolve()
+        folder = folder_of(path).resolve()
+        self.repositories = find_repositories(folder)
         super().__init__(name=folder.name, **how)
         for repository in self.repositories.values():
             check_repository(repository)

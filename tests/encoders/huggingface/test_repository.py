@@ -12,6 +12,7 @@ import torch
 from transformers import CLIPModel
 
 from chatbind_cli.encoders.huggingface.repository import licence_of, load_part, open_processor
+from chatbind_cli.encoders.opening import open_encoder
 from chatbind_cli.errors import ChatBindError, CheckpointError, WeightsError
 from chatbind_cli.model.pretrained import open_config
 
@@ -55,6 +56,14 @@ def test_what_is_not_needed_is_not_read(folder):
     part(folder)
     with pytest.raises(WeightsError, match="text_projection.weight holds NaN"):
         part(folder, without=("vision_model", "visual_projection"))
+
+
+def test_a_file_that_is_not_what_is_read_of_its_folder_is_refused(folder):
+    opened = open_encoder(folder / "model.safetensors")
+    assert opened.sha256 == open_encoder(folder).sha256
+    shutil.copy(folder / "model.safetensors", folder / "tuned.safetensors")
+    with pytest.raises(WeightsError, match=r"its folder, which is model.safetensors; name the"):
+        open_encoder(folder / "tuned.safetensors")
 
 
 CLASS = "vision_model.embeddings.class_embedding"
