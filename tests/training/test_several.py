@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from chatbind_cli.checkpoints.projector_file import read_projector
+from chatbind_cli.checkpoints.projector_file import read_projector, write_projector
 from chatbind_cli.data.conversations import Conversations
 from chatbind_cli.data.lookup import Embeddings, SeveralEmbeddings, open_stores
 from chatbind_cli.data.tokens import PromptEncoder
@@ -132,8 +132,28 @@ def test_a_run_with_two_encoders_goes_on_bit_for_bit(world, second, here, tmp_pa
     assert here("pretrain", *again).code == 0
     taken = read_projector(tmp_path / "again" / "projector.safetensors").tensors
     assert all(torch.equal(taken[name], tensor) for name, tensor in parts.items())
+    unfinish(tmp_path / "again")
+    noted = json.loads((tmp_path / "again" / "run.json").read_text())
+    noted["found"]["samples"] += 1  # as of stores with other modalities
+    (tmp_path / "again" / "run.json").write_text(json.dumps(noted))
+    refused = here("pretrain", *again)
+    assert refused.code == 1
+    assert "samples" in refused.stderr
     refused = here("pretrain", *again, "--encoder", str(second), "--encoder", str(world.imagebind))
     assert "was made by another encoder (imagebind) than --encoder names" in refused.stderr
+
+
+def test_training_goes_on_in_the_numbers_of_each_encoder(world, second, here, tmp_path) -> None:
+    out = tmp_path / "out"
+    assert here("pretrain", *both(world, second, out, "--max-steps", "1")).code == 0
+    made = read_projector(out / "projector.safetensors")
+    made.info.encoder["parts"][1]["dtype"] = "bfloat16"
+    write_projector(tmp_path / "half.safetensors", made)
+    words = both(world, second, tmp_path / "next", "--max-steps", "1")
+    done = here("finetune", *words, "--projector", str(tmp_path / "half.safetensors"))
+    assert done.code == 0, done.stderr
+    stores = [open_stores(tmp_path / "next" / "embeddings" / f"encoder-{n}") for n in (1, 2)]
+    assert [store.meta.encoder_dtype for [store] in stores] == ["float32", "bfloat16"]
 
 
 def test_encoders_that_cannot_be_used_together_are_one_line(world, second, here, tmp_path) -> None:

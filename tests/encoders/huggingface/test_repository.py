@@ -159,6 +159,7 @@ def test_a_folder_without_a_processor_says_so(folder):
         ("---\r\nlicense: 'mit'\r\n---\r\n", "mit"),
         ("---\ntags: [a]\n---\nlicense: mit\n", None),
         ("license: mit\n", None),
+        ("A page of\nlicense: mit\n", None),
     ],
 )
 def test_the_licence_is_what_the_head_of_the_readme_names(tmp_path, text, licence):
