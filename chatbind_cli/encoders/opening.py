@@ -151,12 +151,18 @@ def _kind(path: Path) -> Callable[..., Encoder]:
 
 
 def _model_type(path: Path) -> str | None:
-    """What the config.json of a path's folder calls a model of the hub; None: it has none."""
+    """What the config.json of a path's folder calls a model of the hub; None: it has none.
+
+    Raises:
+        CheckpointError: it is broken, and none of ImageBind's beside which it does not count.
+    """
     folder = path if path.is_dir() else path.parent
     try:
         config = read_json(folder / "config.json", missing_ok=True)
     except CheckpointError:
-        return None
+        if _holds_imagebind(path):
+            return None
+        raise
     kind = config.get("model_type", "timm" if "architecture" in config else None)
     if not isinstance(kind, str) or "vision_embed_dim" in config or _holds_imagebind(path):
         return None

@@ -66,6 +66,12 @@ def test_a_file_that_is_not_what_is_read_of_its_folder_is_refused(folder):
         open_encoder(folder / "tuned.safetensors")
 
 
+def test_a_broken_config_is_what_the_error_is_about(folder):
+    (folder / "config.json").write_text("[1]")
+    with pytest.raises(CheckpointError, match=r"config.json: "):
+        open_encoder(folder)
+
+
 CLASS = "vision_model.embeddings.class_embedding"
 
 
