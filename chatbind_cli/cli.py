@@ -6,6 +6,7 @@ Knows the commands' names and one-line helps; a command's module is imported whe
 from __future__ import annotations
 
 import errno
+import gc
 import importlib
 import io
 import os
@@ -141,6 +142,8 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
             sys.stdout.flush()
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    # else the interpreter's last walk through all that lives takes a second, of the libraries
+    gc.freeze()
     sys.exit(code)
 
 
