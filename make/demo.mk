@@ -4,15 +4,15 @@
 # digits are right, beside a run whose encoder's audio, depth, thermal and IMU towers were never
 # bound to images. A second run makes only what is missing.
 #
-# ENCODER=pe-av takes an encoder in the layout of the Hugging Face hub in place of ImageBind, in the
-# modalities that it has.
+# DEMO_ENCODER=pe-av takes an encoder in the layout of the Hugging Face hub in place of ImageBind, in
+# the modalities that it has.
 
-DEMO    ?= demo
-ENCODER ?= imagebind
+DEMO         ?= demo
+DEMO_ENCODER ?= imagebind
 TOY    = $(DEMO)/toy
-D_RUN  = $(if $(filter imagebind,$(ENCODER)),$(DEMO),$(DEMO)/$(ENCODER))
+D_RUN  = $(if $(filter imagebind,$(DEMO_ENCODER)),$(DEMO),$(DEMO)/$(DEMO_ENCODER))
 D_EVAL = $(D_RUN)/eval
-MODALITIES = image video audio $(if $(filter imagebind,$(ENCODER)),depth thermal imu)
+MODALITIES = image video audio $(if $(filter imagebind,$(DEMO_ENCODER)),depth thermal imu)
 
 .PHONY: demo
 
@@ -20,14 +20,14 @@ MODALITIES = image video audio $(if $(filter imagebind,$(ENCODER)),depth thermal
 demo: export OMP_NUM_THREADS ?= 1
 demo: install  ## the whole path on a toy world, on a CPU (no downloads)
 	mkdir -p $(D_EVAL)
-	$(CHATBIND) toy $(TOY) $(if $(filter pe-av,$(ENCODER)),--huggingface)
-	$(CHATBIND) encode --encoder $(TOY)/$(ENCODER) --data $(TOY)/train/captions.json \
+	$(CHATBIND) toy $(TOY) $(if $(filter pe-av,$(DEMO_ENCODER)),--huggingface)
+	$(CHATBIND) encode --encoder $(TOY)/$(DEMO_ENCODER) --data $(TOY)/train/captions.json \
 	  --media-root $(TOY)/media --store $(D_RUN)/store
-	$(CHATBIND) pretrain --model $(TOY)/llama --encoder $(TOY)/$(ENCODER) --store $(D_RUN)/store \
+	$(CHATBIND) pretrain --model $(TOY)/llama --encoder $(TOY)/$(DEMO_ENCODER) --store $(D_RUN)/store \
 	    --data $(TOY)/train/captions.json --num-train-epochs 2 \
 	    --gradient-accumulation-steps 1 --learning-rate 1e-2 --output $(D_RUN)/pretrain \
 	  | $(CHATBIND) extract-projector - --output $(D_RUN)/projector.safetensors \
-	  | $(CHATBIND) finetune --model $(TOY)/llama --encoder $(TOY)/$(ENCODER) \
+	  | $(CHATBIND) finetune --model $(TOY)/llama --encoder $(TOY)/$(DEMO_ENCODER) \
 	    --store $(D_RUN)/store --projector - \
 	    --data $(TOY)/train/instructions.json --num-train-epochs 1 \
 	    --per-device-train-batch-size 16 --gradient-accumulation-steps 1 --learning-rate 1e-3 \
@@ -40,7 +40,7 @@ demo: install  ## the whole path on a toy world, on a CPU (no downloads)
 	$(CHATBIND) vqa --model $(D_RUN)/model --questions $(D_EVAL)/questions.jsonl \
 	  --media-root $(TOY)/media --output $(D_EVAL)/answers.jsonl
 	$(CHATBIND) vqa --model $(D_RUN)/model --questions $(D_EVAL)/questions.jsonl \
-	  --encoder $(TOY)/$(ENCODER)-unbound --allow-encoder-mismatch \
+	  --encoder $(TOY)/$(DEMO_ENCODER)-unbound --allow-encoder-mismatch \
 	  --media-root $(TOY)/media --output $(D_EVAL)/answers-unbound.jsonl
 	$(CHATBIND) review --question $(D_EVAL)/questions.jsonl --judge rule \
 	  --answer-list $(D_EVAL)/answers-unbound.jsonl $(D_EVAL)/answers.jsonl \

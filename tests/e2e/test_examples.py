@@ -166,6 +166,22 @@ def test_the_formats_shown_are_json():
         assert isinstance(json.loads(line), dict)
 
 
+@pytest.mark.parametrize(
+    ("words", "encoder"), [([], "imagebind"), (["DEMO_ENCODER=pe-av"], "pe-av")]
+)
+def test_the_demo_takes_an_encoder_of_the_toy_world(words, encoder):
+    done = subprocess.run(
+        ["make", "-n", "demo", *words],
+        cwd=ROOT,
+        env={**os.environ, "MAKEFLAGS": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    named = re.findall(r"--encoder (\S+)", done.stdout)
+    assert named == [*[f"demo/toy/{encoder}"] * 3, f"demo/toy/{encoder}-unbound"]
+
+
 def test_every_line_of_the_reproduction_parses(tmp_path, monkeypatch):
     for folder in ("data", "checkpoints"):
         assert not (ROOT / folder / ".done").exists(), "a real run has left its stamps here"
