@@ -34,13 +34,18 @@ _WEIGHTS = (
     ("*.pth",),
 )
 _NEVER = ("*/*", "training_args.bin")
+_NOT_ASKED_FOR = (
+    "is not on this machine, and is fetched for those alone who name it",
+    "if you trust who made the model, name it with --encoder",
+)
 
 
-def encoder_folder(word: str) -> Path:
+def encoder_folder(word: str, *, fetch: bool = True) -> Path:
     """The folder with the files of `hf:owner/name[@revision]` that an encoder needs.
 
     What `chatbind download` has put below the working folder comes first, if it is whole; then the
-    hub's cache, to which what is missing is fetched. With `HF_HUB_OFFLINE`, what the cache has.
+    hub's cache, to which what is missing is fetched. Without `fetch`, or with `HF_HUB_OFFLINE`,
+    what the cache has.
 
     Raises:
         UsageError: the word names no model repository.
@@ -54,7 +59,13 @@ def encoder_folder(word: str) -> Path:
     here = next(_here(ref), None)
     if here is not None:
         return here
-    return _cached(ref) if is_offline() else _fetched(ref)
+    if fetch and not is_offline():
+        return _fetched(ref)
+    folder = _cached(ref)
+    if folder is not None:
+        return folder
+    what, hint = NOT_HERE if is_offline() else _NOT_ASKED_FOR
+    raise DownloadError(what, where=str(ref), hint=hint)
 
 
 def _here(ref: HubRef) -> Iterator[Path]:
@@ -106,14 +117,15 @@ def _chosen(names: Iterable[str]) -> list[str] | None:
     return None
 
 
-def _cached(ref: HubRef) -> Path:
-    """What an earlier program has left in the hub's cache."""
+def _cached(ref: HubRef) -> Path | None:
+    """What an earlier program has left in the hub's cache, if there is something."""
     for form in _WEIGHTS:
+        wanted = [*_TEXTS, *form]
         with suppress(DownloadError):  # another form may be there
-            folder = snapshot(ref, allow_patterns=[*_TEXTS, *form], ignore_patterns=list(_NEVER))
+            folder = snapshot(ref, here=True, allow_patterns=wanted, ignore_patterns=list(_NEVER))
             if any(_match(path.name, form) for path in folder.iterdir()) and has_weights(folder):
                 return folder
-    raise DownloadError(NOT_HERE[0], where=str(ref), hint=NOT_HERE[1])
+    return None
 
 
 def _match(name: str, patterns: Sequence[str]) -> bool:

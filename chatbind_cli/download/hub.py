@@ -161,6 +161,7 @@ def snapshot(
     *,
     names: Sequence[str] | None = None,
     advance: Callable[[int], None] = lambda n: None,
+    here: bool = False,
     **patterns: Any,
 ) -> Path:
     """Files of a repository in the hub's cache, as the hub's library puts them there.
@@ -171,6 +172,7 @@ def snapshot(
         ref: the repository.
         names: which files; None: see `patterns`.
         advance: called with the number of bytes that have come.
+        here: fetch nothing.
         **patterns: the library's `allow_patterns` and `ignore_patterns`.
 
     Raises:
@@ -184,7 +186,7 @@ def snapshot(
                 ref.repo,
                 repo_type=ref.kind,
                 revision=ref.revision,
-                local_files_only=is_offline(),
+                local_files_only=here or is_offline(),
                 tqdm_class=_counting_bar(advance),
                 **patterns,
                 **_US,

@@ -51,6 +51,7 @@ def open_encoder(
     dtype: torch.dtype | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
     attn_implementation: str = "auto",
+    fetch: bool = True,
 ) -> Encoder:
     """Returns the encoder of a reference; its towers are read when they are needed.
 
@@ -66,6 +67,7 @@ def open_encoder(
         attn_implementation: `auto` and `sdpa` let PyTorch choose among its kernels; `eager` is
             plain arithmetic; `flash_attention_2` and `flash_attention_3` mean PyTorch's own flash
             kernel (an NVIDIA GPU, float16 or bfloat16), since encoders use no other library.
+        fetch: whether a repository may be fetched that is not on this machine.
 
     Raises:
         WeightsError: the weights are not there, are broken, or do not fit the config.
@@ -76,7 +78,7 @@ def open_encoder(
     """
     import torch  # noqa: PLC0415
 
-    kind, place, lasting = _find(reference)
+    kind, place, lasting = _find(reference, fetch)
     encoder = kind(
         place,
         reference=lasting,
@@ -109,7 +111,7 @@ def open_encoders(references: Sequence[str | Path], **how: Any) -> Encoder:
     return opened[0] if len(opened) == 1 else SeveralEncoders(opened)
 
 
-def _find(reference: str | Path) -> tuple[Callable[..., Encoder], Path | str, str]:
+def _find(reference: str | Path, fetch: bool) -> tuple[Callable[..., Encoder], Path | str, str]:
     """What opens a reference, what it is given, and the reference for any working folder."""
     scheme, rest = split_reference(reference)
     if not scheme:
@@ -118,7 +120,7 @@ def _find(reference: str | Path) -> tuple[Callable[..., Encoder], Path | str, st
     if scheme == "hf":
         from chatbind_cli.download.encoder_folder import encoder_folder  # noqa: PLC0415
 
-        path = encoder_folder(str(reference))
+        path = encoder_folder(str(reference), fetch=fetch)
         return _kind(path), path, str(reference)
     if scheme == "timm":
         from chatbind_cli.download.encoder_folder import encoder_folder  # noqa: PLC0415
@@ -128,7 +130,8 @@ def _find(reference: str | Path) -> tuple[Callable[..., Encoder], Path | str, st
         )
 
         name, repository = find_model(rest)
-        return TimmTowers, encoder_folder(f"hf:{repository}"), f"timm:{name}"
+        folder = encoder_folder(f"hf:{repository}", fetch=fetch)
+        return TimmTowers, folder, f"timm:{name}"
     rest = absolute(rest)
     return partial(open_installed, scheme), rest, f"{scheme}:{rest}"
 

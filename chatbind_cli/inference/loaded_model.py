@@ -136,7 +136,8 @@ class LoadedModel:
         own = encoder_of(config)
         places = list(self.encoders) or [self._place(one) for one in own.each]
         how = {"device": self.device, "dtype": self.encoder_dtype or self.dtype}
-        encoder = open_encoders(places, **how)
+        # what others have written into config.json is no wish to fetch something
+        encoder = open_encoders(places, **how, fetch=bool(self.encoders))
         # hashing 5 GB is left out where there is nothing to compare with
         info = identity_of(encoder, hashed=self.encoder_sha256 is not None)
         try:

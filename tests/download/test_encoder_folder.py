@@ -120,6 +120,16 @@ def test_what_download_has_put_here_is_taken_if_it_is_whole(away, tmp_path):
     assert encoder_folder("hf:owner/name").is_relative_to(tmp_path / "cache")
 
 
+def test_nothing_is_fetched_that_nobody_has_asked_for(away):
+    with pytest.raises(DownloadError, match="not on this machine.*--encoder"):
+        encoder_folder("hf:owner/name", fetch=False)
+    assert not away.requests
+    folder = encoder_folder("hf:owner/name")
+    asked = len(away.requests)
+    assert encoder_folder("hf:owner/name", fetch=False) == folder
+    assert len(away.requests) == asked
+
+
 def test_settings_alone_are_not_whole(away, tmp_path):
     assert chatbind("hf:owner/name", "--include", "*.json", hub=away.url).returncode == 0
     assert encoder_folder("hf:owner/name").is_relative_to(tmp_path / "cache")

@@ -12,7 +12,7 @@ import torch
 
 from chatbind_cli.device import resolve_device, resolve_dtype
 from chatbind_cli.encoders.encoder import Encoder
-from chatbind_cli.errors import CheckpointError, UsageError
+from chatbind_cli.errors import CheckpointError, DownloadError, UsageError
 from chatbind_cli.inference.loaded_model import load_model
 from chatbind_cli.inference.media_encoder import MediaEncoder
 from tests.inference.world import World, save_tiny_encoder
@@ -79,6 +79,12 @@ def test_another_encoder_at_the_usual_place_is_not_taken_for_the_one_that_is_gon
     with pytest.raises(CheckpointError, match="needs the encoder tiny, which is not at /gone/tiny"):
         found(model)
     assert found(model, allow=True).reference == str(tmp_path / "checkpoints/imagebind")
+
+
+def test_what_a_model_names_is_not_fetched(world: World, tmp_path: Path) -> None:
+    model = moved(world, tmp_path / "model", path="hf:chatbind/nowhere")
+    with pytest.raises(DownloadError, match=r"hf:chatbind/nowhere.*for those alone who name it"):
+        found(model)
 
 
 def test_another_encoder_is_refused_unless_it_is_wanted(world: World, tmp_path: Path) -> None:
