@@ -121,6 +121,8 @@ def _inspect_data(path: Path | None, as_json: bool, asked: dict[str, Any]) -> in
 
     if asked["model"] is None:
         raise UsageError("DATA needs -m MODEL: its tokenizer makes the tokens")
+    if asked["encoders"] or asked["plot"]:
+        raise UsageError("--encoder and --plot are for --pairs")
     assert path is not None
     with checked_ahead([path]):
         reader = _reader(asked)

@@ -75,3 +75,5 @@ def test_a_person_sees_trained_words_in_colour(world, monkeypatch: pytest.Monkey
 def test_one_job_at_a_time(world, here) -> None:
     assert here("inspect", "-m", str(world.llama)).code == 2
     assert here("inspect", str(world.captions)).code == 2
+    plotted = ["--plot", str(world.captions.parent / "x.svg")]
+    assert here("inspect", str(world.captions), "-m", str(world.llama), *plotted).code == 2

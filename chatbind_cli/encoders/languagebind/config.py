@@ -112,6 +112,9 @@ def find_repositories(folder: Path) -> dict[str, Repository]:
         CheckpointError: a config.json is broken.
     """
     folders = [folder] if _modality(folder) else _inside(folder)
+    if folders != [folder]:
+        for part in folder.iterdir():  # a broken one would be a modality less, without a word
+            read_json(part / "config.json", missing_ok=True)
     found: dict[str, Repository] = {}
     for part in folders:
         repository = _read(part)

@@ -283,3 +283,11 @@ def test_weights_of_imagebind_are_still_imagebind_beside_repositories(
         with pytest.raises(WeightsError, match="imagebind_huge.pth: is neither"):
             open_encoder(path)
     assert isinstance(open_encoder(tmp_path / "Image"), Encoder)
+
+
+def test_a_repository_that_cannot_be_told_is_not_passed_over(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "LanguageBind_Image").symlink_to(folder / "LanguageBind_Image_FT")
+    (tmp_path / "LanguageBind_Audio").mkdir()
+    (tmp_path / "LanguageBind_Audio/config.json").write_text('{"model_type": ')
+    with pytest.raises(CheckpointError, match=r"LanguageBind_Audio/config\.json: cannot be read"):
+        open_encoder(tmp_path)
