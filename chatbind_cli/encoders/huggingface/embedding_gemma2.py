@@ -31,7 +31,6 @@ from transformers import (
     MODEL_MAPPING,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
 from chatbind_cli.checkpoints.json_file import read_json
@@ -44,7 +43,6 @@ from chatbind_cli.encoders.huggingface.repository import (
 )
 from chatbind_cli.errors import WeightsError
 from chatbind_cli.media.options import MediaOptions
-from chatbind_cli.model.pretrained import open_tokenizer
 
 _MOST_IDS = 8192
 """Of a text, with which the model was trained."""
@@ -117,15 +115,11 @@ class EmbeddingGemma2Encoder(HuggingFaceEncoder):
         found = said.get("Classification") if isinstance(said, dict) else None
         return found[:1000] if isinstance(found, str) else ""
 
-    @cached_property
-    def _tokenizer(self) -> PreTrainedTokenizerBase:
-        return open_tokenizer(self.folder)
-
     def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
         """The ids of texts behind the prompt, filled up to the longest of these texts."""
         text = self.config.text_config
         return text_ids(
-            self._tokenizer,
+            self.tokenizer,
             [self.prompt + text for text in texts],
             most=min(text.max_position_embeddings, _MOST_IDS),
             words=text.vocab_size,
@@ -170,7 +164,7 @@ class EmbeddingGemma2Encoder(HuggingFaceEncoder):
         """Embeddings of a batch."""
         model = self.tower(modality)
         if modality == "text":
-            mask = mask_of(batch, self._tokenizer)
+            mask = mask_of(batch, self.tokenizer)
             found = model(input_ids=batch, attention_mask=mask, return_dict=True)
         else:
             inputs = self._inputs(modality, batch)
@@ -209,7 +203,7 @@ class EmbeddingGemma2Encoder(HuggingFaceEncoder):
     def _framed(self, row: list[int]) -> list[int]:
         """Ids with what the tokenizer puts before and after any text."""
         first = row[0]
-        around = self._tokenizer(self._tokenizer.convert_ids_to_tokens(first))["input_ids"]
+        around = self.tokenizer(self.tokenizer.convert_ids_to_tokens(first))["input_ids"]
         words = self.config.text_config.vocab_size
         if around.count(first) != 1 or not max(*around, row[-1]) < words:
             raise WeightsError("has a tokenizer that is not this model's", where=str(self.folder))

@@ -20,9 +20,10 @@ from transformers import (
 )
 from transformers.video_utils import VideoMetadata
 
-from chatbind_cli.encoders.huggingface.inputs import AS_ARRAYS, read_film, read_sound, spread
+from chatbind_cli.encoders.huggingface.inputs import AS_ARRAYS, read_sound, spread
 from chatbind_cli.encoders.huggingface.repository import open_processor
 from chatbind_cli.errors import WeightsError
+from chatbind_cli.media.guard import IMPORTING
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.pictures import open_rgb
 from chatbind_cli.media.source import MediaSource
@@ -85,7 +86,10 @@ class Reader:
             def choose(total: int, seconds: float) -> list[int]:
                 return self._choose(total, seconds, options)
 
-            return torch.stack(read_film(source, options, choose, self._see))
+            with IMPORTING:  # a picture needs no FFmpeg
+                from chatbind_cli.media.video import read_frames  # noqa: PLC0415
+
+            return torch.stack(read_frames(source, options, choose, self._see))
         extractor = open_processor(self.folder, AutoFeatureExtractor)
         seconds = _MOST_SAMPLES / self.rate_hz
         waveform = read_sound(source, options, self.rate_hz, most_seconds=seconds)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from chatbind_cli.errors import MediaError, WeightsError
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.pictures import open_rgb
 from chatbind_cli.media.source import MediaSource
-from chatbind_cli.model.pretrained import model_without_memory, one_line, open_tokenizer
+from chatbind_cli.model.pretrained import model_without_memory, one_line
 
 KINDS = (
     "an encoder is ImageBind, LanguageBind, PE-AV, EmbeddingGemma 2, an image encoder of "
@@ -113,15 +112,11 @@ class ImageTowers(HuggingFaceEncoder):
         """Pictures, and texts if there is a text tower."""
         return ("image", "text") if self._two else ("image",)
 
-    @cached_property
-    def _tokenizer(self) -> Any:
-        return open_tokenizer(self.folder)
-
     def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
         """Ids and, if the model wants it, the mask of padding: int64 [n, 1 or 2, places]."""
         if not self._two:
             raise self.lacks("text")
-        tokenizer = self._tokenizer
+        tokenizer = self.tokenizer
         sizes = self.config.get_text_config()
         places = min(getattr(sizes, "max_position_embeddings", 512), tokenizer.model_max_length)
         masked = "attention_mask" in tokenizer.model_input_names

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -14,8 +12,6 @@ from chatbind_cli.errors import WeightsError
 from chatbind_cli.media.guard import IMPORTING
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.source import MediaSource
-
-T = TypeVar("T")
 
 AS_ARRAYS: dict[str, Any] = {
     "return_tensors": "pt",
@@ -25,30 +21,7 @@ AS_ARRAYS: dict[str, Any] = {
 """What processors of pictures and films are told, whatever their files say."""
 
 HEEDED = {"video": ("fps", "start", "end"), "audio": ("start", "end")}
-"""What `read_film` and `read_sound` look at of `MediaOptions`; see `Encoder.heeds`."""
-
-
-def read_film(
-    source: MediaSource,
-    options: MediaOptions,
-    choose: Callable[[int, float], Iterable[int]],
-    see: Callable[[npt.NDArray[np.uint8]], T],
-) -> list[T]:
-    """Reads some frames of a film, or of the part of it that `options` name.
-
-    Args:
-        source: the film.
-        options: where the part begins and ends, and how large a frame may be.
-        choose: from the number of frames, and the seconds that they last, to those to read.
-        see: see `chatbind_cli.media.video.read_frames`.
-
-    Raises:
-        MediaError: it cannot be read.
-    """
-    with IMPORTING:
-        from chatbind_cli.media.video import read_frames  # noqa: PLC0415  a picture needs no FFmpeg
-
-    return read_frames(source, options, choose, see)
+"""What `read_frames` and `read_sound` look at of `MediaOptions`; see `Encoder.heeds`."""
 
 
 def spread(total: int, count: int) -> list[int]:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ from transformers import (
     PeVideoEncoder,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers.models.pe_audio_video.modeling_pe_audio_video import PeAudioVideoContrastiveHead
 
@@ -52,7 +50,6 @@ from chatbind_cli.encoders.huggingface.repository import (
 )
 from chatbind_cli.errors import WeightsError
 from chatbind_cli.media.options import MediaOptions
-from chatbind_cli.model.pretrained import open_tokenizer
 
 _CLIP_SECONDS = 2
 """Of sound that counts as a clip of a batch."""
@@ -141,15 +138,11 @@ class PeAudioVideoEncoder(HuggingFaceEncoder):
         """Those of the model, and pictures."""
         return ("image", "video", "audio", "text")
 
-    @cached_property
-    def _tokenizer(self) -> PreTrainedTokenizerBase:
-        return open_tokenizer(self.folder)
-
     def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
         """ModernBERT's ids, filled up to the longest of these texts."""
         text = self.config.text_config
         return text_ids(
-            self._tokenizer, texts, most=text.max_position_embeddings, words=text.vocab_size
+            self.tokenizer, texts, most=text.max_position_embeddings, words=text.vocab_size
         )
 
     def texts_beside(self, modality: str) -> str:
@@ -236,7 +229,7 @@ class PeAudioVideoEncoder(HuggingFaceEncoder):
         tower = self.tower(modality)
         if modality.startswith("text"):
             beside = "audio" if modality == _TEXT_OF_SOUND else "video"
-            rows: torch.Tensor = tower(batch, mask_of(batch, self._tokenizer), beside)
+            rows: torch.Tensor = tower(batch, mask_of(batch, self.tokenizer), beside)
             return rows
         if modality == "image":
             batch = batch[:, None].expand(-1, max(self._reader.frames, 1), -1, -1, -1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import timm
 import torch
 from transformers import PeAudioFeatureExtractor, PeVideoVideoProcessor, PreTrainedConfig
 
-from chatbind_cli.encoders.huggingface.inputs import AS_ARRAYS, read_film, read_sound, spread
+from chatbind_cli.encoders.huggingface.inputs import AS_ARRAYS, read_sound, spread
 from chatbind_cli.encoders.huggingface.repository import open_processor
 from chatbind_cli.errors import WeightsError
+from chatbind_cli.media.guard import IMPORTING
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.pictures import open_rgb
 from chatbind_cli.media.source import MediaSource
@@ -68,7 +70,11 @@ class Reader:
             with open_rgb(source, options.max_pixels, work=_WORK) as picture:
                 return self._see(np.array(picture))
         if modality == "video":
-            frames = read_film(source, options, lambda n, s: self._choose(n, s, options), self._see)
+            with IMPORTING:  # a picture needs no FFmpeg
+                from chatbind_cli.media.video import read_frames  # noqa: PLC0415
+
+            choose = partial(self._choose, options)
+            frames = read_frames(source, options, choose, self._see)
             return torch.stack(frames)
         waveform = read_sound(source, options, self.rate_hz, most_seconds=MOST_SECONDS)
         extractor = open_processor(self.folder, PeAudioFeatureExtractor)
@@ -85,7 +91,7 @@ class Reader:
         pixels: torch.Tensor = found["pixel_values_videos"][0, 0]
         return pixels.float()
 
-    def _choose(self, total: int, seconds: float, options: MediaOptions) -> list[int]:
+    def _choose(self, options: MediaOptions, total: int, seconds: float) -> list[int]:
         if self.frames:
             return spread(total, self.frames)
         wanted = total if options.fps is None else max(round(seconds * options.fps), 1)

@@ -18,7 +18,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoImageProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from chatbind_cli.checkpoints.checkpoint import folder_of, open_checkpoint
 from chatbind_cli.checkpoints.json_file import read_json
@@ -30,6 +35,7 @@ from chatbind_cli.model.pretrained import (
     make_config,
     model_without_memory,
     one_line,
+    open_tokenizer,
     quiet_transformers,
 )
 from chatbind_cli.model.staging import MOST_CONFIG, cleaned
@@ -110,6 +116,15 @@ class HuggingFaceEncoder(Encoder):
         )
         hashes = [sha256_file(path) for path in (*self._weights, *beside)]
         return sha256_text(json.dumps([hashes, self.settings], sort_keys=True))
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The repository's.
+
+        Raises:
+            CheckpointError: there is none, or it cannot be used.
+        """
+        return open_tokenizer(self.folder)
 
     def tower(self, modality: str) -> nn.Module:
         """The tower of a modality, or of texts."""
