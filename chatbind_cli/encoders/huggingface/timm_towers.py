@@ -50,6 +50,16 @@ _NOT_OF_A_MODEL = (
 _MOST_OF_A_SIZE = 65_536
 
 
+class _Mapped(torch.Tensor):
+    """A part of a mapped file for timm, which copies its settings and the weights among them.
+
+    PyTorch would copy all of the file with each part.
+    """
+
+    def __deepcopy__(self, memo: Any) -> _Mapped:
+        return self
+
+
 @dataclass(frozen=True)
 class TimmConfig:
     """What timm makes a model of.
@@ -159,7 +169,8 @@ class TimmTowers(HuggingFaceEncoder):
         """The model with its weights, as timm takes them over."""
         with one_line("cannot be opened", self.folder), _what_misses() as missing:
             with open_checkpoint(self.folder) as file:
-                state = {name: tensor[...] for name, tensor in open_tensors(file).items()}
+                tensors = open_tensors(file).items()
+                state = {name: one[...].as_subclass(_Mapped) for name, one in tensors}
             overlay = {"state_dict": state}
             model: Any = self.config.make(pretrained=True, pretrained_cfg_overlay=overlay)
         if missing:

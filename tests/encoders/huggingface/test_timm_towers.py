@@ -63,6 +63,16 @@ def row(encoder, picture):
     return encoder.embed([load_media(encoder.read, picture)], normalize=False)[0]
 
 
+def test_no_part_of_a_mapped_file_is_copied_with_timms_settings(made, picture, monkeypatch):
+    """A copy of one tensor would be one of the whole file, which real weights end by."""
+
+    def copied(storage, memo):
+        raise AssertionError(f"{storage.nbytes()} bytes are copied")
+
+    monkeypatch.setattr(torch.UntypedStorage, "__deepcopy__", copied)
+    assert row(open_encoder(made[0]), picture).any()
+
+
 def test_a_folder_gives_what_timm_gives(made, picture):
     folder, model = made
     encoder = open_encoder(folder)
