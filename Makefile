@@ -34,7 +34,7 @@ check: install  ## ruff, mypy, codespell
 # What its processes compile is kept, also where the environment (of a container) forbids it: they
 # are two hundred.
 test: install  ## the whole test suite
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n auto --dist loadfile
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
 test-vllm: install  ## answers against a real vLLM: CHATBIND_VLLM=its virtual environment
 	$(BIN)/python -m pytest -q -rs tests/inference/test_vllm.py

@@ -27,7 +27,7 @@ import timm
 import torch
 import transformers
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from torch import nn
 from transformers import (
@@ -48,6 +48,7 @@ from transformers import (
     PeAudioVideoConfig,
     PeAudioVideoModel,
     PeAudioVideoProcessor,
+    PeVideoEncoder,
     PeVideoVideoProcessor,
     PreTrainedTokenizerFast,
     SiglipConfig,
@@ -55,6 +56,7 @@ from transformers import (
     SiglipModel,
     ViTImageProcessor,
 )
+from transformers.models.pe_audio_video.modeling_pe_audio_video import PeAudioVideoContrastiveHead
 
 from chatbind_cli.encoders.encoder import load_media
 from chatbind_cli.encoders.imagebind.config import HUGE, TOWERS
@@ -157,9 +159,17 @@ def save_timm(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(said))
 
 
+def pe_av_config() -> Any:
+    """The defaults; transformers forgets how wide frames are when it puts them together."""
+    config = PeAudioVideoConfig()
+    vision: Any = config.audio_video_config.video_config.vision_config
+    vision.num_labels = vision.num_classes = 1024
+    return config
+
+
 def save_pe_av(folder: Path) -> None:
     """PE-AV at the sizes of transformers' defaults, 16 frames."""
-    save_model(PeAudioVideoModel, PeAudioVideoConfig(), folder)
+    save_model(PeAudioVideoModel, pe_av_config(), folder)
     size = {"height": 336, "width": 336}
     PeAudioVideoProcessor(
         feature_extractor=PeAudioFeatureExtractor(),
@@ -227,14 +237,25 @@ def by_timm(folder: Path) -> See:
 
 
 def by_pe_av(folder: Path) -> See:
-    """A picture as a film of 16 equal frames."""
+    """A picture as a film of 16 equal frames, by the tower of films and its head.
+
+    The whole model cannot be read by transformers 5.23 (`bands is not an nn.Parameter`).
+    """
     processor: Any = PeVideoVideoProcessor.from_pretrained(folder, trust_remote_code=False)
-    model: Any = PeAudioVideoModel.from_pretrained(folder, trust_remote_code=False).eval()
+    config = pe_av_config().audio_video_config.video_config
+    tower: Any = PeVideoEncoder(config)
+    head: Any = PeAudioVideoContrastiveHead(config.hidden_size, 1024)
+    state = load_file(folder / "model.safetensors")
+    for module, place in ((tower, "video_encoder."), (head, "video_model.video_head.")):
+        own = {n.rpartition(place)[2]: value for n, value in state.items() if place in n}
+        missing, _ = module.load_state_dict(own, strict=False)
+        assert not missing, missing
+        module.eval()
 
     def see(picture: Image.Image) -> torch.Tensor:
         film = np.repeat(np.array(picture)[None], 16, axis=0)
         made = processor([film], do_sample_frames=False, return_tensors="pt")
-        return model.get_video_embeds(pixel_values_videos=made["pixel_values_videos"])
+        return head(tower(made["pixel_values_videos"]).pooler_output)
 
     return see
 

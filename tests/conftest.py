@@ -21,6 +21,7 @@ import chatbind_cli
 
 ROOT = Path(__file__).resolve().parent.parent
 _COUNT = itertools.count()
+_SLOW = ("training", "inference", "serving", "e2e", "toy")
 
 # Tiny models run fastest on one thread, and the suite runs in as many processes as there are
 # cores. Children inherit it.
@@ -34,6 +35,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # package is told of it here, whatever else is installed; `__main__` does the same.
 if not (Path(chatbind_cli.__file__).parent / "commands").is_dir():
     chatbind_cli.__path__.append(str(ROOT))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow files first: one that comes last leaves all cores but its own idle."""
+    items.sort(key=lambda item: item.path.relative_to(ROOT / "tests").parts[0] not in _SLOW)
 
 
 def pytest_collection_finish() -> None:
