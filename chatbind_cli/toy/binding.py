@@ -10,7 +10,7 @@ A kind of encoder says what its towers are: see `Student`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -140,16 +140,7 @@ def train_image_tower(
         digits = torch.cat([images.digits[chosen], films.digits[film]])
         return F.cross_entropy(_NAME_SCALE * embeddings @ F.normalize(names, dim=-1).T, digits)
 
-    fit(
-        [*tower.parameters_to_train(), names],
-        loss,
-        steps=_steps(len(images), size - of_films, epochs),
-        learning_rate=tower.learning_rate,
-        weight_decay=0.05,
-        report=report,
-    )
-    tower.finish()
-    tower.eval()
+    _fit(tower, [names], loss, _steps(len(images), size - of_films, epochs), report)
 
 
 def bind(
@@ -188,10 +179,21 @@ def bind(
         embeddings = tower(tower.varied(samples.tensors[chosen], generator))
         return _pair_loss(embeddings, images.tensors[partners], digits)
 
+    _fit(tower, [], loss, _steps(len(samples), size, epochs), report)
+
+
+def _fit(
+    tower: Tower,
+    beside: list[nn.Parameter],
+    loss: Callable[[], torch.Tensor],
+    steps: int,
+    report: Report,
+) -> None:
+    """Fits a tower, and what is learned beside it, and puts it where the encoder has it."""
     fit(
-        tower.parameters_to_train(),
+        [*tower.parameters_to_train(), *beside],
         loss,
-        steps=_steps(len(samples), size, epochs),
+        steps=steps,
         learning_rate=tower.learning_rate,
         weight_decay=0.05,
         report=report,
