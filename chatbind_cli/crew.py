@@ -26,7 +26,9 @@ from chatbind_cli.plan import Dispatch
 from chatbind_cli.step import Door, line_to_first
 
 _PATIENCE_S = 5.0
-"""How long a worker whose line has ended may take to end itself."""
+"""How long a worker whose line has ended may take to die, of whatever it dies."""
+_TIDYING_S = 1.0
+"""How long a worker that is not needed may take to leave nothing behind."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,8 @@ class Member:
         """Ends it, whatever it is at; one that came ends itself without its line."""
         self.line.close()
         if self.process is not None:
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(_TIDYING_S)
             self.process.kill()
             self.process.wait()
 

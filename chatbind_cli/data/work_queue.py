@@ -9,7 +9,9 @@ it: an item that two workers have died of has failed.
 from __future__ import annotations
 
 import os
+import signal
 import threading
+import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
@@ -17,6 +19,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
+from types import FrameType
 from typing import Any, Generic, TypeVar, cast
 
 from chatbind_cli import crew as crews
@@ -40,6 +43,9 @@ Found = Generator[tuple[int, Item, Result | ChatBindError], None, None]
 
 _MORE_LOSSES = 2
 """Workers that may die one after the other, beyond each once, with nothing done in between."""
+
+_LEAVING_S = 2.0
+"""How long a worker without a leader may take to leave what it is opening."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +188,8 @@ class _Led(WorkQueue[Item, Result]):
 
     def __exit__(self, *_: object) -> None:
         for member in self._members:
+            member.line.close()  # so that all of them end at once
+        for member in self._members:
             member.kill()
         self._rope.close()
         self._bell.close()
@@ -284,6 +292,10 @@ class _Led(WorkQueue[Item, Result]):
                 yield number, item, LaunchError(f"two processes have died with it; {cause}")
 
 
+class _LeaderGone(BaseException):
+    """Nobody needs what this worker is opening."""
+
+
 def follow(begin: Callable[[], Hand[Item, Result]], key: Key[Item]) -> None:
     """What a worker does, until its leader has enough.
 
@@ -294,6 +306,10 @@ def follow(begin: Callable[[], Hand[Item, Result]], key: Key[Item]) -> None:
     line = crews.line_to_leader()
     inbox: Inbox[Item] = Inbox(1 << 30)  # the leader keeps to the room there is
     numbers: dict[Hashable, int] = {}
+    begun = threading.Event()
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise _LeaderGone
 
     def listen() -> None:
         with suppress(EOFError, OSError):
@@ -301,18 +317,25 @@ def follow(begin: Callable[[], Hand[Item, Result]], key: Key[Item]) -> None:
                 number, item = crews.hear(line)
                 numbers[key(item)] = number
                 inbox.put(item)
+        if not begun.is_set():  # a model is opened by way of temporary folders, which are to go
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR2)
+            time.sleep(_LEAVING_S)
         os._exit(0)
 
     def say(*words: Any) -> None:
         with suppress(OSError):  # `listen` hears of it
             crews.say(line, words)
 
+    signal.signal(signal.SIGUSR2, leave)
     threading.Thread(target=listen, daemon=True).start()
     try:
         hand = begin()
+        begun.set()
         say("ready", hand.room, hand.said)
         for item, result in hand.work(inbox):
             say("done", numbers.pop(key(item)), result)
+    except _LeaderGone:
+        os._exit(0)
     except ChatBindError as error:
         say("failed", error)
     except Exception as error:  # of this process alone, as far as one can tell

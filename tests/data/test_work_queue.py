@@ -302,6 +302,19 @@ def test_workers_end_with_their_leader(number: signal.Signals) -> None:
     wait_until(lambda: all(map(gone, pids)))
 
 
+def test_a_worker_that_is_not_needed_takes_its_temporary_folders_away() -> None:
+    # one is still getting ready when the other has done everything
+    begin = "import tempfile\n    if os.environ['RANK'] == '1':\n"
+    begin += "        with tempfile.TemporaryDirectory(dir='.', prefix='opening-'): time.sleep(60)"
+
+    def once_it_opens() -> Iterator[int]:
+        wait_until(lambda: len(list(Path().glob("opening-*"))) == 1)
+        yield 1
+
+    assert len(run(2, once_it_opens(), begin)) == 1
+    assert not list(Path().glob("opening-*"))
+
+
 def test_a_tensor_travels_whole() -> None:
     torch = pytest.importorskip("torch")
     here, there = crews.Pipe()
