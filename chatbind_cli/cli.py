@@ -10,6 +10,7 @@ import gc
 import importlib
 import io
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ import click
 
 from chatbind_cli import __version__, worker
 from chatbind_cli.console import printable
-from chatbind_cli.errors import ChatBindError, Interrupted, debugging
+from chatbind_cli.errors import ChatBindError, Interrupted, Terminated, debugging
 
 # name -> (module, one-line help)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -181,6 +182,9 @@ def run(args: list[str]) -> tuple[int, str]:
         return error.exit_code, ""
     except (click.Abort, KeyboardInterrupt):
         return _INTERRUPTED, "chatbind: interrupted"
+    except Terminated:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTERM)  # as the sender expects
     except click.ClickException as error:
         return error.exit_code, _click_text(error)
     except BrokenPipeError:

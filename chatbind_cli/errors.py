@@ -20,6 +20,7 @@ Anything else that escapes is a bug in ChatBind and says so. The tree:
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 
@@ -99,6 +100,12 @@ class Interrupted(ChatBindError):
     """A signal ended the work, or others have it; nothing is lost: the same command goes on."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h, on which batch scripts may requeue a job
+
+
+class Terminated(BaseException):
+    """This process was sent SIGTERM, and is to die of it when everything is tidied up."""
+
+    exit_code = 128 + signal.SIGTERM
 
 
 def debugging() -> bool:

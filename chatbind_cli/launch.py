@@ -26,7 +26,13 @@ from typing import Any
 import click
 
 from chatbind_cli import sbatch, slurm, stopping
-from chatbind_cli.errors import ChatBindError, Interrupted, LaunchError, SomeRecordsFailed
+from chatbind_cli.errors import (
+    ChatBindError,
+    Interrupted,
+    LaunchError,
+    SomeRecordsFailed,
+    Terminated,
+)
 from chatbind_cli.launch_config import config_words
 from chatbind_cli.meeting import Meeting, meet
 from chatbind_cli.plan import Dispatch as Dispatch
@@ -184,21 +190,12 @@ def _run_workers(
     meanwhile: Callable[[], None] | None = None,
     **place: Any,
 ) -> None:
-    try:
-        with tempfile.TemporaryDirectory(prefix="chatbind-") as name:
-            folder = Path(name)
-            variables = {**os.environ, **environment, STATUS_FOLDER: name}
-            with alive(folder):
-                code = _supervise(line, variables, folder, meeting, meanwhile, **place)
-                _raise_outcome(folder, code)
-    except _Terminated:
-        # the workers are gone, the folder too: now die of the signal, as the sender expects
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.raise_signal(signal.SIGTERM)
-
-
-class _Terminated(BaseException):
-    """This process was sent SIGTERM."""
+    with tempfile.TemporaryDirectory(prefix="chatbind-") as name:
+        folder = Path(name)
+        variables = {**os.environ, **environment, STATUS_FOLDER: name}
+        with alive(folder):
+            code = _supervise(line, variables, folder, meeting, meanwhile, **place)
+            _raise_outcome(folder, code)
 
 
 def _supervise(
@@ -244,13 +241,13 @@ def _supervise(
 def _stop_workers(folder: Path) -> dict[int, Any]:
     """Has signals stop workers, at the end of a step where they train; returns the handlers before.
 
-    The handlers raise `_Terminated` or KeyboardInterrupt where that cannot be waited for.
+    The handlers raise `Terminated` or KeyboardInterrupt where that cannot be waited for.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
         pressed = number == signal.SIGINT
         if not stopping.ask(folder, pressed=pressed):
-            raise KeyboardInterrupt if pressed else _Terminated
+            raise KeyboardInterrupt if pressed else Terminated("was sent SIGTERM")
 
     numbers = [signal.SIGTERM]
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as a shell's background jobs have it

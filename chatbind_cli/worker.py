@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any
 
@@ -37,6 +38,11 @@ def is_worker() -> bool:
 def has_parent() -> bool:
     """Whether this process was started by `dispatch`, and so has a parent to report to."""
     return STATUS_FOLDER in os.environ
+
+
+def temporary_folder() -> TemporaryDirectory[str]:
+    """A folder that goes with this process, or else with the parent that dispatched it."""
+    return TemporaryDirectory(prefix="chatbind-", dir=os.environ.get(STATUS_FOLDER))
 
 
 def rank() -> int:

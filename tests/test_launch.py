@@ -9,14 +9,14 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from chatbind_cli import hardware, launch, worker
-from chatbind_cli.errors import LaunchError, UsageError
+from chatbind_cli.errors import LaunchError, Terminated, UsageError
 from chatbind_cli.launch import Dispatch
+from tests.waiting import gone, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -131,13 +131,15 @@ def test_the_worker_that_was_killed_is_the_cause_whoever_speaks_first(tmp_path, 
 _PARENT = """
 import sys
 from chatbind_cli import launch, worker
-from chatbind_cli.errors import ChatBindError
+from chatbind_cli.errors import ChatBindError, Terminated
 launch._worker_command = lambda args, extra: list(args)
 launch._launcher = lambda plan: [sys.executable]
 try:
     launch.dispatch(sys.argv[1:], launch.Dispatch(num_processes=2, device="cpu"))
 except ChatBindError as error:
     sys.exit(f"{error.exit_code} {error}")
+except Terminated as error:
+    sys.exit(error.exit_code)
 """
 
 # a launcher that waits for its workers, whatever they end with
@@ -176,32 +178,20 @@ def parent(tmp_path):
     return start
 
 
-def _wait_until(true):
-    for _ in range(400):
-        if true():
-            return
-        time.sleep(0.05)
-    pytest.fail("waited in vain")
-
-
 def _gone(tmp_path):
-    def gone(pid):
-        stat = Path(f"/proc/{pid}/stat")
-        return not stat.exists() or stat.read_text().split(")")[1].split()[0] == "Z"
-
     pids = (tmp_path / "pids").read_text().split()
-    _wait_until(lambda: all(map(gone, pids)))
+    wait_until(lambda: all(map(gone, pids)))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_workers_end_with_their_parent(tmp_path, parent, number):
     process = parent()
-    _wait_until((tmp_path / "pids").exists)
+    wait_until((tmp_path / "pids").exists)
     process.send_signal(number)
     process.communicate(timeout=20)
-    assert process.returncode == -number
+    assert process.returncode == (Terminated.exit_code if number == signal.SIGTERM else -number)
     _gone(tmp_path)
-    _wait_until(lambda: not list(tmp_path.glob("chatbind-*")))
+    wait_until(lambda: not list(tmp_path.glob("chatbind-*")))
 
 
 _LISTENING = """
@@ -218,7 +208,7 @@ with stopping.listening():
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_workers_that_train_are_asked_to_stop_and_waited_for(tmp_path, parent, number):
     process = parent(_LISTENING)
-    _wait_until(lambda: len(list(tmp_path.glob("work-*"))) == 2)
+    wait_until(lambda: len(list(tmp_path.glob("work-*"))) == 2)
     process.send_signal(number)
     _, message = process.communicate(timeout=20)
     first, last = message.splitlines()
@@ -230,11 +220,11 @@ def test_workers_that_train_are_asked_to_stop_and_waited_for(tmp_path, parent, n
 def test_a_second_ctrl_c_does_not_wait_for_workers(tmp_path, parent):
     (tmp_path / "busy").touch()
     process = parent(_LISTENING)
-    _wait_until(lambda: len(list(tmp_path.glob("work-*"))) == 2)
+    wait_until(lambda: len(list(tmp_path.glob("work-*"))) == 2)
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGINT)
-    _wait_until(lambda: list(tmp_path.glob("chatbind-*/pressed")))
+    wait_until(lambda: list(tmp_path.glob("chatbind-*/pressed")))
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=20)
@@ -243,7 +233,7 @@ def test_a_second_ctrl_c_does_not_wait_for_workers(tmp_path, parent):
 
 
 def _fail_meanwhile():
-    _wait_until(Path("pids").exists)
+    wait_until(Path("pids").exists)
     raise UsageError("found meanwhile")
 
 
@@ -278,7 +268,7 @@ def test_the_signal_that_killed_a_worker_is_told(tmp_path, parent, number):
 
 def test_a_worker_does_not_outlive_the_process_that_waits_for_it(tmp_path, parent):
     process = parent("open(f'work-{worker.rank()}', 'w').write(str(os.getpid()))")
-    _wait_until(lambda: (tmp_path / "work-1").exists() and (tmp_path / "work-1").read_text())
+    wait_until(lambda: (tmp_path / "work-1").exists() and (tmp_path / "work-1").read_text())
     os.kill(int((tmp_path / "pids").read_text().split()[1]), signal.SIGKILL)
     _, message = process.communicate(timeout=20)
     assert message.startswith("1 lost process 1 on ")

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import fields as dataclass_fields
 from dataclasses import is_dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import transformers
@@ -28,6 +27,7 @@ from transformers.models.auto.tokenization_auto import (
 from chatbind_cli.checkpoints.checkpoint import INDEX_NAMES, Checkpoint
 from chatbind_cli.checkpoints.json_file import MOST_BYTES, read_json
 from chatbind_cli.errors import CheckpointError
+from chatbind_cli.worker import temporary_folder
 
 _CONFIG, _TOKENIZER = "config.json", "tokenizer_config.json"
 # Keys that name code, kernels, or other files; what begins with one underline is as private.
@@ -65,7 +65,7 @@ def staged_tokenizer(folder: Path) -> Iterator[Path]:
     tokenizer = read_json(folder / _TOKENIZER, missing_ok=True)
     _refuse_tokenizer_code(tokenizer, config, folder / _TOKENIZER)
     _refuse_ids(tokenizer, folder / _TOKENIZER)
-    with TemporaryDirectory(prefix="chatbind-") as name:
+    with temporary_folder() as name:
         stage = Path(name)
         for name, fields in ((_CONFIG, config), (_TOKENIZER, tokenizer)):
             if fields:
@@ -79,7 +79,7 @@ def staged_tokenizer(folder: Path) -> Iterator[Path]:
 @contextmanager
 def staged_weights(checkpoint: Checkpoint) -> Iterator[Path]:
     """A folder with a checkpoint's weights and nothing else, for as long as they are read."""
-    with TemporaryDirectory(prefix="chatbind-") as name:
+    with temporary_folder() as name:
         index = [checkpoint.folder / name for name in INDEX_NAMES]
         for path in [*(file.path for file in checkpoint.files), *filter(Path.is_file, index)]:
             (Path(name) / path.name).symlink_to(path.absolute())

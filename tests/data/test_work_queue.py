@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from chatbind_cli.data import read_ahead
 from chatbind_cli.data.work_queue import Hand, work_queue
 from chatbind_cli.errors import ChatBindError, LaunchError, MediaError, RecordError
 from chatbind_cli.inbox import Inbox
+from tests.waiting import gone, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -91,18 +92,6 @@ def nobody() -> Hand[Any, Any]:
 
 def key(item: Any) -> Any:
     return item
-
-
-def gone(pid: int) -> bool:
-    stat = Path(f"/proc/{pid}/stat")
-    return not stat.exists() or stat.read_text().split(")")[1].split()[0] == "Z"
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
 
 
 def test_workers_share_out_the_items_and_end() -> None:

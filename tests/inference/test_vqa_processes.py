@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from chatbind_cli.errors import SomeRecordsFailed
 from chatbind_cli.jsonl import dumps
 from tests.inference.test_batch_files import BATCH, requests
 from tests.inference.world import World, questions, read_jsonl, start, write_jsonl
+from tests.waiting import gone, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -52,21 +52,8 @@ def workers_of(process: subprocess.Popen[bytes]) -> list[int]:
     return [int(pid) for pid in children.read_text().split()]
 
 
-def wait_until(true: Callable[[], Any], process: subprocess.Popen[bytes] | None = None) -> None:
-    end = time.monotonic() + 120
-    while not true():
-        assert process is None or process.poll() is None, process.communicate()
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
-
-
 def has_lines(path: Path, count: int) -> bool:
     return path.exists() and path.read_bytes().count(b"\n") >= count
-
-
-def gone(pid: int) -> bool:
-    stat = Path(f"/proc/{pid}/stat")
-    return not stat.exists() or stat.read_text().split(")")[1].split()[0] == "Z"
 
 
 def test_workers_that_die_cost_no_answer_and_a_question_that_kills_them_is_one_failed_record(

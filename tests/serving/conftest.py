@@ -138,15 +138,6 @@ def serving_from(
             loop.close()
 
 
-def wait_until(true: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Waits for something to become true."""
-    for _ in range(int(seconds / 0.01)):
-        if true():
-            return
-        threading.Event().wait(0.01)
-    raise AssertionError("it did not come true")
-
-
 @pytest.fixture(scope="module")
 def running(answerer: Answerer) -> Iterator[Running]:
     """The server that most tests ask."""

@@ -14,7 +14,8 @@ import httpx
 import pytest
 
 from chatbind_cli.serving import requests
-from tests.serving.conftest import serving, wait_until
+from tests.serving.conftest import serving
+from tests.waiting import wait_until
 
 BODY = {"messages": [{"role": "user", "content": "What about the dog?"}], "max_tokens": 2}
 CHAT = "/v1/chat/completions"

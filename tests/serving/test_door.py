@@ -13,7 +13,8 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.serving.conftest import serving, wait_until
+from tests.serving.conftest import serving
+from tests.waiting import wait_until
 
 BODY = {"messages": [{"role": "user", "content": "What about the dog?"}]}
 

@@ -15,7 +15,8 @@ from chatbind_cli.model.whole import language_model
 from chatbind_cli.serving import desk
 from tests.inference.engine_server import EngineServer, Served
 from tests.inference.world import make_world
-from tests.serving.conftest import serving_from, wait_until
+from tests.serving.conftest import serving_from
+from tests.waiting import wait_until
 
 BODY = {"messages": [{"role": "user", "content": "What about the dog?"}]}
 

@@ -16,7 +16,8 @@ from chatbind_cli.inference.answerer import Answerer
 from chatbind_cli.inference.loaded_model import load_model
 from chatbind_cli.inference.media_encoder import MediaEncoder
 from chatbind_cli.media.source import open_source
-from tests.serving.conftest import serving, wait_until
+from tests.serving.conftest import serving
+from tests.waiting import wait_until
 
 LONG = 400  # tokens of an answer that is under way for a second
 CHAT = "/v1/chat/completions"

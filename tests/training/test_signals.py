@@ -20,6 +20,7 @@ from chatbind_cli.training import run as running
 from chatbind_cli.training.trainer import ChatBindTrainer
 from chatbind_cli.training.watch import Watch
 from tests.training.conftest import environment
+from tests.waiting import wait_until
 
 # steps that end inside an epoch, a language model with dropout
 WORDS = ("--max-steps", "6", "--learning-rate", "0.01", "--logging-steps", "4")
@@ -120,12 +121,12 @@ def test_the_result_is_written_to_its_end(world, here, tmp_path, monkeypatch, un
     assert sha256(tmp_path / "out") == undisturbed
 
 
-def started(words: list[str]) -> subprocess.Popen[str]:
+def started(words: list[str], **variables: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "chatbind_cli", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=environment(),
+        env={**environment(), **variables},
         text=True,
     )
 
@@ -185,3 +186,14 @@ def test_two_workers_stop_at_the_same_step_and_go_on(world, here, tmp_path) -> N
     one, two = (load_file(o / "projector.safetensors") for o in (tmp_path / "one", out))
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-4, msg=name)
+
+
+@pytest.mark.slow
+def test_what_is_ended_before_it_trains_leaves_nothing_behind(world, tmp_path) -> None:
+    words = ["pretrain", *world.args(tmp_path / "out"), "--num-processes", "2"]
+    with started(words, TMPDIR=str(tmp_path)) as process:
+        # the workers have heard what they are to train on, and open the model
+        wait_until(lambda: any(tmp_path.glob("chatbind-*/inputs.pickle")), process)
+        process.terminate()
+        assert process.wait() == -signal.SIGTERM
+    wait_until(lambda: not any(tmp_path.glob("chatbind-*")))

@@ -13,7 +13,6 @@ from abc import abstractmethod
 from collections.abc import Collection, Mapping
 from functools import cache, cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -39,6 +38,7 @@ from chatbind_cli.model.pretrained import (
     quiet_transformers,
 )
 from chatbind_cli.model.staging import MOST_CONFIG, cleaned
+from chatbind_cli.worker import temporary_folder
 
 _CONFIG = "config.json"
 _PROCESSORS = (
@@ -265,7 +265,7 @@ def open_processor(folder: Path, kind: type[Any] = AutoImageProcessor) -> Any:
     """
     with (
         one_line("no usable processor", folder),
-        TemporaryDirectory(prefix="chatbind-") as stage,
+        temporary_folder() as stage,
         quiet_transformers(),
     ):
         # of what was checked, and without the tokenizer, which may take seconds to read

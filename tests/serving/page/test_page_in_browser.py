@@ -25,8 +25,8 @@ from chatbind_cli.errors import ChatBindError
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.serving.page.routes import page_routes
 from tests.evaluation import sample
-from tests.serving.conftest import wait_until
 from tests.serving.page.acts import answered, ask, attach
+from tests.waiting import wait_until
 from tests.web import CONTRAST, wait
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from chatbind_cli.inference.answerer import Answerer
-from tests.serving.conftest import Running, serving, wait_until
+from tests.serving.conftest import Running, serving
 from tests.serving.page.acts import answered, ask, attach, drop
+from tests.waiting import wait_until
 from tests.web import wait
 
 SHOWS = {
