@@ -214,8 +214,9 @@ def _inspect_pairs(path: Path, as_json: bool, asked: dict[str, Any]) -> int:
     if not pairs:
         raise RecordError("names no pairs", where=str(path))
     device = resolve_device("auto")
-    opened = [open_encoder(reference, device=device) for reference in asked["encoders"]]
-    each = (opened.pop(0) for _ in asked["encoders"])  # so that none keeps its towers in memory
+    references = list(dict.fromkeys(asked["encoders"]))
+    opened = [open_encoder(reference, device=device) for reference in references]
+    each = (opened.pop(0) for _ in references)  # so that none keeps its towers in memory
     how = EncodingOptions(media=MediaOptions())
     found, errors = compare_encoders(pairs, each, asked["media_root"], how)
     for error in errors:
