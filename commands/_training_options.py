@@ -83,7 +83,8 @@ input_options = stack(
     media_root_options,
     encoder_option(
         "Media",
-        "Default: checkpoints/imagebind, then .checkpoints/imagebind_huge.pth.",
+        "Default: what projector or model were trained with, else checkpoints/imagebind, then "
+        ".checkpoints/imagebind_huge.pth.",
         several="each sees all media that it knows, and has a projector of its own",
     ),
     _media(

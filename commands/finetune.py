@@ -35,7 +35,7 @@ _ADAPTERS_RATE = 2e-4
         "chatbind finetune -m llama --projector stage1/projector.safetensors --encoder "
         "imagebind --data train/instructions.json --media-root media -o stage2",
         "chatbind extract-projector stage1 -o p.safetensors | chatbind finetune -m llama "
-        "--projector - --encoder imagebind --data train/instructions.json --media-root media "
+        "--projector - --data train/instructions.json --media-root media "
         "-o stage2-short --max-steps 20",
     ],
 )

@@ -24,6 +24,7 @@ from chatbind_cli.device import resolve_dtype
 from chatbind_cli.encoders.encoder import Encoder
 from chatbind_cli.encoders.identity import identity_of
 from chatbind_cli.encoders.opening import open_encoder
+from chatbind_cli.encoders.reference import is_reference
 from chatbind_cli.encoders.several import licence_of_several, sha256_of_several
 from chatbind_cli.errors import StoreError, UsageError
 from chatbind_cli.media.options import MediaOptions
@@ -78,6 +79,13 @@ class Before:
         """What made the embeddings."""
         return encoder_of(self.config) if self.config is not None else None
 
+    @property
+    def references(self) -> tuple[str, ...]:
+        """What opens it, or the several that it is; empty where one is not said, or gone."""
+        said = [one.path for one in self.encoder.each] if self.encoder is not None else []
+        here = [one for one in said if one and (is_reference(one) or Path(one).exists())]
+        return tuple(here) if len(here) == len(said) else ()
+
     def check(self, encoder: EncoderInfo) -> None:
         """Refuses another encoder than that of the training before.
 
@@ -100,9 +108,18 @@ def open_all(
     known = before.encoder.each if before.encoder else ()
     dtypes = [*(one.dtype for one in known), *repeat(None, len(references))]
     return [
-        open_encoder(one, device=device, dtype=resolve_dtype(dtype or "auto", device))
+        open_named(one, settings, device=device, dtype=resolve_dtype(dtype or "auto", device))
         for one, dtype in zip(references, dtypes, strict=False)
     ]
+
+
+def open_named(reference: str, settings: TrainingSettings, **how: Any) -> Encoder:
+    """An encoder of a run; what others have written into a projector is no wish to fetch it.
+
+    Raises:
+        ChatBindError: see `open_encoder`.
+    """
+    return open_encoder(reference, fetch=bool(settings.encoders), **how)
 
 
 def modalities_of(encoder: Encoder) -> list[str]:

@@ -248,6 +248,10 @@ def _check_files(settings: TrainingSettings) -> None:
 def _find_encoders(settings: TrainingSettings, media: Media) -> tuple[str, ...]:
     if settings.encoders or settings.stores or not media:
         return settings.encoders
+    from chatbind_cli.training.encoders import Before  # noqa: PLC0415  heavy
+
+    if named := Before.of(settings).references:
+        return named
     usual = usual_encoder()
     if usual is not None:
         return (str(usual),)

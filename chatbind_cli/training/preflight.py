@@ -20,14 +20,13 @@ from chatbind_cli.data.decoders import Reading, decode
 from chatbind_cli.data.media_items import MediaItem
 from chatbind_cli.data.tokens import IGNORE_INDEX, PromptEncoder
 from chatbind_cli.encoders.encoder import Encoder
-from chatbind_cli.encoders.opening import open_encoder
 from chatbind_cli.errors import ChatBindError, RecordError
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.model.assemble import read_without_weights
 from chatbind_cli.model.base import adapted_base, find_base
 from chatbind_cli.training.embeddings import known_media
-from chatbind_cli.training.encoders import Before, refuse_twice
+from chatbind_cli.training.encoders import Before, open_named, refuse_twice
 from chatbind_cli.training.inputs import Inputs, refuse_rejected
 from chatbind_cli.training.needs import GIB, Shape, advice, disk_needed, memory_needed
 from chatbind_cli.training.settings import TrainingSettings
@@ -55,7 +54,7 @@ def preflight(settings: TrainingSettings, inputs: Inputs, *, gpus: int) -> Input
     """
     everything = settings.check == "all"
     if inputs.encoders and not settings.stores:
-        encoders = [open_encoder(one) for one in inputs.encoders]
+        encoders = [open_named(one, settings) for one in inputs.encoders]
         refuse_twice(encoders)
         inputs = known_media(settings, inputs, encoders)
         some = _some(inputs.media, None if everything else _MEDIA)

@@ -156,6 +156,33 @@ def test_training_goes_on_in_the_numbers_of_each_encoder(world, second, here, tm
     assert [store.meta.encoder_dtype for [store] in stores] == ["float32", "bfloat16"]
 
 
+def test_what_a_projector_was_trained_with_is_taken_where_none_is_named(
+    world, second, here, tmp_path
+) -> None:
+    out, moved = tmp_path / "out", shutil.copytree(second, tmp_path / "moved")
+    assert here("pretrain", *both(world, moved, out, "--max-steps", "1")).code == 0
+    projector = out / "projector.safetensors"
+    words = world.args(tmp_path / "next", "--projector", str(projector), source="media")
+    at = words.index("--encoder")
+    del words[at : at + 2]
+    done = here("finetune", *words, "--max-steps", "1")
+    assert done.code == 0, done.stderr
+    parts = load_chatbind(tmp_path / "next").config.encoder["parts"]
+    assert [part["path"] for part in parts] == [str(world.imagebind), str(moved)]
+    # what is gone, and what would have to be fetched, has to be named
+    words[words.index(str(tmp_path / "next"))] = str(tmp_path / "later")
+    made = read_projector(projector)
+    for place, told in (
+        (str(tmp_path / "gone"), "no encoder at checkpoints/imagebind"),
+        ("hf:some/one", "hf:some/one: is not on this machine, and is fetched for those alone who"),
+    ):
+        made.info.encoder["parts"][1]["path"] = place
+        write_projector(projector, made)
+        refused = here("finetune", *words)
+        assert refused.code == 1
+        assert told in refused.stderr.splitlines()[-1]
+
+
 def test_encoders_that_cannot_be_used_together_are_one_line(world, second, here, tmp_path) -> None:
     out = tmp_path / "out"
     copy = shutil.copytree(second, tmp_path / "copy")
