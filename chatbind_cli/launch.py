@@ -213,11 +213,12 @@ def _supervise(
     of the terminal do not reach the launcher's session.
     """
     before = _stop_workers(folder)
-    with stopping.unheard(*stopping.SIGNALS):  # the launcher need not know
-        process = subprocess.Popen(
-            line, env=variables, stdin=subprocess.DEVNULL, start_new_session=True, **place
-        )
+    process = None
     try:
+        with stopping.unheard(*stopping.SIGNALS):  # the launcher need not know
+            process = subprocess.Popen(
+                line, env=variables, stdin=subprocess.DEVNULL, start_new_session=True, **place
+            )
         if meanwhile is not None:
             meanwhile()
         while not _failures(folder, meeting) and process.poll() is None:
@@ -231,9 +232,10 @@ def _supervise(
             time.sleep(_POLL_S)
         return process.returncode or 0
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        if process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         for number, handler in before.items():
             signal.signal(number, handler)
 

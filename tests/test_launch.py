@@ -232,6 +232,18 @@ def test_a_second_ctrl_c_does_not_wait_for_workers(tmp_path, parent):
     _gone(tmp_path)
 
 
+def _terminate_parent():
+    Path("pids").write_text(str(os.getpid()))
+    os.kill(os.getppid(), signal.SIGTERM)
+
+
+def test_sigterm_while_the_launcher_is_started_ends_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Terminated):
+        launch._run_workers(["sleep", "20"], {}, preexec_fn=_terminate_parent)
+    _gone(tmp_path)
+
+
 def _fail_meanwhile():
     wait_until(Path("pids").exists)
     raise UsageError("found meanwhile")
