@@ -38,14 +38,14 @@ def is_reference(word: str | Path) -> bool:
 def split_reference(word: str | Path) -> tuple[str, str]:
     """The scheme, and what follows it; of a path, the scheme is empty."""
     found = _REFERENCE.fullmatch(str(word))
-    if found is None or _exists(str(word)):
+    if found is None or exists(str(word)):
         return "", str(word)
     return found[1], found[2]
 
 
 def absolute(word: str) -> str:
     """What follows a scheme, in words that mean the same in any working folder."""
-    return str(Path(word).resolve()) if word and _exists(word) else word
+    return str(Path(word).resolve()) if word and exists(word) else word
 
 
 def open_installed(scheme: str, rest: str, **how: Any) -> Encoder:
@@ -79,7 +79,8 @@ def open_installed(scheme: str, rest: str, **how: Any) -> Encoder:
     return made
 
 
-def _exists(word: str) -> bool:
+def exists(word: str) -> bool:
+    """Whether something is there."""
     try:
         return Path(word).exists()
     except OSError:  # too long for a path, for one

@@ -24,7 +24,7 @@ from chatbind_cli.device import resolve_dtype
 from chatbind_cli.encoders.encoder import Encoder
 from chatbind_cli.encoders.identity import identity_of
 from chatbind_cli.encoders.opening import open_encoder
-from chatbind_cli.encoders.reference import is_reference
+from chatbind_cli.encoders.reference import exists, is_reference
 from chatbind_cli.encoders.several import licence_of_several, sha256_of_several
 from chatbind_cli.errors import StoreError, UsageError
 from chatbind_cli.media.options import MediaOptions
@@ -81,10 +81,14 @@ class Before:
 
     @property
     def references(self) -> tuple[str, ...]:
-        """What opens it, or the several that it is; empty where one is not said, or gone."""
+        """What opens it, or the several that it is; empty where that of one is not said."""
         said = [one.path for one in self.encoder.each] if self.encoder is not None else []
-        here = [one for one in said if one and (is_reference(one) or Path(one).exists())]
-        return tuple(here) if len(here) == len(said) else ()
+        return tuple(one for one in said if one) if all(said) else ()
+
+    @property
+    def gone(self) -> tuple[str, ...]:
+        """Which of `references` are paths where nothing is."""
+        return tuple(one for one in self.references if not is_reference(one) and not exists(one))
 
     def check(self, encoder: EncoderInfo) -> None:
         """Refuses another encoder than that of the training before.

@@ -250,11 +250,20 @@ def _find_encoders(settings: TrainingSettings, media: Media) -> tuple[str, ...]:
         return settings.encoders
     from chatbind_cli.training.encoders import Before  # noqa: PLC0415  heavy
 
-    if named := Before.of(settings).references:
-        return named
+    before = Before.of(settings)
+    if before.references and not before.gone:
+        return before.references
     usual = usual_encoder()
     if usual is not None:
         return (str(usual),)
+    if before.gone:
+        several = len(before.references) > 1
+        raise WeightsError(
+            f"was trained with an encoder that is not at {' and '.join(before.gone)} any more",
+            where=before.where,
+            hint=f"name {'all of them, in their order,' if several else 'it'} with --encoder, or "
+            "give ready embeddings with --store",
+        )
     raise WeightsError(
         f"no encoder at {' or '.join(map(str, ENCODER_PLACES))}",
         hint="name one with --encoder, fetch ImageBind's weights with "

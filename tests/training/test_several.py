@@ -173,7 +173,10 @@ def test_what_a_projector_was_trained_with_is_taken_where_none_is_named(
     words[words.index(str(tmp_path / "next"))] = str(tmp_path / "later")
     made = read_projector(projector)
     for place, told in (
-        (str(tmp_path / "gone"), "no encoder at checkpoints/imagebind"),
+        (
+            str(tmp_path / "gone"),
+            f"an encoder that is not at {tmp_path / 'gone'} any more; name all",
+        ),
         ("hf:some/one", "hf:some/one: is not on this machine, and is fetched for those alone who"),
     ):
         made.info.encoder["parts"][1]["path"] = place
