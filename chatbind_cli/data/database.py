@@ -169,7 +169,9 @@ def _connected(address: str) -> tuple[sqlite3.Connection, StoreMeta]:
 def unusable(path: Path, error: Exception) -> StoreError:
     """The error of a store's file that SQLite cannot work with."""
     hint = None
-    if isinstance(error, sqlite3.OperationalError):
+    if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+        hint = "make room and run the same command again"
+    elif isinstance(error, sqlite3.OperationalError):
         hint = "another process may be writing it, or have been killed while it did: wait for it, "
         hint += "or go on with its command"
     return StoreError(f"cannot be used: {reason(error)}", where=str(path), hint=hint)

@@ -192,6 +192,13 @@ def test_a_writer_keeps_readers_out_only_while_it_commits(
         assert len(EmbeddingStore.open(tmp_path)) == 0
 
 
+def test_a_full_disk_is_not_taken_for_another_process(tmp_path: Path) -> None:
+    full = pytest.raises(StoreError, match="is full; make room and run the same command again")
+    with full, writer(tmp_path / "s") as store:
+        store._run("PRAGMA max_page_count=9")
+        fill(store, range(1000))
+
+
 def test_rows_are_committed_while_others_come(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
