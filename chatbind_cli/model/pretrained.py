@@ -207,7 +207,8 @@ def model_without_memory(
 
     hook = register_module_parameter_registration_hook(count)
     try:
-        with torch.device("meta"):
+        with warnings.catch_warnings(), torch.device("meta"):
+            warnings.simplefilter("ignore")  # what is wrong is an error, of one line
             own = deepcopy(config)
             model = blank_model(own) if kind is AutoModelForCausalLM else kind(own)
     finally:

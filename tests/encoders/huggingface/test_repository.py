@@ -109,6 +109,13 @@ def test_a_config_that_asks_for_too_much_is_refused_before_it_is_made(folder, si
     assert time.monotonic() - start < 2
 
 
+def test_a_config_that_cannot_be_is_one_line(folder):
+    vision = json.loads((folder / "config.json").read_text())["vision_config"]
+    edit_json(folder / "config.json", vision_config={**vision, "patch_size": 0})
+    with pytest.raises(CheckpointError, match="cannot be opened .*by zero"):  # and no warning
+        part(folder)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
