@@ -47,7 +47,7 @@ def dispatch(
     args: Sequence[str],
     plan: Dispatch,
     extra: Sequence[str] = (),
-    meanwhile: Callable[[], None] | None = None,
+    meanwhile: Callable[[Path], None] | None = None,
 ) -> bool:
     """Runs `chatbind ARGS` in worker processes where the plan wants that.
 
@@ -56,7 +56,8 @@ def dispatch(
         plan: on what to run.
         extra: words put at the end, where they win: what the parent has read from its standard
             input ("--projector", "/path"), since workers get none.
-        meanwhile: what this process does while the workers start; where it fails, they are ended.
+        meanwhile: what this process does while the workers start, with their status folder; where
+            it fails, they are ended.
 
     Returns:
         True: done, or the dry run is printed. False: the caller goes on in this process.
@@ -187,7 +188,7 @@ def _run_workers(
     line: Sequence[str],
     environment: Mapping[str, str],
     meeting: Meeting | None = None,
-    meanwhile: Callable[[], None] | None = None,
+    meanwhile: Callable[[Path], None] | None = None,
     **place: Any,
 ) -> None:
     with tempfile.TemporaryDirectory(prefix="chatbind-") as name:
@@ -203,7 +204,7 @@ def _supervise(
     variables: Mapping[str, str],
     folder: Path,
     meeting: Meeting | None = None,
-    meanwhile: Callable[[], None] | None = None,
+    meanwhile: Callable[[Path], None] | None = None,
     **place: Any,
 ) -> int:
     """Runs the launcher; whatever ends this process or a worker ends all of them.
@@ -220,7 +221,7 @@ def _supervise(
                 line, env=variables, stdin=subprocess.DEVNULL, start_new_session=True, **place
             )
         if meanwhile is not None:
-            meanwhile()
+            meanwhile(folder)
         while not _failures(folder, meeting) and process.poll() is None:
             stopping.pass_on(folder)
             with suppress(subprocess.TimeoutExpired):

@@ -264,14 +264,14 @@ crew_options = gather(
 def dispatched(
     plan: launch.Dispatch,
     extra: Sequence[str] = (),
-    meanwhile: Callable[[], None] | None = None,
+    meanwhile: Callable[[Path], None] | None = None,
 ) -> bool:
     """Runs the command that is being handled in worker processes, where the plan wants that.
 
     Args:
         plan: what `dispatch_options` gave.
         extra: words that replace what this process has read from its standard input.
-        meanwhile: what this process does while the workers start, if they do.
+        meanwhile: what this process does while workers start, if they do; see `launch.dispatch`.
 
     Returns:
         Whether the work is done; else the caller goes on in this process.

@@ -129,7 +129,7 @@ def _check_and_train(settings: TrainingSettings, plan: launch.Dispatch, words: l
             train(settings, told_by_parent())
             return
         with telling_workers() as tell:
-            if dispatched(plan, words, lambda: tell(_looked_at(settings, plan))):
+            if dispatched(plan, words, lambda folder: tell(_looked_at(settings, plan), folder)):
                 return
         inputs = _looked_at(settings, plan)
         from chatbind_cli.training.run import train  # noqa: PLC0415

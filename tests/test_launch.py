@@ -232,19 +232,27 @@ def test_a_second_ctrl_c_does_not_wait_for_workers(tmp_path, parent):
     _gone(tmp_path)
 
 
-def _terminate_parent():
+_TERMINATED = """
+import os, signal
+from pathlib import Path
+from chatbind_cli import launch
+def terminate():
     Path("pids").write_text(str(os.getpid()))
     os.kill(os.getppid(), signal.SIGTERM)
+launch._run_workers(["sleep", "20"], {}, preexec_fn=terminate)
+"""
 
 
-def test_sigterm_while_the_launcher_is_started_ends_it(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(Terminated):
-        launch._run_workers(["sleep", "20"], {}, preexec_fn=_terminate_parent)
+def test_sigterm_while_the_launcher_is_started_ends_it(tmp_path):
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-c", _TERMINATED]
+    how = {"cwd": tmp_path, "env": env, "capture_output": True, "text": True}
+    done = subprocess.run(line, timeout=15, check=False, **how)  # until nobody has its streams
+    assert done.stderr.endswith("Terminated: was sent SIGTERM\n")
     _gone(tmp_path)
 
 
-def _fail_meanwhile():
+def _fail_meanwhile(folder):
     wait_until(Path("pids").exists)
     raise UsageError("found meanwhile")
 

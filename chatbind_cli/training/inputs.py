@@ -14,7 +14,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from chatbind_cli.console import note
 from chatbind_cli.data.checked import checked_file
@@ -34,9 +33,10 @@ from chatbind_cli.media.root import MediaRoot
 from chatbind_cli.pictures import check_picture
 from chatbind_cli.training.data_files import DataFile
 from chatbind_cli.training.settings import TrainingSettings
+from chatbind_cli.worker import STATUS_FOLDER
 
 _SHOWN = 3
-_FOUND = "CHATBIND_TRAINING_INPUTS"  # in a worker's environment: the file of what its parent found
+_TOLD = "CHATBIND_TRAINING_INPUTS"  # in a worker's environment: the file of what its parent finds
 _POLL_S = 0.05
 
 
@@ -151,34 +151,33 @@ def check_inputs(settings: TrainingSettings) -> Inputs:
 
 
 @contextmanager
-def telling_workers() -> Iterator[Callable[[Inputs], None]]:
+def telling_workers() -> Iterator[Callable[[Inputs, Path], None]]:
     """Has workers that are started meanwhile wait for what their parent finds.
 
     Yields:
-        tells it to them.
+        tells it to them, in their status folder, which goes however they and their parent end.
     """
-    with TemporaryDirectory(prefix="chatbind-") as folder:
-        path = Path(folder) / "inputs.pickle"
+    name = "inputs.pickle"
 
-        def tell(inputs: Inputs) -> None:
-            with replace_file(path) as temporary:
-                temporary.write_bytes(pickle.dumps(inputs))
+    def tell(inputs: Inputs, folder: Path) -> None:
+        with replace_file(folder / name) as temporary:
+            temporary.write_bytes(pickle.dumps(inputs))
 
-        os.environ[_FOUND] = str(path)
-        try:
-            yield tell
-        finally:
-            del os.environ[_FOUND]
+    os.environ[_TOLD] = name
+    try:
+        yield tell
+    finally:
+        del os.environ[_TOLD]
 
 
 def parent_tells() -> bool:
     """Whether this process is a worker whose parent looks at the inputs."""
-    return _FOUND in os.environ
+    return _TOLD in os.environ
 
 
 def told_by_parent() -> Inputs:
     """What the parent has found, as soon as it is told."""
-    path = Path(os.environ[_FOUND])
+    path = Path(os.environ[STATUS_FOLDER], os.environ[_TOLD])
     while not path.exists():  # where the parent fails it ends this process
         time.sleep(_POLL_S)
     found: Inputs = pickle.loads(path.read_bytes())  # noqa: S301  our parent's own

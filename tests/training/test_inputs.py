@@ -19,6 +19,7 @@ from chatbind_cli.training.inputs import (
     told_by_parent,
 )
 from chatbind_cli.training.settings import TrainingSettings
+from chatbind_cli.worker import STATUS_FOLDER
 
 
 @pytest.fixture
@@ -48,14 +49,17 @@ def test_what_cannot_be_used_is_left_out_with_the_reason(settings: TrainingSetti
     assert "no such file" in medium["error"]
 
 
-def test_a_worker_waits_for_its_parent_s_word(settings: TrainingSettings) -> None:
+def test_a_worker_waits_for_its_parent_s_word(
+    settings: TrainingSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = check_inputs(settings)
+    monkeypatch.setenv(STATUS_FOLDER, str(tmp_path))
     with telling_workers() as tell, ThreadPoolExecutor(1) as worker:
         assert parent_tells()
         word = worker.submit(told_by_parent)
         with pytest.raises(TimeoutError):
             word.result(timeout=0.2)
-        tell(found)
+        tell(found, tmp_path)
         told = word.result(timeout=10)
     assert not parent_tells()
     assert told.rejected == found.rejected
