@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -58,6 +58,9 @@ class Encoder(ABC):
         dtype: of the weights; embeddings come out in float32.
         batch_size: clips (pictures, ...) that go through a tower at once.
         attn_implementation: see `open_encoder`.
+
+    Attributes:
+        loaded: the towers that are in memory, by modality.
     """
 
     licence: str | None = None
@@ -66,6 +69,9 @@ class Encoder(ABC):
     scale_of_media: ClassVar[bool] = False
     """Whether embeddings of media, rather than those of texts, carry the scale that makes their dot
     product with the others logits of a softmax over texts."""
+
+    shared_towers: ClassVar[Mapping[str, str]] = {}
+    """Modalities that go through the tower of another one."""
 
     read: Read
     """How it reads media; see `load_media`."""
@@ -86,6 +92,7 @@ class Encoder(ABC):
         self.dtype = dtype
         self.batch_size = batch_size
         self.attn_implementation = attn_implementation
+        self.loaded: dict[str, torch.nn.Module] = {}
         self._kernels = _kernels(attn_implementation, device, dtype)
 
     @property
@@ -123,16 +130,30 @@ class Encoder(ABC):
         raise self.lacks("text")
 
     @abstractmethod
+    def load_tower(self, modality: str) -> torch.nn.Module:
+        """Reads the network for a modality that it has; called by `tower`, once.
+
+        Raises:
+            WeightsError: it cannot be read.
+        """
+
     def tower(self, modality: str) -> torch.nn.Module:
         """The network for a modality, read when first asked for.
 
         Raises:
             WeightsError: there is none, or it cannot be read.
         """
+        place = self.shared_towers.get(modality, modality)
+        if place not in self.loaded:
+            if place not in self.modalities:
+                raise self.lacks(modality)
+            self.loaded[place] = self.load_tower(place)
+        return self.loaded[place]
 
-    @abstractmethod
     def run(self, modality: str, batch: torch.Tensor) -> torch.Tensor:
         """Sends a batch of equal shapes [n, ...] through the tower: [n, embedding_dim]."""
+        made: torch.Tensor = self.tower(modality)(batch)
+        return made
 
     def clips(self, item: Decoded) -> int:
         """How many pictures or clips one medium takes of a batch."""
@@ -186,15 +207,6 @@ class Encoder(ABC):
     def dtype_name(self) -> str:
         """`float32`, `bfloat16`, ..."""
         return str(self.dtype).removeprefix("torch.")
-
-    def load(self, modalities: Iterable[str]) -> None:
-        """Reads the towers of these modalities now rather than at first use.
-
-        Raises:
-            WeightsError: there is none, or it cannot be read.
-        """
-        for modality in modalities:
-            self.tower(modality)
 
     def embed(self, media: Sequence[Decoded], *, normalize: bool) -> torch.Tensor:
         """Returns the embeddings of media, float32 [n, embedding_dim] on the CPU, in order.
