@@ -27,6 +27,7 @@ from chatbind_cli.encoders.opening import open_encoder
 from chatbind_cli.encoders.reference import is_reference
 from chatbind_cli.encoders.several import licence_of_several, sha256_of_several
 from chatbind_cli.errors import StoreError, UsageError
+from chatbind_cli.media.medium import is_there
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.model.config import (
     MODEL_TYPE,
@@ -83,7 +84,7 @@ class Before:
     def references(self) -> tuple[str, ...]:
         """What opens it, or the several that it is; empty where one is not said, or gone."""
         said = [one.path for one in self.encoder.each] if self.encoder is not None else []
-        here = [one for one in said if one and (is_reference(one) or Path(one).exists())]
+        here = [one for one in said if one and (is_reference(one) or is_there(one))]
         return tuple(here) if len(here) == len(said) else ()
 
     def check(self, encoder: EncoderInfo) -> None:
