@@ -246,11 +246,9 @@ class Encoder(ABC):
             ChatBindError: the tokenizer is not installed (extra `text`).
             WeightsError: there is no text tower.
         """
-        if not texts:
-            return torch.empty(0, self.embedding_dim)
-        found = [self.read_text(text) for text in texts]
         kind = self.texts_beside(modality)
-        return self.embed([replace(text, modality=kind) for text in found], normalize=False)
+        read = [replace(self.read_text(text), modality=kind) for text in texts]
+        return self.embed(read, normalize=False)
 
     def read_text(self, text: str) -> Decoded:
         """A text as the encoder wants it.
