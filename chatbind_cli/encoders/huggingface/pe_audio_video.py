@@ -35,7 +35,7 @@ from transformers.models.pe_audio_video.modeling_pe_audio_video import PeAudioVi
 
 from chatbind_cli.checkpoints.checkpoint import open_checkpoint
 from chatbind_cli.encoders.encoder import Decoded
-from chatbind_cli.encoders.huggingface.inputs import HEEDED, mask_of, text_ids
+from chatbind_cli.encoders.huggingface.inputs import mask_of, text_ids
 from chatbind_cli.encoders.huggingface.lazy_tensors import open_tensors
 from chatbind_cli.encoders.huggingface.pe_media import (
     Reader,
@@ -112,13 +112,13 @@ class PeAudioVideoEncoder(HuggingFaceEncoder):
     """
 
     scale_of_media = True
+    read: Reader
 
     def __init__(self, path: Path, **how: Any) -> None:
         super().__init__(path, **how)
         frames, *self._sides = film_shape(self.folder)
         rate = sound_rate(self.folder)
-        self._reader = Reader(folder=self.folder, frames=frames, rate_hz=rate)
-        self.read = self._reader
+        self.read = Reader(folder=self.folder, frames=frames, rate_hz=rate)
 
     def config_of(self, fields: dict[str, Any]) -> Any:
         """As for all kinds; the tower for frames is one of PE's in timm."""
@@ -150,17 +150,17 @@ class PeAudioVideoEncoder(HuggingFaceEncoder):
         return _TEXT_OF_SOUND if modality == "audio" else "text"
 
     def heeds(self, modality: str, options: MediaOptions) -> Collection[str]:
-        """The part of a recording, and how many frames where the repository does not say it."""
-        fixed = modality == "video" and self._reader.frames
-        return ("start", "end") if fixed else HEEDED.get(modality, ())
+        """As all kinds, but for the frames where the repository says how many."""
+        heeded = super().heeds(modality, options)
+        return [name for name in heeded if name != "fps" or not self.read.frames]
 
     def clips(self, item: Decoded) -> int:
         """The frames of a film; two seconds of sound each."""
         if item.modality == "audio":
-            return math.ceil(item.tensor.shape[-1] / (_CLIP_SECONDS * self._reader.rate_hz))
+            return math.ceil(item.tensor.shape[-1] / (_CLIP_SECONDS * self.read.rate_hz))
         if item.modality == "video":
             return item.tensor.shape[0]
-        return max(self._reader.frames, 1) if item.modality == "image" else 1
+        return max(self.read.frames, 1) if item.modality == "image" else 1
 
     def tower(self, modality: str) -> nn.Module:
         """That of sound, that of films and pictures, or that of texts."""
@@ -232,6 +232,6 @@ class PeAudioVideoEncoder(HuggingFaceEncoder):
             rows: torch.Tensor = tower(batch, mask_of(batch, self.tokenizer), beside)
             return rows
         if modality == "image":
-            batch = batch[:, None].expand(-1, max(self._reader.frames, 1), -1, -1, -1)
+            batch = batch[:, None].expand(-1, max(self.read.frames, 1), -1, -1, -1)
         rows = tower(batch.contiguous().to(self.dtype))
         return rows

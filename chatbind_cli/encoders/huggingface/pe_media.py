@@ -15,8 +15,16 @@ import timm
 import torch
 from transformers import PeAudioFeatureExtractor, PeVideoVideoProcessor, PreTrainedConfig
 
-from chatbind_cli.encoders.huggingface.inputs import AS_ARRAYS, read_sound, spread
-from chatbind_cli.encoders.huggingface.repository import open_processor
+from chatbind_cli.encoders.huggingface.inputs import (
+    AS_ARRAYS,
+    LEAST_RATE_HZ,
+    MOST_FRAMES,
+    MOST_NUMBERS,
+    WORK,
+    read_sound,
+    spread,
+)
+from chatbind_cli.encoders.huggingface.repository import open_processor, refuse_sizes
 from chatbind_cli.errors import WeightsError
 from chatbind_cli.media.guard import IMPORTING
 from chatbind_cli.media.options import MediaOptions
@@ -24,22 +32,11 @@ from chatbind_cli.media.pictures import open_rgb
 from chatbind_cli.media.source import MediaSource
 from chatbind_cli.model.pretrained import one_line
 
-MOST_FRAMES = 64
-"""Of a film of any length, where the repository does not say how many."""
-
 MOST_SECONDS = 30
 """Of a sound of any length."""
 
-_MOST_NUMBERS = 1 << 26
-"""Of a film's tensor: 256 MiB."""
-
 _MOST = 20_000
 """Of a number in timm's settings."""
-
-_LEAST_RATE_HZ = 1000
-
-_WORK = 10
-"""Bytes a pixel on the way to a processor's tensor."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +64,14 @@ class Reader:
             MediaError: it cannot be read.
         """
         if modality == "image":
-            with open_rgb(source, options.max_pixels, work=_WORK) as picture:
+            with open_rgb(source, options.max_pixels, work=WORK) as picture:
                 return self._see(np.array(picture))
         if modality == "video":
             with IMPORTING:  # a picture needs no FFmpeg
                 from chatbind_cli.media.video import read_frames  # noqa: PLC0415
 
             choose = partial(self._choose, options)
-            frames = read_frames(source, options, choose, self._see)
-            return torch.stack(frames)
+            return torch.stack(read_frames(source, options, choose, self._see))
         waveform = read_sound(source, options, self.rate_hz, most_seconds=MOST_SECONDS)
         extractor = open_processor(self.folder, PeAudioFeatureExtractor)
         found = extractor(
@@ -112,7 +108,7 @@ def film_shape(folder: Path) -> tuple[int, int, int]:
         height, width = size["height"], size["width"]
         numbers = 3 * (frames or MOST_FRAMES) * height * width
         sized = processor.do_resize or processor.do_center_crop
-        small = min(height, width) > 0 and numbers <= _MOST_NUMBERS
+        small = min(height, width) > 0 and numbers <= MOST_NUMBERS
         if sized and small and (frames is None or frames > 1):
             return frames or 0, height, width
     raise WeightsError(f"asks for {frames} frames of {height} x {width}", where=str(folder))
@@ -128,7 +124,7 @@ def sound_rate(folder: Path) -> int:
     extractor = open_processor(folder, PeAudioFeatureExtractor)
     with one_line("no usable feature extractor", folder):
         rate, step = extractor.sampling_rate, extractor.hop_length
-        if extractor.feature_size == 1 and 1 <= step <= rate and rate >= _LEAST_RATE_HZ:
+        if extractor.feature_size == 1 and 1 <= step <= rate and rate >= LEAST_RATE_HZ:
             return int(rate)
     raise WeightsError(
         f"asks for {extractor.feature_size} channels of {rate} Hz in steps of {step}",
@@ -162,12 +158,7 @@ def check_vision(vision: PreTrainedConfig, folder: Path) -> None:
     own = {name for name in inspect.signature(timm.create_model).parameters if name != "kwargs"}
     known = getattr(vision, "architecture", "") in timm.list_models("vit_pe_*")
     known = known and isinstance(said, dict)
-    if not known or own & said.keys() or any(map(_is_huge, said.values())):
+    if not known or own & said.keys():
         raise WeightsError("has a tower for frames that is not PE's", where=str(folder))
+    refuse_sizes(said, folder, most=_MOST)
     vision.num_labels = int(getattr(vision, "num_classes", None) or vision.num_labels or 0)
-
-
-def _is_huge(value: object) -> bool:
-    return not isinstance(value, (str, int, float)) or (
-        not isinstance(value, str) and not abs(value) <= _MOST
-    )

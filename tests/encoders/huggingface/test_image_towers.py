@@ -17,7 +17,7 @@ from chatbind_cli.encoders.encoder import load_media
 from chatbind_cli.encoders.huggingface.image_towers import Reader
 from chatbind_cli.encoders.opening import open_encoder
 from chatbind_cli.encoders.zero_shot import LabelScorer
-from chatbind_cli.errors import ChatBindError, MediaError, WeightsError
+from chatbind_cli.errors import ChatBindError, WeightsError
 from chatbind_cli.model.pretrained import quiet_transformers
 
 from .tiny import KINDS, TEXT, TWO_TOWERS, edit_json, edit_tensors, make
@@ -145,8 +145,8 @@ def test_only_pictures_are_known(folders, pictures):
     for attempt in (lambda: encoder.tower("audio"), lambda: encoder.embed_texts(["a"])):
         with pytest.raises(WeightsError, match="has no tower for .*, only for image"):
             attempt()
-    with pytest.raises(MediaError, match="reads pictures"):
-        load_media(encoder.read, pictures[0], "thermal")
+    with pytest.raises(WeightsError, match="has no tower for thermal"):
+        encoder.embed([load_media(encoder.read, pictures[0], "thermal")], normalize=False)
 
 
 def test_identity_follows_what_decides_an_embedding(copy):

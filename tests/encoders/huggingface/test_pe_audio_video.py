@@ -194,7 +194,7 @@ def test_a_tower_is_found_wherever_the_file_names_it(
         ("feature_extractor", {"feature_size": 2}, "asks for 2 channels"),
         ("vision_config", {"architecture": "hf-hub:some/where"}, "is not PE's"),
         ("vision_config", {"model_args": {"checkpoint_path": "/etc/passwd"}}, "is not PE's"),
-        ("vision_config", {"model_args": {"depth": 10**9}}, "is not PE's"),
+        ("vision_config", {"model_args": {"depth": 10**9}}, "asks for depth"),
         ("vision_config", {"num_classes": 10**9}, "asks for num_classes"),
     ],
 )
