@@ -27,20 +27,13 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import (
-    MODEL_MAPPING,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.encoders.encoder import Decoded
 from chatbind_cli.encoders.huggingface.gemma_media import Reader, check_pictures, sound_rate
 from chatbind_cli.encoders.huggingface.inputs import mask_of, text_ids
-from chatbind_cli.encoders.huggingface.repository import (
-    HuggingFaceEncoder,
-    load_part,
-)
+from chatbind_cli.encoders.huggingface.repository import HuggingFaceEncoder, load_part
 from chatbind_cli.errors import WeightsError
 
 _MOST_IDS = 8192

@@ -17,11 +17,13 @@ Frontier of Audiovisual Perception with Large-Scale Multimodal Correspondence Le
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from torch import nn
 from transformers import (
@@ -37,17 +39,8 @@ from chatbind_cli.checkpoints.checkpoint import open_checkpoint
 from chatbind_cli.encoders.encoder import Decoded
 from chatbind_cli.encoders.huggingface.inputs import mask_of, text_ids
 from chatbind_cli.encoders.huggingface.lazy_tensors import open_tensors
-from chatbind_cli.encoders.huggingface.pe_media import (
-    Reader,
-    check_classes,
-    check_vision,
-    film_shape,
-    sound_rate,
-)
-from chatbind_cli.encoders.huggingface.repository import (
-    HuggingFaceEncoder,
-    load_part,
-)
+from chatbind_cli.encoders.huggingface.pe_media import Reader, film_shape, sound_rate
+from chatbind_cli.encoders.huggingface.repository import HuggingFaceEncoder, load_part, refuse_sizes
 from chatbind_cli.errors import WeightsError
 from chatbind_cli.media.options import MediaOptions
 
@@ -56,6 +49,9 @@ _CLIP_SECONDS = 2
 
 _TEXT_OF_SOUND = "text beside audio"
 """As a modality: texts as sound is compared with them."""
+
+_MOST_OF_A_SIZE = 20_000
+"""Of a number in timm's settings."""
 
 _PLACES = {
     "text": ("text_model.", "audio_model.text_model.", "video_model.text_model."),
@@ -122,9 +118,9 @@ class PeAudioVideoEncoder(HuggingFaceEncoder):
 
     def config_of(self, fields: dict[str, Any]) -> Any:
         """As for all kinds; the tower for frames is one of PE's in timm."""
-        check_classes(fields, self.folder)
+        _check_classes(fields, self.folder)
         config = super().config_of(fields)
-        check_vision(config.audio_video_config.video_config.vision_config, self.folder)
+        _check_vision(config.audio_video_config.video_config.vision_config, self.folder)
         return config
 
     @property
@@ -235,3 +231,35 @@ class PeAudioVideoEncoder(HuggingFaceEncoder):
             batch = batch[:, None].expand(-1, max(self.read.frames, 1), -1, -1, -1)
         rows = tower(batch.contiguous().to(self.dtype))
         return rows
+
+
+def _check_classes(fields: Mapping[str, Any], folder: Path) -> None:
+    """Refuses numbers of classes in a config.json, each of which would get a name as it is read.
+
+    Raises:
+        WeightsError: there are too many.
+    """
+    part: Any = fields
+    for name in ("audio_video_config", "video_config", "vision_config"):
+        part = part.get(name) if isinstance(part, dict) else None
+    classes = part.get("num_classes", 1) if isinstance(part, dict) else 1
+    if type(classes) is not int or not 1 <= classes <= _MOST_OF_A_SIZE:
+        raise WeightsError(f"asks for num_classes = {classes!r:.40}", where=str(folder))
+
+
+def _check_vision(vision: PreTrainedConfig, folder: Path) -> None:
+    """Refuses towers for frames that timm would fetch, read from elsewhere, or fill memory with.
+
+    Also puts right what transformers 5.18 and later forget as they read a config within a config.
+
+    Raises:
+        WeightsError: it is one.
+    """
+    said = getattr(vision, "model_args", None) or {}
+    own = {name for name in inspect.signature(timm.create_model).parameters if name != "kwargs"}
+    known = getattr(vision, "architecture", "") in timm.list_models("vit_pe_*")
+    known = known and isinstance(said, dict)
+    if not known or own & said.keys():
+        raise WeightsError("has a tower for frames that is not PE's", where=str(folder))
+    refuse_sizes(said, folder, most=_MOST_OF_A_SIZE)
+    vision.num_labels = int(getattr(vision, "num_classes", None) or vision.num_labels or 0)

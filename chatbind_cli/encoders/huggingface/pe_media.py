@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import timm
 import torch
-from transformers import PeAudioFeatureExtractor, PeVideoVideoProcessor, PreTrainedConfig
+from transformers import PeAudioFeatureExtractor, PeVideoVideoProcessor
 
 from chatbind_cli.encoders.huggingface.inputs import (
     AS_ARRAYS,
@@ -24,7 +20,7 @@ from chatbind_cli.encoders.huggingface.inputs import (
     read_sound,
     spread,
 )
-from chatbind_cli.encoders.huggingface.repository import open_processor, refuse_sizes
+from chatbind_cli.encoders.huggingface.repository import open_processor
 from chatbind_cli.errors import WeightsError
 from chatbind_cli.media.guard import IMPORTING
 from chatbind_cli.media.options import MediaOptions
@@ -34,9 +30,6 @@ from chatbind_cli.model.pretrained import one_line
 
 MOST_SECONDS = 30
 """Of a sound of any length."""
-
-_MOST = 20_000
-"""Of a number in timm's settings."""
 
 
 @dataclass(frozen=True)
@@ -130,35 +123,3 @@ def sound_rate(folder: Path) -> int:
         f"asks for {extractor.feature_size} channels of {rate} Hz in steps of {step}",
         where=str(folder),
     )
-
-
-def check_classes(fields: Mapping[str, Any], folder: Path) -> None:
-    """Refuses numbers of classes in a config.json, each of which would get a name as it is read.
-
-    Raises:
-        WeightsError: there are too many.
-    """
-    part: Any = fields
-    for name in ("audio_video_config", "video_config", "vision_config"):
-        part = part.get(name) if isinstance(part, dict) else None
-    classes = part.get("num_classes", 1) if isinstance(part, dict) else 1
-    if type(classes) is not int or not 1 <= classes <= _MOST:
-        raise WeightsError(f"asks for num_classes = {classes!r:.40}", where=str(folder))
-
-
-def check_vision(vision: PreTrainedConfig, folder: Path) -> None:
-    """Refuses towers for frames that timm would fetch, read from elsewhere, or fill memory with.
-
-    Also puts right what transformers 5.18 and later forget as they read a config within a config.
-
-    Raises:
-        WeightsError: it is one.
-    """
-    said = getattr(vision, "model_args", None) or {}
-    own = {name for name in inspect.signature(timm.create_model).parameters if name != "kwargs"}
-    known = getattr(vision, "architecture", "") in timm.list_models("vit_pe_*")
-    known = known and isinstance(said, dict)
-    if not known or own & said.keys():
-        raise WeightsError("has a tower for frames that is not PE's", where=str(folder))
-    refuse_sizes(said, folder, most=_MOST)
-    vision.num_labels = int(getattr(vision, "num_classes", None) or vision.num_labels or 0)
