@@ -36,7 +36,7 @@ def completion(generated: Generated, *, model_id: str, request_id: str, created:
             "finish_reason": answer.finish_reason,
             "logprobs": _logprobs(answer),
         }
-        for index, answer in enumerate(_answers(generated))
+        for index, answer in enumerate(generated.each)
     ]
     reply = _framed("chat.completion", choices, model_id, request_id, created)
     return reply | {"usage": _usage(generated)}
@@ -78,7 +78,7 @@ def final_chunk(
         request_id: see `chunk`.
         created: see `chunk`.
     """
-    answer = _answers(generated)[sample]
+    answer = generated.each[sample]
     choice = {
         "index": sample,
         "delta": {},
@@ -141,12 +141,8 @@ def _framed(
     }
 
 
-def _answers(generated: Generated) -> tuple[Generated, ...]:
-    return generated.samples or (generated,)
-
-
 def _usage(generated: Generated) -> Record:
-    said = sum(answer.n_tokens for answer in _answers(generated))
+    said = sum(answer.n_tokens for answer in generated.each)
     read = generated.n_prompt
     return {"prompt_tokens": read, "completion_tokens": said, "total_tokens": read + said}
 
