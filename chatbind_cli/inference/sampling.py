@@ -21,6 +21,8 @@ from transformers import (
 
 from chatbind_cli.inference.generation_settings import GenerationSettings
 
+NOT_FINITE = "the model's numbers for this question are not finite"
+
 
 class Chooser(Protocol):
     """A row: how its tokens are chosen, and from what it has so far."""

@@ -16,8 +16,8 @@ import torch
 
 from chatbind_cli.errors import ChatBindError, EngineError
 from chatbind_cli.inference.answerer import Answerer
-from chatbind_cli.inference.front import load_front
 from chatbind_cli.inference.decoding import Generated
+from chatbind_cli.inference.front import load_front
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.questions import Question
 from chatbind_cli.inference.remote_engine import RemoteEngine
