@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,7 @@ from chatbind_cli.model.adapters import merge_adapters, read_adapters
 from chatbind_cli.model.assemble import build_chatbind
 from chatbind_cli.model.attention import resolve_attention
 from chatbind_cli.model.base import adapted_base, find_base
-from chatbind_cli.model.config import (
-    EncoderInfo,
-    check_encoder,
-    encoder_of,
-    saved_end_ids,
-)
+from chatbind_cli.model.config import EncoderInfo, check_encoder, encoder_of, saved_end_ids
 from chatbind_cli.model.loading import ChatBind, load_chatbind
 from chatbind_cli.model.quantization import quantization
 
@@ -256,9 +251,14 @@ def load_model(
             merge_adapters(bundle.model.language_model)
     _put(bundle.model, place, numbers, device_map, packed=load_in is not None)
     said = {"load_in": load_in, "attn_implementation": attn_implementation}
-    model = LoadedModel(bundle, path, projector, place, numbers, encoders, allow_encoder_mismatch)
-    return replace(
-        model,
+    return LoadedModel(
+        bundle,
+        path,
+        projector,
+        place,
+        numbers,
+        encoders,
+        allow_encoder_mismatch,
         encoder_dtype=resolve_dtype(dtype, place),
         adapter=adapter,
         held={name: word for name, word in said.items() if word not in (None, "auto")},
