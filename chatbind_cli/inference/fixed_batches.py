@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -74,9 +75,10 @@ class FixedBatches:
         Raises:
             Exception: whatever the library raises; RecordError: a score was not finite.
         """
+        heard = ((ask.question.listener, ask.sample) for ask in asks)
         return self._run(
             asks,
-            [ask.show if ask.question.listener else None for ask in asks],
+            [partial(listener.grown, sample) if listener else None for listener, sample in heard],
             lambda: [ask.question.given_up is not None for ask in asks],
         )
 
