@@ -15,7 +15,7 @@ from chatbind_cli.inference.answer_record import AnswerRecords, short_digest
 from chatbind_cli.inference.decoding import Generated
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.openai_chat import RequestError, read_chat_request
-from chatbind_cli.inference.openai_reply import completion, error_body
+from chatbind_cli.inference.openai_reply import Head, completion, error_body
 from chatbind_cli.inference.question_record import question_in
 from chatbind_cli.inference.questions import Question
 from chatbind_cli.jsonl import Line, Record, record_id
@@ -76,9 +76,7 @@ class BatchLines(AnswerRecords):
     def answer(self, question: Question, generated: Generated) -> Record:
         """The line of an answer."""
         made = short_digest(question.record, generated.text, self._made)
-        body = completion(
-            generated, model_id=self.model_id, request_id=f"chatcmpl-{made}", created=0
-        )
+        body = completion(Head(f"chatcmpl-{made}", self.model_id, 0), generated)
         body["system_fingerprint"] = self._made
         return {
             "id": f"batch_req_{made}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -251,14 +251,9 @@ def load_model(
             merge_adapters(bundle.model.language_model)
     _put(bundle.model, place, numbers, device_map, packed=load_in is not None)
     said = {"load_in": load_in, "attn_implementation": attn_implementation}
-    return LoadedModel(
-        bundle,
-        path,
-        projector,
-        place,
-        numbers,
-        encoders,
-        allow_encoder_mismatch,
+    model = LoadedModel(bundle, path, projector, place, numbers, encoders, allow_encoder_mismatch)
+    return replace(
+        model,
         encoder_dtype=resolve_dtype(dtype, place),
         adapter=adapter,
         held={name: word for name, word in said.items() if word not in (None, "auto")},
@@ -287,12 +282,6 @@ def _whole_model(
         return path, base if adapted_base(path) is None else find_base(path, base)
     if base is not None:
         raise UsageError("--base goes with a folder of adapters, and --projector with none")
-    if not path.is_dir():
-        raise CheckpointError(
-            "no such folder",
-            where=str(path),
-            hint="`chatbind download hf:OWNER/NAME` fetches a language model",
-        )
     return path, None
 
 

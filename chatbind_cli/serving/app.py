@@ -18,7 +18,7 @@ from starlette.routing import BaseRoute, Route
 from chatbind_cli.inference.decoding import Generated
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.openai_chat import check_model, read_chat_request
-from chatbind_cli.inference.openai_reply import chunk, completion, final_chunk, usage_chunk
+from chatbind_cli.inference.openai_reply import Head, chunk, completion, final_chunk, usage_chunk
 from chatbind_cli.json_text import Record
 from chatbind_cli.serving.desk import Desk
 from chatbind_cli.serving.embeddings import Embeddings
@@ -89,7 +89,7 @@ class Api:
             if not asked.stream:
                 generated = await attended(request, ticket.answer(), deadline)
                 self._count(request, generated)
-                return json_reply(completion(generated, **self._frame(name)))
+                return json_reply(completion(self._head(name), generated))
             events = self._events(request, ticket, name, usage=asked.include_usage)
             stack.push_async_callback(events.aclose)
             # what goes wrong before the first word still has a status of its own
@@ -101,22 +101,22 @@ class Api:
     async def _events(
         self, request: Request, ticket: Ticket, name: str, *, usage: bool
     ) -> AsyncGenerator[Record, None]:
-        frame = self._frame(name)
+        head = self._head(name)
         begun = set()
         async for piece in ticket.pieces():
-            yield chunk(piece.sample, piece.text, first=piece.sample not in begun, **frame)
+            yield chunk(head, piece.sample, piece.text, first=piece.sample not in begun)
             begun.add(piece.sample)
         generated = await ticket.answer()
         self._count(request, generated)
         for sample in range(len(generated.each)):
             if sample not in begun:
-                yield chunk(sample, "", first=True, **frame)
-            yield final_chunk(sample, generated, **frame)
+                yield chunk(head, sample, "", first=True)
+            yield final_chunk(head, sample, generated)
         if usage:
-            yield usage_chunk(generated, **frame)
+            yield usage_chunk(head, generated)
 
-    def _frame(self, name: str) -> Record:
-        return {"model_id": self._model_id, "request_id": name, "created": int(time.time())}
+    def _head(self, name: str) -> Head:
+        return Head(name, self._model_id, int(time.time()))
 
     def _count(self, request: Request, generated: Generated) -> None:
         made = sum(one.n_tokens for one in generated.each)
