@@ -12,7 +12,7 @@ import torch
 
 from chatbind_cli.checkpoints.projector_file import read_projector, write_projector
 from chatbind_cli.data.conversations import Conversations
-from chatbind_cli.data.lookup import Embeddings, SeveralEmbeddings, open_stores
+from chatbind_cli.data.lookup import Embeddings, WideEmbeddings, open_stores
 from chatbind_cli.data.tokens import PromptEncoder
 from chatbind_cli.encoders.imagebind.config import ImageBindConfig
 from chatbind_cli.encoders.imagebind.model import ImageBind
@@ -65,7 +65,7 @@ def losses(world: World, model: Path, stores: Path) -> list[float]:
         samples = TrainingSamples(
             everything,
             PromptEncoder(bundle.tokenizer, bundle.config),
-            SeveralEmbeddings(parts, [DIM, WIDTH]),
+            WideEmbeddings(parts, [DIM, WIDTH]),
             2048,
         )
         pictures = [number for number, one in enumerate(everything) if one.media]
