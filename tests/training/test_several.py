@@ -20,6 +20,7 @@ from chatbind_cli.encoders.imagebind.weights import save_encoder
 from chatbind_cli.jsonl import read_records
 from chatbind_cli.model.loading import load_chatbind
 from chatbind_cli.training.samples import Collator, TrainingSamples
+from tests.inference.world import SIZES
 from tests.training.conftest import DIM, Outcome, World
 from tests.training.test_resume import sha256, unfinish
 
@@ -31,13 +32,7 @@ WIDTH = 12
 
 def another(folder: Path, modalities: list[str], seed: int = 5) -> Path:
     """An encoder of other weights and widths than the world's."""
-    sizes = {f"{tower}_embed_dim": 16 for tower in ("vision", "text", "audio", "imu")}
-    counts = {
-        f"{tower}_{name}": value
-        for tower in ("vision", "text", "audio", "imu")
-        for name, value in (("num_blocks", 1), ("num_heads", 2))
-    }
-    config = ImageBindConfig(out_embed_dim=WIDTH, **sizes, **counts)
+    config = ImageBindConfig(**{**SIZES, "out_embed_dim": WIDTH})
     torch.manual_seed(seed)
     save_encoder(ImageBind(config, modalities=modalities), config, folder)
     return folder
