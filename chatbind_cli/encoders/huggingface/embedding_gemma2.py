@@ -109,13 +109,12 @@ class EmbeddingGemma2Encoder(HuggingFaceEncoder):
 
     def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
         """The ids of texts behind the prompt, filled up to the longest of these texts."""
-        text = self.config.text_config
-        return text_ids(
-            self.tokenizer,
-            [self.prompt + text for text in texts],
-            most=min(text.max_position_embeddings, _MOST_IDS),
-            words=text.vocab_size,
-        )
+        return self._ids([self.prompt + text for text in texts])
+
+    def _ids(self, texts: Sequence[str]) -> torch.Tensor:
+        sizes = self.config.text_config
+        most = min(sizes.max_position_embeddings, _MOST_IDS)
+        return text_ids(self.tokenizer, texts, most=most, words=sizes.vocab_size)
 
     def clips(self, item: Decoded) -> int:
         """The frames of a film."""
@@ -191,9 +190,8 @@ class EmbeddingGemma2Encoder(HuggingFaceEncoder):
     def _framed(self, row: list[int]) -> list[int]:
         """Ids with what the tokenizer puts before and after any text."""
         first = row[0]
-        around = self.tokenizer(self.tokenizer.convert_ids_to_tokens(first))["input_ids"]
-        words = self.config.text_config.vocab_size
-        if around.count(first) != 1 or not max(*around, row[-1]) < words:
+        around = self._ids([str(self.tokenizer.convert_ids_to_tokens(first))])[0].tolist()
+        if around.count(first) != 1:
             raise WeightsError("has a tokenizer that is not this model's", where=str(self.folder))
         at = around.index(first)
         return [*around[:at], *row, *around[at + 1 :]]
