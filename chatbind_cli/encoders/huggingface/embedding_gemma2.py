@@ -18,11 +18,11 @@ Repositories without a vision or an audio part are known, too. Sources: transfor
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
@@ -42,7 +42,7 @@ _MOST_IDS = 8192
 _MOST_ID = 1 << 30
 
 _PROMPTS = "config_sentence_transformers.json"
-_PARTS = {"image": "vision", "video": "vision", "audio": "audio"}
+_PARTS = {"image": "vision", "audio": "audio"}
 
 
 class EmbeddingGemma2Encoder(HuggingFaceEncoder):
@@ -56,6 +56,8 @@ class EmbeddingGemma2Encoder(HuggingFaceEncoder):
         CheckpointError: config.json or a processor cannot be used, or there are no weights.
         WeightsError: the processors ask for too much, or are not this model's.
     """
+
+    shared_towers: ClassVar[Mapping[str, str]] = {"video": "image"}
 
     def __init__(self, path: Path, **how: Any) -> None:
         super().__init__(path, **how)

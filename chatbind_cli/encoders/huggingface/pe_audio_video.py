@@ -21,7 +21,7 @@ import inspect
 import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import timm
 import torch
@@ -108,6 +108,7 @@ class PeAudioVideoEncoder(HuggingFaceEncoder):
     """
 
     scale_of_media = True
+    shared_towers: ClassVar[Mapping[str, str]] = {"image": "video", _TEXT_OF_SOUND: "text"}
     read: Reader
 
     def __init__(self, path: Path, **how: Any) -> None:
@@ -157,11 +158,6 @@ class PeAudioVideoEncoder(HuggingFaceEncoder):
         if item.modality == "video":
             return item.tensor.shape[0]
         return max(self.read.frames, 1) if item.modality == "image" else 1
-
-    def tower(self, modality: str) -> nn.Module:
-        """That of sound, that of films and pictures, or that of texts."""
-        shared = {"image": "video", _TEXT_OF_SOUND: "text"}
-        return super().tower(shared.get(modality, modality))
 
     def load_tower(self, modality: str) -> nn.Module:
         """Reads it, and nothing of the others."""

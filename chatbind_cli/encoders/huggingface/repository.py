@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-from abc import abstractmethod
 from collections.abc import Collection, Mapping
 from functools import cache, cached_property
 from pathlib import Path
@@ -72,7 +71,6 @@ class HuggingFaceEncoder(Encoder):
     Attributes:
         folder: where it lies.
         config: what config.json says.
-        loaded: the towers that are in memory, by modality.
 
     Raises:
         CheckpointError: config.json cannot be used, or there are no weights.
@@ -85,7 +83,6 @@ class HuggingFaceEncoder(Encoder):
         self.config = self.config_of(read_json(self.folder / _CONFIG, most_bytes=MOST_CONFIG))
         self.licence = licence_of(self.folder)
         self._weights = [file.path for file in open_checkpoint(self.folder).files]
-        self.loaded: dict[str, nn.Module] = {}
 
     def config_of(self, fields: dict[str, Any]) -> Any:
         """The settings of the model that config.json's `fields` mean.
@@ -97,10 +94,6 @@ class HuggingFaceEncoder(Encoder):
         if "quantization_config" in fields:
             raise WeightsError("its weights are quantised", where=str(self.folder))
         return make_config(fields, self.folder)
-
-    @abstractmethod
-    def load_tower(self, modality: str) -> nn.Module:
-        """Reads the tower of a modality that the encoder has; see `load_part`."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -135,14 +128,6 @@ class HuggingFaceEncoder(Encoder):
     def heeds(self, modality: str, options: MediaOptions) -> Collection[str]:
         """The part of a recording, and the frames of a film."""
         return _HEEDED.get(modality, ()) if modality in self.modalities else ()
-
-    def tower(self, modality: str) -> nn.Module:
-        """The tower of a modality, or of texts."""
-        if modality not in self.loaded:
-            if modality not in self.modalities:
-                raise self.lacks(modality)
-            self.loaded[modality] = self.load_tower(modality)
-        return self.loaded[modality]
 
 
 def licence_of(folder: Path) -> str | None:
