@@ -161,7 +161,7 @@ def load_part(
         folder: where the weights lie.
         device: where it is to work.
         dtype: what its numbers become.
-        without: names of modules that it is not to have (`text_model`).
+        without: modules of the model itself that it is not to have (`text_model`).
         prefix: what its tensors' names begin with in the files, and not in the class.
 
     Raises:
@@ -214,16 +214,11 @@ def _class_without(kind: type[PreTrainedModel], without: Collection[str]) -> typ
     def make(self: PreTrainedModel, config: PreTrainedConfig, *args: Any, **how: Any) -> None:
         kind.__init__(self, config, *args, **how)
         for name in without:
-            parent, _, leaf = name.rpartition(".")
-            setattr(self.get_submodule(parent), leaf, None)
-        left = {name for name, _ in self.named_parameters(remove_duplicate=False)}
-        tied = self.all_tied_weights_keys.items()
-        self.all_tied_weights_keys = {a: b for a, b in tied if a in left and b in left}
+            setattr(self, name, None)
 
     def initialise(self: PreTrainedModel, module: nn.Module) -> None:
-        # what lies in no file; a module that lacks a part has nothing of its own there, and would
-        # look for the part
-        if module not in [self.get_submodule(name.rpartition(".")[0]) for name in without]:
+        # what lies in no file; the model itself has nothing there, and would look for its parts
+        if module is not self:
             kind._init_weights(self, module)
 
     body = {"__init__": make, "_init_weights": initialise, "__module__": kind.__module__}

@@ -59,6 +59,7 @@ def _one(name: str, processor: Any, head: str = "Model") -> Callable[[], Any]:
 
 KINDS = {
     "clip": _two("CLIP", VISION, _clip_processor, projection_dim=24),
+    "clipseg": _two("CLIPSeg", VISION, _clip_processor, projection_dim=24),
     "metaclip_2": _two("MetaClip2", VISION, _clip_processor, projection_dim=24),
     "siglip": _two("Siglip", VISION, lambda: SiglipImageProcessor(size=SQUARE)),
     "siglip2": _two(
@@ -72,7 +73,7 @@ KINDS = {
 }
 """Of each kind a model and its picture processor."""
 
-TWO_TOWERS = ("clip", "metaclip_2", "siglip", "siglip2")
+TWO_TOWERS = ("clip", "clipseg", "metaclip_2", "siglip", "siglip2")
 
 
 def make(kind: str, folder: Path) -> Path:
