@@ -49,9 +49,11 @@ def _two(name: str, vision: dict[str, Any], processor: Any, **more: Any) -> Call
     return make
 
 
-def _one(name: str, processor: Any, head: str = "Model") -> Callable[[], Any]:
+def _one(
+    name: str, processor: Any, head: str = "Model", sizes: dict[str, Any] = VISION
+) -> Callable[[], Any]:
     def make() -> Any:
-        config = getattr(transformers, f"{name}Config")(**VISION)
+        config = getattr(transformers, f"{name}Config")(**sizes)
         return getattr(transformers, f"{name}{head}")(config), processor()
 
     return make
@@ -68,6 +70,11 @@ KINDS = {
         lambda: transformers.Siglip2ImageProcessor(patch_size=8, max_num_patches=16),
     ),
     "dinov2": _one("Dinov2", lambda: transformers.BitImageProcessor(size={"shortest_edge": 32})),
+    "resnet": _one(
+        "ResNet",
+        lambda: ViTImageProcessor(size=SQUARE),
+        sizes={"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 1]},
+    ),
     "vit": _one("ViT", lambda: ViTImageProcessor(size=SQUARE)),
     "vit classifier": _one("ViT", lambda: ViTImageProcessor(size=SQUARE), "ForImageClassification"),
 }
