@@ -41,6 +41,7 @@ from chatbind_cli.encoders.huggingface.inputs import mask_of, text_ids
 from chatbind_cli.encoders.huggingface.lazy_tensors import open_tensors
 from chatbind_cli.encoders.huggingface.pe_media import Reader, film_shape, sound_rate
 from chatbind_cli.encoders.huggingface.repository import HuggingFaceEncoder, load_part, refuse_sizes
+from chatbind_cli.encoders.mapped import check_shapes
 from chatbind_cli.errors import WeightsError
 from chatbind_cli.media.options import MediaOptions
 
@@ -208,12 +209,8 @@ class PeAudioVideoEncoder(HuggingFaceEncoder):
 
     def _tensor(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         with open_checkpoint(self.folder) as file:
-            found = file.tensors[name].shape if name in file.tensors else None
-            if found != shape:
-                raise WeightsError(
-                    f"{name} is {found} in the file and {shape} by the config",
-                    where=str(self.folder),
-                )
+            found = {name: file.tensors[name].shape} if name in file.tensors else {}
+            check_shapes(found, {name: shape}, str(self.folder), "PE-AV")
             return open_tensors(file)[name][...]
 
     def run(self, modality: str, batch: torch.Tensor) -> torch.Tensor:
