@@ -11,6 +11,7 @@ from chatbind_cli.toy.digits import load_items
 from chatbind_cli.toy.fit import repeatable
 from chatbind_cli.toy.media import relative_path, write_media
 from chatbind_cli.toy.pe_av import ToyPeAv
+from tests.toy.command import run_toy
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_the_codec_tells_how_loud_a_band_is_at_any_phase_of_its_tone(toy):
     assert silence.abs().max() == 0
 
 
-def test_a_world_that_is_there_gets_its_second_encoder(quick_world, run_toy, tmp_path):
+def test_a_world_that_is_there_gets_its_second_encoder(quick_world, tmp_path):
     world = tmp_path / "world"
     shutil.copytree(quick_world[0], world)
     before = (world / "imagebind/imagebind.safetensors").stat().st_mtime_ns
