@@ -38,7 +38,7 @@ class ModelChoice:
     model: str
     projector: str | None
     base: Path | None
-    encoders: tuple[str, ...]
+    encoder: tuple[str, ...]
     allow_encoder_mismatch: bool
     prompt_style: str | None
     adapter: Path | None
@@ -101,7 +101,7 @@ class ModelChoice:
             return load_front(
                 Path(self.model),
                 base=self.base,
-                encoders=self.encoders,
+                encoders=self.encoder,
                 allow_encoder_mismatch=self.allow_encoder_mismatch,
                 device=device,
                 dtype=dtype,
@@ -110,7 +110,7 @@ class ModelChoice:
             Path(self.model),
             projector=None if self.projector is None else Path(self.projector),
             base=self.base,
-            encoders=self.encoders,
+            encoders=self.encoder,
             allow_encoder_mismatch=self.allow_encoder_mismatch,
             device=device,
             dtype=dtype,

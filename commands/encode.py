@@ -164,7 +164,7 @@ def command(
     """
     _check(files, asked)
     listed = _list_source(files, asked)
-    inputs = [*files, listed, asked["data"], asked["zero_shot"], *asked["encoders"]]
+    inputs = [*files, listed, asked["data"], asked["zero_shot"], *asked["encoder"]]
     refuse_overlap(asked["store"] or asked["output"], inputs)
     hands = crew(plan)
     if hands is None:
@@ -194,7 +194,7 @@ def _encode(
     dtype = resolve_dtype(asked["dtype"], device)
     batch_size, workers = asked["batch_size"], asked["num_workers"]
     encoder = open_encoders(
-        asked["encoders"],
+        asked["encoder"],
         device=device,
         dtype=dtype,
         batch_size=batch_size,

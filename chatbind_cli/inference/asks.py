@@ -85,12 +85,7 @@ class Ask:
     def tell(self) -> None:
         """Lets whoever listens hear of it."""
         if self.question.listener is not None:
-            self.show(self.safe())
-
-    def show(self, text: str) -> None:
-        """Lets whoever listens hear its beginning."""
-        if self.question.listener is not None:
-            self.question.listener.grown(self.sample, text)
+            self.question.listener.grown(self.sample, self.safe())
 
     def generated(self) -> Generated:
         """The answer."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -26,9 +27,8 @@ from chatbind_cli.inference.decoding import Generated
 from chatbind_cli.inference.engine import Show
 from chatbind_cli.inference.generate_hooks import AnswerEnds, TextStreamer
 from chatbind_cli.inference.generation_settings import GenerationSettings
-from chatbind_cli.inference.sampling import needs_text
-
-NOT_FINITE = "the model's numbers for this question are not finite"
+from chatbind_cli.inference.sampling import NOT_FINITE, needs_text
+from chatbind_cli.model.chatbind import media_inputs
 
 
 class FixedBatches:
@@ -75,9 +75,10 @@ class FixedBatches:
         Raises:
             Exception: whatever the library raises; RecordError: a score was not finite.
         """
+        heard = ((ask.question.listener, ask.sample) for ask in asks)
         return self._run(
             asks,
-            [ask.show if ask.question.listener else None for ask in asks],
+            [partial(listener.grown, sample) if listener else None for listener, sample in heard],
             lambda: [ask.question.given_up is not None for ask in asks],
         )
 
@@ -102,15 +103,12 @@ class FixedBatches:
         mask = pad_sequence([torch.ones_like(row) for row in rows], True, padding_side="left")
         length = padded.shape[1]
         media = [medium for ask in asks for medium in ask.prompt.media]
-        embeddings = [medium.embedding for medium in media if medium.embedding is not None]
-        weights = torch.tensor([medium.weight for medium in media], device=device)
         ends = AnswerEnds(decoder, length, gone)
         with _seeded(asks[0], device):
             output = self._model.generate(
                 input_ids=padded.to(device),
                 attention_mask=mask.to(device),
-                media_embeddings=torch.stack(embeddings).to(device) if media else None,
-                media_weights=weights if media else None,
+                **media_inputs(media, device),
                 generation_config=self._config(settings, length),
                 logits_processor=LogitsProcessorList([_Finite()]),
                 stopping_criteria=StoppingCriteriaList([ends]),

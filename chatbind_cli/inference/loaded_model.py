@@ -27,12 +27,7 @@ from chatbind_cli.model.adapters import merge_adapters, read_adapters
 from chatbind_cli.model.assemble import build_chatbind
 from chatbind_cli.model.attention import resolve_attention
 from chatbind_cli.model.base import adapted_base, find_base
-from chatbind_cli.model.config import (
-    EncoderInfo,
-    check_encoder,
-    encoder_of,
-    saved_end_ids,
-)
+from chatbind_cli.model.config import EncoderInfo, check_encoder, encoder_of, saved_end_ids
 from chatbind_cli.model.loading import ChatBind, load_chatbind
 from chatbind_cli.model.quantization import quantization
 
@@ -287,12 +282,6 @@ def _whole_model(
         return path, base if adapted_base(path) is None else find_base(path, base)
     if base is not None:
         raise UsageError("--base goes with a folder of adapters, and --projector with none")
-    if not path.is_dir():
-        raise CheckpointError(
-            "no such folder",
-            where=str(path),
-            hint="`chatbind download hf:OWNER/NAME` fetches a language model",
-        )
     return path, None
 
 

@@ -20,11 +20,11 @@ from chatbind_cli.inference.choices import likeliest
 from chatbind_cli.inference.decoding import AnswerDecoder, Generated, Outcome
 from chatbind_cli.inference.dialogue import Dialogue
 from chatbind_cli.inference.engine import Show, Stream
-from chatbind_cli.inference.fixed_batches import NOT_FINITE, FixedBatches
+from chatbind_cli.inference.fixed_batches import FixedBatches
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.prefill import Prefill, longest_together, row_obstacle
 from chatbind_cli.inference.questions import Question
-from chatbind_cli.inference.sampling import choose
+from chatbind_cli.inference.sampling import NOT_FINITE, choose
 from chatbind_cli.inference.schedule import Schedule, failure, out_of_memory
 from chatbind_cli.model.config import end_ids
 

@@ -111,9 +111,8 @@ class ChatBindConfig(PreTrainedConfig):
         _check_choice("projector_type", self.projector_type, PROJECTOR_TYPES)
         _check_choice("projector_layout", self.projector_layout, PROJECTOR_LAYOUTS)
         _check_choice("stage", self.stage, STAGES)
-        for name in ("embedding_dim", "tokens_per_embedding"):
-            if getattr(self, name) < 1:
-                raise CheckpointError(f"{name} is {getattr(self, name)}, it must be at least 1")
+        if self.tokens_per_embedding < 1:
+            raise CheckpointError(f"tokens_per_embedding is {self.tokens_per_embedding}")
 
     def medium_ids(self) -> list[int]:
         """The token ids that stand for one medium in a prompt.
@@ -209,17 +208,13 @@ def encoder_of(trained: ProjectorInfo | ChatBindConfig) -> EncoderInfo:
 def _read_encoder(known: dict[str, Any], width: Any) -> EncoderInfo:
     if type(width) is not int or width < 1:
         raise CheckpointError(f"the encoder's embedding_dim is {width!r:.60}")
-    for name in ("name", "sha256", "path", "dtype", "licence"):
-        if not isinstance(known.get(name), (str, type(None))):
+    names = ("name", "sha256", "path", "dtype", "licence")
+    said: dict[str, Any] = {name: known.get(name) for name in names}
+    for name, value in said.items():
+        if not isinstance(value, (str, type(None))):
             raise CheckpointError(f"the encoder's {name} is no text")
-    return EncoderInfo(
-        name=known.get("name") or "imagebind",
-        sha256=known.get("sha256"),
-        embedding_dim=width,
-        path=known.get("path"),
-        dtype=known.get("dtype"),
-        licence=known.get("licence"),
-    )
+    said["name"] = said["name"] or "imagebind"
+    return EncoderInfo(**said, embedding_dim=width)
 
 
 def check_encoder(

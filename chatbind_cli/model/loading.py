@@ -1,6 +1,6 @@
 """A ChatBind folder in memory, ours or a published one; and a model's projector in and out.
 
-What the fields and tensors of a published folder mean is known to `checkpoints.published`.
+What the fields and tensors of a published folder mean is known to `checkpoints.projector_file`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,6 @@ def load_chatbind(
     path: str | Path,
     *,
     dtype: torch.dtype | str = "auto",
-    device: str | torch.device | None = None,
     attn_implementation: str | None = None,
     base: Path | None = None,
     merge: bool = True,
@@ -96,8 +95,6 @@ def load_chatbind(
         else:
             model, tokenizer = _load_whole(weights_folder(folder, base), options)
     check_tokens(model, tokenizer, str(path))
-    if device is not None:
-        cast(Any, model).to(device)
     model.eval()
     return ChatBind(model, tokenizer, model.config)
 

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from chatbind_cli.errors import ChatBindError, EngineError, debugging, reason
 from chatbind_cli.inbox import Inbox
-from chatbind_cli.inference.decoding import Generated, Outcome
+from chatbind_cli.inference.decoding import Outcome
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.media_encoder import MediaEncoder, StoredEmbeddings
 from chatbind_cli.inference.questions import Question
 from chatbind_cli.media.medium import Medium
-from chatbind_cli.serving.ticket import Answered, Bell, Ticket
+from chatbind_cli.serving.ticket import Bell, Ticket
 
 if TYPE_CHECKING:
     from chatbind_cli.inference.answerer import Answerer
@@ -172,7 +172,7 @@ class Desk:
         if question is not None and self._inbox.withdraw(question):
             self._end(ticket, ChatBindError("given up"))
 
-    def _end(self, ticket: Ticket, outcome: Answered | ChatBindError) -> None:
+    def _end(self, ticket: Ticket, outcome: Outcome) -> None:
         if self._tickets.pop(ticket, None) is not None:
             ticket.end(outcome)
 
@@ -211,8 +211,7 @@ class Desk:
         assert isinstance(ticket, Ticket)
         if not ticket.gone:
             self._answered_at.append(time.monotonic())
-        told = Answered(question, outcome) if isinstance(outcome, Generated) else outcome
-        self._end(ticket, told)
+        self._end(ticket, outcome)
 
     def _lose(self, error: Exception) -> bool:
         """Fails whoever waits; whether the engine is one that may come back."""

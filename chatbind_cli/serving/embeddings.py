@@ -9,12 +9,11 @@ from typing import Any
 from torch.nn import functional
 
 from chatbind_cli.errors import ChatBindError
-from chatbind_cli.inference.openai_chat import RequestError, read_part
+from chatbind_cli.inference.openai_chat import RequestError, check_model, read_part
 from chatbind_cli.json_text import Record
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.serving.desk import BusyError, Desk
 from chatbind_cli.serving.limits import Limits
-from chatbind_cli.serving.requests import check_model
 
 _READ = {"model", "input", "encoding_format", "user"}
 _FORMATS = ("float", "base64")

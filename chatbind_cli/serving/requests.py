@@ -19,7 +19,6 @@ T = TypeVar("T")
 
 _RETRY_AFTER_S = 5
 _MOST_DRAINED_S = 3.0
-_SHOWN = 60  # characters of a name
 _LONG = 1 << 20  # bytes of JSON that are read apart from the loop
 
 
@@ -109,23 +108,6 @@ class Bodies:
             f"the body is longer than {most} MiB",
             hint="give large media by a path below the server's --media-root",
             status=413,
-        )
-
-
-def check_model(name: Any, model_id: str) -> None:
-    """Refuses what is asked of another model.
-
-    Raises:
-        RequestError: `name` is not its name.
-    """
-    if name != model_id:
-        said = repr(name)[:_SHOWN] if isinstance(name, str) else "of that name"
-        raise RequestError(
-            f"there is no model {said}",
-            "model",
-            hint=f"there is {model_id}",
-            status=404,
-            code="model_not_found",
         )
 
 
