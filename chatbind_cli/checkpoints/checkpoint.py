@@ -73,6 +73,11 @@ class Checkpoint:
             raise CheckpointError("text_config is not a JSON object", where=where)
         return config
 
+    @property
+    def text_config(self) -> dict[str, Any]:
+        """What `config` says of the language model, which ours have in a part of its own."""
+        return self.config.get("text_config") or self.config
+
     def __enter__(self) -> Checkpoint:
         """Opens nothing: files open as they are read."""
         return self

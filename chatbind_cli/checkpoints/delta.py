@@ -94,7 +94,7 @@ def fit(base: Checkpoint, other: Checkpoint) -> tuple[dict[str, Step], list[str]
     _refuse_mix_up(base)
     steps = {name: step for name in other.tensors if (step := _step(name, base, other)) is not None}
     used = {step.base for step in steps.values()}
-    tied = (other.config.get("text_config") or other.config).get("tie_word_embeddings")
+    tied = other.text_config.get("tie_word_embeddings")
     notes = []
     for name in base.tensors:
         if name in used or is_rotary(name):
@@ -231,7 +231,7 @@ def refuse_mistaken(base: Checkpoint, delta: Checkpoint) -> None:
 
 def _seems(checkpoint: Checkpoint) -> Literal["a delta", "finished"] | None:
     """What the norm weights say; None where they say neither, or are zero by design."""
-    kind = str((checkpoint.config.get("text_config") or checkpoint.config).get("model_type", ""))
+    kind = str(checkpoint.text_config.get("model_type", ""))
     norms = [
         checkpoint.read(name).float()
         for name, info in checkpoint.tensors.items()

@@ -170,8 +170,7 @@ def _match(
             found[ours] = name
         elif not is_rotary(name):
             left_out.append(name)
-    text = checkpoint.config.get("text_config") or checkpoint.config
-    tied = text.get("tie_word_embeddings")
+    tied = checkpoint.text_config.get("tie_word_embeddings")
     for name, shape in wanted.items():
         if name not in found:
             if tied and name.endswith("lm_head.weight"):
