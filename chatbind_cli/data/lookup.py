@@ -157,17 +157,15 @@ def part_name(number: int) -> str:
     return f"part-{number:05}"
 
 
-def open_parts(folder: Path, **expected: Any) -> list[EmbeddingStore]:
+def open_parts(folder: Path) -> list[EmbeddingStore]:
     """The stores that the processes of a run, and of killed ones before it, have filled."""
     # a process that was killed early has left a folder that is no store yet
     made = sorted(path.parent for path in folder.glob(f"part-*/{FILE_NAME}"))
-    return [EmbeddingStore.open(part, **expected) for part in made]
+    return [EmbeddingStore.open(part) for part in made]
 
 
-def open_stores(folder: Path, **expected: Any) -> list[EmbeddingStore]:
+def open_stores(folder: Path) -> list[EmbeddingStore]:
     """A store, or the several that a training run keeps in its `embeddings` folder.
-
-    What is expected of each is what `EmbeddingStore.open` takes.
 
     Raises:
         StoreError: there is none, or they were made by different encoders.
@@ -179,7 +177,7 @@ def open_stores(folder: Path, **expected: Any) -> list[EmbeddingStore]:
             where=str(folder),
             hint=f"name them one by one: {' '.join(f'--store {place}' for place in each)}",
         )
-    stores = open_parts(folder, **expected) or [EmbeddingStore.open(folder, **expected)]
+    stores = open_parts(folder) or [EmbeddingStore.open(folder)]
     if len({(store.meta.encoder_sha256, store.meta.encoder_dtype) for store in stores}) > 1:
         raise StoreError("holds embeddings of different encoders", where=str(folder))
     return stores

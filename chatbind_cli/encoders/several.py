@@ -86,7 +86,7 @@ class SeveralEncoders(Encoder):
         """As the first one that knows texts has it."""
         return self._part("text").tokenize(texts)
 
-    def tower(self, modality: str) -> torch.nn.Module:
+    def load_tower(self, modality: str) -> torch.nn.Module:
         """The tower of the first that knows the modality."""
         return self._part(modality).tower(modality)
 

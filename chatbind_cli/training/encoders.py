@@ -19,7 +19,7 @@ from chatbind_cli.checkpoints.projector_file import ProjectorInfo, is_published,
 from chatbind_cli.console import note
 from chatbind_cli.data.conversations import Media
 from chatbind_cli.data.database import StoreMeta
-from chatbind_cli.data.lookup import Embeddings, SeveralEmbeddings, open_stores, options_in
+from chatbind_cli.data.lookup import Embeddings, open_stores, options_in, side_by_side
 from chatbind_cli.device import resolve_dtype
 from chatbind_cli.encoders.encoder import Encoder
 from chatbind_cli.encoders.identity import identity_of
@@ -27,6 +27,7 @@ from chatbind_cli.encoders.opening import open_encoder
 from chatbind_cli.encoders.reference import is_reference
 from chatbind_cli.encoders.several import licence_of_several, sha256_of_several
 from chatbind_cli.errors import StoreError, UsageError
+from chatbind_cli.media.medium import is_there
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.model.config import (
     MODEL_TYPE,
@@ -83,7 +84,7 @@ class Before:
     def references(self) -> tuple[str, ...]:
         """What opens it, or the several that it is; empty where one is not said, or gone."""
         said = [one.path for one in self.encoder.each] if self.encoder is not None else []
-        here = [one for one in said if one and (is_reference(one) or Path(one).exists())]
+        here = [one for one in said if one and (is_reference(one) or is_there(one))]
         return tuple(here) if len(here) == len(said) else ()
 
     def check(self, encoder: EncoderInfo) -> None:
@@ -197,12 +198,10 @@ def stored_embeddings(
     infos = [_made_with(folder, stores[0].meta, word) for folder, stores, word in named]
     info = joined(infos)
     before.check(info)
-    if len(groups) == 1:
-        return Embeddings(groups[0], options), info, options
     # what none of its stores holds an encoder is taken not to know
     kinds = [{kind for store in stores for kind, _ in store.kinds()} for stores in groups]
     parts = [Embeddings(some, options, known) for some, known in zip(groups, kinds, strict=True)]
-    return SeveralEmbeddings(parts, info.widths), info, options
+    return side_by_side(parts, info.widths), info, options
 
 
 def _made_with(folder: Path, meta: StoreMeta, named: str | None) -> EncoderInfo:

@@ -114,7 +114,7 @@ class Bytes(Encoder):
         with source.open() as file:
             return torch.frombuffer(bytearray(file.read()), dtype=torch.uint8).float()
 
-    def tower(self, modality: str) -> torch.nn.Module:
+    def load_tower(self, modality: str) -> torch.nn.Module:
         return torch.nn.Identity()
 
     def run(self, modality: str, batch: torch.Tensor) -> torch.Tensor:

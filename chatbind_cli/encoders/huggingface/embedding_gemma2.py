@@ -18,7 +18,7 @@ Repositories without a vision or an audio part are known, too. Sources: transfor
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
@@ -27,22 +27,14 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import (
-    MODEL_MAPPING,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.encoders.encoder import Decoded
 from chatbind_cli.encoders.huggingface.gemma_media import Reader, check_pictures, sound_rate
-from chatbind_cli.encoders.huggingface.inputs import HEEDED, mask_of, text_ids
-from chatbind_cli.encoders.huggingface.repository import (
-    HuggingFaceEncoder,
-    load_part,
-)
+from chatbind_cli.encoders.huggingface.inputs import mask_of, text_ids
+from chatbind_cli.encoders.huggingface.repository import HuggingFaceEncoder, load_part
 from chatbind_cli.errors import WeightsError
-from chatbind_cli.media.options import MediaOptions
 
 _MOST_IDS = 8192
 """Of a text, with which the model was trained."""
@@ -124,10 +116,6 @@ class EmbeddingGemma2Encoder(HuggingFaceEncoder):
             most=min(text.max_position_embeddings, _MOST_IDS),
             words=text.vocab_size,
         )
-
-    def heeds(self, modality: str, options: MediaOptions) -> Collection[str]:
-        """The part of a recording, and how many frames."""
-        return HEEDED.get(modality, ())
 
     def clips(self, item: Decoded) -> int:
         """The frames of a film."""

@@ -19,9 +19,16 @@ AS_ARRAYS: dict[str, Any] = {
     "device": "cpu",
 }
 """What processors of pictures and films are told, whatever their files say."""
+MOST_FRAMES = 64
+"""Of a film, whatever `--fps` and a processor that takes any number say."""
 
-HEEDED = {"video": ("fps", "start", "end"), "audio": ("start", "end")}
-"""What `read_frames` and `read_sound` look at of `MediaOptions`; see `Encoder.heeds`."""
+MOST_NUMBERS = 1 << 26
+"""Of a medium's tensor: 256 MiB."""
+
+LEAST_RATE_HZ = 1000
+
+WORK = 10
+"""Bytes a pixel on the way to a processor's tensor."""
 
 
 def spread(total: int, count: int) -> list[int]:

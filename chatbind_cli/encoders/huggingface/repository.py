@@ -30,6 +30,7 @@ from chatbind_cli.encoders.encoder import Encoder
 from chatbind_cli.encoders.huggingface.lazy_tensors import open_tensors
 from chatbind_cli.errors import WeightsError
 from chatbind_cli.files import sha256_file, sha256_text
+from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.model.pretrained import (
     make_config,
     model_without_memory,
@@ -49,6 +50,8 @@ _PROCESSORS = (
 _TOKENIZER = re.compile(r"(tokenizer|vocab|merges|special_tokens|added_tokens|spiece|.*\.bpe)")
 _NO_SETTINGS = ("architectures", "transformers_version", "dtype", "torch_dtype")
 
+_HEEDED = {"video": ("fps", "start", "end"), "audio": ("start", "end")}
+
 _MOST = 2048
 """Of a number in a processor's settings: pixels of a side, parts, ..."""
 _MORE = {"sampling_rate": 200_000, "max_frequency": 100_000, "max_num_patches": 16_384}
@@ -60,7 +63,7 @@ _LICENCE = re.compile(r"^licen[sc]e:[ \t]*[\"']?([\w.+ -]{1,60}?)[\"']?[ \t]*$",
 
 
 class HuggingFaceEncoder(Encoder):
-    """An encoder in a repository's folder; its name is that of the folder, or of the repository.
+    """An encoder in a repository's folder; its name is that of the folder.
 
     Args:
         path: the folder, or its weights file.
@@ -78,9 +81,7 @@ class HuggingFaceEncoder(Encoder):
 
     def __init__(self, path: Path, **how: Any) -> None:
         self.folder = folder_of(path).absolute()
-        named = str(how["reference"])
-        hub = named.startswith("hf:")
-        super().__init__(name=named[3:] if hub else self.folder.resolve().name, **how)
+        super().__init__(name=self.folder.resolve().name, **how)
         self.config = self.config_of(read_json(self.folder / _CONFIG, most_bytes=MOST_CONFIG))
         self.licence = licence_of(self.folder)
         self._weights = [file.path for file in open_checkpoint(self.folder).files]
@@ -103,8 +104,13 @@ class HuggingFaceEncoder(Encoder):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings of model and processor, as their files say them."""
-        return settings_of(self.folder)
+        """The settings of model and processors, as their files say them."""
+        found = {name: _checked(self.folder, name) for name in (_CONFIG, *_PROCESSORS)}
+        config = found[_CONFIG]
+        return {
+            **{name: fields for name, fields in found.items() if fields},
+            _CONFIG: {key: value for key, value in config.items() if key not in _NO_SETTINGS},
+        }
 
     @cached_property
     def sha256(self) -> str:
@@ -126,6 +132,10 @@ class HuggingFaceEncoder(Encoder):
         """
         return open_tokenizer(self.folder)
 
+    def heeds(self, modality: str, options: MediaOptions) -> Collection[str]:
+        """The part of a recording, and the frames of a film."""
+        return _HEEDED.get(modality, ()) if modality in self.modalities else ()
+
     def tower(self, modality: str) -> nn.Module:
         """The tower of a modality, or of texts."""
         if modality not in self.loaded:
@@ -133,20 +143,6 @@ class HuggingFaceEncoder(Encoder):
                 raise self.lacks(modality)
             self.loaded[modality] = self.load_tower(modality)
         return self.loaded[modality]
-
-
-def settings_of(folder: Path) -> dict[str, Any]:
-    """What the files of a repository say of its model and its processors, as JSON values.
-
-    Raises:
-        CheckpointError: one cannot be read.
-    """
-    found = {name: _checked(folder, name) for name in (_CONFIG, *_PROCESSORS)}
-    config = found[_CONFIG]
-    return {
-        **{name: fields for name, fields in found.items() if fields},
-        _CONFIG: {key: value for key, value in config.items() if key not in _NO_SETTINGS},
-    }
 
 
 def licence_of(folder: Path) -> str | None:
@@ -290,8 +286,14 @@ def _checked(folder: Path, name: str) -> dict[str, Any]:
     return fields
 
 
-def refuse_sizes(value: Any, where: Path, key: str = "") -> None:
-    """Refuses settings of a processor that would make more of a medium than fits in memory.
+def refuse_sizes(value: Any, where: Path, key: str = "", most: int = _MOST) -> None:
+    """Refuses settings that would make more of a medium, or a larger model, than fits in memory.
+
+    Args:
+        value: the settings, as JSON.
+        where: for the error.
+        key: what they are called.
+        most: of a number.
 
     Raises:
         WeightsError: it names the setting.
@@ -301,11 +303,11 @@ def refuse_sizes(value: Any, where: Path, key: str = "") -> None:
         if isinstance(side, int) and isinstance(patches, int) and side**2 * patches > _MOST**2:
             raise WeightsError(f"asks for {patches} patches of {side} pixels", where=str(where))
         for inner, part in value.items():
-            refuse_sizes(part, where, inner)
+            refuse_sizes(part, where, inner, most)
     elif isinstance(value, list):
         for part in value:
-            refuse_sizes(part, where, key)
+            refuse_sizes(part, where, key, most)
     elif isinstance(value, (int, float)) and not key.endswith(_IDS):
         small = key == "crop_pct" and value < _LEAST_CROP
-        if small or not abs(value) <= _MORE.get(key, _MOST):
+        if small or not abs(value) <= _MORE.get(key, most):
             raise WeightsError(f"asks for {key} = {value:.6g}", where=str(where))

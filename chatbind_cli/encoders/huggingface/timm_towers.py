@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -28,7 +28,7 @@ from chatbind_cli.checkpoints.checkpoint import open_checkpoint
 from chatbind_cli.encoders.huggingface.lazy_tensors import open_tensors
 from chatbind_cli.encoders.huggingface.repository import HuggingFaceEncoder, refuse_sizes
 from chatbind_cli.encoders.pixels import narrow_box
-from chatbind_cli.errors import MediaError, UsageError, WeightsError
+from chatbind_cli.errors import UsageError, WeightsError
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.pictures import open_rgb
 from chatbind_cli.media.source import MediaSource
@@ -97,10 +97,8 @@ class Reader:
         """Reads one picture: float32 [3, rows, columns].
 
         Raises:
-            MediaError: it cannot be read, or is no picture.
+            MediaError: it cannot be read.
         """
-        if modality != "image":
-            raise MediaError(f"is {modality}, and this encoder reads pictures", where=source.name)
         with open_rgb(source, options.max_pixels, work=_WORK) as picture:
             # the ends of a very long one, which the crop drops, would fill the memory
             long = '"crop_mode": "center"' in self.data
@@ -127,9 +125,8 @@ class TimmTowers(HuggingFaceEncoder):
         self.name = self._name if self._own else self.name
         with one_line("is no model of timm that can be used", self.folder):
             with open_checkpoint(self.folder) as file:
-                build: Any = lambda config: config.make()  # noqa: E731
-                unmade: Any = self.config
-                blank: Any = model_without_memory(unmade, file, build)
+                make: Any = TimmConfig.make
+                blank: Any = model_without_memory(cast(Any, self.config), file, make)
             data = resolve_model_data_config(blank)
             refuse_sizes(data, self.folder)
             self.read = Reader(json.dumps(data, sort_keys=True))
@@ -160,10 +157,6 @@ class TimmTowers(HuggingFaceEncoder):
     def modalities(self) -> tuple[str, ...]:
         """Pictures."""
         return ("image",)
-
-    def heeds(self, modality: str, options: MediaOptions) -> tuple[str, ...]:
-        """Nothing decides how a picture is read."""
-        return ()
 
     def load_tower(self, modality: str) -> nn.Module:
         """The model with its weights, as timm takes them over."""
@@ -226,16 +219,8 @@ def _config_of(said: dict[str, Any], folder: Path) -> TimmConfig:
         for key, value in parts[1].items()
         if key not in _NOT_OF_A_MODEL and "pretrained" not in key
     }
-    _refuse_large(arguments, folder)
+    refuse_sizes(arguments, folder, most=_MOST_OF_A_SIZE)
     return TimmConfig(name, {**pretrained, "custom_load": False}, arguments)
-
-
-def _refuse_large(value: Any, folder: Path, key: str = "") -> None:
-    if isinstance(value, (dict, list)):
-        for name, part in value.items() if isinstance(value, dict) else [(key, v) for v in value]:
-            _refuse_large(part, folder, name)
-    elif isinstance(value, (int, float)) and not abs(value) <= _MOST_OF_A_SIZE:
-        raise WeightsError(f"asks for {key} = {value:.6g}", where=str(folder))
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from chatbind_cli.encoders.imagebind.config import (
     is_imagebind_config,
 )
 from chatbind_cli.encoders.imagebind.model import ImageBind
-from chatbind_cli.encoders.mapped import check_shapes, map_tensors
+from chatbind_cli.encoders.mapped import check_blocks, check_shapes, map_tensors
 from chatbind_cli.errors import WeightsError, reason
 from chatbind_cli.files import replace_file
 
@@ -35,7 +35,6 @@ _USUAL_NAMES = (
     "model.safetensors",
     "imagebind_huge.pth",
 )
-_MOST_BLOCKS = 1000  # of an encoder whose weights do not bear it out
 
 
 def find_encoder(path: Path) -> tuple[Path, ImageBindConfig]:
@@ -73,11 +72,7 @@ def check_towers(path: Path, config: ImageBindConfig) -> tuple[str, ...]:
     present = {_tower_of_key(key) for key in shapes}
     towers = tuple(tower for tower in TOWERS if tower in present)
     blocks = sum(config.trunk(tower)[1] for tower in towers)
-    if blocks > max(len(shapes), _MOST_BLOCKS):
-        raise WeightsError(
-            f"the config wants {blocks} blocks, and the file has {len(shapes)} tensors",
-            where=str(path),
-        )
+    check_blocks(blocks, len(shapes), str(path), "ImageBind")
     try:
         wanted = expected_shapes(config, towers) if towers else {}
     except (RuntimeError, ValueError, TypeError, OverflowError) as error:

@@ -95,8 +95,9 @@ def test_only_the_towers_that_are_asked_for_are_read(folder: Path) -> None:
     encoder.embed([medium("imu", 0)], normalize=True)
     assert list(encoder.loaded) == ["imu"]
     both = ImageBindEncoder(folder, **HOW)
-    both.load(["video", "depth"])
-    assert list(both.loaded) == ["vision", "depth"]
+    for modality in ("video", "depth", "image"):
+        both.tower(modality)
+    assert list(both.loaded) == ["image", "depth"]
 
 
 def test_other_towers_may_even_be_unreadable(folder: Path, tmp_path: Path) -> None:
