@@ -17,22 +17,14 @@ from typing import Literal
 
 import torch
 
-from chatbind_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from chatbind_cli.checkpoints.checkpoint import WORD_EMBEDDINGS, Checkpoint, open_checkpoint
 from chatbind_cli.checkpoints.manifest import is_rotary, read_manifest
 from chatbind_cli.checkpoints.safetensors_file import TensorInfo
 from chatbind_cli.errors import CheckpointError, WeightsError
 
 # A model folder of our own holds the language model's tensors under this prefix.
 OWN_PREFIX = "language_model."
-_GROWING = (
-    "embed_tokens.weight",
-    "lm_head.weight",
-    "lm_head.bias",
-    "wte.weight",
-    "word_embeddings.weight",
-    "embed_in.weight",
-    "embed_out.weight",
-)
+_GROWING = (*WORD_EMBEDDINGS, "lm_head.weight", "lm_head.bias", "embed_out.weight")
 _PROJECTOR = re.compile(r"(^|\.)(mm_)?projector\.")
 _SUMMABLE = (
     torch.float64,
