@@ -110,8 +110,7 @@ def refuse_bare(folder: Path) -> None:
         raise CheckpointError(
             f"is no ChatBind model but {str(kind or 'a folder without a config.json')[:60]}",
             where=str(folder),
-            hint="`chatbind convert MODEL --projector FILE` joins a bare language model and a "
-            "projector to one",
+            hint="a bare one goes with --projector FILE, and `chatbind convert` joins the two",
         )
 
 
