@@ -57,8 +57,8 @@ def preflight(settings: TrainingSettings, inputs: Inputs, *, gpus: int) -> Input
         encoders = [open_named(one, settings) for one in inputs.encoders]
         refuse_twice(encoders)
         inputs = known_media(settings, inputs, encoders)
-        some = _some(inputs.media, None if everything else _MEDIA)
-        inputs = inputs.leave_out(_unreadable(settings, encoders, some))
+        apart = 1 if everything else max(1, -(-len(inputs.media) // _MEDIA))
+        inputs = inputs.leave_out(_unreadable(settings, encoders, inputs.media[::apart]))
         if settings.on_error == "fail":
             refuse_rejected(inputs.rejected)
     tokens = _look_at_samples(settings, inputs.conversations, everything=everything)
@@ -67,11 +67,6 @@ def preflight(settings: TrainingSettings, inputs: Inputs, *, gpus: int) -> Input
     _look_at_disk(settings, shape, half=half)
     _look_at_memory(settings, shape, tokens, half=half, gpus=gpus)
     return inputs
-
-
-def _some(items: Sequence[Medium], most: int | None) -> Sequence[Medium]:
-    """At most so many of the items, spread evenly."""
-    return items if most is None else items[:: max(1, -(-len(items) // most))]
 
 
 def _unreadable(
