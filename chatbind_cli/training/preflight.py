@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from chatbind_cli.checkpoints.checkpoint import open_checkpoint
-from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.console import Progress, note
 from chatbind_cli.data.conversations import Conversations
 from chatbind_cli.data.decoders import Reading, decode
@@ -130,9 +129,8 @@ def _look_at_samples(
 def _shape(model: Path) -> Shape:
     if adapted_base(model) is not None:
         model = find_base(model)
-    with open_checkpoint(model) as weights:
-        shapes = {name: weights.info(name).shape for name in weights.tensors}
-    return Shape.of(read_json(model / "config.json"), shapes)
+    weights = open_checkpoint(model)
+    return Shape.of(weights.config, {name: info.shape for name, info in weights.tensors.items()})
 
 
 def _look_at_disk(settings: TrainingSettings, shape: Shape, *, half: bool) -> None:
