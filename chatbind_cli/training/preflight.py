@@ -5,7 +5,6 @@ Media that cannot be read, samples that teach nothing, a disk or a GPU that is t
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from chatbind_cli.data.media_items import MediaItem
 from chatbind_cli.data.tokens import IGNORE_INDEX, PromptEncoder
 from chatbind_cli.encoders.encoder import Encoder
 from chatbind_cli.errors import ChatBindError, RecordError
+from chatbind_cli.files import free_bytes
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.model.assemble import read_without_weights
@@ -134,10 +134,7 @@ def _shape(model: Path) -> Shape:
 
 
 def _look_at_disk(settings: TrainingSettings, shape: Shape, *, half: bool) -> None:
-    place = settings.output.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    free = free_bytes(settings.output)
     result, checkpoint = disk_needed(settings, shape, half=half)
     kept = 0 if settings.save_strategy == "no" else (settings.save_total_limit or 1) + 1
     if result + min(kept, 1) * checkpoint > free:
