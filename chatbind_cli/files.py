@@ -49,6 +49,12 @@ def replace_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file of UTF-8 as `replace_file` does."""
+    with replace_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def refuse_foreign_file(path: Path, is_ours: Callable[[Path], bool], *, what: str) -> None:
     """Refuses to replace a file that does not show that it is of our making.
 
