@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
@@ -23,7 +22,7 @@ from typing import Literal, NamedTuple
 from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.download.requests import Request
 from chatbind_cli.errors import CheckpointError, DownloadError
-from chatbind_cli.files import sha256_file
+from chatbind_cli.files import free_bytes, sha256_file
 from chatbind_cli.folders import RECORD
 from chatbind_cli.jsonl import Record
 
@@ -282,13 +281,10 @@ def check_room(folder: Path, needed: int, what: str) -> None:
     Raises:
         DownloadError: less is free; `what` says whose bytes they are.
     """
-    folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
+    free = free_bytes(folder)
     if free < needed:
         raise DownloadError(
-            f"needs {in_words(needed)} and {in_words(free)} are free in {folder}",
+            f"needs {in_words(needed)} and {in_words(free)} are free in {folder.absolute()}",
             where=what,
             hint="make room, or name another folder with --output",
         )

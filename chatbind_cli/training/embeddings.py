@@ -19,7 +19,7 @@ from chatbind_cli import worker
 from chatbind_cli.console import Progress, note
 from chatbind_cli.data.embedding_cache import EmbeddingCache
 from chatbind_cli.data.encode import StoreSink, writable_store
-from chatbind_cli.data.encoding import EncodingOptions, encode_items
+from chatbind_cli.data.encoding import EncodingOptions, at_once, encode_items
 from chatbind_cli.data.lookup import Embeddings, WideEmbeddings, open_parts, part_name
 from chatbind_cli.data.media_items import MediaItem
 from chatbind_cli.encoders.encoder import Encoder
@@ -141,8 +141,8 @@ def encode_media(
     """
     items = [MediaItem(medium, root, medium.name) for medium in media]
     failed: list[tuple[Medium, str]] = []
-    batch_size = 1 if encoder.device.type == "cpu" else 2 * encoder.batch_size
-    how = EncodingOptions(media=options, workers=_READERS, batch_size=batch_size, decode_in="auto")
+    batch = at_once(encoder)
+    how = EncodingOptions(media=options, workers=_READERS, batch_size=batch, decode_in="auto")
     with (
         writable_store(part, encoder, options) as store,
         closing(EmbeddingCache(cache_folder, encoder, options)) as cache,

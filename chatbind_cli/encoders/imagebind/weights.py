@@ -23,7 +23,7 @@ from chatbind_cli.encoders.imagebind.config import (
 from chatbind_cli.encoders.imagebind.model import ImageBind
 from chatbind_cli.encoders.mapped import check_blocks, check_shapes, map_tensors
 from chatbind_cli.errors import WeightsError, reason
-from chatbind_cli.files import replace_file
+from chatbind_cli.files import replace_file, replace_text
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "imagebind.safetensors"
@@ -118,8 +118,7 @@ def save_encoder(model: ImageBind, config: ImageBindConfig, folder: Path) -> Non
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     with replace_file(folder / WEIGHTS_NAME) as path:
         save_file(tensors, path, metadata={"format": "pt"})
-    with replace_file(folder / CONFIG_NAME) as path:
-        path.write_text(config.to_json(), encoding="utf-8")
+    replace_text(folder / CONFIG_NAME, config.to_json())
 
 
 def _blank(config: ImageBindConfig, towers: Iterable[str]) -> ImageBind:
