@@ -46,11 +46,7 @@ _PARTS = {"image": "vision", "audio": "audio"}
 
 
 class EmbeddingGemma2Encoder(HuggingFaceEncoder):
-    """EmbeddingGemma 2; its name is that of its folder. Rows have norm 1.
-
-    Args:
-        path: see `HuggingFaceEncoder`.
-        how: the rest of what `Encoder` takes.
+    """EmbeddingGemma 2. Rows have norm 1.
 
     Raises:
         CheckpointError: config.json or a processor cannot be used, or there are no weights.

@@ -94,14 +94,10 @@ class _Texts(nn.Module):
 
 
 class PeAudioVideoEncoder(HuggingFaceEncoder):
-    """PE-AV; its name is that of its folder.
+    """PE-AV.
 
     Rows of media are as the heads give them; texts carry the learned scale, so that their dot
     product with media is a logit but for the learned bias, which is the same for all texts.
-
-    Args:
-        path: see `HuggingFaceEncoder`.
-        how: the rest of what `Encoder` takes.
 
     Raises:
         CheckpointError: config.json or a processor cannot be used, or there are no weights.
