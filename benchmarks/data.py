@@ -38,7 +38,7 @@ from word_tokenizer import word_tokenizer
 from chatbind_cli.data.checked import checked_file
 from chatbind_cli.data.conversations import Conversations
 from chatbind_cli.data.database import FILE_NAME, Row, StoreMeta, create
-from chatbind_cli.data.lookup import Embeddings, open_stores
+from chatbind_cli.data.lookup import Embeddings, WideEmbeddings, open_stores
 from chatbind_cli.data.tokens import PromptEncoder
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.model.assemble import read_without_weights
@@ -150,7 +150,7 @@ def measure_samples(folder: Path) -> None:
     samples = TrainingSamples(
         Conversations.of_files([checked_file(folder / "all.json")]),
         PromptEncoder(tokenizer, config),
-        Embeddings(open_stores(folder / "store"), MediaOptions()),
+        WideEmbeddings([Embeddings(open_stores(folder / "store"), MediaOptions())], [DIM]),
         2048,
     )
     padded = WithPositions(

@@ -18,6 +18,7 @@ from chatbind_cli.pictures import check_picture
 from . import _base
 from ._base import in_group
 from ._options import FILE, FOLDER, NEW_FILE, encoder_option, media_root_options
+from ._training import style_name
 from ._training_options import model_options
 
 if TYPE_CHECKING:
@@ -150,8 +151,6 @@ def _reader(asked: dict[str, Any]) -> Reader:
     from chatbind_cli.training.longest import longest_sample  # noqa: PLC0415
     from chatbind_cli.training.survey import Reader  # noqa: PLC0415
 
-    from ._training import style_name  # noqa: PLC0415
-
     tokenizer, config = read_without_weights(
         asked["model"],
         projector=asked["projector"],
@@ -230,17 +229,7 @@ def _inspect_pairs(path: Path, as_json: bool, asked: dict[str, Any]) -> int:
     return len(errors)
 
 
-_HEAD = (
-    "pairs",
-    "R@1 there",
-    "back",
-    "chance",
-    "R@5 there",
-    "back",
-    "chance",
-    "gap",
-    "outlook",
-)
+_HEAD = ("pairs", "R@1 there", "back", "chance", "R@5 there", "back", "chance", "gap", "outlook")
 _FIGURES = tuple(f"{name}_at_{k}" for k in (1, 5) for name in ("recall", "recall_back", "chance"))
 
 

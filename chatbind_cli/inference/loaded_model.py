@@ -282,6 +282,12 @@ def _whole_model(
         return path, base if adapted_base(path) is None else find_base(path, base)
     if base is not None:
         raise UsageError("--base goes with a folder of adapters, and --projector with none")
+    if not path.is_dir():
+        raise CheckpointError(
+            "no such folder",
+            where=str(path),
+            hint="`chatbind download hf:OWNER/NAME` fetches a language model",
+        )
     return path, None
 
 

@@ -110,13 +110,11 @@ class LocalEngine:
         prompt = question.prompt
         assert prompt is not None, "the question was not prepared"
         settings = question.settings or settings
-        if question.choices:
-            settings = replace(settings, samples=1)
         room = settings.max_new_tokens
         if self.longest_context is not None:
             room = max(1, min(room, self.longest_context - len(prompt.input_ids)))
         first = Ask(question, prompt, settings, self._decoder(settings.stop), room)
-        return [first.sibling(n) for n in range(settings.samples)]
+        return [replace(first, sample=n) for n in range(settings.samples)]
 
     @cached_property
     def _rows_work(self) -> bool:

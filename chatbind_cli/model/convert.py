@@ -14,7 +14,6 @@ from typing import Any, Final
 
 from chatbind_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from chatbind_cli.checkpoints.delta import OWN_PREFIX, refuse_unapplied
-from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.checkpoints.manifest import (
     combine_hashes,
     is_rotary,
@@ -39,8 +38,7 @@ from chatbind_cli.console import Progress
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.model.base import adapted_base
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
-from chatbind_cli.model.config import MODEL_TYPE
-from chatbind_cli.model.loading import read_published
+from chatbind_cli.model.loading import read_published, refuse_bare
 from chatbind_cli.model.pretrained import (
     model_without_memory,
     one_line,
@@ -135,13 +133,7 @@ def _settings(source: Path) -> tuple[Any, Any]:
             where=str(source),
             hint="say --merge",
         )
-    kind = read_json(source / "config.json", missing_ok=True).get("model_type")
-    if kind != MODEL_TYPE:
-        raise CheckpointError(
-            f"is no ChatBind model but {kind or 'a folder without a config.json'}",
-            where=str(source),
-            hint="give the projector of a bare language model with --projector",
-        )
+    refuse_bare(source)
     return open_config(source), None
 
 
@@ -170,8 +162,7 @@ def _match(
             found[ours] = name
         elif not is_rotary(name):
             left_out.append(name)
-    text = checkpoint.config.get("text_config") or checkpoint.config
-    tied = text.get("tie_word_embeddings")
+    tied = checkpoint.text_config.get("tie_word_embeddings")
     for name, shape in wanted.items():
         if name not in found:
             if tied and name.endswith("lm_head.weight"):

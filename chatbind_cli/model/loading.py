@@ -106,10 +106,11 @@ def refuse_bare(folder: Path) -> None:
         CheckpointError: the folder holds no ChatBind model.
     """
     if not is_chatbind(folder):
+        kind = read_json(folder / "config.json", missing_ok=True).get("model_type")
         raise CheckpointError(
-            "is no ChatBind model",
+            f"is no ChatBind model but {str(kind or 'a folder without a config.json')[:60]}",
             where=str(folder),
-            hint="`chatbind convert` joins a bare language model and a projector to one",
+            hint="a bare one goes with --projector FILE, and `chatbind convert` joins the two",
         )
 
 
@@ -190,18 +191,13 @@ def _load_whole(
 def _load_ours(
     folder: Path, options: dict[str, Any]
 ) -> tuple[ChatBindForConditionalGeneration, PreTrainedTokenizerBase]:
-    config = open_config(folder)
-    if config.model_type != MODEL_TYPE:
-        raise CheckpointError(
-            f"a {config.model_type} model, not a ChatBind model",
-            where=str(folder),
-            hint="finetune makes one from it",
-        )
+    refuse_bare(folder)
+    config = cast(ChatBindConfig, open_config(folder))
     model = open_model(
         folder,
         ChatBindForConditionalGeneration,
         config=config,
-        generation_config=cast(ChatBindConfig, config).generation(saved_end_ids(folder)),
+        generation_config=config.generation(saved_end_ids(folder)),
         **options,
     )
     return cast(ChatBindForConditionalGeneration, model), load_tokenizer(folder)

@@ -21,7 +21,7 @@ from chatbind_cli.errors import ChatBindError, EngineError, debugging, reason
 from chatbind_cli.inbox import Inbox
 from chatbind_cli.inference.decoding import Outcome
 from chatbind_cli.inference.generation_settings import GenerationSettings
-from chatbind_cli.inference.media_encoder import MediaEncoder, StoredEmbeddings
+from chatbind_cli.inference.media_encoder import MediaEncoder
 from chatbind_cli.inference.questions import Question
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.serving.ticket import Bell, Ticket
@@ -48,7 +48,7 @@ _GLANCE_S = 0.02
 class BusyError(ChatBindError):
     """As many wait as may; `retry_after_s` is when a place may be free."""
 
-    def __init__(self, what: str, retry_after_s: int) -> None:
+    def __init__(self, what: str, retry_after_s: int = _RETRY_S) -> None:
         super().__init__(what)
         self.retry_after_s = retry_after_s
 
@@ -84,7 +84,7 @@ class Desk:
         self._most_waiting = most_waiting
         self._tickets: dict[Ticket, Question] = {}
         self._inbox: Inbox[Question] = Inbox(most_waiting)
-        self._media_encoder: MediaEncoder | StoredEmbeddings | None = None
+        self._media_encoder: MediaEncoder | None = None
         self._bell: Bell | None = None
         self._changing = threading.Lock()
         """Held where a question is taken in, and where all are sent away: none falls in between."""
@@ -191,17 +191,17 @@ class Desk:
         """Answers questions until they end, or the engine does; True: that may come back."""
         try:
             with self._open_answerer() as answerer:
-                self._begin(answerer.media_encoder)
+                self._begin(answerer)
                 for question, outcome in answerer.run(self._inbox, self._settings):
                     self._hand_out(question, outcome)
             return False
         except Exception as error:
             return self._lose(error)
 
-    def _begin(self, media_encoder: MediaEncoder | StoredEmbeddings) -> None:
-        if isinstance(media_encoder, MediaEncoder):
-            assert media_encoder.encoder.modalities  # now: the first medium is too late to miss it
-        self._media_encoder = media_encoder
+    def _begin(self, answerer: Answerer) -> None:
+        assert isinstance(answerer.media_encoder, MediaEncoder)
+        assert answerer.media_encoder.encoder  # now: the first medium is too late to miss it
+        self._media_encoder = answerer.media_encoder
         with self._changing:
             if self.state != "draining":
                 self.state = "ready"

@@ -18,7 +18,6 @@ from chatbind_cli.serving.limits import Limits
 _READ = {"model", "input", "encoding_format", "user"}
 _FORMATS = ("float", "base64")
 _AT_ONCE = 8  # between two lots, the questions' own media are embedded
-_RETRY_AFTER_S = 5
 
 
 class Embeddings:
@@ -58,7 +57,7 @@ class Embeddings:
             ChatBindError: why one of the media has no embedding.
         """
         if self._busy >= self._limits.waiting:
-            raise BusyError("too many embeddings are asked for", _RETRY_AFTER_S)
+            raise BusyError("too many embeddings are asked for")
         self._busy += 1
         try:
             data: list[Record] = []

@@ -17,7 +17,6 @@ from chatbind_cli.serving.limits import Limits
 
 T = TypeVar("T")
 
-_RETRY_AFTER_S = 5
 _MOST_DRAINED_S = 3.0
 _LONG = 1 << 20  # bytes of JSON that are read apart from the loop
 
@@ -44,7 +43,7 @@ class Bodies:
         def take(count: int) -> None:
             nonlocal mine
             if self._held + count > self._limits.bodies * self._limits.body_bytes:
-                raise BusyError("the requests under way are too large together", _RETRY_AFTER_S)
+                raise BusyError("the requests under way are too large together")
             self._held += count
             mine += count
 
