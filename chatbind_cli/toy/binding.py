@@ -65,7 +65,7 @@ class Tower(nn.Module, ABC):
 
     @abstractmethod
     def varied(self, batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """The same digits, recorded a little differently; pictures, or clips of films, too."""
+        """The same digits, recorded a little differently; the image tower takes clips, too."""
 
     def parameters_to_train(self) -> list[nn.Parameter]:
         """What is to be fitted."""

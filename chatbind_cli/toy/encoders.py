@@ -106,9 +106,7 @@ def measure(
     with one_thread():
         images = _embed_files(train, "image", media, encoders)
         means = [class_means(part, train_digits) for part in images]
-        for modality in SUFFIXES:
-            if modality not in encoders[0].modalities:
-                continue
+        for modality in (name for name in SUFFIXES if name in encoders[0].modalities):
             rows = _embed_files(heldout, modality, media, encoders)
             for shares, part, mean in zip(accuracy.values(), rows, means, strict=True):
                 share = nearest_mean_accuracy(part, digits, mean)

@@ -205,7 +205,7 @@ def _names(
     yield from (_ANSWERS, _REVIEWS, *(f"{name}/{RECORD}" for name in _WITH_RECORDS))
     for kind in kinds:
         files = (WEIGHTS_NAME, CONFIG_NAME) if kind == _IMAGEBIND else (RECORD,)
-        yield from (f"{name}/{file}" for name in (kind, f"{kind}-unbound") for file in files)
+        yield from (f"{place}/{file}" for place in _pair(Path(), kind) for file in files)
 
 
 def _write_media(
