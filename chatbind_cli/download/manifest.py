@@ -245,6 +245,11 @@ def is_present(request: Request, manifest: Manifest) -> bool:
     return has_weights(request.path)
 
 
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a file's name is one that any of the patterns means."""
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
 def has_weights(folder: Path) -> bool:
     """Whether a folder has weights, and where it has an index, every shard that this names."""
     if not any(path.suffix in _WEIGHTS for path in folder.glob("*")):
@@ -265,7 +270,7 @@ def files_here(request: Request, manifest: Manifest) -> list[Request]:
         names = [path.as_posix() for path in below if path.parts[0] not in OURS]
         names = [name for name in names if (request.path / name).is_file()]
     if request.include:
-        names = [name for name in names if any(fnmatch(name, p) for p in request.include)]
+        names = [name for name in names if matches(name, request.include)]
     if not names:
         raise DownloadError("is not here", where=str(request.path), hint=FETCH_IT)
     return [request.file(name) for name in names]

@@ -19,7 +19,7 @@ from chatbind_cli.checkpoints.projector_file import ProjectorInfo, is_published,
 from chatbind_cli.console import note
 from chatbind_cli.data.conversations import Media
 from chatbind_cli.data.database import StoreMeta
-from chatbind_cli.data.lookup import Embeddings, open_stores, options_in, side_by_side
+from chatbind_cli.data.lookup import Embeddings, WideEmbeddings, open_stores, options_in
 from chatbind_cli.device import resolve_dtype
 from chatbind_cli.encoders.encoder import Encoder
 from chatbind_cli.encoders.identity import identity_of
@@ -181,7 +181,7 @@ def joined(infos: Sequence[EncoderInfo]) -> EncoderInfo:
 
 def stored_embeddings(
     settings: TrainingSettings, media: Media
-) -> tuple[Embeddings, EncoderInfo, MediaOptions]:
+) -> tuple[WideEmbeddings, EncoderInfo, MediaOptions]:
     """The embeddings in the stores of the settings, and what made them.
 
     Raises:
@@ -201,7 +201,7 @@ def stored_embeddings(
     # what none of its stores holds an encoder is taken not to know
     kinds = [{kind for store in stores for kind, _ in store.kinds()} for stores in groups]
     parts = [Embeddings(some, options, known) for some, known in zip(groups, kinds, strict=True)]
-    return side_by_side(parts, info.widths), info, options
+    return WideEmbeddings(parts, info.widths), info, options
 
 
 def _made_with(folder: Path, meta: StoreMeta, named: str | None) -> EncoderInfo:

@@ -18,11 +18,11 @@ Repositories without a vision or an audio part are known, too. Sources: transfor
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
@@ -42,7 +42,7 @@ _MOST_IDS = 8192
 _MOST_ID = 1 << 30
 
 _PROMPTS = "config_sentence_transformers.json"
-_PARTS = {"image": "vision", "video": "vision", "audio": "audio"}
+_PARTS = {"image": "vision", "audio": "audio"}
 
 
 class EmbeddingGemma2Encoder(HuggingFaceEncoder):
@@ -56,6 +56,8 @@ class EmbeddingGemma2Encoder(HuggingFaceEncoder):
         CheckpointError: config.json or a processor cannot be used, or there are no weights.
         WeightsError: the processors ask for too much, or are not this model's.
     """
+
+    shared_towers: ClassVar[Mapping[str, str]] = {"video": "image"}
 
     def __init__(self, path: Path, **how: Any) -> None:
         super().__init__(path, **how)
@@ -109,13 +111,12 @@ class EmbeddingGemma2Encoder(HuggingFaceEncoder):
 
     def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
         """The ids of texts behind the prompt, filled up to the longest of these texts."""
-        text = self.config.text_config
-        return text_ids(
-            self.tokenizer,
-            [self.prompt + text for text in texts],
-            most=min(text.max_position_embeddings, _MOST_IDS),
-            words=text.vocab_size,
-        )
+        return self._ids([self.prompt + text for text in texts])
+
+    def _ids(self, texts: Sequence[str]) -> torch.Tensor:
+        sizes = self.config.text_config
+        most = min(sizes.max_position_embeddings, _MOST_IDS)
+        return text_ids(self.tokenizer, texts, most=most, words=sizes.vocab_size)
 
     def clips(self, item: Decoded) -> int:
         """The frames of a film."""
@@ -191,9 +192,8 @@ class EmbeddingGemma2Encoder(HuggingFaceEncoder):
     def _framed(self, row: list[int]) -> list[int]:
         """Ids with what the tokenizer puts before and after any text."""
         first = row[0]
-        around = self.tokenizer(self.tokenizer.convert_ids_to_tokens(first))["input_ids"]
-        words = self.config.text_config.vocab_size
-        if around.count(first) != 1 or not max(*around, row[-1]) < words:
+        around = self._ids([str(self.tokenizer.convert_ids_to_tokens(first))])[0].tolist()
+        if around.count(first) != 1:
             raise WeightsError("has a tokenizer that is not this model's", where=str(self.folder))
         at = around.index(first)
         return [*around[:at], *row, *around[at + 1 :]]

@@ -12,6 +12,7 @@ from chatbind_cli.errors import WeightsError
 from chatbind_cli.media.guard import IMPORTING
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.source import MediaSource
+from chatbind_cli.model.pretrained import one_line
 
 AS_ARRAYS: dict[str, Any] = {
     "return_tensors": "pt",
@@ -73,10 +74,12 @@ def text_ids(
         words: size of the model's vocabulary.
 
     Raises:
-        WeightsError: the tokenizer gives no ids, or some that the model does not know.
+        CheckpointError: the tokenizer breaks over one.
+        WeightsError: it gives no ids, or some that the model does not know.
     """
     cut = min(most, tokenizer.model_max_length)
-    found = tokenizer(list(texts), truncation=True, max_length=cut)["input_ids"]
+    with one_line("its tokenizer breaks over a text", tokenizer.name_or_path):
+        found = tokenizer(list(texts), truncation=True, max_length=cut)["input_ids"]
     longest = max(map(len, found))
     ids = torch.full((len(found), longest), tokenizer.pad_token_id or 0)
     for row, one in zip(ids, found, strict=True):

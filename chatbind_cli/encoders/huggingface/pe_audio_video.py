@@ -21,7 +21,7 @@ import inspect
 import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import timm
 import torch
@@ -41,6 +41,7 @@ from chatbind_cli.encoders.huggingface.inputs import mask_of, text_ids
 from chatbind_cli.encoders.huggingface.lazy_tensors import open_tensors
 from chatbind_cli.encoders.huggingface.pe_media import Reader, film_shape, sound_rate
 from chatbind_cli.encoders.huggingface.repository import HuggingFaceEncoder, load_part, refuse_sizes
+from chatbind_cli.encoders.mapped import check_shapes
 from chatbind_cli.errors import WeightsError
 from chatbind_cli.media.options import MediaOptions
 
@@ -108,6 +109,7 @@ class PeAudioVideoEncoder(HuggingFaceEncoder):
     """
 
     scale_of_media = True
+    shared_towers: ClassVar[Mapping[str, str]] = {"image": "video", _TEXT_OF_SOUND: "text"}
     read: Reader
 
     def __init__(self, path: Path, **how: Any) -> None:
@@ -158,11 +160,6 @@ class PeAudioVideoEncoder(HuggingFaceEncoder):
             return item.tensor.shape[0]
         return max(self.read.frames, 1) if item.modality == "image" else 1
 
-    def tower(self, modality: str) -> nn.Module:
-        """That of sound, that of films and pictures, or that of texts."""
-        shared = {"image": "video", _TEXT_OF_SOUND: "text"}
-        return super().tower(shared.get(modality, modality))
-
     def load_tower(self, modality: str) -> nn.Module:
         """Reads it, and nothing of the others."""
         width = self.embedding_dim
@@ -212,12 +209,8 @@ class PeAudioVideoEncoder(HuggingFaceEncoder):
 
     def _tensor(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         with open_checkpoint(self.folder) as file:
-            found = file.tensors[name].shape if name in file.tensors else None
-            if found != shape:
-                raise WeightsError(
-                    f"{name} is {found} in the file and {shape} by the config",
-                    where=str(self.folder),
-                )
+            found = {name: file.tensors[name].shape} if name in file.tensors else {}
+            check_shapes(found, {name: shape}, str(self.folder), "PE-AV")
             return open_tensors(file)[name][...]
 
     def run(self, modality: str, batch: torch.Tensor) -> torch.Tensor:

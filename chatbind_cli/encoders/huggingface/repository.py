@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-from abc import abstractmethod
 from collections.abc import Collection, Mapping
 from functools import cache, cached_property
 from pathlib import Path
@@ -72,7 +71,6 @@ class HuggingFaceEncoder(Encoder):
     Attributes:
         folder: where it lies.
         config: what config.json says.
-        loaded: the towers that are in memory, by modality.
 
     Raises:
         CheckpointError: config.json cannot be used, or there are no weights.
@@ -85,7 +83,6 @@ class HuggingFaceEncoder(Encoder):
         self.config = self.config_of(read_json(self.folder / _CONFIG, most_bytes=MOST_CONFIG))
         self.licence = licence_of(self.folder)
         self._weights = [file.path for file in open_checkpoint(self.folder).files]
-        self.loaded: dict[str, nn.Module] = {}
 
     def config_of(self, fields: dict[str, Any]) -> Any:
         """The settings of the model that config.json's `fields` mean.
@@ -97,10 +94,6 @@ class HuggingFaceEncoder(Encoder):
         if "quantization_config" in fields:
             raise WeightsError("its weights are quantised", where=str(self.folder))
         return make_config(fields, self.folder)
-
-    @abstractmethod
-    def load_tower(self, modality: str) -> nn.Module:
-        """Reads the tower of a modality that the encoder has; see `load_part`."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -136,14 +129,6 @@ class HuggingFaceEncoder(Encoder):
         """The part of a recording, and the frames of a film."""
         return _HEEDED.get(modality, ()) if modality in self.modalities else ()
 
-    def tower(self, modality: str) -> nn.Module:
-        """The tower of a modality, or of texts."""
-        if modality not in self.loaded:
-            if modality not in self.modalities:
-                raise self.lacks(modality)
-            self.loaded[modality] = self.load_tower(modality)
-        return self.loaded[modality]
-
 
 def licence_of(folder: Path) -> str | None:
     """The licence that the head of a repository's README.md names."""
@@ -176,7 +161,7 @@ def load_part(
         folder: where the weights lie.
         device: where it is to work.
         dtype: what its numbers become.
-        without: names of modules that it is not to have (`text_model`).
+        without: modules of the model itself that it is not to have (`text_model`).
         prefix: what its tensors' names begin with in the files, and not in the class.
 
     Raises:
@@ -217,8 +202,6 @@ def _refuse_misfits(report: Mapping[str, Any], folder: Path) -> None:
             f"{name} is {list(found)} in the file and {list(wanted)} by the config",
             where=str(folder),
         )
-    if errors := report.get("error_msgs"):
-        raise WeightsError(f"cannot be loaded ({str(errors[0])[:200]})", where=str(folder))
 
 
 def _class_without(kind: type[PreTrainedModel], without: Collection[str]) -> type[PreTrainedModel]:
@@ -229,16 +212,11 @@ def _class_without(kind: type[PreTrainedModel], without: Collection[str]) -> typ
     def make(self: PreTrainedModel, config: PreTrainedConfig, *args: Any, **how: Any) -> None:
         kind.__init__(self, config, *args, **how)
         for name in without:
-            parent, _, leaf = name.rpartition(".")
-            setattr(self.get_submodule(parent), leaf, None)
-        left = {name for name, _ in self.named_parameters(remove_duplicate=False)}
-        tied = self.all_tied_weights_keys.items()
-        self.all_tied_weights_keys = {a: b for a, b in tied if a in left and b in left}
+            setattr(self, name, None)
 
     def initialise(self: PreTrainedModel, module: nn.Module) -> None:
-        # what lies in no file; a module that lacks a part has nothing of its own there, and would
-        # look for the part
-        if module not in [self.get_submodule(name.rpartition(".")[0]) for name in without]:
+        # what lies in no file; the model itself has nothing there, and would look for its parts
+        if module is not self:
             kind._init_weights(self, module)
 
     body = {"__init__": make, "_init_weights": initialise, "__module__": kind.__module__}

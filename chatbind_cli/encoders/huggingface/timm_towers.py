@@ -39,6 +39,7 @@ _WORK = 24
 """Bytes a pixel that transforms take beside the picture."""
 
 _LEADING_ELSEWHERE = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source")
+_SAID_OF_WEIGHTS = {field.name for field in fields(PretrainedCfg)} - {*_LEADING_ELSEWHERE}
 _NOT_OF_A_MODEL = (
     "checkpoint_path",
     "cache_dir",
@@ -119,10 +120,9 @@ class TimmTowers(HuggingFaceEncoder):
     read: Reader
 
     def __init__(self, path: Path, **how: Any) -> None:
-        self._name = str(how["reference"]).removeprefix(_SCHEME)
-        self._own = self._name != str(how["reference"])
         super().__init__(path, **how)
-        self.name = self._name if self._own else self.name
+        if self.reference.startswith(_SCHEME):
+            self.name = self.config.architecture
         with one_line("is no model of timm that can be used", self.folder):
             with open_checkpoint(self.folder) as file:
                 make: Any = TimmConfig.make
@@ -138,10 +138,27 @@ class TimmTowers(HuggingFaceEncoder):
         self.licence = blank.pretrained_cfg.get("license") or self.licence
 
     def config_of(self, fields: dict[str, Any]) -> TimmConfig:
-        """What config.json says, or timm itself of a name."""
-        if self._own:
-            return TimmConfig(self._name, {}, {})
-        return _config_of(fields, self.folder)
+        """What config.json says, without what leads elsewhere; timm itself says it of a name.
+
+        Raises:
+            WeightsError: timm does not know the architecture, or a size is none.
+        """
+        if self.reference.startswith(_SCHEME):
+            return TimmConfig(self.reference.removeprefix(_SCHEME), {}, {})
+        where, name = str(self.folder), fields.get("architecture")
+        if not isinstance(name, str) or ":" in name or not timm.is_model(name):
+            raise WeightsError(f"timm knows no architecture {name!r:.80}", where=where)
+        said, sizes = (fields.get(key) or {} for key in ("pretrained_cfg", "model_args"))
+        if not (isinstance(said, dict) and isinstance(sizes, dict)):
+            raise WeightsError("pretrained_cfg or model_args is no JSON object", where=where)
+        pretrained = {key: value for key, value in said.items() if key in _SAID_OF_WEIGHTS}
+        arguments = {
+            key: value
+            for key, value in sizes.items()
+            if key not in _NOT_OF_A_MODEL and "pretrained" not in key
+        }
+        refuse_sizes(arguments, self.folder, most=_MOST_OF_A_SIZE)
+        return TimmConfig(name, {**pretrained, "custom_load": False}, arguments)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -198,29 +215,6 @@ def find_model(name: str) -> tuple[str, str]:
             hint=f"for instance {', '.join(near[:3])}" if near else None,
         )
     return f"{found.architecture}.{found.tag}" if found.tag else name, found.hf_hub_id
-
-
-def _config_of(said: dict[str, Any], folder: Path) -> TimmConfig:
-    """What a config.json says, without what leads elsewhere.
-
-    Raises:
-        WeightsError: timm does not know the architecture, or a size is none.
-    """
-    name = said.get("architecture")
-    if not isinstance(name, str) or ":" in name or not timm.is_model(name):
-        raise WeightsError(f"timm knows no architecture {name!r:.80}", where=str(folder))
-    parts = [said.get(key) or {} for key in ("pretrained_cfg", "model_args")]
-    if not all(isinstance(part, dict) for part in parts):
-        raise WeightsError("pretrained_cfg or model_args is no JSON object", where=str(folder))
-    known = {field.name for field in fields(PretrainedCfg)} - {*_LEADING_ELSEWHERE}
-    pretrained = {key: value for key, value in parts[0].items() if key in known}
-    arguments = {
-        key: value
-        for key, value in parts[1].items()
-        if key not in _NOT_OF_A_MODEL and "pretrained" not in key
-    }
-    refuse_sizes(arguments, folder, most=_MOST_OF_A_SIZE)
-    return TimmConfig(name, {**pretrained, "custom_load": False}, arguments)
 
 
 @contextmanager

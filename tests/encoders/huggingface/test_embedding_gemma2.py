@@ -28,7 +28,7 @@ from tests.encoders.huggingface.audio_video import (
     save_embedding_gemma2,
     with_weights,
 )
-from tests.encoders.huggingface.tiny import close
+from tests.encoders.huggingface.tiny import close, edit_json
 from tests.recordings import Film, Sound
 
 pytest.importorskip("transformers.models.embedding_gemma2", reason="needs transformers 5.18")
@@ -190,6 +190,18 @@ def test_what_the_towers_do_not_take_is_refused_at_opening(
     (tmp_path / file).write_text(json.dumps(fields))
     with pytest.raises(ChatBindError, match=said):
         open_encoder(tmp_path)
+
+
+def test_a_tokenizer_that_breaks_over_a_text_is_one_line(
+    repository: Repository, tmp_path: Path
+) -> None:
+    shutil.copytree(repository[0], tmp_path, dirs_exist_ok=True)
+    edit_json(
+        tmp_path / "tokenizer.json",
+        normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAAAAAA"},
+    )
+    with pytest.raises(ChatBindError, match="its tokenizer breaks over a text"):
+        open_encoder(tmp_path).embed_texts(["a dog"])
 
 
 def test_a_part_of_a_recording_is_as_if_the_rest_were_not_there(
