@@ -14,11 +14,7 @@ from typing import Any, Final
 
 from chatbind_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from chatbind_cli.checkpoints.delta import OWN_PREFIX, refuse_unapplied
-from chatbind_cli.checkpoints.manifest import (
-    combine_hashes,
-    is_rotary,
-    made_from,
-)
+from chatbind_cli.checkpoints.manifest import combine_hashes, is_rotary, made_from
 from chatbind_cli.checkpoints.output_folder import (
     DEFAULT_SHARD_BYTES,
     Facts,
@@ -47,7 +43,6 @@ from chatbind_cli.model.pretrained import (
 )
 
 CONVERT: Final = "convert"
-_PIECE_ELEMENTS = 4 << 20
 
 
 def convert(
@@ -189,7 +184,7 @@ def _copy(
     with SafetensorsWriter(path, infos) as writer:
         for name in writer.order:
             digest = hashlib.sha256()
-            for piece in checkpoint.chunks(names[name], _PIECE_ELEMENTS):
+            for piece in checkpoint.chunks(names[name]):
                 digest.update(writer.append(piece))
                 progress.advance_bytes(piece.nbytes)
             hashes[name] = digest.hexdigest()

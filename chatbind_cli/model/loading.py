@@ -24,12 +24,7 @@ from chatbind_cli.checkpoints.projector_file import (
 )
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.model.adapters import merge_adapters, read_adapters
-from chatbind_cli.model.base import (
-    adapted_base,
-    find_base,
-    grow_embeddings,
-    weights_folder,
-)
+from chatbind_cli.model.base import adapted_base, find_base, grow_embeddings, weights_folder
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration, word_embeddings
 from chatbind_cli.model.config import MODEL_TYPE, ChatBindConfig, saved_end_ids
 from chatbind_cli.model.pretrained import make_config, open_config, open_model, quiet_transformers

@@ -116,9 +116,8 @@ class Desk:
             waiting = self.waiting
             if waiting >= self._most_waiting:
                 raise BusyError(f"{waiting} questions wait already", self._retry_after(waiting))
-            loop = asyncio.get_running_loop()
-            if self._bell is None or self._bell.loop is not loop:
-                self._bell = Bell(loop)
+            if self._bell is None:
+                self._bell = Bell(asyncio.get_running_loop())
             ticket = Ticket(self._bell, self._left)
             question = replace(question, listener=ticket)
             self._tickets[ticket] = question

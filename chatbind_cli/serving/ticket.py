@@ -111,7 +111,7 @@ class Bell:
     """Wakes an event loop for all tickets that have news, once until it has looked after them."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
+        self._loop = loop
         self._tickets: deque[Ticket] = deque()
         self._rung = False
 
@@ -121,7 +121,7 @@ class Bell:
         if not self._rung:
             self._rung = True
             with suppress(RuntimeError):  # the loop is closed, and nobody waits
-                self.loop.call_soon_threadsafe(self._look)
+                self._loop.call_soon_threadsafe(self._look)
 
     def _look(self) -> None:
         self._rung = False  # first: what comes from now on rings again
