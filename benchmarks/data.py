@@ -24,19 +24,21 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
+from word_tokenizer import word_tokenizer
 
 from chatbind_cli.data.checked import checked_file
 from chatbind_cli.data.conversations import Conversations
 from chatbind_cli.data.database import FILE_NAME, Row, StoreMeta, create
-from chatbind_cli.data.lookup import Embeddings, open_stores
+from chatbind_cli.data.lookup import Embeddings, WideEmbeddings, open_stores
 from chatbind_cli.data.tokens import PromptEncoder
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.model.assemble import read_without_weights
@@ -88,37 +90,23 @@ def make_world(folder: Path, records: int) -> None:
     (folder / "store").mkdir()
     meta = StoreMeta(encoder_sha256="ab" * 32, encoder_name="random", dim=DIM)
     create(folder / "store" / FILE_NAME, meta, rows())
-    vocabulary = {word: n for n, word in enumerate(("<unk>", "<s>", "</s>", "#", "Human", ":"))}
-    for number in range(WORDS):
-        vocabulary[f"w{number}"] = len(vocabulary)
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder / "model")
+    tokenizer = word_tokenizer(("#", "Human", ":", *(f"w{number}" for number in range(WORDS))))
+    tokenizer.save_pretrained(folder / "model")
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
-    config = LlamaConfig(vocab_size=len(vocabulary), num_attention_heads=2, **shape)
+    config = LlamaConfig(vocab_size=len(tokenizer), num_attention_heads=2, **shape)
     LlamaForCausalLM(config).save_pretrained(folder / "model")
 
 
 def processes_of(root: int) -> Iterator[tuple[int, int, float]]:
     """Of a process and all below it: the most it has held and files' pages, KiB; core seconds."""
-    found: dict[int, tuple[int, tuple[int, int, float]]] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            lines = (folder / "status").read_text().splitlines()
-            values = dict(line.split(":", 1) for line in lines)
-            ticks = (folder / "stat").read_text().rpartition(")")[2].split()[11:13]
-            held = int(values["VmHWM"].split()[0]), int(values["RssFile"].split()[0])
-            cpu = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
-            found[int(folder.name)] = int(values["PPid"]), (*held, cpu)
-        except (OSError, KeyError):
-            continue  # it has ended
-    for pid, (_, figures) in found.items():
-        above = pid
-        while above != root and above in found:
-            above = found[above][0]
-        if above == root:
-            yield figures
+    with suppress(psutil.NoSuchProcess):
+        first = psutil.Process(root)
+        for process in [first, *first.children(recursive=True)]:
+            with suppress(psutil.Error, OSError, KeyError):  # it has ended
+                lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+                values = dict(line.split(":", 1) for line in lines)
+                most, of_files = (int(values[name].split()[0]) for name in ("VmHWM", "RssFile"))
+                yield most, of_files, sum(process.cpu_times()[:2])
 
 
 def run(folder: Path, data: str, processes: int) -> dict[str, float]:
@@ -162,7 +150,7 @@ def measure_samples(folder: Path) -> None:
     samples = TrainingSamples(
         Conversations.of_files([checked_file(folder / "all.json")]),
         PromptEncoder(tokenizer, config),
-        Embeddings(open_stores(folder / "store"), MediaOptions()),
+        WideEmbeddings([Embeddings(open_stores(folder / "store"), MediaOptions())], [DIM]),
         2048,
     )
     padded = WithPositions(

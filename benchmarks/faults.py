@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
-import json
 import os
 import random
 import shutil
@@ -29,16 +28,11 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from delta import Shape, make_checkpoint
+from delta import Shape, make_checkpoint, show
 
 MEMBERS, MEMBER_BYTES = 3000, 8192
 SERVED_BLOCK, SERVED_PAUSE_S = 256 << 10, 0.01
 SMALL = Shape("small", 512, 1376, 12)
-
-
-def show(what: str, **facts: object) -> None:
-    """Prints a line of the table."""
-    print(json.dumps({"what": what, **facts}), flush=True)
 
 
 def archive(generator: random.Random) -> bytes:

@@ -32,17 +32,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 from fuzzing.files import RECORDS, WEIGHTS, records_job, weights_job
 from fuzzing.media import media_job
-from fuzzing.process import Campaign, Result, kind_of, run
+from fuzzing.process import Campaign, Result, kind_of, run, write_lines
 from fuzzing.seeds import MODALITY, make_models, record_seeds
 
 BATCH = 96
-
-
 JOBS = {"media": media_job, "records": records_job, "weights": weights_job}
 
 
@@ -65,13 +64,11 @@ def jobs_of(options: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:
             yield what, names[start : start + size]
 
 
-_campaign: Campaign
-
-
-def _do(job: tuple[str, list[str]]) -> Result:
+def do(campaign: Campaign, job: tuple[str, list[str]]) -> Result:
+    """Runs one of `jobs_of`, in a process of the pool."""
     what, names = job
     result = Result()
-    JOBS[what](_campaign, names, result)
+    JOBS[what](campaign, names, result)
     return result
 
 
@@ -86,18 +83,9 @@ def prepare(campaign: Campaign) -> None:
     folder = campaign.home / "first"
     folder.mkdir()
     for name, records in good.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in records))
-    words = [
-        "review",
-        "--judge",
-        "rule",
-        "-q",
-        "questions.jsonl",
-        "--answer-list",
-        "answers.jsonl",
-        "others.jsonl",
-    ]
-    ended = run(words, folder, 60)
+        write_lines(folder / f"{name}.jsonl", records)
+    words = "review --judge rule -q questions.jsonl --answer-list answers.jsonl others.jsonl"
+    ended = run(words.split(), folder, 60)
     good["reviews"] = [json.loads(line) for line in ended.stdout.splitlines()]
     (campaign.home / "records.json").write_text(json.dumps(good))
 
@@ -119,7 +107,6 @@ def report(total: Result) -> None:
 
 def main() -> int:
     """Runs the campaign."""
-    global _campaign
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -137,15 +124,15 @@ def main() -> int:
     fork = multiprocessing.get_context("fork")
     total, begun = Result(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as home:
-        _campaign = Campaign(options.seed, Path(home), options.patience, options.keep)
-        maker = fork.Process(target=prepare, args=(_campaign,))
+        campaign = Campaign(options.seed, Path(home), options.patience, options.keep)
+        maker = fork.Process(target=prepare, args=(campaign,))
         maker.start()
         maker.join()
         if maker.exitcode:
             sys.exit("the models could not be made")
         gc.freeze()  # a collector that walks through the libraries copies them for every fork
         with fork.Pool(options.jobs) as pool:
-            for done in pool.imap_unordered(_do, list(jobs_of(options))):
+            for done in pool.imap_unordered(partial(do, campaign), list(jobs_of(options))):
                 total.runs += done.runs
                 total.findings += done.findings
                 for mine, its in ((total.slowest, done.slowest), (total.largest, done.largest)):

@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import json
 import multiprocessing
-import os
 import random
 import resource
 import shutil
@@ -25,6 +24,8 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from chatbind_cli.evaluation.cases import Case
 from chatbind_cli.evaluation.judges.chat import ChatJudge
@@ -91,8 +92,7 @@ def cases(n: int) -> Iterator[Case]:
 
 def resident_mb() -> float:
     """Memory of this process now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    return psutil.Process().memory_info().rss / 1e6
 
 
 def review(path: Path, port: int, n: int, concurrency: int) -> tuple[float, list[float]]:

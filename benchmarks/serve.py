@@ -25,11 +25,12 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from serving.crowd import MODALITIES, Asked, crowd, each_once
 
 ROOT = Path(__file__).parent.parent
@@ -50,8 +51,7 @@ def show(figure: str, **values: Any) -> None:
 
 def cpu_seconds(pid: int) -> float:
     """What a process has taken of processors."""
-    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+    return sum(psutil.Process(pid).cpu_times()[:2])
 
 
 @dataclass(frozen=True)
@@ -82,15 +82,8 @@ def by_vqa(demo: Path, each: int, batch_size: int, tokens: int) -> tuple[list[As
         for number in range(_REPEATED * len(records)):
             file.write(json.dumps({**records[number % len(records)], "question_id": number}) + "\n")
         file.flush()
-        line = [
-            "vqa",
-            "-m",
-            demo / "model",
-            "-q",
-            file.name,
-            "--media-root",
-            demo / "toy" / "media",
-        ]
+        line = ["vqa", "-m", demo / "model", "-q", file.name]
+        line += ["--media-root", demo / "toy" / "media"]
         line += ["--batch-size", batch_size, "--max-new-tokens", tokens]
         with subprocess.Popen(
             [*_CHATBIND, *map(str, line)], stdout=subprocess.PIPE, env=_ENVIRONMENT
@@ -137,15 +130,15 @@ class Memory(threading.Thread):
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
-        self._status = Path(f"/proc/{pid}/status")
+        self._process = psutil.Process(pid)
         self.mib: list[int] = []
 
     def run(self) -> None:
         """Until the process ends."""
-        while "VmRSS" in (text := self._status.read_text()):
-            lines = dict(line.split(":", 1) for line in text.splitlines())
-            self.mib.append(int(lines["VmRSS"].split()[0]) >> 10)
-            time.sleep(1)
+        with suppress(psutil.Error):
+            while mib := self._process.memory_info().rss >> 20:
+                self.mib.append(mib)
+                time.sleep(1)
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float]:

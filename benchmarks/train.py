@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
+from word_tokenizer import word_tokenizer
 
 from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.encoders.imagebind.config import ImageBindConfig
@@ -89,15 +89,10 @@ def conversation(stage: str, draw: random.Random) -> list[dict[str, str]]:
 
 def make_world(folder: Path, preset: dict[str, Any]) -> None:
     """A random language model, its tokenizer of one token a word, conversations, embeddings."""
-    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2}
     system = "A chat between curious human and an artificial intelligence assistant . The gives"
     system += " helpful , detailed polite answers to the ' s questions ### : Human Assistant"
-    for word in [*dict.fromkeys(system.split()), *(f"w{n}" for n in range(WORDS))]:
-        vocabulary.setdefault(word, len(vocabulary))
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder / "model")
+    tokenizer = word_tokenizer((*system.split(), *(f"w{n}" for n in range(WORDS))))
+    tokenizer.save_pretrained(folder / "model")
     heads = preset["heads"]
     config = LlamaConfig(**COMMON, **preset["model"], num_attention_heads=heads)
     torch.manual_seed(0)
@@ -159,13 +154,11 @@ def encoded_per_s(preset: str) -> float:
     with device:
         encoder = ImageBind(ImageBindConfig(), modalities=["image"]).to(torch.bfloat16).eval()
         pictures = torch.zeros(n, 3, 224, 224, dtype=torch.bfloat16)
-    for repeat in range(3):
+    for _ in range(3 if preset == "7b" else 2):  # the first to get warm
         began = time.monotonic()
         with torch.no_grad():
             float(encoder({"image": pictures})["image"].sum())
         seconds = time.monotonic() - began
-        if repeat == 1 and preset == "cpu":
-            break
     return n / seconds
 
 

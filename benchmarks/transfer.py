@@ -47,6 +47,7 @@ from chatbind_cli.media.root import MediaRoot
 from chatbind_cli.toy.digits import NAMES, Item, load_items
 from chatbind_cli.toy.encoders import make_encoders
 from chatbind_cli.toy.fit import FULL, QUICK, Size
+from chatbind_cli.toy.imagebind import ToyImageBind
 from chatbind_cli.toy.language import make_language_model
 from chatbind_cli.toy.media import SUFFIXES, relative_path, write_media
 from chatbind_cli.toy.texts import question, write_records
@@ -118,7 +119,7 @@ def make_stores(world: World, seed: int) -> list[dict[str, Any]]:
     place, media = world.place(seed), world.folder / "media"
     train, heldout = world.items
     folders = (place / "imagebind", place / "unbound")
-    make_encoders(train, media, folders, world.size, seed, lambda *said: None)
+    make_encoders(ToyImageBind, train, media, folders, world.size, seed, lambda *said: None)
     encoder, options = open_encoder(folders[0]), MediaOptions()
     for_means = {
         m: media_of(train[: min(FOR_MEANS, world.size.train_items[m])], m) for m in MODALITIES

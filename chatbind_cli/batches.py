@@ -21,7 +21,7 @@ import openai
 from chatbind_cli.console import note
 from chatbind_cli.endpoint import Endpoint
 from chatbind_cli.errors import ChatBindError, RecordError, reason
-from chatbind_cli.files import replace_file
+from chatbind_cli.files import replace_text
 from chatbind_cli.json_text import parse_line
 from chatbind_cli.jsonl import Record
 
@@ -189,8 +189,7 @@ class Batches:
             self._path.unlink(missing_ok=True)
             return
         kept = [{k: v for k, v in order.items() if k != "taken"} for order in self._orders]
-        with replace_file(self._path) as temporary:
-            temporary.write_text(json.dumps({"batches_of": self._who, "orders": kept}) + "\n")
+        replace_text(self._path, json.dumps({"batches_of": self._who, "orders": kept}) + "\n")
 
     @contextmanager
     def _said(self, what: str) -> Iterator[None]:

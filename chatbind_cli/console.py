@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import threading
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -60,6 +61,7 @@ class Progress:
         self.unit = unit
         self.n = 0
         self._rest = 0
+        self._counting = threading.Lock()
         self._above: Progress | None = None
         self._bar: rich.progress.Progress | None = None
         self._task: rich.progress.TaskID | None = None
@@ -97,11 +99,12 @@ class Progress:
             self._task = self._bar.add_task(self.label, total=self.total)
         return self
 
-    def expect(self, total: int) -> None:
-        """Says how many units there will be, where that was not known at first."""
-        self.total = total
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, total=total)
+    def expect_bytes(self, n: int) -> None:
+        """Expects `n` more bytes than were known, where the unit is MiB; in any thread."""
+        with self._counting:
+            self.total = (self.total or 0) + (n >> 20)
+            if self._bar is not None and self._task is not None:
+                self._bar.update(self._task, total=self.total)
 
     def advance(self, n: int = 1) -> None:
         """Counts `n` more units as done."""
@@ -114,10 +117,11 @@ class Progress:
             note(f"{self.label}: {self.n}{of_total} {self.unit}")
 
     def advance_bytes(self, n: int) -> None:
-        """Counts `n` more bytes, where the unit is MiB."""
-        whole, self._rest = divmod(self._rest + n, 1 << 20)
-        if whole:
-            self.advance(whole)
+        """Counts `n` more bytes, where the unit is MiB; in any thread."""
+        with self._counting:
+            whole, self._rest = divmod(self._rest + n, 1 << 20)
+            if whole:
+                self.advance(whole)
 
     def __exit__(
         self,

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import importlib
 import platform
-import shutil
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
 import chatbind_cli
 from chatbind_cli.errors import UsageError, reason
+from chatbind_cli.files import free_bytes
 from chatbind_cli.hardware import cpu_count, memory
 from chatbind_cli.jsonl import Record
 from chatbind_cli.urls import public_url
@@ -188,13 +188,10 @@ def decoders() -> Iterator[Record]:
 
 def _room(folder: Path) -> Iterator[Record]:
     """Free memory, and free disk where `folder` is (or would be)."""
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
     found = memory()
     rooms = [
         ("memory", found and found[1], _MEMORY_FOR_7B, "a 7B model with ImageBind-Huge"),
-        ("disk", shutil.disk_usage(place).free, _DISK_FOR_7B, "base, delta and sum of a 7B model"),
+        ("disk", free_bytes(folder), _DISK_FOR_7B, "base, delta and sum of a 7B model"),
     ]
     for name, free, wanted, purpose in rooms:
         if free is not None:

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final, Literal
 
 from chatbind_cli.errors import ChatBindError
-from chatbind_cli.files import lock_file, replace_file, sync, user_mode
+from chatbind_cli.files import lock_file, replace_text, sync, user_mode
 
 RECORD: Final = ".chatbind-files.jsonl"
 _LOCKS: Final = (".lock", "writer.lock", "lock")  # of runs, stores, folders in the making; empty
@@ -239,8 +239,7 @@ def _read_record(folder: Path) -> _Record | None:
 
 def _write_record(folder: Path, names: Iterable[str], made_by: str) -> None:
     lines = [json.dumps({"made_by": made_by}), *map(json.dumps, dict.fromkeys(names))]
-    with replace_file(folder / RECORD) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    replace_text(folder / RECORD, "\n".join(lines) + "\n")
 
 
 def _walk(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -38,7 +38,7 @@ class ModelChoice:
     model: str
     projector: str | None
     base: Path | None
-    encoders: tuple[str, ...]
+    encoder: tuple[str, ...]
     allow_encoder_mismatch: bool
     prompt_style: str | None
     adapter: Path | None
@@ -97,27 +97,19 @@ class ModelChoice:
 
         # it would draw a bar for every folder, on a log as on a terminal
         transformers.utils.logging.disable_progress_bar()
+        how: dict[str, Any] = {"base": self.base, "encoders": self.encoder}
+        how |= {"allow_encoder_mismatch": self.allow_encoder_mismatch}
+        how |= {"device": device, "dtype": dtype}
         if self.engine:
-            return load_front(
-                Path(self.model),
-                base=self.base,
-                encoders=self.encoders,
-                allow_encoder_mismatch=self.allow_encoder_mismatch,
-                device=device,
-                dtype=dtype,
-            )
+            return load_front(Path(self.model), **how)
         return load_model(
             Path(self.model),
             projector=None if self.projector is None else Path(self.projector),
-            base=self.base,
-            encoders=self.encoders,
-            allow_encoder_mismatch=self.allow_encoder_mismatch,
-            device=device,
-            dtype=dtype,
             attn_implementation=self.attn_implementation,
             adapter=self.adapter,
             device_map=self.device_map,
             load_in=self.load_in,
+            **how,
         )
 
 

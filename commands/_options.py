@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial, reduce, wraps
@@ -18,7 +17,7 @@ from chatbind_cli.encoders.reference import is_reference
 from chatbind_cli.errors import UsageError
 from chatbind_cli.numerals import whole_number
 
-from ._base import GroupedOption, in_group
+from ._base import in_group
 
 if TYPE_CHECKING:
     from chatbind_cli.media.root import MediaRoot
@@ -170,27 +169,20 @@ media_root_options = gather(
 class _Encoder(click.Path):
     """An encoder's path, which has to be there, or a reference that a scheme begins."""
 
-    envvar_list_splitter = "\n"
+    def split_envvar_value(self, rv: str) -> list[str]:
+        return rv.strip("\n").split("\n")
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         word = str(value)  # a config file may say a number
         return word if is_reference(word) else str(super().convert(word, param, ctx))
 
 
-class _EncoderOption(GroupedOption):
-    """Asks the environment by the option's name, and not by that of the argument."""
-
-    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
-        return os.environ.get(f"{ctx.auto_envvar_prefix}_ENCODER", "").strip("\n") or None
-
-
 def encoder_option(
     group: str, help_text: str, several: str = _SHARED, **how: Any
 ) -> Callable[[F], F]:
-    """`--encoder`, repeatable: the argument `encoders`, paths and references in their order."""
-    return in_group(group, _EncoderOption)(
+    """`--encoder`, repeatable: paths and references in their order."""
+    return in_group(group)(
         "--encoder",
-        "encoders",
         multiple=True,
         metavar="PATH|SCHEME:NAME",
         type=_Encoder(exists=True),

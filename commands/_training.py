@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from chatbind_cli.training.settings import Stage, TrainingSettings
 
 # What people set: the rest is shown by --help-all.
-_SHOWN = {"model", "data", "media_root", "encoders", "store", "projector", "prompt_style"}
+_SHOWN = {"model", "data", "media_root", "encoder", "store", "projector", "prompt_style"}
 _SHOWN |= {"num_train_epochs", "max_steps", "learning_rate", "per_device_train_batch_size"}
 _SHOWN |= {"global_batch_size", "seed", "device", "bf16", "output"}
 _SHOWN |= {"overwrite", "num_processes", "dry_run", "lora_r"}
@@ -93,7 +93,7 @@ def run_stage(stage: Stage, plan: launch.Dispatch, values: dict[str, Any]) -> No
     from chatbind_cli.training.longest import longest_sample  # noqa: PLC0415
     from chatbind_cli.training.settings import TrainingSettings  # noqa: PLC0415
 
-    values["stores"] = values.pop("store")
+    values["encoders"], values["stores"] = values.pop("encoder"), values.pop("store")
     values["data"] = tuple(map(DataFile.parse, values["data"]))
     values["prompt_style"] = style_name(values["prompt_style"])
     values["model_max_length"] = longest_sample(values["model"], values["model_max_length"])

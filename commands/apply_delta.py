@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
-
 from chatbind_cli.artifacts import artifact_record, emit_artifact
 from chatbind_cli.errors import UsageError
 from chatbind_cli.files import refuse_overlap
@@ -41,7 +39,7 @@ _output = in_group("Output")
     "--target-model-path",
     "target",
     metavar="DIR",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=_options.NEW_FOLDER,
     help="The folder to make.",
 )
 @_checkpoints.shard_size_option
@@ -55,7 +53,7 @@ _output = in_group("Output")
 @in_group("Check")(
     "--verify",
     metavar="DIR",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=_options.FOLDER,
     help="Make nothing: hash a target anew and compare with what was written about it.",
 )
 def command(

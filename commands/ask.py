@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from chatbind_cli.errors import UsageError
-from chatbind_cli.inference.chat_input import check_text
+from chatbind_cli.inference.chat_input import check_utf8
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.media.medium import Medium, parse_attachment
 from chatbind_cli.media.modality import MODALITIES
@@ -160,13 +160,13 @@ def command(
     if words is None and not chat and sys.stdin.isatty():
         raise UsageError("no question", hint="write it as an argument, or use --chat")
     if isinstance(sys.stdin, io.TextIOWrapper):
-        # in every locale alike: what is not text is told by `check_text`
+        # in every locale alike: what is not text is told by `check_utf8`
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     choice = choice.resolved()
     if first is None and not chat:
         first = _piped_question()
-    check_text(first or "")
-    check_text(system or "", "the system text")
+    check_utf8(first or "")
+    check_utf8(system or "", "the system text")
     # imported here: they bring torch
     from chatbind_cli.inference.answer_view import view_of  # noqa: PLC0415
     from chatbind_cli.inference.answerer import Answerer  # noqa: PLC0415

@@ -14,6 +14,7 @@ from chatbind_cli.jsonl import Record
 
 from . import _base
 from ._base import in_group
+from ._options import NEW_FOLDER
 
 _MARKS = {OK: ("ok", "green"), NOTE: ("note", "yellow"), PROBLEM: ("FAIL", "red")}
 
@@ -30,7 +31,7 @@ _MARKS = {OK: ("ok", "green"), NOTE: ("note", "yellow"), PROBLEM: ("FAIL", "red"
     "--output",
     default=".",
     metavar="DIR",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=NEW_FOLDER,
     help="The folder that downloads land below, as in `download`.",
 )
 @in_group("What")(

@@ -19,6 +19,7 @@ from chatbind_cli.jsonl import Record
 
 from . import _base
 from ._base import in_group
+from ._options import NEW_FOLDER
 
 _what = in_group("What")
 _how = in_group("How")
@@ -84,7 +85,7 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
     "output",
     default=".",
     metavar="DIR",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=NEW_FOLDER,
     help="Folder that everything lands below (catalogue: checkpoints/... and data/...).",
 )
 @_output("--json", "as_json", is_flag=True, help="Records, on a terminal too.")

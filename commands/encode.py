@@ -164,7 +164,7 @@ def command(
     """
     _check(files, asked)
     listed = _list_source(files, asked)
-    inputs = [*files, listed, asked["data"], asked["zero_shot"], *asked["encoders"]]
+    inputs = [*files, listed, asked["data"], asked["zero_shot"], *asked["encoder"]]
     refuse_overlap(asked["store"] or asked["output"], inputs)
     hands = crew(plan)
     if hands is None:
@@ -186,18 +186,18 @@ def _encode(
     """Does the work; who leads tells what was done."""
     # imported here: they bring torch
     from chatbind_cli.data.encode import encode, help_encode  # noqa: PLC0415
-    from chatbind_cli.data.encoding import EncodingOptions  # noqa: PLC0415
+    from chatbind_cli.data.encoding import EncodingOptions, at_once  # noqa: PLC0415
     from chatbind_cli.device import resolve_device, resolve_dtype  # noqa: PLC0415
     from chatbind_cli.encoders.opening import open_encoders  # noqa: PLC0415
 
     device = resolve_device(asked["device"])
     dtype = resolve_dtype(asked["dtype"], device)
-    batch_size, workers = asked["batch_size"], asked["num_workers"]
+    workers = asked["num_workers"]
     encoder = open_encoders(
-        asked["encoders"],
+        asked["encoder"],
         device=device,
         dtype=dtype,
-        batch_size=batch_size,
+        batch_size=asked["batch_size"],
         attn_implementation=asked["attn_implementation"],
     )
     if not hands.follows:
@@ -205,8 +205,7 @@ def _encode(
     options = EncodingOptions(
         media=media,
         workers=min(worker.cpus(), 8) if workers is None else workers,
-        # two at once: one is put together while the GPU works on the other
-        batch_size=1 if device.type == "cpu" else 2 * batch_size,
+        batch_size=at_once(encoder),
         decode_in=asked["decode_in"],
     )
     if hands.follows:

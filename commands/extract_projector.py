@@ -13,6 +13,7 @@ from chatbind_cli.files import refuse_overlap, sha256_file
 
 from . import _base
 from ._base import in_group
+from ._options import NEW_FILE
 
 
 @_base.command(
@@ -40,7 +41,7 @@ from ._base import in_group
     "--output",
     required=True,
     metavar="FILE",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=NEW_FILE,
     help="The projector: .safetensors, or .bin for the published layout.",
 )
 def command(checkpoint: str | None, model: str | None, output: Path) -> None:

@@ -17,7 +17,8 @@ from chatbind_cli.pictures import check_picture
 
 from . import _base
 from ._base import in_group
-from ._options import FILE, NEW_FILE, encoder_option, media_root_options
+from ._options import FILE, FOLDER, NEW_FILE, encoder_option, media_root_options
+from ._training import style_name
 from ._training_options import model_options
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ _BAR = 40
     "-m",
     "--model",
     metavar="DIR",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=FOLDER,
     help="The language model (or ChatBind model) that is to be trained; no weights are read.",
 )
 @_input(
@@ -121,7 +122,7 @@ def _inspect_data(path: Path | None, as_json: bool, asked: dict[str, Any]) -> in
 
     if asked["model"] is None:
         raise UsageError("DATA needs -m MODEL: its tokenizer makes the tokens")
-    if asked["encoders"] or asked["plot"]:
+    if asked["encoder"] or asked["plot"]:
         raise UsageError("--encoder and --plot are for --pairs")
     assert path is not None
     with checked_ahead([path]):
@@ -149,8 +150,6 @@ def _reader(asked: dict[str, Any]) -> Reader:
     from chatbind_cli.model.assemble import read_without_weights  # noqa: PLC0415
     from chatbind_cli.training.longest import longest_sample  # noqa: PLC0415
     from chatbind_cli.training.survey import Reader  # noqa: PLC0415
-
-    from ._training import style_name  # noqa: PLC0415
 
     tokenizer, config = read_without_weights(
         asked["model"],
@@ -206,7 +205,7 @@ def _inspect_pairs(path: Path, as_json: bool, asked: dict[str, Any]) -> int:
     from chatbind_cli.encoders.opening import open_encoder  # noqa: PLC0415
     from chatbind_cli.media.options import MediaOptions  # noqa: PLC0415
 
-    if not asked["encoders"]:
+    if not asked["encoder"]:
         raise UsageError("--pairs needs --encoder")
     if asked["plot"] is not None:
         check_picture(asked["plot"], "--plot")
@@ -214,7 +213,7 @@ def _inspect_pairs(path: Path, as_json: bool, asked: dict[str, Any]) -> int:
     if not pairs:
         raise RecordError("names no pairs", where=str(path))
     device = resolve_device("auto")
-    references = list(dict.fromkeys(asked["encoders"]))
+    references = list(dict.fromkeys(asked["encoder"]))
     opened = [open_encoder(reference, device=device) for reference in references]
     each = (opened.pop(0) for _ in references)  # so that none keeps its towers in memory
     how = EncodingOptions(media=MediaOptions())
@@ -230,17 +229,7 @@ def _inspect_pairs(path: Path, as_json: bool, asked: dict[str, Any]) -> int:
     return len(errors)
 
 
-_HEAD = (
-    "pairs",
-    "R@1 there",
-    "back",
-    "chance",
-    "R@5 there",
-    "back",
-    "chance",
-    "gap",
-    "outlook",
-)
+_HEAD = ("pairs", "R@1 there", "back", "chance", "R@5 there", "back", "chance", "gap", "outlook")
 _FIGURES = tuple(f"{name}_at_{k}" for k in (1, 5) for name in ("recall", "recall_back", "chance"))
 
 

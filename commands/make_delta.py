@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
-
 from chatbind_cli.files import refuse_overlap
 
 from . import _base, _checkpoints, _options
@@ -37,7 +35,7 @@ _output = in_group("Output")
     "delta",
     required=True,
     metavar="DIR",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=_options.NEW_FOLDER,
     help="The folder to make.",
 )
 @_output(

@@ -17,9 +17,8 @@ from chatbind_cli.jsonl import read_lines
 from . import _base
 from ._base import ListOption, in_group
 from ._hosted import hosted_limits, show_plan
-from ._options import on_error_option, output_option, overwrite_option
+from ._options import FILE, on_error_option, output_option, overwrite_option
 
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _input = in_group("Input")
 _judge = in_group("Judge")
 _limit = in_group("Limits")
@@ -55,15 +54,13 @@ def _cache(context: click.Context, param: click.Parameter, given: str | None) ->
     "-q",
     "questions",
     required=True,
-    type=_FILE,
+    type=FILE,
     help="Question records.",
 )
-@click.option(
+@in_group("Input", ListOption)(
     "--answer-list",
     "--answers",
     "answers",
-    cls=ListOption,
-    group="Input",
     metavar="A B...",
     type=click.Path(exists=True, dir_okay=False, allow_dash=True),
     help="Two or more answer files, the baseline first. `-` is stdin; where one is missing, it is "
@@ -86,20 +83,20 @@ def _cache(context: click.Context, param: click.Parameter, given: str | None) ->
     "--context",
     "--contexts",
     "contexts",
-    type=_FILE,
+    type=FILE,
     help="Captions and boxes of the media, for a judge who cannot see them.",
 )
 @_input(
     "--rule",
     "--rules",
     "rules",
-    type=_FILE,
+    type=FILE,
     help="JSON file of rules by category; default: our own rules.",
 )
 @_input(
     "--reference",
     "references",
-    type=_FILE,
+    type=FILE,
     help="Answers that count as right, for `--judge rule` and `--mode single`: an answer file; "
     "default: the question's `reference`, `answers`, `answer` or `label`. Of several, one is "
     "enough.",

@@ -29,14 +29,12 @@ from chatbind_cli.files import bears, refuse_foreign_file, refuse_overlap, repla
 
 from . import _base
 from ._base import ListOption, in_group
-from ._options import media_root_options
+from ._options import FILE, FOLDER, NEW_FILE, STREAM, media_root_options
 
 if TYPE_CHECKING:
     from chatbind_cli.evaluation.ranking import Ranking
     from chatbind_cli.media.root import MediaRoot
 
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_REVIEWS = click.Path(dir_okay=False, allow_dash=True)
 _input = in_group("Input")
 _inputs = in_group("Input", ListOption)
 _output = in_group("Output")
@@ -56,13 +54,13 @@ _MARK = b'name="generator" content="chatbind summarize"'
         "eval/answers-model-audio.jsonl --media-root media",
     ],
 )
-@click.argument("reviews", nargs=-1, type=_REVIEWS, metavar="[REVIEWS]...")
-@_inputs("-f", "--files", type=_REVIEWS, help="Review files, as the words without an option.")
+@click.argument("reviews", nargs=-1, type=STREAM, metavar="[REVIEWS]...")
+@_inputs("-f", "--files", type=STREAM, help="Review files, as the words without an option.")
 @_input(
     "-d",
     "--dir",
     "folder",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=FOLDER,
     help="Folder with review files (gpt4_text*.jsonl, review*.jsonl).",
 )
 @_inputs(
@@ -73,13 +71,13 @@ _MARK = b'name="generator" content="chatbind summarize"'
 )
 @_input(
     "--baseline",
-    type=_FILE,
+    type=FILE,
     help="Reviews of another run on the same questions: each line of the table is compared with "
     "that run's by a paired permutation test; p of several categories is corrected (Holm).",
 )
 @_input(
     "--labels",
-    type=_FILE,
+    type=FILE,
     help="What people say of some of the questions (question_id, winner: a model, 1, 2 or tie; of "
     "several pairs also models): agreement with the judge, and the win rate that allows for its "
     "errors. FastChat's votes are read, too.",
@@ -104,10 +102,8 @@ _MARK = b'name="generator" content="chatbind summarize"'
     help="Also the win rate that the second would have if both answers were equally long, as "
     "AlpacaEval 2 does: some judges like length.",
 )
-@click.option(
+@in_group("Output", ListOption)(
     "--names",
-    cls=ListOption,
-    group="Output",
     metavar="A B...",
     help="What to call who gave the answers: the first one, then the second one of each pair; "
     "default: as the reviews do.",
@@ -123,7 +119,7 @@ _MARK = b'name="generator" content="chatbind summarize"'
     "--html",
     "page",
     metavar="FILE",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=NEW_FILE,
     help="Also write a report that one can browse: figures, charts and every review in one file.",
 )
 @_input(
@@ -131,7 +127,7 @@ _MARK = b'name="generator" content="chatbind summarize"'
     "--questions",
     "--question",
     "questions",
-    type=_FILE,
+    type=FILE,
     help="Question records, for the report.",
 )
 @_inputs(
@@ -139,20 +135,20 @@ _MARK = b'name="generator" content="chatbind summarize"'
     "--answer-list",
     "answers",
     metavar="A B...",
-    type=_FILE,
+    type=FILE,
     help="The answer files in the order of `review`, for the report.",
 )
 @_input(
     "--context",
     "--contexts",
     "contexts",
-    type=_FILE,
+    type=FILE,
     help="The captions and boxes that `review` had, for the report.",
 )
 @_input(
     "--reference",
     "references",
-    type=_FILE,
+    type=FILE,
     help="The answers that count as right, as for `review`, for the report; default: those that "
     "questions or answers carry.",
 )

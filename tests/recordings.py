@@ -81,6 +81,13 @@ def _sound(
     return buffer.getvalue()
 
 
+def npy(values: np.ndarray) -> bytes:
+    """An array's file."""
+    buffer = io.BytesIO()
+    np.save(buffer, values)
+    return buffer.getvalue()
+
+
 @pytest.fixture(scope="session")
 def film() -> Film:
     return _film

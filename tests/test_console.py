@@ -21,8 +21,8 @@ with RecordWriter("-", key="n") as writer, Progress(3, "counting", "numbers") as
         time.sleep(0.15)
         progress.advance()
     with progress.beside(None, "below") as below:
-        below.expect(2)
-        below.advance(2)
+        below.expect_bytes(2 << 20)
+        below.advance_bytes(2 << 20)
         time.sleep(0.15)
 """
 LONG = "wider than the terminal " * 20

@@ -22,9 +22,9 @@ def show(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> click.Command:
 
     @base.command("show", examples=["chatbind show", "chatbind show --encoder a"])
     @options.encoder_option("Model", "Sees.")
-    def show(encoders: tuple[str, ...]) -> None:
+    def show(encoder: tuple[str, ...]) -> None:
         """Show the values."""
-        for word in encoders:
+        for word in encoder:
             click.echo(f"<{word}>")
 
     monkeypatch.setitem(cli.app.commands, "show", show)
@@ -58,9 +58,8 @@ def test_what_is_neither_is_refused_at_the_door_in_one_line(word: str) -> None:
 def test_the_environment_and_the_config_file_say_one_or_several(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for written in ('encoder = "a b"', 'encoders = ["a b"]'):
-        (tmp_path / "c.toml").write_text(f"[show]\n{written}\n")
-        assert shown("--config", "c.toml") == ["<a b>"]
+    (tmp_path / "c.toml").write_text('[show]\nencoder = "a b"\n')
+    assert shown("--config", "c.toml") == ["<a b>"]
     (tmp_path / "c.toml").write_text('encoder = ["hf:x/y", "a b"]\n')
     assert shown("--config", "c.toml") == ["<hf:x/y>", "<a b>"]
     (tmp_path / "d.toml").write_text("encoder = [3]\n")

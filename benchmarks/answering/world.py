@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from transformers import LlamaConfig
+from word_tokenizer import word_tokenizer
 
 from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.inference.answerer import Answerer
@@ -75,14 +75,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def make_world(folder: Path, preset: dict[str, Any], count: int) -> None:
     """A ChatBind model of random weights, embeddings of pictures, and questions about them."""
-    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2}
-    vocabulary |= {f"w{n}": 3 + n for n in range(preset["words"])}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, **special)
+    tokenizer = word_tokenizer(f"w{n}" for n in range(preset["words"]))
     config = LlamaConfig(
-        vocab_size=len(vocabulary),
+        vocab_size=len(tokenizer),
         max_position_embeddings=2048,
         num_attention_heads=preset["heads"],
         tie_word_embeddings=False,

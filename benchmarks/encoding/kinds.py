@@ -90,16 +90,13 @@ def save_imagebind(folder: Path) -> None:
 
 def save_languagebind(folder: Path) -> None:
     """LanguageBind's repositories of pictures and of sound, of CLIP's ViT-L/14."""
+    with torch.device("meta"):
+        shapes = {n: p.shape for n, p in CLIPModel(CLIPConfig(**CLIP)).state_dict().items()}
     text = {**_TEXT, "hidden_act": "gelu", "vocab_size": 49408}
+    vision = {**_VISION, "hidden_act": "gelu", "lora_r": 0}
     for modality in ("image", "audio"):
-        vision = {**_VISION, "hidden_act": "gelu", "lora_r": 0}
         if modality == "audio":
             vision |= {"num_mel_bins": 112, "target_length": 1036}
-        config = CLIPConfig(**{**CLIP, "vision_config": {**vision, "hidden_act": "gelu"}})
-        config.text_config.hidden_act = "gelu"
-        with torch.device("meta"):
-            shapes = {n: p.shape for n, p in CLIPModel(config).state_dict().items()}
-        if modality == "audio":
             shapes["vision_model.embeddings.position_embedding.weight"] = torch.Size((593, 1024))
         part = folder / f"LanguageBind_{modality.capitalize()}"
         save_random(shapes, part)

@@ -19,31 +19,26 @@ from fuzzing.process import (
     run,
     stray,
     strict,
+    write_lines,
 )
 from fuzzing.values import mutate_config, mutate_records, mutate_weights
 
-_PROJECTOR = "projector.safetensors"
 _DELTA = "apply-delta --base IT --delta delta --target out"
+_SEE = "encode --encoder IT media/0.png"
 _HEAR = "encode --encoder IT media/tone.wav"
+_ASK = "ask --max-new-tokens 4 hello -m"
+_WITH = "--projector projector.safetensors"
+_ASK_WITH = f"{_ASK} IT {_WITH} --encoder encoder"
+_CONVERT_WITH = f"convert IT {_WITH} -o out"
+_OF_WHOLE_MODELS = (f"{_ASK} IT", "extract-projector IT -o out.safetensors", "convert IT -o out")
 _REVIEW = "review --judge rule -q questions.jsonl"
+_BOTH = "--answer-list answers.jsonl others.jsonl"
 
 # what is mutated: folder of the models, file in it, the command lines that read it
 WEIGHTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "model-safetensors": (
-        "model",
-        "model.safetensors",
-        ("ask -m IT hello", "extract-projector IT -o out.safetensors", "convert IT -o out"),
-    ),
-    "encoder-safetensors": (
-        "encoder",
-        "imagebind.safetensors",
-        ("encode --encoder IT media/0.png",),
-    ),
-    "encoder-config": (
-        "encoder",
-        "config.json",
-        ("encode --encoder IT media/0.png media/tone.wav",),
-    ),
+    "model-safetensors": ("model", "model.safetensors", _OF_WHOLE_MODELS),
+    "encoder-safetensors": ("encoder", "imagebind.safetensors", (_SEE,)),
+    "encoder-config": ("encoder", "config.json", (f"{_SEE} media/tone.wav",)),
     "encoder-pth": (
         "pth",
         "encoder.pth",
@@ -53,59 +48,43 @@ WEIGHTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         ),
     ),
     "encoder-old-pth": ("old-pth", "encoder.pth", ("encode --encoder IT/encoder.pth media/0.png",)),
-    "languagebind-config": ("languagebind", "config.json", ("encode --encoder IT media/0.png",)),
+    "languagebind-config": ("languagebind", "config.json", (_SEE,)),
     "languagebind-sound": ("languagebind-sound", "config.json", (_HEAR,)),
     "languagebind-safetensors": ("languagebind-sound", "model.safetensors", (_HEAR,)),
     "languagebind-bin": (
         "languagebind",
         "pytorch_model.bin",
-        ("encode --encoder IT media/0.png", "encode --encoder IT/pytorch_model.bin media/0.png"),
+        (_SEE, "encode --encoder IT/pytorch_model.bin media/0.png"),
     ),
-    "llama-bin": (
-        "bin",
-        "pytorch_model.bin",
-        (_DELTA, f"ask -m IT --projector {_PROJECTOR} --encoder encoder hello"),
-    ),
+    "llama-bin": ("bin", "pytorch_model.bin", (_DELTA, _ASK_WITH)),
     "llama-old-bin": ("old-bin", "pytorch_model.bin", (_DELTA,)),
     "projector-bin": (
         "pbin",
         "projector.bin",
         (
             "extract-projector IT/projector.bin -o out.safetensors",
-            "ask -m llama --projector IT/projector.bin --encoder encoder hello",
+            f"{_ASK} llama --projector IT/projector.bin --encoder encoder",
         ),
     ),
     "shard-index": (
         "shards",
         "model.safetensors.index.json",
-        (
-            f"ask -m IT --projector {_PROJECTOR} --encoder encoder hello",
-            f"convert IT --projector {_PROJECTOR} -o out",
-            _DELTA,
-        ),
+        (_ASK_WITH, _CONVERT_WITH, _DELTA),
     ),
     "delta-safetensors": (
         "delta",
         "model.safetensors",
         ("apply-delta --base llama --delta IT --target out",),
     ),
-    "config": (
-        "model",
-        "config.json",
-        ("ask -m IT hello", "convert IT -o out", "extract-projector IT -o out.safetensors"),
-    ),
-    "llama-config": (
-        "llama",
-        "config.json",
-        (f"convert IT --projector {_PROJECTOR} -o out", _DELTA),
-    ),
-    "tokenizer": ("model", "tokenizer.json", ("ask -m IT hello",)),
+    "config": ("model", "config.json", _OF_WHOLE_MODELS),
+    "llama-config": ("llama", "config.json", (_CONVERT_WITH, _DELTA)),
+    "tokenizer": ("model", "tokenizer.json", (f"{_ASK} IT",)),
     "tokenizer-config": (
         "model",
         "tokenizer_config.json",
-        ("ask -m IT hello", "ask -m IT --prompt-style chat hello"),
+        (f"{_ASK} IT", f"{_ASK} IT --prompt-style chat"),
     ),
-    "generation-config": ("model", "generation_config.json", ("ask -m IT hello",)),
+    "generation-config": ("model", "generation_config.json", (f"{_ASK} IT",)),
 }
 # which file of records is mutated: the command line with it as IT
 RECORDS: dict[str, tuple[str, str]] = {
@@ -115,11 +94,8 @@ RECORDS: dict[str, tuple[str, str]] = {
     "asked-media": ("questions", "encode --encoder encoder --data IT --media-root media"),
     "answers": ("others", _REVIEW + " --answer-list answers.jsonl IT"),
     "baseline": ("answers", _REVIEW + " --answer-list IT others.jsonl"),
-    "review-questions": (
-        "questions",
-        "review --judge rule -q IT --answer-list answers.jsonl others.jsonl",
-    ),
-    "contexts": ("contexts", _REVIEW + " --context IT --answer-list answers.jsonl others.jsonl"),
+    "review-questions": ("questions", f"review --judge rule -q IT {_BOTH}"),
+    "contexts": ("contexts", f"{_REVIEW} --context IT {_BOTH}"),
     "reviews": ("reviews", "summarize --json IT"),
     "report": ("reviews", "summarize --html out.html -q questions.jsonl IT"),
 }
@@ -134,14 +110,12 @@ def records_job(campaign: Campaign, names: list[str], result: Result) -> None:
         with tempfile.TemporaryDirectory(dir=campaign.home) as place:
             folder = Path(place)
             for other, records in good.items():
-                (folder / f"{other}.jsonl").write_text(
-                    "".join(json.dumps(x) + "\n" for x in records)
-                )
+                write_lines(folder / f"{other}.jsonl", records)
             data = mutate_records(good[which], r)
             if is_good(name):
                 data = (folder / f"{which}.jsonl").read_bytes()
             campaign.write(folder / "IT.jsonl", f"{name}.jsonl", data)
-            _link_models(campaign, folder)
+            campaign.link_models(folder)
             words = line.replace("IT", "IT.jsonl").split()
             ended = run(words, folder, MOST_SECONDS * campaign.patience)
         _tally(
@@ -193,11 +167,6 @@ def _tally(result: Result, name: str, words: list[str], ended: Ended, problem: s
         result.runs[kind_of(name), "refused" if ended.code else "ok"] += 1
 
 
-def _link_models(campaign: Campaign, folder: Path) -> None:
-    for path in campaign.models.iterdir():
-        (folder / path.name).symlink_to(path)
-
-
 def weights_job(campaign: Campaign, names: list[str], result: Result) -> None:
     """A mutant of a file of a model folder through one of its commands."""
     for name in names:
@@ -205,21 +174,20 @@ def weights_job(campaign: Campaign, names: list[str], result: Result) -> None:
         r = random.Random(f"{campaign.seed}/{name}")
         with tempfile.TemporaryDirectory(dir=campaign.home) as place:
             folder = Path(place)
-            _link_models(campaign, folder)
+            campaign.link_models(folder)
             shutil.copytree(campaign.models / source, folder / "IT")
             for module in ("evil.py", "configuration_evil.py"):
                 (folder / "IT" / module).write_text("open('PWNED', 'w').write('run')\n")
             target = folder / "IT" / file
             good = target.read_bytes()
-            data = (
-                mutate_config(good, file, r) if file.endswith(".json") else mutate_weights(good, r)
-            )
-            data = good if is_good(name) else data
+            if is_good(name):
+                data, line = good, lines[0]
+            else:
+                json_file = file.endswith(".json")
+                data = mutate_config(good, file, r) if json_file else mutate_weights(good, r)
+                line = r.choice(lines)
             campaign.write(target, f"{name}-{file}", data)
-            words = (lines[0] if is_good(name) else r.choice(lines)).split() + (
-                ["--max-new-tokens", "4"] if "ask" in lines[0] else []
-            )
-            words = [w for w in words if words[0] == "ask" or w not in ("--max-new-tokens", "4")]
+            words = line.split()
             ended = run(words, folder, MOST_SECONDS * campaign.patience)
             problem = ill(ended, (0, 1, 3)) or stray(ended)
             if list(folder.rglob("PWNED")):

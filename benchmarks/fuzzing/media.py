@@ -24,6 +24,7 @@ from fuzzing.process import (
     kind_of,
     run,
     strict,
+    write_lines,
 )
 from fuzzing.seeds import MODALITY, media_seeds, suffix
 
@@ -160,19 +161,13 @@ class MediaTrial:
                 lines.append(
                     {"id": name, "path": path} | ({"modality": modality} if modality else {})
                 )
-        listed.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        words = ["encode", "--encoder", str(models / "encoder"), "--inputs", "list.jsonl"]
+        write_lines(listed, lines)
         if command == "vqa":
-            words = [
-                "vqa",
-                "-m",
-                str(models / "model"),
-                "-q",
-                "list.jsonl",
-                "--max-new-tokens",
-                "4",
-            ]
-        words += ["--media-root", ".", "-o", "out.jsonl"]
+            words = ["vqa", "-m", str(models / "model"), "-q", listed.name]
+            words += ["--max-new-tokens", "4"]
+        else:
+            words = ["encode", "--encoder", str(models / "encoder"), "--inputs", listed.name]
+        words += ["--media-root", ".", "-o", output.name]
         seconds = (MOST_SECONDS + len(names) - 1) * self.campaign.patience
         ended = run(words, self.folder, seconds, script=script)
         records = []

@@ -75,12 +75,11 @@ def chunks(data: bytes) -> list[Span]:
         return _walk(data, 8, len(data), lambda at: 12 + int.from_bytes(data[at : at + 4], "big"))
     if data[:4] in (b"RIFF", b"FORM"):
         order = "little" if data[:4] == b"RIFF" else "big"
-        return _walk(
-            data,
-            12,
-            len(data),
-            lambda at: 8 + (int.from_bytes(data[at + 4 : at + 8], order) + 1) // 2 * 2,
-        )  # type: ignore[arg-type]
+
+        def size(at: int) -> int:  # even
+            return 8 + (int.from_bytes(data[at + 4 : at + 8], order) + 1) // 2 * 2
+
+        return _walk(data, 12, len(data), size)
     if data[4:8] in (b"ftyp", b"moov", b"wide", b"mdat"):
         return _boxes(data, 0, len(data))
     mark = {b"OggS": b"OggS", b"\x1a\x45\xdf\xa3": b"\x1f\x43\xb6\x75", b"\xff\xd8\xff": b"\xff",
@@ -144,18 +143,7 @@ def _chunk(data: bytearray, r: random.Random) -> None:
         _repair(data)
 
 
-_BYTE_WAYS = (
-    _flip,
-    _flip,
-    _overwrite,
-    _truncate,
-    _insert,
-    _extreme,
-    _extreme,
-    _chunk,
-    _chunk,
-    _chunk,
-)
+_BYTE_WAYS = (*[_flip] * 2, _overwrite, _truncate, _insert, *[_extreme] * 2, *[_chunk] * 3)
 
 
 def mutate(good: bytes, other: bytes, r: random.Random) -> bytes:
@@ -252,24 +240,15 @@ def _film_bomb(
         )
         if codec == "mpeg4" and size[0] > 8_190:
             size = (8_160, 8_160)
-        plain = Image.new("RGB", size)
-
-        return film(
-            container,
-            codec,
-            frames=frames,
-            size=size,
-            pixels=pixels,
-            gop=1000,
-            draw=lambda _: np.asarray(plain),
-        )
+        plain = np.zeros((size[1], size[0], 3), np.uint8)
+        how: dict[str, Any] = {"frames": frames, "size": size, "pixels": pixels, "gop": 1000}
+        return film(container, codec, draw=lambda _: plain, **how)
 
     return make
 
 
 def _silence(container: str, codec: str) -> Callable[[random.Random], bytes]:
     def make(r: random.Random) -> bytes:
-
         seconds = r.choice((200, 2_000))
         data = sound(container, codec, samples=np.zeros(seconds * 8_000), rate=8_000)
         if container == "wav":
@@ -284,12 +263,7 @@ def _silence(container: str, codec: str) -> Callable[[random.Random], bytes]:
 def _parquet_bomb(r: random.Random) -> bytes:
     """A hundred million equal numbers in a few kilobytes; sometimes the footer denies it."""
     names = ("acc_x", "acc_y", "acc_z", "gyro_x", "gyro_y", "gyro_z")
-    column = (
-        pa.array(bytes(8 << 20), pa.binary())
-        if False
-        else pa.array([1.5]).take(pa.array([0] * 1_000_000))
-    )
-    table = pa.table({name: column for name in names})
+    table = pa.table({name: pa.array([1.5] * 1_000_000) for name in names})
     buffer = io.BytesIO()
     rows = r.choice((3, 20))
     with pq.ParquetWriter(buffer, table.schema, compression="zstd") as writer:

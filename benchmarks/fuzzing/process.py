@@ -10,10 +10,12 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 # imported here so that the forks have it
 import torch
@@ -82,6 +84,11 @@ class Campaign:
     def models(self) -> Path:
         """The encoder, models and weights that are not mutated."""
         return self.home / "models"
+
+    def link_models(self, folder: Path) -> None:
+        """Makes them all be there in a folder, too."""
+        for path in self.models.iterdir():
+            (folder / path.name).symlink_to(path)
 
     def write(self, path: Path, name: str, data: bytes) -> None:
         """Writes a mutant where it is read, and where mutants are kept."""
@@ -169,10 +176,9 @@ def _become(words: Sequence[str], folder: Path, paths: dict[str, Path], script: 
 
 def _resident_mib(child: int) -> float:
     try:
-        pages = int(Path(f"/proc/{child}/statm").read_text().split()[1])
-    except (OSError, IndexError):
+        return psutil.Process(child).memory_info().rss / 2**20
+    except psutil.Error:
         return 0.0
-    return pages * resource.getpagesize() / 2**20
 
 
 def ill(ended: Ended, codes: Sequence[int]) -> str:
@@ -202,6 +208,11 @@ def stray(ended: Ended) -> str:
     return (
         f"not a line of ours on stderr: {strange[0][:160]}" if strange and ended.code != 2 else ""
     )
+
+
+def write_lines(path: Path, records: Iterable[Any]) -> None:
+    """Writes a JSON value a line."""
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
 def strict(line: bytes) -> Any:

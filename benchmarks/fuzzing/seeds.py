@@ -245,15 +245,8 @@ def make_models(folder: Path) -> World:
         shutil.copy(world.encoder / "config.json", folder / name)
         torch.save(weights, folder / name / "encoder.pth", _use_new_zipfile_serialization=zipped)
     _make_languagebind(folder)
-    _must(
-        "make-delta",
-        "--base",
-        folder / "llama",
-        "--target",
-        folder / "model",
-        "--delta",
-        folder / "delta",
-    )
+    to = ["--base", folder / "llama", "--target", folder / "model", "--delta", folder / "delta"]
+    _must("make-delta", *to)
     (folder / "pbin").mkdir()
     _must("extract-projector", folder / "model", "-o", folder / "pbin" / "projector.bin")
     return world

@@ -29,71 +29,25 @@ def _deep() -> Any:
 
 
 _VALUES: tuple[Any, ...] = (
-    None,
-    True,
-    0,
-    -1,
-    1.5,
-    float("nan"),
-    float("inf"),
-    10**400,
-    1 << 63,
-    "",
-    " ",
-    "x" * 200_000,
-    "\ud800",
-    "a\0b",
-    "\x1b[31m\r\n",
-    [],
-    {},
-    [[]],
-    [None],
-    {"a": {"b": []}},
-    "../../etc/passwd",
-    "/etc/passwd",
-    "0.png",
-    "data:,x",
-    "data:image/png;base64,AAAA",
-    "http://[::1",
-    "http://127.0.0.1:99999/x",
-    "http://127.0.0.1:1/x",
-    "-",
-    "<image>" * 50,
-    ["0.png"] * 9,
-    "file:///etc/passwd",
+    *(None, True, 0, -1, 1.5, float("nan"), float("inf"), 10**400, 1 << 63),
+    *("", " ", "x" * 200_000, "\ud800", "a\0b", "\x1b[31m\r\n"),
+    *([], {}, [[]], [None], {"a": {"b": []}}),
+    *("../../etc/passwd", "/etc/passwd", "0.png", "data:,x", "data:image/png;base64,AAAA"),
+    *("http://[::1", "http://127.0.0.1:99999/x", "http://127.0.0.1:1/x", "-"),
+    *("<image>" * 50, ["0.png"] * 9, "file:///etc/passwd"),
 )
 _KEYS = (
-    "encoder",
-    "error",
-    "line",
-    "metadata",
-    "model_id",
-    "embedding",
-    "answer_id",
-    "question_id",
-    "id",
-    "path",
-    "modality",
-    "text",
-    "video",
-    "thermal",
-    "image",
-    "conversations",
-    "scores",
+    *("encoder", "error", "line", "metadata", "model_id", "embedding", "answer_id", "question_id"),
+    *("id", "path", "modality", "text", "video", "thermal", "image", "conversations", "scores"),
 )
 
 
 def _places(value: Any) -> list[tuple[Any, Any]]:
     """Every (container, key) below a value."""
-    items = (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value)
-        if isinstance(value, list)
-        else ()
-    )
     found: list[tuple[Any, Any]] = []
-    for key, item in items:
+    if not isinstance(value, (dict, list)):
+        return found
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
         found += [(value, key), *_places(item)]
     return found
 
@@ -159,53 +113,19 @@ def mutate_records(records: list[Any], r: random.Random) -> bytes:
 
 
 _CONFIG_VALUES: tuple[Any, ...] = (
-    None,
-    True,
-    -1,
-    0,
-    1,
-    7,
-    1.5,
-    1e308,
-    float("nan"),
-    10**9,
-    10**30,
-    "x",
-    "",
-    [],
-    {},
-    [[]],
-    ["x"],
-    "x" * 100_000,
-    "\ud800",
-    "../../../etc/passwd",
+    *(None, True, -1, 0, 1, 7, 1.5, 1e308, float("nan"), 10**9, 10**30),
+    *("x", "", [], {}, [[]], ["x"], "x" * 100_000, "\ud800", "../../../etc/passwd"),
     {
         "AutoConfig": "evil.Config",
         "AutoModelForCausalLM": "evil.Model",
         "AutoTokenizer": ["evil.Tok", None],
     },
-    "evil.Config",
-    "llava",
-    "bert",
-    "torch.float7",
-    "float8_e4m3fn",
-    "LlamaForCausalLM",
+    *("evil.Config", "llava", "bert", "torch.float7", "float8_e4m3fn", "LlamaForCausalLM"),
 )
 _CONFIG_KEYS = (
-    "auto_map",
-    "model_type",
-    "quantization_config",
-    "rope_scaling",
-    "torch_dtype",
-    "hidden_size",
-    "num_hidden_layers",
-    "vocab_size",
-    "architectures",
-    "chat_template",
-    "tokenizer_class",
-    "repetition_penalty",
-    "max_time",
-    "transformers_weights",
+    *("auto_map", "model_type", "quantization_config", "rope_scaling", "torch_dtype"),
+    *("hidden_size", "num_hidden_layers", "vocab_size", "architectures", "chat_template"),
+    *("tokenizer_class", "repetition_penalty", "max_time", "transformers_weights"),
     "max_position_embeddings",
 )
 _TEMPLATES = (
@@ -282,34 +202,18 @@ def _zip_mutant(data: bytes, r: random.Random) -> bytes:
     return out.getvalue()
 
 
+_HEADER_VALUES: tuple[Any, ...] = (
+    *(None, -1, 0, 1, "x", [], {}, [0, 1 << 62], [1 << 31, 1 << 31]),
+    *("F32", "I64", "F64", "BF16", "F8_E4M3", "BOOL"),
+    *([-1, 4], [0, 0], [0, 10**30], float("nan"), [[1]], [2.5, 1]),
+)
+
+
 def _safetensors_mutant(data: bytes, r: random.Random) -> bytes:
     size = int.from_bytes(data[:8], "little")
     header, body = json.loads(data[8 : 8 + size]), data[8 + size :]
     if r.random() < 0.75:
-        values = (
-            None,
-            -1,
-            0,
-            1,
-            "x",
-            [],
-            {},
-            [0, 1 << 62],
-            [1 << 31, 1 << 31],
-            "F32",
-            "I64",
-            "F64",
-            "BF16",
-            "F8_E4M3",
-            "BOOL",
-            [-1, 4],
-            [0, 0],
-            [0, 10**30],
-            float("nan"),
-            [[1]],
-            [2.5, 1],
-        )
-        header = mutate_json(header, r, values)
+        header = mutate_json(header, r, _HEADER_VALUES)
     else:
         body = body[: r.randrange(len(body))] if r.random() < 0.5 else body + bytes(64)
     text = json.dumps(header).encode()

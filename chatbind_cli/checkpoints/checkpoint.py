@@ -26,6 +26,14 @@ _PROJECTOR_NAME = "projector.safetensors"  # what stage 1 saves in place of the 
 # In the order in which transformers looks for them, too: what is checked is what is loaded.
 _LAYOUTS = (WEIGHT_NAMES[0], INDEX_NAMES[0], WEIGHT_NAMES[1], INDEX_NAMES[1], _PROJECTOR_NAME)
 
+WORD_EMBEDDINGS = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "word_embeddings.weight",
+    "embed_in.weight",
+)
+"""How the name of a language model's table of word embeddings ends."""
+
 _CHUNK_ELEMENTS = 8 << 20
 
 
@@ -72,6 +80,11 @@ class Checkpoint:
             where = str(self.folder / "config.json")
             raise CheckpointError("text_config is not a JSON object", where=where)
         return config
+
+    @property
+    def text_config(self) -> dict[str, Any]:
+        """What `config` says of the language model, which ours have in a part of its own."""
+        return self.config.get("text_config") or self.config
 
     def __enter__(self) -> Checkpoint:
         """Opens nothing: files open as they are read."""

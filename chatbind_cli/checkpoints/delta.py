@@ -17,22 +17,14 @@ from typing import Literal
 
 import torch
 
-from chatbind_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from chatbind_cli.checkpoints.checkpoint import WORD_EMBEDDINGS, Checkpoint, open_checkpoint
 from chatbind_cli.checkpoints.manifest import is_rotary, read_manifest
 from chatbind_cli.checkpoints.safetensors_file import TensorInfo
 from chatbind_cli.errors import CheckpointError, WeightsError
 
 # A model folder of our own holds the language model's tensors under this prefix.
 OWN_PREFIX = "language_model."
-_GROWING = (
-    "embed_tokens.weight",
-    "lm_head.weight",
-    "lm_head.bias",
-    "wte.weight",
-    "word_embeddings.weight",
-    "embed_in.weight",
-    "embed_out.weight",
-)
+_GROWING = (*WORD_EMBEDDINGS, "lm_head.weight", "lm_head.bias", "embed_out.weight")
 _PROJECTOR = re.compile(r"(^|\.)(mm_)?projector\.")
 _SUMMABLE = (
     torch.float64,
@@ -94,7 +86,7 @@ def fit(base: Checkpoint, other: Checkpoint) -> tuple[dict[str, Step], list[str]
     _refuse_mix_up(base)
     steps = {name: step for name in other.tensors if (step := _step(name, base, other)) is not None}
     used = {step.base for step in steps.values()}
-    tied = (other.config.get("text_config") or other.config).get("tie_word_embeddings")
+    tied = other.text_config.get("tie_word_embeddings")
     notes = []
     for name in base.tensors:
         if name in used or is_rotary(name):
@@ -231,7 +223,7 @@ def refuse_mistaken(base: Checkpoint, delta: Checkpoint) -> None:
 
 def _seems(checkpoint: Checkpoint) -> Literal["a delta", "finished"] | None:
     """What the norm weights say; None where they say neither, or are zero by design."""
-    kind = str((checkpoint.config.get("text_config") or checkpoint.config).get("model_type", ""))
+    kind = str(checkpoint.text_config.get("model_type", ""))
     norms = [
         checkpoint.read(name).float()
         for name, info in checkpoint.tensors.items()

@@ -12,7 +12,12 @@ from typing import Any
 
 import torch
 
-from chatbind_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint, open_tensor_file
+from chatbind_cli.checkpoints.checkpoint import (
+    WORD_EMBEDDINGS,
+    Checkpoint,
+    open_checkpoint,
+    open_tensor_file,
+)
 from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.checkpoints.manifest import read_manifest
 from chatbind_cli.checkpoints.projector_file import (
@@ -28,13 +33,6 @@ from chatbind_cli.checkpoints.projector_file import (
 )
 from chatbind_cli.errors import CheckpointError, WeightsError
 from chatbind_cli.files import bears, refuse_foreign_file
-
-_WORD_EMBEDDINGS = (
-    "embed_tokens.weight",
-    "wte.weight",
-    "word_embeddings.weight",
-    "embed_in.weight",
-)
 
 
 def extract_projector(checkpoint: Path, output: Path) -> tuple[ProjectorFile, list[str]]:
@@ -98,7 +96,7 @@ def _is_projector_file(path: Path) -> bool:
     rest = {name: info for name, info in file.tensors.items() if projector_key(name) is None}
     if len(rest) == len(file.tensors) or any(
         not name.startswith("token_embeddings.")
-        and not (name.endswith(_WORD_EMBEDDINGS) and info.shape[:1] == (2,))  # <im_start>, <im_end>
+        and not (name.endswith(WORD_EMBEDDINGS) and info.shape[:1] == (2,))  # <im_start>, <im_end>
         for name, info in rest.items()
     ):
         return False
@@ -117,7 +115,7 @@ def _info(source: Checkpoint) -> dict[str, Any]:
 
 def _token_rows(source: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
     """The media tokens' word embeddings, each [hidden_size], as far as they can be told."""
-    table = next((name for name in source.tensors if name.endswith(_WORD_EMBEDDINGS)), None)
+    table = next((name for name in source.tensors if name.endswith(WORD_EMBEDDINGS)), None)
     if table is None:
         return
     info = source.info(table)

@@ -28,8 +28,7 @@ _PUBLISHED_KINDS = ("llava_image_bind_select", "llava_image_bind_select_all", "l
 MEDIA_TOKENS = ("im_start", "im_patch", "im_end")  # `<im_start>` in the tokenizer
 
 _METADATA_KEY = "chatbind"
-_NAME = re.compile(r"(?:.*\.)?(projector\.(?:parts\.[0-9]{1,2}\.)?)layers\.([02])\.(weight|bias)")
-"""Ours, of a part or of the only one: whose, which layer, what."""
+_OURS = re.compile(r"(?:.*\.)?(projector\.(?:parts\.[0-9]{1,2}\.)?layers\.[02]\.(?:weight|bias))")
 _AXES = {"bias": 1, "weight": 2}
 _WORDS = ("model.embed_tokens.weight", "embed_tokens.weight", "transformer.wte.weight")
 
@@ -96,9 +95,9 @@ def projector_key(name: str) -> str | None:
     one (`model.mm_projector.weight`, `mm_projector.bias`), LLaVA's two-layer one
     (`model.mm_projector.2.weight`), and bare `weight` and `bias`.
     """
-    ours = _NAME.fullmatch(name)
+    ours = _OURS.fullmatch(name)
     if ours is not None:
-        return f"{ours[1]}layers.{ours[2]}.{ours[3]}"
+        return ours[1]
     parts = name.split(".")
     if parts[-1] not in ("weight", "bias"):
         return None
@@ -191,26 +190,26 @@ def _shape(
     """
     if not found:
         raise CheckpointError("no projector in it", where=where)
-    names = [match for name in sorted(found) if (match := _NAME.fullmatch(name))]
-    several = max(len({match[1] for match in names}), 1)
-    ours = [f"projector.parts.{number}." for number in range(several)]
-    if any(match[1] == "projector." for match in names):
-        ours = ["projector."]
-    layers = sorted({match[2] for match in names} | {"0"})
-    wanted = {f"{own}layers.{n}.{kind}" for own in ours for n in layers for kind in _AXES}
+    names = [name.rsplit(".", 3) for name in found]  # whose, "layers", which, what
+    owners = {name[0] for name in names}
+    ours = [f"projector.parts.{number}" for number in range(len(owners))]
+    if "projector" in owners:
+        ours = ["projector"]
+    layers = sorted({"0", *(name[2] for name in names)})
+    wanted = {f"{own}.layers.{n}.{kind}" for own in ours for n in layers for kind in _AXES}
     for name in sorted(wanted ^ found.keys()):
         problem = f"its projector has {'no' if name in wanted else 'also'} {name}"
         raise CheckpointError(problem, where=where)
     for name, tensor in found.items():
         if tensor.dim() != _AXES[name.rpartition(".")[2]] or not tensor.numel():
             raise CheckpointError(f"{name} has shape {list(tensor.shape)}", where=where)
-    last = found[f"{ours[0]}layers.{layers[-1]}.weight"].shape
+    last = found[f"{ours[0]}.layers.{layers[-1]}.weight"].shape
     hidden = last[-1] if len(layers) > 1 else last[0]
     if len(layers) == 1 and known.get("projector_layout") == "split":
         hidden //= known.get("tokens_per_embedding") or 1
     return {
         "projector_type": "mlp2x_gelu" if len(layers) > 1 else "linear",
-        "embedding_dim": sum(found[f"{own}layers.0.weight"].shape[1] for own in ours),
+        "embedding_dim": sum(found[f"{own}.layers.0.weight"].shape[1] for own in ours),
         "hidden_size": hidden,
     }
 

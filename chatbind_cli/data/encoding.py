@@ -64,6 +64,14 @@ class EncodingOptions:
     batch_size: int = 1
 
 
+def at_once(encoder: Encoder) -> int:
+    """Media that go to an encoder together.
+
+    A GPU gets two batches: one is put together while it works on the other.
+    """
+    return 1 if encoder.device.type == "cpu" else 2 * encoder.batch_size
+
+
 def encode_items(
     items: Iterable[MediaItem],
     encoder: Encoder,

@@ -27,17 +27,16 @@ _ANEW = "encode the media into a store of their own, all with the same options"
 
 
 class Embeddings:
-    """Embeddings by the names that records use, from one store or several.
+    """Embeddings of one encoder by the names that records use, from one store or several.
 
     Args:
-        stores: of one encoder.
+        stores: where they are.
         options: how the media became tensors: rows that were made otherwise do not count. Without
             them the newest row counts, whatever made it.
         known: the modalities that the encoder knows.
 
     Attributes:
-        known: the modalities that any encoder knows.
-        parts: the embeddings of each encoder.
+        known: see above.
     """
 
     def __init__(
@@ -48,7 +47,6 @@ class Embeddings:
     ) -> None:
         self._stores = list(stores)
         self.known = frozenset(known)
-        self.parts: list[Embeddings] = [self]
         self._made = {m: options.fingerprint(m) for m in MODALITIES} if options else {}
 
     def __contains__(self, medium: Medium) -> bool:
@@ -80,13 +78,8 @@ class Embeddings:
                 missing += [Medium(modality, name) for name in some if name not in held]
         return missing
 
-    def rows(self, media: Iterable[Medium], views: Sequence[int] = ()) -> torch.Tensor | None:
+    def rows(self, media: Iterable[Medium]) -> torch.Tensor | None:
         """The embeddings of media, float32 [media, dim], in order; None for no media.
-
-        Args:
-            media: the media.
-            views: of each, by number, the encoder that it goes to if that knows it; of one encoder
-                it makes no difference.
 
         Raises:
             StoreError: a medium is not there.
@@ -105,12 +98,16 @@ class Embeddings:
         return torch.stack([found[medium] for medium in wanted]) if wanted else None
 
 
-class SeveralEmbeddings(Embeddings):
-    """Those of several encoders side by side, each in its place of a wide row; see `widen`.
+class WideEmbeddings:
+    """Those of one encoder or several, each in its place of a row that has all widths; see `widen`.
 
     Args:
         parts: of each encoder.
         widths: of each encoder's embeddings.
+
+    Attributes:
+        parts: see above.
+        known: the modalities that any encoder knows.
     """
 
     def __init__(self, parts: Sequence[Embeddings], widths: Sequence[int]) -> None:
@@ -118,28 +115,29 @@ class SeveralEmbeddings(Embeddings):
         self._widths = list(widths)
         self.known = frozenset().union(*(part.known for part in parts))
 
-    def find(self, medium: Medium) -> torch.Tensor | None:
-        """The embedding by the first encoder that knows such media."""
-        number = self._number(medium, 0)
-        row = self.parts[number].find(medium)
-        return row if row is None else widen(row, self._widths, number)
-
     def missing(self, media: Media) -> list[Medium]:
         """Those that an encoder knows and has no embedding of."""
         return list(dict.fromkeys(gone for part in self.parts for gone in part.missing(media)))
 
-    def rows(self, media: Iterable[Medium], views: Sequence[int] = ()) -> torch.Tensor | None:
-        """The embeddings of media; those that their encoder does not know have the first's."""
-        wanted = list(media)
-        first = views or [0] * len(wanted)
-        numbers = [self._number(*each) for each in zip(wanted, first, strict=True)]
-        made = torch.zeros(len(wanted), sum(self._widths))
+    def rows(self, media: Sequence[Medium], views: Iterable[int]) -> torch.Tensor | None:
+        """The embeddings of media, float32 [media, sum of widths]; None for no media.
+
+        Args:
+            media: the media.
+            views: the encoder of each, by number; one that does not know it leaves it to the first
+                that does.
+
+        Raises:
+            StoreError: a medium is not there.
+        """
+        numbers = [self._number(*each) for each in zip(media, views, strict=True)]
+        made = torch.zeros(len(media), sum(self._widths))
         for number, part in enumerate(self.parts):
             at = [i for i, chosen in enumerate(numbers) if chosen == number]
-            rows = part.rows([wanted[i] for i in at])
+            rows = part.rows(media[i] for i in at)
             if rows is not None:
                 made[at] = widen(rows, self._widths, number)
-        return made if wanted else None
+        return made if media else None
 
     def _number(self, medium: Medium, view: int) -> int:
         """The encoder that a medium goes to: that of the view, else the first that knows it."""
@@ -147,27 +145,20 @@ class SeveralEmbeddings(Embeddings):
         return next((n for n in order if medium.modality in self.parts[n].known), view)
 
 
-def side_by_side(parts: Sequence[Embeddings], widths: Sequence[int]) -> Embeddings:
-    """The embeddings of an encoder, or those of several as one."""
-    return parts[0] if len(parts) == 1 else SeveralEmbeddings(parts, widths)
-
-
 def part_name(number: int) -> str:
     """The folder, below one that holds several stores, of those of a process or shard."""
     return f"part-{number:05}"
 
 
-def open_parts(folder: Path, **expected: Any) -> list[EmbeddingStore]:
+def open_parts(folder: Path) -> list[EmbeddingStore]:
     """The stores that the processes of a run, and of killed ones before it, have filled."""
     # a process that was killed early has left a folder that is no store yet
     made = sorted(path.parent for path in folder.glob(f"part-*/{FILE_NAME}"))
-    return [EmbeddingStore.open(part, **expected) for part in made]
+    return [EmbeddingStore.open(part) for part in made]
 
 
-def open_stores(folder: Path, **expected: Any) -> list[EmbeddingStore]:
+def open_stores(folder: Path) -> list[EmbeddingStore]:
     """A store, or the several that a training run keeps in its `embeddings` folder.
-
-    What is expected of each is what `EmbeddingStore.open` takes.
 
     Raises:
         StoreError: there is none, or they were made by different encoders.
@@ -179,7 +170,7 @@ def open_stores(folder: Path, **expected: Any) -> list[EmbeddingStore]:
             where=str(folder),
             hint=f"name them one by one: {' '.join(f'--store {place}' for place in each)}",
         )
-    stores = open_parts(folder, **expected) or [EmbeddingStore.open(folder, **expected)]
+    stores = open_parts(folder) or [EmbeddingStore.open(folder)]
     if len({(store.meta.encoder_sha256, store.meta.encoder_dtype) for store in stores}) > 1:
         raise StoreError("holds embeddings of different encoders", where=str(folder))
     return stores

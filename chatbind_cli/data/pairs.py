@@ -8,7 +8,7 @@ does it best.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import comb
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from chatbind_cli.console import Progress, note
 from chatbind_cli.data.encode import identity
-from chatbind_cli.data.encoding import EncodingOptions, encode_items
+from chatbind_cli.data.encoding import EncodingOptions, at_once, encode_items
 from chatbind_cli.data.media_items import MediaItem
 from chatbind_cli.encoders.encoder import Encoder
 from chatbind_cli.errors import ChatBindError, RecordError
@@ -88,7 +88,7 @@ def compare_encoders(
         pairs: of any modalities.
         encoders: one after the other; none is kept.
         root: where the media lie.
-        options: of encoding.
+        options: of encoding; batches are as the encoder wants them.
 
     Returns:
         What `retrieval` says, and `encoder` (name and hash) and `licence` before it, by pairs of
@@ -130,7 +130,8 @@ def encode_pairs(
     errors: list[ChatBindError] = []
     items = [MediaItem(medium, root, medium.name) for medium in media]
     with Progress(len(items), f"encoding with {encoder.name}", "files") as progress:
-        for result in encode_items(items, encoder, options):
+        how = replace(options, batch_size=at_once(encoder))
+        for result in encode_items(items, encoder, how):
             progress.advance()
             if result.error is not None:
                 errors.append(result.error)

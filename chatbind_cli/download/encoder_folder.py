@@ -5,10 +5,8 @@ Of a repository only the settings, the vocabulary and one form of the weights ar
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from fnmatch import fnmatch
 from pathlib import Path
 
 import huggingface_hub  # noqa: TID253  this module is imported once something is fetched
@@ -16,7 +14,7 @@ import huggingface_hub  # noqa: TID253  this module is imported once something i
 from chatbind_cli.console import Progress, note
 from chatbind_cli.download.catalogue import entries
 from chatbind_cli.download.hub import NOT_HERE, Hub, is_offline, snapshot
-from chatbind_cli.download.manifest import Manifest, has_weights, in_words, is_present
+from chatbind_cli.download.manifest import Manifest, has_weights, in_words, is_present, matches
 from chatbind_cli.download.requests import HubRef, Request, entry_requests, parse_hub_ref
 from chatbind_cli.errors import DownloadError, UsageError
 
@@ -93,14 +91,8 @@ def _fetched(ref: HubRef) -> Path:
         return snapshot(ref, names=names)
     size = sum(files[name][0] or 0 for name in missing)
     note(f"fetching {ref} to the hub's cache: {len(missing)} files, {in_words(size)}")
-    one_at_a_time = threading.Lock()
     with Progress(size >> 20 or None, "fetching", "MiB") as progress:
-
-        def advance(n: int) -> None:
-            with one_at_a_time:
-                progress.advance_bytes(n)
-
-        return snapshot(ref, names=names, advance=advance)
+        return snapshot(ref, names=names, advance=progress.advance_bytes)
 
 
 def _in_cache(ref: HubRef, name: str, commit: str) -> bool:
@@ -109,11 +101,11 @@ def _in_cache(ref: HubRef, name: str, commit: str) -> bool:
 
 def _chosen(names: Iterable[str]) -> list[str] | None:
     """The files that are wanted; None where there are no weights."""
-    own = [name for name in names if not _match(name, _NEVER)]
+    own = [name for name in names if not matches(name, _NEVER)]
     for form in _WEIGHTS:
-        weights = [name for name in own if _match(name, form)]
+        weights = [name for name in own if matches(name, form)]
         if weights:
-            return [name for name in own if _match(name, _TEXTS) and name not in weights] + weights
+            return [name for name in own if matches(name, _TEXTS) and name not in weights] + weights
     return None
 
 
@@ -123,10 +115,6 @@ def _cached(ref: HubRef) -> Path | None:
         wanted = [*_TEXTS, *form]
         with suppress(DownloadError):  # another form may be there
             folder = snapshot(ref, here=True, allow_patterns=wanted, ignore_patterns=list(_NEVER))
-            if any(_match(path.name, form) for path in folder.iterdir()) and has_weights(folder):
+            if any(matches(path.name, form) for path in folder.iterdir()) and has_weights(folder):
                 return folder
     return None
-
-
-def _match(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch(name, pattern) for pattern in patterns)

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -55,7 +53,6 @@ class Downloader:
 
     def __post_init__(self) -> None:
         self._hub, self._manifest = Hub(self.endpoint), Manifest()
-        self._counting = threading.Lock()
 
     def fetch_all(self, requests: Sequence[Request]) -> Iterator[Record]:
         """Fetches everything and yields a record a file, in the order in which they are done.
@@ -120,21 +117,11 @@ class Downloader:
     def _is_here(self, request: Request) -> bool:
         return not self.overwrite and is_present(request, self._manifest)
 
-    def _advance(self, progress: Progress, n: int) -> None:
-        with self._counting:
-            progress.advance_bytes(n)
-
-    def _expect(self, n: int) -> None:
-        """So many bytes more will come than was known."""
-        with self._counting:
-            self._progress.expect((self._progress.total or 0) + (n >> 20))
-
     def _outcome(self, request: Request) -> Record:
         """What became of a file; whatever may fail is one failed record."""
         try:
             if self.verify:
-                advance = partial(self._advance, self._progress)
-                return _verify(request, self._manifest.of(request), advance)
+                return _verify(request, self._manifest.of(request), self._progress.advance_bytes)
             return self._fetch(request)
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -174,9 +161,9 @@ class Downloader:
         return _record(request, "downloaded" if found == "to fetch" else "present", entry)
 
     def _bring(self, request: Request) -> None:
-        advance = partial(self._advance, self._progress)
+        advance = self._progress.advance_bytes
         if request.hub is None:
-            expect = self._expect if request.bytes is None else lambda n: None
+            expect = self._progress.expect_bytes if request.bytes is None else lambda n: None
             fetch_url(self._client, request, expect=expect, advance=advance)
             return
         # Not where it belongs: the hub's library takes the old file away before it has the new.
@@ -197,8 +184,9 @@ class Downloader:
             self._progress.beside(size >> 20 or None, label) as progress,
         ):
             lock_file(archive.fileno(), request.path)
-            advance = partial(self._advance, progress)
-            return unpack(request.path, folder, replaceable=replaceable, advance=advance)
+            return unpack(
+                request.path, folder, replaceable=replaceable, advance=progress.advance_bytes
+            )
 
 
 def _in_the_way(request: Request, entry: ManifestEntry | None) -> DownloadError:

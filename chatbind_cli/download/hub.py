@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from fnmatch import fnmatch
 from functools import partial
 from glob import escape
 from pathlib import Path
@@ -24,7 +23,7 @@ from huggingface_hub import errors as hub_errors  # noqa: TID253
 from huggingface_hub.utils import tqdm as hub_tqdm  # type: ignore[attr-defined]  # noqa: TID253
 
 import chatbind_cli
-from chatbind_cli.download.manifest import OURS, has_weights
+from chatbind_cli.download.manifest import OURS, has_weights, matches
 from chatbind_cli.download.requests import Checksum, HubRef, Request
 from chatbind_cli.download.web import AGAIN, RETRIED_STATUS
 from chatbind_cli.errors import DownloadError, reason
@@ -210,16 +209,12 @@ def _cached_listing(ref: HubRef, include: Sequence[str]) -> Listing:
 
 def _wanted(names: Iterable[str], include: Sequence[str]) -> list[str]:
     """The names that match a pattern; without patterns, all but copies. Our notes are no one's."""
-
-    def match(name: str, patterns: Sequence[str]) -> bool:
-        return any(fnmatch(name, pattern) for pattern in patterns)
-
     names = [name for name in names if name.partition("/")[0].casefold() not in OURS]
     if include:
-        return [name for name in names if match(name, include)]
+        return [name for name in names if matches(name, include)]
     safe = any(name.endswith(".safetensors") for name in names)
     unwanted = (*_NEVER, *_BIN) if safe else _NEVER
-    return [name for name in names if not match(name, unwanted)]
+    return [name for name in names if not matches(name, unwanted)]
 
 
 def _counting_bar(advance: Callable[[int], None]) -> type[Any]:

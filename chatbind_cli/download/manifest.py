@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
@@ -23,7 +22,7 @@ from typing import Literal, NamedTuple
 from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.download.requests import Request
 from chatbind_cli.errors import CheckpointError, DownloadError
-from chatbind_cli.files import sha256_file
+from chatbind_cli.files import free_bytes, sha256_file
 from chatbind_cli.folders import RECORD
 from chatbind_cli.jsonl import Record
 
@@ -245,6 +244,11 @@ def is_present(request: Request, manifest: Manifest) -> bool:
     return has_weights(request.path)
 
 
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a file's name is one that any of the patterns means."""
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
 def has_weights(folder: Path) -> bool:
     """Whether a folder has weights, and where it has an index, every shard that this names."""
     if not any(path.suffix in _WEIGHTS for path in folder.glob("*")):
@@ -265,7 +269,7 @@ def files_here(request: Request, manifest: Manifest) -> list[Request]:
         names = [path.as_posix() for path in below if path.parts[0] not in OURS]
         names = [name for name in names if (request.path / name).is_file()]
     if request.include:
-        names = [name for name in names if any(fnmatch(name, p) for p in request.include)]
+        names = [name for name in names if matches(name, request.include)]
     if not names:
         raise DownloadError("is not here", where=str(request.path), hint=FETCH_IT)
     return [request.file(name) for name in names]
@@ -277,13 +281,10 @@ def check_room(folder: Path, needed: int, what: str) -> None:
     Raises:
         DownloadError: less is free; `what` says whose bytes they are.
     """
-    folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
+    free = free_bytes(folder)
     if free < needed:
         raise DownloadError(
-            f"needs {in_words(needed)} and {in_words(free)} are free in {folder}",
+            f"needs {in_words(needed)} and {in_words(free)} are free in {folder.absolute()}",
             where=what,
             hint="make room, or name another folder with --output",
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -53,11 +53,14 @@ class Encoder(ABC):
 
     Args:
         reference: what opens it again: an absolute path, or `hf:OWNER/NAME`, `timm:NAME`, ...
-        name: for people.
+        name: for people; of a hub repository its own.
         device: where the towers work.
         dtype: of the weights; embeddings come out in float32.
         batch_size: clips (pictures, ...) that go through a tower at once.
         attn_implementation: see `open_encoder`.
+
+    Attributes:
+        loaded: the towers that are in memory, by modality.
     """
 
     licence: str | None = None
@@ -66,6 +69,9 @@ class Encoder(ABC):
     scale_of_media: ClassVar[bool] = False
     """Whether embeddings of media, rather than those of texts, carry the scale that makes their dot
     product with the others logits of a softmax over texts."""
+
+    shared_towers: ClassVar[Mapping[str, str]] = {}
+    """Modalities that go through the tower of another one."""
 
     read: Read
     """How it reads media; see `load_media`."""
@@ -81,11 +87,13 @@ class Encoder(ABC):
         attn_implementation: str,
     ) -> None:
         self.reference = reference
-        self.name = name
+        # its folder is named by a commit
+        self.name = reference[3:] if reference.startswith("hf:") else name
         self.device = device
         self.dtype = dtype
         self.batch_size = batch_size
         self.attn_implementation = attn_implementation
+        self.loaded: dict[str, torch.nn.Module] = {}
         self._kernels = _kernels(attn_implementation, device, dtype)
 
     @property
@@ -123,16 +131,30 @@ class Encoder(ABC):
         raise self.lacks("text")
 
     @abstractmethod
+    def load_tower(self, modality: str) -> torch.nn.Module:
+        """Reads the network for a modality that it has; called by `tower`, once.
+
+        Raises:
+            WeightsError: it cannot be read.
+        """
+
     def tower(self, modality: str) -> torch.nn.Module:
         """The network for a modality, read when first asked for.
 
         Raises:
             WeightsError: there is none, or it cannot be read.
         """
+        place = self.shared_towers.get(modality, modality)
+        if place not in self.loaded:
+            if place not in self.modalities:
+                raise self.lacks(modality)
+            self.loaded[place] = self.load_tower(place)
+        return self.loaded[place]
 
-    @abstractmethod
     def run(self, modality: str, batch: torch.Tensor) -> torch.Tensor:
         """Sends a batch of equal shapes [n, ...] through the tower: [n, embedding_dim]."""
+        made: torch.Tensor = self.tower(modality)(batch)
+        return made
 
     def clips(self, item: Decoded) -> int:
         """How many pictures or clips one medium takes of a batch."""
@@ -187,15 +209,6 @@ class Encoder(ABC):
         """`float32`, `bfloat16`, ..."""
         return str(self.dtype).removeprefix("torch.")
 
-    def load(self, modalities: Iterable[str]) -> None:
-        """Reads the towers of these modalities now rather than at first use.
-
-        Raises:
-            WeightsError: there is none, or it cannot be read.
-        """
-        for modality in modalities:
-            self.tower(modality)
-
     def embed(self, media: Sequence[Decoded], *, normalize: bool) -> torch.Tensor:
         """Returns the embeddings of media, float32 [n, embedding_dim] on the CPU, in order.
 
@@ -233,11 +246,9 @@ class Encoder(ABC):
             ChatBindError: the tokenizer is not installed (extra `text`).
             WeightsError: there is no text tower.
         """
-        if not texts:
-            return torch.empty(0, self.embedding_dim)
-        found = [self.read_text(text) for text in texts]
         kind = self.texts_beside(modality)
-        return self.embed([replace(text, modality=kind) for text in found], normalize=False)
+        read = [replace(self.read_text(text), modality=kind) for text in texts]
+        return self.embed(read, normalize=False)
 
     def read_text(self, text: str) -> Decoded:
         """A text as the encoder wants it.

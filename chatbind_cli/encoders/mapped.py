@@ -15,12 +15,28 @@ from chatbind_cli.errors import WeightsError
 Shapes = Mapping[str, tuple[int, ...]]
 
 
+_HINT = "are these {}'s weights, and the config.json that belongs to them?"
+
+
+def check_blocks(wanted: int, tensors: int, where: str, whose: str) -> None:
+    """Refuses a config with more blocks than a file has tensors, before any is made.
+
+    Raises:
+        WeightsError: both numbers are told, and in the hint `whose` weights they should be.
+    """
+    if wanted > tensors:
+        raise WeightsError(
+            f"the config wants {wanted} blocks, and the file has {tensors} tensors",
+            where=where,
+            hint=_HINT.format(whose),
+        )
+
+
 def check_shapes(found: Shapes, wanted: Shapes, where: str, whose: str) -> None:
     """Compares the shapes of a file's tensors with those that a config makes, by name.
 
     Raises:
-        WeightsError: the first name that differs is told with both shapes, and in the hint `whose`
-            weights they should be.
+        WeightsError: the first name that differs is told with both shapes; hint as above.
     """
     for name in sorted(found.keys() | wanted.keys()):
         if found.get(name) != wanted.get(name):
@@ -28,7 +44,7 @@ def check_shapes(found: Shapes, wanted: Shapes, where: str, whose: str) -> None:
             raise WeightsError(
                 f"{name} is {there} in the file and {by_config} by the config",
                 where=where,
-                hint=f"are these {whose}'s weights, and the config.json that belongs to them?",
+                hint=_HINT.format(whose),
             )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatbind_cli.errors import ChatBindError, UsageError, contained
+from chatbind_cli.media.medium import is_there
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -38,14 +39,14 @@ def is_reference(word: str | Path) -> bool:
 def split_reference(word: str | Path) -> tuple[str, str]:
     """The scheme, and what follows it; of a path, the scheme is empty."""
     found = _REFERENCE.fullmatch(str(word))
-    if found is None or exists(str(word)):
+    if found is None or is_there(str(word)):
         return "", str(word)
     return found[1], found[2]
 
 
 def absolute(word: str) -> str:
     """What follows a scheme, in words that mean the same in any working folder."""
-    return str(Path(word).resolve()) if word and exists(word) else word
+    return str(Path(word).resolve()) if word and is_there(word) else word
 
 
 def open_installed(scheme: str, rest: str, **how: Any) -> Encoder:
@@ -77,14 +78,6 @@ def open_installed(scheme: str, rest: str, **how: Any) -> Encoder:
             raise
         raise failure from error
     return made
-
-
-def exists(word: str) -> bool:
-    """Whether something is there."""
-    try:
-        return Path(word).exists()
-    except OSError:  # too long for a path, for one
-        return False
 
 
 def _entry_point(scheme: str) -> EntryPoint:

@@ -49,6 +49,7 @@ class SeveralEncoders(Encoder):
             attn_implementation=first.attn_implementation,
         )
         self._parts = tuple(encoders)
+        self._widths = [one.embedding_dim for one in encoders]
         self._of: dict[str, int] = {}
         for number, one in enumerate(encoders):
             for modality in one.modalities:
@@ -75,7 +76,7 @@ class SeveralEncoders(Encoder):
     @property
     def embedding_dim(self) -> int:
         """The sum of theirs."""
-        return sum(one.embedding_dim for one in self._parts)
+        return sum(self._widths)
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -86,7 +87,7 @@ class SeveralEncoders(Encoder):
         """As the first one that knows texts has it."""
         return self._part("text").tokenize(texts)
 
-    def tower(self, modality: str) -> torch.nn.Module:
+    def load_tower(self, modality: str) -> torch.nn.Module:
         """The tower of the first that knows the modality."""
         return self._part(modality).tower(modality)
 
@@ -97,7 +98,7 @@ class SeveralEncoders(Encoder):
     def run(self, modality: str, batch: torch.Tensor) -> torch.Tensor:
         """Embeddings of a batch, among zeros."""
         rows = self._part(modality).run(modality, batch)
-        return widen(rows, [one.embedding_dim for one in self._parts], self._of[modality])
+        return widen(rows, self._widths, self._of[modality])
 
     def heeds(self, modality: str, options: MediaOptions) -> Collection[str]:
         """As the encoder that gets such media does."""
@@ -120,12 +121,11 @@ class SeveralEncoders(Encoder):
             if known != "text" and "text" not in self._parts[number].modalities:
                 raise self._parts[number].lacks("text")
         rows = self._part(modality).embed_texts(texts, modality)
-        return widen(rows, [one.embedding_dim for one in self._parts], self._of[modality])
+        return widen(rows, self._widths, self._of[modality])
 
     def compare(self, embedding: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
         """As the encoder that made the embedding does, with its own embeddings of the texts."""
-        widths = [one.embedding_dim for one in self._parts]
-        pairs = zip(embedding.split(widths), texts.split(widths, dim=-1), strict=True)
+        pairs = zip(embedding.split(self._widths), texts.split(self._widths, dim=-1), strict=True)
         for one, (own, own_texts) in zip(self._parts, pairs, strict=True):
             if own.any():
                 return one.compare(own, own_texts)

@@ -1,7 +1,5 @@
 """Labels instead of training: which of some texts fits an embedding best.
 
-The command reads the labels.
-
 Source: ImageBind, section 4 (zero-shot classification with text prompts, as in CLIP).
 """
 

@@ -77,8 +77,7 @@ class ChatBind(lmms):
         super().__init__()
         transformers.utils.logging.disable_progress_bar()
         how: dict[str, Any] = {"device": device, "dtype": dtype}
-        how |= {"base": None if base is None else Path(base)}
-        how |= {"encoders": [] if encoder is None else [encoder]}
+        how |= {"base": Path(base) if base else None, "encoders": [encoder] if encoder else []}
         size = (16 if engine is None else 64) if batch_size == "auto" else int(batch_size)
         self._open = ExitStack()
         remote: RemoteEngine | None = None

@@ -51,13 +51,42 @@ class AnswerRecords:
         self.expect: dict[str, Any] = {"model_id": model_id}
 
     def answer(self, question: Question, generated: Generated) -> Record:
-        """The record of an answer."""
-        how: dict[str, Any] = {"model_id": self.model_id, "metadata": self.metadata}
-        return answer_record(question, generated, **how)
+        """The record of an answer; what it is made of is in its `answer_id`, `metadata` too."""
+        own = {} if question.settings is None else {"generation": question.record.get("generation")}
+        made = {**self.metadata, **own}
+        return {
+            "question_id": question.id,
+            "prompt": question.text,
+            "text": generated.text,
+            "answer_id": _identity(question, generated.text, self.model_id, made),
+            "model_id": self.model_id,
+            **_carried(question.record),
+            **told(generated),
+            "metadata": {
+                "n_tokens": generated.n_tokens,
+                "finish_reason": generated.finish_reason,
+                **generated.about,
+                **made,
+            },
+        }
 
     def failure(self, question: Question, error: ChatBindError) -> Record:
-        """What takes its place where there is none."""
-        return failed_record(question, error, model_id=self.model_id)
+        """What takes its place where there is none.
+
+        It has every key of one beside its `error`, for readers that know no errors.
+        """
+        prompt = question.record.get("text")
+        return {
+            **({} if question.line is None else {"line": question.line}),
+            "question_id": question.id,
+            "prompt": prompt if isinstance(prompt, str) else "",
+            "text": "",
+            "error": str(error),
+            "answer_id": _identity(question, "", self.model_id, {}),
+            "model_id": self.model_id,
+            **_carried(question.record),
+            "metadata": {},
+        }
 
     def differs(self, there: Record) -> str | None:
         """How an answer of an earlier run was made otherwise than this run makes them, if so."""
@@ -73,49 +102,9 @@ class AnswerRecords:
 
     def in_words(self, record: Record) -> str:
         """An answer as a person reads it: what was asked, and below it what was said."""
-        return in_words(record)
-
-
-def answer_record(
-    question: Question, generated: Generated, *, model_id: str, metadata: Mapping[str, Any]
-) -> Record:
-    """The record of an answer; what it is made of is in its `answer_id`, `metadata` too."""
-    own = {} if question.settings is None else {"generation": question.record.get("generation")}
-    return {
-        "question_id": question.id,
-        "prompt": question.text,
-        "text": generated.text,
-        "answer_id": _identity(question, generated.text, model_id, {**metadata, **own}),
-        "model_id": model_id,
-        **_carried(question.record),
-        **told(generated),
-        "metadata": {
-            "n_tokens": generated.n_tokens,
-            "finish_reason": generated.finish_reason,
-            **generated.about,
-            **metadata,
-            **own,
-        },
-    }
-
-
-def failed_record(question: Question, error: Exception, *, model_id: str) -> Record:
-    """The record that takes the place of an answer that could not be given.
-
-    It has every key of one beside its `error`, for readers that know no errors.
-    """
-    prompt = question.record.get("text")
-    return {
-        **({} if question.line is None else {"line": question.line}),
-        "question_id": question.id,
-        "prompt": prompt if isinstance(prompt, str) else "",
-        "text": "",
-        "error": str(error),
-        "answer_id": _identity(question, "", model_id, {}),
-        "model_id": model_id,
-        **_carried(question.record),
-        "metadata": {},
-    }
+        said = f"error: {record['error']}" if "error" in record else record.get("text")
+        asked = "  ".join(" ".join(str(record.get(key, "")).split()) for key in _ASKED)
+        return printable(f"{asked.rstrip()}\n    {said}")
 
 
 def told(generated: Generated) -> Record:
@@ -180,10 +169,3 @@ def _is_content(value: object) -> bool:
 def short_digest(*parts: object) -> str:
     """A short hash of JSON values, the same in every run."""
     return sha256_text(dumps({"of": list(parts)}))[:22]
-
-
-def in_words(record: Record) -> str:
-    """See `AnswerRecords.in_words`."""
-    said = f"error: {record['error']}" if "error" in record else record.get("text")
-    asked = "  ".join(" ".join(str(record.get(key, "")).split()) for key in _ASKED)
-    return printable(f"{asked.rstrip()}\n    {said}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from chatbind_cli.data.tokens import TokenizedSample
 from chatbind_cli.inference.decoding import AnswerDecoder, Generated, GrowingText, Outcome
@@ -36,10 +36,6 @@ class Ask:
 
     def __post_init__(self) -> None:
         self.restart()
-
-    def sibling(self, sample: int) -> Ask:
-        """Another sample of the same question."""
-        return replace(self, sample=sample)
 
     def restart(self) -> None:
         """Forgets what of the answer is there. The same will come again."""
@@ -85,12 +81,7 @@ class Ask:
     def tell(self) -> None:
         """Lets whoever listens hear of it."""
         if self.question.listener is not None:
-            self.show(self.safe())
-
-    def show(self, text: str) -> None:
-        """Lets whoever listens hear its beginning."""
-        if self.question.listener is not None:
-            self.question.listener.grown(self.sample, text)
+            self.question.listener.grown(self.sample, self.safe())
 
     def generated(self) -> Generated:
         """The answer."""

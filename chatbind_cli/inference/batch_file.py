@@ -6,16 +6,17 @@ A line of answers is the same in every run, as our records are: it tells no time
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from chatbind_cli.console import note
-from chatbind_cli.errors import ChatBindError, RecordError, contained
+from chatbind_cli.errors import ChatBindError, RecordError
 from chatbind_cli.inference.answer_record import AnswerRecords, short_digest
 from chatbind_cli.inference.decoding import Generated
 from chatbind_cli.inference.generation_settings import GenerationSettings
-from chatbind_cli.inference.openai_chat import read_chat_request
-from chatbind_cli.inference.openai_reply import completion, error_body
+from chatbind_cli.inference.openai_chat import RequestError, read_chat_request
+from chatbind_cli.inference.openai_reply import Head, completion, error_body
+from chatbind_cli.inference.question_record import question_in
 from chatbind_cli.inference.questions import Question
 from chatbind_cli.jsonl import Line, Record, record_id
 
@@ -42,36 +43,21 @@ def read_batch(
         if not noted and isinstance(model, str) and model != model_id:
             note(f"{line.where}: asks for {model[:_SHOWN]}; {model_id} answers in its place")
             noted = True
-        yield _question(line, settings)
+        identify = partial(record_id, keys=["custom_id"])
+        yield question_in(line, identify, partial(_asked, settings=settings))
 
 
-def _question(line: Line, settings: GenerationSettings) -> Question:
-    record, where, number, problem = line
-    identity: str | int | None = None
-    try:
-        identity = record_id(record, ["custom_id"])
-    except RecordError as error:
-        problem = problem or RecordError(error.what, where=where)
-    question = Question(id=identity, record=record, where=where, problem=problem)
-    if problem is not None:
-        return replace(question, line=number)
-    try:
-        asked = _asked(record, str(identity), settings)
-    except ChatBindError as error:
-        return replace(question, problem=RecordError(str(error), where=where))
-    except Exception as error:
-        return replace(question, problem=contained(error, where=where))
-    return replace(asked, id=identity, record=record, where=where)
-
-
-def _asked(record: Record, identity: str, settings: GenerationSettings) -> Question:
+def _asked(record: Record, settings: GenerationSettings) -> Question:
     method, url, body = record.get("method", "POST"), record.get("url"), record.get("body")
     if method != "POST" or url != _URL:
         raise RecordError(f"asks for {f'{method} {url}'[:_SHOWN]}", hint=f"POST {_URL} is answered")
     if not isinstance(body, dict):
         raise RecordError("body must be an object")
-    # whichever model it names: there is only one
-    request = read_chat_request(body, settings=settings, model_id=None, request_id=identity)
+    try:
+        # whichever model it names: there is only one
+        request = read_chat_request(body, settings=settings, model_id=None, request_id="")
+    except RequestError as error:
+        raise RecordError(str(error)) from error  # which of its words are wrong it says itself
     if request.stream:
         raise RecordError("stream: there is none in a file")
     return request.question
@@ -90,9 +76,7 @@ class BatchLines(AnswerRecords):
     def answer(self, question: Question, generated: Generated) -> Record:
         """The line of an answer."""
         made = short_digest(question.record, generated.text, self._made)
-        body = completion(
-            generated, model_id=self.model_id, request_id=f"chatcmpl-{made}", created=0
-        )
+        body = completion(Head(f"chatcmpl-{made}", self.model_id, 0), generated)
         body["system_fingerprint"] = self._made
         return {
             "id": f"batch_req_{made}",

@@ -10,7 +10,7 @@ from pathlib import Path
 from chatbind_cli.console import note, show
 from chatbind_cli.errors import MediaError, UsageError, contained
 from chatbind_cli.inference.chat import Chat
-from chatbind_cli.inference.chat_input import check_text, command_of, file_words, whole_text
+from chatbind_cli.inference.chat_input import check_utf8, command_of, file_words, whole_text
 from chatbind_cli.inference.chat_record import read_dialogue, write_dialogue
 from chatbind_cli.media.medium import Medium, is_there, parse_attachment
 from chatbind_cli.media.modality import MODALITIES
@@ -67,7 +67,7 @@ class Talk:
 
     def _take(self, line: str) -> bool:
         """Does what a line says, and tells whether the dialogue goes on."""
-        check_text(line)
+        check_utf8(line)
         word, rest = command_of(line)
         if word in ENDS:
             return False

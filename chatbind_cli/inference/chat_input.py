@@ -12,7 +12,7 @@ QUOTES = '"""'
 """Stands around a text of several lines."""
 
 
-def check_text(words: str, what: str = "the question") -> None:
+def check_utf8(words: str, what: str = "the question") -> None:
     """Refuses bytes that are no text; Python carries them as halves of surrogate pairs.
 
     Raises:

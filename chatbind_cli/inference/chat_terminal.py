@@ -24,13 +24,7 @@ from prompt_toolkit.shortcuts import CompleteStyle
 
 from chatbind_cli.console import note
 from chatbind_cli.files import replace_file
-from chatbind_cli.inference.chat_input import (
-    at_home,
-    command_of,
-    last_word,
-    quoted,
-    unfinished,
-)
+from chatbind_cli.inference.chat_input import at_home, command_of, last_word, quoted, unfinished
 
 _MOST_KEPT = 1000  # lines of history
 _MOST_BYTES = 1 << 20  # of its file

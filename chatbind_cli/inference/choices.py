@@ -17,6 +17,8 @@ from chatbind_cli.data.tokens import IGNORE_INDEX, TokenizedSample
 from chatbind_cli.errors import RecordError
 from chatbind_cli.inference.decoding import Generated, ScoredChoice
 from chatbind_cli.inference.questions import Question
+from chatbind_cli.inference.sampling import NOT_FINITE
+from chatbind_cli.model.chatbind import media_inputs
 
 _MOST_HELD = 1 << 14
 """Positions whose keys and values are held at once, the prompt's repeated for each choice."""
@@ -72,7 +74,7 @@ def score_choices(
             scores.update(zip(some, found.tolist(), strict=True))
             rest = rest[len(some) :]
     if not torch.tensor(list(scores.values())).isfinite().all():
-        raise RecordError("the model's numbers for this question are not finite")
+        raise RecordError(NOT_FINITE)
     return [scores[tuple(choice)] for choice in choices]
 
 
@@ -90,12 +92,9 @@ def _fitting(choices: Sequence[Sequence[int]], prompt_length: int) -> int:
 def _read(model: Any, prompt: TokenizedSample) -> tuple[Any, torch.Tensor]:
     """The prompt's keys and values, and the log-probabilities [vocabulary] of what follows."""
     device = model.device
-    embeddings = [medium.embedding for medium in prompt.media if medium.embedding is not None]
-    weights = torch.tensor([medium.weight for medium in prompt.media], device=device)
     output = model(
         input_ids=torch.tensor([prompt.input_ids], device=device),
-        media_embeddings=torch.stack(embeddings).to(device) if embeddings else None,
-        media_weights=weights if embeddings else None,
+        **media_inputs(prompt.media, device),
         use_cache=True,
         logits_to_keep=1,
     )

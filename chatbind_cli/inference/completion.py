@@ -6,7 +6,6 @@ A prompt goes out as embeddings (vLLM's `--enable-prompt-embeds`), and token ids
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import math
 from collections.abc import Sequence
@@ -16,7 +15,9 @@ from typing import Any
 import torch
 
 from chatbind_cli.errors import RecordError
+from chatbind_cli.inference.asks import hashed
 from chatbind_cli.inference.generation_settings import GenerationSettings
+from chatbind_cli.inference.sampling import NOT_FINITE
 from chatbind_cli.jsonl import Record
 
 _MOST_IDS = 1 << 31
@@ -85,9 +86,8 @@ def request_of(
         "frequency_penalty": 0.0,
     }
     if settings.sampled:
-        digest = hashlib.sha256(f"{settings.seed}\0{salt}".encode()).digest()
         # the engine adds the number of the sample to it, and both must fit in int64
-        body["seed"] = int.from_bytes(digest[:8], "little") >> 2
+        body["seed"] = hashed(f"{settings.seed}\0{salt}", 62)
     if settings.logprobs:
         body["logprobs"] = 1
     return body
@@ -101,7 +101,7 @@ def _encoded(embeddings: torch.Tensor) -> str:
     """
     assert embeddings.dim() == 2 and embeddings.is_floating_point() and len(embeddings) > 0
     if not bool(embeddings.isfinite().all()):
-        raise RecordError("the model's numbers for this question are not finite")
+        raise RecordError(NOT_FINITE)
     buffer = io.BytesIO()
     # a copy: of a view, the whole that it is a part of would be saved
     torch.save(embeddings.detach().cpu().contiguous().clone(), buffer)

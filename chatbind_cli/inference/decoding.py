@@ -68,6 +68,11 @@ class Generated:
     about: Mapping[str, Any] = field(default_factory=dict, hash=False)
     n_prompt: int = 0
 
+    @property
+    def each(self) -> tuple[Generated, ...]:
+        """The several, or itself."""
+        return self.samples or (self,)
+
 
 Outcome = Generated | ChatBindError
 """What becomes of a question: its answer, or why there is none."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -17,18 +18,18 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
+    StoppingCriteria,
     StoppingCriteriaList,
 )
+from transformers.generation.streamers import BaseStreamer
 
 from chatbind_cli.errors import RecordError
 from chatbind_cli.inference.asks import Ask, hashed
-from chatbind_cli.inference.decoding import Generated
+from chatbind_cli.inference.decoding import AnswerDecoder, Generated, GrowingText
 from chatbind_cli.inference.engine import Show
-from chatbind_cli.inference.generate_hooks import AnswerEnds, TextStreamer
 from chatbind_cli.inference.generation_settings import GenerationSettings
-from chatbind_cli.inference.sampling import needs_text
-
-NOT_FINITE = "the model's numbers for this question are not finite"
+from chatbind_cli.inference.sampling import NOT_FINITE, needs_text
+from chatbind_cli.model.chatbind import media_inputs
 
 
 class FixedBatches:
@@ -75,9 +76,10 @@ class FixedBatches:
         Raises:
             Exception: whatever the library raises; RecordError: a score was not finite.
         """
+        heard = ((ask.question.listener, ask.sample) for ask in asks)
         return self._run(
             asks,
-            [ask.show if ask.question.listener else None for ask in asks],
+            [partial(listener.grown, sample) if listener else None for listener, sample in heard],
             lambda: [ask.question.given_up is not None for ask in asks],
         )
 
@@ -102,19 +104,16 @@ class FixedBatches:
         mask = pad_sequence([torch.ones_like(row) for row in rows], True, padding_side="left")
         length = padded.shape[1]
         media = [medium for ask in asks for medium in ask.prompt.media]
-        embeddings = [medium.embedding for medium in media if medium.embedding is not None]
-        weights = torch.tensor([medium.weight for medium in media], device=device)
         ends = AnswerEnds(decoder, length, gone)
         with _seeded(asks[0], device):
             output = self._model.generate(
                 input_ids=padded.to(device),
                 attention_mask=mask.to(device),
-                media_embeddings=torch.stack(embeddings).to(device) if media else None,
-                media_weights=weights if media else None,
+                **media_inputs(media, device),
                 generation_config=self._config(settings, length),
                 logits_processor=LogitsProcessorList([_Finite()]),
                 stopping_criteria=StoppingCriteriaList([ends]),
-                streamer=TextStreamer(decoder, shows) if heard else None,
+                streamer=_TextStreamer(decoder, shows) if heard else None,
             )
         answers = output.sequences[:, length:].tolist()
         told = [None] * len(asks) if output.logits is None else _logprobs(output.logits, answers)
@@ -149,6 +148,68 @@ class FixedBatches:
             values |= {"temperature": settings.temperature, "top_p": settings.top_p}
             values |= {"top_k": settings.top_k, "min_p": settings.min_p or None}
         return GenerationConfig(**values)
+
+
+class AnswerEnds(StoppingCriteria):
+    """Ends a row of a batch when a stop text has come, or when nobody waits for the rest.
+
+    Args:
+        decoder: knows the stop texts.
+        prompt_length: tokens before the answers, padding included.
+        gone: of each answer, which may have several rows (beams), whether nobody waits for it.
+    """
+
+    def __init__(
+        self, decoder: AnswerDecoder, prompt_length: int, gone: Callable[[], Sequence[bool]]
+    ) -> None:
+        self._decoder = decoder
+        self._prompt_length = prompt_length
+        self._gone = gone
+
+    def __call__(
+        self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any
+    ) -> torch.BoolTensor:
+        """Whether each row is finished, bool [rows]."""
+        gone = self._gone()
+        beams = len(input_ids) // len(gone)
+        ended = [one for one in gone for _ in range(beams)]
+        if self._decoder.stops and not all(gone):
+            window = self._decoder.longest_stop_tokens
+            start = max(self._prompt_length, input_ids.shape[1] - window)
+            tails = zip(input_ids[:, start:].tolist(), ended, strict=True)
+            ended = [one or self._decoder.has_stop(tail) for tail, one in tails]
+        return torch.tensor(ended, device=input_ids.device)  # type: ignore[return-value]
+
+
+class _TextStreamer(BaseStreamer):
+    """Shows the answers of a batch so far, as far as no later token can change them.
+
+    Args:
+        decoder: of all of them.
+        shows: of each, what takes its text; None: nobody does.
+    """
+
+    def __init__(
+        self, decoder: AnswerDecoder, shows: Sequence[Callable[[str], None] | None]
+    ) -> None:
+        self._shows = shows
+        self._ids: list[list[int]] = [[] for _ in shows]
+        self._growing = [GrowingText(decoder) for _ in shows]
+        self._begun = False
+
+    def put(self, value: torch.Tensor) -> None:
+        """Takes the prompts, which come first and are left out, then a token of each at a time."""
+        if not self._begun:
+            self._begun = True
+            return
+        every = zip(self._shows, self._ids, self._growing, value.tolist(), strict=True)
+        for show, ids, growing, token in every:
+            if show is not None:
+                ids.append(token)
+                show(growing.safe(ids))
+
+    def end(self) -> None:
+        """Called by the library when the last token is there."""
 
 
 class _Finite(LogitsProcessor):

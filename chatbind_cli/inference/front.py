@@ -21,7 +21,11 @@ from chatbind_cli.errors import CheckpointError
 from chatbind_cli.inference.loaded_model import LoadedModel
 from chatbind_cli.model.assemble import read_without_weights
 from chatbind_cli.model.base import weights_folder
-from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration, word_embeddings
+from chatbind_cli.model.chatbind import (
+    ChatBindForConditionalGeneration,
+    media_inputs,
+    word_embeddings,
+)
 from chatbind_cli.model.config import saved_end_ids
 from chatbind_cli.model.loading import (
     ChatBind,
@@ -141,11 +145,6 @@ def prompt_embeddings(loaded: LoadedModel, prompt: TokenizedSample) -> torch.Ten
     Raises:
         RecordError: it has placeholders without media.
     """
-    media = prompt.media
-    rows = [medium.embedding for medium in media if medium.embedding is not None]
+    ids = torch.tensor([prompt.input_ids])
     with torch.inference_mode():
-        return loaded.bundle.model.prompt_embeddings(
-            torch.tensor([prompt.input_ids]),
-            torch.stack(rows) if rows else None,
-            torch.tensor([medium.weight for medium in media]) if rows else None,
-        )[0]
+        return loaded.bundle.model.prompt_embeddings(ids, **media_inputs(prompt.media))[0]

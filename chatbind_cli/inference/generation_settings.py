@@ -1,6 +1,6 @@
 """How an answer is generated: the few numbers that a user may choose.
 
-Apart from `generation`, which brings torch: a command checks them before it loads anything.
+Imports nothing heavy: a command checks them before it loads anything.
 """
 
 from __future__ import annotations

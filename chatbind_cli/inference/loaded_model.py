@@ -27,12 +27,7 @@ from chatbind_cli.model.adapters import merge_adapters, read_adapters
 from chatbind_cli.model.assemble import build_chatbind
 from chatbind_cli.model.attention import resolve_attention
 from chatbind_cli.model.base import adapted_base, find_base
-from chatbind_cli.model.config import (
-    EncoderInfo,
-    check_encoder,
-    encoder_of,
-    saved_end_ids,
-)
+from chatbind_cli.model.config import EncoderInfo, check_encoder, encoder_of, saved_end_ids
 from chatbind_cli.model.loading import ChatBind, load_chatbind
 from chatbind_cli.model.quantization import quantization
 

@@ -20,11 +20,11 @@ from chatbind_cli.inference.choices import likeliest
 from chatbind_cli.inference.decoding import AnswerDecoder, Generated, Outcome
 from chatbind_cli.inference.dialogue import Dialogue
 from chatbind_cli.inference.engine import Show, Stream
-from chatbind_cli.inference.fixed_batches import NOT_FINITE, FixedBatches
+from chatbind_cli.inference.fixed_batches import FixedBatches
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.prefill import Prefill, longest_together, row_obstacle
 from chatbind_cli.inference.questions import Question
-from chatbind_cli.inference.sampling import choose
+from chatbind_cli.inference.sampling import NOT_FINITE, choose
 from chatbind_cli.inference.schedule import Schedule, failure, out_of_memory
 from chatbind_cli.model.config import end_ids
 
@@ -110,13 +110,11 @@ class LocalEngine:
         prompt = question.prompt
         assert prompt is not None, "the question was not prepared"
         settings = question.settings or settings
-        if question.choices:
-            settings = replace(settings, samples=1)
         room = settings.max_new_tokens
         if self.longest_context is not None:
             room = max(1, min(room, self.longest_context - len(prompt.input_ids)))
         first = Ask(question, prompt, settings, self._decoder(settings.stop), room)
-        return [first.sibling(n) for n in range(settings.samples)]
+        return [replace(first, sample=n) for n in range(settings.samples)]
 
     @cached_property
     def _rows_work(self) -> bool:

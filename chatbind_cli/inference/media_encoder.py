@@ -196,18 +196,14 @@ class StoredEmbeddings:
         hashes = [meta.encoder_sha256 for meta in metas]
         return known | {"encoder_sha256": hashes[0] if len(hashes) == 1 else hashes}
 
-    def embed(self, media: Sequence[Medium]) -> list[Medium | ChatBindError]:
-        """Each medium with its embedding, in order, or why there is none."""
-        return self.encode(media, media)
-
     def read(self, media: Sequence[Medium]) -> list[Loaded]:
-        """The first half of `embed`: nothing is read of media themselves."""
+        """As `MediaEncoder.read`; nothing is read of media themselves."""
         return [*media]
 
     def encode(
         self, media: Sequence[Medium], read: Sequence[Loaded]
     ) -> list[Medium | ChatBindError]:
-        """The second half of `embed`: looks media up."""
+        """Each medium with its embedding, in order, or why there is none."""
         return [self._find(medium) for medium in media]
 
     def _find(self, medium: Medium) -> Medium | ChatBindError:

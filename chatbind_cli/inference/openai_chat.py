@@ -137,14 +137,8 @@ def read_chat_request(
     """
     _check_names(body)
     model = _optional(body, "model", str)
-    if model_id is not None and model not in (None, model_id):
-        raise RequestError(
-            f"there is no model {model[:_SHOWN]!r}",
-            "model",
-            hint=f"there is {model_id}",
-            status=404,
-            code="model_not_found",
-        )
+    if model is not None and model_id is not None:
+        check_model(model, model_id)
     own = _settings(body, settings)
     system, turns = _dialogue(body.get("messages"))
     question = Question(
@@ -162,6 +156,23 @@ def read_chat_request(
         stream=bool(_optional(body, "stream", bool)),
         include_usage=bool(_optional(options, "include_usage", bool, "stream_options.")),
     )
+
+
+def check_model(name: Any, model_id: str) -> None:
+    """Refuses what is asked of another model.
+
+    Raises:
+        RequestError: `name` is not its name.
+    """
+    if name != model_id:
+        said = repr(name[:_SHOWN]) if isinstance(name, str) else "of that name"
+        raise RequestError(
+            f"there is no model {said}",
+            "model",
+            hint=f"there is {model_id}",
+            status=404,
+            code="model_not_found",
+        )
 
 
 def _check_names(body: Record) -> None:

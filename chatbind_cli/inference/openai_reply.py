@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from chatbind_cli.errors import (
@@ -18,17 +19,31 @@ from chatbind_cli.jsonl import Record
 
 _LEAST_LOGPROB = -9999.0  # OpenAI's word for never; JSON has no infinity
 _DIGITS = 6
+_CHUNK = "chat.completion.chunk"
 
 
-def completion(generated: Generated, *, model_id: str, request_id: str, created: int) -> Record:
-    """A whole reply.
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a reply says of itself, all pieces of one alike.
 
     Args:
-        generated: the answer, of `Answerer.run`.
-        model_id: who gave it.
-        request_id: what the reply is called.
+        id: what it is called.
+        model: who gave it.
         created: seconds since 1970.
     """
+
+    id: str
+    model: str
+    created: int
+
+    def reply(self, kind: str, choices: list[Record]) -> Record:
+        """A reply, or a piece of one."""
+        said = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+        return said | {"choices": choices}
+
+
+def completion(head: Head, generated: Generated) -> Record:
+    """A whole reply, of an answer of `Answerer.run`."""
     choices = [
         {
             "index": index,
@@ -36,62 +51,46 @@ def completion(generated: Generated, *, model_id: str, request_id: str, created:
             "finish_reason": answer.finish_reason,
             "logprobs": _logprobs(answer),
         }
-        for index, answer in enumerate(_answers(generated))
+        for index, answer in enumerate(generated.each)
     ]
-    reply = _framed("chat.completion", choices, model_id, request_id, created)
-    return reply | {"usage": _usage(generated)}
+    return head.reply("chat.completion", choices) | {"usage": _usage(generated)}
 
 
-def chunk(
-    sample: int,
-    text: str,
-    *,
-    first: bool = False,
-    model_id: str,
-    request_id: str,
-    created: int,
-) -> Record:
+def chunk(head: Head, sample: int, text: str, *, first: bool = False) -> Record:
     """A piece of an answer.
 
     Args:
+        head: of the reply.
         sample: of which of the answers to the question, from 0.
         text: what is new of it.
         first: whether nothing of that answer was given out before.
-        model_id: see `completion`.
-        request_id: the same in all pieces.
-        created: the same in all pieces.
     """
     delta: Record = {"role": "assistant"} if first else {}
     choice = {"index": sample, "delta": delta | {"content": text}, "finish_reason": None}
-    return _framed("chat.completion.chunk", [choice], model_id, request_id, created)
+    return head.reply(_CHUNK, [choice])
 
 
-def final_chunk(
-    sample: int, generated: Generated, *, model_id: str, request_id: str, created: int
-) -> Record:
+def final_chunk(head: Head, sample: int, generated: Generated) -> Record:
     """What ends one of the answers: why it ends, and its log-probabilities if asked for.
 
     Args:
+        head: of the reply.
         sample: which of the answers to the question.
         generated: all that was made of the question.
-        model_id: see `chunk`.
-        request_id: see `chunk`.
-        created: see `chunk`.
     """
-    answer = _answers(generated)[sample]
+    answer = generated.each[sample]
     choice = {
         "index": sample,
         "delta": {},
         "finish_reason": answer.finish_reason,
         "logprobs": _logprobs(answer),
     }
-    return _framed("chat.completion.chunk", [choice], model_id, request_id, created)
+    return head.reply(_CHUNK, [choice])
 
 
-def usage_chunk(generated: Generated, *, model_id: str, request_id: str, created: int) -> Record:
+def usage_chunk(head: Head, generated: Generated) -> Record:
     """What ends a stream that is to tell how many tokens it took."""
-    reply = _framed("chat.completion.chunk", [], model_id, request_id, created)
-    return reply | {"usage": _usage(generated)}
+    return head.reply(_CHUNK, []) | {"usage": _usage(generated)}
 
 
 def error_body(error: Exception) -> tuple[int, Record]:
@@ -129,24 +128,8 @@ def error_record(
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def _framed(
-    kind: str, choices: list[Record], model_id: str, request_id: str, created: int
-) -> Record:
-    return {
-        "id": request_id,
-        "object": kind,
-        "created": created,
-        "model": model_id,
-        "choices": choices,
-    }
-
-
-def _answers(generated: Generated) -> tuple[Generated, ...]:
-    return generated.samples or (generated,)
-
-
 def _usage(generated: Generated) -> Record:
-    said = sum(answer.n_tokens for answer in _answers(generated))
+    said = sum(answer.n_tokens for answer in generated.each)
     read = generated.n_prompt
     return {"prompt_tokens": read, "completion_tokens": said, "total_tokens": read + said}
 

@@ -18,9 +18,6 @@ from chatbind_cli.device import resolve_dtype
 from chatbind_cli.errors import CheckpointError, UsageError, WeightsError
 from chatbind_cli.hardware import memory, multiplies_bfloat16
 
-DEVICE_MAPS = ("auto", "balanced", "cpu")
-LOAD_IN = ("8bit", "4bit")
-
 _HALF = (torch.bfloat16, torch.float16)
 _SHARE = 0.8
 """Of the free memory that weights may take; answers want some, too."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from itertools import islice
@@ -46,10 +46,20 @@ def read_question(
         settings: the run's, which the record's `generation` changes.
         choices: whether the answer is one of the record's `choices`, or of the letters in its text.
     """
+    run = settings or GenerationSettings()
+    return question_in(line, record_id, lambda record: _asked(record, run, choices))
+
+
+def question_in(
+    line: Line,
+    identify: Callable[[Record], str | int],
+    ask: Callable[[Record], Question],
+) -> Question:
+    """The question that `ask` makes of the record in a line, or one with its `problem`."""
     record, where, number, problem = line
     identity: str | int | None = None
     try:
-        identity = record_id(record)
+        identity = identify(record)
     except RecordError as error:
         # without an id its answer could not be told from others
         problem = problem or RecordError(error.what, where=where)
@@ -57,7 +67,7 @@ def read_question(
     if problem is not None:
         return replace(question, line=number)
     try:
-        return replace(question, **_asked(record, settings or GenerationSettings(), choices))
+        return replace(ask(record), id=identity, record=record, where=where)
     except ChatBindError as error:
         problem = RecordError(error.what, where=error.where or where, hint=error.hint)
         return replace(question, problem=problem)
@@ -91,8 +101,8 @@ def _meant(key: str) -> str | None:
     return _MEANT.get(near[0], near[0]) if near else None
 
 
-def _asked(record: Record, settings: GenerationSettings, choices: bool) -> dict[str, Any]:
-    """The fields of the question that a record asks.
+def _asked(record: Record, settings: GenerationSettings, choices: bool) -> Question:
+    """The question that a record asks.
 
     Raises:
         ChatBindError: what is wrong with it.
@@ -108,16 +118,16 @@ def _asked(record: Record, settings: GenerationSettings, choices: bool) -> dict[
     media = media_of_record(record)
     if len(media) > _MOST_LISTED:
         raise RecordError(f"{len(media):,} media; {_MOST_LISTED:,} are the most")
-    return {
-        "text": text,
-        "media": weighted(media, record.get("weights")),
-        "mix": bool(mix),
-        "system": system,
-        "earlier": _earlier(record.get("conversations")),
-        "choices": _choices(record, text) if choices else (),
+    return Question(
+        text=text,
+        media=weighted(media, record.get("weights")),
+        mix=bool(mix),
+        system=system,
+        earlier=_earlier(record.get("conversations")),
+        choices=_choices(record, text) if choices else (),
         # nothing is generated where there is a choice
-        "settings": None if choices else _settings(record.get("generation"), settings),
-    }
+        settings=None if choices else _settings(record.get("generation"), settings),
+    )
 
 
 def weighted(media: tuple[Medium, ...], weights: Any) -> tuple[Medium, ...]:

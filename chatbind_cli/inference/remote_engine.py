@@ -99,10 +99,6 @@ class RemoteEngine:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Lets go of connections and the thread."""
-        self.close()
-
-    def close(self) -> None:
         """Lets go of connections and the thread; what is under way is dropped."""
         self._open.close()
 

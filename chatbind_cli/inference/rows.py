@@ -15,6 +15,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from chatbind_cli.media.medium import Medium
+from chatbind_cli.model.chatbind import media_inputs
 
 _ROOM = 64
 """Columns that a buffer has in reserve when it is made; each copy of it is paid for by so many."""
@@ -163,8 +164,6 @@ class Rows:
         lengths = [old + len(row) for old, row in zip(before, tokens, strict=True)]
         columns = torch.arange(self.columns + most, device=device)
         blank = len(columns) - torch.tensor(lengths, device=device).unsqueeze(1)
-        embeddings = [medium.embedding for medium in media if medium.embedding is not None]
-        weights = [medium.weight for medium in media]
         output = self._model(
             input_ids=ids,
             attention_mask=(columns >= blank).long(),
@@ -172,8 +171,7 @@ class Rows:
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
-            media_embeddings=torch.stack(embeddings).to(device) if media else None,
-            media_weights=torch.tensor(weights, device=device) if media else None,
+            **media_inputs(media, device),
         )
         if {layer.get_seq_length() for layer in self._layers} != {len(columns)}:
             raise TypeError("the language model does not keep keys and values")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import (
@@ -21,20 +21,10 @@ from transformers import (
 
 from chatbind_cli.inference.generation_settings import GenerationSettings
 
+if TYPE_CHECKING:
+    from chatbind_cli.inference.asks import Ask
 
-class Chooser(Protocol):
-    """A row: how its tokens are chosen, and from what it has so far."""
-
-    @property
-    def settings(self) -> GenerationSettings:
-        """How."""
-
-    @property
-    def read(self) -> list[int]:
-        """The tokens of prompt and answer so far."""
-
-    def draw(self) -> float:
-        """A random number from 0 to below 1, always the same for the same next token."""
+NOT_FINITE = "the model's numbers for this question are not finite"
 
 
 @dataclass(frozen=True)
@@ -51,9 +41,7 @@ class Choice:
 
 
 @torch.inference_mode()
-def choose(
-    logits: torch.Tensor, rows: Sequence[Chooser], never: torch.Tensor | None
-) -> list[Choice]:
+def choose(logits: torch.Tensor, rows: Sequence[Ask], never: torch.Tensor | None) -> list[Choice]:
     """The next token of each row.
 
     Args:
@@ -81,7 +69,7 @@ def choose(
     ]
 
 
-def _alike(rows: Sequence[Chooser]) -> dict[GenerationSettings, list[int]]:
+def _alike(rows: Sequence[Ask]) -> dict[GenerationSettings, list[int]]:
     """The rows for which the likeliest token will not do, by their settings."""
     groups: dict[GenerationSettings, list[int]] = {}
     for index, row in enumerate(rows):
@@ -96,7 +84,7 @@ def needs_text(settings: GenerationSettings) -> bool:
 
 
 def _chosen(
-    scores: torch.Tensor, rows: Sequence[Chooser], settings: GenerationSettings
+    scores: torch.Tensor, rows: Sequence[Ask], settings: GenerationSettings
 ) -> torch.Tensor:
     """A token for each row [rows], all of one kind of settings."""
     of_text, of_scores = _processors(settings)

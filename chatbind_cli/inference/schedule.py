@@ -13,11 +13,10 @@ from chatbind_cli.errors import ChatBindError, RecordError, contained
 from chatbind_cli.inbox import Inbox
 from chatbind_cli.inference.asks import Ask
 from chatbind_cli.inference.decoding import Generated, Outcome
-from chatbind_cli.inference.fixed_batches import NOT_FINITE
 from chatbind_cli.inference.prefill import Prefill
 from chatbind_cli.inference.questions import Question, where_of
 from chatbind_cli.inference.rows import Rows
-from chatbind_cli.inference.sampling import Choice, choose
+from chatbind_cli.inference.sampling import NOT_FINITE, Choice, choose
 
 WINDOW = 4
 """Batches that are taken from the inbox at a time, and sorted by length."""

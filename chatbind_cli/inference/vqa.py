@@ -23,11 +23,7 @@ from chatbind_cli.inference.batch_file import BatchLines, read_batch
 from chatbind_cli.inference.decoding import Outcome
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.question_record import odd_keys_noted, read_question
-from chatbind_cli.inference.questions import (
-    Question,
-    count_questions,
-    open_questions,
-)
+from chatbind_cli.inference.questions import Question, count_questions, open_questions
 from chatbind_cli.jsonl import Line
 from chatbind_cli.media.root import MediaRoot
 

@@ -212,14 +212,33 @@ def rewind(container: InputContainer) -> None:
 
 
 def seek_before(container: InputContainer, stream: Stream, time: Fraction) -> None:
-    """To the last point at or before `time` from which decoding can begin; else to the start."""
-    if stream.time_base is None:
-        rewind(container)
-        return
-    try:
-        container.seek(math.floor(time / stream.time_base), stream=stream, backward=True)
-    except av.FFmpegError:
-        rewind(container)
+    """To the last point at or before `time` from which decoding can begin; else to the start.
+
+    What has no index (MPEG's own containers) jumps between two such points, and that of FLV counts
+    in order of decoding and has one behind the last frame: what comes there is looked at first.
+    """
+    back = Fraction(0)
+    while stream.time_base is not None and time - back >= start_seconds(stream):
+        place = math.floor((time - back) / stream.time_base)
+        try:
+            container.seek(place, stream=stream, backward=True)
+            if _begins_before(container, stream, math.floor(time / stream.time_base)):
+                container.seek(place, stream=stream, backward=True)
+                return
+        except av.FFmpegError:
+            break
+        back = 2 * back or Fraction(1)
+    rewind(container)
+
+
+def _begins_before(container: InputContainer, stream: Stream, place: int) -> bool:
+    """Whether decoding can begin between here and a time stamp."""
+    for packet in _packets(container, stream):
+        if packet.size and packet.is_keyframe:
+            return packet.pts is None or packet.pts <= place
+        if packet.dts is not None and packet.dts > place:
+            break
+    return False
 
 
 def start_seconds(stream: Stream) -> Fraction:

@@ -14,7 +14,7 @@ import chatbind_cli
 from chatbind_cli.checkpoints.delta import refuse_unapplied
 from chatbind_cli.checkpoints.projector_file import ProjectorFile, is_published, read_projector
 from chatbind_cli.errors import CheckpointError
-from chatbind_cli.model.base import fingerprint, grow_embeddings
+from chatbind_cli.model.base import grow_embeddings, quick_fingerprint
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration, word_embeddings
 from chatbind_cli.model.config import ChatBindConfig, EncoderInfo, check_encoder
 from chatbind_cli.model.loading import (
@@ -255,7 +255,7 @@ def _word_size(language_model: PreTrainedModel, known: int) -> float:
 
 
 def _provenance(language_model: str | Path, command: str | None) -> dict[str, Any]:
-    base = {"name": str(language_model), "fingerprint": fingerprint(Path(language_model))}
+    base = {"name": str(language_model), "fingerprint": quick_fingerprint(Path(language_model))}
     versions = {
         "chatbind": chatbind_cli.__version__,
         "torch": str(torch.__version__),

@@ -39,7 +39,7 @@ def grow_embeddings(language_model: PreTrainedModel, size: int, *, known: int) -
         bias[known:size] = bias[:known].mean()
 
 
-def fingerprint(folder: Path) -> str:
+def quick_fingerprint(folder: Path) -> str:
     """A hash of the ends and sizes of all weights files: quick, and it tells two models apart."""
     digest = hashlib.sha256()
     files = [p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin")]
@@ -95,7 +95,7 @@ def find_base(folder: Path, base: Path | None = None) -> Path:
         raise CheckpointError(
             f"holds adapters, and their base model is not at {place}", where=str(folder), hint=hint
         )
-    if fingerprint(place) != said["fingerprint"]:
+    if quick_fingerprint(place) != said["fingerprint"]:
         raise CheckpointError(
             f"holds adapters of another model than the one at {place}", where=str(folder), hint=hint
         )

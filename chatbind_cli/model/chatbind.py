@@ -7,6 +7,7 @@ Importing this module makes the `chatbind` model type known to the Auto classes 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -16,6 +17,7 @@ from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from chatbind_cli.errors import RecordError
+from chatbind_cli.media.medium import Medium
 from chatbind_cli.model.config import ChatBindConfig, encoder_of, end_ids
 from chatbind_cli.model.label_loss import LossWay, loss_at_labels, loss_way, shared_loss
 from chatbind_cli.model.packed_attention import packed_rows
@@ -26,6 +28,17 @@ from chatbind_cli.model.projector import Projector
 def word_embeddings(model: PreTrainedModel) -> torch.nn.Embedding:
     """The input embeddings of a language model (or of a ChatBind model: its language model's)."""
     return cast(torch.nn.Embedding, model.get_input_embeddings())
+
+
+def media_inputs(
+    media: Sequence[Medium], device: torch.device | str = "cpu"
+) -> dict[str, torch.Tensor]:
+    """What `forward` takes of media that were embedded; nothing for no media."""
+    rows = [medium.embedding for medium in media if medium.embedding is not None]
+    if not rows:
+        return {}
+    weights = torch.tensor([medium.weight for medium in media], device=device)
+    return {"media_embeddings": torch.stack(rows).to(device), "media_weights": weights}
 
 
 class ChatBindForConditionalGeneration(PreTrainedModel, GenerationMixin):

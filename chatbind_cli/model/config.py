@@ -111,9 +111,8 @@ class ChatBindConfig(PreTrainedConfig):
         _check_choice("projector_type", self.projector_type, PROJECTOR_TYPES)
         _check_choice("projector_layout", self.projector_layout, PROJECTOR_LAYOUTS)
         _check_choice("stage", self.stage, STAGES)
-        for name in ("embedding_dim", "tokens_per_embedding"):
-            if getattr(self, name) < 1:
-                raise CheckpointError(f"{name} is {getattr(self, name)}, it must be at least 1")
+        if self.tokens_per_embedding < 1:
+            raise CheckpointError(f"tokens_per_embedding is {self.tokens_per_embedding}")
 
     def medium_ids(self) -> list[int]:
         """The token ids that stand for one medium in a prompt.
@@ -209,17 +208,13 @@ def encoder_of(trained: ProjectorInfo | ChatBindConfig) -> EncoderInfo:
 def _read_encoder(known: dict[str, Any], width: Any) -> EncoderInfo:
     if type(width) is not int or width < 1:
         raise CheckpointError(f"the encoder's embedding_dim is {width!r:.60}")
-    for name in ("name", "sha256", "path", "dtype", "licence"):
-        if not isinstance(known.get(name), (str, type(None))):
+    names = ("name", "sha256", "path", "dtype", "licence")
+    said: dict[str, Any] = {name: known.get(name) for name in names}
+    for name, value in said.items():
+        if not isinstance(value, (str, type(None))):
             raise CheckpointError(f"the encoder's {name} is no text")
-    return EncoderInfo(
-        name=known.get("name") or "imagebind",
-        sha256=known.get("sha256"),
-        embedding_dim=width,
-        path=known.get("path"),
-        dtype=known.get("dtype"),
-        licence=known.get("licence"),
-    )
+    said["name"] = said["name"] or "imagebind"
+    return EncoderInfo(**said, embedding_dim=width)
 
 
 def check_encoder(
@@ -239,21 +234,14 @@ def check_encoder(
     """
     own = encoder_of(trained)
     what = "model" if isinstance(trained, ChatBindConfig) else "projector"
-    pairs = list(zip(own.each, encoder.each, strict=False))
-    problem = next(filter(None, (_difference(what, *pair) for pair in pairs)), None)
-    theirs, ours = ([one.sha256 or "" for one in info.each] for info in (encoder, own))
-    named = [" and ".join(one.name for one in info.each) for info in (own, encoder)]
-    if len(ours) != len(theirs):
-        problem = f"the {what} was trained with {named[0]}, not with {named[1]}"
-    elif ours != theirs and sorted(ours) == sorted(theirs):
-        problem = f"the {what} was trained with the encoders in another order: {named[0]}"
+    problem = _difference(own, encoder)
     if problem is not None:
         hint = f"name the encoder that the {what} was trained with (--encoder)"
         if own.parts:
             hint = f"name those that the {what} was trained with, in order: --encoder "
             hint += " --encoder ".join(one.name for one in own.each)
-        raise CheckpointError(problem, where=where, hint=hint)
-    for mine, other in pairs:
+        raise CheckpointError(f"the {what} {problem}", where=where, hint=hint)
+    for mine, other in zip(own.each, encoder.each, strict=True):
         if same_dtype and mine.dtype and other.dtype and mine.dtype != other.dtype:
             raise CheckpointError(
                 f"was trained on embeddings that were computed in {mine.dtype}, and these were in "
@@ -263,18 +251,26 @@ def check_encoder(
             )
 
 
-def _difference(what: str, own: EncoderInfo, other: EncoderInfo) -> str | None:
-    """In which way one encoder is not the other."""
-    if own.embedding_dim != other.embedding_dim:
-        return (
-            f"the {what} reads embeddings of width {own.embedding_dim}, the encoder "
-            f"{other.name} gives {other.embedding_dim}"
-        )
-    if own.sha256 and other.sha256 and own.sha256 not in (other.sha256, *other.sha256_before):
-        return (
-            f"the {what} was trained with the encoder {own.name} ({own.sha256[:12]}), not with "
-            f"{other.name} ({other.sha256[:12]})"
-        )
+def _difference(own: EncoderInfo, encoder: EncoderInfo) -> str | None:
+    """What is to be said of a model of one encoder, or of several, that gets another."""
+    hashes = [[one.sha256 or "" for one in info.each] for info in (own, encoder)]
+    names = [" and ".join(one.name for one in info.each) for info in (own, encoder)]
+    if len(own.each) != len(encoder.each):
+        return f"was trained with {names[0]}, not with {names[1]}"
+    if hashes[0] != hashes[1] and sorted(hashes[0]) == sorted(hashes[1]):
+        return f"was trained with the encoders in another order: {names[0]}"
+    for mine, other in zip(own.each, encoder.each, strict=True):
+        if mine.embedding_dim != other.embedding_dim:
+            return (
+                f"reads embeddings of width {mine.embedding_dim}, the encoder {other.name} gives "
+                f"{other.embedding_dim}"
+            )
+        known = (other.sha256, *other.sha256_before)
+        if mine.sha256 and other.sha256 and mine.sha256 not in known:
+            return (
+                f"was trained with the encoder {mine.name} ({mine.sha256[:12]}), not with "
+                f"{other.name} ({other.sha256[:12]})"
+            )
     return None
 
 

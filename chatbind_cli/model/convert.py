@@ -14,12 +14,7 @@ from typing import Any, Final
 
 from chatbind_cli.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from chatbind_cli.checkpoints.delta import OWN_PREFIX, refuse_unapplied
-from chatbind_cli.checkpoints.json_file import read_json
-from chatbind_cli.checkpoints.manifest import (
-    combine_hashes,
-    is_rotary,
-    made_from,
-)
+from chatbind_cli.checkpoints.manifest import combine_hashes, is_rotary, made_from
 from chatbind_cli.checkpoints.output_folder import (
     DEFAULT_SHARD_BYTES,
     Facts,
@@ -39,8 +34,7 @@ from chatbind_cli.console import Progress
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.model.base import adapted_base
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
-from chatbind_cli.model.config import MODEL_TYPE
-from chatbind_cli.model.loading import read_published
+from chatbind_cli.model.loading import read_published, refuse_bare
 from chatbind_cli.model.pretrained import (
     model_without_memory,
     one_line,
@@ -49,7 +43,6 @@ from chatbind_cli.model.pretrained import (
 )
 
 CONVERT: Final = "convert"
-_PIECE_ELEMENTS = 4 << 20
 
 
 def convert(
@@ -135,13 +128,7 @@ def _settings(source: Path) -> tuple[Any, Any]:
             where=str(source),
             hint="say --merge",
         )
-    kind = read_json(source / "config.json", missing_ok=True).get("model_type")
-    if kind != MODEL_TYPE:
-        raise CheckpointError(
-            f"is no ChatBind model but {kind or 'a folder without a config.json'}",
-            where=str(source),
-            hint="give the projector of a bare language model with --projector",
-        )
+    refuse_bare(source)
     return open_config(source), None
 
 
@@ -170,8 +157,7 @@ def _match(
             found[ours] = name
         elif not is_rotary(name):
             left_out.append(name)
-    text = checkpoint.config.get("text_config") or checkpoint.config
-    tied = text.get("tie_word_embeddings")
+    tied = checkpoint.text_config.get("tie_word_embeddings")
     for name, shape in wanted.items():
         if name not in found:
             if tied and name.endswith("lm_head.weight"):
@@ -198,7 +184,7 @@ def _copy(
     with SafetensorsWriter(path, infos) as writer:
         for name in writer.order:
             digest = hashlib.sha256()
-            for piece in checkpoint.chunks(names[name], _PIECE_ELEMENTS):
+            for piece in checkpoint.chunks(names[name]):
                 digest.update(writer.append(piece))
                 progress.advance_bytes(piece.nbytes)
             hashes[name] = digest.hexdigest()

@@ -106,7 +106,7 @@ def linear_loss(
     if _fused(states, head):
         total = _liger_loss(states, head, targets)
     else:
-        size = max(1, _LOGITS // _vocabulary(head, states))
+        size = max(1, _LOGITS // _vocabulary(head))
         for part, wanted in zip(states.split(size), targets.split(size), strict=True):
             if len(states) <= size:
                 total = total + _summed(part, head, wanted)
@@ -119,7 +119,7 @@ def _summed(states: torch.Tensor, head: nn.Module, targets: torch.Tensor) -> tor
     return functional.cross_entropy(head(states).float(), targets, reduction="sum")
 
 
-def _vocabulary(head: nn.Module, states: torch.Tensor) -> int:
+def _vocabulary(head: nn.Module) -> int:
     size = getattr(head, "out_features", None)
     return int(size) if size else max(p.shape[0] for p in head.parameters())
 

@@ -1,6 +1,6 @@
 """A ChatBind folder in memory, ours or a published one; and a model's projector in and out.
 
-What the fields and tensors of a published folder mean is known to `checkpoints.published`.
+What the fields and tensors of a published folder mean is known to `checkpoints.projector_file`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,7 @@ from chatbind_cli.checkpoints.projector_file import (
 )
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.model.adapters import merge_adapters, read_adapters
-from chatbind_cli.model.base import (
-    adapted_base,
-    find_base,
-    grow_embeddings,
-    weights_folder,
-)
+from chatbind_cli.model.base import adapted_base, find_base, grow_embeddings, weights_folder
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration, word_embeddings
 from chatbind_cli.model.config import MODEL_TYPE, ChatBindConfig, saved_end_ids
 from chatbind_cli.model.pretrained import make_config, open_config, open_model, quiet_transformers
@@ -64,7 +59,6 @@ def load_chatbind(
     path: str | Path,
     *,
     dtype: torch.dtype | str = "auto",
-    device: str | torch.device | None = None,
     attn_implementation: str | None = None,
     base: Path | None = None,
     merge: bool = True,
@@ -96,8 +90,6 @@ def load_chatbind(
         else:
             model, tokenizer = _load_whole(weights_folder(folder, base), options)
     check_tokens(model, tokenizer, str(path))
-    if device is not None:
-        cast(Any, model).to(device)
     model.eval()
     return ChatBind(model, tokenizer, model.config)
 
@@ -109,10 +101,11 @@ def refuse_bare(folder: Path) -> None:
         CheckpointError: the folder holds no ChatBind model.
     """
     if not is_chatbind(folder):
+        kind = read_json(folder / "config.json", missing_ok=True).get("model_type")
         raise CheckpointError(
-            "is no ChatBind model",
+            f"is no ChatBind model but {str(kind or 'a folder without a config.json')[:60]}",
             where=str(folder),
-            hint="`chatbind convert` joins a bare language model and a projector to one",
+            hint="a bare one goes with --projector FILE, and `chatbind convert` joins the two",
         )
 
 
@@ -193,18 +186,13 @@ def _load_whole(
 def _load_ours(
     folder: Path, options: dict[str, Any]
 ) -> tuple[ChatBindForConditionalGeneration, PreTrainedTokenizerBase]:
-    config = open_config(folder)
-    if config.model_type != MODEL_TYPE:
-        raise CheckpointError(
-            f"a {config.model_type} model, not a ChatBind model",
-            where=str(folder),
-            hint="finetune makes one from it",
-        )
+    refuse_bare(folder)
+    config = cast(ChatBindConfig, open_config(folder))
     model = open_model(
         folder,
         ChatBindForConditionalGeneration,
         config=config,
-        generation_config=cast(ChatBindConfig, config).generation(saved_end_ids(folder)),
+        generation_config=config.generation(saved_end_ids(folder)),
         **options,
     )
     return cast(ChatBindForConditionalGeneration, model), load_tokenizer(folder)

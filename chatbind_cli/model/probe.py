@@ -20,7 +20,7 @@ from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.files import replace_file
 from chatbind_cli.folders import RECORD, note_made
-from chatbind_cli.model.base import fingerprint
+from chatbind_cli.model.base import quick_fingerprint
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
 from chatbind_cli.model.loading import ChatBind
 from chatbind_cli.model.tokenizer import TextCodec
@@ -123,7 +123,7 @@ def note_probe(bundle: ChatBind, source: Path, folder: Path) -> None:
     """Writes a model's answer to the probe into the folder of its language model."""
     told = {
         "format": _FORMAT,
-        "weights": fingerprint(source),
+        "weights": quick_fingerprint(source),
         "steps": [asdict(step) for step in answer_probe(bundle)],
     }
     (folder / PROBE_NAME).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
@@ -170,6 +170,6 @@ def read_probe(folder: Path) -> list[Step]:
         known = told["format"] == _FORMAT and len(steps) > 0
     except (LookupError, TypeError) as error:
         raise CheckpointError("is not what it should be", where=str(path), hint=hint) from error
-    if not known or told["weights"] != fingerprint(folder):
+    if not known or told["weights"] != quick_fingerprint(folder):
         raise CheckpointError("is of other weights than are here", where=str(path), hint=hint)
     return steps

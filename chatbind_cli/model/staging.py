@@ -65,8 +65,8 @@ def staged_tokenizer(folder: Path) -> Iterator[Path]:
     tokenizer = read_json(folder / _TOKENIZER, missing_ok=True)
     _refuse_tokenizer_code(tokenizer, config, folder / _TOKENIZER)
     _refuse_ids(tokenizer, folder / _TOKENIZER)
-    with temporary_folder() as name:
-        stage = Path(name)
+    with temporary_folder() as made:
+        stage = Path(made)
         for name, fields in ((_CONFIG, config), (_TOKENIZER, tokenizer)):
             if fields:
                 (stage / name).write_text(json.dumps(cleaned(fields)), encoding="utf-8")
@@ -79,11 +79,11 @@ def staged_tokenizer(folder: Path) -> Iterator[Path]:
 @contextmanager
 def staged_weights(checkpoint: Checkpoint) -> Iterator[Path]:
     """A folder with a checkpoint's weights and nothing else, for as long as they are read."""
-    with temporary_folder() as name:
+    with temporary_folder() as made:
         index = [checkpoint.folder / name for name in INDEX_NAMES]
         for path in [*(file.path for file in checkpoint.files), *filter(Path.is_file, index)]:
-            (Path(name) / path.name).symlink_to(path.absolute())
-        yield Path(name)
+            (Path(made) / path.name).symlink_to(path.absolute())
+        yield Path(made)
 
 
 def _is_data(file: Path) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,8 @@ def join(
         return bundle
 
     parts = {"projector": sha256_file(projector)}
-    how = _Whole(output, shard_bytes=shard_bytes, overwrite=overwrite)
-    return how.make(load, language_model, weights=language_model, parts=parts)
+    how: dict[str, Any] = {"shard_bytes": shard_bytes, "overwrite": overwrite}
+    return _make(output, load, language_model, weights=language_model, parts=parts, **how)
 
 
 def merge(
@@ -95,9 +95,9 @@ def merge(
     if adapted_base(source) is None:
         raise CheckpointError("holds no adapters to merge", where=str(source))
     place = find_base(source, base)
-    how = _Whole(output, shard_bytes=shard_bytes, overwrite=overwrite)
-    parts = {"adapters": _adapters(source)}
-    return how.make(partial(load_chatbind, source, base=place), source, weights=place, parts=parts)
+    load, parts = partial(load_chatbind, source, base=place), {"adapters": _adapters(source)}
+    how: dict[str, Any] = {"shard_bytes": shard_bytes, "overwrite": overwrite}
+    return _make(output, load, source, weights=place, parts=parts, **how)
 
 
 def language_model(
@@ -122,72 +122,63 @@ def language_model(
     place = weights_folder(source, base)
     adapted = place != source
     parts = {"adapters": _adapters(source)} if adapted else {}
-    how = _Whole(output, shard_bytes=shard_bytes, overwrite=overwrite, plain=True)
     # in the numbers of the weights, of which nothing is copied: the files are their memory
     load = partial(load_chatbind, source, base=place if adapted else None)
-    result = how.make(load, source, weights=place, parts=parts)
+    how: dict[str, Any] = {"shard_bytes": shard_bytes, "overwrite": overwrite}
+    result = _make(output, load, source, weights=place, parts=parts, plain=True, **how)
     note = place_probe(output, source)
     return replace(result, notes=(*result.notes, note)) if note else result
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Whole:
-    """How a folder is written of a model that is loaded whole.
+def _make(
+    output: Path,
+    load: Callable[[], ChatBind],
+    source: Path,
+    *,
+    weights: Path,
+    parts: Mapping[str, Any],
+    shard_bytes: int,
+    overwrite: bool,
+    plain: bool = False,
+) -> Result:
+    """Makes a folder of a model that is loaded whole, unless an earlier call has made the same.
 
     Args:
         output: the folder to make.
+        load: loads the model.
+        source: the folder with the tokenizer.
+        weights: the folder with the language model's weights.
+        parts: hashes of what else the model is made of.
         shard_bytes: the largest size of an output file.
         overwrite: replace what an earlier call has made.
         plain: write its language model alone.
+
+    Raises:
+        ChatBindError: whatever loading raises, or the output is there already.
     """
-
-    output: Path = field(kw_only=False)
-    shard_bytes: int
-    overwrite: bool
-    plain: bool = False
-
-    def make(
-        self, load: Callable[[], ChatBind], source: Path, *, weights: Path, parts: Mapping[str, Any]
-    ) -> Result:
-        """Makes the folder, unless an earlier call with the same inputs has.
-
-        Args:
-            load: loads the model.
-            source: the folder with the tokenizer.
-            weights: the folder with the language model's weights.
-            parts: hashes of what else the model is made of.
-
-        Raises:
-            ChatBindError: whatever loading raises, or the output is there already.
-        """
-        with open_checkpoint(weights) as checkpoint:
-            side_files = side_files_sha256(source)
-            facts = [source_facts(checkpoint), side_files, parts, self.shard_bytes, self.plain]
-            task = sha256_text(f"{chatbind_cli.__version__} {facts}")
-            made = None if self.overwrite else made_already(self.output, task)
-            if made is not None:
-                return made
-            with replace_folder(self.output, made_by=CONVERT, overwrite=self.overwrite) as folder:
-                bundle = load()
-                if self.plain:
-                    note_probe(bundle, source, folder)
-                sha256 = self._save(bundle, folder)
-                manifest = made_from(checkpoint, sha256, weights, side_files)
-                manifest["source"] |= parts
-                write_manifest(folder, {**manifest, "task": task}, made_by=CONVERT)
-        return Result(self.output, sha256)
-
-    def _save(self, bundle: ChatBind, folder: Path) -> str:
-        """Writes a model in memory; returns the hash of its weights."""
-        model: Any = bundle.model
-        if self.plain:
-            model = bundle.model.language_model
-            model.generation_config = bundle.model.generation_config
-        with quiet_transformers():
-            model.save_pretrained(folder, max_shard_size=self.shard_bytes)
-            bundle.tokenizer.save_pretrained(folder)
-        with open_checkpoint(folder) as found:
-            return fingerprint(found)
+    with open_checkpoint(weights) as checkpoint:
+        side_files = side_files_sha256(source)
+        facts = [source_facts(checkpoint), side_files, parts, shard_bytes, plain]
+        task = sha256_text(f"{chatbind_cli.__version__} {facts}")
+        made = None if overwrite else made_already(output, task)
+        if made is not None:
+            return made
+        with replace_folder(output, made_by=CONVERT, overwrite=overwrite) as folder:
+            bundle = load()
+            model: Any = bundle.model
+            if plain:
+                note_probe(bundle, source, folder)
+                model = bundle.model.language_model
+                model.generation_config = bundle.model.generation_config
+            with quiet_transformers():
+                model.save_pretrained(folder, max_shard_size=shard_bytes)
+                bundle.tokenizer.save_pretrained(folder)
+            with open_checkpoint(folder) as found:
+                sha256 = fingerprint(found)
+            manifest = made_from(checkpoint, sha256, weights, side_files)
+            manifest["source"] |= parts
+            write_manifest(folder, {**manifest, "task": task}, made_by=CONVERT)
+    return Result(output, sha256)
 
 
 def _adapters(source: Path) -> dict[str, str]:

@@ -8,24 +8,25 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from chatbind_cli.inference.decoding import Generated
 from chatbind_cli.inference.generation_settings import GenerationSettings
-from chatbind_cli.inference.openai_chat import read_chat_request
-from chatbind_cli.inference.openai_reply import chunk, completion, final_chunk, usage_chunk
+from chatbind_cli.inference.openai_chat import check_model, read_chat_request
+from chatbind_cli.inference.openai_reply import Head, chunk, completion, final_chunk, usage_chunk
 from chatbind_cli.json_text import Record
 from chatbind_cli.serving.desk import Desk
 from chatbind_cli.serving.embeddings import Embeddings
 from chatbind_cli.serving.limits import Limits
 from chatbind_cli.serving.metrics import Metrics
 from chatbind_cli.serving.replies import EventStream, json_reply
-from chatbind_cli.serving.requests import Bodies, attended, check_model
-from chatbind_cli.serving.ticket import Answered, Ticket
+from chatbind_cli.serving.requests import Bodies, attended
+from chatbind_cli.serving.ticket import Ticket
 
 
 class Api:
@@ -86,9 +87,9 @@ class Api:
             ticket = self._desk.ask(asked.question)
             stack.callback(ticket.leave)
             if not asked.stream:
-                answered = await attended(request, ticket.answer(), deadline)
-                self._count(request, answered)
-                return json_reply(completion(answered.generated, **self._frame(name)))
+                generated = await attended(request, ticket.answer(), deadline)
+                self._count(request, generated)
+                return json_reply(completion(self._head(name), generated))
             events = self._events(request, ticket, name, usage=asked.include_usage)
             stack.push_async_callback(events.aclose)
             # what goes wrong before the first word still has a status of its own
@@ -100,27 +101,25 @@ class Api:
     async def _events(
         self, request: Request, ticket: Ticket, name: str, *, usage: bool
     ) -> AsyncGenerator[Record, None]:
-        frame = self._frame(name)
+        head = self._head(name)
         begun = set()
         async for piece in ticket.pieces():
-            yield chunk(piece.sample, piece.text, first=piece.sample not in begun, **frame)
+            yield chunk(head, piece.sample, piece.text, first=piece.sample not in begun)
             begun.add(piece.sample)
-        answered = await ticket.answer()
-        self._count(request, answered)
-        generated = answered.generated
-        for sample in range(len(generated.samples) or 1):
+        generated = await ticket.answer()
+        self._count(request, generated)
+        for sample in range(len(generated.each)):
             if sample not in begun:
-                yield chunk(sample, "", first=True, **frame)
-            yield final_chunk(sample, generated, **frame)
+                yield chunk(head, sample, "", first=True)
+            yield final_chunk(head, sample, generated)
         if usage:
-            yield usage_chunk(generated, **frame)
+            yield usage_chunk(head, generated)
 
-    def _frame(self, name: str) -> Record:
-        return {"model_id": self._model_id, "request_id": name, "created": int(time.time())}
+    def _head(self, name: str) -> Head:
+        return Head(name, self._model_id, int(time.time()))
 
-    def _count(self, request: Request, answered: Answered) -> None:
-        generated = answered.generated
-        made = sum(one.n_tokens for one in generated.samples or (generated,))
+    def _count(self, request: Request, generated: Generated) -> None:
+        made = sum(one.n_tokens for one in generated.each)
         self._metrics.prompt_tokens.inc(generated.n_prompt)
         self._metrics.generated_tokens.inc(made)
         request.state.tokens = generated.n_prompt, made
@@ -156,9 +155,3 @@ class Api:
 
     async def _numbers(self, request: Request) -> Response:
         return Response(self._metrics.text(), media_type=self._metrics.content_type)
-
-
-def paths_of(routes: Sequence[BaseRoute]) -> frozenset[str]:
-    """The addresses that can be counted by name: those without a parameter."""
-    paths = (route.path for route in routes if isinstance(route, Route))
-    return frozenset(path for path in paths if "{" not in path)

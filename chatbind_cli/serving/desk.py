@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from chatbind_cli.errors import ChatBindError, EngineError, debugging, reason
 from chatbind_cli.inbox import Inbox
-from chatbind_cli.inference.decoding import Generated, Outcome
+from chatbind_cli.inference.decoding import Outcome
 from chatbind_cli.inference.generation_settings import GenerationSettings
-from chatbind_cli.inference.media_encoder import MediaEncoder, StoredEmbeddings
+from chatbind_cli.inference.media_encoder import MediaEncoder
 from chatbind_cli.inference.questions import Question
 from chatbind_cli.media.medium import Medium
-from chatbind_cli.serving.ticket import Answered, Bell, Ticket
+from chatbind_cli.serving.ticket import Bell, Ticket
 
 if TYPE_CHECKING:
     from chatbind_cli.inference.answerer import Answerer
@@ -48,7 +48,7 @@ _GLANCE_S = 0.02
 class BusyError(ChatBindError):
     """As many wait as may; `retry_after_s` is when a place may be free."""
 
-    def __init__(self, what: str, retry_after_s: int) -> None:
+    def __init__(self, what: str, retry_after_s: int = _RETRY_S) -> None:
         super().__init__(what)
         self.retry_after_s = retry_after_s
 
@@ -84,7 +84,7 @@ class Desk:
         self._most_waiting = most_waiting
         self._tickets: dict[Ticket, Question] = {}
         self._inbox: Inbox[Question] = Inbox(most_waiting)
-        self._media_encoder: MediaEncoder | StoredEmbeddings | None = None
+        self._media_encoder: MediaEncoder | None = None
         self._bell: Bell | None = None
         self._changing = threading.Lock()
         """Held where a question is taken in, and where all are sent away: none falls in between."""
@@ -116,9 +116,8 @@ class Desk:
             waiting = self.waiting
             if waiting >= self._most_waiting:
                 raise BusyError(f"{waiting} questions wait already", self._retry_after(waiting))
-            loop = asyncio.get_running_loop()
-            if self._bell is None or self._bell.loop is not loop:
-                self._bell = Bell(loop)
+            if self._bell is None:
+                self._bell = Bell(asyncio.get_running_loop())
             ticket = Ticket(self._bell, self._left)
             question = replace(question, listener=ticket)
             self._tickets[ticket] = question
@@ -172,7 +171,7 @@ class Desk:
         if question is not None and self._inbox.withdraw(question):
             self._end(ticket, ChatBindError("given up"))
 
-    def _end(self, ticket: Ticket, outcome: Answered | ChatBindError) -> None:
+    def _end(self, ticket: Ticket, outcome: Outcome) -> None:
         if self._tickets.pop(ticket, None) is not None:
             ticket.end(outcome)
 
@@ -191,17 +190,17 @@ class Desk:
         """Answers questions until they end, or the engine does; True: that may come back."""
         try:
             with self._open_answerer() as answerer:
-                self._begin(answerer.media_encoder)
+                self._begin(answerer)
                 for question, outcome in answerer.run(self._inbox, self._settings):
                     self._hand_out(question, outcome)
             return False
         except Exception as error:
             return self._lose(error)
 
-    def _begin(self, media_encoder: MediaEncoder | StoredEmbeddings) -> None:
-        if isinstance(media_encoder, MediaEncoder):
-            assert media_encoder.encoder.modalities  # now: the first medium is too late to miss it
-        self._media_encoder = media_encoder
+    def _begin(self, answerer: Answerer) -> None:
+        assert isinstance(answerer.media_encoder, MediaEncoder)
+        assert answerer.media_encoder.encoder  # now: the first medium is too late to miss it
+        self._media_encoder = answerer.media_encoder
         with self._changing:
             if self.state != "draining":
                 self.state = "ready"
@@ -211,8 +210,7 @@ class Desk:
         assert isinstance(ticket, Ticket)
         if not ticket.gone:
             self._answered_at.append(time.monotonic())
-        told = Answered(question, outcome) if isinstance(outcome, Generated) else outcome
-        self._end(ticket, told)
+        self._end(ticket, outcome)
 
     def _lose(self, error: Exception) -> bool:
         """Fails whoever waits; whether the engine is one that may come back."""

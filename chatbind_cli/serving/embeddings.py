@@ -9,17 +9,15 @@ from typing import Any
 from torch.nn import functional
 
 from chatbind_cli.errors import ChatBindError
-from chatbind_cli.inference.openai_chat import RequestError, read_part
+from chatbind_cli.inference.openai_chat import RequestError, check_model, read_part
 from chatbind_cli.json_text import Record
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.serving.desk import BusyError, Desk
 from chatbind_cli.serving.limits import Limits
-from chatbind_cli.serving.requests import check_model
 
 _READ = {"model", "input", "encoding_format", "user"}
 _FORMATS = ("float", "base64")
 _AT_ONCE = 8  # between two lots, the questions' own media are embedded
-_RETRY_AFTER_S = 5
 
 
 class Embeddings:
@@ -59,7 +57,7 @@ class Embeddings:
             ChatBindError: why one of the media has no embedding.
         """
         if self._busy >= self._limits.waiting:
-            raise BusyError("too many embeddings are asked for", _RETRY_AFTER_S)
+            raise BusyError("too many embeddings are asked for")
         self._busy += 1
         try:
             data: list[Record] = []

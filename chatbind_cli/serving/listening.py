@@ -9,9 +9,9 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -19,6 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from chatbind_cli.errors import ChatBindError
 from chatbind_cli.inference.openai_reply import error_record
 from chatbind_cli.jsonl import dumps
+from chatbind_cli.serving.desk import Desk
 from chatbind_cli.serving.limits import Limits
 from chatbind_cli.serving.replies import log
 
@@ -102,21 +103,6 @@ class Connection(H11Protocol):
             self.transport.abort()
 
 
-class Serves(Protocol):
-    """What is served, as far as its end depends on it."""
-
-    @property
-    def state(self) -> str:
-        """`ready`: it takes questions; `failed`: there is nothing more to wait for."""
-
-    @property
-    def under_way(self) -> int:
-        """Questions that are being answered."""
-
-    def drain(self, grace_s: float) -> Coroutine[Any, Any, None]:
-        """Takes no new ones, and waits for those that are there."""
-
-
 class Server(uvicorn.Server):
     """Uvicorn's server, which lets answers finish when it is told to stop.
 
@@ -130,9 +116,7 @@ class Server(uvicorn.Server):
         told: the signal that ended it.
     """
 
-    def __init__(
-        self, app: Any, desk: Serves, limits: Limits, on_ready: Callable[[], None]
-    ) -> None:
+    def __init__(self, app: Any, desk: Desk, limits: Limits, on_ready: Callable[[], None]) -> None:
         limited = type("Limited", (Connection,), {"most": limits.connections})
         super().__init__(
             uvicorn.Config(

@@ -17,9 +17,7 @@ from chatbind_cli.serving.limits import Limits
 
 T = TypeVar("T")
 
-_RETRY_AFTER_S = 5
 _MOST_DRAINED_S = 3.0
-_SHOWN = 60  # characters of a name
 _LONG = 1 << 20  # bytes of JSON that are read apart from the loop
 
 
@@ -45,7 +43,7 @@ class Bodies:
         def take(count: int) -> None:
             nonlocal mine
             if self._held + count > self._limits.bodies * self._limits.body_bytes:
-                raise BusyError("the requests under way are too large together", _RETRY_AFTER_S)
+                raise BusyError("the requests under way are too large together")
             self._held += count
             mine += count
 
@@ -109,23 +107,6 @@ class Bodies:
             f"the body is longer than {most} MiB",
             hint="give large media by a path below the server's --media-root",
             status=413,
-        )
-
-
-def check_model(name: Any, model_id: str) -> None:
-    """Refuses what is asked of another model.
-
-    Raises:
-        RequestError: `name` is not its name.
-    """
-    if name != model_id:
-        said = repr(name)[:_SHOWN] if isinstance(name, str) else "of that name"
-        raise RequestError(
-            f"there is no model {said}",
-            "model",
-            hint=f"there is {model_id}",
-            status=404,
-            code="model_not_found",
         )
 
 

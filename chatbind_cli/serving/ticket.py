@@ -9,8 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from chatbind_cli.errors import ChatBindError
-from chatbind_cli.inference.decoding import Generated
-from chatbind_cli.inference.questions import Question
+from chatbind_cli.inference.decoding import Generated, Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,14 +18,6 @@ class Piece:
 
     sample: int
     text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """A question, prepared, and its answer."""
-
-    question: Question
-    generated: Generated
 
 
 class Ticket:
@@ -46,7 +37,7 @@ class Ticket:
         self._bell = bell
         self._on_leave = on_leave
         self._texts: dict[int, str] = {}
-        self._outcome: Answered | ChatBindError | None = None
+        self._outcome: Outcome | None = None
         self._news, self._ended = asyncio.Event(), asyncio.Event()
         self._rung = False
 
@@ -62,9 +53,8 @@ class Ticket:
             await self._news.wait()
             self._news.clear()
             ended = self._outcome is not None
-            if isinstance(self._outcome, Answered):
-                whole = self._outcome.generated
-                texts = {n: one.text for n, one in enumerate(whole.samples or (whole,))}
+            if isinstance(self._outcome, Generated):
+                texts = {n: one.text for n, one in enumerate(self._outcome.each)}
             else:
                 texts = dict(self._texts)
             for sample, text in sorted(texts.items()):
@@ -75,15 +65,15 @@ class Ticket:
                     yield Piece(sample, text[len(before) :])
         await self.answer()
 
-    async def answer(self) -> Answered:
+    async def answer(self) -> Generated:
         """The whole answer.
 
         Raises:
             ChatBindError: what became of the question: an `EngineError` if the engine is gone.
         """
         await self._ended.wait()
-        if not isinstance(self._outcome, Answered):
-            assert self._outcome is not None
+        assert self._outcome is not None
+        if isinstance(self._outcome, ChatBindError):
             raise self._outcome
         return self._outcome
 
@@ -99,7 +89,7 @@ class Ticket:
         self._texts[sample] = text
         self._wake()
 
-    def end(self, outcome: Answered | ChatBindError) -> None:
+    def end(self, outcome: Outcome) -> None:
         """Takes what became of the question, from any thread."""
         self._outcome = outcome
         self._wake()
@@ -121,7 +111,7 @@ class Bell:
     """Wakes an event loop for all tickets that have news, once until it has looked after them."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
+        self._loop = loop
         self._tickets: deque[Ticket] = deque()
         self._rung = False
 
@@ -131,7 +121,7 @@ class Bell:
         if not self._rung:
             self._rung = True
             with suppress(RuntimeError):  # the loop is closed, and nobody waits
-                self.loop.call_soon_threadsafe(self._look)
+                self._loop.call_soon_threadsafe(self._look)
 
     def _look(self) -> None:
         self._rung = False  # first: what comes from now on rings again

@@ -4,7 +4,7 @@ The image tower learns as CLIP's does, from pictures and their names, except tha
 vectors take the place of a text tower. It is frozen then, and every other modality learns to put
 a digit where its pictures are.
 
-A kind of encoder says what its towers are: see `Student`.
+A kind of encoder says what its towers are: see `ToyEncoder`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Samples:
     """What was recorded in one modality.
 
     Attributes:
-        tensors: [n, ...] as a `Tower` reads them; film and sound of ImageBind have an axis of
+        tensors: [n, ...] as a `Tower` reads them; films, and sounds of ImageBind, have an axis of
             clips after the first: [n, clips, ...].
         digits: [n], 0 to 9.
     """
@@ -54,12 +54,10 @@ class Tower(nn.Module, ABC):
     Attributes:
         dim: length of an embedding.
         learning_rate: the highest.
-        axes: of a batch of single pictures, or clips.
     """
 
     dim: int
     learning_rate: float
-    axes: int = 4
 
     @abstractmethod
     def as_clips(self, pictures: torch.Tensor) -> torch.Tensor:
@@ -67,45 +65,35 @@ class Tower(nn.Module, ABC):
 
     @abstractmethod
     def varied(self, batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """The same digits, recorded a little differently."""
+        """The same digits, recorded a little differently; the image tower takes clips, too."""
 
-    def varied_clips(self, clips: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """The same for clips of films; the digits in them wander by themselves."""
-        return clips
-
-    @abstractmethod
     def parameters_to_train(self) -> list[nn.Parameter]:
         """What is to be fitted."""
+        return list(self.parameters())
 
     @abstractmethod
     def finish(self) -> None:
         """Puts what was learned where the encoder keeps it."""
 
 
-class Student(ABC):
+class ToyEncoder(ABC):
     """An encoder of some kind that is to be trained; its modules are drawn from torch's generator.
 
     Attributes:
         bound: its modalities with a tower of their own, which is to be bound to the image tower.
-        effort: how many times as many passes it takes as a `Size` says.
-        model: all its weights.
+        epochs_factor: how many times as many epochs it takes as a `Size` says.
     """
 
     bound: ClassVar[tuple[str, ...]]
-    effort: ClassVar[int] = 1
-    model: nn.Module
+    epochs_factor: ClassVar[int] = 1
 
     @abstractmethod
     def tower(self, modality: str) -> Tower:
-        """The tower for a modality, ready to be trained."""
+        """The tower for a modality, with what training starts from."""
 
     @abstractmethod
     def prepare(self, tensor: torch.Tensor, modality: str) -> torch.Tensor:
         """A medium as the encoder reads it, as the tower learns from it; see `Samples`."""
-
-    @abstractmethod
-    def sees(self, weight: str) -> bool:
-        """Whether the weight of this name belongs to the image tower."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:
@@ -132,10 +120,10 @@ def train_image_tower(
 
     def loss() -> torch.Tensor:
         chosen = next(batches)
-        film = whole(len(films), (of_films,), generator)
-        clip = whole(films.tensors.shape[1], (of_films,), generator)
+        film = torch.randint(len(films), (of_films,), generator=generator)
+        clip = torch.randint(films.tensors.shape[1], (of_films,), generator=generator)
         pictures = tower.as_clips(tower.varied(images.tensors[chosen], generator))
-        clips = tower.varied_clips(films.tensors[film, clip], generator)
+        clips = tower.varied(films.tensors[film, clip], generator)
         embeddings = tower(torch.cat([pictures, clips]))
         digits = torch.cat([images.digits[chosen], films.digits[film]])
         return F.cross_entropy(_NAME_SCALE * embeddings @ F.normalize(names, dim=-1).T, digits)
@@ -175,7 +163,9 @@ def bind(
         partners = chosen
         if modality not in _SAME_SCAN:
             same = [with_digit[digit] for digit in digits.tolist()]
-            partners = torch.stack([rows[whole(len(rows), (), generator)] for rows in same])
+            partners = torch.stack(
+                [rows[torch.randint(len(rows), (), generator=generator)] for rows in same]
+            )
         embeddings = tower(tower.varied(samples.tensors[chosen], generator))
         return _pair_loss(embeddings, images.tensors[partners], digits)
 
@@ -238,11 +228,6 @@ def _steps(count: int, size: int, epochs: int) -> int:
     return epochs * max(count // size, 1)
 
 
-def whole(below: int, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """Whole numbers from 0 to under `below`."""
-    return torch.randint(below, shape, generator=generator)
-
-
 def uniform(
     low: float, high: float, shape: tuple[int, ...], generator: torch.Generator
 ) -> torch.Tensor:
@@ -252,14 +237,6 @@ def uniform(
 
 @torch.inference_mode()
 def embed(tower: Tower, tensors: torch.Tensor) -> torch.Tensor:
-    """Embeddings of norm 1, [n, d]; those of several clips are averaged.
-
-    Args:
-        tower: trained.
-        tensors: as `Samples` holds them.
-    """
-    rows = []
-    for part in tensors.split(64):
-        clips = part.flatten(0, 1) if part.ndim > tower.axes else part
-        rows.append(tower(clips).unflatten(0, (len(part), -1)).mean(dim=1))
-    return F.normalize(torch.cat(rows), dim=-1)
+    """Embeddings of norm 1, [n, d], of pictures [n, c, h, w]."""
+    rows = torch.cat([tower(part) for part in tensors.split(64)])
+    return F.normalize(rows, dim=-1)  # once more: of norm 1 to the last bit

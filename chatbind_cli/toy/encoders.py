@@ -16,11 +16,10 @@ import torch.nn.functional as F
 
 from chatbind_cli.encoders.encoder import Decoded, Encoder, Read, load_media
 from chatbind_cli.encoders.opening import open_encoder
-from chatbind_cli.toy.binding import Samples, Student, bind, embed, train_image_tower
+from chatbind_cli.toy.binding import Samples, ToyEncoder, bind, embed, train_image_tower
 from chatbind_cli.toy.digits import NAMES, Item
-from chatbind_cli.toy.fit import Size, fixed_threads, repeatable
+from chatbind_cli.toy.fit import Size, one_thread, repeatable
 from chatbind_cli.toy.media import SUFFIXES, relative_path
-from chatbind_cli.toy.towers import ImageBindStudent
 
 # Enough for the mean of each digit to be known within a few hundredths.
 _ITEMS_FOR_MEANS = 300
@@ -30,61 +29,58 @@ _LOADERS = 2
 
 
 def make_encoders(
+    kind: Callable[[], ToyEncoder],
     items: Sequence[Item],
     media: Path,
     folders: tuple[Path, Path],
     size: Size,
     seed: int,
     report: Callable[[str, int, float], None],
-    kind: Callable[[], Student] = ImageBindStudent,
 ) -> None:
     """Trains an encoder and writes it, and another one that was never bound.
 
     Args:
+        kind: makes one that is untrained.
         items: training items.
         media: folder of the media files.
-        folders: of the bound encoder, and of the other one: the same image tower, and the towers
-            of the other modalities as they were before training.
+        folders: of the bound encoder, which is written last, and of the other one: the same image
+            tower, and the towers of the other modalities as they were before training.
         size: how many files and epochs.
         seed: of weights and batches.
         report: told a tower's name, the step and the loss; see `fit`.
-        kind: makes one that is untrained.
     """
+    bound, unbound = folders
     with repeatable(seed):
-        student = kind()
-        model = student.model
-        untrained = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    student.save(folders[0])  # what lies beside the weights may say how media are read
-    read = open_encoder(folders[0]).read
-    samples_of = partial(_samples, student, read, items, media, size)
+        encoder = kind()
+    encoder.save(unbound)  # what lies beside the weights may say how media are read
+    read = open_encoder(unbound).read
+    samples_of = partial(_samples, encoder, read, items, media, size)
     images = samples_of("image")
     with repeatable(seed + 1) as generator:
-        image_tower = student.tower("image")
+        image_tower = encoder.tower("image")
         train_image_tower(
             image_tower,
             images,
             samples_of("video"),
-            epochs=student.effort * size.image_epochs,
+            epochs=encoder.epochs_factor * size.image_epochs,
             generator=generator,
             report=partial(report, "image"),
         )
         embedded = Samples(embed(image_tower, images.tensors), images.digits)
-    for number, modality in enumerate(student.bound, start=2):
+    encoder.save(unbound)
+    for number, modality in enumerate(encoder.bound, start=2):
         samples = samples_of(modality)
         with repeatable(seed + number) as generator:
             bind(
-                student.tower(modality),
+                encoder.tower(modality),
                 modality,
                 samples,
                 embedded,
-                epochs=student.effort * size.bind_epochs[modality],
+                epochs=encoder.epochs_factor * size.bind_epochs[modality],
                 generator=generator,
                 report=partial(report, modality),
             )
-    student.save(folders[0])
-    trained = {name: tensor for name, tensor in model.state_dict().items() if student.sees(name)}
-    model.load_state_dict({**untrained, **trained})
-    student.save(folders[1])
+    encoder.save(bound)
 
 
 def measure(
@@ -107,12 +103,10 @@ def measure(
     train_digits = torch.tensor([item.digit for item in train])
     encoders = [open_encoder(folder) for folder in folders]
     accuracy: dict[str, dict[str, float]] = {folder.name: {} for folder in folders}
-    with fixed_threads():
+    with one_thread():
         images = _embed_files(train, "image", media, encoders)
         means = [class_means(part, train_digits) for part in images]
-        for modality in SUFFIXES:
-            if modality not in encoders[0].modalities:
-                continue
+        for modality in (name for name in SUFFIXES if name in encoders[0].modalities):
             rows = _embed_files(heldout, modality, media, encoders)
             for shares, part, mean in zip(accuracy.values(), rows, means, strict=True):
                 share = nearest_mean_accuracy(part, digits, mean)
@@ -121,7 +115,7 @@ def measure(
 
 
 def _samples(
-    student: Student,
+    encoder: ToyEncoder,
     read: Read,
     items: Sequence[Item],
     media: Path,
@@ -130,9 +124,9 @@ def _samples(
 ) -> Samples:
     """The training recordings of a modality, as the towers learn from them."""
     chosen = items[: size.train_items[modality]]
-    with fixed_threads():
+    with one_thread():
         tensors = [
-            student.prepare(medium.tensor, modality)
+            encoder.prepare(medium.tensor, modality)
             for medium in _load(chosen, modality, media, read)
         ]
     return Samples(torch.stack(tensors), torch.tensor([item.digit for item in chosen]))

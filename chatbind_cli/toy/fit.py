@@ -59,10 +59,6 @@ QUICK = Size(
 )
 """Everything in its place and nothing learned: for tests of the commands."""
 
-# Sums are split among threads, so their rounding depends on how many there are: always one,
-# however many cores there are.
-THREADS = 1
-
 Report = Callable[[int, float], None]
 """Told the step, from 1, and the mean loss since the last report."""
 
@@ -70,10 +66,13 @@ _REPORT_EVERY_STEPS = 50
 
 
 @contextmanager
-def fixed_threads() -> Iterator[None]:
-    """Has torch work on `THREADS` threads; what it was before is restored."""
+def one_thread() -> Iterator[None]:
+    """Has torch work on one thread; what it was before is restored.
+
+    Sums are split among threads, so that their rounding depends on how many there are.
+    """
     before = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(1)
     try:
         yield
     finally:
@@ -82,12 +81,12 @@ def fixed_threads() -> Iterator[None]:
 
 @contextmanager
 def repeatable(seed: int) -> Iterator[torch.Generator]:
-    """Fixes the number of threads and what fresh weights are drawn from; both are restored.
+    """Has one thread, and fixes what fresh weights are drawn from; both are restored.
 
     Yields:
         A generator for everything else that is random.
     """
-    with fixed_threads(), torch.random.fork_rng(devices=[]):
+    with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield torch.Generator().manual_seed(seed)
 

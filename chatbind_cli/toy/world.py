@@ -27,20 +27,20 @@ from chatbind_cli.errors import ChatBindError
 from chatbind_cli.files import replace_file
 from chatbind_cli.folders import RECORD, is_noted, note_made, refuse_foreign, remove_made
 from chatbind_cli.jsonl import Record
-from chatbind_cli.toy.binding import Student
+from chatbind_cli.toy.binding import ToyEncoder
 from chatbind_cli.toy.digits import Item, load_items
 from chatbind_cli.toy.encoders import make_encoders, measure
 from chatbind_cli.toy.fit import FULL, QUICK, VERSION, Size
+from chatbind_cli.toy.imagebind import ToyImageBind
 from chatbind_cli.toy.language import make_language_model
 from chatbind_cli.toy.media import relative_path, write_media
 from chatbind_cli.toy.texts import record_names, write_records
-from chatbind_cli.toy.towers import ImageBindStudent
 
 _COMMAND = "toy"
 _SUMMARY, _README = "toy.json", "README.txt"
 _FIGURES = "nearest_class_mean_accuracy"
 _LAST_RECORDS = "eval/contexts.jsonl"
-_IMAGEBIND, _PERCEPTION = "imagebind", "pe-av"
+_IMAGEBIND, _PE_AV = "imagebind", "pe-av"
 _ANSWERS = "eval/answers-model-audio.jsonl"
 _REVIEWS = "eval/reviews-audio.jsonl"
 _WITH_RECORDS = ("llama", "stage1", "model", "delta")  # of their own
@@ -116,21 +116,22 @@ def make_world(
             folder / "llama", size.language_steps, seed, partial(report, "llama", "text")
         ),
     )
-    for kind, student in kinds.items():
-        pair = _pair(folder, kind)
-        make = partial(make_encoders, train, media, pair, size, seed, partial(report, kind))
-        do(kind, (pair[-1] / CONFIG_NAME).is_file(), partial(make, kind=student))
+    for name, kind in kinds.items():
+        pair = _pair(folder, name)
+        done = all((place / CONFIG_NAME).is_file() for place in pair)
+        telling = partial(report, name)
+        do(name, done, partial(make_encoders, kind, train, media, pair, size, seed, telling))
     do("model", bool(measured), lambda: run_commands(folder, seed=seed, quick=quick))
     do("toy", kinds.keys() <= measured.keys(), finish)
 
 
-def _kinds(*, huggingface: bool) -> dict[str, Callable[[], Student]]:
+def _kinds(*, huggingface: bool) -> dict[str, Callable[[], ToyEncoder]]:
     """What makes an untrained encoder, by the name of its folder."""
     if not huggingface:
-        return {_IMAGEBIND: ImageBindStudent}
-    from chatbind_cli.toy.perception import PerceptionStudent  # noqa: PLC0415 - loads timm
+        return {_IMAGEBIND: ToyImageBind}
+    from chatbind_cli.toy.pe_av import ToyPeAv  # noqa: PLC0415 - loads timm
 
-    return {_IMAGEBIND: ImageBindStudent, _PERCEPTION: PerceptionStudent}
+    return {_IMAGEBIND: ToyImageBind, _PE_AV: ToyPeAv}
 
 
 def _pair(folder: Path, kind: str) -> tuple[Path, Path]:
@@ -204,7 +205,7 @@ def _names(
     yield from (_ANSWERS, _REVIEWS, *(f"{name}/{RECORD}" for name in _WITH_RECORDS))
     for kind in kinds:
         files = (WEIGHTS_NAME, CONFIG_NAME) if kind == _IMAGEBIND else (RECORD,)
-        yield from (f"{name}/{file}" for name in (kind, f"{kind}-unbound") for file in files)
+        yield from (f"{place}/{file}" for place in _pair(Path(), kind) for file in files)
 
 
 def _write_media(
@@ -256,7 +257,7 @@ imagebind/                a small ImageBind: every modality bound to images
 imagebind-unbound/        the same image tower; the towers of audio, depth, thermal and IMU were
                           never trained. What they still get right is chance: 10 %, give or
                           take, since such a tower can put a whole digit near one mean or another
-{perception}stage1/                   the projector, trained on the captions
+{pe_av}stage1/                   the projector, trained on the captions
 model/                    llama with that projector, trained on the instructions: a ChatBind model
 delta/                    model minus llama
 eval/answers-model-audio.jsonl  what it says to eval/questions-audio.jsonl; it has never heard
@@ -279,7 +280,7 @@ Every command's help has more that works here as it stands: chatbind vqa --help
 """
 
 
-_PERCEPTION_TEXT = """\
+_PE_AV_TEXT = """\
 pe-av/                    a small PE-AV, in the layout of the Hugging Face hub: image, video and
                           audio. Every command takes it as --encoder in place of imagebind
 pe-av-unbound/            the same image tower; that of audio was never trained
@@ -295,12 +296,12 @@ def _readme(summary: Record) -> str:
         shares = [shares.get(modality) for shares in accuracy.values()]
         cells = ["" if share is None else f"{share:.0%}" for share in shares]
         lines.append((f"{modality:10}" + "".join(f"{cell:>12}" for cell in cells)).rstrip())
-    perception = _PERCEPTION_TEXT if _PERCEPTION in accuracy else ""
+    pe_av = _PE_AV_TEXT if _PE_AV in accuracy else ""
     quick = " with --quick: its models have learned nothing" if summary["quick"] else ""
     return _README_TEXT.format(
         seed=summary["seed"],
         quick=quick,
         figures="\n".join(lines),
         commands=_COMMANDS,
-        perception=perception,
+        pe_av=pe_av,
     )

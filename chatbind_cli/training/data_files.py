@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chatbind_cli.errors import UsageError
+from chatbind_cli.media.medium import is_there
 
 _MOST = 100.0  # times: more is an epoch's business
 
@@ -35,7 +36,7 @@ class DataFile:
             UsageError: the weight is not above 0, or above 100.
         """
         name, _, number = text.rpartition(":")
-        if not name or Path(text).exists():
+        if not name or is_there(text):
             return cls(Path(text))
         try:
             weight = float(number)

@@ -19,8 +19,8 @@ from chatbind_cli import worker
 from chatbind_cli.console import Progress, note
 from chatbind_cli.data.embedding_cache import EmbeddingCache
 from chatbind_cli.data.encode import StoreSink, writable_store
-from chatbind_cli.data.encoding import EncodingOptions, encode_items
-from chatbind_cli.data.lookup import Embeddings, open_parts, part_name, side_by_side
+from chatbind_cli.data.encoding import EncodingOptions, at_once, encode_items
+from chatbind_cli.data.lookup import Embeddings, WideEmbeddings, open_parts, part_name
 from chatbind_cli.data.media_items import MediaItem
 from chatbind_cli.encoders.encoder import Encoder
 from chatbind_cli.encoders.identity import identity_of
@@ -74,12 +74,13 @@ def known_media(settings: TrainingSettings, inputs: Inputs, encoders: Sequence[E
 
 def embedded(
     settings: TrainingSettings, inputs: Inputs, folder: RunFolder
-) -> tuple[Inputs, Embeddings, EncoderInfo, MediaOptions]:
+) -> tuple[Inputs, WideEmbeddings, EncoderInfo, MediaOptions]:
     """Encodes what no process of this or an earlier run has; leaves out what cannot be read."""
     before = Before.of(settings)
     options = MediaOptions.known(before.media_options)
     if not inputs.encoders:
-        return inputs, Embeddings([]), before.encoder or assumed_encoder(), options
+        info = before.encoder or assumed_encoder()
+        return inputs, WideEmbeddings([Embeddings([])], info.widths), info, options
     encoders = open_all(inputs.encoders, settings, before)
     inputs = known_media(settings, inputs, encoders)
     info = joined([identity_of(encoder) for encoder in encoders])
@@ -93,10 +94,10 @@ def embedded(
     # once training has begun, the set of its samples stays as it is
     bad = read_rejected(listed) if folder.last_checkpoint() is not None else {}
 
-    def kept() -> Embeddings:
+    def kept() -> WideEmbeddings:
         each = zip(places, ways, kinds, strict=True)
         parts = [Embeddings(open_parts(place), way, known) for place, way, known in each]
-        return side_by_side(parts, info.widths)
+        return WideEmbeddings(parts, info.widths)
 
     missing = [[m for m in part.missing(inputs.media) if m not in bad] for part in kept().parts]
     # every process must have looked before the first one adds to what there is
@@ -140,8 +141,8 @@ def encode_media(
     """
     items = [MediaItem(medium, root, medium.name) for medium in media]
     failed: list[tuple[Medium, str]] = []
-    batch_size = 1 if encoder.device.type == "cpu" else 2 * encoder.batch_size
-    how = EncodingOptions(media=options, workers=_READERS, batch_size=batch_size, decode_in="auto")
+    batch = at_once(encoder)
+    how = EncodingOptions(media=options, workers=_READERS, batch_size=batch, decode_in="auto")
     with (
         writable_store(part, encoder, options) as store,
         closing(EmbeddingCache(cache_folder, encoder, options)) as cache,

@@ -19,14 +19,15 @@ from chatbind_cli.checkpoints.projector_file import ProjectorInfo, is_published,
 from chatbind_cli.console import note
 from chatbind_cli.data.conversations import Media
 from chatbind_cli.data.database import StoreMeta
-from chatbind_cli.data.lookup import Embeddings, SeveralEmbeddings, open_stores, options_in
+from chatbind_cli.data.lookup import Embeddings, WideEmbeddings, open_stores, options_in
 from chatbind_cli.device import resolve_dtype
 from chatbind_cli.encoders.encoder import Encoder
 from chatbind_cli.encoders.identity import identity_of
 from chatbind_cli.encoders.opening import open_encoder
-from chatbind_cli.encoders.reference import exists, is_reference
+from chatbind_cli.encoders.reference import is_reference
 from chatbind_cli.encoders.several import licence_of_several, sha256_of_several
 from chatbind_cli.errors import StoreError, UsageError
+from chatbind_cli.media.medium import is_there
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.model.config import (
     MODEL_TYPE,
@@ -88,7 +89,7 @@ class Before:
     @property
     def gone(self) -> tuple[str, ...]:
         """Which of `references` are paths where nothing is."""
-        return tuple(one for one in self.references if not is_reference(one) and not exists(one))
+        return tuple(one for one in self.references if not is_reference(one) and not is_there(one))
 
     def check(self, encoder: EncoderInfo) -> None:
         """Refuses another encoder than that of the training before.
@@ -184,7 +185,7 @@ def joined(infos: Sequence[EncoderInfo]) -> EncoderInfo:
 
 def stored_embeddings(
     settings: TrainingSettings, media: Media
-) -> tuple[Embeddings, EncoderInfo, MediaOptions]:
+) -> tuple[WideEmbeddings, EncoderInfo, MediaOptions]:
     """The embeddings in the stores of the settings, and what made them.
 
     Raises:
@@ -201,12 +202,10 @@ def stored_embeddings(
     infos = [_made_with(folder, stores[0].meta, word) for folder, stores, word in named]
     info = joined(infos)
     before.check(info)
-    if len(groups) == 1:
-        return Embeddings(groups[0], options), info, options
     # what none of its stores holds an encoder is taken not to know
     kinds = [{kind for store in stores for kind, _ in store.kinds()} for stores in groups]
     parts = [Embeddings(some, options, known) for some, known in zip(groups, kinds, strict=True)]
-    return SeveralEmbeddings(parts, info.widths), info, options
+    return WideEmbeddings(parts, info.widths), info, options
 
 
 def _made_with(folder: Path, meta: StoreMeta, named: str | None) -> EncoderInfo:

@@ -25,7 +25,7 @@ from chatbind_cli.errors import (
     RecordError,
     WeightsError,
 )
-from chatbind_cli.files import refuse_overlap, replace_file
+from chatbind_cli.files import refuse_overlap, replace_file, replace_text
 from chatbind_cli.jsonl import Record, dumps, read_records
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.modality import MODALITIES
@@ -218,9 +218,7 @@ def save_rejected(rejected: Sequence[Record], path: Path) -> None:
     if not rejected:
         path.unlink(missing_ok=True)
         return
-    with replace_file(path) as temporary:
-        lines = [dumps(record) + "\n" for record in rejected]
-        temporary.write_text("".join(lines), encoding="utf-8")
+    replace_text(path, "".join(dumps(record) + "\n" for record in rejected))
 
 
 def _check_files(settings: TrainingSettings) -> None:

@@ -5,6 +5,7 @@ Estimates, told before anything heavy begins; what a run really took is in its l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -42,18 +43,12 @@ class Shape:
         inner = config.get("text_config")
         fields = {**(inner if isinstance(inner, Mapping) else {}), **config}
         matrices = [s for name, s in shapes.items() if len(s) == 2 and ".layers." in name]
-        numbers = 0
-        for shape in shapes.values():
-            size = 1
-            for side in shape:
-                size *= side
-            numbers += size
 
         def read(*names: str) -> int:
             return next((int(str(fields[n])) for n in names if fields.get(n)), 0)
 
         return cls(
-            numbers=numbers,
+            numbers=sum(map(math.prod, shapes.values())),
             adapted=sum(map(sum, matrices)),
             layers=read("num_hidden_layers", "n_layer"),
             width=read("hidden_size", "n_embd"),
@@ -93,10 +88,8 @@ def memory_needed(
         half: whether it computes in half precision.
         shards: over how many processes the model is shared out.
     """
-    frozen = not settings.backbone_trains
-    rank = settings.lora_r
-    trained = rank * shape.adapted if rank else 0 if frozen else shape.numbers
-    left = shape.numbers if rank or frozen else 0
+    trained = _trained(settings, shape)
+    left = 0 if settings.matrices_train else shape.numbers
     size = _HALF if half else _MASTER
     packed = _PACKED if settings.load_in_4bit else size
     copies, sums = float(_HALF * trained) if half else 0.0, 0.0
@@ -105,7 +98,7 @@ def memory_needed(
         ends = 2 * shape.vocabulary * shape.width
         layer = (shape.numbers - ends) / max(1, shape.layers)
         copies = size * (ends + 2 * layer)
-        sums = 0 if rank else (size + _GRADIENT) * max(ends, layer)
+        sums = 0 if settings.lora_r else (size + _GRADIENT) * max(ends, layer)
     kept = _KEPT * size * shape.width * tokens
     if settings.gradient_checkpointing is True:
         activations = kept + size * shape.width * tokens * shape.layers
@@ -119,13 +112,16 @@ def memory_needed(
     )
 
 
+def _trained(settings: TrainingSettings, shape: Shape) -> int:
+    """How many numbers of the language model, or of adapters in it, train."""
+    if not settings.backbone_trains:
+        return 0
+    return settings.lora_r * shape.adapted if settings.lora_r else shape.numbers
+
+
 def disk_needed(settings: TrainingSettings, shape: Shape, *, half: bool) -> tuple[float, float]:
     """Bytes of the result, and of one checkpoint."""
-    if not settings.backbone_trains:
-        trained = 0
-    else:
-        rank = settings.lora_r
-        trained = rank * shape.adapted if rank else shape.numbers
+    trained = _trained(settings, shape)
     whole = settings.stage == "finetune" and not settings.lora_r
     result = shape.numbers * (_HALF if half else _MASTER) if whole else trained * _MASTER
     return result, trained * (_MASTER + _ADAM)

@@ -34,14 +34,7 @@ class WithPositions:
     frozen: bool
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The collator's batch of these samples, see `mark`."""
-        return self.mark(self.collate(samples))
-
-    def mark(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Adds to a batch, in place, where things are.
-
-        Args:
-            batch: with `input_ids`, `labels` [batch, length] and `work`, padded or packed.
+        """The collator's batch of these samples, padded or packed, and where things are in it.
 
         Returns:
             the batch, with `media_positions` int64 [placeholders], `label_positions` int64 [n] if
@@ -49,6 +42,7 @@ class WithPositions:
             model: the tokens, none of them of media, that all rows begin with before any that is
             labelled.
         """
+        batch = self.collate(samples)
         ids, labels = batch["input_ids"], batch["labels"]
         placeholders = ids == (-1 if self.config.im_patch_id is None else self.config.im_patch_id)
         batch["media_positions"] = placeholders.flatten().nonzero().squeeze(1)

@@ -15,8 +15,8 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from chatbind_cli.console import note
+from chatbind_cli.data.tokens import IGNORE_INDEX
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration, word_embeddings
-from chatbind_cli.model.label_loss import IGNORED
 from chatbind_cli.training.checkpointing import recomputes
 
 Batch = dict[str, Any]
@@ -66,7 +66,7 @@ class SharedPrefix:
         if not (self._wanted and tokens):
             return batch
         if not self._tried:
-            if not bool((batch["labels"] != IGNORED).any()):
+            if not bool((batch["labels"] != IGNORE_INDEX).any()):
                 return batch  # of no loss nothing could be told
             self._tried, obstacle = True, self._obstacle(batch, tokens)
             if obstacle:

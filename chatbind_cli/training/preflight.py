@@ -5,7 +5,6 @@ Media that cannot be read, samples that teach nothing, a disk or a GPU that is t
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from chatbind_cli.checkpoints.checkpoint import open_checkpoint
-from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.console import Progress, note
 from chatbind_cli.data.conversations import Conversations
 from chatbind_cli.data.decoders import Reading, decode
@@ -21,6 +19,7 @@ from chatbind_cli.data.media_items import MediaItem
 from chatbind_cli.data.tokens import IGNORE_INDEX, PromptEncoder
 from chatbind_cli.encoders.encoder import Encoder
 from chatbind_cli.errors import ChatBindError, RecordError
+from chatbind_cli.files import free_bytes
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.model.assemble import read_without_weights
@@ -57,8 +56,8 @@ def preflight(settings: TrainingSettings, inputs: Inputs, *, gpus: int) -> Input
         encoders = [open_named(one, settings) for one in inputs.encoders]
         refuse_twice(encoders)
         inputs = known_media(settings, inputs, encoders)
-        some = _some(inputs.media, None if everything else _MEDIA)
-        inputs = inputs.leave_out(_unreadable(settings, encoders, some))
+        apart = 1 if everything else max(1, -(-len(inputs.media) // _MEDIA))
+        inputs = inputs.leave_out(_unreadable(settings, encoders, inputs.media[::apart]))
         if settings.on_error == "fail":
             refuse_rejected(inputs.rejected)
     tokens = _look_at_samples(settings, inputs.conversations, everything=everything)
@@ -67,11 +66,6 @@ def preflight(settings: TrainingSettings, inputs: Inputs, *, gpus: int) -> Input
     _look_at_disk(settings, shape, half=half)
     _look_at_memory(settings, shape, tokens, half=half, gpus=gpus)
     return inputs
-
-
-def _some(items: Sequence[Medium], most: int | None) -> Sequence[Medium]:
-    """At most so many of the items, spread evenly."""
-    return items if most is None else items[:: max(1, -(-len(items) // most))]
 
 
 def _unreadable(
@@ -135,16 +129,12 @@ def _look_at_samples(
 def _shape(model: Path) -> Shape:
     if adapted_base(model) is not None:
         model = find_base(model)
-    with open_checkpoint(model) as weights:
-        shapes = {name: weights.info(name).shape for name in weights.tensors}
-    return Shape.of(read_json(model / "config.json"), shapes)
+    weights = open_checkpoint(model)
+    return Shape.of(weights.config, {name: info.shape for name, info in weights.tensors.items()})
 
 
 def _look_at_disk(settings: TrainingSettings, shape: Shape, *, half: bool) -> None:
-    place = settings.output.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    free = free_bytes(settings.output)
     result, checkpoint = disk_needed(settings, shape, half=half)
     kept = 0 if settings.save_strategy == "no" else (settings.save_total_limit or 1) + 1
     if result + min(kept, 1) * checkpoint > free:

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.errors import CheckpointError
-from chatbind_cli.files import lock_file, replace_file, sync, user_mode
+from chatbind_cli.files import lock_file, replace_text, sync, user_mode
 from chatbind_cli.folders import (
     clear_temporaries,
     is_noted,
@@ -163,8 +163,7 @@ class RunFolder:
         if not path.exists():
             return
         kept = [record for record in read_log(path) if record["step"] <= step]
-        with replace_file(path) as temporary:
-            temporary.write_text("".join(dumps(r) + "\n" for r in kept), encoding="utf-8")
+        replace_text(path, "".join(dumps(record) + "\n" for record in kept))
 
     def _read(self) -> dict[str, Any]:
         """What the folder says of its run; empty where there is none."""
@@ -193,11 +192,8 @@ class RunFolder:
         note_made(self.path, names, made_by=self.made_by)
 
     def _write(self, run: Mapping[str, Any]) -> None:
-        with replace_file(self.path / RUN_FILE) as temporary:
-            temporary.write_text(
-                json.dumps({"format": _FORMAT, **run}, indent=2, ensure_ascii=False) + "\n",
-                encoding="utf-8",
-            )
+        text = json.dumps({"format": _FORMAT, **run}, indent=2, ensure_ascii=False)
+        replace_text(self.path / RUN_FILE, text + "\n")
 
     def _compare(self, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
         # through JSON, so that a tuple equals the list that it was written as
@@ -219,8 +215,7 @@ def _seal(folder: Path) -> None:
         if path.is_file() and path.name != _MANIFEST:
             sync(path)
             sizes[str(path.relative_to(folder))] = path.stat().st_size
-    with replace_file(folder / _MANIFEST) as temporary:
-        temporary.write_text(json.dumps(sizes, indent=1) + "\n", encoding="utf-8")
+    replace_text(folder / _MANIFEST, json.dumps(sizes, indent=1) + "\n")
 
 
 def is_complete(folder: Path) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import Dataset
 
 from chatbind_cli.data.conversations import Conversations
-from chatbind_cli.data.lookup import Embeddings
+from chatbind_cli.data.lookup import WideEmbeddings
 from chatbind_cli.data.tokens import IGNORE_INDEX, PromptEncoder, TokenizedSample
 from chatbind_cli.training.noise import EmbeddingNoise
 from chatbind_cli.training.throughput import Work
@@ -34,7 +34,7 @@ class TrainingSamples(Dataset[dict[str, Any]]):
 
     conversations: Conversations
     encoder: PromptEncoder
-    embeddings: Embeddings
+    embeddings: WideEmbeddings
     max_length: int
     noise: EmbeddingNoise | None = None
 

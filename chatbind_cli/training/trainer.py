@@ -24,7 +24,7 @@ from transformers import PrinterCallback, TrainerState, TrainingArguments
 from chatbind_cli import stopping, worker
 from chatbind_cli.console import note
 from chatbind_cli.data.conversations import Conversations
-from chatbind_cli.data.lookup import Embeddings
+from chatbind_cli.data.lookup import WideEmbeddings
 from chatbind_cli.data.tokens import PromptEncoder
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
 from chatbind_cli.model.config import encoder_of
@@ -70,7 +70,7 @@ class ChatBindTrainer(ShardedTrainer):
         self,
         settings: TrainingSettings,
         inputs: Inputs,
-        embeddings: Embeddings,
+        embeddings: WideEmbeddings,
         bundle: ChatBind,
         folder: RunFolder,
         arguments: TrainingArguments,

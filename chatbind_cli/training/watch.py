@@ -73,8 +73,7 @@ class Watch(TrainerCallback):
             ChatBindError: one of them is not a finite number, on any process.
         """
         losses = torch.stack(self._losses)
-        whole = getattr(norm, "full_tensor", lambda: norm)()  # a sharded model's
-        whole = torch.as_tensor(0.0 if whole is None else whole, device=losses.device)
+        whole = torch.as_tensor(0.0 if norm is None else norm, device=losses.device)
         stops = torch.full((), float(stop), device=losses.device)
         spoilt = [~torch.isfinite(losses).all(), ~torch.isfinite(whole.float())]
         found = self._total(torch.stack([*(flag.float() for flag in spoilt), stops]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ from chatbind_cli.data.pairs import (
     read_pairs,
     retrieval,
 )
-from chatbind_cli.encoders.encoder import Encoder
+from chatbind_cli.encoders.encoder import Decoded, Encoder
 from chatbind_cli.errors import ChatBindError, RecordError
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.root import MediaRoot
@@ -114,7 +115,7 @@ class Bytes(Encoder):
         with source.open() as file:
             return torch.frombuffer(bytearray(file.read()), dtype=torch.uint8).float()
 
-    def tower(self, modality: str) -> torch.nn.Module:
+    def load_tower(self, modality: str) -> torch.nn.Module:
         return torch.nn.Identity()
 
     def run(self, modality: str, batch: torch.Tensor) -> torch.Tensor:
@@ -162,6 +163,22 @@ def test_encoders_stand_side_by_side_and_one_that_lacks_a_modality_says_so_once(
     assert (tmp_path / "pairs.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ChatBindError, match="no encoder knows both"):
         compare_encoders(things, [blind], MediaRoot(tmp_path), options)
+
+
+def test_a_gpu_gets_batches(
+    things: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, batches = Bytes("one", ("image", "audio", "imu")), []
+    encoder.device, encoder.batch_size = torch.device("cuda"), 2
+
+    def embed(media: Sequence[Decoded], *, normalize: bool) -> torch.Tensor:
+        batches.append(len(media))
+        return torch.stack([medium.tensor for medium in media]) - 128
+
+    monkeypatch.setattr(encoder, "embed", embed)
+    options = EncodingOptions(media=MediaOptions(), workers=0)
+    compare_encoders(things, [encoder], MediaRoot(tmp_path), options)
+    assert set(batches[:-1]) == {4}
 
 
 def test_a_person_reads_a_table_for_each_pair_with_a_line_for_each_encoder(

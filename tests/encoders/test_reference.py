@@ -18,8 +18,7 @@ class Grey(Encoder):
     sha256, settings, embedding_dim, modalities = "0" * 64, {}, 4, ("image",)
     def __init__(self, rest, **how):
         super().__init__(name=f"grey {rest}", **how)
-    def tower(self, modality): ...
-    def run(self, modality, batch): ...
+    def load_tower(self, modality): ...
 
 class Unfinished(Encoder):
     pass

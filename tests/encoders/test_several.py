@@ -69,8 +69,8 @@ def test_each_medium_is_as_the_first_that_knows_it_makes_it_among_zeros(
 def test_only_towers_that_are_needed_are_read(folder: Path, opened: SeveralEncoders) -> None:
     embed(opened, MEDIA[:2], folder)
     seeing, moving = opened.parts
-    assert set(seeing.loaded) == {"image"}  # type: ignore[attr-defined]
-    assert set(moving.loaded) == {"imu"}  # type: ignore[attr-defined]
+    assert set(seeing.loaded) == {"image"}
+    assert set(moving.loaded) == {"imu"}
 
 
 def test_batches_and_attention_are_those_of_the_encoders(
@@ -116,7 +116,7 @@ def test_labels_are_as_likely_as_for_the_encoder_alone(
 ) -> None:
     pytest.importorskip("open_clip")
     together = LabelScorer(opened, LABELS, "a {label}")
-    assert "text" not in opened.parts[1].loaded  # type: ignore[attr-defined]
+    assert "text" not in opened.parts[1].loaded
     for (medium, number), row in zip(
         zip(MEDIA, FIRST, strict=True), embed(opened, MEDIA, folder), strict=True
     ):

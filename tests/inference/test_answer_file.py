@@ -11,7 +11,7 @@ import pytest
 
 from chatbind_cli.errors import RecordError
 from chatbind_cli.inference.answer_file import AnswerFile
-from chatbind_cli.inference.answer_record import answer_record, in_words
+from chatbind_cli.inference.answer_record import AnswerRecords
 from chatbind_cli.inference.decoding import Generated
 from chatbind_cli.inference.question_record import read_question
 from chatbind_cli.inference.questions import Question
@@ -32,8 +32,8 @@ def generated(identity: int) -> Generated:
 
 
 def answer(identity: int, **more: Any) -> dict[str, Any]:
-    said = {"model_id": "m", "metadata": {"seed": 1}}
-    return answer_record(question(identity), generated(identity), **said) | more
+    form = AnswerRecords("m", {"seed": 1})
+    return form.answer(question(identity), generated(identity)) | more
 
 
 def run(path: Path, identities: list[int], **options: Any) -> list[int]:
@@ -118,6 +118,7 @@ def test_the_first_place_of_an_id_is_remembered(tmp_path: Path) -> None:
 
 
 def test_a_person_reads_question_and_answer():
+    in_words = AnswerRecords("m", {}).in_words
     answer = {"question_id": 7, "prompt": "What is it?", "text": "A dog.\x1b[2J"}
     assert in_words(answer) == "7  What is it?\n    A dog.[2J"
     assert in_words({"question_id": 7, "error": "no such file"}) == "7\n    error: no such file"

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders
 from transformers import PreTrainedTokenizerFast
 
 from chatbind_cli.inference.decoding import AnswerDecoder, Generated, GrowingText
-from chatbind_cli.inference.generate_hooks import AnswerEnds
+from chatbind_cli.inference.fixed_batches import AnswerEnds
 from tests.model.tiny import byte_tokenizer, word_tokenizer
 
 END = 999

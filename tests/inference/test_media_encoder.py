@@ -173,6 +173,6 @@ def test_a_store_is_asked_by_name(loaded: LoadedModel, tmp_path: Path) -> None:
     with EmbeddingStore.open(tmp_path, "a", encoder_sha256=sha256, dim=DIM) as store:
         store.add("a/x.png", "image", "1" * 64, "image/v1", vector)
     encoder = StoredEmbeddings([tmp_path], loaded, MediaOptions())
-    found, missing = encoder.embed([Medium("image", "a/x.png"), Medium("image", "y.png")])
+    found, missing = encoder.encode([Medium("image", "a/x.png"), Medium("image", "y.png")], [])
     assert torch.equal(embeddings([found]), vector.unsqueeze(0))
     assert "y.png: is not in the store" in str(missing)

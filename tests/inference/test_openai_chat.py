@@ -33,6 +33,7 @@ from chatbind_cli.inference.openai_chat import (
     read_chat_request,
 )
 from chatbind_cli.inference.openai_reply import (
+    Head,
     chunk,
     completion,
     error_body,
@@ -45,7 +46,7 @@ from chatbind_cli.model.turns import answer, question
 from tests.inference.world import World
 
 SETTINGS = GenerationSettings(max_new_tokens=10)
-SAID = {"model_id": "m", "request_id": "chatcmpl-1", "created": 1_700_000_000}
+HEAD = Head("chatcmpl-1", "m", 1_700_000_000)
 
 
 def read(body: dict[str, Any]) -> ChatRequest:
@@ -431,7 +432,7 @@ def test_the_real_client_reads_a_reply(world: World, answerer: Answerer) -> None
         answerer, asked(parts, n=2, temperature=2.0, logprobs=True, seed=1)
     )
     assert prepared.prompt is not None
-    reply = ChatCompletion.model_validate(json.loads(json.dumps(completion(outcome, **SAID))))
+    reply = ChatCompletion.model_validate(json.loads(json.dumps(completion(HEAD, outcome))))
     assert (reply.id, reply.model, reply.created) == ("chatcmpl-1", "m", 1_700_000_000)
     assert [choice.index for choice in reply.choices] == [0, 1]
     for choice, sample in zip(reply.choices, outcome.samples, strict=True):
@@ -451,10 +452,10 @@ def test_the_real_client_reads_a_reply(world: World, answerer: Answerer) -> None
 def test_the_real_client_reads_a_stream() -> None:
     whole = Generated("A dog.", 2, "length", ("A", " dog."), (-0.5, float("-inf")), n_prompt=9)
     chunks = [
-        chunk(0, "", first=True, **SAID),
-        chunk(0, "A dog.", **SAID),
-        final_chunk(0, whole, **SAID),
-        usage_chunk(whole, **SAID),
+        chunk(HEAD, 0, "", first=True),
+        chunk(HEAD, 0, "A dog."),
+        final_chunk(HEAD, 0, whole),
+        usage_chunk(HEAD, whole),
     ]
     read = [ChatCompletionChunk.model_validate(json.loads(json.dumps(c))) for c in chunks]
     assert {c.id for c in read} == {"chatcmpl-1"}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from chatbind_cli.errors import RecordError
-from chatbind_cli.inference.answer_record import answer_record
+from chatbind_cli.inference.answer_record import AnswerRecords
 from chatbind_cli.inference.answerer import Answerer
 from chatbind_cli.inference.decoding import Generated, ScoredChoice
 from chatbind_cli.inference.generation_settings import GenerationSettings
@@ -198,7 +198,7 @@ def test_a_key_that_looks_like_ours_is_named_once(capsys: pytest.CaptureFixture[
 
 def test_an_answer_tells_what_it_was_asked_for() -> None:
     def record(question: Question, generated: Generated) -> dict[str, Any]:
-        return answer_record(question, generated, model_id="m", metadata={"temperature": 0.0})
+        return AnswerRecords("m", {"temperature": 0.0}).answer(question, generated)
 
     once = Generated("a b", 2, "stop", ("a", " b"), (-0.5, -0.25))
     tokens = [{"token": "a", "logprob": -0.5}, {"token": " b", "logprob": -0.25}]
@@ -235,7 +235,7 @@ def test_the_id_of_an_answer_depends_on_how_it_was_asked() -> None:
         {"image": "x", "generation": {"temperature": 0.5}},
     ]
     made = [
-        answer_record(read(**way), Generated("a", 1, "stop"), model_id="m", metadata={})
+        AnswerRecords("m", {}).answer(read(**way), Generated("a", 1, "stop"))
         for way in [*ways, {"image": "x", "weights": 1}]
     ]
     ids = [record["answer_id"] for record in made]

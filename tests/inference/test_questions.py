@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from chatbind_cli.errors import MediaError, RecordError
-from chatbind_cli.inference.answer_record import answer_record, failed_record
+from chatbind_cli.inference.answer_record import AnswerRecords
 from chatbind_cli.inference.decoding import Generated
 from chatbind_cli.inference.question_record import read_question
 from chatbind_cli.jsonl import Line
@@ -58,7 +58,8 @@ def test_an_answer_carries_on_what_the_question_says_of_itself() -> None:
     }
     question = read_question(Line(record, "q:1", 1))
     generated = Generated("A cat.", 3, "stop")
-    answer = answer_record(question, generated, model_id="m", metadata={"a": 1})
+    form = AnswerRecords("m", {"a": 1})
+    answer = form.answer(question, generated)
     carried = {key: answer.get(key) for key in ("category", "image", "reference", "audio", "text")}
     assert carried == {
         "category": "conv",
@@ -68,7 +69,7 @@ def test_an_answer_carries_on_what_the_question_says_of_itself() -> None:
         "text": "A cat.",
     }
     assert answer["metadata"] == {"n_tokens": 3, "finish_reason": "stop", "a": 1}
-    failed = failed_record(question, MediaError("no such file", where="x.png"), model_id="m")
+    failed = form.failure(question, MediaError("no such file", where="x.png"))
     assert failed["error"] == "x.png: no such file"
     assert failed["text"] == ""
     # for readers that know no errors
@@ -79,9 +80,7 @@ def test_the_id_of_an_answer_depends_on_all_that_made_it() -> None:
     def identity(text: str = "A.", model: str = "m", image: str = "x", seed: int = 0) -> str:
         record = {"question_id": 1, "text": "?", "image": image}
         question, metadata = read_question(Line(record, "q:1", 1)), {"seed": seed}
-        made = answer_record(
-            question, Generated(text, 1, "stop"), model_id=model, metadata=metadata
-        )
+        made = AnswerRecords(model, metadata).answer(question, Generated(text, 1, "stop"))
         return str(made["answer_id"])
 
     different = [identity(), identity("B."), identity(model="n"), identity(image="y")]

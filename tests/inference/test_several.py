@@ -215,10 +215,10 @@ def test_vqa_takes_embeddings_from_a_store_of_each_encoder_or_of_both(
     media = [Medium("image", "0.png"), Medium("imu", "moves.npy")]
     direct = rows_of(MediaEncoder(loaded).embed(media))
     for stores in ([seen, moved], [run], [wide]):
-        found = rows_of(StoredEmbeddings(stores, loaded, MediaOptions()).embed(media))
+        found = rows_of(StoredEmbeddings(stores, loaded, MediaOptions()).encode(media, []))
         assert torch.equal(found, direct)
     # the first store that has the picture is ImageBind's: its row goes to ImageBind's part
-    turned = rows_of(StoredEmbeddings([moved, seen], loaded, MediaOptions()).embed(media))
+    turned = rows_of(StoredEmbeddings([moved, seen], loaded, MediaOptions()).encode(media, []))
     assert not turned[0, : WIDTHS[0]].any() and turned[0].any()
     answered = vqa(both, "--store", seen, "--store", moved)
     assert [one["text"] for one in answered] == [

@@ -263,7 +263,7 @@ def test_a_broken_folder_is_one_clear_line(
 def test_a_bare_language_model_is_no_chatbind_model_and_the_other_way_round(
     base: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(CheckpointError, match="a llama model, not a ChatBind model"):
+    with pytest.raises(CheckpointError, match="is no ChatBind model but llama"):
         load_chatbind(base)
     save_chatbind(build_chatbind(base, encoder=ENCODER), tmp_path / "model")
     with pytest.raises(CheckpointError, match="is a ChatBind model, not a bare language model"):

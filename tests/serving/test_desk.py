@@ -16,6 +16,7 @@ import torch
 
 from chatbind_cli.errors import ChatBindError, EngineError
 from chatbind_cli.inference.answerer import Answerer
+from chatbind_cli.inference.decoding import Generated
 from chatbind_cli.inference.front import load_front
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.questions import Question
@@ -23,7 +24,7 @@ from chatbind_cli.inference.remote_engine import RemoteEngine
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.model.whole import language_model
 from chatbind_cli.serving.desk import BusyError, Desk
-from chatbind_cli.serving.ticket import Answered, Ticket
+from chatbind_cli.serving.ticket import Ticket
 from tests.inference.engine_server import EngineServer, Served
 from tests.inference.world import World
 
@@ -79,9 +80,8 @@ def test_many_ask_at_once_and_half_of_them_leave(world: World, answerer: Answere
     async def stay(ticket: Ticket, question: Question) -> None:
         pieces = [piece async for piece in ticket.pieces()]
         answered = await ticket.answer()
-        assert answered.question.id == question.id
-        assert "".join(piece.text for piece in pieces) == answered.generated.text
-        assert answered.generated.text == wanted[question.id]
+        assert "".join(piece.text for piece in pieces) == answered.text
+        assert answered.text == wanted[question.id]
 
     async def leave(ticket: Ticket) -> None:
         with pytest.raises(asyncio.TimeoutError):
@@ -136,7 +136,7 @@ def test_a_slow_reader_gets_the_newest_text_and_holds_nobody_up(answerer: Answer
         quick = [desk.ask(Question("What?", id=n)) for n in range(2, 40)]
         for ticket in quick:
             await ticket.answer()
-        whole = (await slow.answer()).generated
+        whole = await slow.answer()
         rest = [piece async for piece in pieces]
         assert whole.n_tokens == 400
         assert len(rest) <= 2
@@ -156,7 +156,7 @@ def test_several_answers_grow_side_by_side(answerer: Answerer) -> None:
         async for piece in ticket.pieces():
             grown[piece.sample] += piece.text
         answered = await ticket.answer()
-        assert grown == [one.text for one in answered.generated.samples]
+        assert grown == [one.text for one in answered.samples]
         await desk.drain(5)
 
     asyncio.run(main())
@@ -172,7 +172,7 @@ def test_a_question_that_cannot_be_asked_fails_alone(world: World, answerer: Ans
             with pytest.raises(ChatBindError, match=words):
                 async for _ in ticket.pieces():
                     pass
-        assert (await fine.answer()).generated.text
+        assert (await fine.answer()).text
         [found, none] = await desk.embed(
             [Medium(None, world.media / name) for name in ("1.png", "none.png")]
         )
@@ -196,9 +196,9 @@ def test_an_end_lets_answers_finish_but_not_for_ever(answerer: Answerer) -> None
         outcomes = await asyncio.gather(*(t.answer() for t in tickets), return_exceptions=True)
         await draining
         assert not desk._thread.is_alive()
-        for failed in (one for one in outcomes if not isinstance(one, Answered)):
+        for failed in (one for one in outcomes if not isinstance(one, Generated)):
             assert "before the answer is whole" in str(failed)
-        return sum(isinstance(one, Answered) for one in outcomes), len(outcomes)
+        return sum(isinstance(one, Generated) for one in outcomes), len(outcomes)
 
     assert asyncio.run(main(60)) == (9, 9)
     assert asyncio.run(main(0.1)) == (0, 9)
@@ -265,7 +265,7 @@ def test_an_engine_elsewhere_that_dies_is_found_again(
     async def main() -> None:
         desk = await ready(Desk(open_answerer, SHORT, most_waiting=50))
         for _ in range(2):
-            assert (await desk.ask(Question("What?", id=1)).answer()).generated.text == wanted
+            assert (await desk.ask(Question("What?", id=1)).answer()).text == wanted
             servers[-1].step_seconds = 0.02
             tickets = [desk.ask(Question("What?", id=n, settings=LONG)) for n in range(20)]
             await anext(tickets[0].pieces())

@@ -8,6 +8,7 @@ from chatbind_cli.errors import ChatBindError
 from chatbind_cli.model.tokenizer import load_tokenizer
 from chatbind_cli.toy import encoders, world
 from chatbind_cli.toy.world import make_world
+from tests.toy.command import run_toy
 
 LAYOUT = [
     "README.txt",
@@ -111,7 +112,7 @@ def test_the_base_models_load_where_other_commands_load_them(quick_world):
     assert load_tokenizer(folder / "llama").eos_token == "</s>"
 
 
-def test_a_second_run_does_nothing_again(quick_world, run_toy):
+def test_a_second_run_does_nothing_again(quick_world):
     folder, _ = quick_world
     before = _content(folder)
     code, records, _ = run_toy(str(folder), "--quick")
@@ -138,7 +139,7 @@ def _own(folder):
 
 
 def test_a_stopped_run_goes_on_and_ends_with_the_same_world(
-    quick_world, run_toy, tmp_path, monkeypatch, no_commands
+    quick_world, tmp_path, monkeypatch, no_commands
 ):
     folder, _ = quick_world
     stopped = tmp_path / "stopped"
@@ -182,7 +183,7 @@ def test_a_file_in_place_of_the_folder_is_an_error(tmp_path):
         make(tmp_path / "x")
 
 
-def test_overwrite_makes_the_world_of_another_seed(quick_world, run_toy, tmp_path, no_commands):
+def test_overwrite_makes_the_world_of_another_seed(quick_world, tmp_path, no_commands):
     folder, _ = quick_world
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)

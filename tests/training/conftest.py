@@ -24,6 +24,7 @@ from chatbind_cli.encoders.imagebind.config import ImageBindConfig
 from chatbind_cli.encoders.imagebind.encoder import ImageBindEncoder
 from chatbind_cli.encoders.imagebind.model import ImageBind
 from chatbind_cli.encoders.imagebind.weights import save_encoder
+from tests.inference.world import SIZES
 
 ROOT = Path(__file__).resolve().parents[2]
 COLOURS = ["red", "green", "blue", "white", "black", "yellow", "pink", "grey"]
@@ -114,12 +115,7 @@ class Counting(ImageBindEncoder):
 
 
 def encoder(folder: Path) -> None:
-    towers = {
-        f"{tower}_{name}": value
-        for tower in ("vision", "text", "audio", "depth", "thermal", "imu")
-        for name, value in (("embed_dim", 16), ("num_blocks", 1), ("num_heads", 2))
-    }
-    config = ImageBindConfig(out_embed_dim=DIM, **towers)
+    config = ImageBindConfig(**{**SIZES, "out_embed_dim": DIM})
     torch.manual_seed(1)
     save_encoder(ImageBind(config, modalities=["image", "audio"]), config, folder)
 

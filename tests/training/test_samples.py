@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from chatbind_cli.data.conversations import Conversations
-from chatbind_cli.data.lookup import Embeddings
+from chatbind_cli.data.lookup import Embeddings, WideEmbeddings
 from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.data.tokens import IGNORE_INDEX, TokenizedSample
 from chatbind_cli.media.medium import Medium
@@ -50,7 +50,8 @@ def test_each_sample_gets_the_embeddings_of_its_own_media(tmp_path: Path) -> Non
         for number in range(4):
             row = torch.full((2,), float(number))
             store.add(f"{number}.png", "image", f"{number:064x}", made, row)
-    found = Embeddings([EmbeddingStore.open(tmp_path)], MediaOptions())
+    stored = Embeddings([EmbeddingStore.open(tmp_path)], MediaOptions())
+    found = WideEmbeddings([stored], [2])
     asked: Any = None  # not for tokens
     text = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "!"}]
     ten = Conversations([({"conversations": text}, f":{n}") for n in range(10)])

@@ -12,7 +12,7 @@ import torch
 
 from chatbind_cli.checkpoints.projector_file import read_projector, write_projector
 from chatbind_cli.data.conversations import Conversations
-from chatbind_cli.data.lookup import Embeddings, SeveralEmbeddings, open_stores
+from chatbind_cli.data.lookup import Embeddings, WideEmbeddings, open_stores
 from chatbind_cli.data.tokens import PromptEncoder
 from chatbind_cli.encoders.imagebind.config import ImageBindConfig
 from chatbind_cli.encoders.imagebind.model import ImageBind
@@ -20,6 +20,7 @@ from chatbind_cli.encoders.imagebind.weights import save_encoder
 from chatbind_cli.jsonl import read_records
 from chatbind_cli.model.loading import load_chatbind
 from chatbind_cli.training.samples import Collator, TrainingSamples
+from tests.inference.world import SIZES
 from tests.training.conftest import DIM, Outcome, World
 from tests.training.test_resume import sha256, unfinish
 
@@ -31,13 +32,7 @@ WIDTH = 12
 
 def another(folder: Path, modalities: list[str], seed: int = 5) -> Path:
     """An encoder of other weights and widths than the world's."""
-    sizes = {f"{tower}_embed_dim": 16 for tower in ("vision", "text", "audio", "imu")}
-    counts = {
-        f"{tower}_{name}": value
-        for tower in ("vision", "text", "audio", "imu")
-        for name, value in (("num_blocks", 1), ("num_heads", 2))
-    }
-    config = ImageBindConfig(out_embed_dim=WIDTH, **sizes, **counts)
+    config = ImageBindConfig(**{**SIZES, "out_embed_dim": WIDTH})
     torch.manual_seed(seed)
     save_encoder(ImageBind(config, modalities=modalities), config, folder)
     return folder
@@ -65,7 +60,7 @@ def losses(world: World, model: Path, stores: Path) -> list[float]:
         samples = TrainingSamples(
             everything,
             PromptEncoder(bundle.tokenizer, bundle.config),
-            SeveralEmbeddings(parts, [DIM, WIDTH]),
+            WideEmbeddings(parts, [DIM, WIDTH]),
             2048,
         )
         pictures = [number for number, one in enumerate(everything) if one.media]

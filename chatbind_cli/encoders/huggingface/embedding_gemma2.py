@@ -18,31 +18,23 @@ Repositories without a vision or an audio part are known, too. Sources: transfor
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import (
-    MODEL_MAPPING,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from chatbind_cli.checkpoints.json_file import read_json
 from chatbind_cli.encoders.encoder import Decoded
 from chatbind_cli.encoders.huggingface.gemma_media import Reader, check_pictures, sound_rate
-from chatbind_cli.encoders.huggingface.inputs import HEEDED, mask_of, text_ids
-from chatbind_cli.encoders.huggingface.repository import (
-    HuggingFaceEncoder,
-    load_part,
-)
+from chatbind_cli.encoders.huggingface.inputs import mask_of, text_ids
+from chatbind_cli.encoders.huggingface.repository import HuggingFaceEncoder, load_part
 from chatbind_cli.errors import WeightsError
-from chatbind_cli.media.options import MediaOptions
 
 _MOST_IDS = 8192
 """Of a text, with which the model was trained."""
@@ -50,20 +42,18 @@ _MOST_IDS = 8192
 _MOST_ID = 1 << 30
 
 _PROMPTS = "config_sentence_transformers.json"
-_PARTS = {"image": "vision", "video": "vision", "audio": "audio"}
+_PARTS = {"image": "vision", "audio": "audio"}
 
 
 class EmbeddingGemma2Encoder(HuggingFaceEncoder):
-    """EmbeddingGemma 2; its name is that of its folder. Rows have norm 1.
-
-    Args:
-        path: see `HuggingFaceEncoder`.
-        how: the rest of what `Encoder` takes.
+    """EmbeddingGemma 2. Rows have norm 1.
 
     Raises:
         CheckpointError: config.json or a processor cannot be used, or there are no weights.
         WeightsError: the processors ask for too much, or are not this model's.
     """
+
+    shared_towers: ClassVar[Mapping[str, str]] = {"video": "image"}
 
     def __init__(self, path: Path, **how: Any) -> None:
         super().__init__(path, **how)
@@ -117,17 +107,12 @@ class EmbeddingGemma2Encoder(HuggingFaceEncoder):
 
     def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
         """The ids of texts behind the prompt, filled up to the longest of these texts."""
-        text = self.config.text_config
-        return text_ids(
-            self.tokenizer,
-            [self.prompt + text for text in texts],
-            most=min(text.max_position_embeddings, _MOST_IDS),
-            words=text.vocab_size,
-        )
+        return self._ids([self.prompt + text for text in texts])
 
-    def heeds(self, modality: str, options: MediaOptions) -> Collection[str]:
-        """The part of a recording, and how many frames."""
-        return HEEDED.get(modality, ())
+    def _ids(self, texts: Sequence[str]) -> torch.Tensor:
+        sizes = self.config.text_config
+        most = min(sizes.max_position_embeddings, _MOST_IDS)
+        return text_ids(self.tokenizer, texts, most=most, words=sizes.vocab_size)
 
     def clips(self, item: Decoded) -> int:
         """The frames of a film."""
@@ -203,9 +188,8 @@ class EmbeddingGemma2Encoder(HuggingFaceEncoder):
     def _framed(self, row: list[int]) -> list[int]:
         """Ids with what the tokenizer puts before and after any text."""
         first = row[0]
-        around = self.tokenizer(self.tokenizer.convert_ids_to_tokens(first))["input_ids"]
-        words = self.config.text_config.vocab_size
-        if around.count(first) != 1 or not max(*around, row[-1]) < words:
+        around = self._ids([str(self.tokenizer.convert_ids_to_tokens(first))])[0].tolist()
+        if around.count(first) != 1:
             raise WeightsError("has a tokenizer that is not this model's", where=str(self.folder))
         at = around.index(first)
         return [*around[:at], *row, *around[at + 1 :]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,15 @@ from transformers import (
 )
 from transformers.video_utils import VideoMetadata
 
-from chatbind_cli.encoders.huggingface.inputs import AS_ARRAYS, read_sound, spread
+from chatbind_cli.encoders.huggingface.inputs import (
+    AS_ARRAYS,
+    LEAST_RATE_HZ,
+    MOST_FRAMES,
+    MOST_NUMBERS,
+    WORK,
+    read_sound,
+    spread,
+)
 from chatbind_cli.encoders.huggingface.repository import open_processor
 from chatbind_cli.errors import WeightsError
 from chatbind_cli.media.guard import IMPORTING
@@ -29,14 +38,8 @@ from chatbind_cli.media.pictures import open_rgb
 from chatbind_cli.media.source import MediaSource
 from chatbind_cli.model.pretrained import one_line
 
-MOST_FRAMES = 64
-"""Of a film, whatever the processor and `--fps` say."""
-
 _MOST_SAMPLES = 480_000
 """Of a sound; the feature extractor cuts there."""
-
-_MOST_NUMBERS = 1 << 26
-"""Of a medium's tensor: 256 MiB."""
 
 _MOST_STEPS = 1000
 """That the tower of sound looks at at once, of 40 ms each."""
@@ -46,12 +49,8 @@ _KINDS = ("Gemma4", "EmbeddingGemma2")
 
 _MOST_FPS = 60
 _RATE_HZ, _FRAME_MS = 16_000, 20  # where a file does not say them
-_LEAST_RATE_HZ = 1000
 _MOST_BANK = 1 << 24
 """Numbers in the table of a filter bank."""
-
-_WORK = 10
-"""Bytes a pixel on the way to a processor's tensor."""
 
 
 @dataclass(frozen=True)
@@ -77,18 +76,15 @@ class Reader:
             MediaError: it cannot be read.
         """
         if modality == "image":
-            with open_rgb(source, options.max_pixels, work=_WORK) as picture:
+            with open_rgb(source, options.max_pixels, work=WORK) as picture:
                 processor = open_processor(self.folder, AutoImageProcessor)
                 found = processor([np.array(picture)], **AS_ARRAYS)
                 return _grid(found["pixel_values"][0], found["image_position_ids"][0])
         if modality == "video":
-
-            def choose(total: int, seconds: float) -> list[int]:
-                return self._choose(total, seconds, options)
-
             with IMPORTING:  # a picture needs no FFmpeg
                 from chatbind_cli.media.video import read_frames  # noqa: PLC0415
 
+            choose = partial(self._choose, options)
             return torch.stack(read_frames(source, options, choose, self._see))
         extractor = open_processor(self.folder, AutoFeatureExtractor)
         seconds = _MOST_SAMPLES / self.rate_hz
@@ -111,7 +107,7 @@ class Reader:
         found = processor([rgb[None]], do_sample_frames=False, **AS_ARRAYS)
         return _grid(found["pixel_values_videos"][0], found["video_position_ids"][0])
 
-    def _choose(self, total: int, seconds: float, options: MediaOptions) -> list[int]:
+    def _choose(self, options: MediaOptions, total: int, seconds: float) -> list[int]:
         """The numbers of the frames that the processor would look at."""
         processor = open_processor(self.folder, AutoVideoProcessor)
         if not processor.do_sample_frames and options.fps is None:
@@ -164,7 +160,7 @@ def check_pictures(folder: Path, vision: PreTrainedConfig) -> None:
             fits = fits and side > 0 and pooled > 0 and processor.do_resize is True
             # the longest picture is one soft token high
             fits = fits and tokens * pooled <= vision.position_embedding_size
-            if not fits or frames * tokens * pooled**2 * 3 * side**2 > _MOST_NUMBERS:
+            if not fits or frames * tokens * pooled**2 * 3 * side**2 > MOST_NUMBERS:
                 raise WeightsError(
                     f"asks for {tokens} soft tokens of {pooled} x {pooled} patches of {side} x "
                     f"{side} pixels, which the tower does not take"
@@ -198,7 +194,7 @@ def sound_rate(folder: Path, sounds: PreTrainedConfig, settings: Mapping[str, An
         around = (sounds.attention_context_left, sounds.attention_context_right)
         fits = fits and 1 <= sounds.attention_chunk_size <= _MOST_STEPS
         fits = fits and min(around) >= 0 and max(around) <= _MOST_STEPS
-        fits = fits and rate >= _LEAST_RATE_HZ and rate / 200 <= step <= frame <= rate / 10
+        fits = fits and rate >= LEAST_RATE_HZ and rate / 200 <= step <= frame <= rate / 10
         if fits and not noise:
             return int(rate)
     raise WeightsError(

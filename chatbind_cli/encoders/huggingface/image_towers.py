@@ -27,7 +27,7 @@ from chatbind_cli.encoders.huggingface.repository import (
     open_processor,
 )
 from chatbind_cli.encoders.pixels import narrow_box
-from chatbind_cli.errors import MediaError, WeightsError
+from chatbind_cli.errors import WeightsError
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.pictures import open_rgb
 from chatbind_cli.media.source import MediaSource
@@ -64,11 +64,9 @@ class Reader:
             last is empty.
 
         Raises:
-            MediaError: it cannot be read, or is no picture.
+            MediaError: it cannot be read.
             CheckpointError: the processor is none.
         """
-        if modality != "image":
-            raise MediaError(f"is {modality}, and this encoder reads pictures", where=source.name)
         processor = open_processor(self.folder)
         with open_rgb(source, options.max_pixels, work=_WORK) as picture:
             return _processed(processor, picture)
@@ -134,10 +132,6 @@ class ImageTowers(HuggingFaceEncoder):
         if int(ids[:, 0].max()) >= sizes.vocab_size:
             raise WeightsError("its tokenizer has more tokens than it", where=str(self.folder))
         return ids
-
-    def heeds(self, modality: str, options: MediaOptions) -> tuple[str, ...]:
-        """Nothing decides how a picture is read."""
-        return ()
 
     def compare(self, embedding: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
         """The model's own logits of texts, but for a bias that all have: [texts]."""

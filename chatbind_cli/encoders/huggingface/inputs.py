@@ -12,6 +12,7 @@ from chatbind_cli.errors import WeightsError
 from chatbind_cli.media.guard import IMPORTING
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.source import MediaSource
+from chatbind_cli.model.pretrained import one_line
 
 AS_ARRAYS: dict[str, Any] = {
     "return_tensors": "pt",
@@ -19,9 +20,16 @@ AS_ARRAYS: dict[str, Any] = {
     "device": "cpu",
 }
 """What processors of pictures and films are told, whatever their files say."""
+MOST_FRAMES = 64
+"""Of a film, whatever `--fps` and a processor that takes any number say."""
 
-HEEDED = {"video": ("fps", "start", "end"), "audio": ("start", "end")}
-"""What `read_frames` and `read_sound` look at of `MediaOptions`; see `Encoder.heeds`."""
+MOST_NUMBERS = 1 << 26
+"""Of a medium's tensor: 256 MiB."""
+
+LEAST_RATE_HZ = 1000
+
+WORK = 10
+"""Bytes a pixel on the way to a processor's tensor."""
 
 
 def spread(total: int, count: int) -> list[int]:
@@ -66,10 +74,12 @@ def text_ids(
         words: size of the model's vocabulary.
 
     Raises:
-        WeightsError: the tokenizer gives no ids, or some that the model does not know.
+        CheckpointError: the tokenizer breaks over one.
+        WeightsError: it gives no ids, or some that the model does not know.
     """
     cut = min(most, tokenizer.model_max_length)
-    found = tokenizer(list(texts), truncation=True, max_length=cut)["input_ids"]
+    with one_line("its tokenizer breaks over a text", tokenizer.name_or_path):
+        found = tokenizer(list(texts), truncation=True, max_length=cut)["input_ids"]
     longest = max(map(len, found))
     ids = torch.full((len(found), longest), tokenizer.pad_token_id or 0)
     for row, one in zip(ids, found, strict=True):

@@ -37,8 +37,8 @@ class LazyTensor:
         """
         value, where = self.mapped, str(self.checkpoint.path)
         if value is None:
-            if self.checkpoint.info(self.name).dtype != torch.int64:  # what counts something
-                kind = self.checkpoint.info(self.name).dtype
+            kind = self.checkpoint.info(self.name).dtype
+            if kind != torch.int64:  # what counts something
                 raise WeightsError(f"{self.name} holds {kind}", where=where)
             with self.lock:  # a checkpoint is read by one thread at a time
                 value = self.checkpoint.read(self.name)

@@ -17,11 +17,13 @@ Frontier of Audiovisual Perception with Large-Scale Multimodal Correspondence Le
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import timm
 import torch
 from torch import nn
 from transformers import (
@@ -35,19 +37,11 @@ from transformers.models.pe_audio_video.modeling_pe_audio_video import PeAudioVi
 
 from chatbind_cli.checkpoints.checkpoint import open_checkpoint
 from chatbind_cli.encoders.encoder import Decoded
-from chatbind_cli.encoders.huggingface.inputs import HEEDED, mask_of, text_ids
+from chatbind_cli.encoders.huggingface.inputs import mask_of, text_ids
 from chatbind_cli.encoders.huggingface.lazy_tensors import open_tensors
-from chatbind_cli.encoders.huggingface.pe_media import (
-    Reader,
-    check_classes,
-    check_vision,
-    film_shape,
-    sound_rate,
-)
-from chatbind_cli.encoders.huggingface.repository import (
-    HuggingFaceEncoder,
-    load_part,
-)
+from chatbind_cli.encoders.huggingface.pe_media import Reader, film_shape, sound_rate
+from chatbind_cli.encoders.huggingface.repository import HuggingFaceEncoder, load_part, refuse_sizes
+from chatbind_cli.encoders.mapped import check_shapes
 from chatbind_cli.errors import WeightsError
 from chatbind_cli.media.options import MediaOptions
 
@@ -56,6 +50,9 @@ _CLIP_SECONDS = 2
 
 _TEXT_OF_SOUND = "text beside audio"
 """As a modality: texts as sound is compared with them."""
+
+_MOST_OF_A_SIZE = 20_000
+"""Of a number in timm's settings."""
 
 _PLACES = {
     "text": ("text_model.", "audio_model.text_model.", "video_model.text_model."),
@@ -97,14 +94,10 @@ class _Texts(nn.Module):
 
 
 class PeAudioVideoEncoder(HuggingFaceEncoder):
-    """PE-AV; its name is that of its folder.
+    """PE-AV.
 
     Rows of media are as the heads give them; texts carry the learned scale, so that their dot
     product with media is a logit but for the learned bias, which is the same for all texts.
-
-    Args:
-        path: see `HuggingFaceEncoder`.
-        how: the rest of what `Encoder` takes.
 
     Raises:
         CheckpointError: config.json or a processor cannot be used, or there are no weights.
@@ -112,19 +105,20 @@ class PeAudioVideoEncoder(HuggingFaceEncoder):
     """
 
     scale_of_media = True
+    shared_towers: ClassVar[Mapping[str, str]] = {"image": "video", _TEXT_OF_SOUND: "text"}
+    read: Reader
 
     def __init__(self, path: Path, **how: Any) -> None:
         super().__init__(path, **how)
         frames, *self._sides = film_shape(self.folder)
         rate = sound_rate(self.folder)
-        self._reader = Reader(folder=self.folder, frames=frames, rate_hz=rate)
-        self.read = self._reader
+        self.read = Reader(folder=self.folder, frames=frames, rate_hz=rate)
 
     def config_of(self, fields: dict[str, Any]) -> Any:
         """As for all kinds; the tower for frames is one of PE's in timm."""
-        check_classes(fields, self.folder)
+        _check_classes(fields, self.folder)
         config = super().config_of(fields)
-        check_vision(config.audio_video_config.video_config.vision_config, self.folder)
+        _check_vision(config.audio_video_config.video_config.vision_config, self.folder)
         return config
 
     @property
@@ -150,22 +144,17 @@ class PeAudioVideoEncoder(HuggingFaceEncoder):
         return _TEXT_OF_SOUND if modality == "audio" else "text"
 
     def heeds(self, modality: str, options: MediaOptions) -> Collection[str]:
-        """The part of a recording, and how many frames where the repository does not say it."""
-        fixed = modality == "video" and self._reader.frames
-        return ("start", "end") if fixed else HEEDED.get(modality, ())
+        """As all kinds, but for the frames where the repository says how many."""
+        heeded = super().heeds(modality, options)
+        return [name for name in heeded if name != "fps" or not self.read.frames]
 
     def clips(self, item: Decoded) -> int:
         """The frames of a film; two seconds of sound each."""
         if item.modality == "audio":
-            return math.ceil(item.tensor.shape[-1] / (_CLIP_SECONDS * self._reader.rate_hz))
+            return math.ceil(item.tensor.shape[-1] / (_CLIP_SECONDS * self.read.rate_hz))
         if item.modality == "video":
             return item.tensor.shape[0]
-        return max(self._reader.frames, 1) if item.modality == "image" else 1
-
-    def tower(self, modality: str) -> nn.Module:
-        """That of sound, that of films and pictures, or that of texts."""
-        shared = {"image": "video", _TEXT_OF_SOUND: "text"}
-        return super().tower(shared.get(modality, modality))
+        return max(self.read.frames, 1) if item.modality == "image" else 1
 
     def load_tower(self, modality: str) -> nn.Module:
         """Reads it, and nothing of the others."""
@@ -216,12 +205,8 @@ class PeAudioVideoEncoder(HuggingFaceEncoder):
 
     def _tensor(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         with open_checkpoint(self.folder) as file:
-            found = file.tensors[name].shape if name in file.tensors else None
-            if found != shape:
-                raise WeightsError(
-                    f"{name} is {found} in the file and {shape} by the config",
-                    where=str(self.folder),
-                )
+            found = {name: file.tensors[name].shape} if name in file.tensors else {}
+            check_shapes(found, {name: shape}, str(self.folder), "PE-AV")
             return open_tensors(file)[name][...]
 
     def run(self, modality: str, batch: torch.Tensor) -> torch.Tensor:
@@ -232,6 +217,38 @@ class PeAudioVideoEncoder(HuggingFaceEncoder):
             rows: torch.Tensor = tower(batch, mask_of(batch, self.tokenizer), beside)
             return rows
         if modality == "image":
-            batch = batch[:, None].expand(-1, max(self._reader.frames, 1), -1, -1, -1)
+            batch = batch[:, None].expand(-1, max(self.read.frames, 1), -1, -1, -1)
         rows = tower(batch.contiguous().to(self.dtype))
         return rows
+
+
+def _check_classes(fields: Mapping[str, Any], folder: Path) -> None:
+    """Refuses numbers of classes in a config.json, each of which would get a name as it is read.
+
+    Raises:
+        WeightsError: there are too many.
+    """
+    part: Any = fields
+    for name in ("audio_video_config", "video_config", "vision_config"):
+        part = part.get(name) if isinstance(part, dict) else None
+    classes = part.get("num_classes", 1) if isinstance(part, dict) else 1
+    if type(classes) is not int or not 1 <= classes <= _MOST_OF_A_SIZE:
+        raise WeightsError(f"asks for num_classes = {classes!r:.40}", where=str(folder))
+
+
+def _check_vision(vision: PreTrainedConfig, folder: Path) -> None:
+    """Refuses towers for frames that timm would fetch, read from elsewhere, or fill memory with.
+
+    Also puts right what transformers 5.18 and later forget as they read a config within a config.
+
+    Raises:
+        WeightsError: it is one.
+    """
+    said = getattr(vision, "model_args", None) or {}
+    own = {name for name in inspect.signature(timm.create_model).parameters if name != "kwargs"}
+    known = getattr(vision, "architecture", "") in timm.list_models("vit_pe_*")
+    known = known and isinstance(said, dict)
+    if not known or own & said.keys():
+        raise WeightsError("has a tower for frames that is not PE's", where=str(folder))
+    refuse_sizes(said, folder, most=_MOST_OF_A_SIZE)
+    vision.num_labels = int(getattr(vision, "num_classes", None) or vision.num_labels or 0)

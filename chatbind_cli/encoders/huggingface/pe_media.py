@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import timm
 import torch
-from transformers import PeAudioFeatureExtractor, PeVideoVideoProcessor, PreTrainedConfig
+from transformers import PeAudioFeatureExtractor, PeVideoVideoProcessor
 
-from chatbind_cli.encoders.huggingface.inputs import AS_ARRAYS, read_sound, spread
+from chatbind_cli.encoders.huggingface.inputs import (
+    AS_ARRAYS,
+    LEAST_RATE_HZ,
+    MOST_FRAMES,
+    MOST_NUMBERS,
+    WORK,
+    read_sound,
+    spread,
+)
 from chatbind_cli.encoders.huggingface.repository import open_processor
 from chatbind_cli.errors import WeightsError
 from chatbind_cli.media.guard import IMPORTING
@@ -24,22 +28,8 @@ from chatbind_cli.media.pictures import open_rgb
 from chatbind_cli.media.source import MediaSource
 from chatbind_cli.model.pretrained import one_line
 
-MOST_FRAMES = 64
-"""Of a film of any length, where the repository does not say how many."""
-
 MOST_SECONDS = 30
 """Of a sound of any length."""
-
-_MOST_NUMBERS = 1 << 26
-"""Of a film's tensor: 256 MiB."""
-
-_MOST = 20_000
-"""Of a number in timm's settings."""
-
-_LEAST_RATE_HZ = 1000
-
-_WORK = 10
-"""Bytes a pixel on the way to a processor's tensor."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +57,14 @@ class Reader:
             MediaError: it cannot be read.
         """
         if modality == "image":
-            with open_rgb(source, options.max_pixels, work=_WORK) as picture:
+            with open_rgb(source, options.max_pixels, work=WORK) as picture:
                 return self._see(np.array(picture))
         if modality == "video":
             with IMPORTING:  # a picture needs no FFmpeg
                 from chatbind_cli.media.video import read_frames  # noqa: PLC0415
 
             choose = partial(self._choose, options)
-            frames = read_frames(source, options, choose, self._see)
-            return torch.stack(frames)
+            return torch.stack(read_frames(source, options, choose, self._see))
         waveform = read_sound(source, options, self.rate_hz, most_seconds=MOST_SECONDS)
         extractor = open_processor(self.folder, PeAudioFeatureExtractor)
         found = extractor(
@@ -112,7 +101,7 @@ def film_shape(folder: Path) -> tuple[int, int, int]:
         height, width = size["height"], size["width"]
         numbers = 3 * (frames or MOST_FRAMES) * height * width
         sized = processor.do_resize or processor.do_center_crop
-        small = min(height, width) > 0 and numbers <= _MOST_NUMBERS
+        small = min(height, width) > 0 and numbers <= MOST_NUMBERS
         if sized and small and (frames is None or frames > 1):
             return frames or 0, height, width
     raise WeightsError(f"asks for {frames} frames of {height} x {width}", where=str(folder))
@@ -128,46 +117,9 @@ def sound_rate(folder: Path) -> int:
     extractor = open_processor(folder, PeAudioFeatureExtractor)
     with one_line("no usable feature extractor", folder):
         rate, step = extractor.sampling_rate, extractor.hop_length
-        if extractor.feature_size == 1 and 1 <= step <= rate and rate >= _LEAST_RATE_HZ:
+        if extractor.feature_size == 1 and 1 <= step <= rate and rate >= LEAST_RATE_HZ:
             return int(rate)
     raise WeightsError(
         f"asks for {extractor.feature_size} channels of {rate} Hz in steps of {step}",
         where=str(folder),
-    )
-
-
-def check_classes(fields: Mapping[str, Any], folder: Path) -> None:
-    """Refuses numbers of classes in a config.json, each of which would get a name as it is read.
-
-    Raises:
-        WeightsError: there are too many.
-    """
-    part: Any = fields
-    for name in ("audio_video_config", "video_config", "vision_config"):
-        part = part.get(name) if isinstance(part, dict) else None
-    classes = part.get("num_classes", 1) if isinstance(part, dict) else 1
-    if type(classes) is not int or not 1 <= classes <= _MOST:
-        raise WeightsError(f"asks for num_classes = {classes!r:.40}", where=str(folder))
-
-
-def check_vision(vision: PreTrainedConfig, folder: Path) -> None:
-    """Refuses towers for frames that timm would fetch, read from elsewhere, or fill memory with.
-
-    Also puts right what transformers 5.18 and later forget as they read a config within a config.
-
-    Raises:
-        WeightsError: it is one.
-    """
-    said = getattr(vision, "model_args", None) or {}
-    own = {name for name in inspect.signature(timm.create_model).parameters if name != "kwargs"}
-    known = getattr(vision, "architecture", "") in timm.list_models("vit_pe_*")
-    known = known and isinstance(said, dict)
-    if not known or own & said.keys() or any(map(_is_huge, said.values())):
-        raise WeightsError("has a tower for frames that is not PE's", where=str(folder))
-    vision.num_labels = int(getattr(vision, "num_classes", None) or vision.num_labels or 0)
-
-
-def _is_huge(value: object) -> bool:
-    return not isinstance(value, (str, int, float)) or (
-        not isinstance(value, str) and not abs(value) <= _MOST
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-from abc import abstractmethod
 from collections.abc import Collection, Mapping
 from functools import cache, cached_property
 from pathlib import Path
@@ -30,6 +29,7 @@ from chatbind_cli.encoders.encoder import Encoder
 from chatbind_cli.encoders.huggingface.lazy_tensors import open_tensors
 from chatbind_cli.errors import WeightsError
 from chatbind_cli.files import sha256_file, sha256_text
+from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.model.pretrained import (
     make_config,
     model_without_memory,
@@ -49,6 +49,8 @@ _PROCESSORS = (
 _TOKENIZER = re.compile(r"(tokenizer|vocab|merges|special_tokens|added_tokens|spiece|.*\.bpe)")
 _NO_SETTINGS = ("architectures", "transformers_version", "dtype", "torch_dtype")
 
+_HEEDED = {"video": ("fps", "start", "end"), "audio": ("start", "end")}
+
 _MOST = 2048
 """Of a number in a processor's settings: pixels of a side, parts, ..."""
 _MORE = {"sampling_rate": 200_000, "max_frequency": 100_000, "max_num_patches": 16_384}
@@ -60,7 +62,7 @@ _LICENCE = re.compile(r"^licen[sc]e:[ \t]*[\"']?([\w.+ -]{1,60}?)[\"']?[ \t]*$",
 
 
 class HuggingFaceEncoder(Encoder):
-    """An encoder in a repository's folder; its name is that of the folder, or of the repository.
+    """An encoder in a repository's folder; its name is that of the folder.
 
     Args:
         path: the folder, or its weights file.
@@ -69,7 +71,6 @@ class HuggingFaceEncoder(Encoder):
     Attributes:
         folder: where it lies.
         config: what config.json says.
-        loaded: the towers that are in memory, by modality.
 
     Raises:
         CheckpointError: config.json cannot be used, or there are no weights.
@@ -78,13 +79,10 @@ class HuggingFaceEncoder(Encoder):
 
     def __init__(self, path: Path, **how: Any) -> None:
         self.folder = folder_of(path).absolute()
-        named = str(how["reference"])
-        hub = named.startswith("hf:")
-        super().__init__(name=named[3:] if hub else self.folder.resolve().name, **how)
+        super().__init__(name=self.folder.resolve().name, **how)
         self.config = self.config_of(read_json(self.folder / _CONFIG, most_bytes=MOST_CONFIG))
         self.licence = licence_of(self.folder)
         self._weights = [file.path for file in open_checkpoint(self.folder).files]
-        self.loaded: dict[str, nn.Module] = {}
 
     def config_of(self, fields: dict[str, Any]) -> Any:
         """The settings of the model that config.json's `fields` mean.
@@ -97,14 +95,15 @@ class HuggingFaceEncoder(Encoder):
             raise WeightsError("its weights are quantised", where=str(self.folder))
         return make_config(fields, self.folder)
 
-    @abstractmethod
-    def load_tower(self, modality: str) -> nn.Module:
-        """Reads the tower of a modality that the encoder has; see `load_part`."""
-
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings of model and processor, as their files say them."""
-        return settings_of(self.folder)
+        """The settings of model and processors, as their files say them."""
+        found = {name: _checked(self.folder, name) for name in (_CONFIG, *_PROCESSORS)}
+        config = found[_CONFIG]
+        return {
+            **{name: fields for name, fields in found.items() if fields},
+            _CONFIG: {key: value for key, value in config.items() if key not in _NO_SETTINGS},
+        }
 
     @cached_property
     def sha256(self) -> str:
@@ -126,27 +125,9 @@ class HuggingFaceEncoder(Encoder):
         """
         return open_tokenizer(self.folder)
 
-    def tower(self, modality: str) -> nn.Module:
-        """The tower of a modality, or of texts."""
-        if modality not in self.loaded:
-            if modality not in self.modalities:
-                raise self.lacks(modality)
-            self.loaded[modality] = self.load_tower(modality)
-        return self.loaded[modality]
-
-
-def settings_of(folder: Path) -> dict[str, Any]:
-    """What the files of a repository say of its model and its processors, as JSON values.
-
-    Raises:
-        CheckpointError: one cannot be read.
-    """
-    found = {name: _checked(folder, name) for name in (_CONFIG, *_PROCESSORS)}
-    config = found[_CONFIG]
-    return {
-        **{name: fields for name, fields in found.items() if fields},
-        _CONFIG: {key: value for key, value in config.items() if key not in _NO_SETTINGS},
-    }
+    def heeds(self, modality: str, options: MediaOptions) -> Collection[str]:
+        """The part of a recording, and the frames of a film."""
+        return _HEEDED.get(modality, ()) if modality in self.modalities else ()
 
 
 def licence_of(folder: Path) -> str | None:
@@ -180,7 +161,7 @@ def load_part(
         folder: where the weights lie.
         device: where it is to work.
         dtype: what its numbers become.
-        without: names of modules that it is not to have (`text_model`).
+        without: modules of the model itself that it is not to have (`text_model`).
         prefix: what its tensors' names begin with in the files, and not in the class.
 
     Raises:
@@ -221,8 +202,6 @@ def _refuse_misfits(report: Mapping[str, Any], folder: Path) -> None:
             f"{name} is {list(found)} in the file and {list(wanted)} by the config",
             where=str(folder),
         )
-    if errors := report.get("error_msgs"):
-        raise WeightsError(f"cannot be loaded ({str(errors[0])[:200]})", where=str(folder))
 
 
 def _class_without(kind: type[PreTrainedModel], without: Collection[str]) -> type[PreTrainedModel]:
@@ -233,16 +212,11 @@ def _class_without(kind: type[PreTrainedModel], without: Collection[str]) -> typ
     def make(self: PreTrainedModel, config: PreTrainedConfig, *args: Any, **how: Any) -> None:
         kind.__init__(self, config, *args, **how)
         for name in without:
-            parent, _, leaf = name.rpartition(".")
-            setattr(self.get_submodule(parent), leaf, None)
-        left = {name for name, _ in self.named_parameters(remove_duplicate=False)}
-        tied = self.all_tied_weights_keys.items()
-        self.all_tied_weights_keys = {a: b for a, b in tied if a in left and b in left}
+            setattr(self, name, None)
 
     def initialise(self: PreTrainedModel, module: nn.Module) -> None:
-        # what lies in no file; a module that lacks a part has nothing of its own there, and would
-        # look for the part
-        if module not in [self.get_submodule(name.rpartition(".")[0]) for name in without]:
+        # what lies in no file; the model itself has nothing there, and would look for its parts
+        if module is not self:
             kind._init_weights(self, module)
 
     body = {"__init__": make, "_init_weights": initialise, "__module__": kind.__module__}
@@ -290,8 +264,14 @@ def _checked(folder: Path, name: str) -> dict[str, Any]:
     return fields
 
 
-def refuse_sizes(value: Any, where: Path, key: str = "") -> None:
-    """Refuses settings of a processor that would make more of a medium than fits in memory.
+def refuse_sizes(value: Any, where: Path, key: str = "", most: int = _MOST) -> None:
+    """Refuses settings that would make more of a medium, or a larger model, than fits in memory.
+
+    Args:
+        value: the settings, as JSON.
+        where: for the error.
+        key: what they are called.
+        most: of a number.
 
     Raises:
         WeightsError: it names the setting.
@@ -301,11 +281,11 @@ def refuse_sizes(value: Any, where: Path, key: str = "") -> None:
         if isinstance(side, int) and isinstance(patches, int) and side**2 * patches > _MOST**2:
             raise WeightsError(f"asks for {patches} patches of {side} pixels", where=str(where))
         for inner, part in value.items():
-            refuse_sizes(part, where, inner)
+            refuse_sizes(part, where, inner, most)
     elif isinstance(value, list):
         for part in value:
-            refuse_sizes(part, where, key)
+            refuse_sizes(part, where, key, most)
     elif isinstance(value, (int, float)) and not key.endswith(_IDS):
         small = key == "crop_pct" and value < _LEAST_CROP
-        if small or not abs(value) <= _MORE.get(key, _MOST):
+        if small or not abs(value) <= _MORE.get(key, most):
             raise WeightsError(f"asks for {key} = {value:.6g}", where=str(where))

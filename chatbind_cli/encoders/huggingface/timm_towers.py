@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -28,7 +28,7 @@ from chatbind_cli.checkpoints.checkpoint import open_checkpoint
 from chatbind_cli.encoders.huggingface.lazy_tensors import open_tensors
 from chatbind_cli.encoders.huggingface.repository import HuggingFaceEncoder, refuse_sizes
 from chatbind_cli.encoders.pixels import narrow_box
-from chatbind_cli.errors import MediaError, UsageError, WeightsError
+from chatbind_cli.errors import UsageError, WeightsError
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.pictures import open_rgb
 from chatbind_cli.media.source import MediaSource
@@ -39,6 +39,7 @@ _WORK = 24
 """Bytes a pixel that transforms take beside the picture."""
 
 _LEADING_ELSEWHERE = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source")
+_SAID_OF_WEIGHTS = {field.name for field in fields(PretrainedCfg)} - {*_LEADING_ELSEWHERE}
 _NOT_OF_A_MODEL = (
     "checkpoint_path",
     "cache_dir",
@@ -97,10 +98,8 @@ class Reader:
         """Reads one picture: float32 [3, rows, columns].
 
         Raises:
-            MediaError: it cannot be read, or is no picture.
+            MediaError: it cannot be read.
         """
-        if modality != "image":
-            raise MediaError(f"is {modality}, and this encoder reads pictures", where=source.name)
         with open_rgb(source, options.max_pixels, work=_WORK) as picture:
             # the ends of a very long one, which the crop drops, would fill the memory
             long = '"crop_mode": "center"' in self.data
@@ -121,15 +120,13 @@ class TimmTowers(HuggingFaceEncoder):
     read: Reader
 
     def __init__(self, path: Path, **how: Any) -> None:
-        self._name = str(how["reference"]).removeprefix(_SCHEME)
-        self._own = self._name != str(how["reference"])
         super().__init__(path, **how)
-        self.name = self._name if self._own else self.name
+        if self.reference.startswith(_SCHEME):
+            self.name = self.config.architecture
         with one_line("is no model of timm that can be used", self.folder):
             with open_checkpoint(self.folder) as file:
-                build: Any = lambda config: config.make()  # noqa: E731
-                unmade: Any = self.config
-                blank: Any = model_without_memory(unmade, file, build)
+                make: Any = TimmConfig.make
+                blank: Any = model_without_memory(cast(Any, self.config), file, make)
             data = resolve_model_data_config(blank)
             refuse_sizes(data, self.folder)
             self.read = Reader(json.dumps(data, sort_keys=True))
@@ -141,10 +138,27 @@ class TimmTowers(HuggingFaceEncoder):
         self.licence = blank.pretrained_cfg.get("license") or self.licence
 
     def config_of(self, fields: dict[str, Any]) -> TimmConfig:
-        """What config.json says, or timm itself of a name."""
-        if self._own:
-            return TimmConfig(self._name, {}, {})
-        return _config_of(fields, self.folder)
+        """What config.json says, without what leads elsewhere; timm itself says it of a name.
+
+        Raises:
+            WeightsError: timm does not know the architecture, or a size is none.
+        """
+        if self.reference.startswith(_SCHEME):
+            return TimmConfig(self.reference.removeprefix(_SCHEME), {}, {})
+        where, name = str(self.folder), fields.get("architecture")
+        if not isinstance(name, str) or ":" in name or not timm.is_model(name):
+            raise WeightsError(f"timm knows no architecture {name!r:.80}", where=where)
+        said, sizes = (fields.get(key) or {} for key in ("pretrained_cfg", "model_args"))
+        if not (isinstance(said, dict) and isinstance(sizes, dict)):
+            raise WeightsError("pretrained_cfg or model_args is no JSON object", where=where)
+        pretrained = {key: value for key, value in said.items() if key in _SAID_OF_WEIGHTS}
+        arguments = {
+            key: value
+            for key, value in sizes.items()
+            if key not in _NOT_OF_A_MODEL and "pretrained" not in key
+        }
+        refuse_sizes(arguments, self.folder, most=_MOST_OF_A_SIZE)
+        return TimmConfig(name, {**pretrained, "custom_load": False}, arguments)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -160,10 +174,6 @@ class TimmTowers(HuggingFaceEncoder):
     def modalities(self) -> tuple[str, ...]:
         """Pictures."""
         return ("image",)
-
-    def heeds(self, modality: str, options: MediaOptions) -> tuple[str, ...]:
-        """Nothing decides how a picture is read."""
-        return ()
 
     def load_tower(self, modality: str) -> nn.Module:
         """The model with its weights, as timm takes them over."""
@@ -205,37 +215,6 @@ def find_model(name: str) -> tuple[str, str]:
             hint=f"for instance {', '.join(near[:3])}" if near else None,
         )
     return f"{found.architecture}.{found.tag}" if found.tag else name, found.hf_hub_id
-
-
-def _config_of(said: dict[str, Any], folder: Path) -> TimmConfig:
-    """What a config.json says, without what leads elsewhere.
-
-    Raises:
-        WeightsError: timm does not know the architecture, or a size is none.
-    """
-    name = said.get("architecture")
-    if not isinstance(name, str) or ":" in name or not timm.is_model(name):
-        raise WeightsError(f"timm knows no architecture {name!r:.80}", where=str(folder))
-    parts = [said.get(key) or {} for key in ("pretrained_cfg", "model_args")]
-    if not all(isinstance(part, dict) for part in parts):
-        raise WeightsError("pretrained_cfg or model_args is no JSON object", where=str(folder))
-    known = {field.name for field in fields(PretrainedCfg)} - {*_LEADING_ELSEWHERE}
-    pretrained = {key: value for key, value in parts[0].items() if key in known}
-    arguments = {
-        key: value
-        for key, value in parts[1].items()
-        if key not in _NOT_OF_A_MODEL and "pretrained" not in key
-    }
-    _refuse_large(arguments, folder)
-    return TimmConfig(name, {**pretrained, "custom_load": False}, arguments)
-
-
-def _refuse_large(value: Any, folder: Path, key: str = "") -> None:
-    if isinstance(value, (dict, list)):
-        for name, part in value.items() if isinstance(value, dict) else [(key, v) for v in value]:
-            _refuse_large(part, folder, name)
-    elif isinstance(value, (int, float)) and not abs(value) <= _MOST_OF_A_SIZE:
-        raise WeightsError(f"asks for {key} = {value:.6g}", where=str(folder))
 
 
 @contextmanager

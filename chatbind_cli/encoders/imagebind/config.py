@@ -123,19 +123,17 @@ class ImageBindConfig:
         return float(getattr(self, f"{tower}_drop_path", 0.0))
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], *, where: str = "config") -> ImageBindConfig:
-        """Returns the configuration that a JSON object describes; missing keys are Huge's.
-
-        Args:
-            values: the JSON object.
-            where: what an error names.
+    def from_json(cls, path: Path) -> ImageBindConfig:
+        """Returns what a file of the form of `to_json` says; missing keys are Huge's.
 
         Raises:
+            CheckpointError: the file cannot be read as a JSON object.
             WeightsError: an unknown key, a value of another type, or sizes that do not fit.
         """
+        where = str(path)
         known = {field.name: field.default for field in fields(cls)}
         settings: dict[str, Any] = {}
-        for name, value in values.items():
+        for name, value in read_json(path).items():
             if name not in known:
                 raise WeightsError(f"{name!r} is no setting of ImageBind", where=where)
             settings[name] = _typed(name, value, known[name], where)
@@ -143,16 +141,6 @@ class ImageBindConfig:
             return cls(**settings)
         except WeightsError as error:
             raise WeightsError(error.what, where=where) from error
-
-    @classmethod
-    def from_json(cls, path: Path) -> ImageBindConfig:
-        """Returns the configuration in a JSON file.
-
-        Raises:
-            CheckpointError: the file cannot be read as a JSON object.
-            WeightsError: it is not of the form of `to_json`.
-        """
-        return cls.from_dict(read_json(path), where=str(path))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings as JSON values."""

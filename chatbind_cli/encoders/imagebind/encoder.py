@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
 
@@ -31,12 +31,13 @@ class ImageBindEncoder(Encoder):
     Attributes:
         config: the sizes.
         towers: the towers the weights file holds.
-        loaded: the towers that are in memory.
 
     Raises:
         WeightsError: no weights there, or they do not fit the config (the first key that differs
             is named).
     """
+
+    shared_towers: ClassVar[Mapping[str, str]] = {"video": "image"}
 
     def __init__(self, path: Path, **how: Any) -> None:
         weights, self.config = find_encoder(path)
@@ -47,7 +48,6 @@ class ImageBindEncoder(Encoder):
         self.licence = "CC BY-NC-SA 4.0" if huge else None
         self.towers = check_towers(weights, self.config)
         self.read = read
-        self.loaded: dict[str, ImageBind] = {}
 
     @cached_property
     def sha256(self) -> str:
@@ -77,17 +77,11 @@ class ImageBindEncoder(Encoder):
         """The clips of a recording."""
         return item.tensor.shape[0] if item.modality in ("video", "audio") else 1
 
-    def tower(self, modality: str) -> ImageBind:
+    def load_tower(self, modality: str) -> ImageBind:
         """An ImageBind of the one tower that a modality needs."""
         tower = TOWER_OF[modality]
-        if tower not in self.loaded:
-            if tower not in self.towers:
-                raise self.lacks(modality)
-            self.loaded[tower] = load_tower(
-                self.path, self.config, tower, device=self.device, dtype=self.dtype
-            )
-        return self.loaded[tower]
+        return load_tower(self.path, self.config, tower, device=self.device, dtype=self.dtype)
 
     def run(self, modality: str, batch: torch.Tensor) -> torch.Tensor:
         """Embeddings of a batch, scaled."""
-        return self.tower(modality).embed(modality, batch)
+        return cast(ImageBind, self.tower(modality)).embed(modality, batch)

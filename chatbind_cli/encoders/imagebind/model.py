@@ -46,9 +46,6 @@ class ImageBind(nn.Module):
         modalities: which towers to build, by modality ("image" and "video" share one). All by
             default.
         drop_path: skip branches in training at the config's rates. Needs timm.
-
-    Raises:
-        ValueError: an unknown modality.
     """
 
     def __init__(
@@ -59,7 +56,8 @@ class ImageBind(nn.Module):
         drop_path: bool = False,
     ) -> None:
         super().__init__()
-        wanted = towers_of(modalities)
+        needed = {TOWER_OF[modality] for modality in modalities}
+        wanted = [tower for tower in TOWERS if tower in needed]
         self.config = config
         self.modality_preprocessors = nn.ModuleDict(
             {tower: build_stem(tower, config) for tower in wanted}
@@ -72,11 +70,6 @@ class ImageBind(nn.Module):
             {tower: _postprocessor(tower) for tower in wanted}
         )
         self._draw_linear_weights()
-
-    @property
-    def towers(self) -> tuple[str, ...]:
-        """The towers this model has."""
-        return tuple(self.modality_trunks)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -122,7 +115,8 @@ class ImageBind(nn.Module):
     def _clips(self, modality: str, x: torch.Tensor) -> int | None:
         """Returns the number of clips an item holds, None where items have no clip axis."""
         if TOWER_OF.get(modality, "") not in self.modality_trunks:
-            raise ValueError(f"this model has no tower for {modality!r}: {', '.join(self.towers)}")
+            towers = ", ".join(self.modality_trunks)
+            raise ValueError(f"this model has no tower for {modality!r}: {towers}")
         wanted = clip_shape(modality, self.config)
         if x.shape[1:] == wanted:
             return None
@@ -153,22 +147,6 @@ def clip_shape(modality: str, config: ImageBindConfig) -> tuple[int, ...]:
         "text": (TEXT_CONTEXT,),
     }
     return shapes[modality]
-
-
-def towers_of(modalities: Iterable[str]) -> tuple[str, ...]:
-    """Returns the towers that these modalities need, each once, in the fixed order of `TOWERS`.
-
-    Raises:
-        ValueError: an unknown modality, or none.
-    """
-    wanted = set()
-    for modality in modalities:
-        if modality not in TOWER_OF:
-            raise ValueError(f"unknown modality {modality!r}: {', '.join(TOWER_OF)}")
-        wanted.add(TOWER_OF[modality])
-    if not wanted:
-        raise ValueError(f"name at least one modality: {', '.join(TOWER_OF)}")
-    return tuple(tower for tower in TOWERS if tower in wanted)
 
 
 def _trunk(tower: str, config: ImageBindConfig, *, drop_path: bool) -> Trunk:

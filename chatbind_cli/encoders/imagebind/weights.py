@@ -21,9 +21,9 @@ from chatbind_cli.encoders.imagebind.config import (
     is_imagebind_config,
 )
 from chatbind_cli.encoders.imagebind.model import ImageBind
-from chatbind_cli.encoders.mapped import check_shapes, map_tensors
+from chatbind_cli.encoders.mapped import check_blocks, check_shapes, map_tensors
 from chatbind_cli.errors import WeightsError, reason
-from chatbind_cli.files import replace_file
+from chatbind_cli.files import replace_file, replace_text
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "imagebind.safetensors"
@@ -35,7 +35,6 @@ _USUAL_NAMES = (
     "model.safetensors",
     "imagebind_huge.pth",
 )
-_MOST_BLOCKS = 1000  # of an encoder whose weights do not bear it out
 
 
 def find_encoder(path: Path) -> tuple[Path, ImageBindConfig]:
@@ -73,11 +72,7 @@ def check_towers(path: Path, config: ImageBindConfig) -> tuple[str, ...]:
     present = {_tower_of_key(key) for key in shapes}
     towers = tuple(tower for tower in TOWERS if tower in present)
     blocks = sum(config.trunk(tower)[1] for tower in towers)
-    if blocks > max(len(shapes), _MOST_BLOCKS):
-        raise WeightsError(
-            f"the config wants {blocks} blocks, and the file has {len(shapes)} tensors",
-            where=str(path),
-        )
+    check_blocks(blocks, len(shapes), str(path), "ImageBind")
     try:
         wanted = expected_shapes(config, towers) if towers else {}
     except (RuntimeError, ValueError, TypeError, OverflowError) as error:
@@ -123,8 +118,7 @@ def save_encoder(model: ImageBind, config: ImageBindConfig, folder: Path) -> Non
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     with replace_file(folder / WEIGHTS_NAME) as path:
         save_file(tensors, path, metadata={"format": "pt"})
-    with replace_file(folder / CONFIG_NAME) as path:
-        path.write_text(config.to_json(), encoding="utf-8")
+    replace_text(folder / CONFIG_NAME, config.to_json())
 
 
 def _blank(config: ImageBindConfig, towers: Iterable[str]) -> ImageBind:

@@ -35,7 +35,6 @@ class LanguageBindEncoder(Encoder):
 
     Attributes:
         repositories: what was found, by modality.
-        loaded: the towers that are in memory, by modality.
 
     Raises:
         WeightsError: two repositories are for one modality, or one does not fit its config.
@@ -55,7 +54,6 @@ class LanguageBindEncoder(Encoder):
         self._texts = next(
             (one for one in self.repositories.values() if one.text.vocab_size == VOCABULARY), None
         )
-        self.loaded: dict[str, nn.Module] = {}
 
     @cached_property
     def sha256(self) -> str:
@@ -114,19 +112,9 @@ class LanguageBindEncoder(Encoder):
             return FIELDS["depth"] if options.depth_unit == "disparity" else ("depth_unit",)
         return ("start", "end") if modality in ("video", "audio") else ()
 
-    def tower(self, modality: str) -> nn.Module:
+    def load_tower(self, modality: str) -> nn.Module:
         """The tower of a modality, or of texts."""
-        if modality not in self.loaded:
-            text = modality == "text"
-            repository = self._texts if text else self.repositories.get(modality)
-            if repository is None:
-                raise self.lacks(modality)
-            self.loaded[modality] = load_tower(
-                repository, text=text, device=self.device, dtype=self.dtype
-            )
-        return self.loaded[modality]
-
-    def run(self, modality: str, batch: torch.Tensor) -> torch.Tensor:
-        """Embeddings of a batch, scaled."""
-        made: torch.Tensor = self.tower(modality)(batch)
-        return made
+        text = modality == "text"
+        repository = self._texts if text else self.repositories[modality]
+        assert repository is not None
+        return load_tower(repository, text=text, device=self.device, dtype=self.dtype)

@@ -12,8 +12,7 @@ from torch.nn import functional
 from chatbind_cli.checkpoints.checkpoint import open_checkpoint
 from chatbind_cli.encoders.languagebind.config import Repository, VisionConfig
 from chatbind_cli.encoders.languagebind.model import TextTower, VisionTower
-from chatbind_cli.encoders.mapped import check_shapes, map_tensors
-from chatbind_cli.errors import WeightsError
+from chatbind_cli.encoders.mapped import check_blocks, check_shapes, map_tensors
 
 _WRAPPERS = (".base_model.model.", ".base_layer.")
 """What PEFT puts into names."""
@@ -33,11 +32,7 @@ def check_repository(repository: Repository) -> None:
     """
     with open_checkpoint(repository.folder) as file:
         blocks = repository.vision.num_hidden_layers + repository.text.num_hidden_layers
-        if blocks > len(file.tensors):
-            raise WeightsError(
-                f"the config wants {blocks} blocks, and the file has {len(file.tensors)} tensors",
-                where=str(repository.folder),
-            )
+        check_blocks(blocks, len(file.tensors), str(repository.folder), "LanguageBind")
         shapes = {_plain(name): info.shape for name, info in file.tensors.items()}
     found = {name: shape for name, shape in shapes.items() if not name.endswith(_OTHERS)}
     wanted = {

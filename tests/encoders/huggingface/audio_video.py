@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,8 +28,6 @@ from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.source import open_source
 from chatbind_cli.media.video import read_frames
 from chatbind_cli.model.pretrained import quiet_transformers
-
-E = TypeVar("E")
 
 SIDE, HOP, RATE = 32, 32, 8000
 PROMPTS = {"Classification": "task: classification | query: "}
@@ -56,18 +54,6 @@ _SIZES: dict[str, Any] = {
 }
 
 
-def opened(kind: Callable[..., E], folder: Path) -> E:
-    """An encoder of a kind, on the CPU."""
-    return kind(
-        folder,
-        reference=str(folder),
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        batch_size=16,
-        attn_implementation="auto",
-    )
-
-
 def with_weights(folder: Path, copy: Path, tensors: dict[str, torch.Tensor]) -> Path:
     """A copy of a repository with other weights: what was opened maps the file of the first.
 
@@ -76,11 +62,6 @@ def with_weights(folder: Path, copy: Path, tensors: dict[str, torch.Tensor]) -> 
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("*.safetensors"))
     save_file(tensors, copy / "model.safetensors", {"format": "pt"})
     return copy
-
-
-def close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
-    """Whether rows are equal to 1e-5 of the largest number."""
-    return bool((found - wanted).abs().max() <= 1e-5 * wanted.abs().max())
 
 
 def frames_of(data: bytes) -> np.ndarray:
@@ -94,6 +75,12 @@ def noise(seed: int, size: tuple[int, int]) -> np.ndarray:
     """A picture [height, width, 3] of two by two colours that run into each other."""
     coarse = np.random.default_rng(seed).integers(0, 256, (2, 2, 3), np.uint8)
     return np.array(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC))
+
+
+def png(picture: np.ndarray) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(picture).save(data, "PNG")
+    return data.getvalue()
 
 
 def save_pe_audio_video(folder: Path, frames: int | None = 4, **config: Any) -> PeAudioVideoModel:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from pathlib import Path
@@ -11,26 +10,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoProcessor, PreTrainedModel
 from transformers.video_utils import VideoMetadata
 
 from chatbind_cli.encoders.encoder import Encoder, load_media
-from chatbind_cli.encoders.huggingface.embedding_gemma2 import EmbeddingGemma2Encoder
+from chatbind_cli.encoders.opening import open_encoder
 from chatbind_cli.errors import ChatBindError, WeightsError
 from chatbind_cli.media.audio import read_stretches
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.source import open_source
 from tests.encoders.huggingface.audio_video import (
     PROMPTS,
-    close,
     frames_of,
     noise,
-    opened,
+    png,
     save_embedding_gemma2,
     with_weights,
 )
+from tests.encoders.huggingface.tiny import close, edit_json
 from tests.recordings import Film, Sound
 
 pytest.importorskip("transformers.models.embedding_gemma2", reason="needs transformers 5.18")
@@ -47,7 +45,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
 
 @pytest.fixture(scope="module")
 def encoder(repository: Repository) -> Encoder:
-    return opened(EmbeddingGemma2Encoder, repository[0])
+    return open_encoder(repository[0])
 
 
 def own(repository: Repository, **media: Any) -> torch.Tensor:
@@ -57,12 +55,6 @@ def own(repository: Repository, **media: Any) -> torch.Tensor:
     with torch.inference_mode():
         places = model(**inputs).last_hidden_state
     return torch.nn.functional.normalize(places.mean(dim=1), dim=-1)
-
-
-def png(picture: np.ndarray) -> bytes:
-    data = io.BytesIO()
-    Image.fromarray(picture).save(data, "PNG")
-    return data.getvalue()
 
 
 @pytest.mark.parametrize("size", [(50, 37), (64, 64), (8, 300), (400, 5), (2, 2)])
@@ -136,10 +128,11 @@ def test_a_repository_without_a_part_does_not_know_its_media(
     tmp_path: Path, vision: bool, audio: bool
 ) -> None:
     save_embedding_gemma2(tmp_path, vision=vision, audio=audio)
-    encoder = opened(EmbeddingGemma2Encoder, tmp_path)
+    encoder = open_encoder(tmp_path)
     seen, heard = ("image", "video"), ("audio",)
     assert encoder.modalities == (*seen * vision, *heard * audio, "text")
-    encoder.load(encoder.modalities)
+    for modality in encoder.modalities:
+        encoder.tower(modality)
     with pytest.raises(WeightsError, match="has no tower for"):
         encoder.tower("image" if audio else "audio")
 
@@ -154,14 +147,14 @@ def test_a_tower_is_read_without_the_others(
         other = {"image": "audio", "audio": "vision"}[modality]
         part = {name: value for name, value in weights.items() if other not in name}
         folder = with_weights(repository[0], tmp_path / modality, part)
-        alone = opened(EmbeddingGemma2Encoder, folder)
+        alone = open_encoder(folder)
         rows = [one.embed([medium], normalize=False) for one in (alone, encoder)]
         assert close(*rows)
         mine = {"image": "vision_tower.", "audio": "audio_tower."}[modality]
         del part[next(name for name in part if name.startswith(mine))]
         less = with_weights(repository[0], tmp_path / f"less-{modality}", part)
         with pytest.raises(WeightsError, match="1 tensors are missing"):
-            opened(EmbeddingGemma2Encoder, less).embed([medium], normalize=False)
+            open_encoder(less).embed([medium], normalize=False)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +189,19 @@ def test_what_the_towers_do_not_take_is_refused_at_opening(
     (fields[part] if part else fields).update(changes)
     (tmp_path / file).write_text(json.dumps(fields))
     with pytest.raises(ChatBindError, match=said):
-        opened(EmbeddingGemma2Encoder, tmp_path)
+        open_encoder(tmp_path)
+
+
+def test_a_tokenizer_that_breaks_over_a_text_is_one_line(
+    repository: Repository, tmp_path: Path
+) -> None:
+    shutil.copytree(repository[0], tmp_path, dirs_exist_ok=True)
+    edit_json(
+        tmp_path / "tokenizer.json",
+        normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAAAAAA"},
+    )
+    with pytest.raises(ChatBindError, match="its tokenizer breaks over a text"):
+        open_encoder(tmp_path).embed_texts(["a dog"])
 
 
 def test_a_part_of_a_recording_is_as_if_the_rest_were_not_there(

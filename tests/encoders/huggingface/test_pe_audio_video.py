@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoProcessor, PeAudioVideoModel
 
 from chatbind_cli.encoders.encoder import Encoder, load_media
-from chatbind_cli.encoders.huggingface.pe_audio_video import PeAudioVideoEncoder
+from chatbind_cli.encoders.opening import open_encoder
 from chatbind_cli.encoders.zero_shot import LabelScorer
 from chatbind_cli.errors import ChatBindError
 from chatbind_cli.media.audio import read_stretches
@@ -26,13 +24,13 @@ from tests.encoders.huggingface.audio_video import (
     HOP,
     RATE,
     SIDE,
-    close,
     frames_of,
     noise,
-    opened,
+    png,
     save_pe_audio_video,
     with_weights,
 )
+from tests.encoders.huggingface.tiny import close
 from tests.recordings import Film, Sound
 
 Repository = tuple[Path, PeAudioVideoModel]
@@ -52,7 +50,7 @@ def repository(kinds: dict[int | None, Repository]) -> Repository:
 
 @pytest.fixture(scope="module")
 def encoder(repository: Repository) -> Encoder:
-    return opened(PeAudioVideoEncoder, repository[0])
+    return open_encoder(repository[0])
 
 
 def own_films(model: PeAudioVideoModel, folder: Path, film: np.ndarray) -> torch.Tensor:
@@ -93,7 +91,7 @@ def test_films_have_the_models_own_embeddings(
     size: tuple[int, int],
 ) -> None:
     folder, model = kinds[frames]
-    encoder = opened(PeAudioVideoEncoder, folder)
+    encoder = open_encoder(folder)
     data = film(frames=count, size=size, draw=lambda n: noise(n, size))
     medium = load_media(encoder.read, data)
     assert len(medium.tensor) == (frames or count)
@@ -106,11 +104,9 @@ def test_a_picture_is_a_film_of_one_frame(
     kinds: dict[int | None, Repository], frames: int | None
 ) -> None:
     folder, model = kinds[frames]
-    encoder = opened(PeAudioVideoEncoder, folder)
+    encoder = open_encoder(folder)
     picture = noise(1, (50, 37))
-    data = io.BytesIO()
-    Image.fromarray(picture).save(data, "PNG")
-    medium = load_media(encoder.read, data.getvalue())
+    medium = load_media(encoder.read, png(picture))
     assert medium.tensor.shape == (3, SIDE, SIDE)
     wanted = own_films(model, folder, picture[None])
     assert close(encoder.embed([medium], normalize=False), wanted)
@@ -158,11 +154,11 @@ def test_a_tower_is_read_without_the_others(
         part = {name: value for name, value in weights.items() if name.startswith(kept)}
         assert len(part) < 0.7 * len(weights)
         alone = with_weights(repository[0], tmp_path / modality, part)
-        assert close(make(opened(PeAudioVideoEncoder, alone)), make(encoder))
+        assert close(make(open_encoder(alone)), make(encoder))
         part.popitem()
         less = with_weights(repository[0], tmp_path / f"less-{modality}", part)
-        with pytest.raises(ChatBindError, match="missing|is None in the file"):
-            make(opened(PeAudioVideoEncoder, less))
+        with pytest.raises(ChatBindError, match="missing|is absent in the file"):
+            make(open_encoder(less))
 
 
 def test_a_tower_is_found_wherever_the_file_names_it(
@@ -176,7 +172,7 @@ def test_a_tower_is_found_wherever_the_file_names_it(
     for old, new in moved.items():
         for name in [name for name in weights if name.startswith(old)]:
             weights[new + name.removeprefix(old)] = weights.pop(name)
-    other = opened(PeAudioVideoEncoder, with_weights(repository[0], tmp_path / "moved", weights))
+    other = open_encoder(with_weights(repository[0], tmp_path / "moved", weights))
     heard = load_media(encoder.read, sound())
     rows = [one.embed([heard], normalize=False) for one in (other, encoder)]
     assert close(*rows)
@@ -194,7 +190,7 @@ def test_a_tower_is_found_wherever_the_file_names_it(
         ("feature_extractor", {"feature_size": 2}, "asks for 2 channels"),
         ("vision_config", {"architecture": "hf-hub:some/where"}, "is not PE's"),
         ("vision_config", {"model_args": {"checkpoint_path": "/etc/passwd"}}, "is not PE's"),
-        ("vision_config", {"model_args": {"depth": 10**9}}, "is not PE's"),
+        ("vision_config", {"model_args": {"depth": 10**9}}, "asks for depth"),
         ("vision_config", {"num_classes": 10**9}, "asks for num_classes"),
     ],
 )
@@ -208,7 +204,7 @@ def test_what_would_fill_memory_or_lead_elsewhere_is_refused_at_opening(
     inner.update(changes)
     file.write_text(json.dumps(fields))
     with pytest.raises(ChatBindError, match=said):
-        opened(PeAudioVideoEncoder, tmp_path)
+        open_encoder(tmp_path)
 
 
 def test_a_processor_for_another_size_is_told(repository: Repository, tmp_path: Path) -> None:
@@ -216,13 +212,13 @@ def test_a_processor_for_another_size_is_told(repository: Repository, tmp_path: 
     file = tmp_path / "processor_config.json"
     file.write_text(file.read_text().replace(f'"height": {SIDE}', f'"height": {SIDE + 1}'))
     with pytest.raises(ChatBindError, match=r"frames of \[33, 32\] in its processor"):
-        opened(PeAudioVideoEncoder, tmp_path).tower("image")
+        open_encoder(tmp_path).tower("image")
 
 
 def test_a_part_of_a_recording_and_its_beginning(
     kinds: dict[int | None, Repository], film: Film, sound: Sound
 ) -> None:
-    any_number, four = (opened(PeAudioVideoEncoder, kinds[frames][0]) for frames in (None, 4))
+    any_number, four = (open_encoder(kinds[frames][0]) for frames in (None, 4))
     data = film(frames=100, draw=lambda n: noise(n, (64, 48)), gop=1, qp="0")
     half = MediaOptions(start=5.0)
     for encoder, wanted in ((any_number, 64), (four, 4)):

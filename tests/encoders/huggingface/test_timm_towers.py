@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import time
 
 import numpy as np
@@ -16,10 +17,10 @@ from timm.models import save_for_hf
 
 from chatbind_cli.encoders.encoder import load_media
 from chatbind_cli.encoders.opening import open_encoder
-from chatbind_cli.errors import ChatBindError, DownloadError, UsageError, WeightsError
+from chatbind_cli.errors import ChatBindError, DownloadError, UsageError
 from tests.download.conftest import server  # noqa: F401  a fixture
 
-from .tiny import edit_json, edit_tensors
+from .tiny import close, edit_json, edit_tensors
 
 SIZES = {"embed_dim": 16, "num_heads": 2, "depth": 1, "patch_size": 32}
 
@@ -36,11 +37,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def folder(made, tmp_path):
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for path in made[0].iterdir():
-        (copy / path.name).write_bytes(path.read_bytes())
-    return copy
+    return shutil.copytree(made[0], tmp_path / "copy")
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +74,7 @@ def test_a_folder_gives_what_timm_gives(made, picture):
     folder, model = made
     encoder = open_encoder(folder)
     wanted = theirs(model, picture)
-    assert torch.allclose(row(encoder, picture), wanted, rtol=0, atol=1e-5 * wanted.abs().max())
+    assert close(row(encoder, picture), wanted)
     assert (encoder.modalities, encoder.embedding_dim) == (("image",), 16)
     assert (encoder.name, encoder.licence) == ("small", "apache-2.0")
     assert not any(parameter.requires_grad for parameter in encoder.tower("image").parameters())
@@ -105,7 +102,7 @@ def test_a_name_is_fetched_from_the_hub(server, made, picture, tmp_path, monkeyp
     server.add_repo(f"timm/{name}", saved)
     encoder = open_encoder("timm:test_vit2")
     assert (encoder.reference, encoder.name) == (f"timm:{name}", name)
-    assert torch.allclose(row(encoder, picture), theirs(model, picture), atol=1e-5)
+    assert close(row(encoder, picture), theirs(model, picture))
     monkeypatch.setattr(f"{constants}.HF_HUB_OFFLINE", True)
     assert open_encoder(encoder.reference).sha256 == encoder.sha256
 
@@ -176,5 +173,5 @@ def test_nothing_of_a_folder_leads_elsewhere(folder, picture, tmp_path):
 )
 def test_tensors_that_do_not_fit_are_told(folder, change, said):
     edit_tensors(folder, change)
-    with pytest.raises((WeightsError, ChatBindError), match=said):
+    with pytest.raises(ChatBindError, match=said):
         open_encoder(folder).tower("image")

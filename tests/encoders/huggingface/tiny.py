@@ -49,9 +49,11 @@ def _two(name: str, vision: dict[str, Any], processor: Any, **more: Any) -> Call
     return make
 
 
-def _one(name: str, processor: Any, head: str = "Model") -> Callable[[], Any]:
+def _one(
+    name: str, processor: Any, head: str = "Model", sizes: dict[str, Any] = VISION
+) -> Callable[[], Any]:
     def make() -> Any:
-        config = getattr(transformers, f"{name}Config")(**VISION)
+        config = getattr(transformers, f"{name}Config")(**sizes)
         return getattr(transformers, f"{name}{head}")(config), processor()
 
     return make
@@ -59,6 +61,7 @@ def _one(name: str, processor: Any, head: str = "Model") -> Callable[[], Any]:
 
 KINDS = {
     "clip": _two("CLIP", VISION, _clip_processor, projection_dim=24),
+    "clipseg": _two("CLIPSeg", VISION, _clip_processor, projection_dim=24),
     "metaclip_2": _two("MetaClip2", VISION, _clip_processor, projection_dim=24),
     "siglip": _two("Siglip", VISION, lambda: SiglipImageProcessor(size=SQUARE)),
     "siglip2": _two(
@@ -67,12 +70,17 @@ KINDS = {
         lambda: transformers.Siglip2ImageProcessor(patch_size=8, max_num_patches=16),
     ),
     "dinov2": _one("Dinov2", lambda: transformers.BitImageProcessor(size={"shortest_edge": 32})),
+    "resnet": _one(
+        "ResNet",
+        lambda: ViTImageProcessor(size=SQUARE),
+        sizes={"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 1]},
+    ),
     "vit": _one("ViT", lambda: ViTImageProcessor(size=SQUARE)),
     "vit classifier": _one("ViT", lambda: ViTImageProcessor(size=SQUARE), "ForImageClassification"),
 }
 """Of each kind a model and its picture processor."""
 
-TWO_TOWERS = ("clip", "metaclip_2", "siglip", "siglip2")
+TWO_TOWERS = ("clip", "clipseg", "metaclip_2", "siglip", "siglip2")
 
 
 def make(kind: str, folder: Path) -> Path:
@@ -121,6 +129,12 @@ def tokenizer(*, masked: bool) -> PreTrainedTokenizerFast:
         model_max_length=16,
         model_input_names=["input_ids", "attention_mask"] if masked else ["input_ids"],
     )
+
+
+def close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
+    """Whether each row is equal to 1e-5 of its largest number."""
+    most = wanted.abs().amax(dim=-1, keepdim=True)
+    return bool(((found - wanted).abs() <= 1e-5 * most).all())
 
 
 def edit_json(path: Path, **changes: Any) -> None:

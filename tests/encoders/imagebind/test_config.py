@@ -23,8 +23,9 @@ def test_the_reference_config_is_read_and_written_back_equal(golden: Path, tmp_p
     assert ImageBindConfig.from_json(copy) == config
 
 
-def test_an_empty_config_is_huge() -> None:
-    assert ImageBindConfig.from_dict({}) == HUGE
+def test_an_empty_config_is_huge(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert ImageBindConfig.from_json(tmp_path / "config.json") == HUGE
 
 
 @pytest.mark.parametrize(

@@ -29,14 +29,9 @@ from chatbind_cli.encoders.imagebind.model import ImageBind
 from chatbind_cli.encoders.imagebind.preprocess import load_media
 from chatbind_cli.encoders.imagebind.weights import save_encoder
 from chatbind_cli.encoders.opening import open_encoder
+from tests.inference.world import SIZES
 
-TOWERS = ("vision", "text", "audio", "depth", "thermal", "imu")
-TINY = ImageBindConfig(
-    out_embed_dim=8,
-    **{f"{tower}_embed_dim": 16 for tower in TOWERS},
-    **{f"{tower}_num_blocks": 1 for tower in TOWERS},
-    **{f"{tower}_num_heads": 2 for tower in TOWERS},
-)
+TINY = ImageBindConfig(**SIZES)
 
 
 @pytest.fixture(scope="module")

@@ -22,17 +22,9 @@ from chatbind_cli.encoders.imagebind.weights import save_encoder
 from chatbind_cli.encoders.opening import open_encoder
 from chatbind_cli.errors import ChatBindError, UsageError, WeightsError
 from chatbind_cli.media.source import MediaSource
+from tests.inference.world import SIZES
 
-TINY = ImageBindConfig(
-    out_embed_dim=8,
-    **{
-        f"{tower}_embed_dim": 16 for tower in ("vision", "text", "audio", "depth", "thermal", "imu")
-    },
-    **{
-        f"{tower}_num_blocks": 1 for tower in ("vision", "text", "audio", "depth", "thermal", "imu")
-    },
-    **{f"{tower}_num_heads": 2 for tower in ("vision", "text", "audio", "depth", "thermal", "imu")},
-)
+TINY = ImageBindConfig(**SIZES)
 SHAPES = {
     "image": (3, 224, 224),
     "video": (6, 3, 2, 224, 224),
@@ -95,8 +87,9 @@ def test_only_the_towers_that_are_asked_for_are_read(folder: Path) -> None:
     encoder.embed([medium("imu", 0)], normalize=True)
     assert list(encoder.loaded) == ["imu"]
     both = ImageBindEncoder(folder, **HOW)
-    both.load(["video", "depth"])
-    assert list(both.loaded) == ["vision", "depth"]
+    for modality in ("video", "depth", "image"):
+        both.tower(modality)
+    assert list(both.loaded) == ["image", "depth"]
 
 
 def test_other_towers_may_even_be_unreadable(folder: Path, tmp_path: Path) -> None:

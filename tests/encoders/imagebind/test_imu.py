@@ -13,6 +13,7 @@ from chatbind_cli.encoders.imagebind.imu import load_imu
 from chatbind_cli.errors import MediaError
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.source import open_source
+from tests.recordings import npy
 
 NAMES = ("acc_x", "acc_y", "acc_z", "gyro_x", "gyro_y", "gyro_z")
 
@@ -24,12 +25,6 @@ def load(data: bytes | Path, **options: object) -> torch.Tensor:
 def wave(times: np.ndarray) -> np.ndarray:
     """Six slow waves, [6, len(times)]; linear interpolation at 100 Hz keeps them within 0.01."""
     return np.stack([np.sin(2 * np.pi * 0.3 * (i + 1) * times + i) for i in range(6)])
-
-
-def npy(values: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, values)
-    return buffer.getvalue()
 
 
 def csv(

@@ -11,6 +11,7 @@ from chatbind_cli.encoders.imagebind.planes import load_depth, load_thermal
 from chatbind_cli.errors import MediaError
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.source import open_source
+from tests.recordings import npy
 
 FOCAL_TIMES_BASELINE = 0.075 * 518.857901
 
@@ -22,12 +23,6 @@ def load(data: bytes, **options: object) -> torch.Tensor:
 def png(values: np.ndarray, kind: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(values).save(buffer, kind)
-    return buffer.getvalue()
-
-
-def npy(values: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, values)
     return buffer.getvalue()
 
 
@@ -131,12 +126,7 @@ def heat(data: bytes) -> torch.Tensor:
 
 
 def stored(values: np.ndarray, kind: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    if kind == "NPY":
-        np.save(buffer, values)
-    else:
-        Image.fromarray(values).save(buffer, kind)
-    return buffer.getvalue()
+    return npy(values) if kind == "NPY" else png(values, kind)
 
 
 WARM = np.tile(np.linspace(0, 1, 224), (224, 1))

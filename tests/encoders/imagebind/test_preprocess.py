@@ -21,6 +21,7 @@ from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.sniff import sniff
 from chatbind_cli.media.source import open_source
+from tests.recordings import npy
 
 Maker = Callable[..., bytes]
 SHAPES = {
@@ -38,12 +39,6 @@ def picture(kind: str, values: np.ndarray | None = None, **options: object) -> b
     if values is None:
         values = np.arange(30 * 40 * 3).reshape(30, 40, 3).astype(np.uint8)
     Image.fromarray(values).save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def npy(values: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, values)
     return buffer.getvalue()
 
 

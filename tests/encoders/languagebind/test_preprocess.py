@@ -23,6 +23,7 @@ from chatbind_cli.encoders.languagebind.preprocess import Reader
 from chatbind_cli.encoders.pixels import CLIP_MEAN, CLIP_STD
 from chatbind_cli.errors import MediaError
 from chatbind_cli.media.options import MediaOptions
+from tests.recordings import npy
 
 CONFIGS = {
     "image": VisionConfig(),
@@ -106,21 +107,18 @@ def test_depth_is_a_share_of_the_largest_and_holes_are_near() -> None:
 
 
 def test_depth_of_other_units_becomes_metres_or_is_one_line() -> None:
-    disparity = np.full((9, 9), 10.0, np.float32)
-    buffer = io.BytesIO()
-    np.save(buffer, disparity)
+    data = npy(np.full((9, 9), 10.0, np.float32))
     options = {"depth_baseline_m": 0.1, "depth_focal_px": 500.0, "depth_unit": "disparity"}
-    assert torch.allclose(plain(read(buffer.getvalue(), "depth", **options)), torch.tensor(0.5))
+    assert torch.allclose(plain(read(data, "depth", **options)), torch.tensor(0.5))
     with pytest.raises(MediaError, match="says no metres"):
-        read(buffer.getvalue(), "depth", depth_unit="relative")
+        read(data, "depth", depth_unit="relative")
     with pytest.raises(MediaError, match="says nothing of its unit"):
         read(png(np.full((9, 9), 10, np.uint8)), "depth")
 
 
 def test_an_array_of_heat_is_a_grey_picture() -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, np.full((9, 9), 0.5, np.float32))
-    assert torch.allclose(plain(read(buffer.getvalue(), "thermal")), torch.tensor(0.5))
+    heat = npy(np.full((9, 9), 0.5, np.float32))
+    assert torch.allclose(plain(read(heat, "thermal")), torch.tensor(0.5))
 
 
 def test_frames_are_spread_over_the_film_or_a_stretch_of_it(film: Callable[..., bytes]) -> None:

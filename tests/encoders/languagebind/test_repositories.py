@@ -85,9 +85,9 @@ def test_only_the_towers_that_are_needed_are_read(folder: Path, tmp_path: Path) 
     encoder = open_encoder(copy)
     wanted = open_encoder(folder).embed([medium("audio")], normalize=True)
     assert torch.equal(encoder.embed([medium("audio")], normalize=True), wanted)
-    assert list(encoder.loaded) == ["audio"]  # type: ignore[attr-defined]
+    assert list(encoder.loaded) == ["audio"]
     with pytest.raises(WeightsError, match="no tower for thermal, only for image, video"):
-        encoder.load(["thermal"])
+        encoder.tower("thermal")
 
 
 def test_two_for_one_modality_or_of_two_widths_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_what_does_not_fit_is_one_line(
 ) -> None:
     with pytest.raises(WeightsError, match=said) as caught:
         there = changed(folder / "LanguageBind_Image_FT", tmp_path / "odd", config, **tensors)
-        open_encoder(there).load(["image"])
+        open_encoder(there).tower("image")
     assert "\n" not in str(caught.value)
 
 

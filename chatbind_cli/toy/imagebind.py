@@ -7,7 +7,6 @@ their pixels, which is the same function of the full picture. Trunk and head are
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import nn
 from chatbind_cli.encoders.imagebind.config import IMU_CHANNELS, TOWER_OF, ImageBindConfig
 from chatbind_cli.encoders.imagebind.model import ImageBind
 from chatbind_cli.encoders.imagebind.weights import save_encoder
-from chatbind_cli.toy.binding import Student, Tower, uniform, whole, wobble
+from chatbind_cli.toy.binding import Tower, ToyEncoder, uniform, wobble
 
 BOUND = ("audio", "depth", "thermal", "imu")
 """Modalities with a tower of their own, which has to be bound to the image tower."""
@@ -52,17 +51,9 @@ COARSE = frozenset({"image", "video", "depth", "thermal"})
 _POSITION_STD = 1.0
 
 
-def new_model(modalities: Iterable[str]) -> ImageBind:
-    """A fresh toy ImageBind with the towers of some modalities; draws from torch's generator."""
-    return ImageBind(CONFIG, modalities, drop_path=True)
-
-
 def to_cells(pixels: torch.Tensor) -> torch.Tensor:
     """Means over cells: [..., 224, 224] -> [..., 32, 32]."""
-    flat = pixels.reshape(-1, 1, *pixels.shape[-2:])
-    return F.avg_pool2d(flat, CELL).reshape(
-        *pixels.shape[:-2], *(s // CELL for s in flat.shape[2:])
-    )
+    return F.avg_pool2d(pixels.flatten(0, -3), CELL).unflatten(0, pixels.shape[:-2])
 
 
 class ImageBindTower(Tower):
@@ -78,7 +69,6 @@ class ImageBindTower(Tower):
         self.modality = modality
         self.tower = TOWER_OF[modality]
         self.learning_rate = 4e-3 if modality == "image" else 3e-3
-        self.axes = 3 if modality == "imu" else 4
         self.stem = model.modality_preprocessors[self.tower]
         self.trunk = model.modality_trunks[self.tower]
         self.head = model.modality_heads[self.tower]
@@ -89,7 +79,7 @@ class ImageBindTower(Tower):
             weight = self.cells = nn.Parameter(weight.new_empty(*weight.shape[:-2], side, side))
             nn.init.xavier_uniform_(weight.view(len(weight), -1))
         _without_level(weight)
-        nn.init.normal_(_positions(self.stem, self.tower), std=_POSITION_STD)
+        nn.init.normal_(self._positions, std=_POSITION_STD)
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
         """Embeddings [b, d] of norm 1.
@@ -106,12 +96,16 @@ class ImageBindTower(Tower):
         return pictures.unsqueeze(2).expand(-1, -1, 2, -1, -1)
 
     def varied(self, batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """The same digits, recorded a little differently; of sounds one of the clips."""
+        """The same digits, recorded a little differently; of sounds one of the clips.
+
+        Films stay as they are: the digits in them wander by themselves.
+        """
         if self.modality in COARSE:
-            return wobble(batch, generator)
+            return wobble(batch, generator) if batch.ndim == 4 else batch
         if self.modality == "audio":
-            return batch[torch.arange(len(batch)), whole(batch.shape[1], (len(batch),), generator)]
-        shift = int(whole(121, (1,), generator)) - 60  # up to 0.15 s
+            clip = torch.randint(batch.shape[1], (len(batch),), generator=generator)
+            return batch[torch.arange(len(batch)), clip]
+        shift = int(torch.randint(-60, 61, (1,), generator=generator))  # up to 0.15 s
         return batch.roll(shift, dims=-1) * uniform(0.8, 1.2, (len(batch), 1, 1), generator)
 
     def parameters_to_train(self) -> list[nn.Parameter]:
@@ -130,7 +124,7 @@ class ImageBindTower(Tower):
         """What the stem does, on cells."""
         side = weight.shape[-1]
         if self.tower == "vision":
-            clips = batch if batch.ndim == 5 else repeat(batch, "b c h w -> b c f h w", f=2)
+            clips = batch if batch.ndim == 5 else self.as_clips(batch)
             patches = rearrange(clips, "b c f (h r) (w k) -> b (h w) (c f r k)", r=side, k=side)
             tokens = F.linear(patches, weight.flatten(1))
         else:
@@ -138,18 +132,23 @@ class ImageBindTower(Tower):
             norm = self.stem.get_submodule(f"{self.stem.stem_name}.norm_layer")
             tokens = norm(F.linear(patches, weight.flatten(1)))
         first = self.stem.get_parameter("cls_token").expand(len(tokens), -1, -1)
-        return torch.cat([first, tokens], dim=1) + _positions(self.stem, self.tower)
+        return torch.cat([first, tokens], dim=1) + self._positions
+
+    @property
+    def _positions(self) -> nn.Parameter:
+        """The table that tells tokens where they are."""
+        return self.stem.get_parameter(
+            "pos_embed" if self.tower == "imu" else "pos_embedding_helper.pos_embed"
+        )
 
 
-class ImageBindStudent(Student):
+class ToyImageBind(ToyEncoder):
     """The toy ImageBind in all its modalities."""
 
     bound = BOUND
 
-    model: ImageBind
-
     def __init__(self) -> None:
-        self.model = new_model(("image", *BOUND))
+        self.model = ImageBind(CONFIG, ("image", *BOUND))
 
     def tower(self, modality: str) -> Tower:
         """The tower for a modality, with what training starts from."""
@@ -159,10 +158,6 @@ class ImageBindStudent(Student):
         """Pictures as cells."""
         return to_cells(tensor) if modality in COARSE else tensor
 
-    def sees(self, weight: str) -> bool:
-        """Whether the weight of this name belongs to the image tower."""
-        return ".vision." in weight
-
     def save(self, folder: Path) -> None:
         """Writes weights and config."""
         save_encoder(self.model, CONFIG, folder)
@@ -170,18 +165,8 @@ class ImageBindStudent(Student):
 
 def patch_weight(stem: nn.Module, tower: str) -> nn.Parameter:
     """The weight that makes tokens of a tower's input."""
-    if tower == "vision":
-        return stem.get_submodule("rgbt_stem.proj.1").get_parameter("weight")
-    if tower == "imu":
-        return stem.get_parameter("imu_stem.proj.weight")
-    return stem.get_submodule(str(stem.stem_name)).get_parameter("proj.weight")
-
-
-def _positions(stem: nn.Module, tower: str) -> nn.Parameter:
-    """The table that tells tokens where they are."""
-    name = "pos_embed" if tower == "imu" else "pos_embedding_helper.pos_embed"
-    module, _, parameter = name.rpartition(".")
-    return stem.get_submodule(module).get_parameter(parameter)
+    names = {"vision": "rgbt_stem.proj.1", "depth": "depth_stem.proj", "imu": "imu_stem.proj"}
+    return stem.get_parameter(f"{names.get(tower, 'rgbt_stem.proj')}.weight")
 
 
 @torch.no_grad()

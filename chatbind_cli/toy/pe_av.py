@@ -26,7 +26,7 @@ from transformers import (
 
 from chatbind_cli.folders import replace_folder
 from chatbind_cli.model.pretrained import quiet_transformers
-from chatbind_cli.toy.binding import Student, Tower, whole, wobble
+from chatbind_cli.toy.binding import Tower, ToyEncoder, wobble
 from chatbind_cli.toy.language import train_tokenizer
 
 _WIDTH = 64
@@ -92,22 +92,23 @@ def _config(words: int) -> PeAudioVideoConfig:
     )  # fmt: skip
 
 
-class PerceptionTower(Tower):
+class PeAvTower(Tower):
     """The tower of films and pictures, or of sounds, which come as the codec gives them."""
 
     dim = _WIDTH
     learning_rate = 1e-3
+    encoder: Any
 
     def __init__(self, model: nn.Module, modality: str) -> None:
         super().__init__()
         side = "audio" if modality == "audio" else "video"
         self.encoder = model.get_submodule(f"{side}_model.{side}_encoder")
         self.head = model.get_submodule(f"{side}_model.{side}_head")
-        self.codec: list[nn.Module] = []  # none of this module's
+        self.codec: tuple[nn.Module, ...] = ()  # as a tuple it is none of this module's
         if side == "audio":
-            embedder = self.encoder.get_submodule("embedder")
-            self.codec.append(embedder)
-            self.encoder.register_module("embedder", _Heard(embedder))
+            embedder = self.encoder.embedder
+            self.codec = (embedder.dac_encoder, embedder.bottleneck)
+            embedder.dac_encoder = embedder.bottleneck = nn.Identity()
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
         """Embeddings [b, d] of norm 1.
@@ -115,75 +116,57 @@ class PerceptionTower(Tower):
         Args:
             batch: image [b, 3, 32, 32]; video [b, 2, 3, 32, 32]; audio [b, 125, 12].
         """
-        clips = self.as_clips(batch) if batch.ndim == 4 else batch
-        return F.normalize(self.head(self.encoder(clips.contiguous()).pooler_output), dim=-1)
+        if batch.ndim == 4:
+            batch = self.as_clips(batch)
+        elif batch.ndim == 3:
+            batch = batch.mT  # as the codec gives it
+        return F.normalize(self.head(self.encoder(batch).pooler_output), dim=-1)
 
     def as_clips(self, pictures: torch.Tensor) -> torch.Tensor:
         """Pictures [b, c, h, w] as films [b, frames, c, h, w]."""
-        return pictures.unsqueeze(1).expand(-1, _FRAMES, -1, -1, -1)
+        return torch.stack([pictures] * _FRAMES, dim=1)
 
     def varied(self, batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """The same digits, recorded a little differently; a sound from another moment on."""
-        if self.codec:
-            return batch.roll(int(whole(batch.shape[1], (), generator)), dims=1)
-        return wobble(batch, generator)
+        """The same digits, recorded a little differently; a sound from another moment on.
 
-    def varied_clips(self, clips: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """All frames of a film [b, frames, c, h, w] in the same way."""
-        return wobble(clips.flatten(1, 2), generator).view_as(clips)
-
-    def parameters_to_train(self) -> list[nn.Parameter]:
-        """All but the codec's."""
-        return list(self.parameters())
+        All frames of a film change in the same way.
+        """
+        if batch.ndim == 3:
+            return batch.roll(int(torch.randint(batch.shape[1], (), generator=generator)), dims=1)
+        return wobble(batch.flatten(1, -3), generator).view_as(batch)
 
     def finish(self) -> None:
         """Puts the codec back."""
-        for embedder in self.codec:
-            self.encoder.register_module("embedder", embedder)
+        if self.codec:
+            self.encoder.embedder.dac_encoder, self.encoder.embedder.bottleneck = self.codec
 
 
-class _Heard(nn.Module):
-    """Takes what the codec gave in place of a sound."""
-
-    def __init__(self, embedder: nn.Module) -> None:
-        super().__init__()
-        self.data_proj = embedder.get_submodule("data_proj")
-
-    def forward(self, heard: torch.Tensor, padding_mask: None = None) -> tuple[torch.Tensor, None]:
-        return self.data_proj(heard), padding_mask
-
-
-class PerceptionStudent(Student):
+class ToyPeAv(ToyEncoder):
     """The toy PE-AV: images, films, sounds."""
 
     bound = ("audio",)
-    effort = 3
+    epochs_factor = 3
 
     def __init__(self) -> None:
         self._tokenizer = train_tokenizer(seed=0)
         # transformers prints what the docstrings of one of these classes lack
         with quiet_transformers(), redirect_stdout(io.StringIO()):
             self.model: Any = PeAudioVideoModel(_config(len(self._tokenizer))).eval()
-        self._embedder = self.model.audio_model.audio_encoder.embedder
-        _set_codec(self._embedder)
+        embedder = self.model.audio_model.audio_encoder.embedder
+        _set_codec(embedder)
+        self._codec = nn.Sequential(embedder.dac_encoder, embedder.bottleneck)
         _wake(self.model.video_model.video_encoder.embedder.vision_model.timm_model)
 
     def tower(self, modality: str) -> Tower:
         """The tower for a modality."""
-        return PerceptionTower(self.model, modality)
+        return PeAvTower(self.model, modality)
 
     @torch.no_grad()
     def prepare(self, tensor: torch.Tensor, modality: str) -> torch.Tensor:
         """A film as the one clip that it is, [1, frames, c, h, w]; a sound through the codec."""
         if modality == "audio":
-            heard = self._embedder.bottleneck(self._embedder.dac_encoder(tensor[None]))
-            return heard[0].T.contiguous()
+            return self._codec(tensor[None])[0].T.contiguous()
         return tensor[None] if modality == "video" else tensor
-
-    def sees(self, weight: str) -> bool:
-        """Whether the weight of this name belongs to the image tower."""
-        # the tower for sounds beside films has the same one in it, by another name
-        return weight.startswith("video_model.") or ".video_encoder." in weight
 
     def save(self, folder: Path) -> None:
         """Writes a repository: weights, config, processors, tokenizer."""
@@ -211,7 +194,7 @@ class PerceptionStudent(Student):
 
 @torch.no_grad()
 def _wake(tower: nn.Module) -> None:
-    """Has the tower of frames see more than that paper is white: see `towers.py`."""
+    """Has the tower of frames see more than that paper is white: see `imagebind.py`."""
     for module in tower.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -231,7 +214,9 @@ def _set_codec(embedder: nn.Module) -> None:
         if name.startswith(("dac_encoder.", "bottleneck.")):
             parameter.fill_(1e-6 if name.endswith("alpha") else 0.0)
     codec = embedder.get_submodule("dac_encoder")
-    first, step, last = (codec.get_parameter(f"{n}.weight") for n in _CONVOLUTIONS)
+    first, step, last = (
+        codec.get_parameter(f"{name}.weight") for name in ("conv1", "block.0.conv1", "conv2")
+    )
     first[0, 0, first.shape[-1] // 2] = 1.0
     length = step.shape[-1]
     wave = torch.arange(_PHASES * _BANDS)[:, None]
@@ -242,6 +227,3 @@ def _set_codec(embedder: nn.Module) -> None:
     last[:, :, 1] = torch.eye(len(last))
     sums = _LOUDNESS * torch.eye(_BANDS).repeat_interleave(_PHASES, dim=1)
     embedder.get_parameter("bottleneck.weight").copy_(sums[:, :, None])
-
-
-_CONVOLUTIONS = ("conv1", "block.0.conv1", "conv2")

@@ -10,52 +10,51 @@ from chatbind_cli.encoders.opening import open_encoder
 from chatbind_cli.toy.digits import load_items
 from chatbind_cli.toy.fit import repeatable
 from chatbind_cli.toy.media import relative_path, write_media
-from chatbind_cli.toy.perception import PerceptionStudent
+from chatbind_cli.toy.pe_av import ToyPeAv
+from tests.toy.command import run_toy
 
 
 @pytest.fixture(scope="module")
-def student():
+def toy():
     with repeatable(0):
-        return PerceptionStudent()
+        return ToyPeAv()
 
 
 @pytest.mark.parametrize("modality", ["image", "video", "audio"])
-def test_what_a_tower_gives_in_training_is_what_the_saved_encoder_gives(
-    student, modality, tmp_path
-):
+def test_what_a_tower_gives_in_training_is_what_the_saved_encoder_gives(toy, modality, tmp_path):
     items = load_items()[0][:2]
     write_media(items, modality, tmp_path, seed=0)
-    student.save(tmp_path / "untrained")
+    toy.save(tmp_path / "untrained")
     read = open_encoder(tmp_path / "untrained").read
     media = [load_media(read, tmp_path / relative_path(i, modality)) for i in items]
-    batch = torch.stack([student.prepare(medium.tensor, modality) for medium in media])
-    tower = student.tower(modality).eval()
+    batch = torch.stack([toy.prepare(medium.tensor, modality) for medium in media])
+    tower = toy.tower(modality).eval()
     with torch.no_grad():
         for parameter in tower.parameters_to_train():
             parameter.mul_(1.5)
         expected = tower(batch.flatten(0, 1) if modality == "video" else batch)
     tower.finish()
-    student.save(tmp_path / "made")
+    toy.save(tmp_path / "made")
     encoder = open_encoder(tmp_path / "made")
     found = encoder.embed(media, normalize=True)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert (found[0] - found[1]).abs().max() > 1e-4
 
 
-def test_the_codec_tells_how_loud_a_band_is_at_any_phase_of_its_tone(student):
+def test_the_codec_tells_how_loud_a_band_is_at_any_phase_of_its_tone(toy):
     time = torch.arange(2000) / 4000
     hertz = torch.linspace(650, 1530, 12)
     heard = [
-        student.prepare(0.1 * torch.sin(2 * math.pi * hertz[7] * time + phase)[None], "audio")[3]
+        toy.prepare(0.1 * torch.sin(2 * math.pi * hertz[7] * time + phase)[None], "audio")[3]
         for phase in (0.0, 0.4, 1.9)
     ]
     assert {int(bands.argmax()) for bands in heard} == {7}
     torch.testing.assert_close(heard[0], heard[2], rtol=0.02, atol=0.01)
-    silence = student.prepare(torch.zeros(1, 2000), "audio")
+    silence = toy.prepare(torch.zeros(1, 2000), "audio")
     assert silence.abs().max() == 0
 
 
-def test_a_world_that_is_there_gets_its_second_encoder(quick_world, run_toy, tmp_path):
+def test_a_world_that_is_there_gets_its_second_encoder(quick_world, tmp_path):
     world = tmp_path / "world"
     shutil.copytree(quick_world[0], world)
     before = (world / "imagebind/imagebind.safetensors").stat().st_mtime_ns
