@@ -45,6 +45,9 @@ _MOST_CHANNELS = 256
 _MOST_FRAME_SAMPLES = 2**24
 """Most samples of one packet, those of all channels together."""
 
+_MOST_ENTRIES = 4_000_000
+"""Of the resampler's table: room for the rates of films slowed down for television (47,952 Hz)."""
+
 _FORMATS = frozenset({"u8", "s16", "s32", "flt", "dbl"})
 """Sample formats that are read; a `p` at the end says that each channel lies by itself."""
 
@@ -130,8 +133,10 @@ class _Ratio(NamedTuple):
     @classmethod
     def of(cls, rate: int, rate_hz: int) -> _Ratio:
         # The resampler's table has old * new entries, so an odd rate (44,099 Hz) takes the nearest
-        # small fraction, wrong by less than a millionth
-        ratio = Fraction(rate_hz, rate).limit_denominator(1_000)
+        # small fraction, wrong by two millionths at most
+        ratio = Fraction(rate_hz, rate)
+        if ratio.numerator * ratio.denominator > _MOST_ENTRIES:
+            ratio = ratio.limit_denominator(1_000)
         return cls(old=ratio.denominator, new=ratio.numerator)
 
     @property

@@ -203,6 +203,7 @@ def test_a_short_sound_is_repeated_and_a_still_shorter_one_gets_silence(
         (16_000, 400, (0, 0, 0)),
         (16_000, 166_159, (0, 0, 0)),  # the last sample that makes no window more
         (44_100, 544_000, (0, 98, 196)),
+        (47_952, 700_000, (0, 211, 422)),
         (8_000, 1_000_000, (0, 5731, 11_462)),  # longer than what is decoded whole
     ],
 )
