@@ -199,8 +199,8 @@ class Desk:
 
     def _begin(self, answerer: Answerer) -> None:
         assert isinstance(answerer.media_encoder, MediaEncoder)
-        assert answerer.media_encoder.encoder  # now: the first medium is too late to miss it
         self._media_encoder = answerer.media_encoder
+        _ = self._media_encoder.encoder  # opened now: the first medium is too late to miss it
         with self._changing:
             if self.state != "draining":
                 self.state = "ready"
