@@ -36,7 +36,7 @@ from chatbind_cli.errors import (
 from chatbind_cli.launch_config import config_words
 from chatbind_cli.meeting import Meeting, meet
 from chatbind_cli.plan import Dispatch as Dispatch
-from chatbind_cli.worker import STATUS_FOLDER, alive, is_worker, leave_outcome
+from chatbind_cli.worker import STATUS_FOLDER, alive, is_worker, leave_outcome, remove_status
 
 _POLL_S = 0.2
 _GRACE_S = 1.0
@@ -191,12 +191,14 @@ def _run_workers(
     meanwhile: Callable[[Path], None] | None = None,
     **place: Any,
 ) -> None:
-    with tempfile.TemporaryDirectory(prefix="chatbind-") as name:
-        folder = Path(name)
-        variables = {**os.environ, **environment, STATUS_FOLDER: name}
-        with alive(folder):
+    folder = Path(tempfile.mkdtemp(prefix="chatbind-"))
+    variables = {**os.environ, **environment, STATUS_FOLDER: str(folder)}
+    with alive(folder):
+        try:
             code = _supervise(line, variables, folder, meeting, meanwhile, **place)
             _raise_outcome(folder, code)
+        finally:
+            remove_status(folder)  # before workers that are left may think that nobody does
 
 
 def _supervise(

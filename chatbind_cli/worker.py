@@ -41,7 +41,7 @@ def has_parent() -> bool:
 
 
 def temporary_folder() -> TemporaryDirectory[str]:
-    """A folder that goes with this process, or else with the parent that dispatched it."""
+    """A folder that goes with this process, or with the parent that ends it."""
     return TemporaryDirectory(prefix="chatbind-", dir=os.environ.get(STATUS_FOLDER))
 
 
@@ -75,6 +75,12 @@ def alive(folder: Path) -> Iterator[None]:
             # a file system without locks: there is nothing to watch
             (folder / _ALIVE).unlink()
         yield
+
+
+def remove_status(folder: Path) -> None:
+    """Takes a status folder away, from under workers that may still be writing into it."""
+    with suppress(FileNotFoundError):  # somebody else has
+        shutil.rmtree(folder.rename(f"{folder}.gone"), ignore_errors=True)
 
 
 def report_outcome(code: int, message: str, *, killed: bool = False) -> None:
@@ -164,6 +170,6 @@ def _outlive(handle: int, folder: Path) -> None:
 
     with suppress(OSError):
         lock_descriptor(handle, poll_interval=_POLL_S)
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_status(folder)
         # nobody is there to be told, and the launcher says less about a worker that ends with 0
         os._exit(0)

@@ -155,7 +155,7 @@ def telling_workers() -> Iterator[Callable[[Inputs, Path], None]]:
     """Has workers that are started meanwhile wait for what their parent finds.
 
     Yields:
-        tells it to them, in their status folder, which goes however they and their parent end.
+        tells it to them, in their status folder.
     """
     name = "inputs.pickle"
 
