@@ -327,18 +327,21 @@ def follow(begin: Callable[[], Hand[Item, Result]], key: Key[Item]) -> None:
             crews.say(line, words)
 
     signal.signal(signal.SIGUSR2, leave)
-    threading.Thread(target=listen, daemon=True).start()
     try:
-        hand = begin()
-        begun.set()
-        say("ready", hand.room, hand.said)
-        for item, result in hand.work(inbox):
-            say("done", numbers.pop(key(item)), result)
+        threading.Thread(target=listen, daemon=True).start()
+        try:
+            try:
+                hand = begin()
+            finally:
+                begun.set()
+            say("ready", hand.room, hand.said)
+            for item, result in hand.work(inbox):
+                say("done", numbers.pop(key(item)), result)
+        except ChatBindError as error:
+            say("failed", error)
+        except Exception as error:  # of this process alone, as far as one can tell
+            if debugging():
+                traceback.print_exc()
+            say("lost", f"{type(error).__name__}: {reason(error)}")
     except _LeaderGone:
         os._exit(0)
-    except ChatBindError as error:
-        say("failed", error)
-    except Exception as error:  # of this process alone, as far as one can tell
-        if debugging():
-            traceback.print_exc()
-        say("lost", f"{type(error).__name__}: {reason(error)}")

@@ -304,6 +304,23 @@ def test_a_worker_that_is_not_needed_takes_its_temporary_folders_away() -> None:
     assert not list(Path().glob("opening-*"))
 
 
+def test_a_worker_whose_leader_is_gone_before_it_listens_says_nothing() -> None:
+    hands = crew(2, "time.sleep(60)")
+    for _ in range(5):
+        ours, theirs = crews.Pipe()
+        ours.close()
+        with theirs:
+            done = subprocess.run(
+                hands.line,
+                env={**os.environ, "CHATBIND_LINE": str(theirs.fileno()), "RANK": "1"},
+                pass_fds=[theirs.fileno()],
+                capture_output=True,
+                check=False,
+                timeout=20,
+            )
+        assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_a_tensor_travels_whole() -> None:
     torch = pytest.importorskip("torch")
     here, there = crews.Pipe()
