@@ -323,6 +323,7 @@ def follow(begin: Callable[[], Hand[Item, Result]], key: Key[Item]) -> None:
         os._exit(0)
 
     def say(*words: Any) -> None:
+        begun.set()  # or failed to: nothing is said before
         with suppress(OSError):  # `listen` hears of it
             crews.say(line, words)
 
@@ -330,10 +331,7 @@ def follow(begin: Callable[[], Hand[Item, Result]], key: Key[Item]) -> None:
     try:
         threading.Thread(target=listen, daemon=True).start()
         try:
-            try:
-                hand = begin()
-            finally:
-                begun.set()
+            hand = begin()
             say("ready", hand.room, hand.said)
             for item, result in hand.work(inbox):
                 say("done", numbers.pop(key(item)), result)

@@ -53,7 +53,7 @@ class Encoder(ABC):
 
     Args:
         reference: what opens it again: an absolute path, or `hf:OWNER/NAME`, `timm:NAME`, ...
-        name: for people; of a hub repository its own.
+        name: for people.
         device: where the towers work.
         dtype: of the weights; embeddings come out in float32.
         batch_size: clips (pictures, ...) that go through a tower at once.
@@ -87,8 +87,7 @@ class Encoder(ABC):
         attn_implementation: str,
     ) -> None:
         self.reference = reference
-        # its folder is named by a commit
-        self.name = reference[3:] if reference.startswith("hf:") else name
+        self.name = name
         self.device = device
         self.dtype = dtype
         self.batch_size = batch_size

@@ -79,7 +79,7 @@ def open_encoder(
     import torch  # noqa: PLC0415
 
     kind, place, lasting = _find(reference, fetch)
-    return kind(
+    encoder = kind(
         place,
         reference=lasting,
         device=torch.device(device),
@@ -87,6 +87,9 @@ def open_encoder(
         batch_size=batch_size,
         attn_implementation=attn_implementation,
     )
+    if lasting.startswith("hf:"):
+        encoder.name = lasting.removeprefix("hf:")  # its folder is named by a commit
+    return encoder
 
 
 def open_encoders(references: Sequence[str | Path], **how: Any) -> Encoder:

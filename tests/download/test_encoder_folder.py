@@ -14,8 +14,10 @@ from chatbind_cli.encoders.languagebind.config import (
     find_repositories,
     is_languagebind,
 )
+from chatbind_cli.encoders.opening import open_encoder, open_encoders
 from chatbind_cli.errors import DownloadError, UsageError
 from tests.download.calling import chatbind
+from tests.encoders.languagebind.repositories import save_repository
 
 WEIGHTS = bytes(range(256)) * 8000
 FILES = {
@@ -182,6 +184,16 @@ def test_languagebind_of_the_catalogue_is_five_repositories_that_are_one_encoder
     again = chatbind("languagebind", hub=away.url)
     fetched = [line for line in again.stdout.splitlines() if '"downloaded"' in line]
     assert len(fetched) == 1 and "LanguageBind_Depth/config.json" in fetched[0]
+
+
+def test_an_encoder_of_the_hub_is_called_as_its_repository_alone_and_beside_another(away, tmp_path):
+    for name, modality in (("eyes", "image"), ("ears", "audio")):
+        save_repository(tmp_path / name, modality, dim=8)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "eyes").iterdir()}
+    away.add_repo("owner/eyes", files)
+    assert open_encoder("hf:owner/eyes").name == "owner/eyes"
+    together = open_encoders(["hf:owner/eyes", tmp_path / "ears"])
+    assert together.name == "owner/eyes+ears"
 
 
 FETCH = "from chatbind_cli.download.encoder_folder import *; encoder_folder('hf:owner/name')"
