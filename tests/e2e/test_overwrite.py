@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from chatbind_cli.cli import run
 from chatbind_cli.folders import RECORD
@@ -147,6 +148,8 @@ def killed_after(renames: int, words: str) -> bool:
 
     try:
         signal.alarm(100)
+        # a fork's first call makes a new thread pool, which two threads at once find half made
+        torch.set_num_threads(1)
         Path.replace = dying  # type: ignore[method-assign, assignment]
         code, message = call(words)
         if code:
