@@ -42,17 +42,15 @@ class Downloader:
         keep_archive: whether an archive stays beside what was unpacked from it.
         verify: only look at what is there, and read all of it anew.
         overwrite: fetch what came before, too.
-        endpoint: the hub's address, where it is not the default.
     """
 
     max_workers: int = 4
     keep_archive: bool = False
     verify: bool = False
     overwrite: bool = False
-    endpoint: str | None = None
 
     def __post_init__(self) -> None:
-        self._hub, self._manifest = Hub(self.endpoint), Manifest()
+        self._hub, self._manifest = Hub(), Manifest()
 
     def fetch_all(self, requests: Sequence[Request]) -> Iterator[Record]:
         """Fetches everything and yields a record a file, in the order in which they are done.
