@@ -100,16 +100,12 @@ def command(data: Path | None, pairs: Path | None, as_json: bool, **asked: Any) 
     the same thing, which foretells what a projector that has seen images only will understand. Exit
     code 3: some records or media cannot be used.
     """
-    as_json = _for_programs(as_json)
+    as_json = as_json or not sys.stdout.isatty()
     if (data is None) == (pairs is None):
         raise UsageError("give DATA or --pairs, one of them")
     bad = _inspect_pairs(pairs, as_json, asked) if pairs else _inspect_data(data, as_json, asked)
     if bad:
         raise SomeRecordsFailed(f"{bad} record(s) or media cannot be used")
-
-
-def _for_programs(as_json: bool) -> bool:
-    return as_json or not sys.stdout.isatty()
 
 
 def _inspect_data(path: Path | None, as_json: bool, asked: dict[str, Any]) -> int:

@@ -132,10 +132,11 @@ _PARENT = """
 import sys
 from chatbind_cli import launch, worker
 from chatbind_cli.errors import ChatBindError, Terminated
+from chatbind_cli.plan import Dispatch
 launch._worker_command = lambda args, extra: list(args)
 launch._launcher = lambda plan: [sys.executable]
 try:
-    launch.dispatch(sys.argv[1:], launch.Dispatch(num_processes=2, device="cpu"))
+    launch.dispatch(sys.argv[1:], Dispatch(num_processes=2, device="cpu"))
 except ChatBindError as error:
     sys.exit(f"{error.exit_code} {error}")
 except Terminated as error:
