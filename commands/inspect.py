@@ -13,7 +13,7 @@ from chatbind_cli.artifacts import emit_record
 from chatbind_cli.console import printable
 from chatbind_cli.errors import RecordError, SomeRecordsFailed, UsageError
 from chatbind_cli.jsonl import Record
-from chatbind_cli.pictures import check_picture
+from chatbind_cli.plots import check_plot
 
 from . import _base
 from ._base import in_group
@@ -204,7 +204,7 @@ def _inspect_pairs(path: Path, as_json: bool, asked: dict[str, Any]) -> int:
     if not asked["encoder"]:
         raise UsageError("--pairs needs --encoder")
     if asked["plot"] is not None:
-        check_picture(asked["plot"], "--plot")
+        check_plot(asked["plot"])
     pairs = list(read_pairs(path))
     if not pairs:
         raise RecordError("names no pairs", where=str(path))
