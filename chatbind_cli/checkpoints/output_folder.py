@@ -25,7 +25,7 @@ from chatbind_cli.checkpoints.manifest import read_manifest, write_manifest
 from chatbind_cli.checkpoints.safetensors_file import TensorInfo
 from chatbind_cli.console import Progress
 from chatbind_cli.errors import ChatBindError, WeightsError
-from chatbind_cli.files import free_bytes, lock_file, replace_text, sha256_text
+from chatbind_cli.files import check_room, lock_file, replace_text, sha256_text
 from chatbind_cli.folders import (
     RECORD,
     clear_leftovers,
@@ -89,8 +89,9 @@ def make_folder(
         notes: those of the result; both functions may add to them.
 
     Raises:
-        ChatBindError: the folder is there already, or another process works on it.
-        WeightsError: the inputs are not what they should be, or the disk is full.
+        ChatBindError: the folder is there already, another process works on it, or the disk has no
+            room for it.
+        WeightsError: the inputs are not what they should be, or the disk gets full.
     """
     shards = plan_shards(tensors, shard_bytes)
     files = shards.filename_to_tensors
@@ -104,7 +105,7 @@ def make_folder(
     with _beginning(place, task, made_by=made_by) as (folder, done):
         left = {file: names for file, names in files.items() if file not in done}
         needed = sum(tensors[name].nbytes for names in left.values() for name in names)
-        _refuse_full_disk(folder, needed)
+        check_room(folder, needed, where=str(target))
         with Progress(needed >> 20, label, "MiB") as progress:
             for file, names in left.items():
                 done[file] = write_file(folder / file, names, progress)
@@ -213,14 +214,3 @@ def _clear_replaced(target: Path) -> None:
 
 def _beginning_of(target: Path) -> Path:
     return target.parent / f".{target.name}.partial"
-
-
-def _refuse_full_disk(folder: Path, needed: int) -> None:
-    """Refuses before a byte is written what cannot fit."""
-    free = free_bytes(folder)
-    if free < needed:
-        raise WeightsError(
-            f"needs {needed / 1e9:.1f} GB of disk and {free / 1e9:.1f} GB are free",
-            where=str(folder),
-            hint="make room, or write to another disk",
-        )

@@ -23,8 +23,9 @@ from huggingface_hub import errors as hub_errors  # noqa: TID253
 from huggingface_hub.utils import tqdm as hub_tqdm  # type: ignore[attr-defined]  # noqa: TID253
 
 import chatbind_cli
-from chatbind_cli.download.manifest import OURS, has_weights, matches
-from chatbind_cli.download.requests import Checksum, HubRef, Request
+from chatbind_cli.download.manifest import OURS
+from chatbind_cli.download.presence import has_weights
+from chatbind_cli.download.requests import Checksum, HubRef, Request, matches
 from chatbind_cli.download.web import AGAIN, RETRIED_STATUS
 from chatbind_cli.errors import DownloadError, reason
 from chatbind_cli.files import replace_file

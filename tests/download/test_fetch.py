@@ -11,6 +11,7 @@ import pytest
 
 from chatbind_cli.download.fetch import Downloader
 from chatbind_cli.download.requests import HubRef, Request
+from chatbind_cli.errors import ChatBindError
 from tests.download.calling import zipped
 
 DATA = bytes(range(256)) * 100
@@ -311,10 +312,8 @@ def test_overwrite_fetches_what_is_here(server, tmp_path):
 
 
 def test_what_cannot_fit_is_refused_before_anything_is_asked_for(server, tmp_path):
-    from chatbind_cli.errors import DownloadError
-
     request = url_request(server, tmp_path / "f", bytes=10**18)
-    with pytest.raises(DownloadError, match="make room"):
+    with pytest.raises(ChatBindError, match="make room"):
         list(Downloader().fetch_all([request]))
     assert server.requests == []
 

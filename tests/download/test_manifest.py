@@ -10,13 +10,8 @@ import pytest
 
 from chatbind_cli.download.archive import unpack
 from chatbind_cli.download.fetch import Downloader
-from chatbind_cli.download.manifest import (
-    MANIFEST,
-    Manifest,
-    ManifestEntry,
-    _origin,
-    is_present,
-)
+from chatbind_cli.download.manifest import MANIFEST, Manifest, ManifestEntry, _origin
+from chatbind_cli.download.presence import is_present
 from chatbind_cli.download.requests import HubRef, Request, requests_for
 from chatbind_cli.errors import DownloadError, UsageError
 from chatbind_cli.folders import RECORD
