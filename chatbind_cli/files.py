@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, whose they are, and their hashes.
+"""Files that appear whole or not at all, whose they are, their hashes, and room for them.
 
 Whole folders are in `folders`; record streams, which grow line by line, are in `jsonl`.
 """

@@ -286,9 +286,10 @@ class RecordWriter:
 
     def _kept(self, line: bytes, where: str, *, last: bool) -> Record | None:
         """The record on a line that stays, or None for one that this run writes again."""
-        if not line.strip() or (last and is_half_record(line)):
-            return None
         record, _, _, problem = parse_line(line, where)
+        half = last and is_half_record(line)  # one that is whole may be somebody's: it is looked at
+        if not line.strip() or (half and problem is not None):
+            return None
         if problem is not None or not is_record_of(record, self._keys, self._expect):
             keys = ", ".join([*self._keys, *self._expect])
             raise RecordError(
@@ -303,5 +304,5 @@ class RecordWriter:
                     where=where,
                     hint="give another output file, or --overwrite",
                 )
-        failed = record.get("error") is not None
-        return None if failed or self.id_of(record) in self.done else record
+        again = half or record.get("error") is not None
+        return None if again or self.id_of(record) in self.done else record
