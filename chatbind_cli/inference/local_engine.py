@@ -65,12 +65,7 @@ class LocalEngine:
         longest = getattr(model.config.text_config, "max_position_embeddings", None)
         self.longest_context = longest if isinstance(longest, int) and longest > 0 else None
         pad = tokenizer.pad_token_id
-        self._fixed = FixedBatches(
-            model,
-            pad_id=pad if pad is not None else ends[0],
-            bos_id=tokenizer.bos_token_id,
-            longest_context=self.longest_context,
-        )
+        self._fixed = FixedBatches(model, pad if pad is not None else ends[0])
         self._prefill = Prefill(model)
         self._longest_together = longest_together(model.config.text_config)
         self._dialogues: list[Dialogue] = []
