@@ -63,9 +63,8 @@ class EmbeddingNoise(TrainerCallback):
             counter = np.array([0, 0, index, place], dtype=np.uint64)
             generator = np.random.Generator(np.random.Philox(counter=counter, key=key))
             generator.standard_normal(out=row, dtype=np.float32)
-        drawn = torch.from_numpy(noise)
-        parts = zip(rows.split(self._widths, dim=-1), drawn.split(self._widths, dim=-1), strict=True)
-        return torch.cat([self._added(*part) for part in parts], dim=-1)
+        both = (x.split(self._widths, dim=-1) for x in (rows, torch.from_numpy(noise)))
+        return torch.cat([self._added(*part) for part in zip(*both, strict=True)], dim=-1)
 
     def _added(self, part: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
         deviation = self._scale * part.norm(dim=-1, keepdim=True) / part.shape[-1] ** 0.5
