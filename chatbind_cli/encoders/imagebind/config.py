@@ -45,6 +45,8 @@ TEXT_SCALE_MAX = 100.0
 class ImageBindConfig:
     """Sizes of the six towers; the defaults are those of the published ImageBind-Huge.
 
+    The rates of drop_path are arguments of its constructor that only its training used.
+
     Source: ImageBind (Girdhar et al., CVPR 2023), section 3.3 and appendix B.
     """
 
@@ -117,10 +119,6 @@ class ImageBindConfig:
             getattr(self, f"{tower}_num_blocks"),
             getattr(self, f"{tower}_num_heads"),
         )
-
-    def drop_path(self, tower: str) -> float:
-        """Returns the stochastic-depth rate of a tower's last block (training only)."""
-        return float(getattr(self, f"{tower}_drop_path", 0.0))
 
     @classmethod
     def from_json(cls, path: Path) -> ImageBindConfig:

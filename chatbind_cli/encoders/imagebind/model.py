@@ -45,15 +45,10 @@ class ImageBind(nn.Module):
         config: sizes.
         modalities: which towers to build, by modality ("image" and "video" share one). All by
             default.
-        drop_path: skip branches in training at the config's rates. Needs timm.
     """
 
     def __init__(
-        self,
-        config: ImageBindConfig,
-        modalities: Iterable[str] = tuple(TOWER_OF),
-        *,
-        drop_path: bool = False,
+        self, config: ImageBindConfig, modalities: Iterable[str] = tuple(TOWER_OF)
     ) -> None:
         super().__init__()
         needed = {TOWER_OF[modality] for modality in modalities}
@@ -62,9 +57,7 @@ class ImageBind(nn.Module):
         self.modality_preprocessors = nn.ModuleDict(
             {tower: build_stem(tower, config) for tower in wanted}
         )
-        self.modality_trunks = nn.ModuleDict(
-            {tower: _trunk(tower, config, drop_path=drop_path) for tower in wanted}
-        )
+        self.modality_trunks = nn.ModuleDict({tower: _trunk(tower, config) for tower in wanted})
         self.modality_heads = nn.ModuleDict({tower: _head(tower, config) for tower in wanted})
         self.modality_postprocessors = nn.ModuleDict(
             {tower: _postprocessor(tower) for tower in wanted}
@@ -149,14 +142,13 @@ def clip_shape(modality: str, config: ImageBindConfig) -> tuple[int, ...]:
     return shapes[modality]
 
 
-def _trunk(tower: str, config: ImageBindConfig, *, drop_path: bool) -> Trunk:
+def _trunk(tower: str, config: ImageBindConfig) -> Trunk:
     width, depth, heads = config.trunk(tower)
     return Trunk(
         width,
         depth,
         heads,
         bias_kv=tower in FIXED_SCALES,  # all towers but vision and text have the learned pair
-        drop_path=config.drop_path(tower) if drop_path else 0.0,
         pre_norm=tower == "vision",
     )
 
