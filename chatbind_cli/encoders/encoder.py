@@ -123,11 +123,12 @@ class Encoder(ABC):
     def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
         """The ids of texts, int64 [n, context]: what `embed` takes of the modality `text`.
 
+        Called where there is a text tower.
+
         Raises:
-            WeightsError: there is no text tower.
             ChatBindError: the tokenizer is not installed.
         """
-        raise self.lacks("text")
+        raise NotImplementedError
 
     @abstractmethod
     def load_tower(self, modality: str) -> torch.nn.Module:
@@ -253,8 +254,11 @@ class Encoder(ABC):
         """A text as the encoder wants it.
 
         Raises:
+            WeightsError: there is no text tower.
             ChatBindError: the tokenizer is not installed (extra `text`).
         """
+        if "text" not in self.modalities:
+            raise self.lacks("text")
         source = MediaSource("<text>", data=text.encode())
         return Decoded(source, "text", self.tokenize([text])[0])
 
