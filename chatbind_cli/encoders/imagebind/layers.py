@@ -139,12 +139,7 @@ class LogitScale(nn.Module):
         else:
             self.register_buffer("log_logit_scale", log_scale)
 
-    @property
-    def scale(self) -> torch.Tensor:
-        """The factor, a scalar tensor."""
-        scale = self.log_logit_scale.exp()
-        return scale if self.maximum is None else scale.clamp(max=self.maximum)
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Returns the scaled x."""
-        return x * self.scale
+        scale = self.log_logit_scale.exp()
+        return x * (scale if self.maximum is None else scale.clamp(max=self.maximum))
