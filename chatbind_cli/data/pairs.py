@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional
 
 from chatbind_cli.console import Progress, note
-from chatbind_cli.data.encode import identity
+from chatbind_cli.data.encode import encoder_id
 from chatbind_cli.data.encoding import EncodingOptions, at_once, encode_items
 from chatbind_cli.data.media_items import MediaItem
 from chatbind_cli.encoders.encoder import Encoder
@@ -110,7 +110,7 @@ def compare_encoders(
         groups, failed = encode_pairs(own, encoder, root, options) if own else ([], [])
         errors |= dict.fromkeys(map(str, failed))
         for group in groups:
-            said = {"encoder": identity(encoder), "licence": encoder.licence}
+            said = {"encoder": encoder_id(encoder), "licence": encoder.licence}
             found.append(said | retrieval(group))
     if not found and not errors:
         raise ChatBindError("no encoder knows both modalities of a pair")

@@ -112,8 +112,6 @@ class ImageTowers(HuggingFaceEncoder):
 
     def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
         """Ids and, if the model wants it, the mask of padding: int64 [n, 1 or 2, places]."""
-        if not self._two:
-            raise self.lacks("text")
         tokenizer = self.tokenizer
         sizes = self.config.get_text_config()
         places = min(getattr(sizes, "max_position_embeddings", 512), tokenizer.model_max_length)
