@@ -459,7 +459,7 @@ def test_tasks_of_srun_give_the_records_of_one_process(
 ) -> None:
     names = [*map(str, sorted(many.iterdir())[:21]), str(many / "nothing.png")]
     assert run("-o", tmp_path / "one.jsonl", *names)[0] == 3
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[2]
     srun = [sys.executable, root / "tests" / "cluster" / "srun", "--ntasks-per-node=2"]
     line = [*srun, *console("--encoder", encoder, "-o", tmp_path / "two.jsonl", *names)]
     step = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "localhost", "OMP_NUM_THREADS": "1"}
