@@ -246,6 +246,27 @@ def free_bytes(place: Path) -> int:
     return shutil.disk_usage(place).free
 
 
+def check_room(place: Path, needed: int, *, where: str) -> None:
+    """Refuses `needed` bytes that cannot fit where a path is, or would be.
+
+    Raises:
+        ChatBindError: less is free; `where` says whose bytes they are.
+    """
+    free = free_bytes(place)
+    if free < needed:
+        raise ChatBindError(
+            f"needs {size_in_words(needed)} and {size_in_words(free)} are free in "
+            f"{place.absolute()}",
+            where=where,
+            hint="make room, or write elsewhere",
+        )
+
+
+def size_in_words(size: int) -> str:
+    """A number of bytes for a person: `13.51 GB`, `0.04 MB`."""
+    return f"{size / 1e9:.2f} GB" if size >= 10**9 else f"{size / 1e6:.2f} MB"
+
+
 def sync(path: Path) -> None:
     """Waits until a file or folder has reached the disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -58,14 +58,11 @@ def legible(text: str, *, backslash: str = "\\") -> str:
     return _HALF.sub(lambda half: f"{backslash}x{ord(half[0]) & 0xFF:02x}", text)
 
 
-def read_records(
-    source: str | Path, *, stdin: IO[bytes] | None = None
-) -> Iterator[tuple[Record, str]]:
+def read_records(source: str | Path) -> Iterator[tuple[Record, str]]:
     """Reads the records of a file one at a time, and ends at the first bad one.
 
     Args:
         source: see `read_lines`.
-        stdin: see `read_lines`.
 
     Yields:
         The record and where it stands (`file:line`, or `file[index]` in an array).
@@ -73,7 +70,7 @@ def read_records(
     Raises:
         RecordError: the file cannot be read, or a line is not a JSON object.
     """
-    for record, where, _, problem in read_lines(source, stdin=stdin):
+    for record, where, _, problem in read_lines(source):
         if problem is not None:
             raise problem
         yield record, where

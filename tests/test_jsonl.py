@@ -25,9 +25,8 @@ def test_jsonl_and_arrays_are_read_plain_and_compressed(tmp_path, pack, text):
     path = tmp_path / "records"  # no ending: the content says what it is
     path.write_bytes(pack(text.encode()))
     assert [record for record, _ in read_records(path)] == ROWS
-    assert [
-        record for record, _ in read_records("-", stdin=io.BytesIO(pack(text.encode())))
-    ] == ROWS
+    stdin = io.BytesIO(pack(text.encode()))
+    assert [line.record for line in read_lines("-", stdin=stdin)] == ROWS
 
 
 @pytest.mark.parametrize(
@@ -101,10 +100,10 @@ def test_an_array_may_be_cut_anywhere_while_it_is_read(monkeypatch, chunk):
     text = "[" + ",\n ".join(json.dumps(row, ensure_ascii=False) for row in rows) + "]"
     head, rest = text[:1], text[1:]
     stream = io.BufferedReader(io.BytesIO(f"{head}\n{rest}\n".encode()))
-    assert [record for record, _ in read_records("-", stdin=stream)] == rows
+    assert [line.record for line in read_lines("-", stdin=stream)] == rows
     broken = io.BytesIO(f"{head}\n{rest[:-1]} x]".encode())
     with pytest.raises(RecordError, match="<stdin>:4: is not a JSON array .Expecting ',' delim"):
-        list(read_records("-", stdin=broken))
+        list(read_lines("-", stdin=broken))
 
 
 @pytest.fixture
@@ -193,8 +192,8 @@ def test_reading_starts_before_the_stream_ends():
             self.given += 1
             return len(line)
 
-    record, where = next(read_records("-", stdin=io.BufferedReader(Slow())))
-    assert (record, where) == ({"a": 1}, "<stdin>:1")
+    line = next(read_lines("-", stdin=io.BufferedReader(Slow())))
+    assert line == ({"a": 1}, "<stdin>:1", 1, None)
 
 
 def test_an_id_is_text_or_a_whole_number():
@@ -334,13 +333,13 @@ def test_nan_is_refused():
 
 
 def test_a_whole_surrogate_pair_is_a_character():
-    (record, _), *_ = read_records("-", stdin=io.BytesIO(b'{"a": "\\ud83d\\ude00"}'))
-    assert record == {"a": "\U0001f600"}
+    (line,) = read_lines("-", stdin=io.BytesIO(b'{"a": "\\ud83d\\ude00"}'))
+    assert line.record == {"a": "\U0001f600"}
 
 
 def test_several_zstd_frames_are_one_file():
     two = zstandard.compress(b'{"a": 1}\n') + zstandard.compress(b'{"a": 2}\n')
-    assert [r["a"] for r, _ in read_records("-", stdin=io.BytesIO(two))] == [1, 2]
+    assert [line.record["a"] for line in read_lines("-", stdin=io.BytesIO(two))] == [1, 2]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
