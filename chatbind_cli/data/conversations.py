@@ -18,14 +18,7 @@ from chatbind_cli.data.record_file import RecordFile, Row, packed, write_rows
 from chatbind_cli.errors import RecordError
 from chatbind_cli.media.medium import Medium, media_of_record
 from chatbind_cli.media.modality import MODALITIES
-from chatbind_cli.model.turns import (
-    GPT,
-    HUMAN,
-    Turn,
-    answer,
-    place_media,
-    placeholders,
-)
+from chatbind_cli.model.turns import GPT, HUMAN, Turn, placeholders, turns_of
 
 _MADE_AT_ONCE = 1000
 _ROLES = {"human": HUMAN, "user": HUMAN, "gpt": GPT, "assistant": GPT}
@@ -231,14 +224,7 @@ def parse_conversation(record: Mapping[str, Any], where: str) -> Conversation:
             alternate, or placeholders and media do not agree.
     """
     said, media = _checked(record, where)
-    turns: list[Turn] = []
-    waiting: Sequence[Medium] = media
-    for role, text in said:
-        if role == GPT:
-            turns.append(answer(text))
-        else:
-            content, waiting = place_media(text, waiting)
-            turns.append(Turn(HUMAN, content))
+    turns, _ = turns_of(said, media)
     return Conversation(record.get("id", where), tuple(turns), where)
 
 
@@ -329,10 +315,7 @@ def _check_roles(said: Sequence[tuple[str, str]]) -> None:
 
 
 def _check_counts(said: Iterable[tuple[str, str]], media: Sequence[Medium]) -> None:
-    asked = []
-    for role, text in said:
-        if role == HUMAN and "<" in text:
-            asked += placeholders(text)
+    asked = [kind for role, text in said if role == HUMAN for kind in placeholders(text)]
     named = [medium.modality for medium in media]
     if asked == named:
         return
