@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -126,7 +126,7 @@ class Conversations:
         raise IndexError("no such conversation")
 
 
-class Media(Sequence[Medium]):
+class Media:
     """The different media of conversations, in the order of their files, in little memory."""
 
     def __init__(self, *conversations: Conversations) -> None:
@@ -136,15 +136,9 @@ class Media(Sequence[Medium]):
     def __len__(self) -> int:
         return len(self._names)
 
-    @overload
-    def __getitem__(self, index: int) -> Medium: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Medium]: ...
-    def __getitem__(self, index: int | slice) -> Medium | list[Medium]:
-        """A medium, or several as a list."""
-        if isinstance(index, slice):
-            return [_medium(name) for name in self._names[index].to_pylist()]
-        return _medium(self._names[index].as_py())
+    def __getitem__(self, places: slice) -> list[Medium]:
+        """Some of them."""
+        return [_medium(name) for name in self._names[places].to_pylist()]
 
     def __iter__(self) -> Iterator[Medium]:
         for start in range(0, len(self), _MADE_AT_ONCE):
