@@ -26,7 +26,7 @@ from chatbind_cli.jsonl import Record, read_records
 from chatbind_cli.media.medium import Medium, media_of_record
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.root import MediaRoot
-from chatbind_cli.pictures import save_picture
+from chatbind_cli.plots import save_plot
 
 _AT = (1, 5)
 _ROWS = 1024  # of a matrix of similarities at a time
@@ -236,4 +236,4 @@ def plot_retrieval(found: Sequence[Record], path: Path) -> None:
     axes.set_xticks(range(len(pairs)), ["\n".join(pair) for pair in pairs])
     axes.set(ylim=(0, None), title="Retrieval between modalities")
     figure.legend(loc="outside lower center", ncols=2, fontsize="small")
-    save_picture(figure, path, "retrieval")
+    save_plot(figure, path, "retrieval")
