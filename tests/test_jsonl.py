@@ -297,20 +297,13 @@ def test_overwrite_replaces_a_file_of_the_same_records_only(tmp_path, name):
     assert path.read_text() == FOREIGN[name]
 
 
-def test_words_without_an_end_of_line_are_no_half_record(tmp_path):
-    path = tmp_path / "notes.txt"
-    path.write_text("Chapter one")
-    with pytest.raises(RecordError, match="is not a record"):
-        RecordWriter(path)
-    assert path.read_text() == "Chapter one"
-
-
-def test_a_file_of_something_else_is_not_touched(tmp_path):
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_file_of_something_else_is_not_continued(tmp_path, name):
     path = tmp_path / "thesis.txt"
-    path.write_text("Chapter one\n")
-    with pytest.raises(RecordError, match=r"thesis.txt:1: .*--overwrite"):
-        RecordWriter(path)
-    assert path.read_text() == "Chapter one\n"
+    path.write_text(FOREIGN[name])
+    with pytest.raises(RecordError, match=r"txt:1: .* record with question_id, model_id.*--overw"):
+        RecordWriter(path, expect={"model_id": "m"})
+    assert path.read_text() == FOREIGN[name]
 
 
 def test_another_model_s_file_is_not_continued(tmp_path):
@@ -411,11 +404,3 @@ def test_what_failed_without_an_id_is_written_anew(tmp_path):
     with pytest.raises(RecordError, match="is not a record with question_id"):
         RecordWriter(path)
     assert path.read_text() == log
-
-
-def test_a_file_of_records_that_this_command_never_wrote_is_not_continued(tmp_path):
-    path = tmp_path / "questions.jsonl"
-    path.write_text('{"question_id": 1, "text": "?"}\n')
-    with pytest.raises(RecordError, match="not a record with question_id, model_id"):
-        RecordWriter(path, expect={"model_id": "m"})
-    assert path.read_text() == '{"question_id": 1, "text": "?"}\n'
