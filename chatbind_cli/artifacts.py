@@ -58,15 +58,12 @@ def artifact_record(
     return {**record, "made_by": made_by, **extra}
 
 
-def resolve_artifact(
-    value: str | Path, kinds: Collection[str], *, stdin: IO[bytes] | None = None
-) -> Path:
+def resolve_artifact(value: str | Path, kinds: Collection[str]) -> Path:
     """The path that an option names, or the one that the stage before in the pipe made.
 
     Args:
         value: a path, or `-` for an artefact record on standard input.
         kinds: the kinds of artefact that will do.
-        stdin: the stream that `-` stands for.
 
     Raises:
         CheckpointError: standard input ended without such a record, or names a path that is not
@@ -75,7 +72,7 @@ def resolve_artifact(
     if str(value) != "-":
         return Path(value)
     found: str | None = None
-    for record, _ in read_records("-", stdin=stdin):
+    for record, _ in read_records("-"):
         if record.get("artifact") in kinds:
             found = str(record.get("path", ""))
     if found is None:

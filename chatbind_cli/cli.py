@@ -24,24 +24,24 @@ from chatbind_cli import __version__, worker
 from chatbind_cli.console import printable
 from chatbind_cli.errors import ChatBindError, Interrupted, Terminated, debugging
 
-# name -> (module, one-line help)
-COMMANDS: dict[str, tuple[str, str]] = {
-    "download": ("download", "Fetch weights and data, verified and resumable."),
-    "apply-delta": ("apply_delta", "Add published delta weights to a base model."),
-    "make-delta": ("make_delta", "Subtract a base model from a target model."),
-    "convert": ("convert", "Write a ChatBind model in this program's layout."),
-    "doctor": ("doctor", "Tell what this machine can do, and what is missing."),
-    "encode": ("encode", "Turn media into embeddings."),
-    "inspect": ("inspect", "Show training data as a model will see them."),
-    "pretrain": ("pretrain", "Stage 1: fit the projector on captions."),
-    "extract-projector": ("extract_projector", "Take the projector out of a checkpoint."),
-    "finetune": ("finetune", "Stage 2: fit projector and language model on instructions."),
-    "ask": ("ask", "Ask a question about media."),
-    "vqa": ("vqa", "Answer question records with answer records."),
-    "review": ("review", "Let a judge score two sets of answers."),
-    "summarize": ("summarize", "Tabulate review records."),
-    "serve": ("serve", "Answer whoever speaks OpenAI's API."),
-    "toy": ("toy", "Make a small world to try everything in."),
+# name -> one-line help
+COMMANDS: dict[str, str] = {
+    "download": "Fetch weights and data, verified and resumable.",
+    "apply-delta": "Add published delta weights to a base model.",
+    "make-delta": "Subtract a base model from a target model.",
+    "convert": "Write a ChatBind model in this program's layout.",
+    "doctor": "Tell what this machine can do, and what is missing.",
+    "encode": "Turn media into embeddings.",
+    "inspect": "Show training data as a model will see them.",
+    "pretrain": "Stage 1: fit the projector on captions.",
+    "extract-projector": "Take the projector out of a checkpoint.",
+    "finetune": "Stage 2: fit projector and language model on instructions.",
+    "ask": "Ask a question about media.",
+    "vqa": "Answer question records with answer records.",
+    "review": "Let a judge score two sets of answers.",
+    "summarize": "Tabulate review records.",
+    "serve": "Answer whoever speaks OpenAI's API.",
+    "toy": "Make a small world to try everything in.",
 }
 
 
@@ -57,14 +57,10 @@ def kebab(token: str) -> str:
 class LazyCommand(click.Command):
     """A command's name and one-line help; its module is imported when it is chosen."""
 
-    def __init__(self, name: str, module: str, short_help: str) -> None:
-        super().__init__(name, short_help=short_help)
-        self.module = module
-
     def load(self) -> click.Command:
         """The command itself."""
-        module = importlib.import_module(f"chatbind_cli.commands.{self.module}")
-        loaded: click.Command = module.command
+        name = str(self.name).replace("-", "_")
+        loaded: click.Command = importlib.import_module(f"chatbind_cli.commands.{name}").command
         return loaded
 
     def make_context(
@@ -118,8 +114,8 @@ def app(ctx: click.Context, config: Path | None, debug: bool, quiet: bool) -> No
         os.environ["CHATBIND_QUIET"] = "1"
 
 
-for _name, (_module, _help) in COMMANDS.items():
-    app.add_command(LazyCommand(_name, _module, _help))
+for _name, _help in COMMANDS.items():
+    app.add_command(LazyCommand(_name, short_help=_help))
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:

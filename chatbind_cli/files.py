@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, whose they are, and their hashes.
+"""Files that appear whole or not at all, whose they are, their hashes, and room for them.
 
 Whole folders are in `folders`; record streams, which grow line by line, are in `jsonl`.
 """
@@ -10,11 +10,11 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
-from typing import IO
+from typing import IO, Any
 
 from chatbind_cli.errors import ChatBindError, UsageError
 
@@ -98,13 +98,18 @@ def refuse_foreign_records(path: Path, keys: Collection[str], expect: Collection
             record = json.loads(line)
         except (ValueError, RecursionError):
             return not line or is_half_record(line)
-        if not isinstance(record, dict):
-            return False
-        if "error" in record:
-            return "line" in record or all(key in record for key in keys)
-        return all(key in record for key in (*keys, *expect))
+        return isinstance(record, dict) and is_record_of(record, keys, expect)
 
     refuse_foreign_file(path, is_ours, what=f"a file of records with {', '.join([*keys, *expect])}")
+
+
+def is_record_of(record: Mapping[str, Any], keys: Collection[str], expect: Collection[str]) -> bool:
+    """Whether a command may have written a record; see `refuse_foreign_records`."""
+    failed = record.get("error") is not None
+    if failed and isinstance(record.get("line"), int):
+        return True  # for want of an id it says which line of the input it was
+    has_id = all(isinstance(record.get(key, []), Hashable) for key in keys)
+    return has_id and (failed or all(key in record for key in expect))
 
 
 def is_half_record(line: bytes) -> bool:
@@ -244,6 +249,27 @@ def free_bytes(place: Path) -> int:
     while not place.exists():
         place = place.parent
     return shutil.disk_usage(place).free
+
+
+def check_room(place: Path, needed: int, *, where: str) -> None:
+    """Refuses `needed` bytes that cannot fit where a path is, or would be.
+
+    Raises:
+        ChatBindError: less is free; `where` says whose bytes they are.
+    """
+    free = free_bytes(place)
+    if free < needed:
+        raise ChatBindError(
+            f"needs {size_in_words(needed)} and {size_in_words(free)} are free in "
+            f"{place.absolute()}",
+            where=where,
+            hint="make room, or write elsewhere",
+        )
+
+
+def size_in_words(size: int) -> str:
+    """A number of bytes for a person: `13.51 GB`, `0.04 MB`."""
+    return f"{size / 1e9:.2f} GB" if size >= 10**9 else f"{size / 1e6:.2f} MB"
 
 
 def sync(path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import openai
 
-from chatbind_cli.batches import Batches, Reply
+from chatbind_cli.batch_api import Batches, Reply
 from chatbind_cli.cost import (
     FREE,
     SHARE_OF_BATCHES,

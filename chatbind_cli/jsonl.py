@@ -20,7 +20,13 @@ import jsonlines
 
 from chatbind_cli.compression import BROKEN, decompressed
 from chatbind_cli.errors import ChatBindError, RecordError, UsageError
-from chatbind_cli.files import is_half_record, open_alone, refuse_foreign_records, replace_file
+from chatbind_cli.files import (
+    is_half_record,
+    is_record_of,
+    open_alone,
+    refuse_foreign_records,
+    replace_file,
+)
 from chatbind_cli.json_text import Line, Record, lines, parse, parse_line
 
 __all__ = [
@@ -58,14 +64,11 @@ def legible(text: str, *, backslash: str = "\\") -> str:
     return _HALF.sub(lambda half: f"{backslash}x{ord(half[0]) & 0xFF:02x}", text)
 
 
-def read_records(
-    source: str | Path, *, stdin: IO[bytes] | None = None
-) -> Iterator[tuple[Record, str]]:
+def read_records(source: str | Path) -> Iterator[tuple[Record, str]]:
     """Reads the records of a file one at a time, and ends at the first bad one.
 
     Args:
         source: see `read_lines`.
-        stdin: see `read_lines`.
 
     Yields:
         The record and where it stands (`file:line`, or `file[index]` in an array).
@@ -73,7 +76,7 @@ def read_records(
     Raises:
         RecordError: the file cannot be read, or a line is not a JSON object.
     """
-    for record, where, _, problem in read_lines(source, stdin=stdin):
+    for record, where, _, problem in read_lines(source):
         if problem is not None:
             raise problem
         yield record, where
@@ -172,7 +175,7 @@ class RecordWriter:
         in_words: Callable[[Record], str] | None = None,
     ) -> None:
         self.target = str(target)
-        self.key = key
+        self._keys = (key,) if isinstance(key, str) else key
         self.done: set[Hashable] = set()
         self._expect = dict(expect or {})
         self._file: IO[str]
@@ -186,9 +189,8 @@ class RecordWriter:
 
     def id_of(self, record: Mapping[str, Any]) -> Hashable:
         """The id that the writer goes by."""
-        if isinstance(self.key, str):
-            return record[self.key]
-        return tuple(record[key] for key in self.key)
+        values = tuple(record[key] for key in self._keys)
+        return values if len(values) > 1 else values[0]
 
     def write(self, record: Record) -> None:
         """Writes one line and hands it to the operating system."""
@@ -245,8 +247,7 @@ class RecordWriter:
         file = open_alone(path)
         try:
             if overwrite:
-                keys = (self.key,) if isinstance(self.key, str) else self.key
-                refuse_foreign_records(path, keys, self._expect)
+                refuse_foreign_records(path, self._keys, self._expect)
                 # not cut off: a hard link to it is a copy that somebody keeps
                 with replace_file(path.resolve()):
                     pass
@@ -285,24 +286,12 @@ class RecordWriter:
 
     def _kept(self, line: bytes, where: str, *, last: bool) -> Record | None:
         """The record on a line that stays, or None for one that this run writes again."""
-        if last and is_half_record(line):
-            return None
-        if not line.strip():
-            return None
         record, _, _, problem = parse_line(line, where)
-        # what failed for want of an id says which line of the input it was
-        failed = record.get("error") is not None
-        nameless = failed and isinstance(record.get("line"), int)
-        try:
-            identity = None if nameless else self.id_of(record)
-            known = identity in self.done
-        except (KeyError, TypeError) as error:  # TypeError: a list is no id
-            problem = RecordError(str(error))
-        lacks = not failed and any(key not in record for key in self._expect)
-        if problem is not None or lacks:
-            keys = ", ".join(
-                [*([self.key] if isinstance(self.key, str) else self.key), *self._expect]
-            )
+        half = last and is_half_record(line)  # one that is whole may be somebody's: it is looked at
+        if not line.strip() or (half and problem is not None):
+            return None
+        if problem is not None or not is_record_of(record, self._keys, self._expect):
+            keys = ", ".join([*self._keys, *self._expect])
             raise RecordError(
                 f"is not a record with {keys}, so the file cannot be continued",
                 where=where,
@@ -315,4 +304,5 @@ class RecordWriter:
                     where=where,
                     hint="give another output file, or --overwrite",
                 )
-        return None if failed or known else record
+        again = half or record.get("error") is not None
+        return None if again or self.id_of(record) in self.done else record

@@ -35,7 +35,7 @@ from chatbind_cli.errors import (
 )
 from chatbind_cli.launch_config import config_words
 from chatbind_cli.meeting import Meeting, meet
-from chatbind_cli.plan import Dispatch as Dispatch
+from chatbind_cli.plan import Dispatch
 from chatbind_cli.worker import STATUS_FOLDER, alive, is_worker, leave_outcome, remove_status
 
 _POLL_S = 0.2

@@ -69,12 +69,10 @@ class Meeting:
         lines: the connections to them.
 
     Attributes:
-        me: this parent.
         first_knows: the first parent is another one, and has heard what there is to say.
     """
 
     def __init__(self, me: Member, lines: Mapping[int, _Line], peers: Sequence[Member]) -> None:
-        self.me = me
         self._lines = dict(lines)
         self._peers = {peer.rank: peer for peer in peers}
         self._known: set[int] = set()

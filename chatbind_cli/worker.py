@@ -21,7 +21,6 @@ from typing import Any
 
 from chatbind_cli import slurm
 from chatbind_cli.hardware import cpu_count
-from chatbind_cli.slurm import host
 
 STATUS_FOLDER = "CHATBIND_STATUS_FOLDER"
 LINE = "CHATBIND_LINE"
@@ -88,7 +87,7 @@ def report_outcome(code: int, message: str, *, killed: bool = False) -> None:
     folder = Path(os.environ[STATUS_FOLDER])
     if folder.is_dir():
         outcome = {"rank": rank(), "exit_code": code, "message": message, "killed": killed}
-        leave_outcome(folder, {**outcome, "host": host(), "time_s": time.time()})
+        leave_outcome(folder, {**outcome, "host": slurm.host(), "time_s": time.time()})
 
 
 def leave_outcome(folder: Path, outcome: Mapping[str, Any]) -> None:
@@ -142,7 +141,7 @@ def report_killed(number: int) -> None:
 
 def killed_text(rank: int, number: int) -> str:
     """How a message names a worker of this machine, and the signal that ended it."""
-    text = f"lost process {rank} on {host()}: "
+    text = f"lost process {rank} on {slurm.host()}: "
     text += f"killed by signal {number:d} ({signal.Signals(number).name})"
     if number == signal.SIGKILL:
         text += "; where memory runs out the system does that (see `dmesg`): take smaller batches "

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from chatbind_cli.cli import COMMANDS, CONFIG, kebab
 
@@ -72,6 +73,12 @@ class GroupedOption(click.Option):
         super().__init__(*args, **kwargs)
         self.group = group
         self.advanced = advanced
+
+
+def is_given(name: str) -> bool:
+    """Whether the user has said an option: on the line, in the environment or in a config file."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source not in (None, ParameterSource.DEFAULT)
 
 
 def in_group(group: str, cls: type[GroupedOption] = GroupedOption) -> Callable[..., Any]:

@@ -64,7 +64,7 @@ def checkpoint_paths(*words: str) -> list[Path]:
             from chatbind_cli.download.hub import fetch_snapshot  # noqa: PLC0415  heavy
 
             note(f"{word} is no path here: fetching it from the hub")
-            paths[word] = fetch_snapshot(ref.repo, revision=ref.revision)
+            paths[word] = fetch_snapshot(ref)
     return [paths[word] for word in words]
 
 

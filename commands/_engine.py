@@ -7,13 +7,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
-from click.core import ParameterSource
 
 from chatbind_cli.errors import UsageError
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.urls import check_url
 
-from ._base import in_group
+from ._base import in_group, is_given
 
 if TYPE_CHECKING:
     from chatbind_cli.inference.loaded_model import LoadedModel
@@ -67,8 +66,7 @@ def check_engine(choice: ModelChoice, settings: GenerationSettings) -> None:
 
 def in_flight(choice: ModelChoice, batch_size: int) -> int:
     """Questions that are asked at a time: as many as the user says, or as keep engines busy."""
-    source = click.get_current_context().get_parameter_source("batch_size")
-    if not choice.engine or source not in (None, ParameterSource.DEFAULT):
+    if not choice.engine or is_given("batch_size"):
         return batch_size
     return _IN_FLIGHT * len(choice.engine)
 

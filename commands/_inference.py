@@ -26,7 +26,7 @@ from ._options import (
 
 if TYPE_CHECKING:
     from chatbind_cli.inference.loaded_model import LoadedModel
-    from chatbind_cli.launch import Dispatch
+    from chatbind_cli.plan import Dispatch
 
 _model, _generation, _compute = in_group("Model"), in_group("Generation"), in_group("Compute")
 

@@ -16,6 +16,7 @@ from chatbind_cli.crew import Crew, crew_of
 from chatbind_cli.encoders.reference import is_reference
 from chatbind_cli.errors import UsageError
 from chatbind_cli.numerals import whole_number
+from chatbind_cli.plan import Dispatch
 
 from ._base import in_group
 
@@ -205,7 +206,7 @@ _sbatch = _dispatch(
 
 dispatch_options = gather(
     "plan",
-    launch.Dispatch,
+    Dispatch,
     _num_processes(help="Worker processes over all machines; default: one a GPU, else one."),
     _dispatch(
         "--num-machines",
@@ -237,11 +238,11 @@ dispatch_options = gather(
     _sbatch,
     shared=["device"],
 )
-"""The options of `launch.Dispatch`, handed to the function as one argument `plan`."""
+"""The options of `Dispatch`, handed to the function as one argument `plan`."""
 
 crew_options = gather(
     "plan",
-    launch.Dispatch,
+    Dispatch,
     _num_processes(
         help="Worker processes on this machine; default: one a GPU, else one. One that dies is "
         "replaced, and others take what it had. Several machines: --shard."
@@ -254,7 +255,7 @@ crew_options = gather(
 
 
 def dispatched(
-    plan: launch.Dispatch,
+    plan: Dispatch,
     extra: Sequence[str] = (),
     meanwhile: Callable[[Path], None] | None = None,
 ) -> bool:
@@ -272,7 +273,7 @@ def dispatched(
     return launch.dispatch(invocation or sys.argv[1:], plan, extra, meanwhile)
 
 
-def crew(plan: launch.Dispatch, extra: Sequence[str] = ()) -> Crew | None:
+def crew(plan: Dispatch, extra: Sequence[str] = ()) -> Crew | None:
     """Who does the work of the command that is being handled; None: that is said, or done.
 
     Args:

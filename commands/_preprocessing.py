@@ -7,7 +7,6 @@ from dataclasses import fields
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from chatbind_cli.media.options import (
     ACCEL_UNITS,
@@ -17,7 +16,7 @@ from chatbind_cli.media.options import (
     MediaOptions,
 )
 
-from ._base import in_group
+from ._base import in_group, is_given
 from ._options import gather
 
 _POSITIVE = click.FloatRange(min=0, min_open=True)
@@ -116,9 +115,5 @@ media_options = gather(
 
 def media_changes(media: MediaOptions) -> dict[str, Any]:
     """The fields of `MediaOptions` that the user has said; in the others the model has its way."""
-    context = click.get_current_context()
-    return {
-        field.name: getattr(media, field.name)
-        for field in fields(media)
-        if context.get_parameter_source(field.name) not in (None, ParameterSource.DEFAULT)
-    }
+    names = (field.name for field in fields(media))
+    return {name: getattr(media, name) for name in names if is_given(name)}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from chatbind_cli import hardware, launch, stopping
+from chatbind_cli.plan import Dispatch
 
 from ._options import (
     F,
@@ -80,7 +81,7 @@ def style_name(word: str | None) -> str | None:
     return word and get_style(STYLE_BY_VERSION.get(word, word)).name
 
 
-def run_stage(stage: Stage, plan: launch.Dispatch, values: dict[str, Any]) -> None:
+def run_stage(stage: Stage, plan: Dispatch, values: dict[str, Any]) -> None:
     """Checks the inputs, then trains in this process or in workers.
 
     Args:
@@ -114,7 +115,7 @@ def run_stage(stage: Stage, plan: launch.Dispatch, values: dict[str, Any]) -> No
         _check_and_train(settings, here, words)
 
 
-def _check_and_train(settings: TrainingSettings, plan: launch.Dispatch, words: list[str]) -> None:
+def _check_and_train(settings: TrainingSettings, plan: Dispatch, words: list[str]) -> None:
     from chatbind_cli.training.inputs import (  # noqa: PLC0415
         parent_tells,
         telling_workers,
@@ -137,7 +138,7 @@ def _check_and_train(settings: TrainingSettings, plan: launch.Dispatch, words: l
         train(settings, inputs)
 
 
-def _looked_at(settings: TrainingSettings, plan: launch.Dispatch) -> Inputs:
+def _looked_at(settings: TrainingSettings, plan: Dispatch) -> Inputs:
     from chatbind_cli.data.checked import checked_ahead  # noqa: PLC0415
     from chatbind_cli.training.inputs import check_inputs  # noqa: PLC0415
 

@@ -12,9 +12,11 @@ from click.shell_completion import CompletionItem
 from chatbind_cli.artifacts import emit_record
 from chatbind_cli.console import printable
 from chatbind_cli.download import catalogue
-from chatbind_cli.download.manifest import Manifest, in_words, is_present
+from chatbind_cli.download.manifest import Manifest
+from chatbind_cli.download.presence import is_present
 from chatbind_cli.download.requests import Request, entry_requests, requests_for
 from chatbind_cli.errors import DownloadError, SomeRecordsFailed, UsageError
+from chatbind_cli.files import size_in_words
 from chatbind_cli.jsonl import Record
 
 from . import _base
@@ -165,7 +167,7 @@ def _tell(record: Record, as_records: bool) -> None:
         emit_record(record)
         return
     size = record.get("bytes")
-    told = in_words(size) if size is not None else str(record.get("about", "size unknown"))
+    told = size_in_words(size) if size is not None else str(record.get("about", "size unknown"))
     reason = f": {record['error']}" if "error" in record else f" ({told})"
     # Not through click, which would write past the bar.
     sys.stdout.write(printable(f"{record['status']:<10} {record['path']}{reason}") + "\n")
@@ -234,7 +236,7 @@ def _print_table(records: Sequence[Record]) -> None:
     table.add_column("name, size, here", max_width=30)
     table.add_column("what, for what, licence", ratio=1)
     for record in records:
-        size = in_words(record["bytes"]) if "bytes" in record else record.get("about", "")
+        size = size_in_words(record["bytes"]) if "bytes" in record else record.get("about", "")
         here = f"{record['files_present']} of {record['files_wanted']} here"
         here = "here" if record["present"] else here if record["files_present"] else ""
         stages = " ".join(f"--plan {stage}" for stage in record["stages"]) or "no plan"

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from chatbind_cli import launch, worker
+from chatbind_cli import worker
 from chatbind_cli.errors import SomeRecordsFailed, UsageError
 from chatbind_cli.files import own_stream, refuse_overlap
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.options import MediaOptions
+from chatbind_cli.plan import Dispatch
 
 from . import _base
 from ._base import in_group
@@ -152,7 +153,7 @@ _output, _compute = in_group("Output"), in_group("Compute")
 def command(
     files: tuple[str, ...],
     media: MediaOptions,
-    plan: launch.Dispatch,
+    plan: Dispatch,
     **asked: Any,
 ) -> None:
     """Turn media into embeddings.

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
-from chatbind_cli import launch
+from chatbind_cli.plan import Dispatch
 
 from . import _base
-from ._base import BoolOption, ListOption, in_group
+from ._base import BoolOption, ListOption, in_group, is_given
 from ._training import run_stage, training_options
 
 # the published hyper-parameters: 4 GPUs x 4 samples x 2 passes = 32 samples a step
@@ -96,14 +95,13 @@ _ADAPTERS_RATE = 2e-4
         "and bitsandbytes. It has never been run.",
     ),
 )
-def command(plan: launch.Dispatch, **values: Any) -> None:
+def command(plan: Dispatch, **values: Any) -> None:
     """Stage 2: fit projector and language model on instructions.
 
     Makes a ChatBind model folder that `ask`, `vqa` and `from_pretrained` load; with --lora-r it
     holds projector and adapters only. Log records go to stdout as the work goes on; the last
     record names the model.
     """
-    source = click.get_current_context().get_parameter_source("learning_rate")
-    if values["lora_r"] is not None and source is ParameterSource.DEFAULT:
+    if values["lora_r"] is not None and not is_given("learning_rate"):
         values["learning_rate"] = _ADAPTERS_RATE
     run_stage("finetune", plan, values)

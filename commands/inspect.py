@@ -13,7 +13,7 @@ from chatbind_cli.artifacts import emit_record
 from chatbind_cli.console import printable
 from chatbind_cli.errors import RecordError, SomeRecordsFailed, UsageError
 from chatbind_cli.jsonl import Record
-from chatbind_cli.pictures import check_picture
+from chatbind_cli.plots import check_plot
 
 from . import _base
 from ._base import in_group
@@ -100,16 +100,12 @@ def command(data: Path | None, pairs: Path | None, as_json: bool, **asked: Any) 
     the same thing, which foretells what a projector that has seen images only will understand. Exit
     code 3: some records or media cannot be used.
     """
-    as_json = _for_programs(as_json)
+    as_json = as_json or not sys.stdout.isatty()
     if (data is None) == (pairs is None):
         raise UsageError("give DATA or --pairs, one of them")
     bad = _inspect_pairs(pairs, as_json, asked) if pairs else _inspect_data(data, as_json, asked)
     if bad:
         raise SomeRecordsFailed(f"{bad} record(s) or media cannot be used")
-
-
-def _for_programs(as_json: bool) -> bool:
-    return as_json or not sys.stdout.isatty()
 
 
 def _inspect_data(path: Path | None, as_json: bool, asked: dict[str, Any]) -> int:
@@ -208,7 +204,7 @@ def _inspect_pairs(path: Path, as_json: bool, asked: dict[str, Any]) -> int:
     if not asked["encoder"]:
         raise UsageError("--pairs needs --encoder")
     if asked["plot"] is not None:
-        check_picture(asked["plot"], "--plot")
+        check_plot(asked["plot"])
     pairs = list(read_pairs(path))
     if not pairs:
         raise RecordError("names no pairs", where=str(path))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from chatbind_cli import launch
+from chatbind_cli.plan import Dispatch
 
 from . import _base
 from ._options import without_effect
@@ -36,7 +36,7 @@ _DEFAULTS = {
     _DEFAULTS,
     without_effect("--tune-mm-mlp-adapter", because="stage 1 always trains the projector alone"),
 )
-def command(plan: launch.Dispatch, **values: Any) -> None:
+def command(plan: Dispatch, **values: Any) -> None:
     """Stage 1: fit the projector on captions.
 
     Trains the projector and the embeddings of <im_start> and <im_end>; the language model and the

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from chatbind_cli import launch, worker
+from chatbind_cli import worker
 from chatbind_cli.errors import UsageError
 from chatbind_cli.files import refuse_overlap
 from chatbind_cli.hosted import AnswererSettings
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.media.options import MediaOptions
+from chatbind_cli.plan import Dispatch
 
 from . import _base
 from ._base import in_group
@@ -152,7 +153,7 @@ def command(
     dtype: str,
     batch_size: int,
     num_workers: int,
-    plan: launch.Dispatch,
+    plan: Dispatch,
 ) -> None:
     """Answer question records with answer records, in the order of the questions.
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 Film = Callable[..., bytes]
 Sound = Callable[..., bytes]
@@ -78,6 +80,15 @@ def _sound(
         if (part := queue.read()) is not None:
             output.mux(stream.encode(part))
         output.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def image_file(picture: Image.Image | np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
+    """A picture's file."""
+    if not isinstance(picture, Image.Image):
+        picture = Image.fromarray(picture)
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
     return buffer.getvalue()
 
 

@@ -43,7 +43,7 @@ def show(base, monkeypatch):
         click.echo(dumps(values))
 
     monkeypatch.setitem(cli.app.commands, "show", show)
-    monkeypatch.setitem(cli.COMMANDS, "show", ("show", "Show."))
+    monkeypatch.setitem(cli.COMMANDS, "show", "Show.")
 
     def run(*args):
         result = CliRunner().invoke(cli.app, ["show", *args], obj=["show", *args])
@@ -68,8 +68,7 @@ def failing(base, monkeypatch, error):
 
 @pytest.mark.parametrize("name", sorted(cli.COMMANDS))
 def test_a_command_has_examples_and_a_help_for_every_option(name):
-    module, _ = cli.COMMANDS[name]
-    command = importlib.import_module(f"chatbind_cli.commands.{module}").command
+    command = cli.app.commands[name].load()
     assert command.name == name
     assert len(command.examples) >= 2
     undocumented = [p.name for p in command.params if isinstance(p, click.Option) and not p.help]
@@ -174,9 +173,8 @@ def test_what_other_programs_call_an_option_suggests_ours(line, ours):
 
 def test_every_suggested_option_and_every_option_in_a_text_is_there(base):
     options = {"--help", "--version"}
-    for module, _ in cli.COMMANDS.values():
-        command = importlib.import_module(f"chatbind_cli.commands.{module}").command
-        for param in command.params:
+    for command in cli.app.commands.values():
+        for param in command.load().params:
             options.update(name.replace("_", "-") for name in (*param.opts, *param.secondary_opts))
     assert set(base._KNOWN_ELSEWHERE.values()) <= options
     # of `accelerate launch`
@@ -229,7 +227,7 @@ def test_a_path_that_is_not_there_is_named_in_words(tmp_path, monkeypatch, line)
 
 
 def test_a_wrong_command_suggests_the_right_one():
-    assert "Did you mean" in cli.run(["reviw"])[1] or "No such command" in cli.run(["reviw"])[1]
+    assert cli.run(["reviw"])[1].endswith("No such command 'reviw'. Did you mean 'review'?")
 
 
 def test_seed_spellings_are_the_same_options(show):

@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 
 from chatbind_cli import crew, hardware, worker
-from chatbind_cli.crew import Crew, Member, crew_of
+from chatbind_cli.crew import Crew, Door, Member, crew_of, line_to_first
 from chatbind_cli.errors import LaunchError, UsageError
 from chatbind_cli.plan import Dispatch
-from chatbind_cli.step import Door, line_to_first
 
 WORDS = ["vqa", "-m", "a b"]
 

@@ -28,7 +28,7 @@ def show(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> click.Command:
             click.echo(f"<{word}>")
 
     monkeypatch.setitem(cli.app.commands, "show", show)
-    monkeypatch.setitem(cli.COMMANDS, "show", ("show", "Show."))
+    monkeypatch.setitem(cli.COMMANDS, "show", "Show.")
     monkeypatch.chdir(tmp_path)
     for name in ("a b", "hf:there"):
         Path(name).mkdir()

@@ -25,9 +25,8 @@ def test_jsonl_and_arrays_are_read_plain_and_compressed(tmp_path, pack, text):
     path = tmp_path / "records"  # no ending: the content says what it is
     path.write_bytes(pack(text.encode()))
     assert [record for record, _ in read_records(path)] == ROWS
-    assert [
-        record for record, _ in read_records("-", stdin=io.BytesIO(pack(text.encode())))
-    ] == ROWS
+    stdin = io.BytesIO(pack(text.encode()))
+    assert [line.record for line in read_lines("-", stdin=stdin)] == ROWS
 
 
 @pytest.mark.parametrize(
@@ -101,10 +100,10 @@ def test_an_array_may_be_cut_anywhere_while_it_is_read(monkeypatch, chunk):
     text = "[" + ",\n ".join(json.dumps(row, ensure_ascii=False) for row in rows) + "]"
     head, rest = text[:1], text[1:]
     stream = io.BufferedReader(io.BytesIO(f"{head}\n{rest}\n".encode()))
-    assert [record for record, _ in read_records("-", stdin=stream)] == rows
+    assert [line.record for line in read_lines("-", stdin=stream)] == rows
     broken = io.BytesIO(f"{head}\n{rest[:-1]} x]".encode())
     with pytest.raises(RecordError, match="<stdin>:4: is not a JSON array .Expecting ',' delim"):
-        list(read_records("-", stdin=broken))
+        list(read_lines("-", stdin=broken))
 
 
 @pytest.fixture
@@ -193,8 +192,8 @@ def test_reading_starts_before_the_stream_ends():
             self.given += 1
             return len(line)
 
-    record, where = next(read_records("-", stdin=io.BufferedReader(Slow())))
-    assert (record, where) == ({"a": 1}, "<stdin>:1")
+    line = next(read_lines("-", stdin=io.BufferedReader(Slow())))
+    assert line == ({"a": 1}, "<stdin>:1", 1, None)
 
 
 def test_an_id_is_text_or_a_whole_number():
@@ -298,20 +297,13 @@ def test_overwrite_replaces_a_file_of_the_same_records_only(tmp_path, name):
     assert path.read_text() == FOREIGN[name]
 
 
-def test_words_without_an_end_of_line_are_no_half_record(tmp_path):
-    path = tmp_path / "notes.txt"
-    path.write_text("Chapter one")
-    with pytest.raises(RecordError, match="is not a record"):
-        RecordWriter(path)
-    assert path.read_text() == "Chapter one"
-
-
-def test_a_file_of_something_else_is_not_touched(tmp_path):
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_file_of_something_else_is_not_continued(tmp_path, name):
     path = tmp_path / "thesis.txt"
-    path.write_text("Chapter one\n")
-    with pytest.raises(RecordError, match=r"thesis.txt:1: .*--overwrite"):
-        RecordWriter(path)
-    assert path.read_text() == "Chapter one\n"
+    path.write_text(FOREIGN[name])
+    with pytest.raises(RecordError, match=r"txt:1: .* record with question_id, model_id.*--overw"):
+        RecordWriter(path, expect={"model_id": "m"})
+    assert path.read_text() == FOREIGN[name]
 
 
 def test_another_model_s_file_is_not_continued(tmp_path):
@@ -334,13 +326,13 @@ def test_nan_is_refused():
 
 
 def test_a_whole_surrogate_pair_is_a_character():
-    (record, _), *_ = read_records("-", stdin=io.BytesIO(b'{"a": "\\ud83d\\ude00"}'))
-    assert record == {"a": "\U0001f600"}
+    (line,) = read_lines("-", stdin=io.BytesIO(b'{"a": "\\ud83d\\ude00"}'))
+    assert line.record == {"a": "\U0001f600"}
 
 
 def test_several_zstd_frames_are_one_file():
     two = zstandard.compress(b'{"a": 1}\n') + zstandard.compress(b'{"a": 2}\n')
-    assert [r["a"] for r, _ in read_records("-", stdin=io.BytesIO(two))] == [1, 2]
+    assert [line.record["a"] for line in read_lines("-", stdin=io.BytesIO(two))] == [1, 2]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -412,11 +404,3 @@ def test_what_failed_without_an_id_is_written_anew(tmp_path):
     with pytest.raises(RecordError, match="is not a record with question_id"):
         RecordWriter(path)
     assert path.read_text() == log
-
-
-def test_a_file_of_records_that_this_command_never_wrote_is_not_continued(tmp_path):
-    path = tmp_path / "questions.jsonl"
-    path.write_text('{"question_id": 1, "text": "?"}\n')
-    with pytest.raises(RecordError, match="not a record with question_id, model_id"):
-        RecordWriter(path, expect={"model_id": "m"})
-    assert path.read_text() == '{"question_id": 1, "text": "?"}\n'

@@ -15,7 +15,7 @@ import pytest
 
 from chatbind_cli import hardware, launch, worker
 from chatbind_cli.errors import LaunchError, Terminated, UsageError
-from chatbind_cli.launch import Dispatch
+from chatbind_cli.plan import Dispatch
 from tests.waiting import gone, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,17 +55,6 @@ def test_gpu_work_is_launched_with_one_process_a_gpu(capsys, monkeypatch):
     line = printed(capsys, Dispatch(dry_run=True))
     assert "ACCELERATE_USE_CPU=true" not in line
     assert line[line.index("--num_processes") + 1] == "4"
-
-
-def test_slurm_gives_the_machines_and_the_meeting_point(capsys, monkeypatch):
-    step = {"SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2"}
-    step |= {"SLURM_PROCID": "1", "SLURM_NODEID": "1", "SLURM_STEP_NODELIST": "node[07-08]"}
-    for name, value in step.items():
-        monkeypatch.setenv(name, value)
-    line = printed(capsys, Dispatch(num_processes=8, dry_run=True))
-    assert line[line.index("--num_machines") + 1] == "2"
-    assert line[line.index("--machine_rank") + 1] == "1"
-    assert line[line.index("--main_process_ip") + 1] == "node07"
 
 
 def test_several_machines_need_a_meeting_point(monkeypatch):
@@ -132,10 +121,11 @@ _PARENT = """
 import sys
 from chatbind_cli import launch, worker
 from chatbind_cli.errors import ChatBindError, Terminated
+from chatbind_cli.plan import Dispatch
 launch._worker_command = lambda args, extra: list(args)
 launch._launcher = lambda plan: [sys.executable]
 try:
-    launch.dispatch(sys.argv[1:], launch.Dispatch(num_processes=2, device="cpu"))
+    launch.dispatch(sys.argv[1:], Dispatch(num_processes=2, device="cpu"))
 except ChatBindError as error:
     sys.exit(f"{error.exit_code} {error}")
 except Terminated as error:

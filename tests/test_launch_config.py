@@ -11,8 +11,8 @@ from accelerate.commands.config import config_args
 
 from chatbind_cli import launch
 from chatbind_cli.errors import UsageError
-from chatbind_cli.launch import Dispatch
 from chatbind_cli.launch_config import config_words
+from chatbind_cli.plan import Dispatch
 
 FSDP = """
 compute_environment: LOCAL_MACHINE

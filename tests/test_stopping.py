@@ -47,12 +47,14 @@ def test_ctrl_c_is_not_heard_in_a_shell_s_background_job(monkeypatch) -> None:
 
 @pytest.mark.parametrize("by_parent", [True, False])
 def test_a_loader_s_process_ends_at_its_parent_s_word_alone(by_parent: bool) -> None:
+    ready, begun = os.pipe()
     child = os.fork()
     if child == 0:
         stopping.leave_to_parent(0)
-        time.sleep(20)
+        os.write(begun, b"1")
+        time.sleep(60)
         os._exit(1)
-    time.sleep(0.3)
+    os.read(ready, 1)
     if by_parent:
         os.kill(child, signal.SIGTERM)
     else:
@@ -62,11 +64,9 @@ def test_a_loader_s_process_ends_at_its_parent_s_word_alone(by_parent: bool) -> 
                 os.kill(child, number)
             os._exit(0)
         os.waitpid(other, 0)
-    time.sleep(0.3)
-    ended, status = os.waitpid(child, os.WNOHANG)
-    assert (ended == child) == by_parent
-    if by_parent:
-        assert os.WEXITSTATUS(status) == 0
-    else:
+        time.sleep(0.3)
+        assert os.waitpid(child, os.WNOHANG) == (0, 0)
         os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == (0 if by_parent else -signal.SIGKILL)
+    os.close(ready), os.close(begun)

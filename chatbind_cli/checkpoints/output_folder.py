@@ -25,7 +25,7 @@ from chatbind_cli.checkpoints.manifest import read_manifest, write_manifest
 from chatbind_cli.checkpoints.safetensors_file import TensorInfo
 from chatbind_cli.console import Progress
 from chatbind_cli.errors import ChatBindError, WeightsError
-from chatbind_cli.files import lock_file, replace_file, sha256_text
+from chatbind_cli.files import check_room, lock_file, replace_text, sha256_text
 from chatbind_cli.folders import (
     RECORD,
     clear_leftovers,
@@ -89,8 +89,9 @@ def make_folder(
         notes: those of the result; both functions may add to them.
 
     Raises:
-        ChatBindError: the folder is there already, or another process works on it.
-        WeightsError: the inputs are not what they should be, or the disk is full.
+        ChatBindError: the folder is there already, another process works on it, or the disk has no
+            room for it.
+        WeightsError: the inputs are not what they should be, or the disk gets full.
     """
     shards = plan_shards(tensors, shard_bytes)
     files = shards.filename_to_tensors
@@ -104,12 +105,11 @@ def make_folder(
     with _beginning(place, task, made_by=made_by) as (folder, done):
         left = {file: names for file, names in files.items() if file not in done}
         needed = sum(tensors[name].nbytes for names in left.values() for name in names)
-        _refuse_full_disk(folder, needed)
+        check_room(folder, needed, where=str(target))
         with Progress(needed >> 20, label, "MiB") as progress:
             for file, names in left.items():
                 done[file] = write_file(folder / file, names, progress)
-                with replace_file(folder / _PROGRESS) as temporary:
-                    temporary.write_text(json.dumps({"task": task, "done": done}), encoding="utf-8")
+                replace_text(folder / _PROGRESS, json.dumps({"task": task, "done": done}))
         if shards.is_sharded:
             (folder / INDEX_NAMES[0]).write_text(index_of(shards), encoding="utf-8")
         manifest = finish(folder, list(done.values()))
@@ -142,9 +142,7 @@ def made_already(
     return Result(target, manifest["sha256"], ("it is here already",))
 
 
-def plan_shards(
-    tensors: Mapping[str, TensorInfo], max_bytes: int = DEFAULT_SHARD_BYTES
-) -> StateDictSplit:
+def plan_shards(tensors: Mapping[str, TensorInfo], max_bytes: int) -> StateDictSplit:
     """Cuts tensors, in their order, into files of at most `max_bytes` (or one larger tensor)."""
     return split_state_dict_into_shards_factory(
         dict(tensors),
@@ -216,14 +214,3 @@ def _clear_replaced(target: Path) -> None:
 
 def _beginning_of(target: Path) -> Path:
     return target.parent / f".{target.name}.partial"
-
-
-def _refuse_full_disk(folder: Path, needed: int) -> None:
-    """Refuses before a byte is written what cannot fit."""
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise WeightsError(
-            f"needs {needed / 1e9:.1f} GB of disk and {free / 1e9:.1f} GB are free",
-            where=str(folder),
-            hint="make room, or write to another disk",
-        )

@@ -271,7 +271,7 @@ def embedding_sink(
         # the shortest decimals that mean the same float32: half as long as those of a float64
         return {"embedding": [float(str(number)) for number in embedding.numpy()]}
 
-    made_with = {"encoder": identity(encoder), "normalized": normalize}
+    made_with = {"encoder": encoder_id(encoder), "normalized": normalize}
     return RecordSink(target, describe, made_with, overwrite=overwrite)
 
 
@@ -293,7 +293,7 @@ def label_sink(
         return {"labels": scorer.score(embedding, top_k, modality)}
 
     label_set = sha256_text("\n".join([prompt, *texts]))[:_SHOWN_DIGITS]
-    made_with = {"encoder": identity(encoder), "label_set": label_set}
+    made_with = {"encoder": encoder_id(encoder), "label_set": label_set}
     return RecordSink(target, describe, made_with, overwrite=overwrite)
 
 
@@ -310,6 +310,6 @@ def _in_words(record: Record) -> str:
     return f"{record['path']}  {record['modality']}  {', '.join(found)}"
 
 
-def identity(encoder: Encoder) -> str:
+def encoder_id(encoder: Encoder) -> str:
     """What records call an encoder: its name, and the beginning of its hash."""
     return f"{encoder.name}@{encoder.sha256[:_SHOWN_DIGITS]}"

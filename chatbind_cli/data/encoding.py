@@ -5,14 +5,12 @@ What becomes of them (records, a store, label probabilities) is not known here.
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TypeVar
 
 import torch
 
@@ -20,10 +18,9 @@ from chatbind_cli.data.decoders import FEW, DecodeIn, Decoders, Loaded, Reading,
 from chatbind_cli.data.media_items import MediaItem
 from chatbind_cli.encoders.encoder import Decoded, Encoder
 from chatbind_cli.errors import ChatBindError, MediaError, contained
+from chatbind_cli.inbox import Inbox
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
-
-T = TypeVar("T")
 
 GPU_FAILED = (torch.OutOfMemoryError, torch.AcceleratorError)
 """What no single medium or question is to blame for, and no other would survive."""
@@ -162,51 +159,33 @@ def _batches(
     decoded goes on without waiting for the next line.
     """
     if not options.workers:
-        for batch in _lists(items, options.batch_size):
-            yield [(item, load(item)) for item in batch]
+        remaining = iter(items)
+        while some := list(islice(remaining, options.batch_size)):
+            yield [(item, load(item)) for item in some]
         return
     pool = ThreadPoolExecutor(options.workers, thread_name_prefix="decode")
-    # bounds the media that are decoded ahead; None: there are no more
-    decoding: queue.Queue[tuple[MediaItem, Future[Loaded]] | None]
-    decoding = queue.Queue(options.workers + options.batch_size)
-    given_up = threading.Event()
-    failures: list[Exception] = []
+    # bounds the media that are decoded ahead
+    decoding: Inbox[tuple[MediaItem, Future[Loaded]]] = Inbox(options.workers + options.batch_size)
 
     def read() -> None:
         try:
             for item in items:
-                decoding.put((item, pool.submit(load, item)))
-                if given_up.is_set():
+                if not decoding.put((item, pool.submit(load, item))):
                     return
+            decoding.close()
         except Exception as error:
-            failures.append(error)
-        decoding.put(None)
+            decoding.close(error)
 
     # a daemon: it may sit in a read of a pipe that never says more when the work is given up
     threading.Thread(target=read, daemon=True).start()
-    more = True
     try:
-        while more:
-            ready = [decoding.get()]
-            with suppress(queue.Empty):
-                while len(ready) < options.batch_size:
-                    ready.append(decoding.get_nowait())
-            more = ready[-1] is not None
-            if decoded := [(one[0], one[1].result()) for one in ready if one is not None]:
-                yield decoded
-        if failures:
-            raise failures[0]
+        while (first := decoding.take()) is not None:
+            ready = [first]
+            with suppress(Exception):  # what the list ended with comes again
+                while len(ready) < options.batch_size and (more := decoding.take(wait=False)):
+                    ready.append(more)
+            yield [(item, future.result()) for item, future in ready]
     finally:
-        given_up.set()
+        decoding.leave()
         # Python may end this generator in any thread, one of the pool's too: nobody is waited for
         pool.shutdown(wait=False, cancel_futures=True)
-        with suppress(queue.Empty):
-            while True:  # makes room, so that the list's thread comes to its end
-                decoding.get_nowait()
-
-
-def _lists(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """The items in lists of a size; the last may be shorter."""
-    remaining = iter(items)
-    while some := list(islice(remaining, size)):
-        yield some

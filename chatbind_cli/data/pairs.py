@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional
 
 from chatbind_cli.console import Progress, note
-from chatbind_cli.data.encode import identity
+from chatbind_cli.data.encode import encoder_id
 from chatbind_cli.data.encoding import EncodingOptions, at_once, encode_items
 from chatbind_cli.data.media_items import MediaItem
 from chatbind_cli.encoders.encoder import Encoder
@@ -26,7 +26,7 @@ from chatbind_cli.jsonl import Record, read_records
 from chatbind_cli.media.medium import Medium, media_of_record
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.root import MediaRoot
-from chatbind_cli.pictures import save_picture
+from chatbind_cli.plots import save_plot
 
 _AT = (1, 5)
 _ROWS = 1024  # of a matrix of similarities at a time
@@ -110,7 +110,7 @@ def compare_encoders(
         groups, failed = encode_pairs(own, encoder, root, options) if own else ([], [])
         errors |= dict.fromkeys(map(str, failed))
         for group in groups:
-            said = {"encoder": identity(encoder), "licence": encoder.licence}
+            said = {"encoder": encoder_id(encoder), "licence": encoder.licence}
             found.append(said | retrieval(group))
     if not found and not errors:
         raise ChatBindError("no encoder knows both modalities of a pair")
@@ -236,4 +236,4 @@ def plot_retrieval(found: Sequence[Record], path: Path) -> None:
     axes.set_xticks(range(len(pairs)), ["\n".join(pair) for pair in pairs])
     axes.set(ylim=(0, None), title="Retrieval between modalities")
     figure.legend(loc="outside lower center", ncols=2, fontsize="small")
-    save_picture(figure, path, "retrieval")
+    save_plot(figure, path, "retrieval")

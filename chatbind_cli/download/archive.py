@@ -20,9 +20,10 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
-from chatbind_cli.download.manifest import OURS, Member, check_room
+from chatbind_cli.download.manifest import OURS, Member
 from chatbind_cli.download.requests import leads_out
 from chatbind_cli.errors import ChatBindError, DownloadError, reason
+from chatbind_cli.files import check_room
 
 # Pictures hardly shrink; what claims to grow a hundredfold is not an archive of pictures.
 _LARGEST_RATIO = 100
@@ -56,7 +57,8 @@ def unpack(
 
     Raises:
         DownloadError: the archive is broken or not to be trusted, a file of another content is in
-            the way, or the disk has no room. Then nothing has come into the folder.
+            the way. Then nothing has come into the folder.
+        ChatBindError: the disk has no room.
     """
     temporary = archive.with_name(f".{archive.name}.unpacking")
     _remove(temporary)
@@ -221,7 +223,7 @@ def _zip_members(raw: IO[bytes], path: Path) -> Iterator[_Opened]:
         infos = archive.infolist()
         size = sum(info.file_size for info in infos)
         _refuse_bomb(path, size)
-        check_room(path.parent, size, str(path))
+        check_room(path.parent, size, where=str(path))
         for info in infos:
             if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise _evil(path, f"member {info.filename!r} is a link or device")

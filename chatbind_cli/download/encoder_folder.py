@@ -14,9 +14,17 @@ import huggingface_hub  # noqa: TID253  this module is imported once something i
 from chatbind_cli.console import Progress, note
 from chatbind_cli.download.catalogue import entries
 from chatbind_cli.download.hub import NOT_HERE, Hub, is_offline, snapshot
-from chatbind_cli.download.manifest import Manifest, has_weights, in_words, is_present, matches
-from chatbind_cli.download.requests import HubRef, Request, entry_requests, parse_hub_ref
+from chatbind_cli.download.manifest import Manifest
+from chatbind_cli.download.presence import has_weights, is_present
+from chatbind_cli.download.requests import (
+    HubRef,
+    Request,
+    entry_requests,
+    matches,
+    parse_hub_ref,
+)
 from chatbind_cli.errors import DownloadError, UsageError
+from chatbind_cli.files import size_in_words
 
 # Settings, the page that names the licence, and all that makes a tokenizer: an encoder is known by
 # the hash of that, too, so it has to be the same whoever fetched it.
@@ -90,7 +98,7 @@ def _fetched(ref: HubRef) -> Path:
     if not missing:
         return snapshot(ref, names=names)
     size = sum(files[name][0] or 0 for name in missing)
-    note(f"fetching {ref} to the hub's cache: {len(missing)} files, {in_words(size)}")
+    note(f"fetching {ref} to the hub's cache: {len(missing)} files, {size_in_words(size)}")
     with Progress(size >> 20 or None, "fetching", "MiB") as progress:
         return snapshot(ref, names=names, advance=progress.advance_bytes)
 

@@ -16,20 +16,12 @@ from pathlib import Path
 from chatbind_cli.console import Progress, note
 from chatbind_cli.download.archive import check_members, unpack
 from chatbind_cli.download.hub import Hub, is_offline
-from chatbind_cli.download.manifest import (
-    FETCH_IT,
-    Manifest,
-    ManifestEntry,
-    Member,
-    check_room,
-    files_here,
-    is_present,
-    look,
-)
+from chatbind_cli.download.manifest import Manifest, ManifestEntry, Member
+from chatbind_cli.download.presence import FETCH_IT, files_here, is_present, look
 from chatbind_cli.download.requests import Request
 from chatbind_cli.download.web import AGAIN, begun_bytes, fetch_url, open_client
 from chatbind_cli.errors import ChatBindError, DownloadError, contained, reason
-from chatbind_cli.files import lock_file
+from chatbind_cli.files import check_room, lock_file
 from chatbind_cli.jsonl import Record
 
 
@@ -42,17 +34,15 @@ class Downloader:
         keep_archive: whether an archive stays beside what was unpacked from it.
         verify: only look at what is there, and read all of it anew.
         overwrite: fetch what came before, too.
-        endpoint: the hub's address, where it is not the default.
     """
 
     max_workers: int = 4
     keep_archive: bool = False
     verify: bool = False
     overwrite: bool = False
-    endpoint: str | None = None
 
     def __post_init__(self) -> None:
-        self._hub, self._manifest = Hub(self.endpoint), Manifest()
+        self._hub, self._manifest = Hub(), Manifest()
 
     def fetch_all(self, requests: Sequence[Request]) -> Iterator[Record]:
         """Fetches everything and yields a record a file, in the order in which they are done.
@@ -61,7 +51,7 @@ class Downloader:
         and an `error`, and does not stop the others.
 
         Raises:
-            DownloadError: the disk has no room for what is known to come.
+            ChatBindError: the disk has no room for what is known to come.
         """
         files: list[Request] = []
         for request in requests:
@@ -74,7 +64,7 @@ class Downloader:
             wanted = [file for file in files if not self._is_here(file)]
             if coming := sum(file.bytes or 0 for file in wanted):
                 begun = sum(begun_bytes(file.path) for file in wanted if file.bytes)
-                check_room(files[0].path.parent, coming - begun, "the download")
+                check_room(files[0].path.parent, coming - begun, where="the download")
                 total = coming >> 20 or None
         label = "verifying" if self.verify else "downloading"
         # The pool's threads are daemons: one that waits for a server that stalls cannot be woken,

@@ -23,8 +23,9 @@ from huggingface_hub import errors as hub_errors  # noqa: TID253
 from huggingface_hub.utils import tqdm as hub_tqdm  # type: ignore[attr-defined]  # noqa: TID253
 
 import chatbind_cli
-from chatbind_cli.download.manifest import OURS, has_weights, matches
-from chatbind_cli.download.requests import Checksum, HubRef, Request
+from chatbind_cli.download.manifest import OURS
+from chatbind_cli.download.presence import has_weights
+from chatbind_cli.download.requests import Checksum, HubRef, Request, matches
 from chatbind_cli.download.web import AGAIN, RETRIED_STATUS
 from chatbind_cli.errors import DownloadError, reason
 from chatbind_cli.files import replace_file
@@ -52,14 +53,9 @@ Listing = tuple[str, dict[str, tuple[int | None, Checksum | None]]]
 
 
 class Hub:
-    """The hub, or offline its cache; asked for the files of each repository once.
+    """The hub, or offline its cache; asked for the files of each repository once."""
 
-    Args:
-        endpoint: its address, `HF_ENDPOINT` or the public one unless given.
-    """
-
-    def __init__(self, endpoint: str | None = None) -> None:
-        self.endpoint = endpoint
+    def __init__(self) -> None:
         self._listings: dict[HubRef, Listing] = {}
 
     def files(self, request: Request) -> list[Request]:
@@ -93,7 +89,7 @@ class Hub:
         if is_offline():
             return _cached_listing(ref, include)
         if ref not in self._listings:
-            api = huggingface_hub.HfApi(endpoint=self.endpoint, **_US)
+            api = huggingface_hub.HfApi(**_US)
             call = partial(
                 api.repo_info,
                 ref.repo,
@@ -131,7 +127,6 @@ class Hub:
                 ref.file or "",
                 repo_type=ref.kind,
                 revision=ref.revision,
-                endpoint=self.endpoint,
                 tqdm_class=_counting_bar(advance),
                 **_US,
             )
@@ -142,15 +137,14 @@ class Hub:
         return target
 
 
-def fetch_snapshot(repo: str, *, revision: str | None = None) -> Path:
-    """The folder of a model repository in the hub's cache: what `--delta owner/name` means.
+def fetch_snapshot(ref: HubRef) -> Path:
+    """The folder of a repository in the hub's cache: what `--delta owner/name` means.
 
     With `HF_HUB_OFFLINE`, what is in the cache already.
 
     Raises:
         DownloadError: it cannot be had.
     """
-    ref = HubRef(repo=repo, revision=revision)
     _, files = Hub().listing(ref)
     return snapshot(ref, names=_wanted(files, ()))
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -282,6 +283,11 @@ def _url_name(url: str) -> str:
         raise UsageError(f"{url!r} names no file")
     _refuse_outside(name, url)
     return name
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a file's name is one that any of the patterns means."""
+    return any(fnmatch(name, pattern) for pattern in patterns)
 
 
 def leads_out(name: str) -> bool:

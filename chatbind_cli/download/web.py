@@ -19,10 +19,9 @@ from typing import IO
 import httpx  # noqa: TID253  this module is imported once something is fetched
 
 import chatbind_cli
-from chatbind_cli.download.manifest import check_room, in_words
 from chatbind_cli.download.requests import Request
 from chatbind_cli.errors import DownloadError, reason
-from chatbind_cli.files import open_alone, sha256_text, sync
+from chatbind_cli.files import check_room, open_alone, sha256_text, size_in_words, sync
 from chatbind_cli.numerals import whole_number
 
 RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -194,12 +193,12 @@ def _attempt(
             if wanted is None and have == 0:
                 expect(total or 0)
             known = total if total is not None else wanted
-            check_room(part.path.parent, (known or 0) - file.tell(), source)
+            check_room(part.path.parent, (known or 0) - file.tell(), where=source)
             limit = _MOST_UNTOLD_BYTES if known is None else known
             # some servers compress though they are asked not to
             for block in response.iter_bytes():
                 if file.tell() + len(block) > limit:
-                    what = f"has more than {in_words(limit)}"
+                    what = f"has more than {size_in_words(limit)}"
                     raise part.worthless(what, "do not trust it")
                 file.write(block)
                 advance(len(block))

@@ -11,9 +11,7 @@ import torch
 from chatbind_cli.errors import ChatBindError
 
 
-def tokenize(
-    texts: Sequence[str], context: int, *, unescape: bool = True, pad_with_end: bool = False
-) -> torch.Tensor:
+def tokenize(texts: Sequence[str], context: int, *, as_transformers: bool = False) -> torch.Tensor:
     """Returns the ids of CLIP's byte pairs, int64 [n, context]: start, text, end-of-text, padding.
 
     Longer texts are cut; the last place is then the end-of-text token.
@@ -21,8 +19,8 @@ def tokenize(
     Args:
         texts: to be read in lower case.
         context: places.
-        unescape: take `&amp;` for `&`, as CLIP's own tokenizer does, and transformers' does not.
-        pad_with_end: fill up with the end-of-text token, as transformers' does, not with zeros.
+        as_transformers: fill up with the end-of-text token and leave `&amp;` as it is. CLIP's own
+            tokenizer fills up with zeros and takes `&amp;` for `&`.
 
     Raises:
         ChatBindError: open_clip_torch is not installed.
@@ -34,9 +32,9 @@ def tokenize(
             "texts need CLIP's tokenizer, which is not installed",
             hint="pip install 'chatbind[text]'",
         ) from error
-    tokenizer = _tokenizer(clip, unescape)
+    tokenizer = _tokenizer(clip, not as_transformers)
     ids: torch.Tensor = tokenizer(list(texts), context_length=context)
-    if pad_with_end:
+    if as_transformers:
         end = ids.argmax(dim=1, keepdim=True)
         ids[torch.arange(context) > end] = tokenizer.eot_token_id
     return ids

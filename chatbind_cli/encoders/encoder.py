@@ -11,7 +11,7 @@ from __future__ import annotations
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -121,13 +121,12 @@ class Encoder(ABC):
         """What it can encode: image, video, ... and text, as far as there are towers."""
 
     def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
-        """The ids of texts, int64 [n, context]: what `embed` takes of the modality `text`.
+        """The ids of texts, int64 [n, context]: what a text tower takes, if there is one.
 
         Raises:
-            WeightsError: there is no text tower.
             ChatBindError: the tokenizer is not installed.
         """
-        raise self.lacks("text")
+        raise NotImplementedError
 
     @abstractmethod
     def load_tower(self, modality: str) -> torch.nn.Module:
@@ -253,8 +252,11 @@ class Encoder(ABC):
         """A text as the encoder wants it.
 
         Raises:
+            WeightsError: there is no text tower.
             ChatBindError: the tokenizer is not installed (extra `text`).
         """
+        if "text" not in self.modalities:
+            raise self.lacks("text")
         source = MediaSource("<text>", data=text.encode())
         return Decoded(source, "text", self.tokenize([text])[0])
 
@@ -267,7 +269,9 @@ class Encoder(ABC):
         cpu = self.device.type == "cpu"
         at_once = 1 if cpu else max(1, self.batch_size // self.clips(items[0]))
         rows = []
-        with torch.inference_mode(), self._attention():
+        kernels = self._kernels
+        attention = sdpa_kernel(kernels, set_priority=True) if kernels else nullcontext()
+        with torch.inference_mode(), attention:
             for start in range(0, len(items), at_once):
                 part = [item.tensor for item in items[start : start + at_once]]
                 filled = part + part[-1:] * (at_once - len(part))
@@ -281,10 +285,6 @@ class Encoder(ABC):
         if self.device.type == "cuda":
             batch = batch.pin_memory()
         return batch.to(self.device, non_blocking=True)
-
-    def _attention(self) -> AbstractContextManager[Any]:
-        chosen = self._kernels
-        return nullcontext() if chosen is None else sdpa_kernel(chosen, set_priority=True)
 
 
 def _kernels(name: str, device: torch.device, dtype: torch.dtype) -> list[SDPBackend] | None:

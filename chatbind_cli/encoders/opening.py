@@ -167,7 +167,7 @@ def _model_type(path: Path) -> str | None:
             return None
         raise
     kind = config.get("model_type", "timm" if "architecture" in config else None)
-    if not isinstance(kind, str) or "vision_embed_dim" in config or _holds_imagebind(path):
+    if not isinstance(kind, str) or _holds_imagebind(path):
         return None
     return kind
 

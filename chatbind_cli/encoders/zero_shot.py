@@ -19,18 +19,16 @@ class LabelScorer:
     Args:
         encoder: with a text tower.
         labels: at least one.
-        prompt: the text that a label is put into, at `{label}`.
+        prompt: the text that a label is put into, at its `{label}`.
 
     Raises:
-        UsageError: no labels, or a prompt without `{label}`.
+        UsageError: no labels.
         WeightsError: the encoder has no text tower.
     """
 
     def __init__(self, encoder: Encoder, labels: Sequence[str], prompt: str) -> None:
         if not labels:
             raise UsageError("there are no labels", hint="one a line")
-        if "{label}" not in prompt:
-            raise UsageError(f"the prompt {prompt!r} has no {{label}} in it")
         self.labels = list(labels)
         self._encoder = encoder
         self._prompts = [prompt.replace("{label}", label) for label in labels]

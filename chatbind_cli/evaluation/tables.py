@@ -40,9 +40,9 @@ def text_of(row: Record, key: str, form: str) -> str:
     return format(value, form).replace("%", " %")
 
 
-def with_interval(row: Record, key: str, form: str) -> str:
-    """A figure, and its interval in brackets."""
-    figure, ends = text_of(row, key, form), text_of(row, f"{key}_ci95", form)
+def _with_interval(row: Record, key: str) -> str:
+    """A share, and its interval in brackets."""
+    figure, ends = text_of(row, key, ".1%"), text_of(row, f"{key}_ci95", ".1%")
     return figure if ends == _MISSING else f"{figure} ({ends.replace('%', '')})"
 
 
@@ -53,7 +53,7 @@ def of_both(row: Record, name: str, form: str = ".1%") -> str:
 
 
 def _equally_long(row: Record) -> str:
-    text, known = with_interval(row, "lc_win_rate", ".1%"), row.get("lc_n", row["n"])
+    text, known = _with_interval(row, "lc_win_rate"), row.get("lc_n", row["n"])
     told = known == row["n"] or row["win_rate"] is None
     return text if told else f"{text}, of {known:,}"
 
@@ -70,12 +70,12 @@ _COLUMNS: dict[str, Callable[[Record], str]] = {
     "win/tie/lose": lambda row: (
         _MISSING if row["win"] is None else f"{row['win']}/{row['tie']}/{row['lose']}"
     ),
-    "win rate (95 %)": lambda row: with_interval(row, "win_rate", ".1%"),
+    "win rate (95 %)": lambda row: _with_interval(row, "win_rate"),
     "at equal length (95 %)": _equally_long,
     "labels": lambda row: text_of(row, "labels", ","),
     "people agree": lambda row: text_of(row, "agreement", ".1%"),
     "their kappa": lambda row: text_of(row, "label_kappa", ".2f"),
-    "win rate by people (95 %)": lambda row: with_interval(row, "true_win_rate", ".1%"),
+    "win rate by people (95 %)": lambda row: _with_interval(row, "true_win_rate"),
     "characters": lambda row: of_both(row, "length", ".0f"),
     "same in both orders": lambda row: text_of(row, "consistency", ".1%"),
     "judges' kappa": lambda row: text_of(row, "kappa", ".2f"),

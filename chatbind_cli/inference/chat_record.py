@@ -30,7 +30,7 @@ def write_dialogue(chat: Chat, path: Path) -> None:
         ChatBindError: nothing was said, a record cannot say it, or the file is another's.
     """
     record = _record(chat)
-    refuse_foreign_records(path, ("id", "conversations"), ("made_by",))
+    refuse_foreign_records(path, ("id",), ("conversations", "made_by"))
     try:
         with replace_file(path) as temporary:
             temporary.write_text(f"{dumps(record)}\n", encoding="utf-8")

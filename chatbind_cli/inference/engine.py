@@ -13,6 +13,7 @@ from chatbind_cli.inbox import Inbox
 from chatbind_cli.inference.decoding import Generated, Outcome
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.questions import Question
+from chatbind_cli.model.config import ChatBindConfig
 
 # Long runs of blanks or dashes are single tokens in some vocabularies; text is far below this.
 _MOST_CHARACTERS_A_TOKEN = 256
@@ -101,6 +102,19 @@ class Stream:
             piece = text[len(self._shown) :]
             self._shown = text
             self._pieces.put(piece)
+
+
+def context_length(config: ChatBindConfig) -> int | None:
+    """Tokens of prompt and answer together that a language model was made for, if it says so."""
+    longest = getattr(config.text_config, "max_position_embeddings", None)
+    return longest if isinstance(longest, int) and longest > 0 else None
+
+
+def room_for_answer(settings: GenerationSettings, length: int, longest_context: int | None) -> int:
+    """Most tokens of the answer to a prompt of so many: what is wanted, as far as there is room."""
+    if longest_context is None:
+        return settings.max_new_tokens
+    return max(1, min(settings.max_new_tokens, longest_context - length))
 
 
 def check_text(text: str, longest_context: int | None) -> None:

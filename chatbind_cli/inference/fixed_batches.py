@@ -27,7 +27,6 @@ from chatbind_cli.errors import RecordError
 from chatbind_cli.inference.asks import Ask, hashed
 from chatbind_cli.inference.decoding import AnswerDecoder, Generated, GrowingText
 from chatbind_cli.inference.engine import Show
-from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.sampling import NOT_FINITE, needs_text
 from chatbind_cli.model.chatbind import media_inputs
 
@@ -38,17 +37,11 @@ class FixedBatches:
     Args:
         model: its own generation settings are those of `ChatBindConfig.generation`.
         pad_id: what rows are padded with.
-        bos_id: the tokenizer's first token of a text, if it has one.
-        longest_context: tokens that a row may have.
     """
 
-    def __init__(
-        self, model: Any, *, pad_id: int, bos_id: int | None, longest_context: int | None
-    ) -> None:
+    def __init__(self, model: Any, pad_id: int) -> None:
         self._model = model
         self._pad_id = pad_id
-        self._bos_id = bos_id
-        self._longest = longest_context
 
     def groups(self, asks: Sequence[Ask], size: int, *, alone: bool) -> Iterator[list[Ask]]:
         """What can be answered together without one changing another's answer.
@@ -96,8 +89,8 @@ class FixedBatches:
         gone: Callable[[], Sequence[bool]],
     ) -> list[Generated]:
         device = self._model.device
-        settings, decoder = asks[0].settings, asks[0].decoder
-        heard = any(shows) and settings.num_beams == 1
+        decoder = asks[0].decoder
+        heard = any(shows) and asks[0].settings.num_beams == 1
         rows = [torch.tensor(ask.prompt.input_ids) for ask in asks]
         # on the left, so that the next token of every row stands at the same position
         padded = pad_sequence(rows, True, self._pad_id, padding_side="left")
@@ -110,7 +103,7 @@ class FixedBatches:
                 input_ids=padded.to(device),
                 attention_mask=mask.to(device),
                 **media_inputs(media, device),
-                generation_config=self._config(settings, length),
+                generation_config=self._config(asks[0]),
                 logits_processor=LogitsProcessorList([_Finite()]),
                 stopping_criteria=StoppingCriteriaList([ends]),
                 streamer=_TextStreamer(decoder, shows) if heard else None,
@@ -122,20 +115,16 @@ class FixedBatches:
             for ask, ids, own in zip(asks, answers, told, strict=True)
         ]
 
-    def _config(self, settings: GenerationSettings, prompt_length: int) -> GenerationConfig:
-        """The library's own words for the settings."""
-        room = settings.max_new_tokens
-        if self._longest is not None:
-            room = max(1, min(room, self._longest - prompt_length))
-        own = self._model.generation_config
+    def _config(self, ask: Ask) -> GenerationConfig:
+        """The library's own words for how an answer, and all of its group, is made."""
+        settings, own = ask.settings, self._model.generation_config
         values: dict[str, Any] = {
-            "max_new_tokens": room,
+            "max_new_tokens": ask.room,
             "num_beams": settings.num_beams,
             "do_sample": settings.sampled,
             "pad_token_id": self._pad_id,
             "eos_token_id": own.eos_token_id,
             "suppress_tokens": own.suppress_tokens,
-            "bos_token_id": self._bos_id,
             "repetition_penalty": settings.repetition_penalty,
             "no_repeat_ngram_size": settings.no_repeat_ngram_size,
             "return_dict_in_generate": True,

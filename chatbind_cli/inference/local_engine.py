@@ -19,7 +19,7 @@ from chatbind_cli.inference.asks import Ask
 from chatbind_cli.inference.choices import likeliest
 from chatbind_cli.inference.decoding import AnswerDecoder, Generated, Outcome
 from chatbind_cli.inference.dialogue import Dialogue
-from chatbind_cli.inference.engine import Show, Stream
+from chatbind_cli.inference.engine import Show, Stream, context_length, room_for_answer
 from chatbind_cli.inference.fixed_batches import FixedBatches
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.prefill import Prefill, longest_together, row_obstacle
@@ -62,15 +62,9 @@ class LocalEngine:
         self._decoder = lru_cache(maxsize=256)(
             lambda stop: AnswerDecoder(tokenizer, ends, (*stops, *stop))
         )
-        longest = getattr(model.config.text_config, "max_position_embeddings", None)
-        self.longest_context = longest if isinstance(longest, int) and longest > 0 else None
+        self.longest_context = context_length(model.config)
         pad = tokenizer.pad_token_id
-        self._fixed = FixedBatches(
-            model,
-            pad_id=pad if pad is not None else ends[0],
-            bos_id=tokenizer.bos_token_id,
-            longest_context=self.longest_context,
-        )
+        self._fixed = FixedBatches(model, pad if pad is not None else ends[0])
         self._prefill = Prefill(model)
         self._longest_together = longest_together(model.config.text_config)
         self._dialogues: list[Dialogue] = []
@@ -110,9 +104,7 @@ class LocalEngine:
         prompt = question.prompt
         assert prompt is not None, "the question was not prepared"
         settings = question.settings or settings
-        room = settings.max_new_tokens
-        if self.longest_context is not None:
-            room = max(1, min(room, self.longest_context - len(prompt.input_ids)))
+        room = room_for_answer(settings, len(prompt.input_ids), self.longest_context)
         first = Ask(question, prompt, settings, self._decoder(settings.stop), room)
         return [replace(first, sample=n) for n in range(settings.samples)]
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from difflib import get_close_matches
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -36,7 +37,10 @@ _SHOWN = 80
 
 
 def read_question(
-    line: Line, settings: GenerationSettings | None = None, *, choices: bool = False
+    line: Line,
+    settings: GenerationSettings = GenerationSettings(),  # noqa: B008 (frozen)
+    *,
+    choices: bool = False,
 ) -> Question:
     """The question in a line; one that cannot be answered has a `problem`.
 
@@ -46,8 +50,7 @@ def read_question(
         settings: the run's, which the record's `generation` changes.
         choices: whether the answer is one of the record's `choices`, or of the letters in its text.
     """
-    run = settings or GenerationSettings()
-    return question_in(line, record_id, lambda record: _asked(record, run, choices))
+    return question_in(line, record_id, partial(_asked, settings=settings, choices=choices))
 
 
 def question_in(

@@ -19,7 +19,13 @@ from chatbind_cli.errors import RecordError
 from chatbind_cli.inbox import Inbox
 from chatbind_cli.inference.completion import Answered, request_of
 from chatbind_cli.inference.decoding import AnswerDecoder, Generated, GrowingText, Outcome
-from chatbind_cli.inference.engine import Show, Stream, check_length
+from chatbind_cli.inference.engine import (
+    Show,
+    Stream,
+    check_length,
+    context_length,
+    room_for_answer,
+)
 from chatbind_cli.inference.front import prompt_embeddings
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.loaded_model import LoadedModel
@@ -90,9 +96,8 @@ class RemoteEngine:
             stack.callback(self._let_go)
             self._submit(self._replicas.connect()).result()
             self._open = stack.pop_all()
-        longest = getattr(model.config.text_config, "max_position_embeddings", None)
-        known = (longest, self._replicas.longest_context)
-        self.longest_context = min((n for n in known if isinstance(n, int) and n > 0), default=None)
+        known = (context_length(model.config), self._replicas.longest_context)
+        self.longest_context = min((n for n in known if n is not None), default=None)
 
     def __enter__(self) -> RemoteEngine:
         """Nothing more to do."""
@@ -183,20 +188,15 @@ class RemoteEngine:
         assert question.prompt is not None, "the question was not prepared"
         if question.choice_ids:
             raise RecordError("an engine does not tell how likely a choice is")
-        length, longest = len(question.prompt.input_ids), self.longest_context
-        check_length(length, longest)
-        room = (
-            settings.max_new_tokens
-            if longest is None
-            else min(settings.max_new_tokens, longest - length)
-        )
+        length = len(question.prompt.input_ids)
+        check_length(length, self.longest_context)
         decoder = AnswerDecoder(
             self._front.bundle.tokenizer, self._end_ids, (*self._stops, *settings.stop)
         )
         body = request_of(
             prompt_embeddings(self._front, question.prompt),
             settings,
-            room=room,
+            room=room_for_answer(settings, length, self.longest_context),
             end_ids=self._end_ids,
             never=self._never,
             stops=decoder.stops,

@@ -21,7 +21,7 @@ from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.pictures import MAP_WORK, open_one_channel
 from chatbind_cli.media.source import MediaSource
 
-NPY_MAGIC = b"\x93NUMPY"
+_NPY_MAGIC = b"\x93NUMPY"
 
 _HEADER_BYTES = 64 * 1024
 _MOST_AXES = 8
@@ -41,7 +41,7 @@ def open_map(source: MediaSource, options: MediaOptions) -> Iterator[npt.NDArray
         MediaError: it is no map, broken, too large, or its decoding would take more than the
             budget allows.
     """
-    if source.head(len(NPY_MAGIC)) != NPY_MAGIC:
+    if not is_npy(source):
         with open_one_channel(source, options.max_pixels) as values:
             yield values
         return
@@ -125,7 +125,7 @@ def open_heat(source: MediaSource, options: MediaOptions) -> Iterator[npt.NDArra
     """
     with open_map(source, options) as values:
         # Pillow's 32-bit integers come from files of 16 bits
-        if values.dtype == np.int32 and source.head(len(NPY_MAGIC)) != NPY_MAGIC:
+        if values.dtype == np.int32 and not is_npy(source):
             values = values.clip(0, 65535).astype(np.uint16)
         if values.dtype.kind == "f":
             if not (np.greater_equal(values, 0) & np.less_equal(values, 1)).all():  # nor NaN
@@ -149,6 +149,11 @@ class NpyHeader(NamedTuple):
     def sides(self) -> list[int]:
         """The axes that are longer or shorter than 1."""
         return [side for side in self.shape if side != 1]
+
+
+def is_npy(source: MediaSource) -> bool:
+    """Whether a file begins as NPY does."""
+    return source.head(len(_NPY_MAGIC)) == _NPY_MAGIC
 
 
 def read_npy_header(source: MediaSource) -> NpyHeader:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from chatbind_cli.errors import MediaError
 from chatbind_cli.media.guard import decoding
-from chatbind_cli.media.maps import NPY_MAGIC, read_npy, read_npy_header
+from chatbind_cli.media.maps import is_npy, read_npy, read_npy_header
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.source import MediaSource
 from chatbind_cli.media.tables import Columns, csv_rows, parquet_rows, read_csv, read_parquet
@@ -77,13 +77,12 @@ def open_motion(source: MediaSource, options: MediaOptions) -> Iterator[Motion]:
     Raises:
         MediaError: columns are missing, time runs backwards, or the file is broken or too large.
     """
-    head = source.head(6)
     most = options.max_array_bytes
-    if head == NPY_MAGIC:
+    if is_npy(source):
         numbers = math.prod(read_npy_header(source).shape)
         with decoding(min(source.size, most) + numbers // 6 * _STEP_BYTES, source.name):
             yield _motion(_from_array(source, options), source, options)
-    elif head[:4] == b"PAR1":
+    elif source.head(4) == b"PAR1":
         rows = parquet_rows(source, most)
         with decoding(_BASE_BYTES + rows * _STEP_BYTES, source.name):
             yield _motion(_by_name(read_parquet(source, rows, _is_wanted), source), source, options)

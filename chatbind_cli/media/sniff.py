@@ -6,6 +6,8 @@ Reading the content is left to the loaders.
 
 from __future__ import annotations
 
+import codecs
+
 from chatbind_cli.errors import MediaError
 from chatbind_cli.media.guard import IMPORTING
 from chatbind_cli.media.source import MediaSource
@@ -136,20 +138,28 @@ def _may_be_container(head: bytes) -> bool:
 def _table(head: bytes) -> str | None:
     """Text with several numbers on a line is taken for a motion recording."""
     try:
-        text = head.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        if error.start < len(head) - 4:  # more than a character cut at the end of `head`
-            return None
-        text = head[: error.start].decode("utf-8-sig")
+        text = beginning_of_text(head)
+    except UnicodeDecodeError:
+        return None
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     for line in lines[:3]:
         cells = [cell for cell in line.replace(";", ",").replace("\t", ",").split(",") if cell]
-        if len(cells) >= 6 and all(_is_number(cell) for cell in cells):
+        if len(cells) >= 6 and all(is_number(cell) for cell in cells):
             return "imu"
     return None
 
 
-def _is_number(cell: str) -> bool:
+def beginning_of_text(head: bytes) -> str:
+    """The first bytes of a file as text, without a character that they cut.
+
+    Raises:
+        UnicodeDecodeError: they are no text.
+    """
+    return codecs.getincrementaldecoder("utf-8-sig")().decode(head)
+
+
+def is_number(cell: str) -> bool:
+    """Whether a cell of a table is a number, in quotes or not."""
     try:
         float(cell.strip().strip('"'))
     except ValueError:

@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import BinaryIO
 
 from chatbind_cli.errors import MediaError
 from chatbind_cli.files import sha256_file
@@ -91,7 +91,6 @@ class MediaSource:
 def open_source(
     ref: str | Path | bytes,
     *,
-    stdin: IO[bytes] | None = None,
     limits: Limits = Limits(),  # noqa: B008 (frozen)
 ) -> MediaSource:
     """Finds the bytes behind a path, an http(s) URL, a data URI, `-` (standard input) or bytes.
@@ -108,19 +107,18 @@ def open_source(
     elif isinstance(ref, Path):
         source = _open_path(ref)
     else:
-        source = _open_named(ref, stdin, limits)
+        source = _open_named(ref, limits)
     if source.size == 0:
         raise MediaError("is empty", where=source.name)
     return source
 
 
-def _open_named(ref: str, stdin: IO[bytes] | None, limits: Limits) -> MediaSource:
+def _open_named(ref: str, limits: Limits) -> MediaSource:
     where = shown(ref)
     found = _SCHEME.match(ref)
     scheme = found[1].lower() if found else ""
     if ref == "-":
-        stream = stdin if stdin is not None else sys.stdin.buffer
-        return MediaSource(ref, data=read_stream(stream, "standard input"))
+        return MediaSource(ref, data=read_stream(sys.stdin.buffer, "standard input"))
     if scheme == "data":
         return MediaSource(ref, data=decode_data_uri(ref, where, limits.most_bytes))
     if scheme in ("http", "https"):

@@ -19,6 +19,7 @@ import pyarrow.parquet
 
 from chatbind_cli.errors import MediaError
 from chatbind_cli.media.guard import check_time, reading
+from chatbind_cli.media.sniff import beginning_of_text, is_number
 from chatbind_cli.media.source import MediaSource
 
 Columns = dict[str, npt.NDArray[np.float64]]
@@ -59,7 +60,7 @@ def read_csv(source: MediaSource, wanted: Callable[[str], bool]) -> tuple[Column
     blanks = delimiter == " "
     cells = first.split() if blanks else next(csv.reader([first], delimiter=delimiter))
     cells = [cell.strip() for cell in cells]
-    named = not all(_is_number(cell) for cell in cells if cell)
+    named = not all(is_number(cell) for cell in cells if cell)
     names = _unique(cells) if named else [f"c{i}" for i in range(len(cells))]
     if len(names) > _MOST_COLUMNS:
         raise MediaError(f"has more than {_MOST_COLUMNS} columns", where=source.name)
@@ -92,15 +93,6 @@ def csv_rows(source: MediaSource, max_bytes: int) -> int:
         while part := stream.read(1 << 20):
             rows += max(part.count(b"\n"), part.count(b"\r"))
     return rows
-
-
-def _is_number(cell: str) -> bool:
-    """Whether a text is a number."""
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
 
 
 def read_parquet(source: MediaSource, max_rows: int, wanted: Callable[[str], bool]) -> Columns:
@@ -257,11 +249,9 @@ def _with_commas(stream: BinaryIO) -> BinaryIO:
 def _first_line(source: MediaSource) -> tuple[str, int]:
     """The first line that is not a comment, and how many lines stand before it."""
     try:
-        text = source.head(_HEAD_BYTES).decode("utf-8-sig")
+        text = beginning_of_text(source.head(_HEAD_BYTES))
     except UnicodeDecodeError as error:
-        if error.start < _HEAD_BYTES - 4:
-            raise MediaError("is not text", where=source.name) from error
-        text = source.head(error.start).decode("utf-8-sig")
+        raise MediaError("is not text", where=source.name) from error
     for number, line in enumerate(text.splitlines()):
         if line.strip() and not line.startswith("#"):
             return line, number

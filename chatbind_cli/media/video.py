@@ -33,7 +33,7 @@ from chatbind_cli.media.container import (
     start_seconds,
     video_streams,
 )
-from chatbind_cli.media.frames import SMALL_PIXELS, WHOLE_PIXELS, FrameBudget
+from chatbind_cli.media.frame_budget import SMALL_PIXELS, WHOLE_PIXELS, FrameBudget
 from chatbind_cli.media.guard import decoding
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.source import MediaSource
@@ -55,7 +55,7 @@ Cut = Callable[[float], Sequence[tuple[Fraction, Fraction]]]
 
 
 class Film(NamedTuple):
-    """An opened video, and the count of its frames."""
+    """An opened video, and what its frames may take."""
 
     container: InputContainer
     stream: VideoStream
@@ -69,8 +69,6 @@ class Film(NamedTuple):
         rate = self.stream.average_rate or Fraction(25)
         self.budget.flushed()
         for count, frame in enumerate(decoded(self.container, self.stream, self.budget.sent)):
-            if not isinstance(frame, VideoFrame):
-                continue
             self.budget.received(frame)
             _check_size(frame.width, frame.height, self.source, self.max_pixels)
             time = count / rate
@@ -126,7 +124,16 @@ def read_ends(
         MediaError: it is cut short, or see `open_film`.
     """
     with open_film(source, max_pixels) as film:
-        return _read(film, cut, see)
+        container, stream = film.container, film.stream
+        declared = declared_seconds(container, stream)
+        duration = declared if declared is not None else measured_seconds(container, stream)
+        seen = _seen(see)
+        ends = _look(film, cut(float(duration or 0)), seen)
+        if declared is not None and None in ends:  # its header may be wrong
+            duration = measured_seconds(container, stream)
+            refuse_cut_short(container, source, declared, duration or Fraction(0))
+            ends = _look(film, cut(float(duration or 0)), seen)
+        return _all_of(ends, source)
 
 
 def read_frames(
@@ -162,7 +169,7 @@ def read_frames(
         chosen = choose(total, total * float(end * unit) / len(ticks))
         starts = [int(ticks[first + n]) * unit for n in chosen]
         cuts = [(start, start + _NEAR * 2) for start in starts]
-        return [frame for frame, _ in _found(film, _look(film, cuts, _seen(see)))]
+        return [frame for frame, _ in _all_of(_look(film, cuts, _seen(see)), source)]
 
 
 @dataclass
@@ -199,29 +206,15 @@ class _Stretch(Generic[T]):
             self.early = self.first = self.last = None
 
 
-def _read(film: Film, cut: Cut, see: Callable[[npt.NDArray[np.uint8]], T]) -> list[tuple[T, T]]:
-    """The ends of all stretches; a wrong length in the header is found out and measured."""
-    container, stream, source = film.container, film.stream, film.source
-    declared = declared_seconds(container, stream)
-    duration = declared if declared is not None else measured_seconds(container, stream)
-    seen = _seen(see)
-    found = _look(film, cut(float(duration or 0)), seen)
-    if declared is not None and None in found:
-        duration = measured_seconds(container, stream)
-        refuse_cut_short(container, source, declared, duration or Fraction(0))
-        found = _look(film, cut(float(duration or 0)), seen)
-    return _found(film, found)
-
-
 def _seen(see: Callable[[npt.NDArray[np.uint8]], T]) -> Callable[[VideoFrame], T]:
     """Stretches overlap: the frame looked at last is often looked at again."""
     return lru_cache(maxsize=1)(lambda frame: see(_upright_rgb(frame)))
 
 
-def _found(film: Film, ends: Sequence[tuple[T, T] | None]) -> list[tuple[T, T]]:
+def _all_of(ends: Sequence[tuple[T, T] | None], source: MediaSource) -> list[tuple[T, T]]:
     found = [pair for pair in ends if pair is not None]
     if len(found) < len(ends):
-        raise MediaError(_NO_FRAME, where=film.source.name)
+        raise MediaError(_NO_FRAME, where=source.name)
     return found
 
 

@@ -22,10 +22,10 @@ from chatbind_cli.inference.openai_reply import Head, chunk, completion, final_c
 from chatbind_cli.json_text import Record
 from chatbind_cli.serving.desk import Desk
 from chatbind_cli.serving.embeddings import Embeddings
+from chatbind_cli.serving.incoming import Bodies, attended
 from chatbind_cli.serving.limits import Limits
 from chatbind_cli.serving.metrics import Metrics
 from chatbind_cli.serving.replies import EventStream, json_reply
-from chatbind_cli.serving.requests import Bodies, attended
 from chatbind_cli.serving.ticket import Ticket
 
 

@@ -18,7 +18,7 @@ from chatbind_cli.inference.openai_reply import error_body, error_record
 from chatbind_cli.json_text import Record
 from chatbind_cli.jsonl import dumps
 from chatbind_cli.serving.desk import BusyError
-from chatbind_cli.serving.requests import attended
+from chatbind_cli.serving.incoming import attended
 
 _HEADERS = {
     401: {"WWW-Authenticate": "Bearer"},

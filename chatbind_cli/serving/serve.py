@@ -22,11 +22,11 @@ from chatbind_cli.media.root import MediaRoot
 from chatbind_cli.serving.app import Api
 from chatbind_cli.serving.desk import Desk
 from chatbind_cli.serving.door import Door
+from chatbind_cli.serving.incoming import Bodies
 from chatbind_cli.serving.limits import Limits
 from chatbind_cli.serving.listening import Server, address_of, bind
 from chatbind_cli.serving.metrics import Metrics
 from chatbind_cli.serving.page.routes import page_routes
-from chatbind_cli.serving.requests import Bodies
 
 _LOOPBACK = ("127.", "::1")
 _READERS = 32

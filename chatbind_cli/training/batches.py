@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice
 from typing import Any, Final, NamedTuple, cast
 
@@ -26,6 +27,7 @@ from chatbind_cli.console import note
 from chatbind_cli.data.tokens import IGNORE_INDEX
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
 from chatbind_cli.model.packed_attention import read_by_sequence
+from chatbind_cli.stopping import leave_to_parent
 from chatbind_cli.training.arguments import on_gpu
 from chatbind_cli.training.packing import Packing, packs_exactly
 from chatbind_cli.training.positions import Collate
@@ -197,7 +199,7 @@ class StepSamples(Dataset[Any]):
 def step_loader(
     steps: StepSamples, order: Sampler[Step], workers: int, seed: int
 ) -> DataLoader[Any]:
-    """Makes steps, ahead of their use where there are workers to do so.
+    """Makes steps, ahead of their use where there are workers, which leave signals to this process.
 
     Each has its batches under `passes`, with arrays for `tensors` to make tensors of.
     """
@@ -206,7 +208,7 @@ def step_loader(
         batch_sampler=cast(Any, order),
         collate_fn=_in_arrays,
         num_workers=workers,
-        worker_init_fn=_work_alone,
+        worker_init_fn=partial(leave_to_parent, also=_work_alone),
         # the workers' seed: the process's own random state is left alone
         generator=torch.Generator().manual_seed(seed),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -18,40 +18,23 @@ _OPTIMIZER: Final = 8  # AdamW's two moments in float32
 _GIB: Final = 2**30
 
 
-class Memory(Protocol):
-    """What is asked of a device's memory, in bytes."""
-
-    def begin(self) -> int:
-        """How much tensors take now; the highest is counted from here on."""
-
-    def highest(self) -> int:
-        """The most that tensors have taken since."""
-
-    def room(self) -> int:
-        """What there is for this process's tensors in all."""
-
-
 class GpuMemory:
-    """The memory of a GPU.
-
-    Args:
-        device: the GPU.
-    """
+    """What is asked of a GPU's memory, in bytes."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
     def begin(self) -> int:
-        """See `Memory`."""
+        """How much tensors take now; the highest is counted from here on."""
         torch.cuda.reset_peak_memory_stats(self._device)
         return torch.cuda.memory_allocated(self._device)
 
     def highest(self) -> int:
-        """See `Memory`."""
+        """The most that tensors have taken since."""
         return torch.cuda.max_memory_allocated(self._device)
 
     def room(self) -> int:
-        """See `Memory`."""
+        """What there is for this process's tensors in all."""
         return torch.cuda.mem_get_info(self._device)[0] + torch.cuda.memory_reserved(self._device)
 
 
@@ -86,7 +69,7 @@ class Trial:
     def __init__(
         self,
         model: PreTrainedModel,
-        memory: Memory,
+        memory: GpuMemory,
         rows: int,
         length: int,
         agreed: Callable[[bool], bool],

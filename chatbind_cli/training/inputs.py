@@ -30,7 +30,7 @@ from chatbind_cli.jsonl import Record, dumps, read_records
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.root import MediaRoot
-from chatbind_cli.pictures import check_picture
+from chatbind_cli.plots import check_plot
 from chatbind_cli.training.data_files import DataFile
 from chatbind_cli.training.settings import TrainingSettings
 from chatbind_cli.worker import STATUS_FOLDER
@@ -227,7 +227,7 @@ def _check_files(settings: TrainingSettings) -> None:
     encoders = [Path(one) for one in settings.encoders if not is_reference(one)]
     refuse_overlap(settings.output, [*given, *encoders, *settings.stores])
     if settings.plot is not None:
-        check_picture(settings.plot, "--plot")
+        check_plot(settings.plot)
     if not (settings.model / "config.json").is_file():
         raise CheckpointError(
             "is no folder of a language model: it has no config.json",

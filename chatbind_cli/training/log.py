@@ -24,7 +24,7 @@ from chatbind_cli import worker
 from chatbind_cli.artifacts import emit_record
 from chatbind_cli.console import note, quiet
 from chatbind_cli.jsonl import Record, dumps
-from chatbind_cli.pictures import save_picture
+from chatbind_cli.plots import save_plot
 
 # what the Trainer tells once at the end goes into the artefact record instead
 _SUMMARY = "train_runtime"
@@ -194,7 +194,7 @@ def plot_loss(records: Sequence[Record], path: Path, *, title: str) -> None:
         right.set_ylim(bottom=0)
     if axes.lines:
         figure.legend(loc="upper right", bbox_to_anchor=(0.88, 0.9), fontsize="small")
-    save_picture(figure, path, "loss curve")
+    save_plot(figure, path, "loss curve")
 
 
 def smoothed(values: Sequence[float]) -> list[float]:

@@ -25,10 +25,10 @@ class EmbeddingNoise(TrainerCallback):
     Args:
         scale: about how long the noise is, as a multiple of the embedding's norm.
         seed: of the run.
-        widths: of the embeddings of each encoder, which lie side by side in a row; none: of one.
+        widths: of the embeddings of each encoder, which lie side by side in a row.
     """
 
-    def __init__(self, scale: float, seed: int, widths: Sequence[int] = ()) -> None:
+    def __init__(self, scale: float, seed: int, widths: Sequence[int]) -> None:
         self._scale = scale
         self._seed = seed
         self._widths = list(widths)
@@ -51,12 +51,11 @@ class EmbeddingNoise(TrainerCallback):
 
         Args:
             rows: float32 [media, embedding_dim], not normalised.
-            index: which sample it is; the filler `~i` is sample i.
+            index: which sample it is.
 
         Returns:
             New rows of the same shape.
         """
-        index = index if index >= 0 else ~index
         key = np.array([self._seed, int(self._epoch)], dtype=np.int64).astype(np.uint64)
         noise = np.empty(rows.shape, dtype=np.float32)
         for place, row in enumerate(noise):
@@ -64,10 +63,8 @@ class EmbeddingNoise(TrainerCallback):
             counter = np.array([0, 0, index, place], dtype=np.uint64)
             generator = np.random.Generator(np.random.Philox(counter=counter, key=key))
             generator.standard_normal(out=row, dtype=np.float32)
-        widths = self._widths or [rows.shape[-1]]
-        drawn = torch.from_numpy(noise)
-        parts = zip(rows.split(widths, dim=-1), drawn.split(widths, dim=-1), strict=True)
-        return torch.cat([self._added(*part) for part in parts], dim=-1)
+        both = (x.split(self._widths, dim=-1) for x in (rows, torch.from_numpy(noise)))
+        return torch.cat([self._added(*part) for part in zip(*both, strict=True)], dim=-1)
 
     def _added(self, part: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
         deviation = self._scale * part.norm(dim=-1, keepdim=True) / part.shape[-1] ** 0.5

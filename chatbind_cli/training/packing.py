@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 
 from chatbind_cli.data.tokens import IGNORE_INDEX
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
-from chatbind_cli.training.throughput import Work
+from chatbind_cli.training.samples import beside_tokens
 
 Layout = list[list[list[list[int]]]]  # [pass][process][row][sample]
 
@@ -197,13 +197,7 @@ class RowCollator:
             "position_ids": torch.from_numpy(positions),
             "sequence_lengths": [[n for n in (*row, width - sum(row)) if n > 0] for row in lengths],
         }
-        media = [sample.get("media_embeddings") for row in rows for sample in row]
-        if any(one is not None for one in media):
-            batch["media_embeddings"] = torch.cat([one for one in media if one is not None])
-        labelled = int((labels != IGNORE_INDEX).sum())
-        batch["work"] = Work.of((n for row in lengths for n in row), labelled)
-        batch["samples"] = [sample.get("number", -1) for row in rows for sample in row]
-        return batch
+        return {**batch, **beside_tokens(list(chain.from_iterable(rows)), batch["labels"])}
 
 
 @torch.no_grad()

@@ -61,8 +61,7 @@ class SharedPrefix:
             batch: of `WithPositions`, on the model's device.
         """
         batch = dict(batch)
-        # a loader that pins memory makes lists of tuples
-        tokens = tuple(batch.pop("prefix", ()))
+        tokens = batch.pop("prefix", ())
         if not (self._wanted and tokens):
             return batch
         if not self._tried:

@@ -20,6 +20,7 @@ from chatbind_cli.data.tokens import IGNORE_INDEX, PromptEncoder
 from chatbind_cli.encoders.encoder import Encoder
 from chatbind_cli.errors import ChatBindError, RecordError
 from chatbind_cli.files import free_bytes
+from chatbind_cli.hardware import memory
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.model.assemble import read_without_weights
@@ -165,20 +166,21 @@ def _look_at_memory(
         "a process needs about {:.1f} GiB: {:.1f} for weights, {:.1f} for gradients and optimizer, "
         "{:.1f} for activations of {:,} tokens"
     ).format(*(part / GIB for part in parts), tokens)
-    memory = _gpu_memory() if gpus else _main_memory()
-    if memory is None:
+    free = memory()
+    room = _gpu_memory() if gpus else free and free[1]
+    if room is None:
         note(told)
-    elif needs.total > _ROOM * memory:
-        told += f"; there are {memory / GIB:.1f}"
+    elif needs.total > _ROOM * room:
+        told += f"; there are {room / GIB:.1f}"
         saving = replace(settings, gradient_checkpointing=True)
         saved = memory_needed(saving, shape, tokens=tokens, half=half, shards=shards).total
-        if gpus and settings.gradient_checkpointing is None and saved <= _ROOM * memory:
+        if gpus and settings.gradient_checkpointing is None and saved <= _ROOM * room:
             note(f"{told}, and so activations will be computed twice")
             return
-        how = advice(settings, shape, tokens=tokens, half=half, room=_ROOM * memory, gpus=gpus)
+        how = advice(settings, shape, tokens=tokens, half=half, room=_ROOM * room, gpus=gpus)
         note(told + (f": try {how}" if how else ""))
     elif gpus:
-        note(f"{told}, of {memory / GIB:.1f}")
+        note(f"{told}, of {room / GIB:.1f}")
 
 
 def _gpu_memory() -> float | None:
@@ -188,13 +190,4 @@ def _gpu_memory() -> float | None:
         said = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout
         return min(float(line) for line in said.split()) * 2**20
     except (OSError, subprocess.SubprocessError, ValueError):
-        return None
-
-
-def _main_memory() -> float | None:
-    """Bytes that are available without swapping; None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(float(line.split()[1]) * 1024 for line in lines if "MemAvailable" in line)
-    except (OSError, StopIteration):
         return None

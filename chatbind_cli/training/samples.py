@@ -108,18 +108,12 @@ class Collator:
         """
         lengths = torch.tensor([len(s["input_ids"]) for s in samples])
         ids = self._padded([s["input_ids"] for s in samples], self.pad_token_id)
-        batch: dict[str, Any] = {
+        batch = {
             "input_ids": ids,
             "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long(),
             "labels": self._padded([s["labels"] for s in samples], IGNORE_INDEX),
         }
-        media = [s["media_embeddings"] for s in samples if s.get("media_embeddings") is not None]
-        if media:
-            batch["media_embeddings"] = torch.cat(media)
-        labelled = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
-        batch["work"] = Work.of(lengths.tolist(), labelled)
-        batch["samples"] = [s.get("number", -1) for s in samples]
-        return batch
+        return {**batch, **beside_tokens(samples, batch["labels"])}
 
     def _padded(self, rows: Sequence[list[int]], value: int) -> torch.Tensor:
         multiple = self.pad_to_multiple_of
@@ -127,3 +121,14 @@ class Collator:
         for place, row in enumerate(rows):
             padded[place, : len(row)] = row
         return torch.from_numpy(padded)
+
+
+def beside_tokens(samples: Sequence[Mapping[str, Any]], labels: torch.Tensor) -> dict[str, Any]:
+    """What a batch of samples has beside their tokens: see `Collator`; `labels` are the batch's."""
+    media = [s["media_embeddings"] for s in samples if s.get("media_embeddings") is not None]
+    labelled = int((labels[:, 1:] != IGNORE_INDEX).sum())
+    return {
+        **({"media_embeddings": torch.cat(media)} if media else {}),
+        "work": Work.of((len(s["input_ids"]) for s in samples), labelled),
+        "samples": [s.get("number", -1) for s in samples],
+    }

@@ -156,8 +156,8 @@ class ChatBindTrainer(ShardedTrainer):
                 self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Steps, made by processes that leave signals to this one: to the Trainer, batches."""
-        return _shielded(self._steps.loader(self.args))
+        """Steps: to the Trainer, batches."""
+        return self._steps.loader(self.args)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -308,8 +308,3 @@ class ChatBindTrainer(ShardedTrainer):
         if is_sharded(self.trained):
             return gathered(self.trained)
         return dict(self.trained.state_dict()) if self.args.should_save else {}
-
-
-def _shielded(loader: DataLoader[Any]) -> DataLoader[Any]:
-    loader.worker_init_fn = partial(stopping.leave_to_parent, also=loader.worker_init_fn)
-    return loader

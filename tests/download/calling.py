@@ -7,15 +7,13 @@ from types import SimpleNamespace
 from unittest import mock
 
 from chatbind_cli.cli import run
-from chatbind_cli.download.hub import Hub
 
 
-def chatbind(*words, hub=None, offline=False, cache=None):
+def chatbind(*words, offline=False, cache=None):
     """What `chatbind download` with some words prints and returns.
 
     Args:
         words: of the call.
-        hub: the hub's address, which its library reads once, when it is imported.
         offline: as with HF_HUB_OFFLINE.
         cache: the hub's cache.
     """
@@ -23,9 +21,6 @@ def chatbind(*words, hub=None, offline=False, cache=None):
         out = stack.enter_context(redirect_stdout(io.StringIO()))
         errors = stack.enter_context(redirect_stderr(io.StringIO()))
         stack.enter_context(mock.patch("huggingface_hub.constants.HF_HUB_OFFLINE", offline))
-        if hub is not None:
-            there = mock.patch("chatbind_cli.download.fetch.Hub", lambda _: Hub(hub))
-            stack.enter_context(there)
         if cache is not None:
             stack.enter_context(mock.patch("huggingface_hub.constants.HF_HUB_CACHE", str(cache)))
         code, message = run(["download", *words])

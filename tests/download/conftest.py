@@ -176,12 +176,25 @@ class _Quiet(ThreadingHTTPServer):
 
 
 @pytest.fixture
-def server():
-    """A running server; see `Server`."""
+def hub_at(monkeypatch):
+    """Tells the hub's library where the hub is; it reads HF_ENDPOINT when it is imported."""
+
+    def tell(url):
+        template = url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+    return tell
+
+
+@pytest.fixture
+def server(hub_at):
+    """A running server, which is the hub, too; see `Server`."""
     state = Server()
     handler = type("Handler", (_Handler,), {"state": state})
     with _Quiet(("127.0.0.1", 0), handler) as running:
         state.url = f"http://127.0.0.1:{running.server_address[1]}"
+        hub_at(state.url)
         state.other_url = state.url.replace("127.0.0.1", "localhost")
         thread = threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True)
         thread.start()

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from chatbind_cli.download.archive import unpack
-from chatbind_cli.errors import DownloadError
+from chatbind_cli.errors import ChatBindError, DownloadError
 
 FILES = {"a.txt": b"alpha", "sub/b.bin": bytes(100_000), "sub/deep/c": b""}
 
@@ -205,7 +205,7 @@ def test_large_members_come_out_of_every_kind_of_tar(tmp_path, mode):
 def test_no_room_is_said_before_anything_is_written(tmp_path, monkeypatch):
     archive = make_zip(tmp_path / "x", FILES)
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10))
-    with pytest.raises(DownloadError, match="make room"):
+    with pytest.raises(ChatBindError, match="make room"):
         unpack(archive, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -53,9 +53,6 @@ WANTED = {
 def away(server, tmp_path, monkeypatch):
     """The hub's library talks to the server, and keeps its cache here; working folder: empty."""
     server.add_repo("owner/name", FILES)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
-    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -109,7 +106,7 @@ def test_one_form_of_the_weights_is_fetched(away, monkeypatch, weights, wanted):
 
 
 def test_what_download_has_put_here_is_taken_if_it_is_whole(away, tmp_path):
-    assert chatbind("hf:owner/name", hub=away.url).returncode == 0
+    assert chatbind("hf:owner/name").returncode == 0
     asked = len(away.requests)
     assert encoder_folder("hf:owner/name") == Path("name")
     assert encoder_folder(f"hf:owner/name@{'c' * 40}") == Path("name")
@@ -133,7 +130,7 @@ def test_nothing_is_fetched_that_nobody_has_asked_for(away):
 
 
 def test_settings_alone_are_not_whole(away, tmp_path):
-    assert chatbind("hf:owner/name", "--include", "*.json", hub=away.url).returncode == 0
+    assert chatbind("hf:owner/name", "--include", "*.json").returncode == 0
     assert encoder_folder("hf:owner/name").is_relative_to(tmp_path / "cache")
 
 
@@ -168,7 +165,7 @@ def test_languagebind_of_the_catalogue_is_five_repositories_that_are_one_encoder
         config = (published / f"LanguageBind_{name}" / "config.json").read_bytes()
         files = {"config.json": config, "pytorch_model.bin": b"w", "merges.txt": b""}
         away.add_repo(f"LanguageBind/LanguageBind_{name}", files)
-    done = chatbind("languagebind", hub=away.url)
+    done = chatbind("languagebind")
     assert done.returncode == 0, done.stderr
     folder = Path("checkpoints/languagebind")
     assert names(folder) >= {f"LanguageBind_{name}/pytorch_model.bin" for name in names_}
@@ -181,7 +178,7 @@ def test_languagebind_of_the_catalogue_is_five_repositories_that_are_one_encoder
     assert len(away.requests) == asked
     (folder / "LanguageBind_Depth/config.json").unlink()
     assert json.loads(chatbind("--list", "languagebind").stdout)["files_present"] == 4
-    again = chatbind("languagebind", hub=away.url)
+    again = chatbind("languagebind")
     fetched = [line for line in again.stdout.splitlines() if '"downloaded"' in line]
     assert len(fetched) == 1 and "LanguageBind_Depth/config.json" in fetched[0]
 

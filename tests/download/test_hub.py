@@ -30,7 +30,7 @@ def hub(server):
     server.add_repo("owner/name", FILES)
     server.add_repo("owner/bins", {"pytorch_model.bin": WEIGHTS, "a.msgpack": b"no"})
     server.add_repo("owner/set", {"d.json": b"[1]"}, kind="datasets")
-    return Hub(server.url)
+    return Hub()
 
 
 def listed(hub, word, include=()):
@@ -96,9 +96,10 @@ def test_a_revision_that_is_not_there_is_named(hub):
         listed(hub, "hf:owner/name@nowhere")
 
 
-def test_an_unreachable_hub_is_one_line(tmp_path, monkeypatch):
+def test_an_unreachable_hub_is_one_line(hub_at, tmp_path, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # the hub's library waits 23 s
-    hub = Hub("http://127.0.0.1:9")
+    hub_at("http://127.0.0.1:9")
+    hub = Hub()
     for call in (
         lambda: listed(hub, "hf:a/b"),
         lambda: hub.fetch(HubRef(repo="a/b", file="f"), tmp_path),
@@ -140,7 +141,8 @@ def test_a_repository_is_listed_once(hub, server):
 
 SNAPSHOT = """
 from chatbind_cli.download.hub import fetch_snapshot
-print(fetch_snapshot("owner/name"))
+from chatbind_cli.download.requests import HubRef
+print(fetch_snapshot(HubRef(repo="owner/name")))
 """
 
 
@@ -182,7 +184,7 @@ from pathlib import Path
 from chatbind_cli.download.hub import Hub
 from chatbind_cli.download.requests import HubRef
 ref = HubRef(repo="owner/name", file="model.safetensors")
-print(Hub(sys.argv[1]).fetch(ref, Path(sys.argv[2])))
+print(Hub().fetch(ref, Path(sys.argv[1])))
 """
 
 
@@ -190,8 +192,8 @@ def test_a_hub_that_stalls_is_asked_again(hub, server, fault, tmp_path):
     content = "/content/models/owner/name/model.safetensors"
     server.faults[content] += [fault.stall(3)]
     done = subprocess.run(
-        [sys.executable, "-c", STALLED, server.url, str(tmp_path)],
-        env={**os.environ, "HF_HUB_DOWNLOAD_TIMEOUT": "1"},
+        [sys.executable, "-c", STALLED, str(tmp_path)],
+        env={**os.environ, "HF_ENDPOINT": server.url, "HF_HUB_DOWNLOAD_TIMEOUT": "1"},
         check=True,
         capture_output=True,
         timeout=60,
@@ -212,8 +214,8 @@ def test_the_token_goes_to_the_hub_and_to_nobody_else(hub, server, tmp_path, mon
         assert file.is_dir() or b"secret" not in file.read_bytes()
 
 
-def fetch_words(server, folder, *words, **options):
-    return chatbind(*words, "-o", str(folder), hub=server.url, **options)
+def fetch_words(folder, *words, **options):
+    return chatbind(*words, "-o", str(folder), **options)
 
 
 def statuses(result):
@@ -222,12 +224,12 @@ def statuses(result):
 
 def test_without_a_network_what_is_here_is_present(hub, server, tmp_path):
     away = {"offline": True, "cache": tmp_path / "home"}
-    assert fetch_words(server, tmp_path, "hf:owner/name").returncode == 0
+    assert fetch_words(tmp_path, "hf:owner/name").returncode == 0
     asked = len(server.requests)
-    again = fetch_words(server, tmp_path, "hf:owner/name", **away)
+    again = fetch_words(tmp_path, "hf:owner/name", **away)
     assert again.returncode == 0, again.stderr
     assert statuses(again) == ["present"] * 3
-    elsewhere = fetch_words(server, tmp_path / "b", "hf:owner/name", **away)
+    elsewhere = fetch_words(tmp_path / "b", "hf:owner/name", **away)
     assert elsewhere.returncode == 1
     assert "HF_HUB_OFFLINE is set" in elsewhere.stderr
     assert len(server.requests) == asked
@@ -241,7 +243,7 @@ def test_without_a_network_the_hubs_cache_is_copied_from_if_it_has_all(hub, serv
     asked = len(server.requests)
     words = ("hf:owner/name", "hf:owner/name/config.json")
     for word in words:
-        copied = fetch_words(server, tmp_path / "a", word, **away)
+        copied = fetch_words(tmp_path / "a", word, **away)
         assert copied.returncode == 0, copied.stderr
     folder = tmp_path / "a/name"
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
@@ -249,7 +251,7 @@ def test_without_a_network_the_hubs_cache_is_copied_from_if_it_has_all(hub, serv
     assert (folder / "sub/tokenizer.json").read_bytes() == b"[]"
     for link in (tmp_path / "home").rglob("model.safetensors"):
         link.unlink()
-    part = fetch_words(server, tmp_path / "b", "hf:owner/name", **away)
+    part = fetch_words(tmp_path / "b", "hf:owner/name", **away)
     assert part.returncode == 1
     assert "not all of it" in part.stderr
     assert not (tmp_path / "b").exists()
@@ -279,7 +281,7 @@ def test_a_repository_killed_at_any_moment_is_resumed_to_the_same_files(server, 
         process.wait()
         for name in weights:
             server.faults[f"/content/models/owner/big/{name}"].clear()
-        again = fetch_words(server, folder, "hf:owner/big")
+        again = fetch_words(folder, "hf:owner/big")
         assert again.returncode == 0, again.stderr
         for name, data in weights.items():
             assert (folder / "big" / name).read_bytes() == data

@@ -291,7 +291,7 @@ def test_redirects_are_followed_but_not_to_other_protocols(client, server, fault
 def test_no_room_is_said_before_the_disk_is_full(client, server, tmp_path, monkeypatch):
     server.files["/f"] = DATA
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1_000_000))
-    with pytest.raises(DownloadError, match=r"needs 3\.00 MB and 1\.00 MB are free.*make room"):
+    with pytest.raises(ChatBindError, match=r"needs 3\.00 MB and 1\.00 MB are free.*make room"):
         fetch(client, server, tmp_path / "f")
     assert (tmp_path / "f.part").stat().st_size == 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import re
@@ -24,8 +23,8 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 def lines(kind, ends=True):
     """The lines in the commands' help, of those that end, or of the one that does not."""
-    for name, (module, _) in cli.COMMANDS.items():
-        command = importlib.import_module(f"chatbind_cli.commands.{module}").command
+    for name, lazy in cli.app.commands.items():
+        command = lazy.load()
         for line in getattr(command, kind) if ends != (name == "serve") else ():
             yield pytest.param(line, id=f"{name}: {line[:60]}")
 
@@ -61,8 +60,7 @@ def parse(line):
     words = shlex.split(line)
     assert words[0].endswith("chatbind"), line
     name, *rest = words[1:]
-    module = importlib.import_module(f"chatbind_cli.commands.{cli.COMMANDS[name][0]}")
-    command: click.Command = module.command
+    command: click.Command = cli.app.commands[name].load()
     with command.make_context(name, rest, resilient_parsing=False):
         pass
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from chatbind_cli import batches, endpoint
+from chatbind_cli import batch_api, endpoint
 from tests.batch_server import BatchServer
 from tests.program import chatbind
 
@@ -26,7 +26,7 @@ KEY = "sk-secret-1234567890"
 def server(
     monkeypatch: pytest.MonkeyPatch, quick_retries: None, judge_server: Any
 ) -> Iterator[BatchServer]:
-    monkeypatch.setattr(batches, "_FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(batch_api, "_FIRST_PAUSE_S", 0.01)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     found = BatchServer()
     found.answer = lambda request: f"8 6\nseen {len(request['messages'][1]['content'])}"
@@ -110,7 +110,7 @@ def test_old_reviews_stay_until_new_ones_take_their_place(world: Path, server: B
 def test_of_several_batches_those_that_are_over_are_taken(
     world: Path, server: BatchServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches, "_MOST_REQUESTS", 3)
+    monkeypatch.setattr(batch_api, "_MOST_REQUESTS", 3)
     assert review(world, server, "--batch", "leave").returncode == 75
     assert [b["request_counts"]["total"] for b in server.batches.values()] == [3, 3, 2]
     server.looks = 4
@@ -125,7 +125,7 @@ def test_of_several_batches_those_that_are_over_are_taken(
 def test_large_files_are_cut_where_an_endpoint_would_refuse_them(
     world: Path, server: BatchServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches, "_MOST_BYTES", 9000)
+    monkeypatch.setattr(batch_api, "_MOST_BYTES", 9000)
     assert review(world, server, "--batch").returncode == 0
     assert len(server.batches) > 1
     assert max(len(server.files[b["input_file_id"]]) for b in server.batches.values()) <= 9000
@@ -339,7 +339,7 @@ def test_a_reply_is_on_the_bill_once(world: Path, server: BatchServer) -> None:
 def test_what_batches_under_way_may_cost_is_not_spent_on_asking_again(
     world: Path, server: BatchServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches, "_MOST_REQUESTS", 4)
+    monkeypatch.setattr(batch_api, "_MOST_REQUESTS", 4)
     server.answer = lambda request: "no idea"
     more = ["--batch", "leave", "--max-tokens", 20, "--max-cost", 6]
     assert review(world, server, *more).returncode == 75  # 0.6 USD may each of 8 cost
@@ -409,7 +409,7 @@ def test_two_runs_at_once_and_a_run_of_another_judge_are_refused(
 def test_a_refused_batch_takes_no_other_with_it(
     world: Path, server: BatchServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches, "_MOST_REQUESTS", 4)
+    monkeypatch.setattr(batch_api, "_MOST_REQUESTS", 4)
     assert review(world, server, "--batch", "leave").returncode == 75
     server.batches["batch_1"] |= {"status": "failed", "looks": 9}
     done = review(world, server, "--batch")

@@ -75,8 +75,13 @@ class Server(ThreadingHTTPServer):
 @pytest.fixture
 def servers() -> Iterator[tuple[Server, Server]]:
     """One at the address that counts as public, and one at another, on the same port."""
-    public = Server((PUBLIC, 0))
-    private = Server((PRIVATE, public.server_port))
+    while True:
+        public = Server((PUBLIC, 0))
+        try:
+            private = Server((PRIVATE, public.server_port))
+            break
+        except OSError:  # somebody has it there
+            public.end()
     yield public, private
     public.end()
     private.end()

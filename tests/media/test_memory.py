@@ -21,6 +21,7 @@ from chatbind_cli.encoders.imagebind.preprocess import load_media
 from chatbind_cli.errors import MediaError
 from chatbind_cli.media import tables
 from chatbind_cli.media.guard import ONE_BYTES
+from tests.recordings import image_file
 
 Maker = Callable[..., bytes]
 
@@ -63,10 +64,8 @@ def png(width: int, height: int, *, depth: int = 8, colour: int = 0) -> bytes:
 
 def large_webp() -> bytes:
     """A canvas of 15,999 x 15,999 with a picture of 8 x 8 on it."""
-    buffer = io.BytesIO()
     frames = [Image.new("RGBA", (8, 8), (shade, 2, 3, 4)) for shade in (1, 9)]
-    frames[0].save(buffer, "WEBP", save_all=True, append_images=frames[1:])
-    content = bytearray(buffer.getvalue())
+    content = bytearray(image_file(frames[0], "WEBP", save_all=True, append_images=frames[1:]))
     content[24:30] = (15_998).to_bytes(3, "little") * 2
     return bytes(content)
 
@@ -75,21 +74,18 @@ def long_gif(frames: int) -> bytes:
     """Thousands of frames of a pixel on a screen of 9000 x 9000."""
     parts = []
     for size in (9000, 1):
-        buffer = io.BytesIO()
         picture = Image.new("P", (size, size), 1)
         picture.putpalette(list(range(256)) * 3)
-        picture.save(buffer, "GIF")
-        parts.append(buffer.getvalue())
+        parts.append(image_file(picture, "GIF"))
     first, pixel = parts
     frame = pixel[pixel.index(b"\x2c\0\0\0\0\1\0\1\0") : -1]
     return first[:-1] + (b"\x21\xf9\x04\0\x0a\0\0\0" + frame) * frames + b";"
 
 
 def test_no_file_takes_more_than_the_budget(tmp_path: Path, film: Maker) -> None:
-    photo = io.BytesIO()
-    Image.new("RGB", (10_000, 10_000), (200, 30, 90)).save(photo, "JPEG")
+    photo = Image.new("RGB", (10_000, 10_000), (200, 30, 90))
     files = {
-        "100 megapixels.jpg": (photo.getvalue(), "image"),
+        "100 megapixels.jpg": (image_file(photo, "JPEG"), "image"),
         "52 megapixels.png": (png(8660, 6000, colour=2), "image"),
         "strip.png": (png(1, 89_478_485), "would take"),
         "depth.png": (png(4200, 4200, depth=16), "holds no measured depth"),
@@ -118,9 +114,7 @@ def test_no_file_takes_more_than_the_budget(tmp_path: Path, film: Maker) -> None
 
 
 def test_a_photo_of_many_scans_is_refused() -> None:
-    buffer = io.BytesIO()
-    Image.new("RGB", (64, 64)).save(buffer, "JPEG", progressive=True)
-    photo = buffer.getvalue()
+    photo = image_file(Image.new("RGB", (64, 64)), "JPEG", progressive=True)
     scan = photo[photo.rindex(b"\xff\xda") : -2]
     assert load_media(photo[:-2] + scan * 3 + b"\xff\xd9").modality == "image"
     with pytest.raises(MediaError, match="more than 200 scans"):
@@ -134,11 +128,10 @@ def test_a_photo_beyond_the_budget_shows_what_a_small_one_does(
     rgb = np.stack([across, across.T, across], axis=-1).astype(np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
-    buffer = io.BytesIO()
-    Image.fromarray(rgb).save(buffer, "JPEG", exif=exif)
-    whole = load_media(buffer.getvalue()).tensor
+    photo = image_file(rgb, "JPEG", exif=exif)
+    whole = load_media(photo).tensor
     monkeypatch.setattr("chatbind_cli.media.pictures.ONE_BYTES", 20 * 2**20)
-    small = load_media(buffer.getvalue()).tensor
+    small = load_media(photo).tensor
     assert not torch.equal(small, whole)
     assert (small - whole).abs().max() < 0.1  # values reach 2.7; one level is 0.015
 

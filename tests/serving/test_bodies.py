@@ -13,7 +13,7 @@ from contextlib import closing
 import httpx
 import pytest
 
-from chatbind_cli.serving import requests
+from chatbind_cli.serving import incoming
 from tests.serving.conftest import serving
 from tests.waiting import wait_until
 
@@ -84,7 +84,7 @@ def test_who_asks_first_need_not_send_it(strict):
 
 
 def test_a_body_without_end_is_cut_off(strict, monkeypatch):
-    monkeypatch.setattr(requests, "_MOST_DRAINED_S", 0.3)
+    monkeypatch.setattr(incoming, "_MOST_DRAINED_S", 0.3)
     with closing(socket.create_connection(strict.address, timeout=20)) as line:
         line.sendall(head(Transfer_Encoding="chunked"))
         chunk = b"10000\r\n" + b"x" * 65536 + b"\r\n"

@@ -65,7 +65,7 @@ def test_the_image_tower_learns_names_and_the_model_holds_what_it_learned():
     assert nearest_mean_accuracy(embeddings, digits, means) > 0.9
     pixels = images.tensors[:3].repeat_interleave(7, -1).repeat_interleave(7, -2)
     with torch.no_grad():
-        torch.testing.assert_close(model.embed("image", pixels), embeddings[:3], atol=2e-5, rtol=0)
+        torch.testing.assert_close(model("image", pixels), embeddings[:3], atol=2e-5, rtol=0)
 
 
 def test_pairs_that_share_a_digit_do_not_count_as_wrong():
@@ -117,7 +117,7 @@ def test_spread_weights_give_on_full_pictures_what_the_tower_gave_on_cells(modal
     with torch.no_grad():
         coarse = tower(to_cells(pixels))
         tower.finish()
-        full = torch.nn.functional.normalize(model.embed(modality, pixels), dim=-1)
+        full = torch.nn.functional.normalize(model(modality, pixels), dim=-1)
     # sums of thousands of float32 numbers in another order
     torch.testing.assert_close(full, coarse, atol=2e-5, rtol=0)
 
@@ -129,7 +129,7 @@ def test_sounds_and_motion_go_through_the_encoders_own_stem(modality, shape):
         tower = ImageBindTower(model, modality)
     batch = torch.rand(2, *shape)
     with torch.no_grad():
-        expected = torch.nn.functional.normalize(model.embed(modality, batch), dim=-1)
+        expected = torch.nn.functional.normalize(model(modality, batch), dim=-1)
         torch.testing.assert_close(tower.eval()(batch), expected)
 
 

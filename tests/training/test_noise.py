@@ -22,7 +22,7 @@ ROWS = torch.stack([torch.full((1024,), 2.0), torch.arange(1024.0)])
 
 
 def drawn(seed: int = 0, epoch: int = 0, index: int = 0, scale: float = 1.0) -> torch.Tensor:
-    noise = EmbeddingNoise(scale, seed)
+    noise = EmbeddingNoise(scale, seed, [1024])
     noise.set_epoch(epoch)
     return noise.add(ROWS, index) - ROWS
 
@@ -37,8 +37,6 @@ def test_only_what_an_encoder_made_gets_noise() -> None:
     # half as long as what each encoder made: 200 draws scatter by about a hundredth
     lengths = rows.norm(dim=-1).square().mean(dim=0).sqrt()
     torch.testing.assert_close(lengths, 0.5 * wide.norm(dim=-1), rtol=0.03, atol=0)
-    one = EmbeddingNoise(0.5, 1, [40]).add(wide, 3)
-    assert torch.equal(one, EmbeddingNoise(0.5, 1).add(wide, 3))
 
 
 @pytest.mark.parametrize("scale", [0.25, 1.5])
@@ -63,17 +61,16 @@ def test_noise_follows_from_seed_epoch_sample_and_place_alone() -> None:
         assert (cosine.abs() < 0.15).all()  # independent ones: 0 give or take 0.03
     first, second = drawn(7, 2, 5)
     assert torch.cosine_similarity(first, second, dim=0).abs() < 0.15
-    # a medium's noise does not depend on how many others there are, and fillers repeat samples
-    noise = EmbeddingNoise(1.0, 7)
+    # a medium's noise does not depend on how many others there are
+    noise = EmbeddingNoise(1.0, 7, [1024])
     assert torch.equal(noise.add(ROWS[:1], 5)[0], noise.add(ROWS, 5)[0])
-    assert torch.equal(noise.add(ROWS, ~5), noise.add(ROWS, 5))
 
 
 def test_rows_of_the_store_stay_as_they_are() -> None:
     before = ROWS.clone()
-    EmbeddingNoise(1.0, 0).add(ROWS, 0)
+    EmbeddingNoise(1.0, 0, [1024]).add(ROWS, 0)
     assert torch.equal(ROWS, before)
-    assert not EmbeddingNoise(1.0, 0).add(torch.zeros(1, 4), 0).any()
+    assert not EmbeddingNoise(1.0, 0, [4]).add(torch.zeros(1, 4), 0).any()
 
 
 def test_a_negative_seed_is_a_seed() -> None:
@@ -92,7 +89,7 @@ class Noisy(Dataset[torch.Tensor]):
 
 
 def test_workers_that_outlive_an_epoch_hear_of_the_next() -> None:
-    noise, alone = EmbeddingNoise(1.0, 0), EmbeddingNoise(1.0, 0)
+    noise, alone = EmbeddingNoise(1.0, 0, [8]), EmbeddingNoise(1.0, 0, [8])
     loader = DataLoader(Noisy(noise), batch_size=3, num_workers=1, persistent_workers=True)
     for state in (TrainerState(), TrainerState(epoch=1.0), TrainerState(epoch=4.75)):
         noise.on_epoch_begin(None, state, None)

@@ -96,7 +96,7 @@ def test_a_full_disk_is_told_before_training(world, here, tmp_path, monkeypatch)
 
 
 def test_too_little_memory_is_told(world, here, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("chatbind_cli.training.preflight._main_memory", lambda: 1.0)
+    monkeypatch.setattr("chatbind_cli.training.preflight.memory", lambda: (1, 1))
     done = here("finetune", *world.args(tmp_path / "out", "--max-steps", "1"))
     assert done.code == 0, done.stderr
     assert "a process needs about 0.0 GiB: " in done.stderr
@@ -138,8 +138,8 @@ def test_a_run_that_could_learn_nothing_is_refused(world, here, tmp_path) -> Non
 def test_what_the_first_step_will_decide_needs_no_advice(
     chosen: bool | None, gpus: int, told: str, monkeypatch, capsys
 ) -> None:
-    for asked in ("_gpu_memory", "_main_memory"):
-        monkeypatch.setattr(preflight, asked, lambda: 150 * GIB)
+    monkeypatch.setattr(preflight, "_gpu_memory", lambda: 150 * GIB)
+    monkeypatch.setattr(preflight, "memory", lambda: (150 * GIB, 150 * GIB))
     run = settings(gradient_checkpointing=chosen, per_device_train_batch_size=16)
     preflight._look_at_memory(run, LLAMA, 2048, half=True, gpus=gpus)
     assert told in capsys.readouterr().err

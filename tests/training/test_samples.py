@@ -60,7 +60,7 @@ def test_each_sample_gets_the_embeddings_of_its_own_media(tmp_path: Path) -> Non
         TokenizedSample([n], [n], tuple(Medium("image", f"{name}.png") for name in names))
         for n, names in enumerate(media)
     ]
-    noise = EmbeddingNoise(1.0, 5)
+    noise = EmbeddingNoise(1.0, 5, [2])
     for add in (None, noise):
         samples = TrainingSamples(ten, asked, found, 8, add).with_media([7, 5, 9, 6], tokens)
         assert [s["number"] for s in samples] == [7, 5, 9, 6]

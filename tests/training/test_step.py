@@ -78,7 +78,7 @@ def test_compiled_layers_compute_the_same(capsys: pytest.CaptureFixture[str]) ->
     cache = copy.deepcopy(batch["past_key_values"])
     loss, wanted = results(model, batch)
     # code is traced and guarded as for any backend, but not translated
-    assert compile_layers(model.language_model, backend="eager")
+    compile_layers(model.language_model, backend="eager")
     got, gradients = results(model, {**batch, "past_key_values": cache})
     torch.testing.assert_close(got, loss, rtol=1e-6, atol=1e-6)
     for name, gradient in gradients.items():
@@ -88,7 +88,7 @@ def test_compiled_layers_compute_the_same(capsys: pytest.CaptureFixture[str]) ->
 
 def test_without_a_compiler_nothing_is_compiled(capsys: pytest.CaptureFixture[str]) -> None:
     model = chatbind("llama")
-    assert not compile_layers(model.language_model, backend="no_such_backend")
+    compile_layers(model.language_model, backend="no_such_backend")
     assert "--compile has no effect: nothing compiles here" in capsys.readouterr().err
 
 

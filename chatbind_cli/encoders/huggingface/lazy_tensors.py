@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from chatbind_cli.checkpoints.checkpoint import Checkpoint
-from chatbind_cli.encoders.mapped import map_tensors
+from chatbind_cli.encoders.weights import map_tensors
 from chatbind_cli.errors import WeightsError
 
 

@@ -41,7 +41,7 @@ from chatbind_cli.encoders.huggingface.inputs import mask_of, text_ids
 from chatbind_cli.encoders.huggingface.lazy_tensors import open_tensors
 from chatbind_cli.encoders.huggingface.pe_media import Reader, film_shape, sound_rate
 from chatbind_cli.encoders.huggingface.repository import HuggingFaceEncoder, load_part, refuse_sizes
-from chatbind_cli.encoders.mapped import check_shapes
+from chatbind_cli.encoders.weights import check_shapes
 from chatbind_cli.errors import WeightsError
 from chatbind_cli.media.options import MediaOptions
 

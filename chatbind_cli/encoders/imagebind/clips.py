@@ -58,14 +58,12 @@ def spread_clips(
     clip is not in it; of a recording shorter than a clip, it lies past the recording's end.
 
     Raises:
-        UsageError: the sampler has no such name, or its library is not installed.
+        UsageError: the sampler's library is not installed.
 
     Source: ImageBind's pinned pytorchvideo 6cdc929, and pytorchvideo 0.1.5 as released.
     """
     if sampler == "pytorchvideo":
         return _library_clips(duration, count, seconds)
-    if sampler not in ("imagebind", "chatbind"):
-        raise UsageError(f"there is no clip sampler {sampler!r}")
     slack = Fraction(max(duration - seconds, 0.0))
     steps = max(count - 1, 1) if sampler == "imagebind" else count
     starts = [slack * i / steps for i in range(count)]

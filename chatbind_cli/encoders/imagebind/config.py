@@ -24,7 +24,6 @@ IMU_CHANNELS = 6
 IMU_STEPS = 2000
 IMU_SECONDS = 5.0
 
-TOWERS = ("vision", "text", "audio", "depth", "thermal", "imu")
 TOWER_OF = {
     "image": "vision",
     "video": "vision",
@@ -34,6 +33,7 @@ TOWER_OF = {
     "thermal": "thermal",
     "imu": "imu",
 }
+TOWERS = tuple(dict.fromkeys(TOWER_OF.values()))
 # What the L2-normalised head output is multiplied by (design: audio 20, depth 5, thermal 10,
 # IMU 5; text learns its own, from 1 / 0.07 up to 100). Images and videos stay at norm 1.
 FIXED_SCALES = {"audio": 20.0, "depth": 5.0, "thermal": 10.0, "imu": 5.0}
@@ -44,6 +44,8 @@ TEXT_SCALE_MAX = 100.0
 @dataclass(frozen=True, kw_only=True)
 class ImageBindConfig:
     """Sizes of the six towers; the defaults are those of the published ImageBind-Huge.
+
+    The rates of drop_path are arguments of its constructor that only its training used.
 
     Source: ImageBind (Girdhar et al., CVPR 2023), section 3.3 and appendix B.
     """
@@ -118,10 +120,6 @@ class ImageBindConfig:
             getattr(self, f"{tower}_num_heads"),
         )
 
-    def drop_path(self, tower: str) -> float:
-        """Returns the stochastic-depth rate of a tower's last block (training only)."""
-        return float(getattr(self, f"{tower}_drop_path", 0.0))
-
     @classmethod
     def from_json(cls, path: Path) -> ImageBindConfig:
         """Returns what a file of the form of `to_json` says; missing keys are Huge's.
@@ -130,17 +128,17 @@ class ImageBindConfig:
             CheckpointError: the file cannot be read as a JSON object.
             WeightsError: an unknown key, a value of another type, or sizes that do not fit.
         """
-        where = str(path)
         known = {field.name: field.default for field in fields(cls)}
         settings: dict[str, Any] = {}
-        for name, value in read_json(path).items():
-            if name not in known:
-                raise WeightsError(f"{name!r} is no setting of ImageBind", where=where)
-            settings[name] = _typed(name, value, known[name], where)
+        values = read_json(path)
         try:
+            for name, value in values.items():
+                if name not in known:
+                    raise WeightsError(f"{name!r} is no setting of ImageBind")
+                settings[name] = _typed(name, value, known[name])
             return cls(**settings)
         except WeightsError as error:
-            raise WeightsError(error.what, where=where) from error
+            raise WeightsError(error.what, where=str(path)) from error
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings as JSON values."""
@@ -166,7 +164,7 @@ def is_imagebind_config(path: Path) -> bool:
         return False
 
 
-def _typed(name: str, value: Any, example: Any, where: str) -> Any:
+def _typed(name: str, value: Any, example: Any) -> Any:
     if isinstance(example, tuple):
         if (
             isinstance(value, list)
@@ -174,10 +172,10 @@ def _typed(name: str, value: Any, example: Any, where: str) -> Any:
             and all(type(v) is int for v in value)
         ):
             return tuple(value)
-        raise WeightsError(f"{name} must be {len(example)} whole numbers", where=where)
+        raise WeightsError(f"{name} must be {len(example)} whole numbers")
     if isinstance(example, float) and type(value) in (int, float):
         return float(value)
     if type(value) is not type(example):
         kind = "a number" if isinstance(example, float) else "a whole number"
-        raise WeightsError(f"{name} must be {kind}, not {value!r}", where=where)
+        raise WeightsError(f"{name} must be {kind}, not {value!r}")
     return value

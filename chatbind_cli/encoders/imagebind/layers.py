@@ -24,20 +24,14 @@ class Block(nn.Module):
         heads: of the attention; their number divides d.
         bias_kv: append one learned key/value pair (the towers of audio, depth, thermal and IMU
             have it), so that a token can attend to nothing in the input.
-        drop_path: share of samples for which a branch is skipped in training.
     """
 
-    def __init__(self, width: int, heads: int, *, bias_kv: bool, drop_path: float) -> None:
+    def __init__(self, width: int, heads: int, *, bias_kv: bool) -> None:
         super().__init__()
         self.attn = nn.MultiheadAttention(width, heads, add_bias_kv=bias_kv)
         for projection in self.attn.in_proj_weight.chunk(3):
             # torch draws all three as one matrix, and so smaller
             nn.init.xavier_uniform_(projection)
-        self.drop_path: nn.Module = nn.Identity()
-        if drop_path:
-            from timm.layers.drop import DropPath  # noqa: PLC0415  takes a second
-
-            self.drop_path = DropPath(drop_path)
         self.norm_1 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.mlp = nn.Sequential()
         self.mlp.add_module("fc1", nn.Linear(width, 4 * width))
@@ -50,8 +44,8 @@ class Block(nn.Module):
         # tokens first, and in that order in memory: otherwise torch takes up to twice as long
         tokens = self.norm_1(x).transpose(0, 1).contiguous()
         mixed, _ = self.attn(tokens, tokens, tokens, attn_mask=mask, need_weights=False)
-        x = x + self.drop_path(mixed.transpose(0, 1))
-        return x + self.drop_path(self.mlp(self.norm_2(x)))
+        x = x + mixed.transpose(0, 1)
+        return x + self.mlp(self.norm_2(x))
 
 
 class Trunk(nn.Module):
@@ -62,28 +56,17 @@ class Trunk(nn.Module):
         depth: number of blocks.
         heads: of a block.
         bias_kv: see `Block`.
-        drop_path: rate of the last block; earlier blocks get proportionally less.
         pre_norm: a LayerNorm before the first block (the vision tower has one).
     """
 
     def __init__(
-        self,
-        width: int,
-        depth: int,
-        heads: int,
-        *,
-        bias_kv: bool,
-        drop_path: float = 0.0,
-        pre_norm: bool = False,
+        self, width: int, depth: int, heads: int, *, bias_kv: bool, pre_norm: bool
     ) -> None:
         super().__init__()
         self.pre_transformer_layer = nn.Sequential(
             *([nn.LayerNorm(width, eps=LAYER_NORM_EPS)] if pre_norm else [])
         )
-        self.blocks = nn.ModuleList(
-            Block(width, heads, bias_kv=bias_kv, drop_path=drop_path * index / max(depth - 1, 1))
-            for index in range(depth)
-        )
+        self.blocks = nn.ModuleList(Block(width, heads, bias_kv=bias_kv) for _ in range(depth))
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Returns [b, t, d] for x [b, t, d]; mask as in `Block`."""
@@ -156,12 +139,7 @@ class LogitScale(nn.Module):
         else:
             self.register_buffer("log_logit_scale", log_scale)
 
-    @property
-    def scale(self) -> torch.Tensor:
-        """The factor, a scalar tensor."""
-        scale = self.log_logit_scale.exp()
-        return scale if self.maximum is None else scale.clamp(max=self.maximum)
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Returns the scaled x."""
-        return x * self.scale
+        scale = self.log_logit_scale.exp()
+        return x * (scale if self.maximum is None else scale.clamp(max=self.maximum))

@@ -8,7 +8,7 @@ Source: Girdhar et al., "ImageBind: one embedding space to bind them all", CVPR 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -45,15 +45,10 @@ class ImageBind(nn.Module):
         config: sizes.
         modalities: which towers to build, by modality ("image" and "video" share one). All by
             default.
-        drop_path: skip branches in training at the config's rates. Needs timm.
     """
 
     def __init__(
-        self,
-        config: ImageBindConfig,
-        modalities: Iterable[str] = tuple(TOWER_OF),
-        *,
-        drop_path: bool = False,
+        self, config: ImageBindConfig, modalities: Iterable[str] = tuple(TOWER_OF)
     ) -> None:
         super().__init__()
         needed = {TOWER_OF[modality] for modality in modalities}
@@ -62,9 +57,7 @@ class ImageBind(nn.Module):
         self.modality_preprocessors = nn.ModuleDict(
             {tower: build_stem(tower, config) for tower in wanted}
         )
-        self.modality_trunks = nn.ModuleDict(
-            {tower: _trunk(tower, config, drop_path=drop_path) for tower in wanted}
-        )
+        self.modality_trunks = nn.ModuleDict({tower: _trunk(tower, config) for tower in wanted})
         self.modality_heads = nn.ModuleDict({tower: _head(tower, config) for tower in wanted})
         self.modality_postprocessors = nn.ModuleDict(
             {tower: _postprocessor(tower) for tower in wanted}
@@ -76,29 +69,28 @@ class ImageBind(nn.Module):
         """The dtype of the weights."""
         return next(self.modality_trunks.parameters()).dtype
 
-    def forward(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Returns the embeddings of each modality, [n, out_embed_dim], in at least float32.
+    def forward(self, modality: str, x: torch.Tensor) -> torch.Tensor:
+        """Returns the embeddings of a modality, [n, out_embed_dim], in at least float32.
 
         Rows have norm 1 times the modality's scale. Where an item holds several clips, their
         scaled embeddings are averaged and not normalised again, as published.
 
         Args:
-            inputs: by modality: image [n, 3, 224, 224]; video [n, 3, 2, 224, 224] or
-                [n, clips, 3, 2, 224, 224]; audio [n, 1, 128, 204] or [n, clips, 1, 128, 204];
-                depth and thermal [n, 1, 224, 224]; imu [n, 6, 2000]; text ids [n, 77].
+            modality: one whose tower is there.
+            x: image [n, 3, 224, 224]; video [n, 3, 2, 224, 224] or [n, clips, 3, 2, 224, 224];
+                audio [n, 1, 128, 204] or [n, clips, 1, 128, 204]; depth and thermal
+                [n, 1, 224, 224]; imu [n, 6, 2000]; text ids [n, 77].
 
         Raises:
-            ValueError: a tensor of another shape, or a modality whose tower is not there.
+            ValueError: a tensor of another shape.
         """
-        return {modality: self.embed(modality, x) for modality, x in inputs.items()}
-
-    def embed(self, modality: str, x: torch.Tensor) -> torch.Tensor:
-        """Returns [n, out_embed_dim] for one modality's tensor; see `forward`."""
-        clips = self._clips(modality, x)
-        if clips is not None:
-            x = x.flatten(0, 1)
-        embeddings = self._embed_clips(modality, x)
-        return embeddings if clips is None else embeddings.unflatten(0, (-1, clips)).mean(dim=1)
+        shape = _clip_shape(modality, self.config)
+        if x.shape[1:] == shape:
+            return self._embed_clips(modality, x)
+        if modality in ("video", "audio") and x.shape[2:] == shape and x.shape[1] > 0:
+            each = self._embed_clips(modality, x.flatten(0, 1))
+            return each.unflatten(0, x.shape[:2]).mean(dim=1)
+        raise ValueError(f"{modality} must be [n, {str(shape)[1:-1]}], not {list(x.shape)}")
 
     def _embed_clips(self, modality: str, x: torch.Tensor) -> torch.Tensor:
         tower = TOWER_OF[modality]
@@ -112,18 +104,6 @@ class ImageBind(nn.Module):
             embeddings = head(trunk(stem(x.to(self.dtype))))
         return self.modality_postprocessors[tower](embeddings)
 
-    def _clips(self, modality: str, x: torch.Tensor) -> int | None:
-        """Returns the number of clips an item holds, None where items have no clip axis."""
-        if TOWER_OF.get(modality, "") not in self.modality_trunks:
-            towers = ", ".join(self.modality_trunks)
-            raise ValueError(f"this model has no tower for {modality!r}: {towers}")
-        wanted = clip_shape(modality, self.config)
-        if x.shape[1:] == wanted:
-            return None
-        if modality in ("video", "audio") and x.shape[2:] == wanted and x.shape[1] > 0:
-            return x.shape[1]
-        raise ValueError(f"{modality} must be [n, {str(wanted)[1:-1]}], not {list(x.shape)}")
-
     def _draw_linear_weights(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.MultiheadAttention):
@@ -135,7 +115,7 @@ class ImageBind(nn.Module):
                     nn.init.zeros_(module.bias)
 
 
-def clip_shape(modality: str, config: ImageBindConfig) -> tuple[int, ...]:
+def _clip_shape(modality: str, config: ImageBindConfig) -> tuple[int, ...]:
     """Returns the shape of one item (of one clip, for video and audio) without the batch axis."""
     shapes = {
         "image": (3, IMAGE_SIZE, IMAGE_SIZE),
@@ -149,14 +129,13 @@ def clip_shape(modality: str, config: ImageBindConfig) -> tuple[int, ...]:
     return shapes[modality]
 
 
-def _trunk(tower: str, config: ImageBindConfig, *, drop_path: bool) -> Trunk:
+def _trunk(tower: str, config: ImageBindConfig) -> Trunk:
     width, depth, heads = config.trunk(tower)
     return Trunk(
         width,
         depth,
         heads,
         bias_kv=tower in FIXED_SCALES,  # all towers but vision and text have the learned pair
-        drop_path=config.drop_path(tower) if drop_path else 0.0,
         pre_norm=tower == "vision",
     )
 

@@ -58,14 +58,11 @@ def load_depth(source: MediaSource, options: MediaOptions) -> torch.Tensor:
         if unit == "relative":
             return _resize(_own_scale(numbers, source))
         if unit == "disparity":
-            disparity = np.nan_to_num(numbers, nan=0.0, posinf=_MOST_PX, neginf=0.0)
+            disparity = np.nan_to_num(numbers)
         else:
             metres = np.nan_to_num(numbers, nan=_FARTHEST_M).clip(_NEAREST_M, _FARTHEST_M)
-            disparity = np.asarray(
-                options.depth_baseline_m * options.depth_focal_px / metres, dtype=np.float32
-            )
-        limited = np.clip(disparity, 0.0, _MOST_PX).astype(np.float32)
-        return (_resize(limited) - _MEAN_PX) / _STD_PX
+            disparity = options.depth_baseline_m * options.depth_focal_px / metres
+        return (_resize(disparity.clip(0.0, _MOST_PX)) - _MEAN_PX) / _STD_PX
 
 
 def load_thermal(source: MediaSource, options: MediaOptions) -> torch.Tensor:

@@ -21,7 +21,7 @@ from chatbind_cli.encoders.imagebind.config import (
     is_imagebind_config,
 )
 from chatbind_cli.encoders.imagebind.model import ImageBind
-from chatbind_cli.encoders.mapped import check_blocks, check_shapes, map_tensors
+from chatbind_cli.encoders.weights import check_blocks, check_shapes, map_tensors
 from chatbind_cli.errors import WeightsError, reason
 from chatbind_cli.files import replace_file, replace_text
 

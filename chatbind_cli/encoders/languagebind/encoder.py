@@ -99,8 +99,8 @@ class LanguageBindEncoder(Encoder):
 
     def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
         """CLIP's byte pairs, with the end-of-text token in all places after a text."""
-        context = self._texts.text.max_position_embeddings if self._texts else 0
-        return tokenize(texts, context, pad_with_end=True, unescape=False)
+        assert self._texts is not None
+        return tokenize(texts, self._texts.text.max_position_embeddings, as_transformers=True)
 
     def clips(self, item: Decoded) -> int:
         """The frames of a film."""

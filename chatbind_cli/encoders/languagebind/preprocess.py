@@ -25,7 +25,7 @@ from chatbind_cli.encoders.pixels import (
 )
 from chatbind_cli.errors import MediaError
 from chatbind_cli.media.guard import IMPORTING
-from chatbind_cli.media.maps import NPY_MAGIC, open_depth, open_heat
+from chatbind_cli.media.maps import is_npy, open_depth, open_heat
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.pictures import open_rgb
 from chatbind_cli.media.source import MediaSource
@@ -83,7 +83,7 @@ def _depth(source: MediaSource, options: MediaOptions, config: VisionConfig) -> 
 
 def _thermal(source: MediaSource, options: MediaOptions, config: VisionConfig) -> torch.Tensor:
     """As a picture; an array of heat as a grey one."""
-    if source.head(len(NPY_MAGIC)) != NPY_MAGIC:
+    if not is_npy(source):
         return _image(source, options, config)
     with open_heat(source, options) as heat:
         return _resized([torch.from_numpy(heat)], config)

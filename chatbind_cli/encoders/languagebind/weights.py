@@ -12,7 +12,7 @@ from torch.nn import functional
 from chatbind_cli.checkpoints.checkpoint import open_checkpoint
 from chatbind_cli.encoders.languagebind.config import Repository, VisionConfig
 from chatbind_cli.encoders.languagebind.model import TextTower, VisionTower
-from chatbind_cli.encoders.mapped import check_blocks, check_shapes, map_tensors
+from chatbind_cli.encoders.weights import check_blocks, check_shapes, map_tensors
 
 _WRAPPERS = (".base_model.model.", ".base_layer.")
 """What PEFT puts into names."""

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _LONGEST_SIDE = 640
-_FILM_SIDE = 640
 _FILM_SECONDS = 20
 _FILM_RATE = 25
 _SOUND_SECONDS = 60
@@ -225,7 +224,7 @@ def _film(source: MediaSource, options: MediaOptions) -> Preview:
     ):
         coded = out.add_stream("libx264", rate=_FILM_RATE)
         width, height = film.stream.width, film.stream.height
-        scale = min(1.0, _FILM_SIDE / max(width, height, 1))
+        scale = min(1.0, _LONGEST_SIDE / max(width, height, 1))
         # Even numbers, as the codec wants.
         coded.width, coded.height = (max(2, round(n * scale / 2) * 2) for n in (width, height))
         coded.pix_fmt = "yuv420p"

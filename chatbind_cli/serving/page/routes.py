@@ -36,14 +36,14 @@ _MOST_AT_ONCE = 2
 
 def page_routes(
     body: Callable[[Request], AbstractAsyncContextManager[bytes]],
-    options: MediaOptions | None = None,
+    options: MediaOptions,
 ) -> list[BaseRoute]:
     """The routes of the page: `/`, which asks for a key where one is needed, and `/preview`.
 
     Args:
         body: reads a request's body, as far as the server's limits let it, and has room for it
             until the end. A `ChatBindError` of it, or of a medium, is the app's to tell.
-        options: how media are read, so that one sees what the model is given; None: the defaults.
+        options: how media are read, so that one sees what the model is given.
     """
     limiter = CapacityLimiter(_MOST_AT_ONCE)
     text, policy = _page()
@@ -77,7 +77,7 @@ def _text(name: str) -> str:
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-def _preview(data: bytes, modality: str, name: str, options: MediaOptions | None) -> str:
+def _preview(data: bytes, modality: str, name: str, options: MediaOptions) -> str:
     """The medium as HTML, which says in `data-modality` what it was taken for.
 
     Raises:

@@ -1,29 +1,20 @@
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from chatbind_cli.encoders.imagebind.planes import load_depth, load_thermal
 from chatbind_cli.errors import MediaError
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.source import open_source
-from tests.recordings import npy
+from tests.recordings import image_file, npy
 
 FOCAL_TIMES_BASELINE = 0.075 * 518.857901
 
 
 def load(data: bytes, **options: object) -> torch.Tensor:
     return load_depth(open_source(data), MediaOptions(**options))  # type: ignore[arg-type]
-
-
-def png(values: np.ndarray, kind: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(values).save(buffer, kind)
-    return buffer.getvalue()
 
 
 def expected(metres: float) -> float:
@@ -37,14 +28,14 @@ def flat(metres: float, shape: tuple[int, int] = (48, 64)) -> np.ndarray:
 def test_millimetres_and_metres_of_the_same_wall_are_the_same_disparity() -> None:
     wall = flat(1.5)
     tensors = [
-        load(png((wall * 1000).astype(np.uint16))),
-        load(png((wall * 1000).astype(np.uint16), "TIFF")),
+        load(image_file((wall * 1000).astype(np.uint16))),
+        load(image_file((wall * 1000).astype(np.uint16), "TIFF")),
         load(npy((wall * 1000).astype(np.uint16))),
         load(npy((wall * 1000).astype(">i4"))),
         load(npy(wall.astype(np.float32))),
         load(npy(wall[None, :, :, None])),
         load(npy(np.asfortranarray(wall))),
-        load(png(wall.astype(np.float32), "TIFF")),
+        load(image_file(wall.astype(np.float32), "TIFF")),
         load(npy(wall * 1000), depth_unit="mm"),
         load(npy(np.full((48, 64), FOCAL_TIMES_BASELINE / 1.5)), depth_unit="disparity"),
     ]
@@ -85,15 +76,15 @@ def test_depths_outside_the_sensors_range_are_cut(metres: float, seen: float) ->
 
 def test_an_estimators_inverse_depth_is_normalised_by_itself() -> None:
     ramp = np.tile(np.linspace(10, 200, 224), (224, 1)).astype(np.uint8)
-    tensor = load(png(ramp), depth_unit="relative")
+    tensor = load(image_file(ramp), depth_unit="relative")
     assert abs(tensor.mean().item()) < 1e-3 and abs(tensor.std().item() - 1) < 1e-2
-    torch.testing.assert_close(load(png(np.full((9, 9), 7, np.uint8)), depth_unit="relative").sum(),
-                               torch.tensor(0.0))  # fmt: skip
+    flat = load(image_file(np.full((9, 9), 7, np.uint8)), depth_unit="relative")
+    torch.testing.assert_close(flat.sum(), torch.tensor(0.0))
 
 
 def test_an_eight_bit_picture_needs_its_unit() -> None:
     with pytest.raises(MediaError, match="says nothing of its unit; say it with --depth-unit"):
-        load(png(np.full((9, 9), 7, np.uint8)))
+        load(image_file(np.full((9, 9), 7, np.uint8)))
 
 
 @pytest.mark.parametrize(
@@ -117,7 +108,9 @@ def test_too_many_pixels_are_refused() -> None:
 
 @pytest.mark.parametrize("shape", [(3, 20_000), (20_000, 3), (1, 2)])
 def test_slivers_are_cropped_before_they_are_enlarged(shape: tuple[int, int]) -> None:
-    tensor = load(npy(np.full(shape, 2.0)) if 1 not in shape else png(np.full(shape, 2000, "u2")))
+    tensor = load(
+        npy(np.full(shape, 2.0)) if 1 not in shape else image_file(np.full(shape, 2000, "u2"))
+    )
     torch.testing.assert_close(tensor, torch.full((1, 224, 224), expected(2.0)))
 
 
@@ -126,7 +119,7 @@ def heat(data: bytes) -> torch.Tensor:
 
 
 def stored(values: np.ndarray, kind: str = "PNG") -> bytes:
-    return npy(values) if kind == "NPY" else png(values, kind)
+    return npy(values) if kind == "NPY" else image_file(values, kind)
 
 
 WARM = np.tile(np.linspace(0, 1, 224), (224, 1))

@@ -21,7 +21,7 @@ from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.sniff import sniff
 from chatbind_cli.media.source import open_source
-from tests.recordings import npy
+from tests.recordings import image_file, npy
 
 Maker = Callable[..., bytes]
 SHAPES = {
@@ -32,14 +32,7 @@ SHAPES = {
     "thermal": (1, 224, 224),
     "imu": (6, 2000),
 }
-
-
-def picture(kind: str, values: np.ndarray | None = None, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    if values is None:
-        values = np.arange(30 * 40 * 3).reshape(30, 40, 3).astype(np.uint8)
-    Image.fromarray(values).save(buffer, kind, **options)
-    return buffer.getvalue()
+COLOURS = np.arange(30 * 40 * 3).reshape(30, 40, 3).astype(np.uint8)
 
 
 def parquet() -> bytes:
@@ -61,13 +54,13 @@ def samples(film: Maker, sound: Maker) -> dict[str, tuple[str, bytes]]:
     grey16 = np.full((30, 40), 1500, np.uint16)
     return {
         **{
-            kind.lower(): ("image", picture(kind))
+            kind.lower(): ("image", image_file(COLOURS, kind))
             for kind in ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "PPM")
         },
-        "grey png": ("image", picture("PNG", np.zeros((30, 40), np.uint8))),
-        "depth png": ("depth", picture("PNG", grey16)),
-        "depth tiff": ("depth", picture("TIFF", grey16)),
-        "float tiff": ("depth", picture("TIFF", np.ones((30, 40), np.float32))),
+        "grey png": ("image", image_file(np.zeros((30, 40), np.uint8))),
+        "depth png": ("depth", image_file(grey16)),
+        "depth tiff": ("depth", image_file(grey16, "TIFF")),
+        "float tiff": ("depth", image_file(np.ones((30, 40), np.float32), "TIFF")),
         "depth npy": ("depth", npy(np.ones((30, 40), np.float32))),
         "imu npy": ("imu", npy(np.ones((6, 2000)))),
         "imu npy upright": ("imu", npy(np.ones((2000, 6)))),
@@ -120,7 +113,7 @@ def test_the_name_of_a_file_does_not_matter(
 
 def test_a_song_with_a_cover_is_audio(sound: Maker) -> None:
     song = sound("mp3", "libmp3lame", seconds=0.5)
-    cover = picture("JPEG")
+    cover = image_file(COLOURS, "JPEG")
     body = b"\0image/jpeg\0\x03\0" + cover
     frame = b"APIC" + len(body).to_bytes(4, "big") + b"\0\0" + body
     size = len(frame)
@@ -133,15 +126,15 @@ def test_a_song_with_a_cover_is_audio(sound: Maker) -> None:
 
 
 def test_bytes_paths_streams_and_data_uris_give_one_tensor(
-    samples: dict[str, tuple[str, bytes]], tmp_path: Path
+    samples: dict[str, tuple[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("jpeg", "mp4", "flac", "depth png", "imu npy", "csv"):
         data = samples[name][1]
         path = tmp_path / "file"
         path.write_bytes(data)
-        opened = open_source("-", stdin=io.BytesIO(data))
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
         uri = "data:application/octet-stream;base64," + base64.b64encode(data).decode()
-        tensors = [load_media(ref).tensor for ref in (data, path, str(path), opened, uri)]
+        tensors = [load_media(ref).tensor for ref in (data, path, str(path), "-", uri)]
         assert all(torch.equal(tensor, tensors[0]) for tensor in tensors), name
 
 
@@ -171,7 +164,7 @@ def test_what_is_no_media_file_is_one_line(data: bytes, what: str) -> None:
 def test_what_cannot_be_told_can_be_said() -> None:
     with pytest.raises(MediaError, match="say it with --image, --video, --audio, --depth"):
         load_media(b"\x01\x02\x03")
-    thermal = load_media(picture("PNG", np.full((9, 9), 255, np.uint8)), "thermal")
+    thermal = load_media(image_file(np.full((9, 9), 255, np.uint8)), "thermal")
     assert thermal.modality == "thermal" and thermal.tensor.min() == 1
     with pytest.raises(UsageError, match="'smell' is not a modality"):
         load_media(b"\x01", "smell")
@@ -248,7 +241,7 @@ def test_whatever_a_library_raises_is_one_line_and_names_the_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     path = tmp_path / "odd.png"
-    path.write_bytes(picture("PNG"))
+    path.write_bytes(image_file(COLOURS))
     for error in (RecursionError("deep"), MemoryError(), ZeroDivisionError("a / 0"), KeyError(3)):
 
         def fail(*_: object, error: Exception = error) -> torch.Tensor:
@@ -271,7 +264,7 @@ def test_no_tensor_that_is_not_finite_comes_out(sound: Maker) -> None:
 def test_eight_threads_read_large_and_small_media_at_once(
     samples: dict[str, tuple[str, bytes]],
 ) -> None:
-    large = picture("PNG", np.zeros((5000, 5000, 3), np.uint8), compress_level=1)
+    large = image_file(np.zeros((5000, 5000, 3), np.uint8), compress_level=1)
     todo = [data for _, data in samples.values()] + [large] * 4
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda data: load_media(data).modality, todo, timeout=120))

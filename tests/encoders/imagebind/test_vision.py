@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import json
 import struct
 import zlib
@@ -17,18 +16,13 @@ from chatbind_cli.encoders.pixels import CLIP_MEAN, CLIP_STD
 from chatbind_cli.errors import MediaError
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.source import open_source
+from tests.recordings import image_file
 
 OPTIONS = MediaOptions()
 
 
 def load(data: bytes | Path, options: MediaOptions = OPTIONS) -> torch.Tensor:
     return load_image(open_source(data), options)
-
-
-def saved(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def scene(width: int = 120, height: int = 90, mode: str = "RGB") -> Image.Image:
@@ -75,13 +69,13 @@ def test_any_size_equals_torchvisions_transform(size: tuple[int, int]) -> None:
         ]
     )
     picture = scene(*size)
-    torch.testing.assert_close(load(saved(picture)), oracle(picture), rtol=0, atol=1e-6)
+    torch.testing.assert_close(load(image_file(picture)), oracle(picture), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF"])
 def test_every_format_shows_the_same_scene(kind: str) -> None:
-    reference = colours(load(saved(scene())))
-    found = colours(load(saved(scene(), kind)))
+    reference = colours(load(image_file(scene())))
+    found = colours(load(image_file(scene(), kind)))
     # lossy formats and GIF's 256 colours stay close on average
     assert (found - reference).abs().mean() < 6
 
@@ -105,18 +99,18 @@ def test_every_colour_mode_becomes_rgb(mode: str) -> None:
     if mode == "HSV":
         picture, kind = picture.convert("RGB"), "PNG"
     try:
-        data = saved(picture, kind)
+        data = image_file(picture, kind)
     except OSError:
         pytest.skip(f"Pillow writes no {mode}")
     found = colours(load(data))
     limit = 90 if mode == "1" else 30  # a dithered or converted picture keeps its mean level
-    assert abs(found.mean() - colours(load(saved(grey))).mean()) < limit
+    assert abs(found.mean() - colours(load(image_file(grey))).mean()) < limit
 
 
 def test_a_palette_with_transparency_is_read_without_a_warning() -> None:
     picture = scene().quantize(16)
-    data = saved(picture, "PNG", transparency=bytes(range(16)))
-    torch.testing.assert_close(load(data), load(saved(picture.convert("RGB"))))
+    data = image_file(picture, "PNG", transparency=bytes(range(16)))
+    torch.testing.assert_close(load(data), load(image_file(picture.convert("RGB"))))
 
 
 def test_a_phones_sideways_photo_is_seen_upright() -> None:
@@ -124,12 +118,14 @@ def test_a_phones_sideways_photo_is_seen_upright() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turn 90 degrees clockwise to see it upright
     sideways = upright.transpose(Image.Transpose.ROTATE_90)
-    torch.testing.assert_close(load(saved(sideways, "PNG", exif=exif)), load(saved(upright)))
+    torch.testing.assert_close(
+        load(image_file(sideways, "PNG", exif=exif)), load(image_file(upright))
+    )
 
 
 @pytest.mark.parametrize("size", [(100_000, 2), (2, 100_000), (3_000_000, 1)])
 def test_a_strip_is_cropped_before_it_is_enlarged(size: tuple[int, int]) -> None:
-    tensor = load(saved(Image.new("L", size, 255)))
+    tensor = load(image_file(Image.new("L", size, 255)))
     assert tensor.shape == (3, 224, 224)
     torch.testing.assert_close(colours(tensor), torch.full((3, 224, 224), 255.0))
 
@@ -168,13 +164,13 @@ def test_bombs_and_broken_pictures_are_one_line(data: bytes, what: str) -> None:
 
 
 def test_a_truncated_photo_is_refused() -> None:
-    data = saved(scene(400, 300), "JPEG")
+    data = image_file(scene(400, 300), "JPEG")
     with pytest.raises(MediaError, match="broken picture"):
         load(data[: len(data) // 2])
 
 
 def test_the_limit_of_pixels_can_be_raised() -> None:
-    data = saved(scene(20, 20))
+    data = image_file(scene(20, 20))
     with pytest.raises(MediaError, match="--max-pixels"):
         load(data, MediaOptions(max_pixels=399))
     assert load(data, MediaOptions(max_pixels=400)).shape == (3, 224, 224)

@@ -23,7 +23,7 @@ from chatbind_cli.encoders.languagebind.preprocess import Reader
 from chatbind_cli.encoders.pixels import CLIP_MEAN, CLIP_STD
 from chatbind_cli.errors import MediaError
 from chatbind_cli.media.options import MediaOptions
-from tests.recordings import npy
+from tests.recordings import image_file, npy
 
 CONFIGS = {
     "image": VisionConfig(),
@@ -37,13 +37,6 @@ READ = Reader(CONFIGS)
 
 def read(data: bytes | Path, modality: str, **options: Any) -> torch.Tensor:
     return load_media(READ, data, modality, MediaOptions(**options)).tensor
-
-
-def png(values: np.ndarray, mode: str | None = None) -> bytes:
-    buffer = io.BytesIO()
-    picture = Image.fromarray(values)
-    (picture.convert(mode) if mode else picture).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def plain(tensor: torch.Tensor) -> torch.Tensor:
@@ -63,19 +56,19 @@ def test_pictures_of_any_size_are_resized_as_torchvision_once_did(size: tuple[in
     ):
         fitted = transforms.resize(pixels, 224, InterpolationMode.BICUBIC, antialias=False)
         wanted = transforms.normalize(transforms.center_crop(fitted, 224), CLIP_MEAN, CLIP_STD)
-        assert torch.allclose(read(png(data), modality), wanted, atol=1e-5)
+        assert torch.allclose(read(image_file(data), modality), wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("modality", ["image", "thermal"])
 def test_pictures_of_every_kind_are_read_as_rgb(modality: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (240, 300), dtype=np.uint8)
-    wanted = read(png(np.stack([noise] * 3, axis=2)), modality)
+    wanted = read(image_file(np.stack([noise] * 3, axis=2)), modality)
     clear = np.full_like(noise, 99)
     for data in (
-        png(noise),
-        png(np.stack([noise] * 3 + [clear], axis=2)),
-        png(noise, "P"),
-        png(noise.astype(np.uint16) * 257),
+        image_file(noise),
+        image_file(np.stack([noise] * 3 + [clear], axis=2)),
+        image_file(Image.fromarray(noise).convert("P")),
+        image_file(noise.astype(np.uint16) * 257),
     ):
         assert torch.equal(read(data, modality), wanted)
 
@@ -85,24 +78,24 @@ def test_pictures_are_turned_upright(tmp_path: Path) -> None:
     tags = Image.Exif()
     tags[0x0112] = 6
     Image.fromarray(np.rot90(values)).save(tmp_path / "turned.png", exif=tags)
-    assert torch.equal(read(tmp_path / "turned.png", "image"), read(png(values), "image"))
+    assert torch.equal(read(tmp_path / "turned.png", "image"), read(image_file(values), "image"))
 
 
 def test_a_strip_is_read_without_filling_the_memory() -> None:
-    strip = png(np.zeros((2, 60_000, 3), np.uint8))
+    strip = image_file(np.zeros((2, 60_000, 3), np.uint8))
     assert read(strip, "image").shape == (3, 224, 224)
 
 
 def test_depth_is_a_share_of_the_largest_and_holes_are_near() -> None:
     map_mm = np.full((224, 224), 2500, np.uint16)
     map_mm[:112] = 0
-    values = plain(read(png(map_mm), "depth"))
+    values = plain(read(image_file(map_mm), "depth"))
     assert torch.allclose(values[:, 200, 5], torch.tensor(0.25))
     assert torch.allclose(values[:, 5, 5], torch.tensor(0.001), atol=1e-6)
-    far = plain(read(png(np.full((9, 9), 12_000, np.uint16)), "depth"))
+    far = plain(read(image_file(np.full((9, 9), 12_000, np.uint16)), "depth"))
     assert torch.allclose(far, torch.tensor(1.0))
     read_own = Reader({"depth": VisionConfig(max_depth=0)})
-    own = plain(load_media(read_own, png(map_mm // 5), "depth").tensor)
+    own = plain(load_media(read_own, image_file(map_mm // 5), "depth").tensor)
     assert torch.allclose(own[:, 200, 5], torch.tensor(1.0))
 
 
@@ -113,7 +106,7 @@ def test_depth_of_other_units_becomes_metres_or_is_one_line() -> None:
     with pytest.raises(MediaError, match="says no metres"):
         read(data, "depth", depth_unit="relative")
     with pytest.raises(MediaError, match="says nothing of its unit"):
-        read(png(np.full((9, 9), 10, np.uint8)), "depth")
+        read(image_file(np.full((9, 9), 10, np.uint8)), "depth")
 
 
 def test_an_array_of_heat_is_a_grey_picture() -> None:

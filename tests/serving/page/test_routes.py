@@ -40,7 +40,7 @@ async def _failed(request: Request, error: Exception) -> Response:
 async def _send(
     method: str, path: str, content: bytes = b"", options: MediaOptions | None = None
 ) -> httpx.Response:
-    routes = page_routes(_body, options)
+    routes = page_routes(_body, options or MediaOptions())
     app = Starlette(routes=routes, exception_handlers={ChatBindError: _failed})
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:

@@ -1,4 +1,4 @@
-"""Pictures that commands draw: the formats, and how ours are told from anybody else's."""
+"""Plots that commands draw: the formats, and how ours are told from anybody else's pictures."""
 
 from __future__ import annotations
 
@@ -21,12 +21,8 @@ _METADATA: Final[dict[str, dict[str, str | None]]] = {
 }
 
 
-def check_picture(path: Path, what: str) -> None:
-    """Refuses a path that `save_picture` could not, or should not, write.
-
-    Args:
-        path: the picture.
-        what: the option that named it.
+def check_plot(path: Path) -> None:
+    """Refuses a path, given as --plot, that `save_plot` could not, or should not, write.
 
     Raises:
         UsageError: its suffix is of no format that we draw.
@@ -34,18 +30,18 @@ def check_picture(path: Path, what: str) -> None:
     """
     if path.suffix.lower() not in _METADATA:
         raise UsageError(
-            f"{what} {path} has no suffix that we draw", hint=f"end it in {', '.join(_METADATA)}"
+            f"--plot {path} has no suffix that we draw", hint=f"end it in {', '.join(_METADATA)}"
         )
     refuse_foreign_file(path, partial(bears, mark=f"{_MARK} ".encode()), what="a picture of ours")
 
 
-def save_picture(figure: Figure, path: Path, kind: str) -> None:
-    """Writes a picture, whole or not at all; the same figure gives the same file.
+def save_plot(figure: Figure, path: Path, kind: str) -> None:
+    """Writes a plot, whole or not at all; the same figure gives the same file.
 
     Args:
         figure: what is drawn.
         path: its suffix (.svg, .png, .pdf) says the format.
-        kind: of picture, noted in the file.
+        kind: of plot, noted in the file.
     """
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg

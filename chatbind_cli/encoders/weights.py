@@ -14,7 +14,6 @@ from chatbind_cli.errors import WeightsError
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-
 _HINT = "are these {}'s weights, and the config.json that belongs to them?"
 
 
