@@ -258,8 +258,6 @@ class _Sound:
         """Decoded frames from the current position on, all of one rate."""
         rate: int | None = None
         for frame in decoded(self.container, self.stream):
-            if not isinstance(frame, AudioFrame):
-                continue
             if frame.sample_rate not in _RATES_HZ:
                 raise MediaError(
                     f"has {frame.sample_rate} samples per second", where=self.source.name

@@ -13,18 +13,15 @@ from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import av
 import numpy as np
 import numpy.typing as npt
-from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Disposition, Stream
-from av.subtitles.subtitle import AssSubtitle, BitmapSubtitle
-from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from chatbind_cli.errors import MediaError
@@ -119,9 +116,10 @@ def audio_streams(container: InputContainer) -> list[AudioStream]:
 
 def decoded(
     container: InputContainer, stream: Stream, sent: Callable[[], None] | None = None
-) -> Iterator[VideoFrame | AudioFrame | AssSubtitle | BitmapSubtitle]:
-    """Frames from the current position on. A broken packet is passed over, as every player does.
+) -> Iterator[Any]:
+    """Frames of the stream's kind from the current position on.
 
+    A broken packet is passed over, as every player does.
     After a jump the first packets often refer to ones before it, so they alone are no sign of a
     broken file. `sent` is called before each packet goes into the decoder.
     """

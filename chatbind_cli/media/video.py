@@ -55,7 +55,7 @@ Cut = Callable[[float], Sequence[tuple[Fraction, Fraction]]]
 
 
 class Film(NamedTuple):
-    """An opened video, and the count of its frames."""
+    """An opened video, and what its frames may take."""
 
     container: InputContainer
     stream: VideoStream
@@ -69,8 +69,6 @@ class Film(NamedTuple):
         rate = self.stream.average_rate or Fraction(25)
         self.budget.flushed()
         for count, frame in enumerate(decoded(self.container, self.stream, self.budget.sent)):
-            if not isinstance(frame, VideoFrame):
-                continue
             self.budget.received(frame)
             _check_size(frame.width, frame.height, self.source, self.max_pixels)
             time = count / rate

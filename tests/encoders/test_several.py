@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import pickle
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from chatbind_cli import cli
 from chatbind_cli.encoders.encoder import Decoded, Encoder, load_media
 from chatbind_cli.encoders.opening import open_encoder, open_encoders
 from chatbind_cli.encoders.several import SeveralEncoders
@@ -23,6 +20,7 @@ from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.media.source import MediaSource
 from tests.encoders.languagebind.repositories import save_repository
 from tests.inference.world import save_media, save_tiny_encoder
+from tests.program import chatbind
 
 WIDTHS = (12, 8)
 LABELS = ["dog", "cat", "car"]
@@ -151,18 +149,12 @@ def test_what_reads_goes_to_other_processes_without_weights(
         assert torch.equal(here, there)
 
 
-def test_encode_writes_what_each_makes(
-    folder: Path,
-    opened: SeveralEncoders,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(folder)
-    listed = "".join(json.dumps({kind: name}) + "\n" for name, kind in MEDIA).encode()
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(listed)))
+def test_encode_writes_what_each_makes(folder: Path, opened: SeveralEncoders) -> None:
+    listed = "".join(json.dumps({kind: name}) + "\n" for name, kind in MEDIA)
     words = ["encode", "--encoder", "lb", "--encoder", "ib", "--no-normalize", "--device", "cpu"]
-    assert cli.run(words)[0] == 0
-    found = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    done = chatbind(*words, cwd=folder, stdin=listed)
+    assert done.returncode == 0
+    found = [json.loads(line) for line in done.stdout.splitlines()]
     rows = torch.tensor([record["embedding"] for record in found])
     assert torch.equal(rows, embed(opened, MEDIA, folder))
     assert {record["encoder"] for record in found} == {f"lb+ib@{opened.sha256[:12]}"}

@@ -48,6 +48,8 @@ _KINDS = ("Gemma4", "EmbeddingGemma2")
 """How the names of processors begin that give what the towers take."""
 
 _MOST_FPS = 60
+_LOST_S = 0.0015
+"""By which a film is measured too short whose times are whole milliseconds (WebM, Matroska)."""
 _RATE_HZ, _FRAME_MS = 16_000, 20  # where a file does not say them
 _MOST_BANK = 1 << 24
 """Numbers in the table of a filter bank."""
@@ -114,7 +116,7 @@ class Reader:
             return spread(total, min(total, MOST_FRAMES))
         fps = processor.fps if options.fps is None else min(options.fps, _MOST_FPS)
         chosen = processor.sample_frames(
-            VideoMetadata(total_num_frames=total, fps=total / seconds, duration=seconds),
+            VideoMetadata(total, fps=total / seconds, duration=seconds + _LOST_S),
             fps=fps,
             max_frames=processor.max_frames,
             overflow_strategy=processor.overflow_strategy,

@@ -97,7 +97,7 @@ class ImageTowers(HuggingFaceEncoder):
                 self._without["image"] = ("pooler",)
                 blank.pooler = None
             self._has_class = any(n.endswith(("cls_token", "class_embedding")) for n in names)
-            self._scale = _logit_scale(file, self.config) if self._two else 1.0
+            self._scale = _logit_scale(file, self.config) if self._two else None
         self._dim = self._width_of(blank)
 
     @property
@@ -107,8 +107,8 @@ class ImageTowers(HuggingFaceEncoder):
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """Pictures, and texts if there is a text tower."""
-        return ("image", "text") if self._two else ("image",)
+        """Pictures, and texts where logits have a scale: those of BLIP-2 are for generation."""
+        return ("image",) if self._scale is None else ("image", "text")
 
     def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
         """Ids and, if the model wants it, the mask of padding: int64 [n, 1 or 2, places]."""
@@ -133,6 +133,8 @@ class ImageTowers(HuggingFaceEncoder):
 
     def compare(self, embedding: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
         """The model's own logits of texts, but for a bias that all have: [texts]."""
+        if self._scale is None:
+            raise self.lacks("text")
         return self._scale * F.normalize(texts, dim=-1) @ F.normalize(embedding, dim=-1)
 
     def load_tower(self, modality: str) -> nn.Module:
@@ -199,8 +201,8 @@ def _class_of(config: Any, folder: Path) -> type[PreTrainedModel]:
     return made
 
 
-def _logit_scale(file: Checkpoint, config: Any) -> float:
-    """The scale of a softmax over texts; 1 where the weights say none.
+def _logit_scale(file: Checkpoint, config: Any) -> float | None:
+    """The scale of a softmax over texts; None where the weights have none.
 
     Raises:
         WeightsError: it is no number.
@@ -217,7 +219,7 @@ def _logit_scale(file: Checkpoint, config: Any) -> float:
             if not math.isfinite(scale):
                 raise WeightsError(f"{name} is {value:.6g}", where=str(file.path))
             return scale
-    return 1.0
+    return None
 
 
 def _processed(processor: Any, picture: Image.Image) -> torch.Tensor:

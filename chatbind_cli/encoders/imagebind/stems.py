@@ -195,22 +195,12 @@ def build_stem(tower: str, config: ImageBindConfig) -> nn.Module:
         return TextStem(config)
     if tower == "imu":
         return ImuStem(config)
+    size = (IMAGE_SIZE, IMAGE_SIZE)
+    kernel = stride = getattr(config, f"{tower}_kernel_size")
     if tower == "audio":
-        return PlaneStem(
-            "rgbt_stem",
-            config.audio_embed_dim,
-            kernel=config.audio_kernel_size,
-            stride=config.audio_stride,
-            size=(config.audio_num_mel_bins, config.audio_target_len),
-        )
-    kernel = config.depth_kernel_size if tower == "depth" else config.thermal_kernel_size
-    return PlaneStem(
-        "depth_stem" if tower == "depth" else "rgbt_stem",
-        config.trunk(tower)[0],
-        kernel=kernel,
-        stride=kernel,
-        size=(IMAGE_SIZE, IMAGE_SIZE),
-    )
+        size, stride = (config.audio_num_mel_bins, config.audio_target_len), config.audio_stride
+    name = "depth_stem" if tower == "depth" else "rgbt_stem"
+    return PlaneStem(name, config.trunk(tower)[0], kernel=kernel, stride=stride, size=size)
 
 
 def _with_class_token(cls_token: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -82,17 +82,24 @@ def test_sounds_have_the_models_own_embeddings(
 
 
 @pytest.mark.parametrize(
-    ("count", "rate", "size"), [(1, 10, (64, 48)), (25, 10, (34, 90)), (70, 2, (64, 48))]
+    ("kind", "count", "rate", "size"),
+    [
+        (("mp4", "libx264"), 1, 10, (64, 48)),
+        (("mp4", "libx264"), 25, 10, (34, 90)),
+        (("mp4", "libx264"), 70, 2, (64, 48)),
+        (("webm", "libvpx"), 48, 24, (64, 48)),  # 1.999 s, in whole milliseconds
+    ],
 )
 def test_films_have_the_models_own_embeddings(
     repository: Repository,
     encoder: Encoder,
     film: Film,
+    kind: tuple[str, str],
     count: int,
     rate: int,
     size: tuple[int, int],
 ) -> None:
-    data = film(frames=count, rate=rate, size=size, draw=lambda n: noise(n, size))
+    data = film(*kind, frames=count, rate=rate, size=size, draw=lambda n: noise(n, size))
     medium = load_media(encoder.read, data)
     frames = frames_of(data)
     assert len(medium.tensor) == min(max(count // rate, 1), 32)

@@ -11,7 +11,15 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import AutoImageProcessor, AutoModel, AutoProcessor, LlamaConfig
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoProcessor,
+    Blip2Config,
+    Blip2Model,
+    BlipImageProcessor,
+    LlamaConfig,
+)
 
 from chatbind_cli.encoders.encoder import load_media
 from chatbind_cli.encoders.huggingface.image_towers import Reader
@@ -20,7 +28,18 @@ from chatbind_cli.encoders.zero_shot import LabelScorer
 from chatbind_cli.errors import ChatBindError, WeightsError
 from chatbind_cli.model.pretrained import quiet_transformers
 
-from .tiny import KINDS, TEXT, TWO_TOWERS, close, edit_json, edit_tensors, make
+from .tiny import (
+    KINDS,
+    SIZES,
+    SQUARE,
+    TEXT,
+    TWO_TOWERS,
+    VISION,
+    close,
+    edit_json,
+    edit_tensors,
+    make,
+)
 
 TEXTS = ["a cat", "dogs", "a text of so many letters that its end has to be cut off"]
 
@@ -190,6 +209,29 @@ def test_a_language_model_says_what_it_is(tmp_path):
     save_file({"model.norm.weight": torch.ones(4)}, tmp_path / "model.safetensors")
     with pytest.raises(ChatBindError, match="a llama model is no encoder of pictures; an encoder"):
         open_encoder(tmp_path)
+
+
+def test_texts_that_pictures_are_not_compared_with_are_not_known(tmp_path, pictures):
+    """BLIP-2's are what its language model goes on with."""
+    words = {"model_type": "opt", "vocab_size": 20, "ffn_dim": 8, "num_hidden_layers": 1}
+    words |= {"hidden_size": 8, "word_embed_proj_dim": 8, "num_attention_heads": 2}
+    config = Blip2Config(
+        vision_config=VISION,
+        qformer_config={**SIZES, "vocab_size": 20, "encoder_hidden_size": 32},
+        text_config=words,
+        num_query_tokens=2,
+    )
+    model = Blip2Model(config).eval()
+    with quiet_transformers():
+        model.save_pretrained(tmp_path)
+    processor = BlipImageProcessor(size=SQUARE)
+    processor.save_pretrained(tmp_path)
+    encoder = open_encoder(tmp_path)
+    assert encoder.modalities == ("image",)
+    row = encoder.embed([load_media(encoder.read, pictures[0])], normalize=False)
+    with torch.inference_mode():
+        inputs = processor(Image.open(pictures[0]), return_tensors="pt")
+        assert close(row, model.get_image_features(**inputs).pooler_output)
 
 
 def test_a_foreign_config_beside_imagebind_says_nothing(tmp_path):

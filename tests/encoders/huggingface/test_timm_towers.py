@@ -18,7 +18,7 @@ from timm.models import save_for_hf
 from chatbind_cli.encoders.encoder import load_media
 from chatbind_cli.encoders.opening import open_encoder
 from chatbind_cli.errors import ChatBindError, DownloadError, UsageError
-from tests.download.conftest import server  # noqa: F401  a fixture
+from tests.download.conftest import hub_at, server  # noqa: F401  fixtures
 
 from .tiny import close, edit_json, edit_tensors
 

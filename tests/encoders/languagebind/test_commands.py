@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from chatbind_cli import cli
 from chatbind_cli.encoders.encoder import load_media
 from chatbind_cli.encoders.opening import open_encoder
 from chatbind_cli.files import sha256_text
 from tests.encoders.languagebind.repositories import DIM, save_repository
 from tests.inference.world import save_language_model, save_media, write_jsonl
+from tests.program import chatbind
 
 Run = Callable[..., tuple[int, list[dict[str, Any]], str]]
 
@@ -45,15 +43,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(world: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+def run(world: Path) -> Run:
     """Runs a command in the world; returns exit code, records, and stderr."""
 
     def run(*words: Any, stdin: str = "") -> tuple[int, list[dict[str, Any]], str]:
-        monkeypatch.chdir(world)
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
-        code, message = cli.run([str(word) for word in words])
-        out, err = capfd.readouterr()
-        return code, [json.loads(line) for line in out.splitlines()], err + message
+        done = chatbind(*words, cwd=world, stdin=stdin)
+        records = [json.loads(line) for line in done.stdout.splitlines()]
+        return done.returncode, records, done.stderr
 
     return run
 

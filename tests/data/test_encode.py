@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shlex
@@ -30,6 +29,7 @@ from chatbind_cli.encoders.imagebind.preprocess import load_media
 from chatbind_cli.encoders.imagebind.weights import save_encoder
 from chatbind_cli.encoders.opening import open_encoder
 from tests.inference.world import SIZES
+from tests.program import chatbind
 
 TINY = ImageBindConfig(**SIZES)
 
@@ -59,18 +59,14 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], media: Path, encoder: Path
-) -> Any:
+def run(media: Path, encoder: Path) -> Any:
     """Runs `chatbind encode` in the folder of media; returns exit code, records, and stderr."""
 
     def run(*args: str | Path, stdin: str = "") -> tuple[int, list[dict[str, Any]], str]:
-        monkeypatch.chdir(media)
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
-        words = ["encode", "--device", "cpu", "--encoder", str(encoder), *map(str, args)]
-        code, message = cli.run(words)
-        out, err = capfd.readouterr()
-        return code, [json.loads(line) for line in out.splitlines()], err + message
+        words = ("encode", "--device", "cpu", "--encoder", encoder, *args)
+        done = chatbind(*words, cwd=media, stdin=stdin)
+        records = [json.loads(line) for line in done.stdout.splitlines()]
+        return done.returncode, records, done.stderr.rstrip()
 
     return run
 
@@ -459,7 +455,7 @@ def test_tasks_of_srun_give_the_records_of_one_process(
 ) -> None:
     names = [*map(str, sorted(many.iterdir())[:21]), str(many / "nothing.png")]
     assert run("-o", tmp_path / "one.jsonl", *names)[0] == 3
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[2]
     srun = [sys.executable, root / "tests" / "cluster" / "srun", "--ntasks-per-node=2"]
     line = [*srun, *console("--encoder", encoder, "-o", tmp_path / "two.jsonl", *names)]
     step = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "localhost", "OMP_NUM_THREADS": "1"}
