@@ -132,8 +132,11 @@ class HuggingFaceEncoder(Encoder):
 
 def licence_of(folder: Path) -> str | None:
     """The licence that the head of a repository's README.md names."""
+    readme = folder / "README.md"
+    if not readme.is_file():  # a pipe would never end
+        return None
     try:
-        with (folder / "README.md").open("rb") as file:
+        with readme.open("rb") as file:
             text = file.read(_README_BYTES).decode("utf-8", errors="replace").replace("\r\n", "\n")
     except OSError:
         return None

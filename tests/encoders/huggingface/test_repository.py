@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 import time
@@ -179,3 +180,9 @@ def test_the_licence_is_what_the_head_of_the_readme_names(tmp_path, text, licenc
     assert licence_of(tmp_path) is None
     (tmp_path / "README.md").write_bytes(text.encode())
     assert licence_of(tmp_path) == licence
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_in_place_of_the_readme_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "README.md")
+    assert licence_of(tmp_path) is None
