@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import Final
 
 from chatbind_cli.console import quiet
 from chatbind_cli.worker import STATUS_FOLDER
@@ -117,19 +117,16 @@ def unheard(*numbers: signal.Signals) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def leave_to_parent(number: int, also: Callable[[int], Any] | None = None) -> None:
+def leave_to_parent(number: int) -> None:
     """In a data loader's process: leaves the signals to the trainer, which still needs batches.
 
     The trainer itself ends its loaders with SIGTERM.
 
     Args:
-        number: of the process.
-        also: what else it does first.
+        number: of the process, as loaders tell it.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    if also is not None:
-        also(number)
 
 
 def _end_with_parent() -> None:

@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain, islice
 from typing import Any, Final, NamedTuple, cast
 
@@ -208,7 +207,7 @@ def step_loader(
         batch_sampler=cast(Any, order),
         collate_fn=_in_arrays,
         num_workers=workers,
-        worker_init_fn=partial(leave_to_parent, also=_work_alone),
+        worker_init_fn=_begin_worker,
         # the workers' seed: the process's own random state is left alone
         generator=torch.Generator().manual_seed(seed),
     )
@@ -332,7 +331,8 @@ def _packing(settings: TrainingSettings, model: ChatBindForConditionalGeneration
     )
 
 
-def _work_alone(number: int) -> None:
-    """One thread a worker: there are others."""
+def _begin_worker(number: int) -> None:
+    leave_to_parent(number)
+    # one thread a worker: there are others
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)
