@@ -261,6 +261,14 @@ def _find_encoders(settings: TrainingSettings, media: Media) -> tuple[str, ...]:
             hint=f"name {'all of them, in their order,' if several else 'it'} with --encoder, or "
             "give ready embeddings with --store",
         )
+    names = [one.name for one in before.encoder.each] if before.encoder is not None else []
+    if any(not name.startswith("imagebind") for name in names):  # as one made from stores
+        words = " ".join(f"--encoder {name}" for name in names)
+        raise WeightsError(
+            f"was trained with {' and '.join(names)}, and does not say where that is",
+            where=before.where,
+            hint=f"name it, {words}, or give ready embeddings with --store",
+        )
     raise WeightsError(
         f"no encoder at {' or '.join(map(str, ENCODER_PLACES))}",
         hint="name one with --encoder, fetch ImageBind's weights with "
