@@ -6,12 +6,12 @@ command that makes a file or folder; where a command takes one, `-` reads that r
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import IO, Any
 
+from chatbind_cli import worker
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.jsonl import Record, dumps, read_records
 
@@ -24,7 +24,7 @@ def emit_record(record: Record, stream: IO[str] | None = None) -> None:
         stream: the true stdout, where something else stands in its place.
     """
     stream = stream or sys.stdout
-    if os.environ.get("RANK", "0") == "0":
+    if worker.rank() == 0:
         stream.write(dumps(record) + "\n")
         stream.flush()
 
@@ -33,7 +33,7 @@ def emit_artifact(record: Record) -> None:
     """Writes the last record of a command that made something; in words for a person."""
     if not sys.stdout.isatty():
         emit_record(record)
-    elif os.environ.get("RANK", "0") == "0":
+    elif worker.rank() == 0:
         digest = f"  (SHA-256 {record['sha256'][:12]}...)" if "sha256" in record else ""
         sys.stdout.write(f"{record['artifact']}: {record['path']}{digest}\n")
         sys.stdout.flush()

@@ -10,7 +10,6 @@ import re
 import sys
 import threading
 import time
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -123,12 +122,7 @@ class Progress:
             if whole:
                 self.advance(whole)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Takes the bar away."""
         if self._bar is None:
             return

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, cast
 
 import jsonlines
@@ -220,16 +219,9 @@ class RecordWriter:
             raise ChatBindError(f"cannot be written ({error.strerror})", where=where) from error
 
     def __enter__(self) -> RecordWriter:
-        """Returns itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Closes the file."""
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _opened(self, path: Path, overwrite: bool) -> IO[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,14 +18,7 @@ from chatbind_cli.data.record_file import RecordFile, Row, packed, write_rows
 from chatbind_cli.errors import RecordError
 from chatbind_cli.media.medium import Medium, media_of_record
 from chatbind_cli.media.modality import MODALITIES
-from chatbind_cli.model.turns import (
-    GPT,
-    HUMAN,
-    Turn,
-    answer,
-    place_media,
-    placeholders,
-)
+from chatbind_cli.model.turns import GPT, HUMAN, Turn, placeholders, turns_of
 
 _MADE_AT_ONCE = 1000
 _ROLES = {"human": HUMAN, "user": HUMAN, "gpt": GPT, "assistant": GPT}
@@ -133,7 +126,7 @@ class Conversations:
         raise IndexError("no such conversation")
 
 
-class Media(Sequence[Medium]):
+class Media:
     """The different media of conversations, in the order of their files, in little memory."""
 
     def __init__(self, *conversations: Conversations) -> None:
@@ -143,15 +136,9 @@ class Media(Sequence[Medium]):
     def __len__(self) -> int:
         return len(self._names)
 
-    @overload
-    def __getitem__(self, index: int) -> Medium: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Medium]: ...
-    def __getitem__(self, index: int | slice) -> Medium | list[Medium]:
-        """A medium, or several as a list."""
-        if isinstance(index, slice):
-            return [_medium(name) for name in self._names[index].to_pylist()]
-        return _medium(self._names[index].as_py())
+    def __getitem__(self, places: slice) -> list[Medium]:
+        """Some of them."""
+        return [_medium(name) for name in self._names[places].to_pylist()]
 
     def __iter__(self) -> Iterator[Medium]:
         for start in range(0, len(self), _MADE_AT_ONCE):
@@ -231,14 +218,7 @@ def parse_conversation(record: Mapping[str, Any], where: str) -> Conversation:
             alternate, or placeholders and media do not agree.
     """
     said, media = _checked(record, where)
-    turns: list[Turn] = []
-    waiting: Sequence[Medium] = media
-    for role, text in said:
-        if role == GPT:
-            turns.append(answer(text))
-        else:
-            content, waiting = place_media(text, waiting)
-            turns.append(Turn(HUMAN, content))
+    turns, _ = turns_of(said, media)
     return Conversation(record.get("id", where), tuple(turns), where)
 
 
@@ -329,10 +309,7 @@ def _check_roles(said: Sequence[tuple[str, str]]) -> None:
 
 
 def _check_counts(said: Iterable[tuple[str, str]], media: Sequence[Medium]) -> None:
-    asked = []
-    for role, text in said:
-        if role == HUMAN and "<" in text:
-            asked += placeholders(text)
+    asked = [kind for role, text in said if role == HUMAN for kind in placeholders(text)]
     named = [medium.modality for medium in media]
     if asked == named:
         return

@@ -6,7 +6,7 @@ print(answerer.answer("What is this?", ["photo.jpg"]))
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -30,7 +30,7 @@ from chatbind_cli.inference.questions import Question
 from chatbind_cli.inference.schedule import WINDOW
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.model.config import encoder_of
-from chatbind_cli.model.turns import Turn, dialogue
+from chatbind_cli.model.turns import Turn, dialogue, with_media
 
 MediaLike = str | Path | bytes | Medium
 
@@ -244,7 +244,7 @@ class Answerer:
             check_text(said, self.engine.longest_context)
             read = [self._mixed(media)] if question.mix and media else media
             own = (
-                _placed(question.turns, read)
+                with_media(question.turns, read)
                 if question.turns
                 else dialogue(question.earlier, question.text, read, where=question.where)
             )
@@ -300,17 +300,6 @@ class Answerer:
 def _question(text: str, media: Sequence[MediaLike], identity: int | None = None) -> Question:
     read = tuple(m if isinstance(m, Medium) else Medium(None, m) for m in media)
     return Question(text, read, id=identity)
-
-
-def _placed(turns: Sequence[Turn], media: Iterable[Medium]) -> list[Turn]:
-    """Turns with other media in place of theirs, in order."""
-    waiting = iter(media)
-    return [
-        replace(
-            turn, content=tuple(p if isinstance(p, str) else next(waiting) for p in turn.content)
-        )
-        for turn in turns
-    ]
 
 
 def _counted(question: Question, outcome: Outcome) -> Outcome:

@@ -18,7 +18,7 @@ from chatbind_cli.inference.question_record import weighted
 from chatbind_cli.inference.questions import Question
 from chatbind_cli.jsonl import Record, dumps, read_records
 from chatbind_cli.media.medium import Medium, media_of_record
-from chatbind_cli.model.turns import HUMAN, Turn
+from chatbind_cli.model.turns import HUMAN, Turn, with_media
 
 _MADE_BY = "chatbind ask"
 
@@ -136,15 +136,5 @@ def _weighted(turns: Sequence[Turn], record: Record) -> list[Turn]:
     left: dict[str | None, deque[float]] = defaultdict(deque)
     for medium in weighted(media_of_record(record), record.get("weights")):
         left[medium.modality].append(medium.weight)
-    return [
-        replace(
-            turn,
-            content=tuple(
-                part
-                if isinstance(part, str)
-                else replace(part, weight=left[part.modality].popleft())
-                for part in turn.content
-            ),
-        )
-        for turn in turns
-    ]
+    media = (medium for turn in turns for medium in turn.media)
+    return with_media(turns, (replace(m, weight=left[m.modality].popleft()) for m in media))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, Literal
 
 from chatbind_cli.errors import ChatBindError
@@ -110,12 +111,8 @@ class AnswerDecoder:
 
     def _words(self, ids: Sequence[int]) -> tuple[list[int], bool]:
         """The ids before the first end token, and whether there was one."""
-        words: list[int] = []
-        for token in ids:
-            if token in self.end_ids:
-                return words, True
-            words.append(token)
-        return words, False
+        words = list(takewhile(lambda token: token not in self.end_ids, ids))
+        return words, len(words) < len(ids)
 
     def _shortest_with_stop(self, words: Sequence[int]) -> int:
         """How many tokens it takes until a stop text is there."""

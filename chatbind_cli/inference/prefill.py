@@ -10,12 +10,11 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from chatbind_cli.data.tokens import TokenizedSample
 from chatbind_cli.inference.rows import Rows
+from chatbind_cli.model.chatbind import rotates_by_length
 
 _SHORTEST = 8
 """Tokens in common below which reading them apart is not worth a pass of the model."""
 
-# rotations of these depend on how long the longest row is
-_LENGTH_DEPENDENT: Final = ("dynamic", "longrope")
 # differences of logits, by their size, that are rounding
 _RTOL: Final = 1e-3
 _RTOL_HALF: Final = 5e-2
@@ -113,10 +112,9 @@ def row_obstacle(model: Any) -> str | None:
 
 def longest_together(config: Any) -> int | None:
     """Tokens up to which a row's numbers do not depend on how long others are; None: never."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    if not any(kind in str(parameters) for kind in _LENGTH_DEPENDENT):
+    if not rotates_by_length(config):
         return None
-    original = parameters.get("original_max_position_embeddings")
+    original = config.rope_parameters.get("original_max_position_embeddings")
     known = (original, getattr(config, "original_max_position_embeddings", None))
     limits = [n for n in (*known, config.max_position_embeddings) if isinstance(n, int)]
     return min(limits)

@@ -171,7 +171,7 @@ def answer_all(
     questions: Iterable[Question],
     file: AnswerFile,
     queue: WorkQueue[Question, Outcome],
-    on_done: Callable[[], None] = lambda: None,
+    on_done: Callable[[], None],
 ) -> None:
     """Has those questions answered that the file has no answer to, and writes that.
 

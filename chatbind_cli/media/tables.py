@@ -73,10 +73,7 @@ def read_csv(source: MediaSource, wanted: Callable[[str], bool]) -> tuple[Column
             convert_options=pyarrow.csv.ConvertOptions(
                 include_columns=[name for name in names if not named or wanted(name)]
             ),
-            parse_options=pyarrow.csv.ParseOptions(
-                delimiter="," if blanks else delimiter,
-                invalid_row_handler=lambda row: "error",
-            ),
+            parse_options=pyarrow.csv.ParseOptions(delimiter="," if blanks else delimiter),
         )
         return _numbers(table, source), named
 

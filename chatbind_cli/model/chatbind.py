@@ -30,6 +30,12 @@ def word_embeddings(model: PreTrainedModel) -> torch.nn.Embedding:
     return cast(torch.nn.Embedding, model.get_input_embeddings())
 
 
+def rotates_by_length(config: PreTrainedConfig) -> bool:
+    """Whether positions of a language model's rows depend on how long the longest of them is."""
+    parameters = str(getattr(config, "rope_parameters", None))
+    return "dynamic" in parameters or "longrope" in parameters
+
+
 def media_inputs(
     media: Sequence[Medium], device: torch.device | str = "cpu"
 ) -> dict[str, torch.Tensor]:

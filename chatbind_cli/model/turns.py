@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from chatbind_cli.errors import RecordError
 from chatbind_cli.media.medium import Medium
@@ -122,15 +122,33 @@ def dialogue(
     """
     asked = [words for role, words in said if role == HUMAN]
     _check_placeholders("\n".join([*asked, text]), media, where)
-    waiting = list(media)
-    turns: list[Turn] = []
+    turns, rest = turns_of(said, media)
+    return [*turns, question(text, rest, where=where)]
+
+
+def turns_of(
+    said: Iterable[tuple[str, str]], media: Iterable[Medium]
+) -> tuple[list[Turn], list[Medium]]:
+    """The turns of roles and texts with media in them, and the media that have no placeholder."""
+    turns, waiting = [], list(media)
     for role, words in said:
         if role == HUMAN:
             content, waiting = place_media(words, waiting)
             turns.append(Turn(HUMAN, content))
         else:
             turns.append(answer(words))
-    return [*turns, question(text, waiting, where=where)]
+    return turns, waiting
+
+
+def with_media(turns: Iterable[Turn], media: Iterable[Medium]) -> list[Turn]:
+    """Turns with other media in place of theirs, in order."""
+    waiting = iter(media)
+    return [
+        replace(
+            turn, content=tuple(p if isinstance(p, str) else next(waiting) for p in turn.content)
+        )
+        for turn in turns
+    ]
 
 
 def _check_placeholders(text: str, media: Sequence[Medium], where: str | None) -> None:

@@ -48,7 +48,7 @@ class Inputs:
         conversations: those that can be used.
         media: their media, each once.
         held_out: conversations to measure the loss on.
-        encoders: what opens them; none where stores or the lack of media make them needless.
+        encoders: what opens them: as the user says it, else those that are needed and were found.
         bad_records: what was left out, as in `{"record": place, "error": ...}`.
         bad_media: likewise, each with the reason.
     """

@@ -16,14 +16,16 @@ from transformers.cache_utils import DynamicLayer
 
 from chatbind_cli.console import note
 from chatbind_cli.data.tokens import IGNORE_INDEX
-from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration, word_embeddings
+from chatbind_cli.model.chatbind import (
+    ChatBindForConditionalGeneration,
+    rotates_by_length,
+    word_embeddings,
+)
 from chatbind_cli.training.checkpointing import recomputes
 
 Batch = dict[str, Any]
 States = tuple[torch.Tensor, torch.Tensor]  # keys and values of a layer
 
-# rotations of these depend on how long the longest row is
-_LENGTH_DEPENDENT: Final = ("dynamic", "longrope")
 _RTOL: Final = 1e-5  # of a loss in float32; sums are rounded in another order
 _RTOL_HALF: Final = 5e-3
 
@@ -81,7 +83,7 @@ class SharedPrefix:
         config = self._model.language_model.config
         if recomputes(self._model):
             return "gradient checkpointing keeps no keys and values"
-        if any(kind in str(getattr(config, "rope_parameters", "")) for kind in _LENGTH_DEPENDENT):
+        if rotates_by_length(config):
             return "the language model's positions depend on the length of the longest sample"
         if getattr(config, "output_router_logits", False):
             return "the language model's routers learn from all tokens"

@@ -23,7 +23,6 @@ from transformers import PrinterCallback, TrainerState, TrainingArguments
 
 from chatbind_cli import stopping, worker
 from chatbind_cli.console import note
-from chatbind_cli.data.conversations import Conversations
 from chatbind_cli.data.lookup import WideEmbeddings
 from chatbind_cli.data.tokens import PromptEncoder
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
@@ -122,7 +121,7 @@ class ChatBindTrainer(ShardedTrainer):
         self._bundle = bundle
         self._folder = folder
         self._make_fast(bundle.model)
-        self._memory = self._memory_trial(inputs.conversations)
+        self._memory = self._memory_trial(trained_on)
 
     def _make_fast(self, model: ChatBindForConditionalGeneration) -> None:
         """Sets up what the switches of speed ask for."""
@@ -213,16 +212,15 @@ class ChatBindTrainer(ShardedTrainer):
             trial(tried, inputs["input_ids"].shape[1] - tried["input_ids"].shape[1])
         return super().compute_loss(model, self._prefix.cut(inputs), *args, **kwargs)
 
-    def _memory_trial(self, conversations: Conversations) -> Trial | None:
+    def _memory_trial(self, samples: TrainingSamples) -> Trial | None:
         """The first step's, where a GPU's memory is to decide about gradient checkpointing."""
         auto = self._settings.gradient_checkpointing is None
         if not auto or self.args.device.type != "cuda" or is_sharded(self.trained):
             return None
         most = self._settings.model_max_length
         if not self._settings.packing:  # which fills up to the brim
-            encoder = PromptEncoder(self._bundle.tokenizer, self._bundle.config)
-            longest = encoder.conversation(conversations[int(conversations.sizes().argmax())])
-            most = min(len(longest.input_ids), most)
+            longest = int(samples.conversations.sizes().argmax())
+            most = len(samples.tokens(longest).input_ids)
         return Trial(
             self._bundle.model,
             GpuMemory(self.args.device),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import pickle
 from pathlib import Path
@@ -29,12 +28,11 @@ def record(*said: str, **keys: Any) -> dict[str, Any]:
 
 
 def read(*records: dict[str, Any]) -> Conversations:
-    lines = "".join(json.dumps(r) + "\n" for r in records)
-    return read_file("-", stdin=io.BytesIO(lines.encode()))
+    return Conversations((record, f"train.jsonl:{n}") for n, record in enumerate(records, 1))
 
 
-def read_file(source: str | Path, **options: Any) -> Conversations:
-    return Conversations(read_records(source, **options))
+def read_file(source: Path) -> Conversations:
+    return Conversations(read_records(source))
 
 
 def test_a_llava_array_is_read(tmp_path: Path) -> None:
@@ -109,7 +107,7 @@ def test_a_record_may_begin_with_an_answer() -> None:
 def test_a_record_that_cannot_be_used_is_named(broken: dict[str, Any], message: str) -> None:
     with pytest.raises(RecordError, match=message) as caught:
         read(record("Hi", "Hello"), broken)
-    assert str(caught.value).startswith("<stdin>:2")
+    assert str(caught.value).startswith("train.jsonl:2")
     if isinstance(broken.get("id"), str):
         assert "id r1" in str(caught.value)
 

@@ -20,13 +20,13 @@ from transformers import (
 )
 
 from chatbind_cli.data.tokens import TokenizedSample
-from chatbind_cli.inbox import Inbox
 from chatbind_cli.inference.decoding import Generated, Outcome
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.local_engine import LocalEngine
 from chatbind_cli.inference.questions import Question
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.model.chatbind import ChatBindConfig, ChatBindForConditionalGeneration
+from tests.inference.world import inbox_of
 from tests.model.tiny import SIZES, language_model
 
 PATCH, START, END_OF_MEDIUM, EOS = 97, 98, 99, 2
@@ -114,11 +114,8 @@ def question(identity: int, **settings: Any) -> Question:
 
 
 def run(one: LocalEngine, questions: Sequence[Question]) -> dict[int, Outcome]:
-    inbox: Inbox[Question] = Inbox(len(questions))
-    for asked in questions:
-        inbox.put(asked)
-    inbox.close()
-    found = {asked.id: outcome for asked, outcome in one.run(inbox, GenerationSettings())}
+    outcomes = one.run(inbox_of(questions), GenerationSettings())
+    found = {asked.id: outcome for asked, outcome in outcomes}
     assert len(found) == len(questions)
     return found  # type: ignore[return-value]
 

@@ -20,7 +20,7 @@ from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.questions import Question
 from chatbind_cli.media.medium import Medium
 from tests.inference.small_engine import chatbind, engine, prompts_of, question, run, texts
-from tests.inference.world import World
+from tests.inference.world import World, inbox_of
 
 SHORT = GenerationSettings(max_new_tokens=12)
 
@@ -165,11 +165,8 @@ def test_media_of_one_that_has_left_are_not_embedded(
     for half in ("read", "encode"):
         monkeypatch.setattr(answerer.media_encoder, half, lambda media, _=0: [1 // (not media)][:0])
     left, _ = with_ears(Question("What?", (Medium(None, world.media / "1.png"),), id=1), 0)
-    inbox: Inbox[Question] = Inbox(2)
-    inbox.put(left)
-    inbox.put(Question("What?", id=2))
-    inbox.close()
-    found = {item.id: outcome for item, outcome in answerer.run(inbox, SHORT)}
+    asked = inbox_of([left, Question("What?", id=2)])
+    found = {item.id: outcome for item, outcome in answerer.run(asked, SHORT)}
     assert given_up(found[1])
     assert isinstance(found[2], Generated)
 
@@ -209,12 +206,8 @@ def test_a_slow_medium_holds_up_its_own_question_alone(
         Question("What?", (Medium(None, world.media / "2.png"),) * (n % 2), id=n)
         for n in range(3, 30)
     ]
-    inbox: Inbox[Question] = Inbox(100)
-    for item in (*slow, *quick):
-        inbox.put(item)
-    inbox.close()
     order, answers = [], set()
-    for item, outcome in answerer.run(inbox, SHORT):
+    for item, outcome in answerer.run(inbox_of([*slow, *quick]), SHORT):
         order.append(item.id)
         assert isinstance(outcome, Generated)
         if item.media:

@@ -14,21 +14,8 @@ from chatbind_cli import cli
 from chatbind_cli.errors import SomeRecordsFailed, UsageError
 from chatbind_cli.inference.answerer import Answerer
 from chatbind_cli.inference.questions import Question
-from chatbind_cli.jsonl import dumps
+from tests.inference.test_vqa import lines, vqa, words
 from tests.inference.world import World, questions, read_jsonl, write_jsonl
-
-
-def words(world: World, *more: str | Path) -> list[str]:
-    fixed = ["vqa", "-m", world.model, "--media-root", world.media, "--device", "cpu"]
-    return [*map(str, fixed), "--max-new-tokens", "8", "--batch-size", "4", *map(str, more)]
-
-
-def vqa(world: World, *more: str | Path, stdin: str | None = None) -> Result:
-    return CliRunner().invoke(cli.app, words(world, *more), input=stdin)
-
-
-def lines(records: list[dict[str, Any]]) -> str:
-    return "".join(dumps(record) + "\n" for record in records)
 
 
 def answered(result: Result) -> list[dict[str, Any]]:

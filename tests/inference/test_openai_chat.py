@@ -22,7 +22,6 @@ from chatbind_cli.errors import (
     UsageError,
     contained,
 )
-from chatbind_cli.inbox import Inbox
 from chatbind_cli.inference.answerer import Answerer
 from chatbind_cli.inference.decoding import Generated
 from chatbind_cli.inference.generation_settings import GenerationSettings
@@ -43,7 +42,7 @@ from chatbind_cli.inference.openai_reply import (
 from chatbind_cli.inference.questions import Question
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.model.turns import answer, question
-from tests.inference.world import World
+from tests.inference.world import World, inbox_of
 
 SETTINGS = GenerationSettings(max_new_tokens=10)
 HEAD = Head("chatcmpl-1", "m", 1_700_000_000)
@@ -418,10 +417,7 @@ def test_a_broken_medium_fails_its_question(answerer: Answerer) -> None:
 
 
 def answered(answerer: Answerer, question: Question) -> tuple[Question, Generated]:
-    inbox: Inbox[Question] = Inbox(1)
-    inbox.put(question)
-    inbox.close()
-    [(prepared, outcome)] = answerer.run(inbox, SETTINGS)
+    [(prepared, outcome)] = answerer.run(inbox_of([question]), SETTINGS)
     assert isinstance(outcome, Generated)
     return prepared, outcome
 

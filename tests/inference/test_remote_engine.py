@@ -21,7 +21,7 @@ from chatbind_cli.inference.remote_engine import RemoteEngine
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.model.whole import language_model
 from tests.inference.engine_server import EngineServer, Served
-from tests.inference.world import questions
+from tests.inference.world import inbox_of, questions
 
 SHORT = GenerationSettings(max_new_tokens=12)
 COUNT = 12
@@ -101,11 +101,7 @@ def connect(world, *servers, **options):
 
 
 def run(engine, asked, settings=SHORT):
-    inbox = Inbox(len(asked))
-    for question in asked:
-        inbox.put(question)
-    inbox.close()
-    return {question.id: outcome for question, outcome in engine.run(inbox, settings)}
+    return {question.id: outcome for question, outcome in engine.run(inbox_of(asked), settings)}
 
 
 def test_answers_are_those_of_the_model_here(world, start, asked, expected):

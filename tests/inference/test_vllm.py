@@ -18,7 +18,6 @@ import pytest
 import torch
 
 from chatbind_cli.errors import EngineError
-from chatbind_cli.inbox import Inbox
 from chatbind_cli.inference.answerer import Answerer
 from chatbind_cli.inference.front import load_front
 from chatbind_cli.inference.generation_settings import GenerationSettings
@@ -28,7 +27,7 @@ from chatbind_cli.inference.remote_engine import RemoteEngine
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.model.loading import load_chatbind
 from chatbind_cli.model.whole import language_model
-from tests.inference.world import make_world, questions
+from tests.inference.world import inbox_of, make_world, questions
 from tests.model.tiny import save_chatbind
 
 VLLM = os.environ.get("CHATBIND_VLLM", "")
@@ -117,11 +116,7 @@ def engine(url, vllm_world):
 
 
 def run(engine, asked, settings):
-    inbox = Inbox(len(asked))
-    for question in asked:
-        inbox.put(question)
-    inbox.close()
-    return {question.id: outcome for question, outcome in engine.run(inbox, settings)}
+    return {question.id: outcome for question, outcome in engine.run(inbox_of(asked), settings)}
 
 
 def test_answers_equal_the_local_ones(engine, local, asked):

@@ -22,6 +22,8 @@ from chatbind_cli.encoders.imagebind.config import ImageBindConfig
 from chatbind_cli.encoders.imagebind.model import ImageBind
 from chatbind_cli.encoders.imagebind.weights import WEIGHTS_NAME, save_encoder
 from chatbind_cli.files import sha256_file
+from chatbind_cli.inbox import Inbox
+from chatbind_cli.inference.questions import Question
 from chatbind_cli.model.assemble import build_chatbind
 from chatbind_cli.model.config import EncoderInfo
 from chatbind_cli.model.loading import projector_of
@@ -33,6 +35,15 @@ SIZES: dict[str, Any] = {"out_embed_dim": DIM}
 for _tower in TOWERS:
     SIZES |= {f"{_tower}_embed_dim": 16, f"{_tower}_num_blocks": 1, f"{_tower}_num_heads": 2}
 COLOURS = ("black", "white", "red", "green", "blue", "yellow")
+
+
+def inbox_of(asked: Sequence[Question]) -> Inbox[Question]:
+    """Questions, and then the end."""
+    inbox: Inbox[Question] = Inbox(len(asked))
+    for question in asked:
+        inbox.put(question)
+    inbox.close()
+    return inbox
 
 
 @dataclass(frozen=True)

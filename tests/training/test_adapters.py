@@ -34,6 +34,7 @@ from chatbind_cli.training import run as training_run
 from chatbind_cli.training.settings import TrainingSettings
 from chatbind_cli.training.throughput import ModelFlops
 from tests.training.conftest import DIM
+from tests.training.test_resume import unfinish
 
 KINDS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "llama": (LlamaConfig, {}),
@@ -210,18 +211,6 @@ def _merged(folder: Path) -> Path:
 
     merge(folder / "out", folder / "merged", base=folder / "second")
     return folder / "merged"
-
-
-def unfinish(folder: Path, checkpoint: str) -> None:
-    """Takes a run back to the moment when it had written a checkpoint and no more."""
-    for later in folder.glob("checkpoint-*"):
-        if later.name != checkpoint:
-            shutil.rmtree(later)
-    noted = json.loads((folder / "run.json").read_text())
-    del noted["artifact"]
-    (folder / "run.json").write_text(json.dumps({**noted, "status": "running"}))
-    for name in ("adapter_model.safetensors", "projector.safetensors", "config.json"):
-        (folder / name).unlink()
 
 
 def test_a_run_goes_on_bit_for_bit(world, here, base, tmp_path) -> None:

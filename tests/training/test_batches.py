@@ -28,6 +28,7 @@ from chatbind_cli.training.batches import (
 from chatbind_cli.training.packing import Packing, RowCollator
 from chatbind_cli.training.samples import Collator
 from chatbind_cli.training.watch import Watch
+from tests.training.test_resume import unfinish
 
 NO = IGNORE_INDEX
 
@@ -261,13 +262,7 @@ def test_a_run_that_stopped_inside_an_epoch_ends_the_same(world, here, talks, tm
     assert here(*words(world, talks, whole, *more)).code == 0
     # as a kill leaves it after step 6, the second of the second epoch
     shutil.copytree(whole, out)
-    noted = json.loads((out / "run.json").read_text())
-    del noted["artifact"]
-    (out / "run.json").write_text(json.dumps({**noted, "status": "running"}))
-    for path in out.glob("checkpoint-*"):
-        if path.name not in ("checkpoint-3", "checkpoint-6"):
-            shutil.rmtree(path)
-    (out / "model.safetensors").unlink()
+    unfinish(out, "checkpoint-3", "checkpoint-6")
     again = here(*words(world, talks, out, *more))
     assert again.code == 0, again.stderr
     assert [record.get("step") for record in again.records] == [7, 8, None]

@@ -24,6 +24,7 @@ from chatbind_cli.training.prefix import SharedPrefix
 from chatbind_cli.training.samples import Collator
 from chatbind_cli.training.stages import select_trainable
 from chatbind_cli.training.throughput import Work
+from tests.model.test_label_loss import results
 from tests.model.tiny import SIZES
 
 KINDS = {
@@ -82,14 +83,6 @@ def samples() -> list[dict[str, Any]]:
     ]
 
 
-def results(model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    model.zero_grad()
-    loss = model(**batch).loss
-    loss.backward()
-    grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    return loss.detach(), grads
-
-
 def plain(batch: dict[str, Any]) -> dict[str, Any]:
     return {k: batch[k] for k in ("input_ids", "attention_mask", "labels", "media_embeddings")}
 
@@ -141,18 +134,18 @@ def test_loss_and_gradients_are_the_plain_ones(
 ) -> None:
     model = chatbind(kind)
     batch = collator(model, at_labels=at_labels)(samples())
-    loss, wanted = results(model, plain(batch))
+    loss, wanted = results(model, **plain(batch))
     shared = SharedPrefix(model, nullcontext, wanted=True)
     cut = shared.cut(batch)
     assert cut["input_ids"].shape[1] == batch["input_ids"].shape[1] - len(SYSTEM)
-    got, gradients = results(model, cut)
+    got, gradients = results(model, **cut)
     torch.testing.assert_close(got, loss, rtol=1e-6, atol=1e-6)
     assert gradients.keys() == wanted.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, wanted[name], rtol=2e-5, atol=1e-6, msg=name)
     assert not capsys.readouterr().err
     # the same again from the same states
-    again, _ = results(model, shared.cut(batch))
+    again, _ = results(model, **shared.cut(batch))
     torch.testing.assert_close(again, got, rtol=0, atol=0)
 
 
@@ -172,7 +165,7 @@ def test_a_text_only_batch_still_has_the_projector_in_its_graph() -> None:
     model = chatbind()
     shared = SharedPrefix(model, nullcontext, wanted=True)
     batch = collator(model)([sample([20], 0, [30]), sample([21], 0, [31, 32])])
-    _, gradients = results(model, shared.cut(batch))
+    _, gradients = results(model, **shared.cut(batch))
     assert {name.partition(".")[0] for name in gradients} == {"projector", "language_model"}
     assert all(gradient.abs().max() == 0 for gradient in gradients.values())
 
@@ -186,8 +179,8 @@ def test_in_bfloat16_gradients_differ_by_rounding() -> None:
     batch = collator(model)(samples())
     shared = SharedPrefix(model, autocast, wanted=True)
     with autocast():
-        loss, wanted = results(model, plain(batch))
-        got, gradients = results(model, shared.cut(batch))
+        loss, wanted = results(model, **plain(batch))
+        got, gradients = results(model, **shared.cut(batch))
     assert "past_key_values" in shared.cut(batch)
     torch.testing.assert_close(got, loss, rtol=5e-3, atol=0)
     for name, gradient in gradients.items():

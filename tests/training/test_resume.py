@@ -70,12 +70,17 @@ def test_a_run_killed_twice_gives_the_same_file(world, here, undisturbed, tmp_pa
     assert [record["loss"] for record in log] == [record["loss"] for record in whole]
 
 
-def unfinish(folder: Path) -> None:
-    """Takes a run back to the moment before its result was written."""
+def unfinish(folder: Path, *kept: str) -> None:
+    """Takes a run back to before its result was written; to these checkpoints, if any are said."""
     noted = json.loads((folder / "run.json").read_text())
     del noted["artifact"]
     (folder / "run.json").write_text(json.dumps({**noted, "status": "running"}))
-    for name in ("projector.safetensors", "config.json", "loss.svg"):
+    for checkpoint in folder.glob("checkpoint-*") if kept else ():
+        if checkpoint.name not in kept:
+            shutil.rmtree(checkpoint)
+    for name in ("adapter_model", "model", "projector"):
+        (folder / f"{name}.safetensors").unlink(missing_ok=True)
+    for name in ("config.json", "loss.svg"):
         (folder / name).unlink()
 
 

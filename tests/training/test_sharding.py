@@ -26,6 +26,7 @@ from chatbind_cli.training import run as training
 from chatbind_cli.training.settings import TrainingSettings
 from chatbind_cli.training.sharded_trainer import ShardedTrainer
 from chatbind_cli.training.sharding import Sharding, sharding_of
+from tests.training.test_resume import unfinish
 
 FSDP = ("--fsdp", "full_shard auto_wrap")
 # sums in another order, and what AdamW makes of gradients that are nearly zero
@@ -79,12 +80,7 @@ def together(work: Callable[[int], None], folder: Path) -> None:
 def interrupted(made: Path, copy: Path) -> Path:
     """A copy of a finished run, as if it had been killed after its second step."""
     shutil.copytree(made, copy)
-    noted = json.loads((copy / "run.json").read_text())
-    del noted["artifact"]
-    (copy / "run.json").write_text(json.dumps({**noted, "status": "running"}))
-    shutil.rmtree(copy / "checkpoint-4")
-    for name in ("model.safetensors", "config.json"):
-        (copy / name).unlink()
+    unfinish(copy, "checkpoint-2")
     return copy
 
 

@@ -76,10 +76,10 @@ def test_compiled_layers_compute_the_same(capsys: pytest.CaptureFixture[str]) ->
     model = chatbind("llama")
     batch = SharedPrefix(model, nullcontext, wanted=True).cut(collator(model)(samples()))
     cache = copy.deepcopy(batch["past_key_values"])
-    loss, wanted = results(model, batch)
+    loss, wanted = results(model, **batch)
     # code is traced and guarded as for any backend, but not translated
     compile_layers(model.language_model, backend="eager")
-    got, gradients = results(model, {**batch, "past_key_values": cache})
+    got, gradients = results(model, **{**batch, "past_key_values": cache})
     torch.testing.assert_close(got, loss, rtol=1e-6, atol=1e-6)
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, wanted[name], rtol=2e-5, atol=1e-6, msg=name)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import click
 import pytest
 from chatbind_cli.commands.inspect import command
-from click.testing import CliRunner
 
 
 def test_samples_come_as_the_model_sees_them_and_then_the_figures(world, here) -> None:
@@ -62,14 +62,16 @@ def test_figures_of_some_samples_are_drawn_evenly(world, here) -> None:
     assert (figures["samples"], figures["looked_at"]) == (16, 4)
 
 
-def test_a_person_sees_trained_words_in_colour(world, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chatbind_cli.commands.inspect._for_programs", lambda as_json: as_json)
+def test_a_person_sees_trained_words_in_colour(
+    world, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     words = [str(world.captions), "-m", str(world.llama), "--show", "1"]
-    done = CliRunner().invoke(command, words, color=True)
-    assert done.exit_code == 0, done.output
-    assert click.style(" It is red.\n###", fg="green") in done.output
-    assert click.style("[image p0.png]", fg="magenta") in done.output
-    assert "16 samples" in done.output
+    command.main(words, standalone_mode=False, color=True)
+    shown = capsys.readouterr().out
+    assert click.style(" It is red.\n###", fg="green") in shown
+    assert click.style("[image p0.png]", fg="magenta") in shown
+    assert "16 samples" in shown
 
 
 def test_one_job_at_a_time(world, here) -> None:

@@ -188,6 +188,7 @@ def test_missing_cells_come_from_their_neighbours() -> None:
         (csv(TIMES, wave(TIMES), "time,ax,ay,az,gx,gy,acc_x"), "both look like accelerometer x"),
         (b"1,2,3\n4,5,6\n", "3 columns and no header"),
         (b"a,b\n1,2,3\n", "not a readable CSV table"),
+        (b"1,2,3,4,5,6\n1,2,3,4,5,6,\xc3", "not a readable CSV table"),
         (b"t,ax,ay,az,gx,gy,gz\n", "no rows|not a readable"),
         (b"\n\n", "holds no table"),
         (b"\xff\xfe\x00binary", "is not text"),
