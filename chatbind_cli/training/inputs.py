@@ -136,6 +136,7 @@ def check_inputs(settings: TrainingSettings) -> Inputs:
     media = Media(conversations, held_out)
     if settings.stores:
         bad = _missing_rows(settings, media)
+        _tell_of_encoders(settings.encoders)
     else:
         bad = missing_media(settings.media_root, media)
     inputs = Inputs(
@@ -283,6 +284,15 @@ def missing_media(root: MediaRoot, media: Media) -> dict[Medium, str]:
         for modality in media.modalities()
         for name, why in root.missing(media.names(modality)).items()
     }
+
+
+def _tell_of_encoders(references: Sequence[str]) -> None:
+    """Notes what there is to know of encoders that are named beside their stores."""
+    from chatbind_cli.encoders.opening import open_encoder  # noqa: PLC0415  heavy
+    from chatbind_cli.training.encoders import tell_of  # noqa: PLC0415  heavy
+
+    for reference in references:
+        tell_of(open_encoder(reference))
 
 
 def _missing_rows(settings: TrainingSettings, media: Media) -> dict[Medium, str]:

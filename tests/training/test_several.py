@@ -232,5 +232,9 @@ def test_what_no_encoder_knows_is_told_before_anything_heavy(world, here, tmp_pa
     assert "3 conversations with 0 different media, 8 input(s) left out" in skipped.stderr
     # it knows one modality alone
     assert "what is learned with eyes will not carry over to other modalities" in skipped.stderr
+    stores = ["--store", str(out / "embeddings")]
+    stored = here("pretrain", *words, *stores, "-o", str(tmp_path / "more"), "--on-error", "skip")
+    assert stored.code == 0, stored.stderr
+    assert "what is learned with eyes will not carry over to other modalities" in stored.stderr
     left_out = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
     assert left_out[0]["error"].endswith("no encoder knows image: eyes knows audio")
