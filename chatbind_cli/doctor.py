@@ -175,15 +175,11 @@ def decoders() -> Iterator[Record]:
         try:
             data = media_bytes(Item("train", 0, 3, scan), modality, seed=0)
             tensor = load_media(read, data, modality).tensor
-            finite = bool(tensor.isfinite().all())
         except Exception as error:  # whatever a decoder does
             yield _found("media", modality, PROBLEM, reason(error), "see the packages above")
-            continue
-        value = f"decoded to {' x '.join(map(str, tensor.shape))}"
-        if finite:
-            yield _found("media", modality, OK, value)
         else:
-            yield _found("media", modality, PROBLEM, f"{value}, not all finite")
+            shape = " x ".join(map(str, tensor.shape))
+            yield _found("media", modality, OK, f"decoded to {shape}")
 
 
 def _room(folder: Path) -> Iterator[Record]:

@@ -68,8 +68,7 @@ class Hub:
         Raises:
             DownloadError: the repository cannot be reached, or is not for this user.
         """
-        if request.hub is None:
-            return [request]
+        assert request.hub is not None
         commit, files = self.listing(replace(request.hub, file=None), request.include)
         if request.hub.file is not None:
             known = files.get(request.hub.file)

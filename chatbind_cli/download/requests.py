@@ -105,8 +105,7 @@ class Request:
         Raises:
             UsageError: its name leads out of the folder.
         """
-        if self.hub is None:
-            raise ValueError(f"{self.source} is no repository")
+        assert self.hub is not None
         _refuse_outside(name, self.source)
         path = self.path / name
         return replace(

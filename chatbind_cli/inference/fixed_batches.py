@@ -178,9 +178,7 @@ class _TextStreamer(BaseStreamer):
         shows: of each, what takes its text; None: nobody does.
     """
 
-    def __init__(
-        self, decoder: AnswerDecoder, shows: Sequence[Callable[[str], None] | None]
-    ) -> None:
+    def __init__(self, decoder: AnswerDecoder, shows: Sequence[Show | None]) -> None:
         self._shows = shows
         self._ids: list[list[int]] = [[] for _ in shows]
         self._growing = [GrowingText(decoder) for _ in shows]

@@ -211,8 +211,7 @@ def vqa_from_contexts(
             "metadata": {**answerer.identity, **settings.as_record()},
         },
     )
-    how = {"output": output, "overwrite": overwrite, **how}
-    answer_file(lambda: hand, settings, crew=Crew(), **how)
+    answer_file(lambda: hand, settings, output=output, overwrite=overwrite, crew=Crew(), **how)
 
 
 def plan_from_contexts(

@@ -52,8 +52,6 @@ class Door:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Lets a request in, or refuses it, and tells what became of it."""
-        if scope["type"] != "http":
-            return
         begun = time.monotonic()
         status = 0
 

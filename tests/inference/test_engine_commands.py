@@ -10,32 +10,9 @@ from click.testing import CliRunner
 from chatbind_cli import cli
 from chatbind_cli.errors import EngineError, SomeRecordsFailed, UsageError
 from chatbind_cli.jsonl import dumps
-from chatbind_cli.model.whole import language_model
-from tests.inference.engine_server import EngineServer, Served
 from tests.inference.world import questions, read_jsonl, write_jsonl
 
 NOT_COMPARED = {"metadata", "answer_id"}
-
-
-@pytest.fixture(scope="module")
-def served(world, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("served") / "lm"
-    language_model(world.model, folder)
-    return Served(folder)
-
-
-@pytest.fixture
-def start(served, monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    servers = []
-
-    def start():
-        servers.append(EngineServer(served))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
 
 
 def call(command, world, *more, stdin=None):

@@ -19,49 +19,11 @@ from chatbind_cli.inference.loaded_model import load_model
 from chatbind_cli.inference.questions import Question
 from chatbind_cli.inference.remote_engine import RemoteEngine
 from chatbind_cli.media.medium import Medium
-from chatbind_cli.model.whole import language_model
-from tests.inference.engine_server import EngineServer, Served
+from tests.inference.engine_server import Served
 from tests.inference.world import inbox_of, questions
 
 SHORT = GenerationSettings(max_new_tokens=12)
 COUNT = 12
-
-
-@pytest.fixture(scope="module")
-def served(world, tmp_path_factory):
-    """The folder of the language model by itself, and the world that knows it."""
-    folder = tmp_path_factory.mktemp("served") / "lm"
-    language_model(world.model, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def served_model(served):
-    return Served(served)
-
-
-@pytest.fixture
-def start(served_model, monkeypatch, quick_retries):
-    for name in ("http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-    servers = []
-
-    def start(**options):
-        servers.append(EngineServer(options.pop("model", served_model), **options))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
-
-
-@pytest.fixture
-def quick_retries(monkeypatch):
-    import openai._base_client
-
-    monkeypatch.setattr(openai._base_client, "INITIAL_RETRY_DELAY", 0.01)
-    monkeypatch.setattr(openai._base_client, "MAX_RETRY_DELAY", 0.02)
 
 
 @pytest.fixture(scope="module")
