@@ -5,9 +5,11 @@ Whole folders are in `folders`; record streams, which grow line by line, are in 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
@@ -21,6 +23,9 @@ from chatbind_cli.errors import ChatBindError, UsageError
 # Hashing a smaller file costs less than looking its hash up.
 _CACHED_FROM_BYTES = 64 << 20
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_OF_RUST = re.compile(r"\(os error (\d+)\)")
+
 _MARK_WITHIN = 8 << 10
 _LONGEST_RECORD = 64 << 20
 
@@ -31,6 +36,9 @@ def replace_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
     A failure inside the block (or a kill) leaves what was at `path` untouched; so does a power
     cut, if it is `durable`, which takes as long as the disk needs.
+
+    Raises:
+        OSError: the disk is full; it names `path`, which a failing write does not.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,8 +53,21 @@ def replace_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
         temporary.replace(path)
         if durable:
             sync(path.parent)
+    except Exception as error:
+        number = _os_error(error)
+        if number in _FULL:
+            raise OSError(number, os.strerror(number), str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _os_error(error: Exception) -> int | None:
+    """The system's number of an error, which safetensors puts into the text of its own."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = _OF_RUST.search(str(error))
+    return int(found[1]) if found else None
 
 
 def replace_text(path: Path, text: str) -> None:

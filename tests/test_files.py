@@ -7,6 +7,7 @@ import os
 import stat
 
 import pytest
+from safetensors import SafetensorError
 
 from chatbind_cli import files
 from chatbind_cli.errors import UsageError
@@ -20,6 +21,20 @@ def test_a_failure_leaves_the_old_file_and_no_litter(tmp_path):
         raise RuntimeError
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["f"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path, error):
+    path = tmp_path / "f"
+    with pytest.raises(OSError, match=f"No space left.*{path}'"), files.replace_file(path):
+        raise error
+    assert os.listdir(tmp_path) == []
 
 
 def test_success_replaces_the_file_with_the_user_s_own_permissions(tmp_path):

@@ -276,8 +276,8 @@ class Encoder(ABC):
                 part = [item.tensor for item in items[start : start + at_once]]
                 filled = part + part[-1:] * (at_once - len(part))
                 rows.append(self.run(modality, self._on_device(filled))[: len(part)].float())
-        # once: until here nothing has waited for a GPU
-        return torch.cat(rows).cpu()
+        # copied once: until here nothing has waited for a GPU; too small a shape is not broadcast
+        return torch.cat(rows).cpu().view(len(items), self.embedding_dim)
 
     def _on_device(self, items: Sequence[torch.Tensor]) -> torch.Tensor:
         """Items as a batch; the copy to a GPU is left to go on by itself."""

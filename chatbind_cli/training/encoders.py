@@ -220,8 +220,8 @@ def _made_with(folder: Path, meta: StoreMeta, named: str | None) -> EncoderInfo:
     encoder = open_encoder(named) if named is not None else None
     if encoder is not None and encoder.sha256 != meta.encoder_sha256:
         raise StoreError(
-            f"was made by another encoder ({meta.encoder_name}) than --encoder names, which is "
-            f"{encoder.name}",
+            f"was made by {meta.encoder_name} ({meta.encoder_sha256[:12]}), and --encoder names "
+            f"{encoder.name} ({encoder.sha256[:12]})",
             where=str(folder),
         )
     return EncoderInfo(

@@ -136,6 +136,7 @@ def check_inputs(settings: TrainingSettings) -> Inputs:
     media = Media(conversations, held_out)
     if settings.stores:
         bad = _missing_rows(settings, media)
+        _tell_of_encoders(settings.encoders)
     else:
         bad = missing_media(settings.media_root, media)
     inputs = Inputs(
@@ -261,6 +262,14 @@ def _find_encoders(settings: TrainingSettings, media: Media) -> tuple[str, ...]:
             hint=f"name {'all of them, in their order,' if several else 'it'} with --encoder, or "
             "give ready embeddings with --store",
         )
+    names = [one.name for one in before.encoder.each] if before.encoder is not None else []
+    if any(not name.startswith("imagebind") for name in names):  # as one made from stores
+        words = " ".join(f"--encoder {name}" for name in names)
+        raise WeightsError(
+            f"was trained with {' and '.join(names)}, and does not say where that is",
+            where=before.where,
+            hint=f"name it, {words}, or give ready embeddings with --store",
+        )
     raise WeightsError(
         f"no encoder at {' or '.join(map(str, ENCODER_PLACES))}",
         hint="name one with --encoder, fetch ImageBind's weights with "
@@ -275,6 +284,15 @@ def missing_media(root: MediaRoot, media: Media) -> dict[Medium, str]:
         for modality in media.modalities()
         for name, why in root.missing(media.names(modality)).items()
     }
+
+
+def _tell_of_encoders(references: Sequence[str]) -> None:
+    """Notes what there is to know of encoders that are named beside their stores."""
+    from chatbind_cli.encoders.opening import open_encoder  # noqa: PLC0415  heavy
+    from chatbind_cli.training.encoders import tell_of  # noqa: PLC0415  heavy
+
+    for reference in references:
+        tell_of(open_encoder(reference))
 
 
 def _missing_rows(settings: TrainingSettings, media: Media) -> dict[Medium, str]:

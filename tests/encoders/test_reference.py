@@ -6,10 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from chatbind_cli.encoders.encoder import Decoded
 from chatbind_cli.encoders.opening import open_encoder
 from chatbind_cli.encoders.reference import is_reference, split_reference
 from chatbind_cli.errors import ChatBindError, UsageError
+from chatbind_cli.media.source import MediaSource
 
 GOOD = """
 from chatbind_cli.encoders.encoder import Encoder
@@ -18,7 +21,8 @@ class Grey(Encoder):
     sha256, settings, embedding_dim, modalities = "0" * 64, {}, 4, ("image",)
     def __init__(self, rest, **how):
         super().__init__(name=f"grey {rest}", **how)
-    def load_tower(self, modality): ...
+    def load_tower(self, modality):
+        return lambda batch: batch.mean(dim=1, keepdim=True)
 
 class Unfinished(Encoder):
     pass
@@ -103,3 +107,10 @@ def test_two_packages_of_one_name_are_named(install):
     install("second_one", GOOD, "same = second_one:Grey")
     with pytest.raises(UsageError, match=r"(first|second)_one 1.2 and (first|second)_one 1.2"):
         open_encoder("same:x")
+
+
+def test_a_tower_that_makes_another_shape_is_not_broadcast(install):
+    install("narrow", GOOD, "grey = narrow:Grey")
+    medium = Decoded(MediaSource("<x>", data=b""), "image", torch.ones(3))
+    with pytest.raises(RuntimeError, match=r"shape '\[1, 4\]' is invalid for input of size 1"):
+        open_encoder("grey:x").embed([medium], normalize=True)
