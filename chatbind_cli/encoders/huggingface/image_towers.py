@@ -48,6 +48,9 @@ forgets its causal mask where there is nothing to mask."""
 _RANDOM = ("vit_mae",)
 """They drop patches at random whenever they run."""
 
+_MOST_ROWS = 64
+"""Of patches of a LeVit, which lists all pairs of them as it is made; published ones have 14."""
+
 
 @dataclass(frozen=True)
 class Reader:
@@ -86,6 +89,7 @@ class ImageTowers(HuggingFaceEncoder):
         self._kind = _class_of(self.config, self.folder)
         self._two = hasattr(self._kind, "get_text_features")
         with one_line("cannot be opened", self.folder), open_checkpoint(self.folder) as file:
+            _refuse_pairs(self.config)
             blank: Any = model_without_memory(self.config, file, self._kind)
             names = [name for name, _ in blank.named_parameters()]
             self._without = {
@@ -199,6 +203,17 @@ def _class_of(config: Any, folder: Path) -> type[PreTrainedModel]:
         )
     made: type[PreTrainedModel] = kind
     return made
+
+
+def _refuse_pairs(config: Any) -> None:
+    """Refuses a LeVit whose pairs of patches would fill memory.
+
+    Raises:
+        WeightsError: it is one.
+    """
+    sides = (config.image_size, config.patch_size) if config.model_type == "levit" else (0, 1)
+    if sides[0] // sides[1] > _MOST_ROWS:
+        raise WeightsError(f"asks for {sides[0]} pixels in patches of {sides[1]}")
 
 
 def _logit_scale(file: Checkpoint, config: Any) -> float | None:

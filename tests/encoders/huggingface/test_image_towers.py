@@ -194,6 +194,10 @@ def test_the_name_and_the_licence(copy):
         ({"model_type": "videomae"}, "a videomae model is no encoder of pictures"),
         ({"model_type": "vit_mae"}, "patches drawn at random"),
         ({"model_type": "ijepa"}, "no one vector"),
+        (
+            {"model_type": "levit", "image_size": 10**9, "num_attention_heads": [4, 4, 4]},
+            "10{9} pixels in patches",
+        ),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "are quantised"),
     ],
 )
