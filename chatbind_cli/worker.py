@@ -24,7 +24,7 @@ from chatbind_cli.hardware import cpu_count
 
 STATUS_FOLDER = "CHATBIND_STATUS_FOLDER"
 LINE = "CHATBIND_LINE"
-"""The file descriptor by which a worker of a `crew` talks with its leader."""
+"""The file descriptor by which a worker of a `worker_pool` talks with its leader."""
 _ALIVE = "alive"
 _POLL_S = 0.2
 

@@ -12,11 +12,11 @@ import click
 
 from chatbind_cli import launch, worker
 from chatbind_cli.console import note
-from chatbind_cli.crew import Crew, crew_of
 from chatbind_cli.encoders.reference import is_reference
 from chatbind_cli.errors import UsageError
 from chatbind_cli.numerals import whole_number
 from chatbind_cli.plan import Dispatch
+from chatbind_cli.worker_pool import WorkerPool, pool_of
 
 from ._base import in_group
 
@@ -273,7 +273,7 @@ def dispatched(
     return launch.dispatch(invocation or sys.argv[1:], plan, extra, meanwhile)
 
 
-def crew(plan: Dispatch, extra: Sequence[str] = ()) -> Crew | None:
+def worker_pool(plan: Dispatch, extra: Sequence[str] = ()) -> WorkerPool | None:
     """Who does the work of the command that is being handled; None: that is said, or done.
 
     Args:
@@ -281,7 +281,7 @@ def crew(plan: Dispatch, extra: Sequence[str] = ()) -> Crew | None:
         extra: words that replace what this process has read from its standard input.
     """
     invocation = click.get_current_context().obj
-    return crew_of(invocation or sys.argv[1:], plan, extra)
+    return pool_of(invocation or sys.argv[1:], plan, extra)
 
 
 def shard_option(help_text: str) -> Callable[[F], F]:

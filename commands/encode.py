@@ -24,7 +24,6 @@ from ._options import (
     NEW_FOLDER,
     STREAM,
     attention_option,
-    crew,
     crew_options,
     device_options,
     encoder_option,
@@ -33,16 +32,17 @@ from ._options import (
     output_option,
     overwrite_option,
     shard_option,
+    worker_pool,
 )
 from ._preprocessing import media_options
 
 if TYPE_CHECKING:
     from collections import Counter
 
-    from chatbind_cli.crew import Crew
     from chatbind_cli.data.encode import RecordSink, StoreSink
     from chatbind_cli.data.media_items import MediaItem
     from chatbind_cli.encoders.encoder import Encoder
+    from chatbind_cli.worker_pool import WorkerPool
 
 _input, _encoder = in_group("Input"), in_group("Encoder")
 _output, _compute = in_group("Output"), in_group("Compute")
@@ -167,11 +167,11 @@ def command(
     listed = _list_source(files, asked)
     inputs = [*files, listed, asked["data"], asked["zero_shot"], *asked["encoder"]]
     refuse_overlap(asked["store"] or asked["output"], inputs)
-    hands = crew(plan)
-    if hands is None:
+    pool = worker_pool(plan)
+    if pool is None:
         return
     paths = [name for name in files if name != "-"]
-    done = _encode(paths, listed, media, asked, hands)
+    done = _encode(paths, listed, media, asked, pool)
     if done is not None and done["failed"] and asked["on_error"] != "skip":
         n = done["failed"] + done["encoded"]
         raise SomeRecordsFailed(f"{done['failed']} of {n} files could not be encoded")
@@ -182,7 +182,7 @@ def _encode(
     listed: str | None,
     media: MediaOptions,
     asked: dict[str, Any],
-    hands: Crew,
+    pool: WorkerPool,
 ) -> Counter[str] | None:
     """Does the work; who leads tells what was done."""
     # imported here: they bring torch
@@ -201,7 +201,7 @@ def _encode(
         batch_size=asked["batch_size"],
         attn_implementation=asked["attn_implementation"],
     )
-    if not hands.follows:
+    if not pool.follows:
         media = encoder.heeded(media)
     options = EncodingOptions(
         media=media,
@@ -209,7 +209,7 @@ def _encode(
         batch_size=at_once(encoder),
         decode_in=asked["decode_in"],
     )
-    if hands.follows:
+    if pool.follows:
         help_encode(encoder, options)
         return None
     number, count = asked["shard"]
@@ -222,7 +222,7 @@ def _encode(
             sink,
             on_error=asked["on_error"],
             total=len(range(number - 1, len(paths), count)) if only_paths else None,
-            crew=hands,
+            pool=pool,
         )
 
 

@@ -25,7 +25,6 @@ from ._inference import ModelChoice, model_or_other_options, sampling_options
 from ._options import (
     FOLDER,
     STREAM,
-    crew,
     crew_options,
     device_options,
     media_root_options,
@@ -34,6 +33,7 @@ from ._options import (
     output_option,
     overwrite_option,
     shard_option,
+    worker_pool,
 )
 from ._preprocessing import media_changes, media_options
 
@@ -181,8 +181,8 @@ def command(
     refuse_overlap(output, [questions, choice.projector])
     choice = choice.resolved() if reads else choice
     words = choice.words() if reads else []
-    hands = crew(plan, words)
-    if hands is None:
+    pool = worker_pool(plan, words)
+    if pool is None:
         return
     from chatbind_cli.inference.vqa import vqa  # noqa: PLC0415  help need not pay
 
@@ -205,7 +205,7 @@ def command(
         workers=num_workers,
         prompt_style=choice.prompt_style,
         media=media_changes(media),
-        crew=hands,
+        pool=pool,
     )
 
 

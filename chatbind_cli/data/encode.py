@@ -17,13 +17,12 @@ import torch.nn.functional as F
 
 from chatbind_cli.artifacts import artifact_record, emit_artifact, emit_record
 from chatbind_cli.console import Progress, note
-from chatbind_cli.crew import Crew
 from chatbind_cli.data.decoders import Recall
 from chatbind_cli.data.encoding import Encoded, EncodingOptions, encode_items
 from chatbind_cli.data.lookup import part_name
 from chatbind_cli.data.media_items import MediaItem
 from chatbind_cli.data.store import EmbeddingStore, clear_store
-from chatbind_cli.data.work_queue import Hand, follow, work_queue
+from chatbind_cli.data.work_queue import Worker, follow, work_queue
 from chatbind_cli.encoders.encoder import Encoder
 from chatbind_cli.encoders.zero_shot import LabelScorer
 from chatbind_cli.errors import ChatBindError, UsageError
@@ -32,6 +31,7 @@ from chatbind_cli.inbox import Inbox
 from chatbind_cli.jsonl import Record, RecordWriter
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.options import MediaOptions
+from chatbind_cli.worker_pool import WorkerPool
 
 _LOG_EVERY = 1000  # media, while a store is filled
 _SHOWN_NUMBERS = 4
@@ -46,9 +46,9 @@ def encode(
     *,
     on_error: str,
     total: int | None = None,
-    crew: Crew = Crew(),  # noqa: B008 (frozen)
+    pool: WorkerPool = WorkerPool(),  # noqa: B008 (frozen)
 ) -> Counter[str]:
-    """Encodes what a sink has not; `help_encode` is what the workers of a crew do.
+    """Encodes what a sink has not; `help_encode` is what the workers of a pool do.
 
     A medium that cannot be encoded becomes a record, a note, or the end, as `on_error` has it:
     "record", "skip" or "fail". `total` is the number of items, where that is known.
@@ -63,7 +63,7 @@ def encode(
     n: Counter[str] = Counter()
     begin = partial(_hand, encoder, options, sink.recall)
     with (
-        work_queue(crew, begin, id) as queue,
+        work_queue(pool, begin, id) as queue,
         closing(queue.results(_missing(items, sink, n), in_order=True)) as results,
         Progress(total, "encoding", "files") as progress,
     ):
@@ -94,13 +94,13 @@ def help_encode(encoder: Encoder, options: EncodingOptions) -> None:
 
 def _hand(
     encoder: Encoder, options: EncodingOptions, recall: Recall | None
-) -> Hand[MediaItem, Encoded]:
+) -> Worker[MediaItem, Encoded]:
     def work(inbox: Inbox[MediaItem]) -> Iterator[tuple[MediaItem, Encoded]]:
         # `take` says None where there is no other
         for result in encode_items(iter(inbox.take, None), encoder, options, recall):
             yield result.item, result
 
-    return Hand(work, room=2 * (options.workers + options.batch_size))
+    return Worker(work, room=2 * (options.workers + options.batch_size))
 
 
 def _missing(

@@ -22,12 +22,12 @@ from multiprocessing.connection import wait
 from types import FrameType
 from typing import Any, Generic, TypeVar, cast
 
-from chatbind_cli import crew as crews
+from chatbind_cli import worker_pool
 from chatbind_cli.console import note
-from chatbind_cli.crew import Crew, Member
 from chatbind_cli.data.read_ahead import ReadAhead
 from chatbind_cli.errors import ChatBindError, LaunchError, debugging, reason
 from chatbind_cli.inbox import Inbox
+from chatbind_cli.worker_pool import WorkerPool, WorkerProcess
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -49,7 +49,7 @@ _LEAVING_S = 2.0
 
 
 @dataclass(frozen=True)
-class Hand(Generic[Item, Result]):
+class Worker(Generic[Item, Result]):
     """Somebody who works.
 
     Attributes:
@@ -65,19 +65,19 @@ class Hand(Generic[Item, Result]):
 
 @contextmanager
 def work_queue(
-    crew: Crew, begin: Callable[[], Hand[Item, Result]], key: Key[Item]
+    pool: WorkerPool, begin: Callable[[], Worker[Item, Result]], key: Key[Item]
 ) -> Iterator[WorkQueue[Item, Result]]:
-    """A queue that a crew works on, to be called where `crew.follows` is not set.
+    """A queue that a pool works on, to be called where `pool.follows` is not set.
 
     Args:
-        crew: who works.
+        pool: who works.
         begin: gets ready to work; called here where nobody else works.
         key: see `Key`.
     """
-    if crew.size == 1:
+    if pool.size == 1:
         yield _Here(begin(), key)
         return
-    led: _Led[Item, Result] = _Led(crew, key)
+    led: _Led[Item, Result] = _Led(pool, key)
     with led:
         yield led
 
@@ -146,16 +146,16 @@ def _in_turn(found: Found[Item, Result]) -> Iterator[tuple[Item, Result | ChatBi
 class _Here(WorkQueue[Item, Result]):
     """This process does the work."""
 
-    def __init__(self, hand: Hand[Item, Result], key: Key[Item]) -> None:
+    def __init__(self, worker: Worker[Item, Result], key: Key[Item]) -> None:
         super().__init__(key)
-        self._hand = hand
+        self._worker = worker
 
     @property
     def said(self) -> dict[str, Any]:
-        return self._hand.said
+        return self._worker.said
 
     def _found(self, reader: ReadAhead[Item]) -> Found[Item, Result]:
-        with closing(cast(Any, self._hand.work(reader.inbox))) as done:
+        with closing(cast(Any, self._worker.work(reader.inbox))) as done:
             for item, result in done:
                 yield *reader.number(item), result
 
@@ -163,10 +163,10 @@ class _Here(WorkQueue[Item, Result]):
 class _Led(WorkQueue[Item, Result]):
     """Workers do it, and this process leads them."""
 
-    def __init__(self, crew: Crew, key: Key[Item]) -> None:
+    def __init__(self, pool: WorkerPool, key: Key[Item]) -> None:
         super().__init__(key)
-        self._crew = crew
-        self._members: list[Member] = []
+        self._pool = pool
+        self._workers: list[WorkerProcess] = []
         self._said: dict[str, Any] | None = None
         self._suspects: dict[int, Item] = {}
         """What was with a worker that died, and has no result yet."""
@@ -179,22 +179,22 @@ class _Led(WorkQueue[Item, Result]):
 
     def __enter__(self) -> _Led[Item, Result]:
         try:
-            for rank in range(1 if self._crew.door else self._crew.size):
-                self._members.append(Member.started(self._crew, rank))
+            for rank in range(1 if self._pool.door else self._pool.size):
+                self._workers.append(WorkerProcess.started(self._pool, rank))
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        for member in self._members:
-            member.line.close()  # so that all of them end at once
-        for member in self._members:
-            member.kill()
+        for worker in self._workers:
+            worker.line.close()  # so that all of them end at once
+        for worker in self._workers:
+            worker.kill()
         self._rope.close()
         self._bell.close()
-        if self._crew.door:
-            self._crew.door.close()
+        if self._pool.door:
+            self._pool.door.close()
 
     @property
     def said(self) -> dict[str, Any]:
@@ -211,32 +211,32 @@ class _Led(WorkQueue[Item, Result]):
 
     def _found(self, reader: ReadAhead[Item]) -> Found[Item, Result]:
         self._hand_out(reader)
-        while self._again or any(m.held for m in self._members) or not reader.inbox.ended:
+        while self._again or any(w.held for w in self._workers) or not reader.inbox.ended:
             yield from self._hear()
             self._hand_out(reader)
 
     def _hand_out(self, reader: ReadAhead[Item]) -> None:
         """Gives out what there is room for: to each worker a suspect alone, or what is new."""
         while self._again:
-            idle = [member for member in self._members if member.room and not member.held]
+            idle = [worker for worker in self._workers if worker.room and not worker.held]
             if not idle:
                 return
             number = self._again.pop(0)
             idle[0].give(number, self._suspects[number])
         while True:
-            free = [m for m in self._members if m.room > len(m.held) and not self._suspects_of(m)]
+            free = [w for w in self._workers if w.room > len(w.held) and not self._suspects_of(w)]
             item = reader.inbox.take(wait=False) if free else None
             if item is None:
                 return
-            min(free, key=lambda member: len(member.held)).give(*reader.number(item))
+            min(free, key=lambda worker: len(worker.held)).give(*reader.number(item))
 
-    def _suspects_of(self, member: Member) -> set[int]:
-        return self._suspects.keys() & member.held.keys()
+    def _suspects_of(self, worker: WorkerProcess) -> set[int]:
+        return self._suspects.keys() & worker.held.keys()
 
     def _hear(self) -> Found[Item, Result]:
         """Waits for news, and gives out the results among them."""
-        lines = {member.line: member for member in self._members}
-        door = self._crew.door
+        lines = {worker.line: worker for worker in self._workers}
+        door = self._pool.door
         for line in wait([self._bell, *([door.socket] if door else []), *lines]):
             if line is self._bell:
                 self._bell.recv_bytes()
@@ -244,47 +244,47 @@ class _Led(WorkQueue[Item, Result]):
                 continue
             if door and line is door.socket:
                 with suppress(EOFError, OSError):  # it was gone before it was in
-                    self._members.append(Member.come(door))
+                    self._workers.append(WorkerProcess.come(door))
                 continue
-            member = lines[cast(Any, line)]
+            worker = lines[cast(Any, line)]
             try:
-                kind, *words = crews.hear(member.line)
+                kind, *words = worker_pool.hear(worker.line)
             except (EOFError, OSError):
-                yield from self._lose(member, member.end())
+                yield from self._lose(worker, worker.end())
                 continue
             if kind == "done":
                 number, result = words
                 self._losses = 0
                 self._suspects.pop(number, None)
-                yield number, member.held.pop(number), result
+                yield number, worker.held.pop(number), result
             elif kind == "ready":
-                self._welcome(member, *words)
+                self._welcome(worker, *words)
             elif kind == "lost":
-                member.kill()
-                yield from self._lose(member, f"lost process {member.rank}: {words[0]}")
+                worker.kill()
+                yield from self._lose(worker, f"lost process {worker.rank}: {words[0]}")
             else:
                 raise words[0]
 
-    def _welcome(self, member: Member, room: int, said: dict[str, Any]) -> None:
+    def _welcome(self, worker: WorkerProcess, room: int, said: dict[str, Any]) -> None:
         if self._said not in (None, said):
             raise LaunchError(
-                f"process {member.rank} does not find what the others have found",
+                f"process {worker.rank} does not find what the others have found",
                 hint="has the model's folder changed meanwhile? The same command goes on",
             )
-        member.room, self._said = room, said
+        worker.room, self._said = room, said
 
-    def _lose(self, member: Member, cause: str) -> Found[Item, Result]:
+    def _lose(self, worker: WorkerProcess, cause: str) -> Found[Item, Result]:
         """Goes on without a worker that is gone."""
-        self._members.remove(member)
+        self._workers.remove(worker)
         self._losses += 1
-        again = member.room and member.process is not None
-        if again and self._losses <= self._crew.size + _MORE_LOSSES:
-            self._members.append(Member.started(self._crew, member.rank))
-        if not self._members:
+        again = worker.room and worker.process is not None
+        if again and self._losses <= self._pool.size + _MORE_LOSSES:
+            self._workers.append(WorkerProcess.started(self._pool, worker.rank))
+        if not self._workers:
             raise LaunchError(cause)
-        n = len(member.held)
+        n = len(worker.held)
         note(cause + (f" (others take what it had: {n})" if n else ""))
-        for number, item in sorted(member.held.items()):
+        for number, item in sorted(worker.held.items()):
             if self._suspects.pop(number, None) is None:
                 self._suspects[number] = item
                 self._again.append(number)
@@ -296,14 +296,14 @@ class _LeaderGone(BaseException):
     """Nobody needs what this worker is opening."""
 
 
-def follow(begin: Callable[[], Hand[Item, Result]], key: Key[Item]) -> None:
+def follow(begin: Callable[[], Worker[Item, Result]], key: Key[Item]) -> None:
     """What a worker does, until its leader has enough.
 
     Args:
         begin: gets ready to work.
         key: see `Key`.
     """
-    line = crews.line_to_leader()
+    line = worker_pool.line_to_leader()
     inbox: Inbox[Item] = Inbox(1 << 30)  # the leader keeps to the room there is
     numbers: dict[Hashable, int] = {}
     begun = threading.Event()
@@ -314,7 +314,7 @@ def follow(begin: Callable[[], Hand[Item, Result]], key: Key[Item]) -> None:
     def listen() -> None:
         with suppress(EOFError, OSError):
             while True:
-                number, item = crews.hear(line)
+                number, item = worker_pool.hear(line)
                 numbers[key(item)] = number
                 inbox.put(item)
         if not begun.is_set():  # a model is opened by way of temporary folders, which are to go
@@ -325,15 +325,15 @@ def follow(begin: Callable[[], Hand[Item, Result]], key: Key[Item]) -> None:
     def say(*words: Any) -> None:
         begun.set()  # or failed to: nothing is said before
         with suppress(OSError):  # `listen` hears of it
-            crews.say(line, words)
+            worker_pool.say(line, words)
 
     signal.signal(signal.SIGUSR2, leave)
     try:
         threading.Thread(target=listen, daemon=True).start()
         try:
-            hand = begin()
-            say("ready", hand.room, hand.said)
-            for item, result in hand.work(inbox):
+            worker = begin()
+            say("ready", worker.room, worker.said)
+            for item, result in worker.work(inbox):
                 say("done", numbers.pop(key(item)), result)
         except ChatBindError as error:
             say("failed", error)

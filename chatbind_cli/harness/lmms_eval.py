@@ -20,8 +20,7 @@ from lmms_eval.api.model import lmms
 from loguru import logger
 
 from chatbind_cli.console import Progress
-from chatbind_cli.crew import Crew
-from chatbind_cli.data.work_queue import Hand, work_queue
+from chatbind_cli.data.work_queue import Worker, work_queue
 from chatbind_cli.errors import ChatBindError, UsageError, contained
 from chatbind_cli.harness.messages import as_chat, settings_of
 from chatbind_cli.inference.answerer import Answerer
@@ -34,6 +33,7 @@ from chatbind_cli.inference.openai_chat import read_chat_request
 from chatbind_cli.inference.questions import Question
 from chatbind_cli.inference.remote_engine import RemoteEngine
 from chatbind_cli.media.root import MediaRoot
+from chatbind_cli.worker_pool import WorkerPool
 
 _READERS = 2
 """Threads that read media, as of `vqa`."""
@@ -98,10 +98,10 @@ class ChatBind(lmms):
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """The answers, in the order of the requests; one that fails says so in its place."""
-        begin = partial(Hand, partial(self._answerer.run, settings=GenerationSettings()), room=0)
+        begin = partial(Worker, partial(self._answerer.run, settings=GenerationSettings()), room=0)
         progress = Progress(len(requests), "answering", "questions")
         results, seen = [], Counter[str]()
-        with work_queue(Crew(), begin, attrgetter("id")) as queue, progress:
+        with work_queue(WorkerPool(), begin, attrgetter("id")) as queue, progress:
             asked = (self._question(request, seen) for request in requests)
             for question, outcome in queue.results(asked, in_order=True):
                 results.append(_result(question, outcome))

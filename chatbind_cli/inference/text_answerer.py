@@ -14,8 +14,7 @@ from typing import Any
 
 from chatbind_cli.console import note
 from chatbind_cli.cost import FREE, Plan, message_tokens
-from chatbind_cli.crew import Crew
-from chatbind_cli.data.work_queue import Hand
+from chatbind_cli.data.work_queue import Worker
 from chatbind_cli.errors import EngineError, RecordError, UsageError
 from chatbind_cli.evaluation.contexts import Contexts, context_text
 from chatbind_cli.evaluation.files import Mismatches
@@ -35,6 +34,7 @@ from chatbind_cli.jsonl import read_lines
 from chatbind_cli.loop_thread import loop_in_a_thread
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.model.turns import HUMAN, dialogue
+from chatbind_cli.worker_pool import WorkerPool
 
 ANSWERER = Role("answerer", "answered", EngineError)
 USUAL_ANSWER_TOKENS = 100
@@ -203,7 +203,7 @@ def vqa_from_contexts(
     price = answerer.model.price
     if hosted.max_cost_usd is not None and price is not None and price is not FREE:
         note(f"price: {price.text()}")
-    hand = Hand(
+    worker = Worker(
         partial(answerer.run, settings=settings),
         room=hosted.concurrency,
         said={
@@ -211,7 +211,9 @@ def vqa_from_contexts(
             "metadata": {**answerer.identity, **settings.as_record()},
         },
     )
-    answer_file(lambda: hand, settings, output=output, overwrite=overwrite, crew=Crew(), **how)
+    answer_file(
+        lambda: worker, settings, output=output, overwrite=overwrite, pool=WorkerPool(), **how
+    )
 
 
 def plan_from_contexts(

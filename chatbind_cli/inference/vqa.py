@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatbind_cli.console import Progress
-from chatbind_cli.crew import Crew
-from chatbind_cli.data.work_queue import Hand, WorkQueue, follow, work_queue
+from chatbind_cli.data.work_queue import Worker, WorkQueue, follow, work_queue
 from chatbind_cli.inference.answer_file import AnswerFile
 from chatbind_cli.inference.answer_record import AnswerRecords
 from chatbind_cli.inference.batch_file import BatchLines, read_batch
@@ -26,6 +25,7 @@ from chatbind_cli.inference.question_record import odd_keys_noted, read_question
 from chatbind_cli.inference.questions import Question, count_questions, open_questions
 from chatbind_cli.jsonl import Line
 from chatbind_cli.media.root import MediaRoot
+from chatbind_cli.worker_pool import WorkerPool
 
 if TYPE_CHECKING:
     from chatbind_cli.inference.answerer import Answerer
@@ -50,7 +50,7 @@ def vqa(
     batch_size: int,
     workers: int,
     prompt_style: str | None,
-    crew: Crew,
+    pool: WorkerPool,
     **files: Any,
 ) -> None:
     """Answers all questions of the `files` (see `answer_file`) with a model.
@@ -63,28 +63,28 @@ def vqa(
         ChatBindError: something that all of them need is not there or broken.
     """
 
-    def begin() -> Hand[Question, Outcome]:
+    def begin() -> Worker[Question, Outcome]:
         loaded = load()
         engine = open_engines.enter_context(connect(loaded))
         how = {"style": prompt_style, "engine": engine, "batch_size": batch_size}
         answerer = _answerer(loaded, media, media_root, stores, workers, **how)
         asked = {"choices": True} if choices else settings.as_record()
         metadata = _metadata(answerer, loaded, asked, media)
-        return Hand(
+        return Worker(
             partial(answerer.run, settings=settings),
             room=_ROOM * batch_size,
             said={"model_id": loaded.model_id, "metadata": metadata},
         )
 
     with ExitStack() as open_engines:
-        if crew.follows:
+        if pool.follows:
             follow(begin, _KEY)
             return
-        answer_file(begin, settings, choices=choices, crew=crew, **files)
+        answer_file(begin, settings, choices=choices, pool=pool, **files)
 
 
 def answer_file(
-    begin: Callable[[], Hand[Question, Outcome]],
+    begin: Callable[[], Worker[Question, Outcome]],
     settings: GenerationSettings,
     *,
     choices: bool = False,
@@ -95,7 +95,7 @@ def answer_file(
     output: str,
     overwrite: bool,
     on_error: str,
-    crew: Crew,
+    pool: WorkerPool,
 ) -> None:
     """Answers the questions of a file, as the help of `vqa` says for the options of those names.
 
@@ -110,13 +110,13 @@ def answer_file(
         output: where answers go.
         overwrite: start that anew.
         on_error: what to do about a question that fails.
-        crew: who answers.
+        pool: who answers.
 
     Raises:
         SomeRecordsFailed: some of them could not be answered.
         ChatBindError: something that all of them need is not there or broken.
     """
-    with work_queue(crew, begin, _KEY) as queue:
+    with work_queue(pool, begin, _KEY) as queue:
         how = {"form": BatchLines if batch else AnswerRecords, **queue.said}
         file = AnswerFile(output, overwrite=overwrite, on_error=on_error, **how)
         progress = Progress(count_questions(questions, shard, limit), "answering", "questions")

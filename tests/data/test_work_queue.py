@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from chatbind_cli import crew as crews
-from chatbind_cli.crew import Crew
+from chatbind_cli import worker_pool
 from chatbind_cli.data import read_ahead
-from chatbind_cli.data.work_queue import Hand, work_queue
+from chatbind_cli.data.work_queue import Worker, work_queue
 from chatbind_cli.errors import ChatBindError, LaunchError, MediaError, RecordError
 from chatbind_cli.inbox import Inbox
+from chatbind_cli.worker_pool import WorkerPool
 from tests.waiting import gone, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # what items tell it: a number is doubled after a moment, other words are obeyed
 WORKER = """
 import os, signal, sys, time
-from chatbind_cli.data.work_queue import Hand, follow
+from chatbind_cli.data.work_queue import Worker, follow
 from chatbind_cli.errors import MediaError
 
 def die():
@@ -61,7 +61,7 @@ def work(inbox):
 
 def begin():
     {begin}
-    return Hand(work, 4, {"model": "m"})
+    return Worker(work, 4, {"model": "m"})
 
 follow(begin, lambda item: item)
 """
@@ -75,18 +75,18 @@ def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
 
-def crew(size: int, begin: str = "") -> Crew:
+def pool(size: int, begin: str = "") -> WorkerPool:
     code = WORKER.replace("{begin}", begin)
-    return Crew(size, (sys.executable, "-c", code))
+    return WorkerPool(size, (sys.executable, "-c", code))
 
 
 def run(size: int, items: Any, begin: str = "", *, in_order: bool = True) -> Results:
-    with work_queue(crew(size, begin), nobody, key) as queue:
+    with work_queue(pool(size, begin), nobody, key) as queue:
         assert queue.said == {"model": "m"}
         return list(queue.results(items, in_order=in_order))
 
 
-def nobody() -> Hand[Any, Any]:
+def nobody() -> Worker[Any, Any]:
     raise AssertionError("the leader does no work")
 
 
@@ -105,7 +105,7 @@ def test_workers_share_out_the_items_and_end() -> None:
 def test_a_worker_that_is_killed_is_named_and_others_take_what_it_had(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with work_queue(crew(2), nobody, key) as queue:
+    with work_queue(pool(2), nobody, key) as queue:
         done: Results = []
         for item, result in queue.results(range(60)):
             done.append((item, result))
@@ -138,7 +138,7 @@ def test_several_killers_are_as_many_failures_and_no_neighbour_of_theirs() -> No
 
 def test_where_every_item_kills_it_comes_to_an_end() -> None:
     with (
-        work_queue(crew(2), nobody, key) as queue,
+        work_queue(pool(2), nobody, key) as queue,
         pytest.raises(LaunchError, match="lost process"),
     ):
         for _ in queue.results(f"die {n}" for n in range(100)):
@@ -173,9 +173,9 @@ def test_what_breaks_a_worker_is_an_item_s_failure_in_the_end() -> None:
 
 
 def test_workers_that_find_different_models_do_not_work_together() -> None:
-    begin = 'return Hand(work, 4, {"model": os.environ["RANK"]})'
+    begin = 'return Worker(work, 4, {"model": os.environ["RANK"]})'
     with (
-        work_queue(crew(2, begin), nobody, key) as queue,
+        work_queue(pool(2, begin), nobody, key) as queue,
         pytest.raises(LaunchError, match="does not find what the others have found"),
     ):
         list(queue.results(range(200)))
@@ -243,21 +243,21 @@ def test_whoever_has_enough_leaves_nothing_behind(size: int) -> None:
         wait_until(lambda: gone(result[2]))
 
 
-def one_or(size: int) -> Crew:
-    return Crew() if size == 1 else crew(size)
+def one_or(size: int) -> WorkerPool:
+    return WorkerPool() if size == 1 else pool(size)
 
 
-def begin_here() -> Hand[int, int]:
+def begin_here() -> Worker[int, int]:
     def work(inbox: Inbox[int]) -> Iterator[tuple[int, int]]:
         while (item := inbox.take()) is not None:
             yield item, 2 * item
 
-    return Hand(work, 4)
+    return Worker(work, 4)
 
 
 LEADER = """
 import sys, time
-from chatbind_cli.crew import Crew
+from chatbind_cli.worker_pool import WorkerPool
 from chatbind_cli.data.work_queue import work_queue
 
 def slow():
@@ -265,7 +265,8 @@ def slow():
         yield item
     time.sleep(60)
 
-with work_queue(Crew(2, (sys.executable, "-c", sys.argv[1])), None, lambda item: item) as queue:
+pool = WorkerPool(2, (sys.executable, "-c", sys.argv[1]))
+with work_queue(pool, None, lambda item: item) as queue:
     for item, result in queue.results(slow()):
         print(result[2], flush=True)
 """
@@ -305,13 +306,13 @@ def test_a_worker_that_is_not_needed_takes_its_temporary_folders_away() -> None:
 
 
 def test_a_worker_whose_leader_is_gone_before_it_listens_says_nothing() -> None:
-    hands = crew(2, "time.sleep(60)")
+    workers = pool(2, "time.sleep(60)")
     for _ in range(5):
-        ours, theirs = crews.Pipe()
+        ours, theirs = worker_pool.Pipe()
         ours.close()
         with theirs:
             done = subprocess.run(
-                hands.line,
+                workers.line,
                 env={**os.environ, "CHATBIND_LINE": str(theirs.fileno()), "RANK": "1"},
                 pass_fds=[theirs.fileno()],
                 capture_output=True,
@@ -323,8 +324,8 @@ def test_a_worker_whose_leader_is_gone_before_it_listens_says_nothing() -> None:
 
 def test_a_tensor_travels_whole() -> None:
     torch = pytest.importorskip("torch")
-    here, there = crews.Pipe()
+    here, there = worker_pool.Pipe()
     with here, there:
-        crews.say(here, torch.arange(3.0))
+        worker_pool.say(here, torch.arange(3.0))
         here.close()
-        assert crews.hear(there).tolist() == [0.0, 1.0, 2.0]
+        assert worker_pool.hear(there).tolist() == [0.0, 1.0, 2.0]

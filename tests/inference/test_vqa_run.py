@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from chatbind_cli.crew import Crew
-from chatbind_cli.data.work_queue import Hand, work_queue
+from chatbind_cli.data.work_queue import Worker, work_queue
 from chatbind_cli.errors import MediaError, RecordError, SomeRecordsFailed
 from chatbind_cli.inbox import Inbox
 from chatbind_cli.inference.answer_file import AnswerFile
@@ -23,6 +22,7 @@ from chatbind_cli.inference.question_record import read_question
 from chatbind_cli.inference.questions import Question
 from chatbind_cli.inference.vqa import answer_all
 from chatbind_cli.jsonl import Line, dumps, read_lines
+from chatbind_cli.worker_pool import WorkerPool
 from tests.inference.world import read_jsonl
 
 METADATA = {"seed": 1}
@@ -90,7 +90,7 @@ def answer_lines(
     file = AnswerFile(output, on_error=on_error, model_id="m", metadata=METADATA)
     with (
         closing(file),
-        work_queue(Crew(), lambda: Hand(work.work, 1), attrgetter("key")) as queue,
+        work_queue(WorkerPool(), lambda: Worker(work.work, 1), attrgetter("key")) as queue,
     ):
         answer_all(map(read_question, lines), file, queue, count)
 

@@ -43,7 +43,7 @@ _SOCKET = "leader"
 
 
 @dataclass(frozen=True)
-class Crew:
+class WorkerPool:
     """Who works.
 
     Attributes:
@@ -59,7 +59,7 @@ class Crew:
     door: Door | None = None
 
 
-def crew_of(args: Sequence[str], plan: Dispatch, extra: Sequence[str] = ()) -> Crew | None:
+def pool_of(args: Sequence[str], plan: Dispatch, extra: Sequence[str] = ()) -> WorkerPool | None:
     """Who does the work of `chatbind ARGS`, all of it on this machine.
 
     Under somebody's launcher (`torchrun`, `accelerate launch`) the first process leads workers of
@@ -80,9 +80,9 @@ def crew_of(args: Sequence[str], plan: Dispatch, extra: Sequence[str] = ()) -> C
         LaunchError: the first task of `srun` does not answer.
     """
     if worker.LINE in os.environ:
-        return Crew(follows=True)
+        return WorkerPool(follows=True)
     if worker.is_worker():
-        return Crew()
+        return WorkerPool()
     plan = plan.with_slurm()
     size = worker.world_size() if "RANK" in os.environ else plan.wanted_processes
     _check_place(plan)
@@ -98,18 +98,18 @@ def crew_of(args: Sequence[str], plan: Dispatch, extra: Sequence[str] = ()) -> C
         return None
     if plan.task is not None and "RANK" not in os.environ:
         return _of_step(plan, plan.task, line)
-    return Crew(size, line) if worker.rank() == 0 else None
+    return WorkerPool(size, line) if worker.rank() == 0 else None
 
 
-def _of_step(plan: Dispatch, task: slurm.Task, line: tuple[str, ...]) -> Crew:
+def _of_step(plan: Dispatch, task: slurm.Task, line: tuple[str, ...]) -> WorkerPool:
     os.environ.update({**plan.variables(), **plan.preferences()})
     if task.rank == 0:
-        return Crew(task.tasks, line, door=Door(task.step))
+        return WorkerPool(task.tasks, line, door=Door(task.step))
     to_first = line_to_first(task.step)
     say(to_first, task.rank)
     os.environ[worker.LINE] = str(os.dup(to_first.fileno()))
     to_first.close()
-    return Crew(follows=True)
+    return WorkerPool(follows=True)
 
 
 def _check_place(plan: Dispatch) -> None:
@@ -123,7 +123,7 @@ def _check_place(plan: Dispatch) -> None:
         )
 
 
-class Member:
+class WorkerProcess:
     """A worker, as its leader knows it.
 
     Args:
@@ -144,14 +144,14 @@ class Member:
         self.held: dict[int, Any] = {}
 
     @classmethod
-    def started(cls, crew: Crew, rank: int) -> Member:
+    def started(cls, pool: WorkerPool, rank: int) -> WorkerProcess:
         """Starts one."""
         ours, theirs = Pipe()
         with theirs:
             # a session of its own: a terminal's Ctrl-C is for the leader
             process = subprocess.Popen(
-                crew.line,
-                env=_environment(crew, rank, theirs.fileno()),
+                pool.line,
+                env=_environment(pool, rank, theirs.fileno()),
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # records are the leader's
                 pass_fds=[theirs.fileno()],
@@ -160,7 +160,7 @@ class Member:
         return cls(rank, ours, process)
 
     @classmethod
-    def come(cls, door: Door) -> Member:
+    def come(cls, door: Door) -> WorkerProcess:
         """One that stands at the door.
 
         Raises:
@@ -232,11 +232,11 @@ class Door:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _environment(crew: Crew, rank: int, line: int) -> dict[str, str]:
+def _environment(pool: WorkerPool, rank: int, line: int) -> dict[str, str]:
     values = {**os.environ, worker.LINE: str(line)}
-    values |= {"RANK": str(rank), "WORLD_SIZE": str(crew.size)}
-    values |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(crew.size)}
-    values.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // crew.size)))
+    values |= {"RANK": str(rank), "WORLD_SIZE": str(pool.size)}
+    values |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(pool.size)}
+    values.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // pool.size)))
     return values
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from chatbind_cli import crew, hardware, worker
-from chatbind_cli.crew import Crew, Door, Member, crew_of, line_to_first
+from chatbind_cli import hardware, worker, worker_pool
 from chatbind_cli.errors import LaunchError, UsageError
 from chatbind_cli.plan import Dispatch
+from chatbind_cli.worker_pool import Door, WorkerPool, WorkerProcess, line_to_first, pool_of
 
 WORDS = ["vqa", "-m", "a b"]
 
@@ -38,16 +38,16 @@ def step(monkeypatch: pytest.MonkeyPatch, tasks: int, rank: int, hosts: str) -> 
 
 
 def test_one_process_works_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = crew_of(WORDS, Dispatch())
+    found = pool_of(WORDS, Dispatch())
     assert found is not None
     assert (found.size, found.follows) == (1, False)
     monkeypatch.setattr(hardware, "gpu_count", lambda: 1)
-    assert crew_of(WORDS, Dispatch()) == found
+    assert pool_of(WORDS, Dispatch()) == found
 
 
 def test_there_is_a_worker_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "gpu_count", lambda: 4)
-    found = crew_of(WORDS, Dispatch(), ["--model", "made"])
+    found = pool_of(WORDS, Dispatch(), ["--model", "made"])
     assert found is not None
     assert found.size == 4
     assert found.line[1:] == (
@@ -57,7 +57,7 @@ def test_there_is_a_worker_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_dry_run_prints_what_would_run(capsys: pytest.CaptureFixture[str]) -> None:
     plan = Dispatch(dry_run=True, num_processes=2)
-    assert crew_of([*WORDS, "--num-processes", "2", "--dry-run"], plan) is None
+    assert pool_of([*WORDS, "--num-processes", "2", "--dry-run"], plan) is None
     line = shlex.split(capsys.readouterr().out)
     assert line[1:] == ["-m", "chatbind_cli", *WORDS, "--num-processes", "2"]
 
@@ -66,36 +66,36 @@ def test_under_a_launcher_the_first_leads_and_others_have_nothing_to_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     launched(monkeypatch, RANK=1, WORLD_SIZE=3, LOCAL_WORLD_SIZE=3)
-    assert crew_of(WORDS, Dispatch()) is None
+    assert pool_of(WORDS, Dispatch()) is None
     launched(monkeypatch, RANK=0)
-    found = crew_of(WORDS, Dispatch())
+    found = pool_of(WORDS, Dispatch())
     assert found is not None
     assert found.size == 3
     launched(monkeypatch, WORLD_SIZE=6)
     with pytest.raises(UsageError, match="--shard"):
-        crew_of(WORDS, Dispatch())
+        pool_of(WORDS, Dispatch())
 
 
 @pytest.mark.parametrize("tasks", [2, 4])
 def test_a_step_on_several_machines_is_refused(monkeypatch: pytest.MonkeyPatch, tasks: int) -> None:
     step(monkeypatch, tasks, 0, "node[07-08]")
     with pytest.raises(UsageError, match=r"works on one machine; .*--shard"):
-        crew_of(WORDS, Dispatch())
+        pool_of(WORDS, Dispatch())
 
 
 def test_a_worker_is_a_worker_whatever_its_words_say(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(worker.LINE, "3")
-    assert crew_of(WORDS, Dispatch(num_processes=2)) == Crew(follows=True)
+    assert pool_of(WORDS, Dispatch(num_processes=2)) == WorkerPool(follows=True)
 
 
 _SHOW = """
 import os, sys
-from chatbind_cli import crew
-line = crew.line_to_leader()
+from chatbind_cli import worker_pool
+line = worker_pool.line_to_leader()
 names = "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE OMP_NUM_THREADS".split()
 print("for nobody to read")
 said = [os.environ[name] for name in names], sys.stdin.read(), os.getsid(0) == os.getpid()
-crew.say(line, (said, os.get_inheritable(line.fileno())))
+worker_pool.say(line, (said, os.get_inheritable(line.fileno())))
 """
 
 
@@ -103,13 +103,13 @@ def test_a_worker_has_its_place_a_line_and_no_streams(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(crew, "cpu_count", lambda: 8)
+    monkeypatch.setattr(worker_pool, "cpu_count", lambda: 8)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parent.parent))
-    member = Member.started(Crew(2, (sys.executable, "-c", _SHOW)), 1)
-    said, inheritable = crew.hear(member.line)
+    process = WorkerProcess.started(WorkerPool(2, (sys.executable, "-c", _SHOW)), 1)
+    said, inheritable = worker_pool.hear(process.line)
     assert said == (["1", "1", "2", "2", "4"], "", True)
     assert not inheritable
-    assert member.end() == (
+    assert process.end() == (
         f"lost process 1 on {socket.gethostname()}: it has ended with exit code 0"
     )
     assert capfd.readouterr() == ("", "for nobody to read\n")
@@ -120,9 +120,9 @@ def test_tasks_of_a_step_come_in_by_a_door(monkeypatch: pytest.MonkeyPatch, tmp_
     arrived = []
     door = Door("47.0")
     for rank in (1, 2):
-        crew.say(line_to_first("47.0"), rank)
-        arrived.append(Member.come(door))
-    assert [member.rank for member in arrived] == [1, 2]
+        worker_pool.say(line_to_first("47.0"), rank)
+        arrived.append(WorkerProcess.come(door))
+    assert [process.rank for process in arrived] == [1, 2]
     assert "process 2" in arrived[1].end()
     door.close()
     assert not list(tmp_path.iterdir())
