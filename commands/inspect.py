@@ -194,9 +194,14 @@ def _show_figures(figures: Record) -> None:
 
 
 def _inspect_pairs(path: Path, as_json: bool, asked: dict[str, Any]) -> int:
-    """Tells how well encoders' senses agree; returns how many media cannot be used."""
+    """Tells how well encoders' senses agree; returns how many records and media cannot be used."""
     from chatbind_cli.data.encoding import EncodingOptions  # noqa: PLC0415
-    from chatbind_cli.data.pairs import compare_encoders, plot_retrieval, read_pairs  # noqa: PLC0415
+    from chatbind_cli.data.pairs import (  # noqa: PLC0415
+        Pair,
+        compare_encoders,
+        plot_retrieval,
+        read_pairs,
+    )
     from chatbind_cli.device import resolve_device  # noqa: PLC0415
     from chatbind_cli.encoders.opening import open_encoder  # noqa: PLC0415
     from chatbind_cli.media.options import MediaOptions  # noqa: PLC0415
@@ -205,15 +210,18 @@ def _inspect_pairs(path: Path, as_json: bool, asked: dict[str, Any]) -> int:
         raise UsageError("--pairs needs --encoder")
     if asked["plot"] is not None:
         check_plot(asked["plot"])
-    pairs = list(read_pairs(path))
+    records = list(read_pairs(path))
+    pairs = [record for record in records if isinstance(record, Pair)]
+    bad = [record for record in records if isinstance(record, RecordError)]
     if not pairs:
-        raise RecordError("names no pairs", where=str(path))
+        raise bad[0] if bad else RecordError("names no pairs", where=str(path))
     device = resolve_device("auto")
     references = list(dict.fromkeys(asked["encoder"]))
     opened = [open_encoder(reference, device=device) for reference in references]
     each = (opened.pop(0) for _ in references)  # so that none keeps its towers in memory
     how = EncodingOptions(media=MediaOptions())
-    found, errors = compare_encoders(pairs, each, asked["media_root"], how)
+    found, unusable = compare_encoders(pairs, each, asked["media_root"], how)
+    errors = [*map(str, bad), *unusable]
     for error in errors:
         emit_record({"error": error}) if as_json else click.secho(printable(error), fg="red")
     if not as_json:

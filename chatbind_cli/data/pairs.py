@@ -22,7 +22,7 @@ from chatbind_cli.data.encoding import EncodingOptions, at_once, encode_items
 from chatbind_cli.data.media_items import MediaItem
 from chatbind_cli.encoders.encoder import Encoder
 from chatbind_cli.errors import ChatBindError, RecordError
-from chatbind_cli.jsonl import Record, read_records
+from chatbind_cli.jsonl import Record, read_lines
 from chatbind_cli.media.medium import Medium, media_of_record
 from chatbind_cli.media.modality import MODALITIES
 from chatbind_cli.media.root import MediaRoot
@@ -63,20 +63,31 @@ class EncodedPairs:
     kinds: torch.Tensor
 
 
-def read_pairs(path: str | Path) -> Iterator[Pair]:
+def read_pairs(path: str | Path) -> Iterator[Pair | RecordError]:
     """The pairs of a file of records like `{"image": "a.png", "audio": "a.wav", "class": "dog"}`.
 
+    A record that is none, or does not name two media of different modalities, is an error among
+    them.
+
     Raises:
-        RecordError: a record does not name two media of different modalities.
+        RecordError: the file cannot be read.
     """
-    for record, where in read_records(path):
-        media = sorted(
-            media_of_record(record, where=where), key=lambda m: MODALITIES.index(str(m.modality))
-        )
-        if len(media) != 2 or media[0].modality == media[1].modality:
-            raise RecordError("a pair names two media of different modalities", where=where)
-        kind = record.get("class")
-        yield Pair(media[0], media[1], None if kind is None else str(kind))
+    for record, where, _, problem in read_lines(path):
+        try:
+            pair: Pair | RecordError = problem or _pair_in(record, where)
+        except RecordError as error:
+            pair = error
+        yield pair
+
+
+def _pair_in(record: Record, where: str) -> Pair:
+    media = sorted(
+        media_of_record(record, where=where), key=lambda m: MODALITIES.index(str(m.modality))
+    )
+    if len(media) != 2 or media[0].modality == media[1].modality:
+        raise RecordError("a pair names two media of different modalities", where=where)
+    kind = record.get("class")
+    return Pair(media[0], media[1], None if kind is None else str(kind))
 
 
 def compare_encoders(

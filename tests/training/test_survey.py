@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 
 import click
+import numpy as np
 import pytest
 from chatbind_cli.commands.inspect import command
+from scipy.io import wavfile
 
 
 def test_samples_come_as_the_model_sees_them_and_then_the_figures(world, here) -> None:
@@ -79,3 +82,16 @@ def test_one_job_at_a_time(world, here) -> None:
     assert here("inspect", str(world.captions)).code == 2
     plotted = ["--plot", str(world.captions.parent / "x.svg")]
     assert here("inspect", str(world.captions), "-m", str(world.llama), *plotted).code == 2
+
+
+def test_a_bad_pair_is_one_failed_record(world, here, tmp_path) -> None:
+    shutil.copy(world.media / "p0.png", tmp_path)
+    wavfile.write(tmp_path / "tone.wav", 16_000, np.ones(48_000, np.int16))
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"image": "p0.png"}\n{"image": "p0.png", "audio": "tone.wav"}\n')
+    words = ["--encoder", str(world.imagebind), "--media-root", str(tmp_path)]
+    done = here("inspect", "--pairs", str(pairs), *words)
+    assert done.code == 3
+    bad, found = done.records
+    assert "pairs.jsonl:1: a pair names two media" in bad["error"]
+    assert (found["first"], found["second"], found["pairs"]) == ("image", "audio", 1)
