@@ -16,7 +16,7 @@ import pytest
 from chatbind_cli.errors import JudgeError
 from chatbind_cli.evaluation.cases import Case
 from chatbind_cli.evaluation.judges.judge import Judge, Verdict
-from chatbind_cli.evaluation.judging import Outcome, ReviewOptions, make_missing
+from chatbind_cli.evaluation.judging import Outcome, ReviewOptions, judgements_of, make_missing
 from chatbind_cli.evaluation.records import in_words, read_earlier, tidy
 from chatbind_cli.evaluation.summary import latest
 from chatbind_cli.jsonl import RecordWriter
@@ -61,11 +61,14 @@ def _case(number: int, text: str = "abc", **more: Any) -> Case:
     return Case(question=question, answers=answers, models=("a", "m"), **more)
 
 
-def _run(
-    path: Path, cases: Any, judge: Any, *, orders: Any = "as-given", **options: Any
-) -> Outcome:
+def _make(path: Path, cases: Any, judge: Any, *, orders: Any = "as-given", **how: Any) -> Outcome:
+    options = ReviewOptions(orders=orders, **how)
     with RecordWriter(path, key="review_id") as writer:
-        outcome = make_missing(cases, judge, writer, ReviewOptions(orders=orders, **options))
+        return make_missing(judgements_of(cases, judge, options), judge, writer, options)
+
+
+def _run(path: Path, cases: Any, judge: Any, **how: Any) -> Outcome:
+    outcome = _make(path, cases, judge, **how)
     tidy(path, {}, outcome.judgements)
     return outcome
 
@@ -246,8 +249,7 @@ def test_failed_reviews_that_come_back_do_not_outdate_what_is_newer(tmp_path: Pa
     _run(path, [_case(1)], judge, orders="both")
     failed = read_earlier(path).failed
     assert len(failed) == 2
-    with RecordWriter(path, key="review_id") as writer:  # it is killed after the first order
-        make_missing([_case(1, "changed")], FakeJudge(), writer, ReviewOptions(orders="as-given"))
+    _make(path, [_case(1, "changed")], FakeJudge())  # it is killed after the first order
     tidy(path, failed)
     assert ["error" in record for record in _records(path)] == [True, True, False]
     assert [r["tuple"] for r in latest(_records(path), with_words=True)] == [[2.0, 7.0]]
@@ -260,10 +262,7 @@ def test_what_failed_before_and_is_left_out_now_stays_in_its_place(tmp_path: Pat
     cases = [_case(i) for i in range(4)]
     _run(path, cases[1:3], judge)
     failed = read_earlier(path).failed
-    with RecordWriter(path, key="review_id") as writer:
-        outcome = make_missing(
-            cases, judge, writer, ReviewOptions(orders="as-given", on_error="skip")
-        )
+    outcome = _make(path, cases, judge, on_error="skip")
     tidy(path, failed, outcome.judgements)
     assert [(r["question_id"], "error" in r) for r in _records(path)] == [
         (0, False),

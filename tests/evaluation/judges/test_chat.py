@@ -23,7 +23,7 @@ from chatbind_cli.errors import JudgeError, RecordError, UsageError
 from chatbind_cli.evaluation.cases import Case
 from chatbind_cli.evaluation.judges.chat import DEFAULT_MODEL, ChatJudge
 from chatbind_cli.evaluation.judges.judge import JudgeSettings, Verdict
-from chatbind_cli.evaluation.judging import ReviewOptions, make_missing
+from chatbind_cli.evaluation.judging import ReviewOptions, judgements_of, make_missing
 from chatbind_cli.jsonl import RecordWriter
 
 KEY = "sk-secret-1234567890"
@@ -561,8 +561,9 @@ def test_an_end_lets_what_is_sent_finish_and_sends_nothing_more(
     judge = _chat_judge(judge_server, requests_per_minute=180)
     start = time.monotonic()
     writer = RecordWriter(tmp_path / "r.jsonl", key="review_id")
+    options = ReviewOptions(orders="as-given", concurrency=9)
     with writer, pytest.raises(KeyboardInterrupt):
-        make_missing(cases(), judge, writer, ReviewOptions(orders="as-given", concurrency=9))
+        make_missing(judgements_of(cases(), judge, options), judge, writer, options)
     assert len(writer.done) == 2
     assert len(judge_server.requests) == 3
     assert time.monotonic() - start < 10
