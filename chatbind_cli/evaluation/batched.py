@@ -14,9 +14,9 @@ from pathlib import Path
 
 from chatbind_cli.cost import SHARE_OF_BATCHES
 from chatbind_cli.errors import ChatBindError, Interrupted
+from chatbind_cli.evaluation.cases import Judgement
 from chatbind_cli.evaluation.judgement_cache import JudgementCache
 from chatbind_cli.evaluation.judges.chat import ChatJudge
-from chatbind_cli.evaluation.records import Judgement
 from chatbind_cli.jsonl import Record
 
 
@@ -62,7 +62,7 @@ class BatchedReplies:
             if judgement.review_id not in done and judgement.case.problem is None:
                 kept = self._cache.key(self._judge, judgement)
                 if kept is None or self._cache.find(kept, judgement) is None:
-                    self._missing.setdefault(self._key(judgement), []).append(judgement)
+                    self._missing.setdefault(self._judge.cache_key(judgement), []).append(judgement)
         asyncio.run(self._fetch(wait))
         waiting = {judgement.review_id for same in self._missing.values() for judgement in same}
         return [judgement for judgement in judgements if judgement.review_id not in waiting]
@@ -97,7 +97,7 @@ class BatchedReplies:
         for key, (judgement, *_) in list(self._missing.items()):
             reply = self._batches.pop(key)
             if reply is not None:
-                sent = self._judge.first_request(judgement.case, swapped=judgement.swapped)
+                sent = self._judge.first_request(judgement)
                 names = names or set(sent)  # the first refusal changes those that come
                 settled = self._judge.model.settle(reply, sent, names)
                 if settled is None:
@@ -114,7 +114,7 @@ class BatchedReplies:
         for key, (judgement, *_) in self._missing.items():
             if key in ordered:
                 continue
-            sent = self._judge.first_request(judgement.case, swapped=judgement.swapped)
+            sent = self._judge.first_request(judgement)
             _, tokens = self._judge.expected_tokens(judgement.case)
             most = SHARE_OF_BATCHES * budget.price.cost_usd(len(json.dumps(sent)), tokens)
             if not budget.fits(committed + most):
@@ -123,7 +123,3 @@ class BatchedReplies:
             committed += most
             ordered.add(key)
             yield key, sent, most
-
-    def _key(self, judgement: Judgement) -> str:
-        case, swapped, sample = judgement.case, judgement.swapped, judgement.sample
-        return self._judge.cache_key(case, swapped=swapped, sample=sample)

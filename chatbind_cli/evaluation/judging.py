@@ -16,10 +16,10 @@ from typing import Any, Literal, cast
 
 from chatbind_cli.console import note
 from chatbind_cli.errors import ChatBindError, JudgeError, contained
-from chatbind_cli.evaluation.cases import Case, digest
+from chatbind_cli.evaluation.cases import Case, Judgement, digest
 from chatbind_cli.evaluation.judgement_cache import JudgementCache
 from chatbind_cli.evaluation.judges.judge import Judge, Verdict
-from chatbind_cli.evaluation.records import Judgement, review_record
+from chatbind_cli.evaluation.records import review_record
 from chatbind_cli.evaluation.scores import paid_usd
 from chatbind_cli.jsonl import RecordWriter
 from chatbind_cli.loop_thread import cancel_others, loop_in_a_thread

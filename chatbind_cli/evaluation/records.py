@@ -13,46 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from chatbind_cli.console import printable
-from chatbind_cli.evaluation.cases import Case, digest
+from chatbind_cli.evaluation.cases import Judgement, digest
 from chatbind_cli.evaluation.judges.judge import Verdict
 from chatbind_cli.evaluation.scores import metadata_of, paid_usd
 from chatbind_cli.files import replace_file
 from chatbind_cli.json_text import lines, parse_line
 from chatbind_cli.jsonl import Record, dumps
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judgement:
-    """One judgement to be made: a case, the order in which it is shown, and which sample it is."""
-
-    case: Case
-    swapped: bool
-    sample: int
-    judge: str
-    judge_hash: str
-
-    @cached_property
-    def review_id(self) -> str:
-        """The same for the same question, answers, judge, rule, order and sample."""
-        return digest(self.review_key, self.input_hash, self.judge_hash)
-
-    @cached_property
-    def review_key(self) -> str:
-        """The same for every review that fills this place in a report."""
-        case = self.case
-        about = [str(case.line or case.question_id), case.modality, list(case.models)]
-        return digest(about, self.judge, self.swapped, self.sample)
-
-    @cached_property
-    def input_hash(self) -> str:
-        """The same for the same words of question and answers."""
-        question = {key: value for key, value in self.case.question.items() if key != "metadata"}
-        return digest(question, self.case.texts, self.case.problem)
 
 
 def review_record(judgement: Judgement, verdict: Verdict, *, earlier_usd: float = 0.0) -> Record:

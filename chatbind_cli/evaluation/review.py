@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from chatbind_cli.console import Progress, note
 from chatbind_cli.cost import FREE, SHARE_OF_BATCHES, USUAL_REVIEW_TOKENS, Plan
 from chatbind_cli.errors import ChatBindError, SomeRecordsFailed, UsageError
-from chatbind_cli.evaluation.cases import Inputs
+from chatbind_cli.evaluation.cases import Inputs, Judgement
 from chatbind_cli.evaluation.judgement_cache import JudgementCache
 from chatbind_cli.evaluation.judges.judge import Judge, JudgeSettings, RuleJudge
 from chatbind_cli.evaluation.judging import (
@@ -23,7 +23,7 @@ from chatbind_cli.evaluation.judging import (
     judgements_of,
     make_missing,
 )
-from chatbind_cli.evaluation.records import Earlier, Judgement, in_words, read_earlier, tidy
+from chatbind_cli.evaluation.records import Earlier, in_words, read_earlier, tidy
 from chatbind_cli.jsonl import RecordWriter
 
 if TYPE_CHECKING:

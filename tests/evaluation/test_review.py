@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from chatbind_cli.errors import JudgeError
-from chatbind_cli.evaluation.cases import Case
+from chatbind_cli.evaluation.cases import Case, Judgement
 from chatbind_cli.evaluation.judges.judge import Judge, Verdict
 from chatbind_cli.evaluation.judging import Outcome, ReviewOptions, judgements_of, make_missing
 from chatbind_cli.evaluation.records import in_words, read_earlier, tidy
@@ -38,8 +38,9 @@ class FakeJudge(Judge):
     def judge_hash(self, case: Case) -> str:
         return self.rule
 
-    async def judge(self, case: Case, *, swapped: bool, sample: int = 0) -> Verdict:
-        self.calls.append((case.question_id, swapped))
+    async def judge(self, judgement: Judgement) -> Verdict:
+        case = judgement.case
+        self.calls.append((case.question_id, judgement.swapped))
         self.now += 1
         self.most = max(self.most, self.now)
         await asyncio.sleep(0.02 if int(case.question_id) % 2 == 0 else 0.001)
@@ -299,10 +300,10 @@ def test_whatever_a_judge_raises_about_one_case_is_one_failure(tmp_path: Path) -
                 raise RecursionError("too deep")
             return "f"
 
-        async def judge(self, case: Case, *, swapped: bool, sample: int = 0) -> Verdict:
-            if case.question_id == 2:
+        async def judge(self, judgement: Judgement) -> Verdict:
+            if judgement.case.question_id == 2:
                 raise KeyError("x")
-            return await super().judge(case, swapped=swapped)
+            return await super().judge(judgement)
 
     path = tmp_path / "r.jsonl"
     outcome = _run(path, [_case(i) for i in range(4)], Odd())
@@ -366,8 +367,9 @@ class SlowJudge(FakeJudge):
         self.sending: set[Any] = set()
         self.waiting: set[object] = set()
 
-    async def judge(self, case: Case, *, swapped: bool, sample: int = 0) -> Verdict:
-        self.calls.append((case.question_id, swapped))
+    async def judge(self, judgement: Judgement) -> Verdict:
+        case = judgement.case
+        self.calls.append((case.question_id, judgement.swapped))
         if case.question_id in self.waiting:
             await asyncio.sleep(60)
         self.sending.add(asyncio.current_task())
@@ -411,11 +413,11 @@ def test_the_grace_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_what_is_under_way_when_the_judge_gives_up_is_on_disk_too(tmp_path: Path) -> None:
     class Broken(SlowJudge):
-        async def judge(self, case: Case, *, swapped: bool, sample: int = 0) -> Verdict:
-            if case.question_id == 3:
+        async def judge(self, judgement: Judgement) -> Verdict:
+            if judgement.case.question_id == 3:
                 await asyncio.sleep(0.05)
                 raise JudgeError("the server is gone")
-            return await super().judge(case, swapped=swapped)
+            return await super().judge(judgement)
 
     path = tmp_path / "r.jsonl"
     with pytest.raises(JudgeError, match="the server is gone"):
