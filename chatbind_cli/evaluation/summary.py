@@ -71,6 +71,12 @@ class Summary:
         return self.rows[-1]
 
     @property
+    def names(self) -> tuple[str, str]:
+        """What to call the first and the second answerer; empty where nothing says."""
+        first, second = map(" + ".join, self.models)
+        return first, second
+
+    @property
     def single(self) -> bool:
         """Whether the answers were graded alone."""
         return any(map(is_single, self.reviews))
@@ -102,7 +108,7 @@ def summarize(
     firsts = {tuple(summary.models[0]) for summary in summaries if not summary.single}
     names = []
     for summary in summaries:
-        first, second = (" + ".join(side) or "unknown" for side in summary.models)
+        first, second = (name or "unknown" for name in summary.names)
         called = first if summary.single else f"{first}, {second}" if len(firsts) > 1 else second
         names.append(f"{name}: {called}" if name else called)
     return [summary.renamed(of) for summary, of in zip(summaries, names, strict=True)]
