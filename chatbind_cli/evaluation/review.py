@@ -102,8 +102,13 @@ class Review:
         per_pair = options.samples * (2 if options.orders == "both" else 1)
         n_expected = len(self._inputs.questions) * len(self._inputs.sides) * per_pair
         path = Path(self._output)
+        # What failed is only replaced, as it was paid for and may be another judge's; see `tidy`.
         writer = RecordWriter(
-            self._output, key="review_id", overwrite=self._overwrite, in_words=in_words
+            self._output,
+            key="review_id",
+            overwrite=self._overwrite,
+            keep_failed=True,
+            in_words=in_words,
         )
         outcome = Outcome()
         judgements: Iterable[Judgement] = self._judgements()
@@ -126,7 +131,7 @@ class Review:
                     replies.forget()
         finally:
             if path.is_file():  # not a pipe or a device
-                tidy(path, self._earlier.failed, () if self._held else outcome.judgements)
+                tidy(path, () if self._held else outcome.judgements)
         return outcome
 
     def conclude(self, outcome: Outcome | None = None) -> None:

@@ -61,9 +61,9 @@ def _run(path: Path, server: Any, cases: list[Case], *, retries: int) -> Outcome
     settings = JudgeSettings(model="m", url=server.url, timeout_s=TIMEOUT_S, retries=retries)
     options = ReviewOptions(orders="as-given", concurrency=CONCURRENCY)
     judge = ChatJudge(settings)
-    with RecordWriter(path, key="review_id") as writer:
+    with RecordWriter(path, key="review_id", keep_failed=True) as writer:
         outcome = make_missing(judgements_of(cases, judge, options), judge, writer, options)
-    tidy(path, {}, outcome.judgements)
+    tidy(path, outcome.judgements)
     return outcome
 
 

@@ -17,7 +17,7 @@ from chatbind_cli.errors import JudgeError
 from chatbind_cli.evaluation.cases import Case, Judgement
 from chatbind_cli.evaluation.judges.judge import Judge, Verdict
 from chatbind_cli.evaluation.judging import Outcome, ReviewOptions, judgements_of, make_missing
-from chatbind_cli.evaluation.records import in_words, read_earlier, tidy
+from chatbind_cli.evaluation.records import in_words, tidy
 from chatbind_cli.evaluation.summary import latest
 from chatbind_cli.jsonl import RecordWriter
 
@@ -64,13 +64,13 @@ def _case(number: int, text: str = "abc", **more: Any) -> Case:
 
 def _make(path: Path, cases: Any, judge: Any, *, orders: Any = "as-given", **how: Any) -> Outcome:
     options = ReviewOptions(orders=orders, **how)
-    with RecordWriter(path, key="review_id") as writer:
+    with RecordWriter(path, key="review_id", keep_failed=True) as writer:
         return make_missing(judgements_of(cases, judge, options), judge, writer, options)
 
 
 def _run(path: Path, cases: Any, judge: Any, **how: Any) -> Outcome:
     outcome = _make(path, cases, judge, **how)
-    tidy(path, {}, outcome.judgements)
+    tidy(path, outcome.judgements)
     return outcome
 
 
@@ -243,17 +243,33 @@ def test_a_failed_review_is_kept_with_its_text_and_made_again_next_time(tmp_path
     assert not any("error" in record for record in _records(path))
 
 
-def test_failed_reviews_that_come_back_do_not_outdate_what_is_newer(tmp_path: Path) -> None:
+def test_failed_reviews_of_an_earlier_run_do_not_outdate_what_is_newer(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     judge = FakeJudge()
     judge.broken = {1}
     _run(path, [_case(1)], judge, orders="both")
-    failed = read_earlier(path).failed
-    assert len(failed) == 2
+    assert len(_records(path)) == 2
     _make(path, [_case(1, "changed")], FakeJudge())  # it is killed after the first order
-    tidy(path, failed)
+    tidy(path)
     assert ["error" in record for record in _records(path)] == [True, True, False]
     assert [r["tuple"] for r in latest(_records(path), with_words=True)] == [[2.0, 7.0]]
+
+
+def test_a_run_that_is_killed_loses_no_failed_review(tmp_path: Path) -> None:
+    def told() -> list[tuple[int, bool]]:
+        return [(record["question_id"], "error" in record) for record in _records(path)]
+
+    path = tmp_path / "r.jsonl"
+    judge = FakeJudge()
+    judge.broken = {1, 2}
+    _run(path, [_case(1), _case(2)], judge)
+    _make(path, [], FakeJudge())  # it is killed at once
+    assert told() == [(1, True), (2, True)]
+    _make(path, [_case(1)], FakeJudge())  # or after the first question
+    assert told() == [(1, True), (2, True), (1, False)]
+    outcome = _run(path, [_case(1)], FakeJudge())
+    assert outcome.reused == 1
+    assert told() == [(2, True), (1, False)]
 
 
 def test_what_failed_before_and_is_left_out_now_stays_in_its_place(tmp_path: Path) -> None:
@@ -262,9 +278,8 @@ def test_what_failed_before_and_is_left_out_now_stays_in_its_place(tmp_path: Pat
     judge.broken = {2}
     cases = [_case(i) for i in range(4)]
     _run(path, cases[1:3], judge)
-    failed = read_earlier(path).failed
     outcome = _make(path, cases, judge, on_error="skip")
-    tidy(path, failed, outcome.judgements)
+    tidy(path, outcome.judgements)
     assert [(r["question_id"], "error" in r) for r in _records(path)] == [
         (0, False),
         (1, False),
