@@ -43,6 +43,7 @@ class Summary:
         by: what makes a row: `category`, `modality` or `judge`.
         rows: the categories in order of first appearance, `all` last.
         models: the first and the second answerer, as far as the reviews say.
+        single: whether the answers were graded alone.
         reviews: the records behind the figures: failed ones too, replaced ones not.
         results: the mean scores of each question, by category; of answers that were graded alone
             each score twice.
@@ -58,6 +59,7 @@ class Summary:
     by: str
     rows: list[Record]
     models: tuple[list[str], list[str]]
+    single: bool
     reviews: list[Record]
     results: dict[str, dict[Item, Pair]]
     shares: dict[str, dict[Item, float]]
@@ -75,11 +77,6 @@ class Summary:
         """What to call the first and the second answerer; empty where nothing says."""
         first, second = map(" + ".join, self.models)
         return first, second
-
-    @property
-    def single(self) -> bool:
-        """Whether the answers were graded alone."""
-        return any(map(is_single, self.reviews))
 
     def renamed(self, name: str) -> Summary:
         """The same figures under another name."""
@@ -213,6 +210,7 @@ def _summary(reviews: list[Record], name: str, by: str) -> Summary:
         by=by,
         rows=rows,
         models=models,
+        single=single,
         reviews=reviews,
         results=results,
         shares=shares,
