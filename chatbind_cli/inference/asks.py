@@ -74,14 +74,10 @@ class Ask:
         tail = self.ids[-self.decoder.longest_stop_tokens :]
         return bool(self.decoder.stops) and self.decoder.has_stop(tail)
 
-    def safe(self) -> str:
-        """The beginning of the answer that no later token can change."""
-        return self._growing.safe(self.ids)
-
     def tell(self) -> None:
         """Lets whoever listens hear of it."""
         if self.question.listener is not None:
-            self.question.listener.grown(self.sample, self.safe())
+            self.question.listener.grown(self.sample, self._growing.safe(self.ids))
 
     def generated(self) -> Generated:
         """The answer."""

@@ -5,10 +5,8 @@ For beam search, and for language models whose keys and values cannot be taken a
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -25,9 +23,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from chatbind_cli.errors import RecordError
 from chatbind_cli.inference.asks import Ask, hashed
-from chatbind_cli.inference.decoding import AnswerDecoder, Generated, GrowingText
-from chatbind_cli.inference.engine import Show
-from chatbind_cli.inference.sampling import NOT_FINITE, needs_text
+from chatbind_cli.inference.decoding import AnswerDecoder, Generated
+from chatbind_cli.inference.sampling import NOT_FINITE, Choice, needs_text
 from chatbind_cli.model.chatbind import media_inputs
 
 
@@ -63,41 +60,27 @@ class FixedBatches:
             for start in range(0, len(group), size):
                 yield group[start : start + size]
 
+    @torch.inference_mode()
     def answers(self, asks: Sequence[Ask]) -> list[Generated]:
-        """The answers of a group.
+        """The answers of a group; who listens hears them grow, unless by beam search.
 
         Raises:
             Exception: whatever the library raises; RecordError: a score was not finite.
         """
-        heard = ((ask.question.listener, ask.sample) for ask in asks)
-        return self._run(
-            asks,
-            [partial(listener.grown, sample) if listener else None for listener, sample in heard],
-            lambda: [ask.question.given_up is not None for ask in asks],
-        )
-
-    def stream(self, ask: Ask, show: Show, cancelled: threading.Event) -> Generated:
-        """One answer; `show` hears of it while it grows, unless by beam search."""
-        [generated] = self._run([ask], [show], lambda: [cancelled.is_set()])
-        return generated
-
-    @torch.inference_mode()
-    def _run(
-        self,
-        asks: Sequence[Ask],
-        shows: Sequence[Show | None],
-        gone: Callable[[], Sequence[bool]],
-    ) -> list[Generated]:
         device = self._model.device
         decoder = asks[0].decoder
-        heard = any(shows) and asks[0].settings.num_beams == 1
+        for ask in asks:
+            ask.restart()  # what was heard of it before the batch was halved
+        heard = any(ask.question.listener for ask in asks) and asks[0].settings.num_beams == 1
         rows = [torch.tensor(ask.prompt.input_ids) for ask in asks]
         # on the left, so that the next token of every row stands at the same position
         padded = pad_sequence(rows, True, self._pad_id, padding_side="left")
         mask = pad_sequence([torch.ones_like(row) for row in rows], True, padding_side="left")
         length = padded.shape[1]
         media = [medium for ask in asks for medium in ask.prompt.media]
-        ends = AnswerEnds(decoder, length, gone)
+        ends = AnswerEnds(
+            decoder, length, lambda: [ask.question.given_up is not None for ask in asks]
+        )
         with _seeded(asks[0], device):
             output = self._model.generate(
                 input_ids=padded.to(device),
@@ -106,7 +89,7 @@ class FixedBatches:
                 generation_config=self._config(asks[0]),
                 logits_processor=LogitsProcessorList([_Finite()]),
                 stopping_criteria=StoppingCriteriaList([ends]),
-                streamer=_TextStreamer(decoder, shows) if heard else None,
+                streamer=_Heard(asks) if heard else None,
             )
         answers = output.sequences[:, length:].tolist()
         told = [None] * len(asks) if output.logits is None else _logprobs(output.logits, answers)
@@ -170,30 +153,20 @@ class AnswerEnds(StoppingCriteria):
         return torch.tensor(ended, device=input_ids.device)  # type: ignore[return-value]
 
 
-class _TextStreamer(BaseStreamer):
-    """Shows the answers of a batch so far, as far as no later token can change them.
+class _Heard(BaseStreamer):
+    """Lets whoever listens hear of the answers of a batch, a token of each at a time."""
 
-    Args:
-        decoder: of all of them.
-        shows: of each, what takes its text; None: nobody does.
-    """
-
-    def __init__(self, decoder: AnswerDecoder, shows: Sequence[Show | None]) -> None:
-        self._shows = shows
-        self._ids: list[list[int]] = [[] for _ in shows]
-        self._growing = [GrowingText(decoder) for _ in shows]
+    def __init__(self, asks: Sequence[Ask]) -> None:
+        self._asks = asks
         self._begun = False
 
     def put(self, value: torch.Tensor) -> None:
-        """Takes the prompts, which come first and are left out, then a token of each at a time."""
-        if not self._begun:
-            self._begun = True
-            return
-        every = zip(self._shows, self._ids, self._growing, value.tolist(), strict=True)
-        for show, ids, growing, token in every:
-            if show is not None:
-                ids.append(token)
-                show(growing.safe(ids))
+        """Takes the prompts, which come first and are left out, then the tokens of a step."""
+        if self._begun:
+            for ask, token in zip(self._asks, value.tolist(), strict=True):
+                ask.take(Choice(token))
+                ask.tell()
+        self._begun = True
 
     def end(self) -> None:
         """Called by the library when the last token is there."""
