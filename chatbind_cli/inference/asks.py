@@ -40,9 +40,13 @@ class Ask:
     def restart(self) -> None:
         """Forgets what of the answer is there. The same will come again."""
         self.ids: list[int] = []
-        self.read = list(self.prompt.input_ids)
         self._growing = GrowingText(self.decoder)
         self.logprobs: list[float] | None = [] if self.settings.logprobs else None
+
+    @property
+    def read(self) -> list[int]:
+        """All tokens so far, those of the prompt included."""
+        return [*self.prompt.input_ids, *self.ids]
 
     @property
     def where(self) -> str:
@@ -62,7 +66,6 @@ class Ask:
         """Goes on by a token."""
         assert choice.token is not None
         self.ids.append(choice.token)
-        self.read.append(choice.token)
         if self.logprobs is not None and choice.logprob is not None:
             self.logprobs.append(choice.logprob)
 

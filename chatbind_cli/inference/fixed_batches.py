@@ -5,7 +5,7 @@ For beam search, and for language models whose keys and values cannot be taken a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
@@ -19,11 +19,10 @@ from transformers import (
     StoppingCriteria,
     StoppingCriteriaList,
 )
-from transformers.generation.streamers import BaseStreamer
 
 from chatbind_cli.errors import RecordError
 from chatbind_cli.inference.asks import Ask, hashed
-from chatbind_cli.inference.decoding import AnswerDecoder, Generated
+from chatbind_cli.inference.decoding import Generated
 from chatbind_cli.inference.sampling import NOT_FINITE, Choice, needs_text
 from chatbind_cli.model.chatbind import media_inputs
 
@@ -68,19 +67,14 @@ class FixedBatches:
             Exception: whatever the library raises; RecordError: a score was not finite.
         """
         device = self._model.device
-        decoder = asks[0].decoder
         for ask in asks:
             ask.restart()  # what was heard of it before the batch was halved
-        heard = any(ask.question.listener for ask in asks) and asks[0].settings.num_beams == 1
         rows = [torch.tensor(ask.prompt.input_ids) for ask in asks]
         # on the left, so that the next token of every row stands at the same position
         padded = pad_sequence(rows, True, self._pad_id, padding_side="left")
         mask = pad_sequence([torch.ones_like(row) for row in rows], True, padding_side="left")
         length = padded.shape[1]
         media = [medium for ask in asks for medium in ask.prompt.media]
-        ends = AnswerEnds(
-            decoder, length, lambda: [ask.question.given_up is not None for ask in asks]
-        )
         with _seeded(asks[0], device):
             output = self._model.generate(
                 input_ids=padded.to(device),
@@ -88,8 +82,7 @@ class FixedBatches:
                 **media_inputs(media, device),
                 generation_config=self._config(asks[0]),
                 logits_processor=LogitsProcessorList([_Finite()]),
-                stopping_criteria=StoppingCriteriaList([ends]),
-                streamer=_Heard(asks) if heard else None,
+                stopping_criteria=StoppingCriteriaList([AnswerEnds(asks, length)]),
             )
         answers = output.sequences[:, length:].tolist()
         told = [None] * len(asks) if output.logits is None else _logprobs(output.logits, answers)
@@ -125,51 +118,35 @@ class FixedBatches:
 class AnswerEnds(StoppingCriteria):
     """Ends a row of a batch when a stop text has come, or when nobody waits for the rest.
 
+    Called for each token; so it is here that who listens hears of it, unless by beam search.
+
     Args:
-        decoder: knows the stop texts.
+        asks: the answers of the batch, which may have several rows (beams) each.
         prompt_length: tokens before the answers, padding included.
-        gone: of each answer, which may have several rows (beams), whether nobody waits for it.
     """
 
-    def __init__(
-        self, decoder: AnswerDecoder, prompt_length: int, gone: Callable[[], Sequence[bool]]
-    ) -> None:
-        self._decoder = decoder
+    def __init__(self, asks: Sequence[Ask], prompt_length: int) -> None:
+        self._asks = asks
+        self._heard = any(ask.question.listener for ask in asks)
         self._prompt_length = prompt_length
-        self._gone = gone
 
     def __call__(
         self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any
     ) -> torch.BoolTensor:
         """Whether each row is finished, bool [rows]."""
-        gone = self._gone()
-        beams = len(input_ids) // len(gone)
-        ended = [one for one in gone for _ in range(beams)]
-        if self._decoder.stops and not all(gone):
-            window = self._decoder.longest_stop_tokens
-            start = max(self._prompt_length, input_ids.shape[1] - window)
-            tails = zip(input_ids[:, start:].tolist(), ended, strict=True)
-            ended = [one or self._decoder.has_stop(tail) for tail, one in tails]
-        return torch.tensor(ended, device=input_ids.device)  # type: ignore[return-value]
-
-
-class _Heard(BaseStreamer):
-    """Lets whoever listens hear of the answers of a batch, a token of each at a time."""
-
-    def __init__(self, asks: Sequence[Ask]) -> None:
-        self._asks = asks
-        self._begun = False
-
-    def put(self, value: torch.Tensor) -> None:
-        """Takes the prompts, which come first and are left out, then the tokens of a step."""
-        if self._begun:
-            for ask, token in zip(self._asks, value.tolist(), strict=True):
+        beams = len(input_ids) // len(self._asks)
+        if self._heard and beams == 1:
+            for ask, token in zip(self._asks, input_ids[:, -1].tolist(), strict=True):
                 ask.take(Choice(token))
                 ask.tell()
-        self._begun = True
-
-    def end(self) -> None:
-        """Called by the library when the last token is there."""
+        gone = [ask.question.given_up is not None for ask in self._asks]
+        ended = [one for one in gone for _ in range(beams)]
+        decoder = self._asks[0].decoder
+        if decoder.stops and not all(gone):
+            start = max(self._prompt_length, input_ids.shape[1] - decoder.longest_stop_tokens)
+            tails = zip(input_ids[:, start:].tolist(), ended, strict=True)
+            ended = [one or decoder.has_stop(tail) for tail, one in tails]
+        return torch.tensor(ended, device=input_ids.device)  # type: ignore[return-value]
 
 
 class _Finite(LogitsProcessor):
