@@ -9,7 +9,7 @@ from chatbind_cli.data.tokens import TokenizedSample
 from chatbind_cli.inference.decoding import AnswerDecoder, Generated, GrowingText, Outcome
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.questions import Question, where_of
-from chatbind_cli.inference.sampling import Choice
+from chatbind_cli.inference.sampling import NextToken
 
 
 @dataclass(eq=False)
@@ -62,12 +62,12 @@ class Ask:
         """A random number from 0 to below 1 for its next token, whatever was drawn before."""
         return hashed(f"{self.salt}\0{len(self.ids)}", 53) / 2**53
 
-    def take(self, choice: Choice) -> None:
+    def take(self, following: NextToken) -> None:
         """Goes on by a token."""
-        assert choice.token is not None
-        self.ids.append(choice.token)
-        if self.logprobs is not None and choice.logprob is not None:
-            self.logprobs.append(choice.logprob)
+        assert following.token is not None
+        self.ids.append(following.token)
+        if self.logprobs is not None and following.logprob is not None:
+            self.logprobs.append(following.logprob)
 
     @property
     def ended(self) -> bool:

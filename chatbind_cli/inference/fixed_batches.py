@@ -23,7 +23,7 @@ from transformers import (
 from chatbind_cli.errors import RecordError
 from chatbind_cli.inference.asks import Ask, hashed
 from chatbind_cli.inference.decoding import Generated
-from chatbind_cli.inference.sampling import NOT_FINITE, Choice, needs_text
+from chatbind_cli.inference.sampling import NOT_FINITE, NextToken, needs_text
 from chatbind_cli.model.chatbind import media_inputs
 
 
@@ -55,7 +55,7 @@ class FixedBatches:
             return (repr(ask.settings), id(ask) if single else 0)
 
         for _, alike in groupby(sorted(asks, key=kind), kind):
-            group = sorted(alike, key=lambda ask: len(ask.read))
+            group = sorted(alike, key=lambda ask: len(ask.prompt.input_ids))
             for start in range(0, len(group), size):
                 yield group[start : start + size]
 
@@ -137,7 +137,7 @@ class AnswerEnds(StoppingCriteria):
         beams = len(input_ids) // len(self._asks)
         if self._heard and beams == 1:
             for ask, token in zip(self._asks, input_ids[:, -1].tolist(), strict=True):
-                ask.take(Choice(token))
+                ask.take(NextToken(token))
                 ask.tell()
         gone = [ask.question.given_up is not None for ask in self._asks]
         ended = [one for one in gone for _ in range(beams)]

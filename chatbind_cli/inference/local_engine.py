@@ -186,13 +186,13 @@ class LocalEngine:
                 raise
             return self._fixed.answers([ask])[0]
         while True:
-            [choice] = choose(logits, [ask], self._never)
-            if choice.token is None:
+            [following] = choose(logits, [ask], self._never)
+            if following.token is None:
                 raise RecordError(NOT_FINITE, where=ask.where)
-            ask.take(choice)
+            ask.take(following)
             ask.tell()
             if ask.ended or ask.question.given_up:
                 break
-            logits = dialogue.go_on(choice.token)
+            logits = dialogue.go_on(following.token)
         self._dialogues[:] = [dialogue]
         return ask.generated()
