@@ -153,7 +153,7 @@ def measure_samples(folder: Path) -> None:
         Collator(tokenizer.pad_token_id or 0), config, at_labels=True, frozen=True
     )
     share, sizes = Share(samples=BATCH), samples.conversations.sizes()
-    steps = StepSamples(samples, padded, padded, share, sizes)
+    steps = StepSamples(samples, padded, share, sizes)
     count = min(SAMPLES // BATCH, len(samples) // BATCH)
     for workers in (0, 2):
         made = iter(step_loader(steps, StepSampler(len(samples), BATCH, seed=0), workers, 0))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -26,7 +25,6 @@ from chatbind_cli.console import note
 from chatbind_cli.data.lookup import WideEmbeddings
 from chatbind_cli.data.tokens import PromptEncoder
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
-from chatbind_cli.model.config import encoder_of
 from chatbind_cli.model.loading import ChatBind
 from chatbind_cli.training.arguments import on_gpu
 from chatbind_cli.training.batches import Steps, tensors
@@ -36,8 +34,6 @@ from chatbind_cli.training.hangs import noticed_soon
 from chatbind_cli.training.held_out import held_out_batches, held_out_loss, shares
 from chatbind_cli.training.inputs import Inputs
 from chatbind_cli.training.log import TrainingLog
-from chatbind_cli.training.noise import EmbeddingNoise
-from chatbind_cli.training.packing import RowCollator
 from chatbind_cli.training.positions import WithPositions
 from chatbind_cli.training.prefix import SharedPrefix
 from chatbind_cli.training.rundir import LOG_FILE, STAGING, RunFolder
@@ -87,23 +83,18 @@ class ChatBindTrainer(ShardedTrainer):
             Collator(pad, multiple), config, at_labels=settings.loss_at_labels, frozen=frozen
         )
         self._log = TrainingLog(folder.path / LOG_FILE)
-        noise = None
-        if settings.embedding_noise:
-            widths = encoder_of(config).widths
-            noise = EmbeddingNoise(settings.embedding_noise, settings.seed, widths)
-        trained_on = samples(inputs.conversations, noise=noise)
+        trained_on = samples(inputs.conversations)
         super().__init__(
             model=bundle.model,
             args=arguments,
             data_collator=collate,
             train_dataset=trained_on,
             eval_dataset=samples(inputs.held_out) if len(inputs.held_out) else None,
-            callbacks=[self._log, *([noise] if noise else [])],
+            callbacks=[self._log],
         )
         # it would print Python dictionaries between the records
         self.remove_callback(PrinterCallback)
-        rows = replace(collate, collate=RowCollator(pad, multiple))
-        self._steps = Steps(settings, trained_on, collate, rows, bundle.model)
+        self._steps = Steps(settings, trained_on, collate, bundle.model)
         self.add_callback(self._steps)
         # the Trainer has turned the cache off in the configuration; those who load it want it on
         bundle.config.use_cache = True
