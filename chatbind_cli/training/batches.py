@@ -9,7 +9,7 @@ samples between the passes of a step change sums by rounding.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -201,7 +201,7 @@ class StepSamples(Dataset[Any]):
 
 
 def step_loader(
-    steps: StepSamples, order: Sampler[Step], workers: int, seed: int
+    steps: StepSamples, order: Iterable[Step], workers: int, seed: int
 ) -> DataLoader[Any]:
     """Makes steps, ahead of their use where there are workers, which leave signals to this process.
 

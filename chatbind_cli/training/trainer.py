@@ -27,11 +27,11 @@ from chatbind_cli.data.tokens import PromptEncoder
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
 from chatbind_cli.model.loading import ChatBind
 from chatbind_cli.training.arguments import on_gpu
-from chatbind_cli.training.batches import Steps, tensors
+from chatbind_cli.training.batches import Share, Steps, StepSamples, tensors
 from chatbind_cli.training.checkpointing import GpuMemory, Trial
 from chatbind_cli.training.compiling import compile_layers
 from chatbind_cli.training.hangs import noticed_soon
-from chatbind_cli.training.held_out import held_out_batches, held_out_loss, shares
+from chatbind_cli.training.held_out import held_out_batches, held_out_loss
 from chatbind_cli.training.inputs import Inputs
 from chatbind_cli.training.log import TrainingLog
 from chatbind_cli.training.positions import WithPositions
@@ -153,14 +153,14 @@ class ChatBindTrainer(ShardedTrainer):
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """The loss on held-out conversations, a mean over their labelled tokens."""
-        samples, collate = self.eval_dataset, cast(Collator, self.data_collator)
+        samples, collate = self.eval_dataset, cast(WithPositions, self.data_collator)
         assert isinstance(samples, TrainingSamples)
         size, world = self.args.per_device_eval_batch_size, self.accelerator.num_processes
-        mine, counts = zip(*shares(len(samples), size, worker.rank(), world), strict=True)
-        workers = self.args.dataloader_num_workers
-        batches = held_out_batches(samples, collate, list(mine), workers)
+        share, sizes = Share(worker.rank(), world, size), samples.conversations.sizes()
+        steps = StepSamples(samples, collate, share, sizes)
+        batches = held_out_batches(steps, self.args.dataloader_num_workers)
         self.trained.eval()
-        loss = held_out_loss(batches, list(counts), self._held_out_loss, self._total)
+        loss = held_out_loss(batches, self._held_out_loss, self._total)
         metrics = {f"{metric_key_prefix}_loss": loss}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
