@@ -82,7 +82,16 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """One judgement to be made: a case, the order in which it is shown, and which sample it is."""
+    """One judgement to be made: a case, the order in which it is shown, and which sample it is.
+
+    What its hashes are for stands in `records`.
+
+    Attributes:
+        swapped: whether the second answer is shown first.
+        sample: which of several in the same words, from 0.
+        judge: the judge's name.
+        judge_hash: see `Judge.judge_hash`; empty for a case with a problem.
+    """
 
     case: Case
     swapped: bool

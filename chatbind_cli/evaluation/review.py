@@ -72,6 +72,7 @@ class Review:
         judge = self._judge
         plan = Plan(model=judge.name, counted_by=judge.counted_by)
         cache, asked = JudgementCache(self._options.cache), set[str | None]()
+        case, tokens = None, None
         for judgement in self._judgements():
             plan.records += 1
             if judgement.review_id in self._earlier.done:
@@ -84,7 +85,8 @@ class Review:
                 plan.done += 1
             else:
                 asked.add(key)
-                tokens = judge.expected_tokens(judgement.case)
+                if judgement.case is not case:  # either order has as many, and they take a while
+                    case, tokens = judgement.case, judge.expected_tokens(judgement.case)
                 if tokens is not None:
                     plan.add(tokens[0], USUAL_REVIEW_TOKENS, tokens[1])
         plan.set_price(judge.price, SHARE_OF_BATCHES if self._options.batch else 1.0)

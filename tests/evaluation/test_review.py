@@ -17,7 +17,7 @@ from chatbind_cli.errors import JudgeError
 from chatbind_cli.evaluation.cases import Case, Judgement
 from chatbind_cli.evaluation.judges.judge import Judge, Verdict
 from chatbind_cli.evaluation.judging import Outcome, ReviewOptions, judgements_of, make_missing
-from chatbind_cli.evaluation.records import in_words, tidy
+from chatbind_cli.evaluation.records import in_words, read_earlier, tidy
 from chatbind_cli.evaluation.summary import latest
 from chatbind_cli.jsonl import RecordWriter
 
@@ -48,7 +48,8 @@ class FakeJudge(Judge):
         if case.question_id == self.stops_at:
             raise JudgeError("the server is gone")
         if case.question_id in self.broken:
-            return Verdict(content="hm", error="the scores cannot be read")
+            error, paid = "the scores cannot be read", {"cost_usd": 0.5}
+            return Verdict(content="hm", error=error, metadata=paid)
         first, second = (float(len(text)) for text in case.texts)
         return Verdict(scores=(first, second), content=f"{first} {second}")
 
@@ -255,7 +256,7 @@ def test_failed_reviews_of_an_earlier_run_do_not_outdate_what_is_newer(tmp_path:
     assert [r["tuple"] for r in latest(_records(path), with_words=True)] == [[2.0, 7.0]]
 
 
-def test_a_run_that_is_killed_loses_no_failed_review(tmp_path: Path) -> None:
+def test_a_run_that_is_killed_loses_no_failed_review_and_not_what_it_cost(tmp_path: Path) -> None:
     def told() -> list[tuple[int, bool]]:
         return [(record["question_id"], "error" in record) for record in _records(path)]
 
@@ -265,6 +266,7 @@ def test_a_run_that_is_killed_loses_no_failed_review(tmp_path: Path) -> None:
     _run(path, [_case(1), _case(2)], judge)
     _make(path, [], FakeJudge())  # it is killed at once
     assert told() == [(1, True), (2, True)]
+    assert sum(read_earlier(path).usd_by_key.values()) == 1.0
     _make(path, [_case(1)], FakeJudge())  # or after the first question
     assert told() == [(1, True), (2, True), (1, False)]
     outcome = _run(path, [_case(1)], FakeJudge())
