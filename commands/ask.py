@@ -24,7 +24,7 @@ from ._options import device_options, one_reader, stack
 from ._preprocessing import media_changes, media_options
 
 if TYPE_CHECKING:
-    from chatbind_cli.inference.chat_commands import Talk
+    from chatbind_cli.inference.chat_commands import Repl
 
 _media, _question, _output = in_group("Media"), in_group("Question"), in_group("Output")
 
@@ -171,7 +171,7 @@ def command(
     from chatbind_cli.inference.answer_view import view_of  # noqa: PLC0415
     from chatbind_cli.inference.answerer import Answerer  # noqa: PLC0415
     from chatbind_cli.inference.chat import Chat  # noqa: PLC0415
-    from chatbind_cli.inference.chat_commands import Talk  # noqa: PLC0415
+    from chatbind_cli.inference.chat_commands import Repl  # noqa: PLC0415
     from chatbind_cli.inference.media_encoder import MediaEncoder  # noqa: PLC0415
 
     loaded = choice.load(device, dtype)
@@ -179,16 +179,16 @@ def command(
     view = None if as_json else view_of(sys.stdout, plain=plain)
     with connected(choice, loaded) as engine:
         answerer = Answerer(loaded, media_encoder, style=choice.prompt_style, engine=engine)
-        talk = Chat(
+        dialogue = Chat(
             answerer, settings, model_id=loaded.model_id, view=view, mix=mix, verbose=verbose
         )
-        talk.system = system
-        talk.attach(*attachments)
+        dialogue.system = system
+        dialogue.attach(*attachments)
         if chat:
-            dialogue = Talk(talk)
-            dialogue.run(_lines(first, dialogue))
+            repl = Repl(dialogue)
+            repl.run(_lines(first, repl))
         elif first is not None:
-            talk.ask(first)
+            dialogue.ask(first)
 
 
 def _piped_question() -> str:
@@ -198,7 +198,7 @@ def _piped_question() -> str:
     return question
 
 
-def _lines(first: str | None, dialogue: Talk) -> Iterator[str]:
+def _lines(first: str | None, repl: Repl) -> Iterator[str]:
     """What the user says, line by line until the end of input; on a terminal with an editor."""
     if first is not None:
         yield first
@@ -207,6 +207,6 @@ def _lines(first: str | None, dialogue: Talk) -> Iterator[str]:
         from chatbind_cli.inference.chat_terminal import terminal_lines  # noqa: PLC0415
 
         with_files = [word for word, command in COMMANDS.items() if "FILE" in command.takes]
-        yield from terminal_lines(lambda: dialogue.prompt, [*COMMANDS, *ENDS], with_files)
+        yield from terminal_lines(lambda: repl.prompt, [*COMMANDS, *ENDS], with_files)
     else:
         yield from sys.stdin

@@ -8,10 +8,9 @@ come in order.
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from chatbind_cli.console import note
 from chatbind_cli.errors import ChatBindError, RecordError, SomeRecordsFailed
@@ -29,14 +28,11 @@ class AnswerFile:
 
     Args:
         target: a path, or `-` for standard output.
+        form: how answers are written down. A file with another model's is not continued, nor one
+            whose first answer was generated otherwise: they would not be comparable.
         overwrite: start anew instead of continuing what is there.
         on_error: `record`: a question that fails gets a record with an `error`; `skip`: none;
             `fail`: it ends the run.
-        model_id: whose answers these are; a file with another model's is not continued.
-        metadata: what every answer of this run says of how it was generated; a file whose first
-            answer was generated otherwise is not continued, since its answers would not be
-            comparable.
-        form: how answers are written down.
 
     Attributes:
         is_stream: answers go to standard output or a pipe, where they have to come in order.
@@ -48,49 +44,43 @@ class AnswerFile:
     def __init__(
         self,
         target: str | Path,
+        form: AnswerRecords,
         *,
         overwrite: bool = False,
         on_error: str = "record",
-        model_id: str,
-        metadata: Mapping[str, Any],
-        form: type[AnswerRecords] = AnswerRecords,
     ) -> None:
-        self._form = form(model_id, metadata)
+        self._form = form
         self._path = None if str(target) == "-" else Path(target)
         self.is_stream = self._path is None or (self._path.exists() and not self._path.is_file())
         if self._path is not None and not overwrite:
-            _check_first(self._path, self._form)
+            _check_first(self._path, form)
         self._on_error = on_error
         self._writer = RecordWriter(
             target,
-            key=self._form.key,
+            key=form.key,
             overwrite=overwrite,
-            expect=self._form.expect,
-            in_words=self._form.in_words,
+            expect=form.expect,
+            in_words=form.in_words,
         )
         self._places: dict[Hashable, str | None] = {}
         self._doubled: list[str] = []
         self._failures: list[ChatBindError] = []
 
-    def expect(self, question: Question) -> bool:
-        """Notes that a question is next in line; False: its id stands before, and it is left out.
+    def wants(self, question: Question) -> bool:
+        """Whether the answer to the question that is next in line is still missing.
 
         Raises:
-            ChatBindError: it is, and a failure ends the run.
+            ChatBindError: its id stands before, and a failure ends the run.
         """
         if question.key not in self._places:
             self._places[question.key] = question.where
-            return True
+            return question.line is not None or question.id not in self._writer.done
         # the id has its record; a second one would make the file ambiguous
         self._doubled.append(str(question.id))
         first = self._places[question.key]
         problem = f"question {question.id} stands at {first} already"
         self._fail(RecordError(problem, where=question.where))
         return False
-
-    def wants(self, question: Question) -> bool:
-        """Whether the answer to a question is still missing."""
-        return question.line is not None or question.id not in self._writer.done
 
     def write(self, question: Question, outcome: Generated | ChatBindError) -> None:
         """Writes one answer, or why there is none, and hands it to the operating system.

@@ -25,13 +25,13 @@ _LONGEST_PROMPT = 40
 class Command:
     """What `/word` does: with which words behind it, and in which words `/help` tells."""
 
-    does: Callable[[Talk, str], None]
+    does: Callable[[Repl, str], None]
     takes: str
     help: str
 
 
-class Talk:
-    """The lines of a person to a `Chat`."""
+class Repl:
+    """What a person writes to a `Chat`, read line by line."""
 
     def __init__(self, chat: Chat) -> None:
         self.chat = chat
@@ -156,28 +156,28 @@ class Talk:
             show(f"{words:{width}}{text}")
 
 
-def _named(modality: str) -> Callable[[Talk, str], None]:
-    return lambda dialogue, rest: dialogue.attach(rest, modality)
+def _named(modality: str) -> Callable[[Repl, str], None]:
+    return lambda repl, rest: repl.attach(rest, modality)
 
 
 COMMANDS = {
     "/attach": Command(
-        Talk.attach,
+        Repl.attach,
         "[--thermal] FILE[@0.5]...",
         "add files to the next question",
     ),
     **{f"/{name}": Command(_named(name), "FILE[@0.5]...", "") for name in MODALITIES},
-    "/media": Command(Talk.media, "", "show what is attached to which question"),
-    "/drop": Command(Talk.drop, "", "let go of what waits for the next question"),
+    "/media": Command(Repl.media, "", "show what is attached to which question"),
+    "/drop": Command(Repl.drop, "", "let go of what waits for the next question"),
     "/system": Command(
-        Talk.system, "[TEXT]", f"tell the model how to answer; {_OWN_SYSTEM}: as it was made"
+        Repl.system, "[TEXT]", f"tell the model how to answer; {_OWN_SYSTEM}: as it was made"
     ),
-    "/undo": Command(Talk.undo, "", "forget the last question and its answer"),
-    "/retry": Command(Talk.retry, "", "ask the last question again, with another seed"),
-    "/save": Command(Talk.save, "FILE.jsonl", "write the dialogue down"),
-    "/load": Command(Talk.load, "FILE.jsonl", "go on with a dialogue that was written down"),
-    "/reset": Command(Talk.reset, "", "forget all that was said"),
-    "/help": Command(Talk.help, "", "this"),
+    "/undo": Command(Repl.undo, "", "forget the last question and its answer"),
+    "/retry": Command(Repl.retry, "", "ask the last question again, with another seed"),
+    "/save": Command(Repl.save, "FILE.jsonl", "write the dialogue down"),
+    "/load": Command(Repl.load, "FILE.jsonl", "go on with a dialogue that was written down"),
+    "/reset": Command(Repl.reset, "", "forget all that was said"),
+    "/help": Command(Repl.help, "", "this"),
 }
 """All commands but those that end the dialogue, in the order of `/help`."""
 

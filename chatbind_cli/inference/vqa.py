@@ -117,8 +117,8 @@ def answer_file(
         ChatBindError: something that all of them need is not there or broken.
     """
     with work_queue(pool, begin, _KEY) as queue:
-        how = {"form": BatchLines if batch else AnswerRecords, **queue.said}
-        file = AnswerFile(output, overwrite=overwrite, on_error=on_error, **how)
+        form = (BatchLines if batch else AnswerRecords)(**queue.said)
+        file = AnswerFile(output, form, overwrite=overwrite, on_error=on_error)
         progress = Progress(count_questions(questions, shard, limit), "answering", "questions")
         with closing(file), progress:
             lines = islice(open_questions(questions, shard), limit)
@@ -188,7 +188,7 @@ def answer_all(
     """
 
     def missing() -> Iterator[Question]:
-        for question in filter(file.expect, questions):
+        for question in questions:
             if file.wants(question):
                 yield question
             else:

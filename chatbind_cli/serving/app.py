@@ -103,9 +103,9 @@ class Api:
     ) -> AsyncGenerator[Record, None]:
         head = self._head(name)
         begun = set()
-        async for piece in ticket.pieces():
-            yield chunk(head, piece.sample, piece.text, first=piece.sample not in begun)
-            begun.add(piece.sample)
+        async for sample, text in ticket.pieces():
+            yield chunk(head, sample, text, first=sample not in begun)
+            begun.add(sample)
         generated = await ticket.answer()
         self._count(request, generated)
         for sample in range(len(generated.each)):

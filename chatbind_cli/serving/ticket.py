@@ -6,18 +6,9 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
-from dataclasses import dataclass
 
 from chatbind_cli.errors import ChatBindError
 from chatbind_cli.inference.decoding import Generated, Outcome
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """What came to an answer: `text`, of the answer with the number `sample`."""
-
-    sample: int
-    text: str
 
 
 class Ticket:
@@ -41,8 +32,10 @@ class Ticket:
         self._news, self._ended = asyncio.Event(), asyncio.Event()
         self._rung = False
 
-    async def pieces(self) -> AsyncGenerator[Piece, None]:
-        """Yields what comes to the answer, until it is whole. To be called once.
+    async def pieces(self) -> AsyncGenerator[tuple[int, str], None]:
+        """Yields what comes to the answers, until they are whole: the number of one, and text.
+
+        To be called once.
 
         Raises:
             ChatBindError: what became of the question.
@@ -62,7 +55,7 @@ class Ticket:
                 # should a tokenizer take back what it had shown, no more is shown than is right
                 if text.startswith(before) and text != before:
                     shown[sample] = text
-                    yield Piece(sample, text[len(before) :])
+                    yield sample, text[len(before) :]
         await self.answer()
 
     async def answer(self) -> Generated:

@@ -20,7 +20,7 @@ from tests.inference.world import read_jsonl, write_jsonl
 
 
 def opened(path: Path, **options: Any) -> AnswerFile:
-    return AnswerFile(path, model_id="m", **{"metadata": {"seed": 1}, **options})
+    return AnswerFile(path, AnswerRecords("m", {"seed": 1}), **options)
 
 
 def question(identity: int, line: int = 0) -> Question:
@@ -42,7 +42,7 @@ def run(path: Path, identities: list[int], **options: Any) -> list[int]:
     with closing(opened(path, **options)) as file:
         for identity in identities:
             asked = question(identity)
-            if file.expect(asked) and file.wants(asked):
+            if file.wants(asked):
                 file.write(asked, generated(identity))
                 written.append(identity)
         file.finish()
@@ -74,7 +74,7 @@ def test_answers_to_other_questions_stay_behind(tmp_path: Path) -> None:
 def test_nothing_is_lost_when_the_run_ends_early(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [answer(2)])
     with closing(opened(path)) as file:
-        file.expect(question(1))
+        file.wants(question(1))
         file.write(question(1), generated(1))
     assert [record["question_id"] for record in read_jsonl(path)] == [2, 1]
     assert run(path, [1, 2]) == []
@@ -112,9 +112,9 @@ def test_a_file_without_metadata_is_continued(tmp_path: Path) -> None:
 
 def test_the_first_place_of_an_id_is_remembered(tmp_path: Path) -> None:
     with closing(opened(tmp_path / "a.jsonl", on_error="fail")) as file:
-        assert file.expect(question(1))
+        assert file.wants(question(1))
         with pytest.raises(RecordError, match="^q:7: question 1 stands at q:1 already"):
-            file.expect(question(1, line=7))
+            file.wants(question(1, line=7))
 
 
 def test_a_person_reads_question_and_answer():

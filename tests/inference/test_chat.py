@@ -17,7 +17,7 @@ from chatbind_cli.errors import CheckpointError
 from chatbind_cli.inference.answer_view import PlainView
 from chatbind_cli.inference.answerer import Answerer
 from chatbind_cli.inference.chat import Chat
-from chatbind_cli.inference.chat_commands import COMMANDS, Talk
+from chatbind_cli.inference.chat_commands import COMMANDS, Repl
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.loaded_model import load_model
 from chatbind_cli.inference.questions import Question
@@ -67,9 +67,9 @@ def dialogue(
     *,
     settings: GenerationSettings = SHORT,
     **more: Any,
-) -> Talk:
+) -> Repl:
     view = None if out is None else PlainView(out)
-    return Talk(Chat(answerer, settings, model_id="m", view=view, **more))
+    return Repl(Chat(answerer, settings, model_id="m", view=view, **more))
 
 
 def chat(answerer: Answerer, *lines: str, out: Kept | None = None) -> list[str]:
@@ -78,7 +78,7 @@ def chat(answerer: Answerer, *lines: str, out: Kept | None = None) -> list[str]:
     return out.answers
 
 
-def prompts(talk: Talk, answerer: Answerer, question: str) -> list[int]:
+def prompts(talk: Repl, answerer: Answerer, question: str) -> list[int]:
     """The token ids of the prompt that a further question would be."""
     [asked] = talk.chat.prepare([Question(question)])
     prompt = talk.chat._in_dialogue(asked).prompt

@@ -13,7 +13,7 @@ from chatbind_cli.data.conversations import parse_conversation
 from chatbind_cli.inference.answer_view import PlainView
 from chatbind_cli.inference.answerer import Answerer
 from chatbind_cli.inference.chat import Chat
-from chatbind_cli.inference.chat_commands import Talk
+from chatbind_cli.inference.chat_commands import Repl
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.questions import Question
 from tests.inference.world import World
@@ -26,13 +26,13 @@ def answerer(world: World) -> Answerer:
     return Answerer.from_pretrained(world.model, device="cpu")
 
 
-def dialogue(answerer: Answerer, *lines: str, mix: bool = False) -> Talk:
-    talk = Talk(Chat(answerer, SHORT, model_id="m", view=PlainView(io.StringIO()), mix=mix))
+def dialogue(answerer: Answerer, *lines: str, mix: bool = False) -> Repl:
+    talk = Repl(Chat(answerer, SHORT, model_id="m", view=PlainView(io.StringIO()), mix=mix))
     talk.run(lines)
     return talk
 
 
-def prompt(talk: Talk) -> tuple[list[int], list[Any]]:
+def prompt(talk: Repl) -> tuple[list[int], list[Any]]:
     """The next prompt's ids, and the embeddings and weights in it."""
     [asked] = talk.chat.prepare([Question("Now?")])
     sample = talk.chat._in_dialogue(asked).prompt
@@ -41,7 +41,7 @@ def prompt(talk: Talk) -> tuple[list[int], list[Any]]:
     return sample.input_ids, media
 
 
-def talked(world: World, answerer: Answerer) -> Talk:
+def talked(world: World, answerer: Answerer) -> Repl:
     media = world.media
     return dialogue(
         answerer,

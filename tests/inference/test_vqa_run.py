@@ -17,6 +17,7 @@ from chatbind_cli.data.work_queue import Worker, work_queue
 from chatbind_cli.errors import MediaError, RecordError, SomeRecordsFailed
 from chatbind_cli.inbox import Inbox
 from chatbind_cli.inference.answer_file import AnswerFile
+from chatbind_cli.inference.answer_record import AnswerRecords
 from chatbind_cli.inference.decoding import Generated, Outcome
 from chatbind_cli.inference.question_record import read_question
 from chatbind_cli.inference.questions import Question
@@ -87,7 +88,7 @@ def answer_lines(
         if done == stop_after:
             raise KeyboardInterrupt
 
-    file = AnswerFile(output, on_error=on_error, model_id="m", metadata=METADATA)
+    file = AnswerFile(output, AnswerRecords("m", METADATA), on_error=on_error)
     with (
         closing(file),
         work_queue(WorkerPool(), lambda: Worker(work.work, 1), attrgetter("key")) as queue,

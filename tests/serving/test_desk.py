@@ -80,7 +80,7 @@ def test_many_ask_at_once_and_half_of_them_leave(world: World, answerer: Answere
     async def stay(ticket: Ticket, question: Question) -> None:
         pieces = [piece async for piece in ticket.pieces()]
         answered = await ticket.answer()
-        assert "".join(piece.text for piece in pieces) == answered.text
+        assert "".join(text for _, text in pieces) == answered.text
         assert answered.text == wanted[question.id]
 
     async def leave(ticket: Ticket) -> None:
@@ -140,7 +140,7 @@ def test_a_slow_reader_gets_the_newest_text_and_holds_nobody_up(answerer: Answer
         rest = [piece async for piece in pieces]
         assert whole.n_tokens == 400
         assert len(rest) <= 2
-        assert first.text + "".join(piece.text for piece in rest) == whole.text
+        assert first[1] + "".join(text for _, text in rest) == whole.text
         await desk.drain(5)
 
     asyncio.run(main())
@@ -153,8 +153,8 @@ def test_several_answers_grow_side_by_side(answerer: Answerer) -> None:
         desk = await ready(desk_of(answerer))
         ticket = desk.ask(Question("Describe a bird.", id=1, settings=settings))
         grown = ["", "", ""]
-        async for piece in ticket.pieces():
-            grown[piece.sample] += piece.text
+        async for sample, text in ticket.pieces():
+            grown[sample] += text
         answered = await ticket.answer()
         assert grown == [one.text for one in answered.samples]
         await desk.drain(5)
