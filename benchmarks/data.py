@@ -37,8 +37,8 @@ from word_tokenizer import word_tokenizer
 
 from chatbind_cli.data.checked import checked_file
 from chatbind_cli.data.conversations import Conversations
-from chatbind_cli.data.database import FILE_NAME, Row, StoreMeta, create
 from chatbind_cli.data.lookup import Embeddings, WideEmbeddings, open_stores
+from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.data.tokens import PromptEncoder
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.model.assemble import read_without_weights
@@ -81,15 +81,11 @@ def make_world(folder: Path, records: int) -> None:
 
     noise = np.random.default_rng(0)
 
-    def rows() -> Iterator[Row]:
+    made = {"encoder_sha256": "ab" * 32, "encoder_name": "random", "dim": DIM}
+    with EmbeddingStore.open(folder / "store", "a", **made) as store:
         for number in range(records):
-            numbers = noise.standard_normal(DIM, np.float32).astype(np.float16)
-            content = number.to_bytes(32, "big")
-            yield name_of(number), "image", "image/v1", content, numbers.tobytes()
-
-    (folder / "store").mkdir()
-    meta = StoreMeta(encoder_sha256="ab" * 32, encoder_name="random", dim=DIM)
-    create(folder / "store" / FILE_NAME, meta, rows())
+            numbers = torch.from_numpy(noise.standard_normal(DIM, np.float32))
+            store.add(name_of(number), "image", f"{number:064x}", "image/v1", numbers)
     tokenizer = word_tokenizer(("#", "Human", ":", *(f"w{number}" for number in range(WORDS))))
     tokenizer.save_pretrained(folder / "model")
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
@@ -157,7 +153,7 @@ def measure_samples(folder: Path) -> None:
         Collator(tokenizer.pad_token_id or 0), config, at_labels=True, frozen=True
     )
     share, sizes = Share(samples=BATCH), samples.conversations.sizes()
-    steps = StepSamples(samples, padded, padded, share, sizes)
+    steps = StepSamples(samples, padded, share, sizes)
     count = min(SAMPLES // BATCH, len(samples) // BATCH)
     for workers in (0, 2):
         made = iter(step_loader(steps, StepSampler(len(samples), BATCH, seed=0), workers, 0))

@@ -30,7 +30,7 @@ import psutil
 from chatbind_cli.evaluation.cases import Case
 from chatbind_cli.evaluation.judges.chat import ChatJudge
 from chatbind_cli.evaluation.judges.judge import JudgeSettings
-from chatbind_cli.evaluation.judging import ReviewOptions, make_missing
+from chatbind_cli.evaluation.judging import ReviewOptions, judgements_of, make_missing
 from chatbind_cli.evaluation.report.page import render_report
 from chatbind_cli.evaluation.summary import summarize
 from chatbind_cli.jsonl import RecordWriter
@@ -110,7 +110,8 @@ def review(path: Path, port: int, n: int, concurrency: int) -> tuple[float, list
     start = time.perf_counter()
     with RecordWriter(path, key="review_id") as writer:
         options = ReviewOptions(orders="as-given", concurrency=concurrency)
-        outcome = make_missing(cases(n), judge, writer, options, on_done=count)
+        judgements = judgements_of(cases(n), judge, options)
+        outcome = make_missing(judgements, judge, writer, options, on_done=count)
     seconds = time.perf_counter() - start
     assert outcome.judged == n
     return seconds, memory

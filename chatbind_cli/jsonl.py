@@ -149,6 +149,8 @@ class RecordWriter:
         target: a path, or `-` for standard output.
         key: the key (or keys) of a record's id.
         overwrite: start the file anew, if it is one of these records.
+        keep_failed: leave failed records in the file to be continued; else this run writes them
+            again, and they go.
         expect: values that the records already in the file must have (`{"model_id": ...}`), so
             that a run does not continue another model's file; None: whatever it is.
         in_words: the record as a person reads it; used where standard output is a terminal.
@@ -170,12 +172,14 @@ class RecordWriter:
         *,
         key: str | tuple[str, ...] = "question_id",
         overwrite: bool = False,
+        keep_failed: bool = False,
         expect: Mapping[str, Any] | None = None,
         in_words: Callable[[Record], str] | None = None,
     ) -> None:
         self.target = str(target)
         self._keys = (key,) if isinstance(key, str) else key
         self.done: set[Hashable] = set()
+        self._keep_failed = keep_failed
         self._expect = dict(expect or {})
         self._file: IO[str]
         self._in_words: Callable[[Record], str] | None = None
@@ -265,7 +269,8 @@ class RecordWriter:
                 end = start + len(line)
                 record = self._kept(line, f"{path}:{number}", last=end == size)
                 if record is not None:
-                    self.done.add(self.id_of(record))
+                    if record.get("error") is None:
+                        self.done.add(self.id_of(record))
                     keep.append((start, end))
                 start = end
         if sum(end - start for start, end in keep) == size:
@@ -296,5 +301,6 @@ class RecordWriter:
                     where=where,
                     hint="give another output file, or --overwrite",
                 )
-        again = half or record.get("error") is not None
-        return None if again or self.id_of(record) in self.done else record
+        if record.get("error") is not None:
+            return record if self._keep_failed and not half else None
+        return None if half or self.id_of(record) in self.done else record

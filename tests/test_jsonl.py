@@ -393,6 +393,15 @@ def test_an_output_that_cannot_be_written_is_one_line():
         writer.write({"question_id": 1})
 
 
+def test_what_failed_can_stay_until_it_is_replaced(tmp_path):
+    path = tmp_path / "a.jsonl"
+    kept = '{"line": 3, "error": "is not JSON"}\n{"question_id": 1, "error": "x"}\n' + LINES
+    path.write_text(kept + '{"question_id": 9, "error": "cut o')
+    with RecordWriter(path, keep_failed=True) as writer:
+        assert writer.done == {1, 2}
+    assert path.read_text() == kept
+
+
 def test_what_failed_without_an_id_is_written_anew(tmp_path):
     path = tmp_path / "out.jsonl"
     path.write_text('{"line": 3, "error": "is not JSON"}\n' + LINES)

@@ -19,6 +19,7 @@ from chatbind_cli.inbox import Inbox
 from chatbind_cli.inference.answerer import Answerer
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.questions import Question
+from chatbind_cli.inference.stream import Stream
 from chatbind_cli.model.turns import GPT, Turn
 
 TURNS = 9
@@ -158,7 +159,7 @@ def streamed(answerer: Answerer, question: Question) -> tuple[str, float]:
     """An answer, and the seconds until its first piece."""
     assert question.settings is not None
     began, first = time.perf_counter(), 0.0
-    stream = answerer.stream_prepared(question, question.settings)
+    stream = Stream(answerer.engine, question, question.settings)
     for _ in stream:
         first = first or time.perf_counter() - began
     assert stream.result is not None

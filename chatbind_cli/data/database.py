@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -23,9 +23,6 @@ from chatbind_cli.files import replace_file
 FILE_NAME: Final = "embeddings.sqlite"
 JOURNAL_NAME: Final = f"{FILE_NAME}-journal"
 DTYPES: Final = {"float16": torch.float16, "float32": torch.float32}
-
-Row = tuple[str, str, str, bytes, bytes]
-"""Name, modality, preprocessing, SHA-256 of the medium, and the numbers of its embedding."""
 
 INSERT: Final = (
     "INSERT OR REPLACE INTO embeddings (name, modality, preprocessing, sha256, embedding) "
@@ -99,7 +96,7 @@ class StoreMeta:
         return cls(**{key: values[key] for key in names & values.keys() if values[key] is not None})
 
 
-def create(path: Path, meta: StoreMeta, rows: Iterable[Row] = ()) -> None:
+def create(path: Path, meta: StoreMeta) -> None:
     """Makes the file of a new store: there is a whole one, or none.
 
     Raises:
@@ -114,7 +111,6 @@ def create(path: Path, meta: StoreMeta, rows: Iterable[Row] = ()) -> None:
                 for statement in _SCHEMA:
                     connection.execute(statement)
                 write_meta(connection, meta)
-                connection.executemany(INSERT, rows)
                 connection.execute("COMMIT")
         except sqlite3.Error as error:
             raise unusable(path, error) from error

@@ -31,7 +31,6 @@ from chatbind_cli.data.database import (
     unusable,
     write_meta,
 )
-from chatbind_cli.data.old_store import convert, is_old
 from chatbind_cli.errors import StoreError
 from chatbind_cli.files import lock_file
 from chatbind_cli.folders import clear_temporaries, note_made, refuse_foreign, remove_made
@@ -282,13 +281,6 @@ def clear_store(folder: Path) -> None:
 def _refuse_absent(folder: Path) -> None:
     if (folder / FILE_NAME).exists():
         return
-    if is_old(folder):
-        raise StoreError(
-            "is a store of an older version",
-            where=str(folder),
-            hint="convert it with `chatbind encode --encoder ENCODER "
-            f"--store {folder} --inputs /dev/null`",
-        )
     raise StoreError(
         "holds no embedding store", where=str(folder), hint="make one: chatbind encode --store"
     )
@@ -298,21 +290,18 @@ def _refuse_other(folder: Path) -> None:
     """Lets pass a store, and an empty folder that becomes one, before anything is written there."""
     if (folder / FILE_NAME).exists():
         connect(folder / FILE_NAME)[0].close()
-    elif not is_old(folder):
+    else:
         refuse_foreign(folder, made_by=_MADE_BY)
 
 
 def _make_ready(folder: Path, made: Mapping[str, Any]) -> None:
-    """Sees to it that a locked folder has a store's file: there before, converted, or new."""
+    """Sees to it that a locked folder has a store's file: there before, or new."""
     path = folder / FILE_NAME
     there = path.exists()
     if not there:
         note_made(folder, (FILE_NAME, JOURNAL_NAME, _LOCK_NAME), made_by=_MADE_BY)
     clear_temporaries(folder)
     if there:
-        return
-    if is_old(folder):
-        convert(folder, path)
         return
     try:
         create(path, StoreMeta.of(made))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain, combinations, count
 from pathlib import Path
 from typing import Literal
@@ -77,6 +78,35 @@ class Case:
     def texts(self) -> tuple[str, ...]:
         """The answers themselves."""
         return tuple(str(answer["text"]) for answer in self.answers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """One judgement to be made: a case, the order in which it is shown, and which sample it is."""
+
+    case: Case
+    swapped: bool
+    sample: int
+    judge: str
+    judge_hash: str
+
+    @cached_property
+    def review_id(self) -> str:
+        """The same for the same question, answers, judge, rule, order and sample."""
+        return digest(self.review_key, self.input_hash, self.judge_hash)
+
+    @cached_property
+    def review_key(self) -> str:
+        """The same for every review that fills this place in a report."""
+        case = self.case
+        about = [str(case.line or case.question_id), case.modality, list(case.models)]
+        return digest(about, self.judge, self.swapped, self.sample)
+
+    @cached_property
+    def input_hash(self) -> str:
+        """The same for the same words of question and answers."""
+        question = {key: value for key, value in self.case.question.items() if key != "metadata"}
+        return digest(question, self.case.texts, self.case.problem)
 
 
 class Inputs:

@@ -15,8 +15,8 @@ from weakref import WeakValueDictionary
 
 from chatbind_cli.console import note
 from chatbind_cli.errors import ChatBindError, RecordError
+from chatbind_cli.evaluation.cases import Judgement
 from chatbind_cli.evaluation.judges.judge import Judge, Verdict
-from chatbind_cli.evaluation.records import Judgement
 from chatbind_cli.files import replace_file
 from chatbind_cli.json_text import parse_line
 from chatbind_cli.jsonl import dumps
@@ -42,18 +42,17 @@ class JudgementCache:
         """The same for what would be asked in the same words; None: it is not to be found here."""
         if self._folder is None or judgement.case.problem is not None:
             return None
-        return judge.cache_key(judgement.case, swapped=judgement.swapped, sample=judgement.sample)
+        return judge.cache_key(judgement)
 
     async def verdict(self, judge: Judge, judgement: Judgement) -> Verdict:
         """The verdict that is kept; else the judge's, for which others that ask the same wait."""
         key = self.key(judge, judgement)
-        case, swapped, sample = judgement.case, judgement.swapped, judgement.sample
         if key is None:
-            return await judge.judge(case, swapped=swapped, sample=sample)
+            return await judge.judge(judgement)
         async with self._asked.setdefault(key, asyncio.Lock()):
             found = self.find(key, judgement)
             if found is None:
-                found = await judge.judge(case, swapped=swapped, sample=sample)
+                found = await judge.judge(judgement)
                 self.keep(key, judgement, found)
             return found
 

@@ -16,10 +16,10 @@ from typing import Any, Literal, cast
 
 from chatbind_cli.console import note
 from chatbind_cli.errors import ChatBindError, JudgeError, contained
-from chatbind_cli.evaluation.cases import Case, digest
+from chatbind_cli.evaluation.cases import Case, Judgement, digest
 from chatbind_cli.evaluation.judgement_cache import JudgementCache
 from chatbind_cli.evaluation.judges.judge import Judge, Verdict
-from chatbind_cli.evaluation.records import Judgement, review_record
+from chatbind_cli.evaluation.records import review_record
 from chatbind_cli.evaluation.scores import paid_usd
 from chatbind_cli.jsonl import RecordWriter
 from chatbind_cli.loop_thread import cancel_others, loop_in_a_thread
@@ -93,25 +93,23 @@ def count_of(reviews: int) -> str:
 
 
 def make_missing(
-    cases: Iterable[Case],
+    judgements: Iterable[Judgement],
     judge: Judge,
     writer: RecordWriter,
     options: ReviewOptions,
     *,
     earlier_usd: Mapping[str, float] | None = None,
     on_done: Callable[[], None] = lambda: None,
-    later: Callable[[Judgement], bool] = lambda judgement: False,
 ) -> Outcome:
-    """Judges all cases, and writes a record for each judgement as soon as it is made.
+    """Makes judgements, and writes a record for each as soon as it is made.
 
     Args:
-        cases: read as fast as the judge can follow.
+        judgements: read as fast as the judge can follow.
         judge: asked, and closed at the end.
         writer: what it has `done` is not judged again.
-        options: how often and in which order.
+        options: how many at a time, and what becomes of failures.
         earlier_usd: what earlier reviews cost, by review key; those that replace them say it.
         on_done: called after each judgement.
-        later: whether one is left for another run.
 
     Raises:
         JudgeError: the judge cannot work at all, or a review failed and `on_error` is `fail`.
@@ -119,14 +117,13 @@ def make_missing(
     outcome = Outcome()
 
     def missing() -> Iterator[Judgement]:
-        for case in cases:
-            for judgement in judgements_of(case, judge, options):
-                outcome.judgements.append((judgement.review_id, judgement.review_key))
-                if judgement.review_id in writer.done:
-                    outcome.reused += 1
-                    on_done()
-                elif not later(judgement):
-                    yield judgement
+        for judgement in judgements:
+            outcome.judgements.append((judgement.review_id, judgement.review_key))
+            if judgement.review_id in writer.done:
+                outcome.reused += 1
+                on_done()
+            else:
+                yield judgement
 
     def finish(judgement: Judgement, verdict: Verdict) -> None:
         before = (earlier_usd or {}).get(judgement.review_key, 0.0)
@@ -150,8 +147,15 @@ def make_missing(
     return outcome
 
 
-def judgements_of(case: Case, judge: Judge, options: ReviewOptions) -> Iterator[Judgement]:
-    """The judgements that one case needs; one that fails if it cannot be judged."""
+def judgements_of(
+    cases: Iterable[Case], judge: Judge, options: ReviewOptions
+) -> Iterator[Judgement]:
+    """The judgements that cases need; one that fails for a case that cannot be judged."""
+    for case in cases:
+        yield from _judgements_of(case, judge, options)
+
+
+def _judgements_of(case: Case, judge: Judge, options: ReviewOptions) -> Iterator[Judgement]:
     judge_hash = ""
     if case.problem is None:
         try:

@@ -26,7 +26,7 @@ def with_people(summaries: Sequence[Summary], path: Path, mismatches: Mismatches
         mismatches: told what cannot be used, what comes twice, and what was not judged.
     """
     name, seen = legible(str(path)), set()
-    sides = [[" + ".join(side) for side in of.models] for of in summaries]
+    sides = [list(of.names) for of in summaries]
     judged = [
         {} if of.single else {item[0]: share for item, share in of.shares[ALL].items()}
         for of in summaries

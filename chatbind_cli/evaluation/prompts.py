@@ -52,18 +52,13 @@ def fingerprint(rule: Rule) -> str:
 
 
 def find_rule(case: Case, rules: Mapping[str, Rule] | None = None) -> Rule:
-    """The rule for a case: the user's by its category, or our own.
+    """The rule for a case: the user's by its category, or our own without a file of theirs.
 
     Raises:
         RecordError: the user's rules have neither its category nor `default`.
     """
     if rules is None:
-        return own_rule(
-            case.category,
-            case.modality,
-            with_context=case.context is not None,
-            single=case.single,
-        )
+        return _own_rule(case)
     rule = rules.get(case.category) or rules.get("default")
     if rule is None:
         raise RecordError(
@@ -73,20 +68,16 @@ def find_rule(case: Case, rules: Mapping[str, Rule] | None = None) -> Rule:
     return rule
 
 
-def own_rule(
-    category: str, modality: str | None, *, with_context: bool, single: bool = False
-) -> Rule:
-    """Our own rule for a question of any category about a medium, None for plain text."""
+def _own_rule(case: Case) -> Rule:
     words = _own_words()
-    parts = [words["single_task" if single else "task"]]
-    if modality is not None:
-        subject = words["subjects"].get(modality, f"a file ({modality})")
-        parts.append(f"The question is about {subject}.")
-        if with_context:
+    parts = [words["single_task" if case.single else "task"]]
+    if case.modality is not None:
+        parts.append(f"The question is about {words['subjects'][case.modality]}.")
+        if case.context is not None:
             parts.append(words["context"])
     qualities = words["qualities"]
-    parts.append(qualities.get(category, qualities["default"]))
-    parts.append(words["single_form" if single else "form"])
+    parts.append(qualities.get(case.category, qualities["default"]))
+    parts.append(words["single_form" if case.single else "form"])
     return Rule("Assistant", "\n".join(parts))
 
 

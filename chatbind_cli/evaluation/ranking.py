@@ -54,15 +54,15 @@ class Ranking(NamedTuple):
 
 def has_several(summaries: Sequence[Summary]) -> bool:
     """Whether more models were compared than the two of a table, or more than one graded alone."""
-    pairs = {name for of in summaries if not of.single for name in _names(of)}
-    return len(pairs) > 2 or len({_names(of)[0] for of in summaries if of.single}) > 1
+    pairs = {name for of in summaries if not of.single for name in of.names}
+    return len(pairs) > 2 or len({of.names[0] for of in summaries if of.single}) > 1
 
 
 def ranking_of(summaries: Sequence[Summary]) -> Ranking:
     """Ranks all models that the reviews name."""
     single = [of for of in summaries if of.single and of.results[ALL]]
     pairs = [of for of in summaries if not of.single and of.results[ALL]]
-    known = [all(names) and names[0] != names[1] for names in map(_names, pairs)]
+    known = [all(names) and names[0] != names[1] for names in (of.names for of in pairs)]
     ranks, notes = _by_wins([of for of, told in zip(pairs, known, strict=True) if told])
     notes += [
         f"{of.name or 'reviews'}: not ranked, as its answerers have no names, or the same (--names)"
@@ -72,16 +72,12 @@ def ranking_of(summaries: Sequence[Summary]) -> Ranking:
     return Ranking(ranks + _by_score(single), notes)
 
 
-def _names(summary: Summary) -> list[str]:
-    return [" + ".join(side) for side in summary.models]
-
-
 def _lengths(summaries: Sequence[Summary]) -> dict[str, float]:
     """Of each model the mean over what it was compared in."""
     found = averages(
         (name, (length, length))
         for of in summaries
-        for name, side in zip(_names(of), "12", strict=True)
+        for name, side in zip(of.names, "12", strict=True)
         if (length := of.total[f"length_{side}"]) is not None
     )
     return {name: round(length, 1) for name, (length, _) in found.items()}
@@ -90,7 +86,7 @@ def _lengths(summaries: Sequence[Summary]) -> dict[str, float]:
 def _by_score(summaries: Sequence[Summary]) -> list[Rank]:
     scores: dict[str, list[Pair]] = {}
     for of in summaries:
-        scores.setdefault(_names(of)[0], []).extend(of.results[ALL].values())
+        scores.setdefault(of.names[0], []).extend(of.results[ALL].values())
     means = {name: round(average(graded)[0], 3) for name, graded in scores.items()}
     lengths, found = _lengths(summaries), []
     for place, name in enumerate(sorted(means, key=lambda name: -means[name]), start=1):
@@ -106,8 +102,8 @@ def _by_wins(summaries: Sequence[Summary]) -> tuple[list[Rank], list[str]]:
 
     if not summaries:
         return [], []
-    names = list(dict.fromkeys(name for of in summaries for name in _names(of)))
-    sides = np.array([[names.index(name) for name in _names(of)] for of in summaries])
+    names = list(dict.fromkeys(name for of in summaries for name in of.names))
+    sides = np.array([[names.index(name) for name in of.names] for of in summaries])
     questions = sorted({item[:2] for of in summaries for item in of.shares[ALL]})
     row = {question: number for number, question in enumerate(questions)}
     wins = np.zeros((len(questions), len(summaries), 2))  # of which side of which pair

@@ -11,48 +11,18 @@ leave out the old reviews of keys that the new run does not fill (`summary.lates
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from chatbind_cli.console import printable
-from chatbind_cli.evaluation.cases import Case, digest
+from chatbind_cli.evaluation.cases import Judgement, digest
 from chatbind_cli.evaluation.judges.judge import Verdict
 from chatbind_cli.evaluation.scores import metadata_of, paid_usd
 from chatbind_cli.files import replace_file
 from chatbind_cli.json_text import lines, parse_line
-from chatbind_cli.jsonl import Record, dumps
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judgement:
-    """One judgement to be made: a case, the order in which it is shown, and which sample it is."""
-
-    case: Case
-    swapped: bool
-    sample: int
-    judge: str
-    judge_hash: str
-
-    @cached_property
-    def review_id(self) -> str:
-        """The same for the same question, answers, judge, rule, order and sample."""
-        return digest(self.review_key, self.input_hash, self.judge_hash)
-
-    @cached_property
-    def review_key(self) -> str:
-        """The same for every review that fills this place in a report."""
-        case = self.case
-        about = [str(case.line or case.question_id), case.modality, list(case.models)]
-        return digest(about, self.judge, self.swapped, self.sample)
-
-    @cached_property
-    def input_hash(self) -> str:
-        """The same for the same words of question and answers."""
-        question = {key: value for key, value in self.case.question.items() if key != "metadata"}
-        return digest(question, self.case.texts, self.case.problem)
+from chatbind_cli.jsonl import Record
 
 
 def review_record(judgement: Judgement, verdict: Verdict, *, earlier_usd: float = 0.0) -> Record:
@@ -115,12 +85,10 @@ class Earlier:
 
     Attributes:
         done: ids of the reviews that are there without an error.
-        failed: those with one, by their ids.
         usd_by_key: what was paid for each review key, replaced and failed reviews included.
     """
 
     done: set[str] = field(default_factory=set)
-    failed: dict[str, Record] = field(default_factory=dict)
     usd_by_key: dict[str, float] = field(default_factory=dict)
 
 
@@ -135,27 +103,20 @@ def read_earlier(path: Path) -> Earlier:
             # A review that came later with its key says itself what those before it cost.
             before = 0.0 if "earlier_usd" in metadata else earlier.usd_by_key.get(key, 0.0)
             earlier.usd_by_key[key] = before + paid
-        if "error" in record:
-            earlier.failed[_id(record)] = record
-        else:
+        if "error" not in record:
             earlier.done.add(_id(record))
     return earlier
 
 
-def tidy(
-    path: Path, failed: Mapping[str, Record], judgements: Sequence[tuple[str, str]] = ()
-) -> None:
+def tidy(path: Path, judgements: Sequence[tuple[str, str]] = ()) -> None:
     """Puts a review file in order when the run has ended.
 
-    Opening a file to continue it drops what failed. But a run may end before it comes to them, and
-    those of another judge are none of its own: they come back, so that they do not vanish from the
-    count of failures. They come first: whatever else is there is newer, or as old. After them stay
-    the records of other runs (another judge's, other answers'), then this run's, in the order of
-    the questions; a record that another one has replaced goes.
+    First stay the records of other runs (another judge's, other answers'), then this run's, in the
+    order of the questions; a record that another one has replaced goes, as a failed one does that
+    was made again.
 
     Args:
         path: the review file, closed.
-        failed: what was there with an error when the run began, by id.
         judgements: `(review_id, review_key)` of this run in order, once it is complete.
     """
     place = {review_id: number for number, (review_id, _) in enumerate(judgements, start=1)}
@@ -165,19 +126,18 @@ def tidy(
         return _id(record) in place or metadata_of(record).get("slot") not in keys
 
     before: list[bytes] = []
-    kept: list[tuple[int, bytes]] = []
-    gone = dict(failed)
-    for record, line in _with_bytes(path):
+    kept: dict[int, tuple[int, bytes]] = {}
+    failed: dict[str, int] = {}
+    for number, (record, line) in enumerate(_with_bytes(path)):
         before.append(line)
-        gone.pop(_id(record), None)
+        review_id = _id(record)
+        if review_id in failed:
+            kept.pop(failed.pop(review_id), None)
         if holds(record):
-            kept.append((place.get(_id(record), 0), line))
-    back = [
-        (place.get(review_id, 0), f"{dumps(record)}\n".encode())
-        for review_id, record in gone.items()
-        if holds(record)
-    ]
-    after = [line for _, line in sorted(back + kept, key=lambda part: part[0])]
+            kept[number] = (place.get(review_id, 0), line)
+        if "error" in record:
+            failed[review_id] = number
+    after = [line for _, line in sorted(kept.values(), key=lambda part: part[0])]
     if after != before:
         with replace_file(path) as temporary, temporary.open("wb") as file:
             file.writelines(after)

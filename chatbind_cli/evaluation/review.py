@@ -6,15 +6,14 @@ in the order of the questions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from chatbind_cli.console import Progress, note
 from chatbind_cli.cost import FREE, SHARE_OF_BATCHES, USUAL_REVIEW_TOKENS, Plan
 from chatbind_cli.errors import ChatBindError, SomeRecordsFailed, UsageError
-from chatbind_cli.evaluation.cases import Case, Inputs
+from chatbind_cli.evaluation.cases import Inputs, Judgement
 from chatbind_cli.evaluation.judgement_cache import JudgementCache
 from chatbind_cli.evaluation.judges.judge import Judge, JudgeSettings, RuleJudge
 from chatbind_cli.evaluation.judging import (
@@ -24,8 +23,11 @@ from chatbind_cli.evaluation.judging import (
     judgements_of,
     make_missing,
 )
-from chatbind_cli.evaluation.records import Earlier, Judgement, in_words, read_earlier, tidy
+from chatbind_cli.evaluation.records import Earlier, in_words, read_earlier, tidy
 from chatbind_cli.jsonl import RecordWriter
+
+if TYPE_CHECKING:
+    from chatbind_cli.evaluation.batched import BatchedReplies
 
 
 class Review:
@@ -70,23 +72,20 @@ class Review:
         judge = self._judge
         plan = Plan(model=judge.name, counted_by=judge.counted_by)
         cache, asked = JudgementCache(self._options.cache), set[str | None]()
-        for case in self._inputs.cases():
-            tokens = None
-            for judgement in judgements_of(case, judge, self._options):
-                plan.records += 1
-                if judgement.review_id in self._earlier.done:
-                    plan.done += 1
-                elif judgement.case.problem is not None:
-                    plan.failing += 1
-                elif (key := cache.key(judge, judgement)) is not None and (
-                    key in asked or cache.find(key, judgement) is not None
-                ):
-                    plan.done += 1
-                else:
-                    asked.add(key)
-                    tokens = tokens or judge.expected_tokens(case)
-                    if tokens is None:
-                        continue
+        for judgement in self._judgements():
+            plan.records += 1
+            if judgement.review_id in self._earlier.done:
+                plan.done += 1
+            elif judgement.case.problem is not None:
+                plan.failing += 1
+            elif (key := cache.key(judge, judgement)) is not None and (
+                key in asked or cache.find(key, judgement) is not None
+            ):
+                plan.done += 1
+            else:
+                asked.add(key)
+                tokens = judge.expected_tokens(judgement.case)
+                if tokens is not None:
                     plan.add(tokens[0], USUAL_REVIEW_TOKENS, tokens[1])
         plan.set_price(judge.price, SHARE_OF_BATCHES if self._options.batch else 1.0)
         return plan
@@ -103,25 +102,36 @@ class Review:
         per_pair = options.samples * (2 if options.orders == "both" else 1)
         n_expected = len(self._inputs.questions) * len(self._inputs.sides) * per_pair
         path = Path(self._output)
+        # What failed is only replaced, as it was paid for and may be another judge's; see `tidy`.
         writer = RecordWriter(
-            self._output, key="review_id", overwrite=self._overwrite, in_words=in_words
+            self._output,
+            key="review_id",
+            overwrite=self._overwrite,
+            keep_failed=True,
+            in_words=in_words,
         )
         outcome = Outcome()
+        judgements: Iterable[Judgement] = self._judgements()
         try:
-            bar = Progress(n_expected, "judging", "reviews")
-            with writer, bar as progress, self._asked(writer) as (cases, later):
+            with writer, Progress(n_expected, "judging", "reviews") as progress:
+                replies = self._batched_replies()
+                if replies is not None:
+                    wait = options.batch == "wait"
+                    judgements = replies.fetch(judgements, writer.done, wait=wait)
+                    self._held = replies.held
                 outcome = make_missing(
-                    cases,
+                    judgements,
                     self._judge,
                     writer,
                     options,
                     earlier_usd=self._earlier.usd_by_key,
                     on_done=progress.advance,
-                    later=later,
                 )
+                if replies is not None:
+                    replies.forget()
         finally:
             if path.is_file():  # not a pipe or a device
-                tidy(path, self._earlier.failed, () if self._held else outcome.judgements)
+                tidy(path, () if self._held else outcome.judgements)
         return outcome
 
     def conclude(self, outcome: Outcome | None = None) -> None:
@@ -145,29 +155,16 @@ class Review:
         if what:
             raise SomeRecordsFailed(" and ".join(what))
 
-    @contextmanager
-    def _asked(
-        self, writer: RecordWriter
-    ) -> Iterator[tuple[Iterable[Case], Callable[[Judgement], bool]]]:
-        """The cases, and what has to wait for another run; after the batches, if they are wanted.
+    def _judgements(self) -> Iterator[Judgement]:
+        return judgements_of(self._inputs.cases(), self._judge, self._options)
 
-        Raises:
-            ChatBindError: the batches are refused, or cannot be asked for.
-        """
+    def _batched_replies(self) -> BatchedReplies | None:
         if self._options.batch is None:
-            yield self._inputs.cases(), lambda judgement: False
-            return
+            return None
         from chatbind_cli.evaluation.batched import BatchedReplies  # noqa: PLC0415  brings openai
 
-        judge, options = cast(Any, self._judge), self._options
-        cases = list(self._inputs.cases())
-        made = (made for case in cases for made in judgements_of(case, judge, options))
-        missing = (judgement for judgement in made if judgement.review_id not in writer.done)
-        replies = BatchedReplies(judge, Path(self._output), JudgementCache(options.cache))
-        replies.fetch(missing, wait=options.batch == "wait")
-        self._held = replies.held
-        yield cases, replies.lacks
-        replies.forget()
+        cache = JudgementCache(self._options.cache)
+        return BatchedReplies(cast(Any, self._judge), Path(self._output), cache)
 
     def _introduce(self) -> None:
         judge, settings = self._judge, self._settings

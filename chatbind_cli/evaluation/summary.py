@@ -43,6 +43,7 @@ class Summary:
         by: what makes a row: `category`, `modality` or `judge`.
         rows: the categories in order of first appearance, `all` last.
         models: the first and the second answerer, as far as the reviews say.
+        single: whether the answers were graded alone.
         reviews: the records behind the figures: failed ones too, replaced ones not.
         results: the mean scores of each question, by category; of answers that were graded alone
             each score twice.
@@ -58,6 +59,7 @@ class Summary:
     by: str
     rows: list[Record]
     models: tuple[list[str], list[str]]
+    single: bool
     reviews: list[Record]
     results: dict[str, dict[Item, Pair]]
     shares: dict[str, dict[Item, float]]
@@ -71,9 +73,10 @@ class Summary:
         return self.rows[-1]
 
     @property
-    def single(self) -> bool:
-        """Whether the answers were graded alone."""
-        return any(map(is_single, self.reviews))
+    def names(self) -> tuple[str, str]:
+        """What to call the first and the second answerer; empty where nothing says."""
+        first, second = map(" + ".join, self.models)
+        return first, second
 
     def renamed(self, name: str) -> Summary:
         """The same figures under another name."""
@@ -102,7 +105,7 @@ def summarize(
     firsts = {tuple(summary.models[0]) for summary in summaries if not summary.single}
     names = []
     for summary in summaries:
-        first, second = (" + ".join(side) or "unknown" for side in summary.models)
+        first, second = (name or "unknown" for name in summary.names)
         called = first if summary.single else f"{first}, {second}" if len(firsts) > 1 else second
         names.append(f"{name}: {called}" if name else called)
     return [summary.renamed(of) for summary, of in zip(summaries, names, strict=True)]
@@ -207,6 +210,7 @@ def _summary(reviews: list[Record], name: str, by: str) -> Summary:
         by=by,
         rows=rows,
         models=models,
+        single=single,
         reviews=reviews,
         results=results,
         shares=shares,

@@ -131,7 +131,7 @@ def _tested(rows: Sequence[Record]) -> int:
 
 def description(summary: Summary) -> str:
     """One line: who was judged by whom, when, and what it took."""
-    sides = [" + ".join(side) or "unknown" for side in summary.models]
+    sides = [name or "unknown" for name in summary.names]
     said = f"answers: {sides[0]}" if summary.single else f"first: {sides[0]}, second: {sides[1]}"
     parts = [said] if any(summary.models) else []
     total = summary.total

@@ -20,7 +20,7 @@ from chatbind_cli.data.tokens import PromptEncoder, TokenizedSample
 from chatbind_cli.errors import ChatBindError, RecordError, contained
 from chatbind_cli.inbox import Inbox
 from chatbind_cli.inference.decoding import Generated, Outcome
-from chatbind_cli.inference.engine import Engine, Stream, check_length, check_text
+from chatbind_cli.inference.engine import Engine, check_length, check_text
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.loaded_model import LoadedModel, load_model
 from chatbind_cli.inference.local_engine import LocalEngine
@@ -28,6 +28,7 @@ from chatbind_cli.inference.media_encoder import MediaEncoder, StoredEmbeddings
 from chatbind_cli.inference.preparing import Preparation, Read
 from chatbind_cli.inference.questions import Question
 from chatbind_cli.inference.schedule import WINDOW
+from chatbind_cli.inference.stream import Stream
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.model.config import encoder_of
 from chatbind_cli.model.turns import Turn, dialogue, with_media
@@ -130,7 +131,7 @@ class Answerer:
     ) -> Iterator[str]:
         """The answer to one question, piece by piece as it is generated. See `answer`."""
         [prepared] = self.prepare([_question(question, media)], history=history)
-        return iter(self.stream_prepared(prepared, settings))
+        return iter(Stream(self.engine, prepared, settings))
 
     def answer_batch(
         self,
@@ -219,14 +220,6 @@ class Answerer:
         inbox.close()
         outcomes = {id(question): outcome for question, outcome in self.engine.run(inbox, settings)}
         return [_answer(outcomes[id(question)]) for question in questions]
-
-    def stream_prepared(self, question: Question, settings: GenerationSettings) -> Stream:
-        """Answers a prepared question piece by piece.
-
-        Raises:
-            ChatBindError: its `problem`.
-        """
-        return self.engine.stream(question, settings)
 
     def _prepared(
         self, question: Question, found: list[Medium | ChatBindError], history: Sequence[Turn]

@@ -9,7 +9,7 @@ from chatbind_cli.data.tokens import TokenizedSample
 from chatbind_cli.inference.decoding import AnswerDecoder, Generated, GrowingText, Outcome
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.questions import Question, where_of
-from chatbind_cli.inference.sampling import Choice
+from chatbind_cli.inference.sampling import NextToken
 
 
 @dataclass(eq=False)
@@ -40,9 +40,13 @@ class Ask:
     def restart(self) -> None:
         """Forgets what of the answer is there. The same will come again."""
         self.ids: list[int] = []
-        self.read = list(self.prompt.input_ids)
         self._growing = GrowingText(self.decoder)
         self.logprobs: list[float] | None = [] if self.settings.logprobs else None
+
+    @property
+    def read(self) -> list[int]:
+        """All tokens so far, those of the prompt included."""
+        return [*self.prompt.input_ids, *self.ids]
 
     @property
     def where(self) -> str:
@@ -58,13 +62,12 @@ class Ask:
         """A random number from 0 to below 1 for its next token, whatever was drawn before."""
         return hashed(f"{self.salt}\0{len(self.ids)}", 53) / 2**53
 
-    def take(self, choice: Choice) -> None:
+    def take(self, following: NextToken) -> None:
         """Goes on by a token."""
-        assert choice.token is not None
-        self.ids.append(choice.token)
-        self.read.append(choice.token)
-        if self.logprobs is not None and choice.logprob is not None:
-            self.logprobs.append(choice.logprob)
+        assert following.token is not None
+        self.ids.append(following.token)
+        if self.logprobs is not None and following.logprob is not None:
+            self.logprobs.append(following.logprob)
 
     @property
     def ended(self) -> bool:
@@ -74,14 +77,10 @@ class Ask:
         tail = self.ids[-self.decoder.longest_stop_tokens :]
         return bool(self.decoder.stops) and self.decoder.has_stop(tail)
 
-    def safe(self) -> str:
-        """The beginning of the answer that no later token can change."""
-        return self._growing.safe(self.ids)
-
     def tell(self) -> None:
         """Lets whoever listens hear of it."""
         if self.question.listener is not None:
-            self.question.listener.grown(self.sample, self.safe())
+            self.question.listener.grown(self.sample, self._growing.safe(self.ids))
 
     def generated(self) -> Generated:
         """The answer."""

@@ -15,6 +15,7 @@ from chatbind_cli.inference.answerer import Answerer
 from chatbind_cli.inference.decoding import Generated
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.questions import Question
+from chatbind_cli.inference.stream import Stream
 from chatbind_cli.jsonl import Record
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.source import shown
@@ -159,7 +160,7 @@ class Chat:
     def _answer(self, question: Question, settings: GenerationSettings) -> None:
         question = self._in_dialogue(replace(question, system=self._system, settings=settings))
         started, first = time.monotonic(), 0.0
-        stream = self._answerer.stream_prepared(question, settings)
+        stream = Stream(self._answerer.engine, question, settings)
         pieces: list[str] = []
         said = replace(question, prompt=None)
         try:

@@ -5,7 +5,6 @@ Imported where a person talks, and nowhere else: it brings prompt_toolkit.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
@@ -17,18 +16,14 @@ from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 from prompt_toolkit.enums import DEFAULT_BUFFER
 from prompt_toolkit.filters import has_focus
-from prompt_toolkit.history import History
+from prompt_toolkit.history import FileHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import create_output
 from prompt_toolkit.shortcuts import CompleteStyle
 
 from chatbind_cli.console import note
-from chatbind_cli.files import replace_file
 from chatbind_cli.inference.chat_input import at_home, command_of, last_word, quoted, unfinished
 
-_MOST_KEPT = 1000  # lines of history
-_MOST_BYTES = 1 << 20  # of its file
-_LONGEST_KEPT = 10_000  # characters of a line
 _MOST_LISTED = 10_000  # names of a folder that are looked at
 
 
@@ -74,47 +69,31 @@ def terminal_lines(
 def history_file() -> Path:
     """Where lines are kept: in the user's folder for state, by the XDG rules."""
     base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return Path(base) / "chatbind" / "history.jsonl"
+    return Path(base) / "chatbind" / "history"
 
 
-class LineHistory(History):
-    """The lines of this and of earlier dialogues, one JSON text each, for their user alone.
+class LineHistory(FileHistory):
+    """The lines of this and of earlier dialogues, for their user alone.
 
     A file that cannot be read or written is no reason to fail: there is then no history.
     """
 
     def __init__(self, path: Path) -> None:
-        super().__init__()
-        self._path = path
+        super().__init__(path)
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path.touch(mode=0o600)
 
     def load_history_strings(self) -> Iterable[str]:
-        """The lines, newest first; a file that has grown large is cut."""
-        lines: list[str] = []
+        """The lines, newest first."""
         with suppress(OSError):
-            size = self._path.stat().st_size
-            with self._path.open("rb") as file:
-                file.seek(max(0, size - _MOST_BYTES))
-                kept = file.read(_MOST_BYTES).split(b"\n")
-            for line in kept:
-                with suppress(ValueError, RecursionError):
-                    text = json.loads(line)
-                    lines += [text] if isinstance(text, str) else []
-            if size > _MOST_BYTES or len(lines) > 2 * _MOST_KEPT:
-                lines = lines[-_MOST_KEPT:]
-                with replace_file(self._path) as temporary:
-                    temporary.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-                self._path.chmod(0o600)
-        return reversed(lines[-_MOST_KEPT:])
+            return super().load_history_strings()
+        return ()
 
     def store_string(self, string: str) -> None:
         """Adds a line."""
-        if len(string) > _LONGEST_KEPT:
-            return
         with suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(f"{json.dumps(string)}\n")
+            super().store_string(string)
 
 
 class _Completer(Completer):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 from chatbind_cli.errors import RecordError
@@ -17,9 +14,6 @@ from chatbind_cli.model.config import ChatBindConfig
 
 # Long runs of blanks or dashes are single tokens in some vocabularies; text is far below this.
 _MOST_CHARACTERS_A_TOKEN = 256
-
-Show = Callable[[str], None]
-"""Takes the beginning of an answer, as far as no later token can change it."""
 
 
 class Engine(Protocol):
@@ -44,64 +38,15 @@ class Engine(Protocol):
                 or the engine itself cannot go on.
         """
 
-    def stream(self, question: Question, settings: GenerationSettings) -> Stream:
-        """Answers one prepared question piece by piece.
+    def answer(self, question: Question, settings: GenerationSettings) -> Generated:
+        """Answers one prepared question, alone, so that it may go on where the last one ended.
 
         Raises:
-            ChatBindError: its `problem`.
+            ChatBindError: its `problem`, or what became of it.
         """
 
     def identity(self) -> dict[str, Any]:
         """What the metadata of answers say of it."""
-
-
-class Stream:
-    """An answer that grows: iterate over its pieces, then read `result`, which is the whole.
-
-    The work is done in a thread of its own. Leaving the loop early, by an interrupt too, cancels
-    it: the answer ends after the token at hand.
-
-    Args:
-        work: makes the answer. It calls `show` with more and more of it, and looks at times
-            whether it is cancelled.
-    """
-
-    def __init__(self, work: Callable[[Show, threading.Event], Generated]) -> None:
-        self.result: Generated | None = None
-        self._work = work
-        self._pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._cancelled = threading.Event()
-        self._shown = ""
-
-    def __iter__(self) -> Iterator[str]:
-        """Yields the pieces of the answer.
-
-        Raises:
-            ChatBindError: whatever went wrong while generating.
-        """
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            future = pool.submit(self._answer)
-            try:
-                while (piece := self._pieces.get()) is not None:
-                    yield piece
-                self.result = future.result()
-            finally:
-                self._cancelled.set()
-
-    def _answer(self) -> Generated:
-        try:
-            generated = self._work(self._show, self._cancelled)
-            self._show(generated.text)
-            return generated
-        finally:
-            self._pieces.put(None)
-
-    def _show(self, text: str) -> None:
-        # should a tokenizer take back what it had shown, nothing more is shown than is right
-        if text.startswith(self._shown) and len(text) > len(self._shown):
-            piece = text[len(self._shown) :]
-            self._shown = text
-            self._pieces.put(piece)
 
 
 def context_length(config: ChatBindConfig) -> int | None:

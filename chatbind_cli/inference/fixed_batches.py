@@ -5,10 +5,8 @@ For beam search, and for language models whose keys and values cannot be taken a
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -21,13 +19,11 @@ from transformers import (
     StoppingCriteria,
     StoppingCriteriaList,
 )
-from transformers.generation.streamers import BaseStreamer
 
 from chatbind_cli.errors import RecordError
 from chatbind_cli.inference.asks import Ask, hashed
-from chatbind_cli.inference.decoding import AnswerDecoder, Generated, GrowingText
-from chatbind_cli.inference.engine import Show
-from chatbind_cli.inference.sampling import NOT_FINITE, needs_text
+from chatbind_cli.inference.decoding import Generated
+from chatbind_cli.inference.sampling import NOT_FINITE, NextToken, needs_text
 from chatbind_cli.model.chatbind import media_inputs
 
 
@@ -59,45 +55,26 @@ class FixedBatches:
             return (repr(ask.settings), id(ask) if single else 0)
 
         for _, alike in groupby(sorted(asks, key=kind), kind):
-            group = sorted(alike, key=lambda ask: len(ask.read))
+            group = sorted(alike, key=lambda ask: len(ask.prompt.input_ids))
             for start in range(0, len(group), size):
                 yield group[start : start + size]
 
+    @torch.inference_mode()
     def answers(self, asks: Sequence[Ask]) -> list[Generated]:
-        """The answers of a group.
+        """The answers of a group; who listens hears them grow, unless by beam search.
 
         Raises:
             Exception: whatever the library raises; RecordError: a score was not finite.
         """
-        heard = ((ask.question.listener, ask.sample) for ask in asks)
-        return self._run(
-            asks,
-            [partial(listener.grown, sample) if listener else None for listener, sample in heard],
-            lambda: [ask.question.given_up is not None for ask in asks],
-        )
-
-    def stream(self, ask: Ask, show: Show, cancelled: threading.Event) -> Generated:
-        """One answer; `show` hears of it while it grows, unless by beam search."""
-        [generated] = self._run([ask], [show], lambda: [cancelled.is_set()])
-        return generated
-
-    @torch.inference_mode()
-    def _run(
-        self,
-        asks: Sequence[Ask],
-        shows: Sequence[Show | None],
-        gone: Callable[[], Sequence[bool]],
-    ) -> list[Generated]:
         device = self._model.device
-        decoder = asks[0].decoder
-        heard = any(shows) and asks[0].settings.num_beams == 1
+        for ask in asks:
+            ask.restart()  # what was heard of it before the batch was halved
         rows = [torch.tensor(ask.prompt.input_ids) for ask in asks]
         # on the left, so that the next token of every row stands at the same position
         padded = pad_sequence(rows, True, self._pad_id, padding_side="left")
         mask = pad_sequence([torch.ones_like(row) for row in rows], True, padding_side="left")
         length = padded.shape[1]
         media = [medium for ask in asks for medium in ask.prompt.media]
-        ends = AnswerEnds(decoder, length, gone)
         with _seeded(asks[0], device):
             output = self._model.generate(
                 input_ids=padded.to(device),
@@ -105,8 +82,7 @@ class FixedBatches:
                 **media_inputs(media, device),
                 generation_config=self._config(asks[0]),
                 logits_processor=LogitsProcessorList([_Finite()]),
-                stopping_criteria=StoppingCriteriaList([ends]),
-                streamer=_TextStreamer(decoder, shows) if heard else None,
+                stopping_criteria=StoppingCriteriaList([AnswerEnds(asks, length)]),
             )
         answers = output.sequences[:, length:].tolist()
         told = [None] * len(asks) if output.logits is None else _logprobs(output.logits, answers)
@@ -142,61 +118,35 @@ class FixedBatches:
 class AnswerEnds(StoppingCriteria):
     """Ends a row of a batch when a stop text has come, or when nobody waits for the rest.
 
+    Called for each token; so it is here that who listens hears of it, unless by beam search.
+
     Args:
-        decoder: knows the stop texts.
+        asks: the answers of the batch, which may have several rows (beams) each.
         prompt_length: tokens before the answers, padding included.
-        gone: of each answer, which may have several rows (beams), whether nobody waits for it.
     """
 
-    def __init__(
-        self, decoder: AnswerDecoder, prompt_length: int, gone: Callable[[], Sequence[bool]]
-    ) -> None:
-        self._decoder = decoder
+    def __init__(self, asks: Sequence[Ask], prompt_length: int) -> None:
+        self._asks = asks
+        self._heard = any(ask.question.listener for ask in asks)
         self._prompt_length = prompt_length
-        self._gone = gone
 
     def __call__(
         self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any
     ) -> torch.BoolTensor:
         """Whether each row is finished, bool [rows]."""
-        gone = self._gone()
-        beams = len(input_ids) // len(gone)
+        beams = len(input_ids) // len(self._asks)
+        if self._heard and beams == 1:
+            for ask, token in zip(self._asks, input_ids[:, -1].tolist(), strict=True):
+                ask.take(NextToken(token))
+                ask.tell()
+        gone = [ask.question.given_up is not None for ask in self._asks]
         ended = [one for one in gone for _ in range(beams)]
-        if self._decoder.stops and not all(gone):
-            window = self._decoder.longest_stop_tokens
-            start = max(self._prompt_length, input_ids.shape[1] - window)
+        decoder = self._asks[0].decoder
+        if decoder.stops and not all(gone):
+            start = max(self._prompt_length, input_ids.shape[1] - decoder.longest_stop_tokens)
             tails = zip(input_ids[:, start:].tolist(), ended, strict=True)
-            ended = [one or self._decoder.has_stop(tail) for tail, one in tails]
+            ended = [one or decoder.has_stop(tail) for tail, one in tails]
         return torch.tensor(ended, device=input_ids.device)  # type: ignore[return-value]
-
-
-class _TextStreamer(BaseStreamer):
-    """Shows the answers of a batch so far, as far as no later token can change them.
-
-    Args:
-        decoder: of all of them.
-        shows: of each, what takes its text; None: nobody does.
-    """
-
-    def __init__(self, decoder: AnswerDecoder, shows: Sequence[Show | None]) -> None:
-        self._shows = shows
-        self._ids: list[list[int]] = [[] for _ in shows]
-        self._growing = [GrowingText(decoder) for _ in shows]
-        self._begun = False
-
-    def put(self, value: torch.Tensor) -> None:
-        """Takes the prompts, which come first and are left out, then a token of each at a time."""
-        if not self._begun:
-            self._begun = True
-            return
-        every = zip(self._shows, self._ids, self._growing, value.tolist(), strict=True)
-        for show, ids, growing, token in every:
-            if show is not None:
-                ids.append(token)
-                show(growing.safe(ids))
-
-    def end(self) -> None:
-        """Called by the library when the last token is there."""
 
 
 class _Finite(LogitsProcessor):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -19,7 +18,7 @@ from chatbind_cli.inference.asks import Ask
 from chatbind_cli.inference.choices import likeliest
 from chatbind_cli.inference.decoding import AnswerDecoder, Generated, Outcome
 from chatbind_cli.inference.dialogue import Dialogue
-from chatbind_cli.inference.engine import Show, Stream, context_length, room_for_answer
+from chatbind_cli.inference.engine import context_length, room_for_answer
 from chatbind_cli.inference.fixed_batches import FixedBatches
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.prefill import Prefill, longest_together, row_obstacle
@@ -88,10 +87,10 @@ class LocalEngine:
         )
         return schedule.outcomes()
 
-    def stream(self, question: Question, settings: GenerationSettings) -> Stream:
-        """Answers a prepared question piece by piece; see `Engine`."""
+    def answer(self, question: Question, settings: GenerationSettings) -> Generated:
+        """Answers a prepared question, the turn of a dialogue perhaps; see `Engine`."""
         ask = self._asks(question, settings)[0]
-        return Stream(partial(self._go_on if self._is_free(ask) else self._fixed.stream, ask))
+        return self._go_on(ask) if self._is_free(ask) else self._fixed.answers([ask])[0]
 
     def _asks(self, question: Question, settings: GenerationSettings) -> list[Ask]:
         """The answers wanted to a question, one a sample.
@@ -170,7 +169,7 @@ class LocalEngine:
         yield from self._attempt(group[:half], work)
         yield from self._attempt(group[half:], work)
 
-    def _go_on(self, ask: Ask, show: Show, cancelled: threading.Event) -> Generated:
+    def _go_on(self, ask: Ask) -> Generated:
         """Answers a turn of a dialogue, whose keys and values are kept for the next one.
 
         Raises:
@@ -185,15 +184,15 @@ class LocalEngine:
             # whether it is the model's kind is tried out only now: a first answer does not wait
             if out_of_memory(error) or self._rows_work:
                 raise
-            return self._fixed.stream(ask, show, cancelled)
+            return self._fixed.answers([ask])[0]
         while True:
-            [choice] = choose(logits, [ask], self._never)
-            if choice.token is None:
+            [following] = choose(logits, [ask], self._never)
+            if following.token is None:
                 raise RecordError(NOT_FINITE, where=ask.where)
-            ask.take(choice)
-            show(ask.safe())
-            if ask.ended or cancelled.is_set():
+            ask.take(following)
+            ask.tell()
+            if ask.ended or ask.question.given_up:
                 break
-            logits = dialogue.go_on(choice.token)
+            logits = dialogue.go_on(following.token)
         self._dialogues[:] = [dialogue]
         return ask.generated()

@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from collections.abc import Awaitable, Coroutine, Iterator, Sequence
-from concurrent.futures import TimeoutError as NotYetError
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 
 from chatbind_cli.data.tokens import PromptEncoder
-from chatbind_cli.errors import RecordError
+from chatbind_cli.errors import ChatBindError, RecordError
 from chatbind_cli.inbox import Inbox
 from chatbind_cli.inference.completion import Answered, request_of
 from chatbind_cli.inference.decoding import AnswerDecoder, Generated, GrowingText, Outcome
-from chatbind_cli.inference.engine import (
-    Show,
-    Stream,
-    check_length,
-    context_length,
-    room_for_answer,
-)
+from chatbind_cli.inference.engine import check_length, context_length, room_for_answer
 from chatbind_cli.inference.front import prompt_embeddings
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.loaded_model import LoadedModel
-from chatbind_cli.inference.questions import Question
+from chatbind_cli.inference.questions import Listener, Question
 from chatbind_cli.inference.replicas import KEY_VARIABLE, NoEngineLeftError, Replica, Replicas
 from chatbind_cli.inference.together import answered_together
 from chatbind_cli.jsonl import Record
@@ -121,7 +112,7 @@ class RemoteEngine:
         """Answers prepared questions as they come back; see `Engine.run`."""
 
         def start(question: Question) -> Coroutine[Any, Any, Outcome]:
-            return self._outcome(question, *self._request(question, question.settings or settings))
+            return self._outcome(question, *self._request(question, settings))
 
         return answered_together(
             questions, start, self._submit, at_a_time=self._in_flight, fatal=NoEngineLeftError
@@ -137,7 +128,7 @@ class RemoteEngine:
         if listener is None or body["n"] > 1:
             asking = self._replicas.ask(lambda replica: replica.answers(body))
         else:
-            asking = self._growing(body, decoder, partial(listener.grown, 0))
+            asking = self._growing(body, decoder, listener)
         task = asyncio.ensure_future(asking)
         try:
             while not task.done():
@@ -149,31 +140,25 @@ class RemoteEngine:
             # it closes the connection, by which the engine learns that nobody waits
             task.cancel()
 
-    async def _growing(self, body: Record, decoder: AnswerDecoder, show: Show) -> list[Answered]:
-        """The one answer to a request, shown while it grows."""
+    async def _growing(
+        self, body: Record, decoder: AnswerDecoder, listener: Listener
+    ) -> list[Answered]:
+        """The one answer to a request, which is heard while it grows."""
 
         def begin(replica: Replica) -> Awaitable[Answered]:
             # should it break off, the same tokens come again from another
             text = GrowingText(decoder)
-            return replica.growing(body, lambda ids: show(text.safe(ids)))
+            return replica.growing(body, lambda ids: listener.grown(0, text.safe(ids)))
 
         return [await self._replicas.ask(begin)]
 
-    def stream(self, question: Question, settings: GenerationSettings) -> Stream:
-        """Answers one prepared question piece by piece; see `Engine.stream`."""
-        body, decoder = self._request(question, settings)
-
-        def work(show: Show, cancelled: threading.Event) -> Generated:
-            future = self._submit(self._growing(body, decoder, show))
-            while True:
-                try:
-                    return _generated(future.result(_GLANCE_S), decoder)
-                except NotYetError:
-                    if cancelled.is_set():
-                        future.cancel()
-                        raise
-
-        return Stream(work)
+    def answer(self, question: Question, settings: GenerationSettings) -> Generated:
+        """Answers one prepared question; see `Engine.answer`."""
+        asking = self._outcome(question, *self._request(question, settings))
+        outcome: Outcome = self._submit(asking).result()
+        if isinstance(outcome, ChatBindError):
+            raise outcome
+        return outcome
 
     def _request(
         self, question: Question, settings: GenerationSettings
@@ -186,6 +171,7 @@ class RemoteEngine:
         if (error := question.problem or question.given_up) is not None:
             raise error
         assert question.prompt is not None, "the question was not prepared"
+        settings = question.settings or settings
         if question.choice_ids:
             raise RecordError("an engine does not tell how likely a choice is")
         length = len(question.prompt.input_ids)

@@ -28,7 +28,7 @@ NOT_FINITE = "the model's numbers for this question are not finite"
 
 
 @dataclass(frozen=True)
-class Choice:
+class NextToken:
     """What a row says next.
 
     Attributes:
@@ -41,7 +41,9 @@ class Choice:
 
 
 @torch.inference_mode()
-def choose(logits: torch.Tensor, rows: Sequence[Ask], never: torch.Tensor | None) -> list[Choice]:
+def choose(
+    logits: torch.Tensor, rows: Sequence[Ask], never: torch.Tensor | None
+) -> list[NextToken]:
     """The next token of each row.
 
     Args:
@@ -65,7 +67,8 @@ def choose(logits: torch.Tensor, rows: Sequence[Ask], never: torch.Tensor | None
     # one transfer from the device for all rows
     found = torch.where(finite, tokens, -1).tolist()
     return [
-        Choice(None if token < 0 else token, logprobs.get(row)) for row, token in enumerate(found)
+        NextToken(None if token < 0 else token, logprobs.get(row))
+        for row, token in enumerate(found)
     ]
 
 

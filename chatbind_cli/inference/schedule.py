@@ -16,7 +16,7 @@ from chatbind_cli.inference.decoding import Generated, Outcome
 from chatbind_cli.inference.prefill import Prefill
 from chatbind_cli.inference.questions import Question, where_of
 from chatbind_cli.inference.rows import Rows
-from chatbind_cli.inference.sampling import NOT_FINITE, Choice, choose
+from chatbind_cli.inference.sampling import NOT_FINITE, NextToken, choose
 
 WINDOW = 4
 """Batches that are taken from the inbox at a time, and sorted by length."""
@@ -141,11 +141,11 @@ class Schedule:
         group = [self._waiting.popleft() for _ in range(min(free, waiting))]
         try:
             rows, logits = self._prefill.begin([ask.prompt for ask in group])
-            choices = choose(logits, group, self._never)
+            chosen = choose(logits, group, self._never)
         except Exception as error:
             yield from self._failed(error, group)
             return
-        going_on = yield from self._advance(rows, group, choices)
+        going_on = yield from self._advance(rows, group, chosen)
         try:
             self._rows.join(rows)
         except Exception as error:
@@ -159,15 +159,15 @@ class Schedule:
             return
         try:
             logits = self._rows.read([[ask.ids[-1]] for ask in self._under_way])
-            choices = choose(logits, self._under_way, self._never)
+            chosen = choose(logits, self._under_way, self._never)
         except Exception as error:
             self._rows.rewind()
             yield from self._failed(error, self._under_way)
             return
-        self._under_way = yield from self._advance(self._rows, self._under_way, choices)
+        self._under_way = yield from self._advance(self._rows, self._under_way, chosen)
 
     def _advance(
-        self, rows: Rows, asks: Sequence[Ask], choices: Sequence[Choice]
+        self, rows: Rows, asks: Sequence[Ask], chosen: Sequence[NextToken]
     ) -> Generator[tuple[Question, Outcome], None, list[Ask]]:
         """Adds a token to each answer; rows whose answers have ended leave.
 
@@ -175,11 +175,11 @@ class Schedule:
             The answers that go on, in the order of the rows.
         """
         ended: dict[int, Outcome] = {}
-        for row, (ask, choice) in enumerate(zip(asks, choices, strict=True)):
-            if choice.token is None:
+        for row, (ask, following) in enumerate(zip(asks, chosen, strict=True)):
+            if following.token is None:
                 ended[row] = RecordError(NOT_FINITE, where=ask.where)
                 continue
-            ask.take(choice)
+            ask.take(following)
             ask.tell()
             if ask.ended:
                 ended[row] = ask.generated()

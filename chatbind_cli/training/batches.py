@@ -9,7 +9,7 @@ samples between the passes of a step change sums by rounding.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -25,12 +25,14 @@ from chatbind_cli import worker
 from chatbind_cli.console import note
 from chatbind_cli.data.tokens import IGNORE_INDEX
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
+from chatbind_cli.model.config import encoder_of
 from chatbind_cli.model.packed_attention import read_by_sequence
 from chatbind_cli.stopping import leave_to_parent
 from chatbind_cli.training.arguments import on_gpu
+from chatbind_cli.training.noise import EmbeddingNoise
 from chatbind_cli.training.packing import Packing, packs_exactly
-from chatbind_cli.training.positions import Collate
-from chatbind_cli.training.samples import TrainingSamples
+from chatbind_cli.training.positions import WithPositions
+from chatbind_cli.training.samples import Collator, TrainingSamples
 from chatbind_cli.training.settings import TrainingSettings
 from chatbind_cli.training.throughput import ModelFlops, Work
 
@@ -132,21 +134,21 @@ class StepSamples(Dataset[Any]):
 
     Args:
         samples: all samples.
-        padded: makes batches of samples.
-        packed: makes batches of rows of samples.
+        collate: makes batches of samples.
         share: this process's.
         sizes: about how long samples are, int64.
         by_length: see `Share.passes`.
         packing: how samples are packed; None: they are not.
+        noise: added to the embeddings; None for none.
     """
 
     samples: TrainingSamples
-    padded: Collate
-    packed: Collate
+    collate: Collator | WithPositions
     share: Share
     sizes: np.ndarray
     by_length: bool = False
     packing: Packing | None = None
+    noise: EmbeddingNoise | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -157,14 +159,11 @@ class StepSamples(Dataset[Any]):
         return [{"passes": make(step)}]
 
     def _apart(self, step: Step) -> list[dict[str, Any]]:
-        sizes = self.sizes[step.samples]
-        passes = self.share.passes(sizes, by_length=self.by_length)
-        return [
-            self.padded(self.samples.__getitems__([step.samples[n] for n in one]))
-            if one
-            else self._filler(step)
-            for one in passes
-        ]
+        made = []
+        for one in self.share.passes(self.sizes[step.samples], by_length=self.by_length):
+            samples = self.samples.__getitems__([step.samples[n] for n in one])
+            made.append(self.collate(self._noisy(samples, step)) if one else self._filler(step))
+        return made
 
     def _in_rows(self, step: Step) -> list[dict[str, Any]]:
         """Every process counts all tokens of the step: only so do all find the same rows."""
@@ -175,14 +174,20 @@ class StepSamples(Dataset[Any]):
         for shares in self.packing.passes(lengths, self.share.processes):
             rows = shares[self.share.rank]
             numbers = list(chain.from_iterable(rows))
-            samples = iter(
-                self.samples.with_media(
-                    [step.samples[n] for n in numbers], [texts[n] for n in numbers]
-                )
+            plain = self.samples.with_media(
+                [step.samples[n] for n in numbers], [texts[n] for n in numbers]
             )
+            samples = iter(self._noisy(plain, step))
             packed = [list(islice(samples, len(row))) for row in rows]
-            made.append(self.packed(packed) if rows else self._filler(step))
+            made.append(self.collate.packed(packed) if rows else self._filler(step))
         return made
+
+    def _noisy(self, samples: list[dict[str, Any]], step: Step) -> list[dict[str, Any]]:
+        if self.noise is not None:
+            for sample in (s for s in samples if s["media_embeddings"] is not None):
+                rows, index = sample["media_embeddings"], sample["number"]
+                sample["media_embeddings"] = self.noise.add(rows, index, step.epoch)
+        return samples
 
     def _filler(self, step: Step) -> dict[str, Any]:
         """A pass that nothing is learned from, for a process that has none left.
@@ -192,11 +197,11 @@ class StepSamples(Dataset[Any]):
         shortest = step.samples[int(np.argmin(self.sizes[step.samples]))]
         sample = self.samples[shortest]
         sample["labels"] = [IGNORE_INDEX] * len(sample["labels"])
-        return {**self.padded([sample]), "work": Work(0, 0, 0, 0)}
+        return {**self.collate([sample]), "work": Work(0, 0, 0, 0)}
 
 
 def step_loader(
-    steps: StepSamples, order: Sampler[Step], workers: int, seed: int
+    steps: StepSamples, order: Iterable[Step], workers: int, seed: int
 ) -> DataLoader[Any]:
     """Makes steps, ahead of their use where there are workers, which leave signals to this process.
 
@@ -242,8 +247,7 @@ class Steps(TrainerCallback):
     Args:
         settings: of the run.
         samples: to train on.
-        padded: makes batches of samples.
-        packed: makes batches of rows of samples.
+        collate: makes batches of samples.
         model: a ChatBind model.
     """
 
@@ -251,13 +255,16 @@ class Steps(TrainerCallback):
         self,
         settings: TrainingSettings,
         samples: TrainingSamples,
-        padded: Collate,
-        packed: Collate,
+        collate: Collator | WithPositions,
         model: ChatBindForConditionalGeneration,
     ) -> None:
         self._model, self._compiled = model, settings.compile
         sizes = np.array(samples.conversations.sizes())
         world = worker.world_size()
+        noise = None
+        if settings.embedding_noise:
+            widths = encoder_of(model.config).widths
+            noise = EmbeddingNoise(settings.embedding_noise, settings.seed, widths)
         self._order = StepSampler(
             len(sizes),
             settings.samples_per_step(world),
@@ -266,12 +273,12 @@ class Steps(TrainerCallback):
         )
         self._samples = StepSamples(
             samples,
-            padded,
-            packed,
+            collate,
             Share(worker.rank(), world, settings.per_device_train_batch_size),
             sizes,
             by_length=settings.group_by_length,
             packing=_packing(settings, model) if settings.packing else None,
+            noise=noise,
         )
 
     def loader(self, arguments: TrainingArguments) -> DataLoader[Any]:

@@ -9,14 +9,14 @@ Nukrai, Mokady and Globerson, "Text-Only Training for Image Captioning using Noi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from transformers import TrainerCallback, TrainerState
 
 
-class EmbeddingNoise(TrainerCallback):
+@dataclass(frozen=True)
+class EmbeddingNoise:
     """Fresh Gaussian noise for every sample of every epoch.
 
     The same seed, epoch, sample and place of a medium give the same noise in every process, worker
@@ -28,22 +28,11 @@ class EmbeddingNoise(TrainerCallback):
         widths: of the embeddings of each encoder, which lie side by side in a row.
     """
 
-    def __init__(self, scale: float, seed: int, widths: Sequence[int]) -> None:
-        self._scale = scale
-        self._seed = seed
-        self._widths = list(widths)
-        # seen by the data loader's workers, which may outlive an epoch
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+    scale: float
+    seed: int
+    widths: Sequence[int]
 
-    def set_epoch(self, epoch: int) -> None:
-        """Says which epoch the samples to come belong to."""
-        self._epoch.fill_(epoch)
-
-    def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Reads the epoch from the Trainer, which may go on in the middle of one."""
-        self.set_epoch(int(state.epoch or 0))
-
-    def add(self, rows: torch.Tensor, index: int) -> torch.Tensor:
+    def add(self, rows: torch.Tensor, index: int, epoch: int) -> torch.Tensor:
         """The embeddings of a sample's media with noise.
 
         Each component's noise has the deviation `scale` * |e| / sqrt(width), so that its expected
@@ -52,20 +41,21 @@ class EmbeddingNoise(TrainerCallback):
         Args:
             rows: float32 [media, embedding_dim], not normalised.
             index: which sample it is.
+            epoch: in which it is seen.
 
         Returns:
             New rows of the same shape.
         """
-        key = np.array([self._seed, int(self._epoch)], dtype=np.int64).astype(np.uint64)
+        key = np.array([self.seed, epoch], dtype=np.int64).astype(np.uint64)
         noise = np.empty(rows.shape, dtype=np.float32)
         for place, row in enumerate(noise):
             # drawing counts up the first word alone
             counter = np.array([0, 0, index, place], dtype=np.uint64)
             generator = np.random.Generator(np.random.Philox(counter=counter, key=key))
             generator.standard_normal(out=row, dtype=np.float32)
-        both = (x.split(self._widths, dim=-1) for x in (rows, torch.from_numpy(noise)))
+        both = (x.split(list(self.widths), dim=-1) for x in (rows, torch.from_numpy(noise)))
         return torch.cat([self._added(*part) for part in zip(*both, strict=True)], dim=-1)
 
     def _added(self, part: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
-        deviation = self._scale * part.norm(dim=-1, keepdim=True) / part.shape[-1] ** 0.5
+        deviation = self.scale * part.norm(dim=-1, keepdim=True) / part.shape[-1] ** 0.5
         return part + deviation * drawn

@@ -9,17 +9,15 @@ fills the end of a row is a sequence of its own, too, that nobody learns from.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
-from typing import Any, Final
+from itertools import pairwise
+from typing import Final
 
 import numpy as np
 import torch
 
-from chatbind_cli.data.tokens import IGNORE_INDEX
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
-from chatbind_cli.training.samples import beside_tokens
 
 Layout = list[list[list[list[int]]]]  # [pass][process][row][sample]
 
@@ -151,53 +149,6 @@ def first_fit(lengths: np.ndarray, order: Sequence[int], most: int) -> list[list
 def area(lengths: np.ndarray, rows: list[list[int]]) -> int:
     """The tokens of a pass of these rows of samples, with what fills them up."""
     return len(rows) * max((int(lengths[row].sum()) for row in rows), default=0)
-
-
-@dataclass(frozen=True)
-class RowCollator:
-    """Makes one packed batch.
-
-    Args:
-        pad_token_id: what fills `input_ids`.
-        pad_to_multiple_of: the length is rounded up to a multiple of this.
-    """
-
-    pad_token_id: int
-    pad_to_multiple_of: int = 1
-
-    def __call__(self, rows: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-        """One batch.
-
-        Args:
-            rows: of samples as `Collator` takes them.
-
-        Returns:
-            `input_ids`, `labels` and `position_ids` [rows, longest], `sequence_lengths` (of every
-            row, with what fills it up), and `media_embeddings`, `work` and `samples` as `Collator`
-            has them. The first label of a sample never counts: what comes before it is another one.
-        """
-        lengths = [[len(sample["input_ids"]) for sample in row] for row in rows]
-        multiple = self.pad_to_multiple_of
-        width = -(-max(map(sum, lengths)) // multiple) * multiple
-        ids = np.full((len(rows), width), self.pad_token_id)
-        labels = np.full((len(rows), width), IGNORE_INDEX)
-        positions = np.empty((len(rows), width), dtype=np.int64)
-        for place, row in enumerate(rows):
-            start = 0
-            for sample, length in zip(row, lengths[place], strict=True):
-                end = start + length
-                ids[place, start:end] = sample["input_ids"]
-                labels[place, start + 1 : end] = sample["labels"][1:]
-                positions[place, start:end] = np.arange(length)
-                start = end
-            positions[place, start:] = np.arange(width - start)
-        batch: dict[str, Any] = {
-            "input_ids": torch.from_numpy(ids),
-            "labels": torch.from_numpy(labels),
-            "position_ids": torch.from_numpy(positions),
-            "sequence_lengths": [[n for n in (*row, width - sum(row)) if n > 0] for row in lengths],
-        }
-        return {**batch, **beside_tokens(list(chain.from_iterable(rows)), batch["labels"])}
 
 
 @torch.no_grad()

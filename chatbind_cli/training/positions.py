@@ -5,15 +5,14 @@ Told by the processor that makes the batch, since a GPU would have to be waited 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from chatbind_cli.data.tokens import IGNORE_INDEX
 from chatbind_cli.model.config import ChatBindConfig
 from chatbind_cli.model.tokenizer import media_rows
-
-Collate = Callable[[Sequence[Any]], dict[str, Any]]  # of samples, or of rows of samples
+from chatbind_cli.training.samples import Collator
 
 
 @dataclass(frozen=True)
@@ -21,20 +20,20 @@ class WithPositions:
     """Adds to the batches of another collator what the model would have to look for.
 
     Args:
-        collate: makes batches with `input_ids`, `labels` [batch, length] and `work`.
+        collate: makes the batches.
         config: of the model; knows the placeholders.
         at_labels: whether logits are wanted at labelled positions alone.
         frozen: whether the language model stays as it is; then what all rows begin with is the
             same computation each time, and no work.
     """
 
-    collate: Collate
+    collate: Collator
     config: ChatBindConfig
     at_labels: bool
     frozen: bool
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The collator's batch of these samples, padded or packed, and where things are in it.
+        """The collator's padded batch of these samples, and where things are in it.
 
         Returns:
             the batch, with `media_positions` int64 [placeholders], `label_positions` int64 [n] if
@@ -42,7 +41,13 @@ class WithPositions:
             model: the tokens, none of them of media, that all rows begin with before any that is
             labelled.
         """
-        batch = self.collate(samples)
+        return self._placed(self.collate(samples))
+
+    def packed(self, rows: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+        """The same of its packed batch."""
+        return self._placed(self.collate.packed(rows))
+
+    def _placed(self, batch: dict[str, Any]) -> dict[str, Any]:
         ids, labels = batch["input_ids"], batch["labels"]
         placeholders = ids == (-1 if self.config.im_patch_id is None else self.config.im_patch_id)
         batch["media_positions"] = placeholders.flatten().nonzero().squeeze(1)

@@ -1,12 +1,13 @@
-"""The samples of a training run, and batches of them with padding.
+"""The samples of a training run, and batches of them.
 
 A sample is a conversation as tokens, with the embeddings of its media, made when it is asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,6 @@ from torch.utils.data import Dataset
 from chatbind_cli.data.conversations import Conversations
 from chatbind_cli.data.lookup import WideEmbeddings
 from chatbind_cli.data.tokens import IGNORE_INDEX, PromptEncoder, TokenizedSample
-from chatbind_cli.training.noise import EmbeddingNoise
 from chatbind_cli.training.throughput import Work
 
 
@@ -29,14 +29,12 @@ class TrainingSamples(Dataset[dict[str, Any]]):
         encoder: writes them down as tokens.
         embeddings: of all their media.
         max_length: longer samples are cut there.
-        noise: added to the embeddings; None for none.
     """
 
     conversations: Conversations
     encoder: PromptEncoder
     embeddings: WideEmbeddings
     max_length: int
-    noise: EmbeddingNoise | None = None
 
     def __len__(self) -> int:
         return len(self.conversations)
@@ -67,14 +65,11 @@ class TrainingSamples(Dataset[dict[str, Any]]):
         made, start = [], 0
         for index, sample in zip(indices, samples, strict=True):
             own, start = slice(start, start + len(sample.media)), start + len(sample.media)
-            embeddings = rows[own] if rows is not None and sample.media else None
-            if self.noise is not None and embeddings is not None:
-                embeddings = self.noise.add(embeddings, index)
             made.append(
                 {
                     "input_ids": sample.input_ids,
                     "labels": sample.labels,
-                    "media_embeddings": embeddings,
+                    "media_embeddings": rows[own] if rows is not None and sample.media else None,
                     "number": index,
                 }
             )
@@ -83,7 +78,12 @@ class TrainingSamples(Dataset[dict[str, Any]]):
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes one batch of samples of different lengths, padded on the right.
+    """Makes one batch of samples of different lengths, padded on the right or side by side in rows.
+
+    A sample has `input_ids` and `labels` (lists of the same length), and `media_embeddings`,
+    float32 [media, embedding_dim]; None or absent for text only; `number`, if anybody asks which
+    it is. A batch has `media_embeddings` [media in the batch, embedding_dim], float32, in order,
+    where a sample has media; `work` and `samples` (their numbers) are not for the model.
 
     Args:
         pad_token_id: what fills `input_ids`.
@@ -94,36 +94,61 @@ class Collator:
     pad_to_multiple_of: int = 1
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """One batch.
+        """A padded batch: `input_ids`, `attention_mask`, `labels` [batch, longest], and the rest.
 
         Args:
-            samples: each with `input_ids` and `labels` (lists of the same length), and
-                `media_embeddings`, float32 [media, embedding_dim]; None or absent for text only;
-                `number`, if anybody asks which they are.
-
-        Returns:
-            `input_ids`, `attention_mask`, `labels` [batch, longest], and, where a sample has
-            media, `media_embeddings` [media in the batch, embedding_dim], float32, in order;
-            `work` and `samples` (their numbers), which are not for the model.
+            samples: one for each place of the batch.
         """
         lengths = torch.tensor([len(s["input_ids"]) for s in samples])
-        ids = self._padded([s["input_ids"] for s in samples], self.pad_token_id)
+        ids = self._filled([s["input_ids"] for s in samples], self.pad_token_id)
         batch = {
             "input_ids": ids,
             "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long(),
-            "labels": self._padded([s["labels"] for s in samples], IGNORE_INDEX),
+            "labels": self._filled([s["labels"] for s in samples], IGNORE_INDEX),
         }
-        return {**batch, **beside_tokens(samples, batch["labels"])}
+        return {**batch, **_beside_tokens(samples, batch["labels"])}
 
-    def _padded(self, rows: Sequence[list[int]], value: int) -> torch.Tensor:
+    def packed(self, rows: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+        """A packed batch, see `packing`.
+
+        Args:
+            rows: samples that are read one after the other.
+
+        Returns:
+            `input_ids`, `labels` and `position_ids` [rows, longest], `sequence_lengths` (of every
+            row, with what fills it up), and the rest. The first label of a sample never counts:
+            what comes before it is another one.
+        """
+        tokens = [_joined(s["input_ids"] for s in row) for row in rows]
+        ids = self._filled(tokens, self.pad_token_id)
+        labels = self._filled([_joined(s["labels"] for s in row) for row in rows], IGNORE_INDEX)
+        lengths = []
+        for row in rows:
+            own = [len(sample["input_ids"]) for sample in row]
+            lengths.append([n for n in (*own, ids.shape[1] - sum(own)) if n > 0])
+        positions = torch.tensor([_joined(map(range, row)) for row in lengths])
+        labels[positions == 0] = IGNORE_INDEX
+        batch: dict[str, Any] = {
+            "input_ids": ids,
+            "labels": labels,
+            "position_ids": positions,
+            "sequence_lengths": lengths,
+        }
+        return {**batch, **_beside_tokens(_joined(rows), labels)}
+
+    def _filled(self, rows: Sequence[list[int]], value: int) -> torch.Tensor:
         multiple = self.pad_to_multiple_of
-        padded = np.full((len(rows), -(-max(map(len, rows)) // multiple) * multiple), value)
+        filled = np.full((len(rows), -(-max(map(len, rows)) // multiple) * multiple), value)
         for place, row in enumerate(rows):
-            padded[place, : len(row)] = row
-        return torch.from_numpy(padded)
+            filled[place, : len(row)] = row
+        return torch.from_numpy(filled)
 
 
-def beside_tokens(samples: Sequence[Mapping[str, Any]], labels: torch.Tensor) -> dict[str, Any]:
+def _joined(parts: Iterable[Iterable[Any]]) -> list[Any]:
+    return list(chain.from_iterable(parts))
+
+
+def _beside_tokens(samples: Sequence[Mapping[str, Any]], labels: torch.Tensor) -> dict[str, Any]:
     """What a batch of samples has beside their tokens: see `Collator`; `labels` are the batch's."""
     media = [s["media_embeddings"] for s in samples if s.get("media_embeddings") is not None]
     labelled = int((labels[:, 1:] != IGNORE_INDEX).sum())

@@ -9,7 +9,6 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -26,18 +25,15 @@ from chatbind_cli.console import note
 from chatbind_cli.data.lookup import WideEmbeddings
 from chatbind_cli.data.tokens import PromptEncoder
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
-from chatbind_cli.model.config import encoder_of
 from chatbind_cli.model.loading import ChatBind
 from chatbind_cli.training.arguments import on_gpu
-from chatbind_cli.training.batches import Steps, tensors
+from chatbind_cli.training.batches import Share, Steps, StepSamples, tensors
 from chatbind_cli.training.checkpointing import GpuMemory, Trial
 from chatbind_cli.training.compiling import compile_layers
 from chatbind_cli.training.hangs import noticed_soon
-from chatbind_cli.training.held_out import held_out_batches, held_out_loss, shares
+from chatbind_cli.training.held_out import held_out_batches, held_out_loss
 from chatbind_cli.training.inputs import Inputs
 from chatbind_cli.training.log import TrainingLog
-from chatbind_cli.training.noise import EmbeddingNoise
-from chatbind_cli.training.packing import RowCollator
 from chatbind_cli.training.positions import WithPositions
 from chatbind_cli.training.prefix import SharedPrefix
 from chatbind_cli.training.rundir import LOG_FILE, STAGING, RunFolder
@@ -87,23 +83,18 @@ class ChatBindTrainer(ShardedTrainer):
             Collator(pad, multiple), config, at_labels=settings.loss_at_labels, frozen=frozen
         )
         self._log = TrainingLog(folder.path / LOG_FILE)
-        noise = None
-        if settings.embedding_noise:
-            widths = encoder_of(config).widths
-            noise = EmbeddingNoise(settings.embedding_noise, settings.seed, widths)
-        trained_on = samples(inputs.conversations, noise=noise)
+        trained_on = samples(inputs.conversations)
         super().__init__(
             model=bundle.model,
             args=arguments,
             data_collator=collate,
             train_dataset=trained_on,
             eval_dataset=samples(inputs.held_out) if len(inputs.held_out) else None,
-            callbacks=[self._log, *([noise] if noise else [])],
+            callbacks=[self._log],
         )
         # it would print Python dictionaries between the records
         self.remove_callback(PrinterCallback)
-        rows = replace(collate, collate=RowCollator(pad, multiple))
-        self._steps = Steps(settings, trained_on, collate, rows, bundle.model)
+        self._steps = Steps(settings, trained_on, collate, bundle.model)
         self.add_callback(self._steps)
         # the Trainer has turned the cache off in the configuration; those who load it want it on
         bundle.config.use_cache = True
@@ -162,14 +153,14 @@ class ChatBindTrainer(ShardedTrainer):
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """The loss on held-out conversations, a mean over their labelled tokens."""
-        samples, collate = self.eval_dataset, cast(Collator, self.data_collator)
+        samples, collate = self.eval_dataset, cast(WithPositions, self.data_collator)
         assert isinstance(samples, TrainingSamples)
         size, world = self.args.per_device_eval_batch_size, self.accelerator.num_processes
-        mine, counts = zip(*shares(len(samples), size, worker.rank(), world), strict=True)
-        workers = self.args.dataloader_num_workers
-        batches = held_out_batches(samples, collate, list(mine), workers)
+        share, sizes = Share(worker.rank(), world, size), samples.conversations.sizes()
+        steps = StepSamples(samples, collate, share, sizes)
+        batches = held_out_batches(steps, self.args.dataloader_num_workers)
         self.trained.eval()
-        loss = held_out_loss(batches, list(counts), self._held_out_loss, self._total)
+        loss = held_out_loss(batches, self._held_out_loss, self._total)
         metrics = {f"{metric_key_prefix}_loss": loss}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(

@@ -21,7 +21,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from chatbind_cli.data.database import FILE_NAME, JOURNAL_NAME
 from chatbind_cli.data.store import EmbeddingStore, clear_store
@@ -381,51 +380,6 @@ def test_a_half_made_file_is_removed(tmp_path: Path) -> None:
     (tmp_path / f".{FILE_NAME}.abcd1234.tmp").write_bytes(b"half")
     filled(tmp_path, 2)
     assert not list(tmp_path.glob(".*.tmp"))
-
-
-def old_store(folder: Path, n: int, per_shard: int) -> Path:
-    """A store of the form before SQLite."""
-    folder.mkdir()
-    meta = {"encoder_name": "tiny", "encoder_sha256": ENCODER, "dim": DIM, "dtype": "float16"}
-    meta |= {"normalized": False, "format": "chatbind-embeddings-1", "encoder_dtype": None}
-    (folder / "store.json").write_text(json.dumps(meta))
-    for shard, start in enumerate(range(0, n, per_shard)):
-        numbers = range(start, min(n, start + per_shard))
-        names = [name_of(i).encode() for i in numbers]
-        hashes = [list(bytes.fromhex(sha(str(i)))) for i in numbers]
-        tensors = {
-            "embeddings": torch.stack([vector(i) for i in numbers]).half(),
-            "content_sha256": torch.tensor(hashes, dtype=torch.uint8),
-            "name_hash": torch.zeros(len(numbers), dtype=torch.int64),
-            "name_end": torch.tensor([len(name) for name in names]).cumsum(0).int(),
-            "names": torch.tensor(list(b"".join(names)), dtype=torch.uint8),
-            "kind": torch.zeros(len(numbers), dtype=torch.int16),
-        }
-        kinds = json.dumps([["image", FINGERPRINT]])
-        save_file(tensors, folder / f"shard-{shard:05d}.safetensors", metadata={"kinds": kinds})
-    return folder
-
-
-def test_a_store_of_the_old_form_is_converted_when_it_is_written_to(tmp_path: Path) -> None:
-    old = old_store(tmp_path / "old", 7, 3)
-    with pytest.raises(StoreError, match="older version; convert it with .*--inputs /dev/null"):
-        EmbeddingStore.open(old)
-    with EmbeddingStore.open(old, "a", encoder_sha256=ENCODER) as store:
-        assert_holds(store, range(7))
-        assert store.recall("image", sha("5"), FINGERPRINT) is not None
-        fill(store, range(7, 9))
-    assert_holds(EmbeddingStore.open(old, dim=DIM), range(9))
-    left = {path.name for path in old.iterdir()}
-    assert left == {FILE_NAME, "writer.lock", ".chatbind-files.jsonl"}
-
-
-def test_a_broken_store_of_the_old_form_stays_as_it_is(tmp_path: Path) -> None:
-    old = old_store(tmp_path / "old", 7, 3)
-    os.truncate(old / "shard-00001.safetensors", 100)
-    with pytest.raises(StoreError, match="old: cannot be converted: .*; encode it anew"):
-        EmbeddingStore.open(old, "a")
-    assert len(list(old.glob("shard-*"))) == 3
-    assert not (old / FILE_NAME).exists()
 
 
 KILLED = textwrap.dedent(

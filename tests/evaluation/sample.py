@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from chatbind_cli.evaluation.cases import Case, Judgement
 from chatbind_cli.evaluation.summary import Summary, summarize
 
 NASTY = (
@@ -99,6 +100,11 @@ def reviews() -> list[dict[str, Any]]:
                 review["error"] = f"no scores {NASTY}"
             found.append(review)
     return found
+
+
+def judgement(case: Case, *, swapped: bool = False, sample: int = 0) -> Judgement:
+    """One judgement of a case, by a judge called `m`."""
+    return Judgement(case=case, swapped=swapped, sample=sample, judge="m", judge_hash="h")
 
 
 def one_summary(records: list[dict[str, Any]], **options: Any) -> Summary:

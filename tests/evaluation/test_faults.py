@@ -19,7 +19,7 @@ import pytest
 from chatbind_cli.evaluation.cases import Case
 from chatbind_cli.evaluation.judges.chat import ChatJudge
 from chatbind_cli.evaluation.judges.judge import JudgeSettings
-from chatbind_cli.evaluation.judging import Outcome, ReviewOptions, make_missing
+from chatbind_cli.evaluation.judging import Outcome, ReviewOptions, judgements_of, make_missing
 from chatbind_cli.evaluation.records import tidy
 from chatbind_cli.jsonl import RecordWriter
 
@@ -60,9 +60,10 @@ def _cases(n: int) -> list[Case]:
 def _run(path: Path, server: Any, cases: list[Case], *, retries: int) -> Outcome:
     settings = JudgeSettings(model="m", url=server.url, timeout_s=TIMEOUT_S, retries=retries)
     options = ReviewOptions(orders="as-given", concurrency=CONCURRENCY)
-    with RecordWriter(path, key="review_id") as writer:
-        outcome = make_missing(cases, ChatJudge(settings), writer, options)
-    tidy(path, {}, outcome.judgements)
+    judge = ChatJudge(settings)
+    with RecordWriter(path, key="review_id", keep_failed=True) as writer:
+        outcome = make_missing(judgements_of(cases, judge, options), judge, writer, options)
+    tidy(path, outcome.judgements)
     return outcome
 
 

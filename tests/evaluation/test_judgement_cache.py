@@ -22,7 +22,7 @@ from chatbind_cli.evaluation.cases import Case
 from chatbind_cli.evaluation.judgement_cache import JudgementCache
 from chatbind_cli.evaluation.judges.chat import ChatJudge
 from chatbind_cli.evaluation.judges.judge import JudgeSettings, RuleJudge, Verdict
-from chatbind_cli.evaluation.records import Judgement
+from tests.evaluation.sample import judgement
 
 CASE = Case(
     question={"question_id": 1, "text": "What is it?", "category": "conv"},
@@ -30,10 +30,6 @@ CASE = Case(
     models=("a", "b"),
 )
 VERDICT = Verdict(scores=(8.0, 6.0), content="8 6\nfine", metadata={"model": "m", "cost_usd": 1.0})
-
-
-def _judgement(case: Case = CASE, *, swapped: bool = False, sample: int = 0) -> Judgement:
-    return Judgement(case=case, swapped=swapped, sample=sample, judge="m", judge_hash="h")
 
 
 def _write(path: Path, records: list[dict[str, Any]]) -> None:
@@ -137,17 +133,17 @@ def test_what_several_models_say_alike_is_asked_for_once(
         lambda case: replace(case, answers=case.answers[:1], single=True),
     ],
 )
-def test_other_words_are_another_judgement(change: Callable[[Case], Case]) -> None:
+def test_other_words_are_anotherjudgement(change: Callable[[Case], Case]) -> None:
     judge = ChatJudge(JudgeSettings(model="m", url="http://x/v1"))
-    other = judge.cache_key(change(CASE), swapped=False, sample=0)
-    assert other != judge.cache_key(CASE, swapped=False, sample=0)
+    other = judge.cache_key(judgement(change(CASE)))
+    assert other != judge.cache_key(judgement(CASE))
     alone = replace(CASE, answers=CASE.answers[:1], single=True)
-    keys = {judge.cache_key(c, swapped=False, sample=0) for c in (alone, change(alone))}
+    keys = {judge.cache_key(judgement(c)) for c in (alone, change(alone))}
     with_reference = replace(alone, references=("A wolf.",))
-    assert judge.cache_key(with_reference, swapped=False, sample=0) not in keys
+    assert judge.cache_key(judgement(with_reference)) not in keys
 
 
-def test_another_judge_or_way_of_asking_is_another_judgement(tmp_path: Path) -> None:
+def test_another_judge_or_way_of_asking_is_anotherjudgement(tmp_path: Path) -> None:
     (tmp_path / "rule.json").write_text('{"default": {"prompt": "Score."}}')
     ways: list[dict[str, Any]] = [
         {},
@@ -159,9 +155,9 @@ def test_another_judge_or_way_of_asking_is_another_judgement(tmp_path: Path) -> 
         {"rules": tmp_path / "rule.json"},
     ]
     judges = [ChatJudge(JudgeSettings(**{"model": "m", "url": "http://x/v1", **w})) for w in ways]
-    keys = {judge.cache_key(CASE, swapped=False, sample=0) for judge in judges}
-    keys |= {judges[0].cache_key(CASE, swapped=True, sample=0)}
-    keys |= {judges[0].cache_key(CASE, swapped=False, sample=1)}
+    keys = {judge.cache_key(judgement(CASE)) for judge in judges}
+    keys |= {judges[0].cache_key(judgement(CASE, swapped=True))}
+    keys |= {judges[0].cache_key(judgement(CASE, sample=1))}
     assert len(keys) == len(ways) + 2
 
 
@@ -170,18 +166,18 @@ def test_names_and_numbers_are_no_part_of_it() -> None:
     question = {"question_id": "other", "text": "What is it?", "category": "conv", "x": 1}
     answers = tuple({**answer, "model_id": "z", "answer_id": "y"} for answer in CASE.answers)
     case = Case(question=question, answers=answers, models=("c", "d"), pair=(3, 7))
-    key = judge.cache_key(CASE, swapped=False, sample=0)
-    assert judge.cache_key(case, swapped=False, sample=0) == key
+    key = judge.cache_key(judgement(CASE))
+    assert judge.cache_key(judgement(case)) == key
     turned = replace(case, answers=answers[::-1])
-    assert judge.cache_key(turned, swapped=True, sample=0) == key
+    assert judge.cache_key(judgement(turned, swapped=True)) == key
 
 
 def test_failures_and_the_rule_judge_s_are_not_kept(tmp_path: Path, judge_server: Any) -> None:
     cache = JudgementCache(tmp_path)
-    cache.keep("0" * 64, _judgement(), Verdict(error="no scores", content="hm"))
-    assert cache.find("0" * 64, _judgement()) is None
-    assert cache.key(RuleJudge(), _judgement()) is None
-    assert cache.key(ChatJudge(JudgeSettings()), _judgement(replace(CASE, problem="x"))) is None
+    cache.keep("0" * 64, judgement(CASE), Verdict(error="no scores", content="hm"))
+    assert cache.find("0" * 64, judgement(CASE)) is None
+    assert cache.key(RuleJudge(), judgement(CASE)) is None
+    assert cache.key(ChatJudge(JudgeSettings()), judgement(replace(CASE, problem="x"))) is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -190,9 +186,9 @@ def test_what_is_broken_or_made_up_is_said_once_and_asked_for(
 ) -> None:
     key = "ab" * 32
     path = tmp_path / "ab" / f"{key}.json"
-    JudgementCache(tmp_path).keep(key, _judgement(), VERDICT)
+    JudgementCache(tmp_path).keep(key, judgement(CASE), VERDICT)
     good = path.read_text()
-    found = JudgementCache(tmp_path).find(key, _judgement())
+    found = JudgementCache(tmp_path).find(key, judgement(CASE))
     assert found is not None
     assert (found.scores, found.content) == ((8.0, 6.0), "8 6\nfine")
     assert found.metadata == {"model": "m", "cached": True}
@@ -221,17 +217,17 @@ def test_what_is_broken_or_made_up_is_said_once_and_asked_for(
     for text in bad:
         path.write_text(text)
         cache = JudgementCache(tmp_path)
-        assert [cache.find(key, _judgement()) for _ in range(2)] == [None, None], text[:99]
+        assert [cache.find(key, judgement(CASE)) for _ in range(2)] == [None, None], text[:99]
         assert capsys.readouterr().err.count("the cache of judgements") == 1, text[:99]
-    JudgementCache(tmp_path).keep(key, _judgement(), VERDICT)
+    JudgementCache(tmp_path).keep(key, judgement(CASE), VERDICT)
     assert path.read_text() == good
     path.write_text(changed(metadata={"model": ["m"], "cost_usd": 5, "cached": False}))
-    found = JudgementCache(tmp_path).find(key, _judgement())
+    found = JudgementCache(tmp_path).find(key, judgement(CASE))
     assert found is not None
     assert found.metadata == {"cached": True}
     path.unlink()
     os.mkfifo(path)
-    assert JudgementCache(tmp_path).find(key, _judgement()) is None
+    assert JudgementCache(tmp_path).find(key, judgement(CASE)) is None
 
 
 def test_a_cache_that_cannot_be_written_keeps_nobody_from_judging(
@@ -248,18 +244,18 @@ def test_a_full_disk_is_said_once_and_leaves_nothing_half_done(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cache = JudgementCache(tmp_path)
-    cache.keep("00" * 32, _judgement(), VERDICT)
+    cache.keep("00" * 32, judgement(CASE), VERDICT)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
     try:
         for name in ("11", "22"):
-            cache.keep(name * 32, _judgement(), VERDICT)
+            cache.keep(name * 32, judgement(CASE), VERDICT)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert capsys.readouterr().err.count("the cache of judgements") == 1
     assert [path.stem for path in tmp_path.glob("*/*")] == ["00" * 32]
-    assert cache.find("00" * 32, _judgement()) is not None
-    cache.keep("33" * 32, _judgement(), VERDICT)
+    assert cache.find("00" * 32, judgement(CASE)) is not None
+    cache.keep("33" * 32, judgement(CASE), VERDICT)
     assert not (tmp_path / "33").exists(), "it is not tried again and again"
 
 
@@ -276,11 +272,11 @@ def test_of_too_many_the_oldest_go_and_nothing_that_is_not_ours(
         os.utime(path, (1, 1))
     keys = [f"ab{n:062x}" for n in range(5)]
     for n, key in enumerate(keys):
-        JudgementCache(tmp_path).keep(key, _judgement(), VERDICT)
+        JudgementCache(tmp_path).keep(key, judgement(CASE), VERDICT)
         os.utime(tmp_path / "ab" / f"{key}.json", (n + 2, n + 2))
     kept = {path.stem for path in (tmp_path / "ab").iterdir()}
     assert kept == {"thesis", *keys[2:]}
-    JudgementCache(tmp_path).keep(keys[0], _judgement(), replace(VERDICT, content="x" * 70_000))
+    JudgementCache(tmp_path).keep(keys[0], judgement(CASE), replace(VERDICT, content="x" * 70_000))
     assert not (tmp_path / "ab" / f"{keys[0]}.json").exists(), "it is too large"
 
 

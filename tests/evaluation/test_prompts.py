@@ -18,7 +18,6 @@ from chatbind_cli.evaluation.prompts import (
     context_text,
     find_rule,
     fingerprint,
-    own_rule,
     read_rules,
 )
 
@@ -133,7 +132,9 @@ def test_asking_again_keeps_the_chat_and_repeats_the_form() -> None:
 @pytest.mark.parametrize("category", ["conv", "detail", "complex", "default", "sports"])
 @pytest.mark.parametrize("modality", [None, "image", "video", "audio", "depth", "thermal", "imu"])
 def test_own_rules_say_the_scale_and_the_form(category: str, modality: str | None) -> None:
-    rule = own_rule(category, modality, with_context=modality is not None)
+    about = {} if modality is None else {modality: "x"}
+    context = None if modality is None else {"captions": ["fur"]}
+    rule = find_rule(replace(_case(category=category, **about), context=context))
     assert rule.role == "Assistant"
     assert "scale of 1 to 10" in rule.prompt
     assert "exactly two numbers on the first line" in rule.prompt
@@ -142,12 +143,12 @@ def test_own_rules_say_the_scale_and_the_form(category: str, modality: str | Non
 
 def test_own_rules_differ_by_category_and_modality() -> None:
     prompts = {
-        fingerprint(own_rule(category, modality, with_context=False))
+        fingerprint(find_rule(_case(category=category, **about)))
         for category in ("conv", "detail", "complex", "other")
-        for modality in (None, "image", "audio", "imu")
+        for about in ({}, {"image": "x"}, {"audio": "x"}, {"imu": "x"})
     }
     assert len(prompts) == 16
-    assert "a sound recording" in own_rule("conv", "audio", with_context=False).prompt
+    assert "a sound recording" in find_rule(_case(audio="x")).prompt
 
 
 def test_a_rule_file_of_the_seed_works_as_it_is(shared_data: Path) -> None:

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from chatbind_cli.errors import JudgeError
-from chatbind_cli.evaluation.cases import Case
+from chatbind_cli.evaluation.cases import Case, Judgement
 from chatbind_cli.evaluation.judges.judge import Judge, Verdict
-from chatbind_cli.evaluation.judging import Outcome, ReviewOptions, make_missing
-from chatbind_cli.evaluation.records import in_words, read_earlier, tidy
+from chatbind_cli.evaluation.judging import Outcome, ReviewOptions, judgements_of, make_missing
+from chatbind_cli.evaluation.records import in_words, tidy
 from chatbind_cli.evaluation.summary import latest
 from chatbind_cli.jsonl import RecordWriter
 
@@ -38,8 +38,9 @@ class FakeJudge(Judge):
     def judge_hash(self, case: Case) -> str:
         return self.rule
 
-    async def judge(self, case: Case, *, swapped: bool, sample: int = 0) -> Verdict:
-        self.calls.append((case.question_id, swapped))
+    async def judge(self, judgement: Judgement) -> Verdict:
+        case = judgement.case
+        self.calls.append((case.question_id, judgement.swapped))
         self.now += 1
         self.most = max(self.most, self.now)
         await asyncio.sleep(0.02 if int(case.question_id) % 2 == 0 else 0.001)
@@ -61,12 +62,15 @@ def _case(number: int, text: str = "abc", **more: Any) -> Case:
     return Case(question=question, answers=answers, models=("a", "m"), **more)
 
 
-def _run(
-    path: Path, cases: Any, judge: Any, *, orders: Any = "as-given", **options: Any
-) -> Outcome:
-    with RecordWriter(path, key="review_id") as writer:
-        outcome = make_missing(cases, judge, writer, ReviewOptions(orders=orders, **options))
-    tidy(path, {}, outcome.judgements)
+def _make(path: Path, cases: Any, judge: Any, *, orders: Any = "as-given", **how: Any) -> Outcome:
+    options = ReviewOptions(orders=orders, **how)
+    with RecordWriter(path, key="review_id", keep_failed=True) as writer:
+        return make_missing(judgements_of(cases, judge, options), judge, writer, options)
+
+
+def _run(path: Path, cases: Any, judge: Any, **how: Any) -> Outcome:
+    outcome = _make(path, cases, judge, **how)
+    tidy(path, outcome.judgements)
     return outcome
 
 
@@ -239,18 +243,33 @@ def test_a_failed_review_is_kept_with_its_text_and_made_again_next_time(tmp_path
     assert not any("error" in record for record in _records(path))
 
 
-def test_failed_reviews_that_come_back_do_not_outdate_what_is_newer(tmp_path: Path) -> None:
+def test_failed_reviews_of_an_earlier_run_do_not_outdate_what_is_newer(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     judge = FakeJudge()
     judge.broken = {1}
     _run(path, [_case(1)], judge, orders="both")
-    failed = read_earlier(path).failed
-    assert len(failed) == 2
-    with RecordWriter(path, key="review_id") as writer:  # it is killed after the first order
-        make_missing([_case(1, "changed")], FakeJudge(), writer, ReviewOptions(orders="as-given"))
-    tidy(path, failed)
+    assert len(_records(path)) == 2
+    _make(path, [_case(1, "changed")], FakeJudge())  # it is killed after the first order
+    tidy(path)
     assert ["error" in record for record in _records(path)] == [True, True, False]
     assert [r["tuple"] for r in latest(_records(path), with_words=True)] == [[2.0, 7.0]]
+
+
+def test_a_run_that_is_killed_loses_no_failed_review(tmp_path: Path) -> None:
+    def told() -> list[tuple[int, bool]]:
+        return [(record["question_id"], "error" in record) for record in _records(path)]
+
+    path = tmp_path / "r.jsonl"
+    judge = FakeJudge()
+    judge.broken = {1, 2}
+    _run(path, [_case(1), _case(2)], judge)
+    _make(path, [], FakeJudge())  # it is killed at once
+    assert told() == [(1, True), (2, True)]
+    _make(path, [_case(1)], FakeJudge())  # or after the first question
+    assert told() == [(1, True), (2, True), (1, False)]
+    outcome = _run(path, [_case(1)], FakeJudge())
+    assert outcome.reused == 1
+    assert told() == [(2, True), (1, False)]
 
 
 def test_what_failed_before_and_is_left_out_now_stays_in_its_place(tmp_path: Path) -> None:
@@ -259,12 +278,8 @@ def test_what_failed_before_and_is_left_out_now_stays_in_its_place(tmp_path: Pat
     judge.broken = {2}
     cases = [_case(i) for i in range(4)]
     _run(path, cases[1:3], judge)
-    failed = read_earlier(path).failed
-    with RecordWriter(path, key="review_id") as writer:
-        outcome = make_missing(
-            cases, judge, writer, ReviewOptions(orders="as-given", on_error="skip")
-        )
-    tidy(path, failed, outcome.judgements)
+    outcome = _make(path, cases, judge, on_error="skip")
+    tidy(path, outcome.judgements)
     assert [(r["question_id"], "error" in r) for r in _records(path)] == [
         (0, False),
         (1, False),
@@ -300,10 +315,10 @@ def test_whatever_a_judge_raises_about_one_case_is_one_failure(tmp_path: Path) -
                 raise RecursionError("too deep")
             return "f"
 
-        async def judge(self, case: Case, *, swapped: bool, sample: int = 0) -> Verdict:
-            if case.question_id == 2:
+        async def judge(self, judgement: Judgement) -> Verdict:
+            if judgement.case.question_id == 2:
                 raise KeyError("x")
-            return await super().judge(case, swapped=swapped)
+            return await super().judge(judgement)
 
     path = tmp_path / "r.jsonl"
     outcome = _run(path, [_case(i) for i in range(4)], Odd())
@@ -367,8 +382,9 @@ class SlowJudge(FakeJudge):
         self.sending: set[Any] = set()
         self.waiting: set[object] = set()
 
-    async def judge(self, case: Case, *, swapped: bool, sample: int = 0) -> Verdict:
-        self.calls.append((case.question_id, swapped))
+    async def judge(self, judgement: Judgement) -> Verdict:
+        case = judgement.case
+        self.calls.append((case.question_id, judgement.swapped))
         if case.question_id in self.waiting:
             await asyncio.sleep(60)
         self.sending.add(asyncio.current_task())
@@ -412,11 +428,11 @@ def test_the_grace_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_what_is_under_way_when_the_judge_gives_up_is_on_disk_too(tmp_path: Path) -> None:
     class Broken(SlowJudge):
-        async def judge(self, case: Case, *, swapped: bool, sample: int = 0) -> Verdict:
-            if case.question_id == 3:
+        async def judge(self, judgement: Judgement) -> Verdict:
+            if judgement.case.question_id == 3:
                 await asyncio.sleep(0.05)
                 raise JudgeError("the server is gone")
-            return await super().judge(case, swapped=swapped)
+            return await super().judge(judgement)
 
     path = tmp_path / "r.jsonl"
     with pytest.raises(JudgeError, match="the server is gone"):

@@ -364,7 +364,7 @@ def test_an_accident_ends_a_line_and_not_the_dialogue(
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as broken:
-        broken.setattr(answerer.engine, "stream", out_of_memory)
+        broken.setattr(answerer.engine, "answer", out_of_memory)
         talk.run(["And?", "/retry"])
     noted = capsys.readouterr().err.splitlines()
     assert [line for line in noted if "RuntimeError: out of memory" in line] == noted[::2]

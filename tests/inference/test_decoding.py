@@ -11,8 +11,12 @@ import torch
 from tokenizers import Tokenizer, decoders
 from transformers import PreTrainedTokenizerFast
 
+from chatbind_cli.data.tokens import TokenizedSample
+from chatbind_cli.inference.asks import Ask
 from chatbind_cli.inference.decoding import AnswerDecoder, Generated, GrowingText
 from chatbind_cli.inference.fixed_batches import AnswerEnds
+from chatbind_cli.inference.generation_settings import GenerationSettings
+from chatbind_cli.inference.questions import Question
 from tests.model.tiny import byte_tokenizer, word_tokenizer
 
 END = 999
@@ -97,7 +101,9 @@ def test_real_tokenizers_show_characters_of_several_tokens_whole(make: Any) -> N
 
 
 def test_a_row_of_a_batch_stops_at_its_own_stop_text() -> None:
-    criterion = AnswerEnds(decoder("##"), 3, lambda: [False] * 3)
+    prompt, settings = TokenizedSample([1, 2, 3], [], ()), GenerationSettings()
+    asks = [Ask(Question(), prompt, settings, decoder("##"), room=20) for _ in range(3)]
+    criterion = AnswerEnds(asks, 3)
     texts = [b"##.abcdefghijklmnop#", b"....bcdefghijklmno##", b"....##defghijklmnopq"]
     rows = [list(text) for text in texts]
     # the first has it in the prompt only; the last had it long ago, and is over since then

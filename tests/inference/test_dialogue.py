@@ -14,6 +14,7 @@ from chatbind_cli.inference.decoding import Generated
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.local_engine import LocalEngine
 from chatbind_cli.inference.questions import Question
+from chatbind_cli.inference.stream import Stream
 from chatbind_cli.media.medium import Medium
 from tests.inference.small_engine import (
     END_OF_MEDIUM,
@@ -42,7 +43,7 @@ def asked(ids: list[int], *media: Medium) -> Question:
 
 
 def told(one: LocalEngine, turn: Question) -> list[int]:
-    stream = one.stream(turn, SETTINGS)
+    stream = Stream(one, turn, SETTINGS)
     shown = "".join(stream)
     assert isinstance(stream.result, Generated)
     assert stream.result.text == shown
@@ -99,9 +100,9 @@ def test_an_answer_that_is_left_can_be_asked_again(reads: list[tuple[int, int]])
     one = engine(model)
     wanted = told(engine(model), asked(TURN, FIRST, SECOND))
     long = GenerationSettings(max_new_tokens=200)
-    assert len("".join(engine(model).stream(asked(TURN, FIRST, SECOND), long)).split()) == 200
+    assert len("".join(Stream(engine(model), asked(TURN, FIRST, SECOND), long)).split()) == 200
     del reads[:]
-    for _ in one.stream(asked(TURN, FIRST, SECOND), long):
+    for _ in Stream(one, asked(TURN, FIRST, SECOND), long):
         break
     assert len(reads) < 150
     del reads[:]
@@ -115,7 +116,7 @@ def test_streams_beside_each_other_and_beside_a_batch_do_not_meet() -> None:
     others = [replace(question(n), settings=SETTINGS) for n in range(6)]
     wanted = [told(engine(model), turn) for turn in others]
     told(one, others[0])
-    streams = [iter(one.stream(turn, SETTINGS)) for turn in others]
+    streams = [iter(Stream(one, turn, SETTINGS)) for turn in others]
     pieces = [[next(stream, "")] for stream in streams]
     outcomes = run(one, others)
     for stream, some in zip(streams, pieces, strict=True):
@@ -146,7 +147,7 @@ def test_what_fails_is_not_gone_on_with() -> None:
     model.language_model.forward = forward
     assert told(one, asked(TURN, FIRST, SECOND)) == wanted
     with pytest.raises(ChatBindError, match="said"):
-        one.stream(Question(problem=RecordError("said")), SETTINGS)
+        one.answer(Question(problem=RecordError("said")), SETTINGS)
 
 
 def test_what_keeps_more_than_keys_and_values_streams_through_generate(
@@ -157,7 +158,7 @@ def test_what_keeps_more_than_keys_and_values_streams_through_generate(
     turns = [replace(question(n), id=n) for n in range(3)]
     wanted = [alone(model, turn) for turn in turns]
     for turn, text in zip(turns, wanted, strict=True):
-        stream = one.stream(turn, SETTINGS)
+        stream = Stream(one, turn, SETTINGS)
         pieces = list(stream)
         assert "".join(pieces) == text
         assert len(pieces) > 1

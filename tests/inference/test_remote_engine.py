@@ -18,6 +18,7 @@ from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.loaded_model import load_model
 from chatbind_cli.inference.questions import Question
 from chatbind_cli.inference.remote_engine import RemoteEngine
+from chatbind_cli.inference.stream import Stream
 from chatbind_cli.media.medium import Medium
 from tests.inference.engine_server import Served
 from tests.inference.world import inbox_of, questions
@@ -89,7 +90,7 @@ def test_a_stop_text_of_the_users_ends_answers_there_as_here(world, start, local
 
 def test_a_stream_is_the_answer_piece_by_piece(world, start, asked, expected):
     with connect(world, start()) as engine:
-        stream = engine.stream(asked[0], SHORT)
+        stream = Stream(engine, asked[0], SHORT)
         pieces = list(stream)
     assert len(pieces) > 2
     assert "".join(pieces) == stream.result.text
@@ -137,7 +138,7 @@ def test_a_stream_that_breaks_off_is_begun_again_and_nothing_is_shown_twice(
     server = start()
     with connect(world, server) as engine:
         server.faults.append("cut")
-        stream = engine.stream(asked[0], SHORT)
+        stream = Stream(engine, asked[0], SHORT)
         assert "".join(stream) == expected[0].text
     assert len(server.requests) >= 3
     assert stream.result == expected[0]
@@ -148,7 +149,7 @@ def test_leaving_a_stream_ends_the_answer_there(world, start, asked):
     server.step_seconds = 0.0
     with connect(world, server) as engine:
         server.step_seconds = 0.05
-        for _ in engine.stream(asked[0], GenerationSettings(max_new_tokens=400)):
+        for _ in Stream(engine, asked[0], GenerationSettings(max_new_tokens=400)):
             break
         assert server.cancelled.wait(3)
 

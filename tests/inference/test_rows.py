@@ -14,7 +14,7 @@ from chatbind_cli.inference.decoding import Generated
 from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.questions import Question
 from chatbind_cli.inference.rows import Rows
-from chatbind_cli.inference.sampling import Choice, choose
+from chatbind_cli.inference.sampling import NextToken, choose
 from chatbind_cli.media.medium import Medium
 from tests.inference.small_engine import (
     END_OF_MEDIUM,
@@ -115,7 +115,7 @@ def test_every_token_has_a_draw_of_its_own() -> None:
     draws = []
     for token in range(50):
         draws.append(ask.draw())
-        ask.take(Choice(token))
+        ask.take(NextToken(token))
     assert len(set(draws)) == 50
     assert 0 <= min(draws) < 0.2
     assert 0.8 < max(draws) < 1

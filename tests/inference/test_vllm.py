@@ -24,6 +24,7 @@ from chatbind_cli.inference.generation_settings import GenerationSettings
 from chatbind_cli.inference.loaded_model import load_model
 from chatbind_cli.inference.questions import Question
 from chatbind_cli.inference.remote_engine import RemoteEngine
+from chatbind_cli.inference.stream import Stream
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.model.loading import load_chatbind
 from chatbind_cli.model.whole import language_model
@@ -124,7 +125,7 @@ def test_answers_equal_the_local_ones(engine, local, asked):
     assert engine.longest_context == 512
     assert run(engine, asked, GREEDY) == expected
     assert run(engine, asked[::-1], GREEDY) == expected  # the prefix cache has all of them now
-    stream = engine.stream(asked[0], GREEDY)
+    stream = Stream(engine, asked[0], GREEDY)
     assert "".join(stream) == expected[0].text
     assert stream.result == expected[0]
     told = run(engine, asked[:4], replace(GREEDY, logprobs=True))

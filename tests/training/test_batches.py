@@ -25,7 +25,8 @@ from chatbind_cli.training.batches import (
     step_loader,
     tensors,
 )
-from chatbind_cli.training.packing import Packing, RowCollator
+from chatbind_cli.training.noise import EmbeddingNoise
+from chatbind_cli.training.packing import Packing
 from chatbind_cli.training.samples import Collator
 from chatbind_cli.training.watch import Watch
 from tests.training.test_resume import unfinish
@@ -125,7 +126,6 @@ def made(lengths: list[int], processes: int, packing: Packing | None) -> list[di
         StepSamples(
             Texts(lengths),  # type: ignore[arg-type]
             Collator(0),
-            RowCollator(0),
             Share(rank, processes, 2),
             np.array(lengths),
             packing=packing,
@@ -138,7 +138,7 @@ def made(lengths: list[int], processes: int, packing: Packing | None) -> list[di
 def test_a_loader_hands_on_arrays_of_the_same_batches(workers: int) -> None:
     lengths = [3, 8, 2, 5, 7, 4, 2]
     texts: Any = Texts(lengths)
-    samples = StepSamples(texts, Collator(0), RowCollator(0), Share(samples=2), np.array(lengths))
+    samples = StepSamples(texts, Collator(0), Share(samples=2), np.array(lengths))
     order = StepSampler(len(lengths), 4, seed=0)
     for step, found in zip(order, step_loader(samples, order, workers, 0), strict=True):
         [wanted] = samples.__getitems__(step)
@@ -152,6 +152,29 @@ def test_a_loader_hands_on_arrays_of_the_same_batches(workers: int) -> None:
                     assert torch.equal(batch[name], value)
                 else:
                     assert batch[name] == value
+
+
+@pytest.mark.parametrize("packing", [None, Packing(tokens=16, row=8, samples=2)])
+def test_noise_follows_from_sample_and_epoch_whoever_reads_them(packing: Packing | None) -> None:
+    lengths, noise = [3, 8, 2, 5], EmbeddingNoise(1.0, 5, [4])
+    rows = {n: torch.full((1, 4), n + 1.0) for n in (0, 1, 3)}  # the third has no media
+
+    class Media(Texts):
+        def with_media(self, indices: list[int], samples: Any) -> list[dict[str, Any]]:
+            made = super().with_media(indices, samples)
+            return [{**sample, "media_embeddings": rows.get(sample["number"])} for sample in made]
+
+    texts: Any = Media(lengths)
+    for epoch in (0, 2):
+        found: list[torch.Tensor] = []
+        for rank in range(2):
+            share, sizes = Share(rank, 2, 1), np.array(lengths)
+            steps = StepSamples(texts, Collator(0), share, sizes, packing=packing, noise=noise)
+            passes = steps.__getitems__(Step(epoch, [3, 2, 1, 0]))[0]["passes"]
+            found += [row for batch in passes for row in batch.get("media_embeddings", ())]
+        wanted = torch.cat([noise.add(row, n, epoch) for n, row in rows.items()])
+        assert {tuple(row.tolist()) for row in found} == {tuple(row.tolist()) for row in wanted}
+        assert len(found) == 3
 
 
 @pytest.mark.parametrize("packing", [None, Packing(tokens=16, row=8, samples=2)])

@@ -5,31 +5,43 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from chatbind_cli.training.held_out import held_out_loss, shares
+from chatbind_cli.training.batches import Share, StepSamples
+from chatbind_cli.training.held_out import held_out_batches, held_out_loss
+from chatbind_cli.training.samples import Collator
+from chatbind_cli.training.throughput import Work
+from tests.training.test_batches import Texts
 
 
 @pytest.mark.parametrize(("samples", "size", "world"), [(7, 2, 1), (7, 2, 3), (5, 1, 8), (8, 2, 4)])
 def test_each_sample_counts_once_and_all_processes_take_part(samples, size, world) -> None:
-    mine = [shares(samples, size, rank, world) for rank in range(world)]
+    texts: Any = Texts([3 + n for n in range(samples)])
+    mine = [
+        list(
+            held_out_batches(
+                StepSamples(texts, Collator(0), Share(rank, world, size), np.array(texts.lengths)),
+                workers=0,
+            )
+        )
+        for rank in range(world)
+    ]
     assert len({len(batches) for batches in mine}) == 1
-    counted = [i for batches in mine for numbers, counts in batches if counts for i in numbers]
+    all_ = [batch for batches in mine for batch in batches]
+    assert max(len(batch["samples"]) for batch in all_) <= size
+    counted = [i for batch in all_ if batch["work"].samples for i in batch["samples"]]
     assert sorted(counted) == list(range(samples))
+    assert sum(batch["work"].labelled for batch in all_) == sum(texts.lengths) - samples
 
 
 def test_tokens_count_and_not_batches() -> None:
-    def batch(labelled: int) -> dict[str, torch.Tensor]:
-        labels = torch.full((1, 9), -100)
-        labels[:, : labelled + 1] = 1
-        return {"labels": labels}
-
-    losses = iter([torch.tensor(2.0), torch.tensor(4.0), torch.tensor(math.nan), torch.tensor(9.0)])
+    losses = iter([torch.tensor(2.0), torch.tensor(4.0), torch.tensor(math.nan)])
     mean = held_out_loss(
-        [batch(6), batch(2), batch(0), batch(5)],
-        [True, True, True, False],
+        [{"work": Work(1, 9, labelled, 45)} for labelled in (6, 2, 0)],
         lambda _: next(losses),
         lambda found: found + torch.tensor([4.0, 2.0]),  # of another process
     )

@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
-from transformers import TrainerState
 
 from chatbind_cli.training.noise import EmbeddingNoise
 from tests.training.test_resume import sha256, unfinish
@@ -22,16 +20,14 @@ ROWS = torch.stack([torch.full((1024,), 2.0), torch.arange(1024.0)])
 
 
 def drawn(seed: int = 0, epoch: int = 0, index: int = 0, scale: float = 1.0) -> torch.Tensor:
-    noise = EmbeddingNoise(scale, seed, [1024])
-    noise.set_epoch(epoch)
-    return noise.add(ROWS, index) - ROWS
+    return EmbeddingNoise(scale, seed, [1024]).add(ROWS, index, epoch) - ROWS
 
 
 def test_only_what_an_encoder_made_gets_noise() -> None:
     wide = torch.zeros(2, 40)
     wide[0, :16], wide[1, 16:] = 2.0, 3.0
     rows = torch.stack(
-        [EmbeddingNoise(0.5, 1, [16, 24]).add(wide, index) - wide for index in range(200)]
+        [EmbeddingNoise(0.5, 1, [16, 24]).add(wide, index, 0) - wide for index in range(200)]
     )
     assert not rows[:, 0, 16:].any() and not rows[:, 1, :16].any()
     # half as long as what each encoder made: 200 draws scatter by about a hundredth
@@ -63,39 +59,18 @@ def test_noise_follows_from_seed_epoch_sample_and_place_alone() -> None:
     assert torch.cosine_similarity(first, second, dim=0).abs() < 0.15
     # a medium's noise does not depend on how many others there are
     noise = EmbeddingNoise(1.0, 7, [1024])
-    assert torch.equal(noise.add(ROWS[:1], 5)[0], noise.add(ROWS, 5)[0])
+    assert torch.equal(noise.add(ROWS[:1], 5, 0)[0], noise.add(ROWS, 5, 0)[0])
 
 
 def test_rows_of_the_store_stay_as_they_are() -> None:
     before = ROWS.clone()
-    EmbeddingNoise(1.0, 0, [1024]).add(ROWS, 0)
+    EmbeddingNoise(1.0, 0, [1024]).add(ROWS, 0, 0)
     assert torch.equal(ROWS, before)
-    assert not EmbeddingNoise(1.0, 0, [4]).add(torch.zeros(1, 4), 0).any()
+    assert not EmbeddingNoise(1.0, 0, [4]).add(torch.zeros(1, 4), 0, 0).any()
 
 
 def test_a_negative_seed_is_a_seed() -> None:
     assert not torch.equal(drawn(-1), drawn(1))
-
-
-class Noisy(Dataset[torch.Tensor]):
-    def __init__(self, noise: EmbeddingNoise) -> None:
-        self.noise = noise
-
-    def __len__(self) -> int:
-        return 3
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.noise.add(torch.ones(1, 8), index)
-
-
-def test_workers_that_outlive_an_epoch_hear_of_the_next() -> None:
-    noise, alone = EmbeddingNoise(1.0, 0, [8]), EmbeddingNoise(1.0, 0, [8])
-    loader = DataLoader(Noisy(noise), batch_size=3, num_workers=1, persistent_workers=True)
-    for state in (TrainerState(), TrainerState(epoch=1.0), TrainerState(epoch=4.75)):
-        noise.on_epoch_begin(None, state, None)
-        alone.set_epoch(int(state.epoch or 0))
-        [batch] = loader
-        assert torch.equal(batch, torch.stack([Noisy(alone)[i] for i in range(3)]))
 
 
 def losses(records: list[dict[str, Any]]) -> list[float]:

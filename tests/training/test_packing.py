@@ -28,7 +28,7 @@ from chatbind_cli.model.chatbind import ChatBindConfig, ChatBindForConditionalGe
 from chatbind_cli.model.packed_attention import NAME, packed_rows, read_by_sequence
 from chatbind_cli.training.batches import Steps
 from chatbind_cli.training.checkpointing import recompute
-from chatbind_cli.training.packing import Packing, RowCollator, first_fit, packs_exactly
+from chatbind_cli.training.packing import Packing, first_fit, packs_exactly
 from chatbind_cli.training.samples import Collator
 
 PATCH = 99
@@ -96,7 +96,7 @@ def test_a_packed_step_teaches_what_a_padded_one_does(kind: str, one_row: bool) 
     packing = Packing(tokens=40, row=24, one_row=one_row, attention=1e6)
     shares = list(chain.from_iterable(packing.passes(lengths, 1)))
     assert any(len(row) > 1 for rows in shares for row in rows)
-    packed = [RowCollator(0, 8)([[samples[n] for n in row] for row in rows]) for rows in shares]
+    packed = [Collator(0, 8).packed([[samples[n] for n in row] for row in rows]) for rows in shares]
     loss, gradients = learned(model, packed)
     wanted_loss, wanted = learned(model, [Collator(0)(samples)])
     assert loss == pytest.approx(wanted_loss, rel=1e-6)
@@ -116,7 +116,7 @@ def test_attention_by_sequence_teaches_the_same(kind: str, twice: bool, half: bo
         assert read_by_sequence(model.language_model, on=True)
         if twice:
             recompute(model)
-        rows = RowCollator(0, 8)([samples[:3], samples[3:5], samples[5:]])
+        rows = Collator(0, 8).packed([samples[:3], samples[3:5], samples[5:]])
         loss, gradients = learned(model, [rows])
         padded, _ = learned(model, [Collator(0)(samples)])  # goes the old way
     assert loss == pytest.approx(wanted_loss, rel=1e-2 if half else 1e-6)
@@ -145,10 +145,10 @@ def test_no_pair_of_two_samples_is_computed(monkeypatch: pytest.MonkeyPatch) -> 
     ]:
         model = chatbind(MODELS[kind])
         assert read_by_sequence(model.language_model, on=True)
-        rows = RowCollator(0)([[samples[0], samples[1]], [samples[2]]])
+        rows = Collator(0).packed([[samples[0], samples[1]], [samples[2]]])
         if kind == "mistral" and 17 not in lengths:  # as if cut short
             shorter = [{"input_ids": [1] * n, "labels": [1] * n} for n in (3, 1, 2)]
-            rows = RowCollator(0)([shorter[:2], shorter[2:]])
+            rows = Collator(0).packed([shorter[:2], shorter[2:]])
         assert list(chain.from_iterable(rows["sequence_lengths"])) == lengths
         seen.clear()
         learned(model, [rows])
@@ -170,6 +170,7 @@ def chosen(model: ChatBindForConditionalGeneration, **changed: Any) -> tuple[boo
             "seed": 0,
             "group_by_length": False,
             "packing": True,
+            "embedding_noise": 0.0,
             "compile": False,
             "per_device_train_batch_size": 4,
             "model_max_length": 64,
@@ -178,7 +179,7 @@ def chosen(model: ChatBindForConditionalGeneration, **changed: Any) -> tuple[boo
         }
     )
     samples: Any = SimpleNamespace(conversations=SimpleNamespace(sizes=lambda: [3, 4, 5]))
-    steps = Steps(settings, samples, Collator(0), RowCollator(0), model)
+    steps = Steps(settings, samples, Collator(0), model)
     arguments: Any = SimpleNamespace(device=torch.device("cpu"), bf16=False, fp16=False)
     steps.on_train_begin(arguments, TrainerState(), None)
     packing = steps._samples.packing
@@ -285,7 +286,7 @@ def test_a_row_reads_its_samples_one_after_the_other() -> None:
     one = {"input_ids": [5, 6, 7], "labels": [5, 6, 7], "media_embeddings": torch.ones(1, 2)}
     two = {"input_ids": [8], "labels": [8]}
     three = {"input_ids": [9, 9], "labels": [-100, 9], "media_embeddings": torch.zeros(1, 2)}
-    batch = RowCollator(0, 3)([[one, two], [three]])
+    batch = Collator(0, 3).packed([[one, two], [three]])
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 0, 0], [9, 9, 0, 0, 0, 0]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 0, 1], [0, 1, 0, 1, 2, 3]]
     # nothing before a sample says what its first token is

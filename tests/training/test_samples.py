@@ -14,7 +14,6 @@ from chatbind_cli.data.store import EmbeddingStore
 from chatbind_cli.data.tokens import IGNORE_INDEX, TokenizedSample
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
-from chatbind_cli.training.noise import EmbeddingNoise
 from chatbind_cli.training.samples import Collator, TrainingSamples
 
 
@@ -60,17 +59,13 @@ def test_each_sample_gets_the_embeddings_of_its_own_media(tmp_path: Path) -> Non
         TokenizedSample([n], [n], tuple(Medium("image", f"{name}.png") for name in names))
         for n, names in enumerate(media)
     ]
-    noise = EmbeddingNoise(1.0, 5, [2])
-    for add in (None, noise):
-        samples = TrainingSamples(ten, asked, found, 8, add).with_media([7, 5, 9, 6], tokens)
-        assert [s["number"] for s in samples] == [7, 5, 9, 6]
-        assert [s["labels"] for s in samples] == [[0], [1], [2], [3]]
-        for sample, names in zip(samples, media, strict=True):
-            wanted = torch.tensor([[float(name)] * 2 for name in names])
-            if add is not None and names:
-                wanted = add.add(wanted, sample["number"])
-            rows = sample["media_embeddings"]
-            assert rows is None if not names else torch.equal(rows, wanted)
+    samples = TrainingSamples(ten, asked, found, 8).with_media([7, 5, 9, 6], tokens)
+    assert [s["number"] for s in samples] == [7, 5, 9, 6]
+    assert [s["labels"] for s in samples] == [[0], [1], [2], [3]]
+    for sample, names in zip(samples, media, strict=True):
+        wanted = torch.tensor([[float(name)] * 2 for name in names])
+        rows = sample["media_embeddings"]
+        assert rows is None if not names else torch.equal(rows, wanted)
 
 
 def test_lengths_can_be_rounded_up() -> None:

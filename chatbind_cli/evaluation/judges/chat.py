@@ -12,7 +12,7 @@ from typing import Any
 
 from chatbind_cli.cost import USUAL_REVIEW_TOKENS, message_tokens
 from chatbind_cli.errors import JudgeError, reason
-from chatbind_cli.evaluation.cases import Case, digest
+from chatbind_cli.evaluation.cases import Case, Judgement, digest
 from chatbind_cli.evaluation.judges.judge import JUDGE, Judge, JudgeSettings, Verdict
 from chatbind_cli.evaluation.judges.reply import UnreadableScores, read_review, response_format
 from chatbind_cli.evaluation.prompts import (
@@ -24,6 +24,7 @@ from chatbind_cli.evaluation.prompts import (
     read_rules,
 )
 from chatbind_cli.files import sha256_text
+from chatbind_cli.hosted import Message
 from chatbind_cli.hosted_model import HostedModel, NoReplyError, Settled
 from chatbind_cli.jsonl import Record
 
@@ -71,30 +72,34 @@ class ChatJudge(Judge):
         shown = [case.context, case.references] if case.single else case.context
         return digest(f"chat-{VERSION}", rule, shown, asked)
 
-    def cache_key(self, case: Case, *, swapped: bool, sample: int) -> str:
+    def cache_key(self, judgement: Judgement) -> str:
         """Follows every word that is sent, and to where."""
         settings = self._settings
-        messages = build_messages(case, find_rule(case, self._rules), swapped=swapped)
+        messages = self._messages(judgement)
         where = settings.url or os.environ.get("OPENAI_BASE_URL")
         asked = [self.name, where, settings.temperature, settings.max_tokens, settings.structured]
-        return sha256_text(json.dumps([VERSION, messages, asked, sample]))
+        return sha256_text(json.dumps([VERSION, messages, asked, judgement.sample]))
 
     def expected_tokens(self, case: Case) -> tuple[int, int]:
         """Tokens of the prompt for a case, and the most that the reply may have."""
         messages = build_messages(case, find_rule(case, self._rules))
         return message_tokens(messages, self.model.count), self._settings.max_tokens
 
-    def first_request(self, case: Case, *, swapped: bool) -> Record:
-        """What is sent for a case, as far as is known what the model takes."""
-        messages = build_messages(case, find_rule(case, self._rules), swapped=swapped)
-        return self.model.request(messages, self._asked(case, again=False))
+    def first_request(self, judgement: Judgement) -> Record:
+        """What is sent first, as far as is known what the model takes."""
+        asked = self._asked(judgement.case, again=False)
+        return self.model.request(self._messages(judgement), asked)
+
+    def _messages(self, judgement: Judgement) -> list[Message]:
+        rule = find_rule(judgement.case, self._rules)
+        return build_messages(judgement.case, rule, swapped=judgement.swapped)
 
     def _asked(self, case: Case, *, again: bool) -> dict[str, Any]:
         if self._settings.structured != "auto" or again:
             return self._parameters
         return {**self._parameters, "response_format": response_format(single=case.single)}
 
-    async def judge(self, case: Case, *, swapped: bool, sample: int = 0) -> Verdict:
+    async def judge(self, judgement: Judgement) -> Verdict:
         """Asks for the scores, and once more if they cannot be read.
 
         Where there are replies of batches (`batched`, by `cache_key`), theirs is the first one.
@@ -111,16 +116,14 @@ class ChatJudge(Judge):
                 hint="what is judged is on disk; give another --judge-model or --rule, or more "
                 "--max-tokens",
             )
-        rule = find_rule(case, self._rules)
-        messages = build_messages(case, rule, swapped=swapped)
-        metadata: dict[str, Any] = {"rule": fingerprint(rule)}
+        case, messages = judgement.case, self._messages(judgement)
+        metadata: dict[str, Any] = {"rule": fingerprint(find_rule(case, self._rules))}
         said: list[str] = []
         error = ""
         for again in (False, True):
             try:
                 if self.batched is not None and not again:
-                    key = self.cache_key(case, swapped=swapped, sample=sample)
-                    settled = self.batched.get(key, _NO_REPLY)
+                    settled = self.batched.get(self.cache_key(judgement), _NO_REPLY)
                     metadata |= settled.metadata
                     if settled.error:
                         raise NoReplyError(settled.error)
@@ -142,7 +145,7 @@ class ChatJudge(Judge):
                 metadata["asked_again"] = True
             self._unreadable = 0
             return Verdict(
-                scores=scores[::-1] if swapped else scores,
+                scores=scores[::-1] if judgement.swapped else scores,
                 content="\n\n".join(said),
                 metadata=metadata,
             )

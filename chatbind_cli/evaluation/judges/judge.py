@@ -13,7 +13,7 @@ from typing import Any, Literal
 from chatbind_cli.cost import FREE, Price
 from chatbind_cli.errors import JudgeError
 from chatbind_cli.evaluation.accuracy import chose_right, is_correct
-from chatbind_cli.evaluation.cases import Case, digest, scored_choices
+from chatbind_cli.evaluation.cases import Case, Judgement, digest, scored_choices
 from chatbind_cli.evaluation.judges.reply import scores_line
 from chatbind_cli.evaluation.scores import RULE_JUDGE
 from chatbind_cli.evaluation.texts import exact_match, token_f1
@@ -91,14 +91,14 @@ class Judge(ABC):
         """
 
     @abstractmethod
-    async def judge(self, case: Case, *, swapped: bool, sample: int = 0) -> Verdict:
-        """Scores the answers, the second one shown first where `swapped`.
+    async def judge(self, judgement: Judgement) -> Verdict:
+        """Scores the answers of a case, in the order in which they are to be shown.
 
         Raises:
             JudgeError: no case at all can be judged (a wrong key, a server that is not there).
         """
 
-    def cache_key(self, case: Case, *, swapped: bool, sample: int) -> str | None:
+    def cache_key(self, judgement: Judgement) -> str | None:
         """The same for what would be asked in the same words; None: asking costs nothing."""
         return None
 
@@ -123,8 +123,9 @@ class RuleJudge(Judge):
         """Changes with the right answers."""
         return digest("rule-2", case.references)
 
-    async def judge(self, case: Case, *, swapped: bool, sample: int = 0) -> Verdict:
+    async def judge(self, judgement: Judgement) -> Verdict:
         """Scores the answers; the order in which they are shown means nothing here."""
+        case = judgement.case
         if not case.references:
             return Verdict(error="no reference answer to compare with")
         correct = [

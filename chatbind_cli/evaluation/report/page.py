@@ -139,8 +139,7 @@ def hash_source(text: str) -> str:
 
 def _title(summaries: Sequence[Summary]) -> str:
     """Who is compared with whom, as far as the reviews say."""
-    firsts = dict.fromkeys(" + ".join(summary.models[0]) for summary in summaries)
-    seconds = dict.fromkeys(" + ".join(summary.models[1]) for summary in summaries)
+    firsts, seconds = (dict.fromkeys(of.names[side] for of in summaries) for side in (0, 1))
     if len(firsts) == 1 and all([*firsts, *seconds]):
         return f"{', '.join(seconds)} against {next(iter(firsts))}"
     return "Review"

@@ -23,8 +23,9 @@ from chatbind_cli.errors import JudgeError, RecordError, UsageError
 from chatbind_cli.evaluation.cases import Case
 from chatbind_cli.evaluation.judges.chat import DEFAULT_MODEL, ChatJudge
 from chatbind_cli.evaluation.judges.judge import JudgeSettings, Verdict
-from chatbind_cli.evaluation.judging import ReviewOptions, make_missing
+from chatbind_cli.evaluation.judging import ReviewOptions, judgements_of, make_missing
 from chatbind_cli.jsonl import RecordWriter
+from tests.evaluation.sample import judgement
 
 KEY = "sk-secret-1234567890"
 
@@ -48,7 +49,9 @@ def _judge(
     async def go() -> list[Verdict]:
         judge = _chat_judge(server, **changes)
         try:
-            return [await judge.judge(case, swapped=swapped) for case in cases or [_case()]]
+            return [
+                await judge.judge(judgement(case, swapped=swapped)) for case in cases or [_case()]
+            ]
         finally:
             await judge.close()
 
@@ -60,7 +63,7 @@ def _judge_together(server: Any, cases: list[Case], **changes: Any) -> tuple[Cha
 
     async def go() -> tuple[ChatJudge, list[Any]]:
         judge = _chat_judge(server, **changes)
-        work = [judge.judge(case, swapped=False) for case in cases]
+        work = [judge.judge(judgement(case)) for case in cases]
         found = await asyncio.gather(*work, return_exceptions=True)
         await judge.close()
         return judge, found
@@ -500,7 +503,7 @@ def test_a_cost_limit_stops_before_it_is_crossed(judge_server: Any) -> None:
         judge.model.budget.limit_usd = 6.0
         try:
             for i in range(50):
-                made.append(await judge.judge(_case(i), swapped=False))
+                made.append(await judge.judge(judgement(_case(i))))
         except JudgeError as error:
             assert "stopped before the cost limit of 6 USD" in str(error)
             return judge.model.budget.spent_usd
@@ -531,7 +534,7 @@ def test_a_cost_limit_is_kept_by_many_at_a_time_whatever_the_server_counts(
     async def go() -> tuple[float, list[Any]]:
         judge = _chat_judge(judge_server, usd=1e-3, max_tokens=50)
         judge.model.budget.limit_usd = 60.0
-        work = [judge.judge(case, swapped=False) for _ in range(64)]
+        work = [judge.judge(judgement(case)) for _ in range(64)]
         found = await asyncio.gather(*work, return_exceptions=True)
         await judge.close()
         return judge.model.budget.spent_usd, found
@@ -561,8 +564,9 @@ def test_an_end_lets_what_is_sent_finish_and_sends_nothing_more(
     judge = _chat_judge(judge_server, requests_per_minute=180)
     start = time.monotonic()
     writer = RecordWriter(tmp_path / "r.jsonl", key="review_id")
+    options = ReviewOptions(orders="as-given", concurrency=9)
     with writer, pytest.raises(KeyboardInterrupt):
-        make_missing(cases(), judge, writer, ReviewOptions(orders="as-given", concurrency=9))
+        make_missing(judgements_of(cases(), judge, options), judge, writer, options)
     assert len(writer.done) == 2
     assert len(judge_server.requests) == 3
     assert time.monotonic() - start < 10
