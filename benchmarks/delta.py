@@ -11,8 +11,7 @@ time is given without and with a `sync`. What is made is removed again.
 The limits: two reads and one write against cp's one and one make 1.5 where the disk is the
 narrowest place. For the processor, a GiB of result is 1.8 s of SHA-256 (one core with SHA
 instructions; base, delta and result), 0.25 s of float16 sums, and the kernel's copying of 2 GiB in;
-cp has its kernel copy 2 GiB in all. Without the inputs' hashes (`--no-hash-inputs`) it is 1.2 s
-less.
+cp has its kernel copy 2 GiB in all.
 """
 
 from __future__ import annotations
@@ -120,7 +119,7 @@ def run(*words: str) -> tuple[float, float, int]:
     return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
 
 
-def measure(root: Path, shape: Shape, *more: str) -> None:
+def measure(root: Path, shape: Shape) -> None:
     """Makes base and delta of a shape, adds them, and copies the sum."""
     base, delta, target, copy = (root / name for name in ("base", "delta", "target", "copy"))
     make_checkpoint(base, shape, delta=False)
@@ -128,7 +127,7 @@ def measure(root: Path, shape: Shape, *more: str) -> None:
     for folder in (base, delta):
         drop_from_cache(folder)
     words = ["apply-delta", "--base", str(base), "--delta", str(delta), "--target", str(target)]
-    seconds, cpu, peak = run(sys.executable, "-m", "chatbind_cli", *words, *more)
+    seconds, cpu, peak = run(sys.executable, "-m", "chatbind_cli", *words)
     for folder in (base, delta):
         shutil.rmtree(folder)
     drop_from_cache(target)
@@ -139,7 +138,6 @@ def measure(root: Path, shape: Shape, *more: str) -> None:
     show(
         "apply-delta",
         shape=shape.name,
-        options=list(more),
         gb=round(size / 1e9, 2),
         seconds=round(seconds, 1),
         cpu_seconds=round(cpu, 1),
@@ -158,12 +156,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=["scaled", "full"])
     parser.add_argument("--folder", type=Path, help="where to write; a temporary one by default")
-    parser.add_argument("--no-hash-inputs", action="store_true", help="as in apply-delta")
     options = parser.parse_args()
-    more = ["--no-hash-inputs"] if options.no_hash_inputs else []
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         for shape in SCALED if options.only != "full" else ():
-            measure(Path(folder), shape, *more)
+            measure(Path(folder), shape)
         free = shutil.disk_usage(folder).free
         if options.only == "scaled":
             return
@@ -171,7 +167,7 @@ def main() -> None:
             reason = f"{free / 1e9:.0f} GB of disk free, {FULL_RUN_WANTS_BYTES / 1e9:.0f} wanted"
             show("apply-delta", shape=FULL.name, skipped=reason)
             return
-        measure(Path(folder), FULL, *more)
+        measure(Path(folder), FULL)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ Knows nothing of models.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -61,3 +63,14 @@ def _gpu(name: str, device: torch.device) -> torch.device:
     if not 0 <= index < count:
         raise UsageError(f"there is no {name} here", hint=f"{count} GPU(s) were found")
     return torch.device("cuda", index)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Has torch compute on one thread; what it was before is restored."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -43,12 +43,6 @@ _output = in_group("Output")
     help="The folder to make.",
 )
 @_checkpoints.shard_size_option
-@_output(
-    "--hash-inputs/--no-hash-inputs",
-    default=True,
-    help="Record the full hashes of base and delta, too, or only those of samples of them; a "
-    "delta of make-delta proves both either way.",
-)
 @_options.overwrite_option
 @in_group("Check")(
     "--verify",
@@ -61,7 +55,6 @@ def command(
     delta: str | None,
     target: Path | None,
     shard_size: int,
-    hash_inputs: bool,
     overwrite: bool,
     verify: Path | None,
 ) -> None:
@@ -95,7 +88,6 @@ def command(
         base_name=None if Path(base).exists() else base,
         delta_name=delta,
         shard_bytes=shard_size,
-        hash_inputs=hash_inputs,
         overwrite=overwrite,
     )
     _checkpoints.emit_folder("target", result, made_by="apply-delta")

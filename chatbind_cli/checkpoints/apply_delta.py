@@ -2,8 +2,7 @@
 
 What is hashed: the target always, in full, as it is written. A delta of `make-delta` carries the
 hashes of its target, so a target that comes out right proves base and delta without another hash.
-Other deltas and their bases are hashed in full as they pass, for the record; without `hash_inputs`
-only a sample of them is recorded (see `manifest`), which tells which ones they were.
+Other deltas and their bases are hashed in full as they pass, for the record.
 """
 
 from __future__ import annotations
@@ -40,7 +39,6 @@ def apply_delta(
     base_name: str | None = None,
     delta_name: str | None = None,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
-    hash_inputs: bool = True,
     overwrite: bool = False,
 ) -> Result:
     """Adds a delta to its base model and writes the target as safetensors.
@@ -49,7 +47,7 @@ def apply_delta(
     the base's and the projector come from the delta alone. A delta that `make_delta` made gives
     its target bit for bit, and is refused over any base but its own. Config and tokenizer files
     come from the delta's folder. The manifest calls base and delta what `base_name` and
-    `delta_name` say; `hash_inputs` has both hashed in full where nothing else proves them.
+    `delta_name` say.
 
     Raises:
         CheckpointError: a checkpoint is missing.
@@ -58,7 +56,7 @@ def apply_delta(
     """
     names = {"base": base_name or base.name, "delta": delta_name or str(delta)}
     with open_checkpoint(base) as base_weights, open_checkpoint(delta) as delta_weights:
-        adder = _Adder(base_weights, delta_weights, hash_inputs=hash_inputs)
+        adder = _Adder(base_weights, delta_weights)
         side_files = side_files_sha256(delta)
 
         def finish(folder: Path, done: list[Facts]) -> dict[str, Any]:
@@ -93,7 +91,7 @@ class _Adder:
         hashed: the streams that are hashed as they pass; the fewer, the faster.
     """
 
-    def __init__(self, base: Checkpoint, delta: Checkpoint, *, hash_inputs: bool) -> None:
+    def __init__(self, base: Checkpoint, delta: Checkpoint) -> None:
         self.base = base
         self.delta = delta
         self.made = read_manifest(delta.folder)
@@ -124,7 +122,7 @@ class _Adder:
         )
         if not self._proven:
             refuse_mistaken(base, delta)
-        self.hashed = STREAMS if hash_inputs and not self._proven else ("result",)
+        self.hashed = ("result",) if self._proven else STREAMS
         self._corrections = _Corrections(delta.folder, self.made.get("exact", {}))
 
     def write_file(self, path: Path, names: list[str], progress: Progress) -> Facts:
@@ -168,7 +166,7 @@ class _Adder:
         if self._proven:
             base["sha256"] = self.made.get("base", {}).get("sha256")
             delta["sha256"] = self.made.get("sha256")
-        elif "base" in self.hashed:
+        else:
             base["sha256"] = fingerprint(self.base, hashes["base"])
             delta["sha256"] = combine_hashes(self.delta.tensors, hashes["other"])
         infos = {name: step.info for name, step in self.steps.items()}

@@ -25,7 +25,8 @@ from chatbind_cli.files import replace_file
 
 # What published folders say that they are, as `llava` ones of LLaVA v0 and v1 do.
 _PUBLISHED_KINDS = ("llava_image_bind_select", "llava_image_bind_select_all", "llava")
-MEDIA_TOKENS = ("im_start", "im_patch", "im_end")  # `<im_start>` in the tokenizer
+MEDIA_TOKENS = ("im_patch", "im_start", "im_end")
+"""`<im_patch>` in the tokenizer, `im_patch_id` in config.json; in the order of published ids."""
 
 _METADATA_KEY = "chatbind"
 _OURS = re.compile(r"(?:.*\.)?(projector\.(?:parts\.[0-9]{1,2}\.)?layers\.[02]\.(?:weight|bias))")

@@ -1,7 +1,7 @@
 """The files beside a model's weights that belong to it, by their names; only these are copied.
 
 Configuration, tokenizer, licence and model card. Neither code (`*.py`) nor what else lies in a
-folder goes along, and no link that leads out of it.
+folder goes along, and no link that leads out of it. Of a tokenizer no other files are opened.
 """
 
 from __future__ import annotations
@@ -60,8 +60,9 @@ _TOKENIZER = {
     "word_pronunciation.json",
     "word_shape.json",
 }
+_TIKTOKEN = re.compile(r"\w[\w.-]*\.tiktoken", re.ASCII)
 _NAMED = re.compile(
-    r"\w[\w.-]*\.tiktoken|README\.md"
+    r"README\.md"
     r"|(?i:(LICEN[CS]E|NOTICE|USE_POLICY)([-_][-\w]*)?(\.\d+)*(\.(txt|md|pdf))?)",
     re.ASCII,
 )
@@ -96,6 +97,11 @@ def side_files_sha256(source: Path) -> str:
     return digest.hexdigest()
 
 
+def is_tokenizer_file(name: str) -> bool:
+    """Whether a file of this name is a tokenizer's, so far as transformers reads them."""
+    return name in _TOKENIZER or _TIKTOKEN.fullmatch(name) is not None
+
+
 def is_side_file(folder: Path, name: str) -> bool:
     """Whether a name that belongs to a model stands for a file of its folder, of a likely size."""
     file = folder / name
@@ -119,6 +125,6 @@ def _names(source: Path) -> list[str]:
     found = sorted(path.name for path in folder.iterdir())
     templates = sorted(path.name for path in (folder / _TEMPLATES).glob("[!.]*.jinja"))
     return [
-        *(name for name in found if name in _CONFIGS | _TOKENIZER or _NAMED.fullmatch(name)),
+        *(n for n in found if n in _CONFIGS or is_tokenizer_file(n) or _NAMED.fullmatch(n)),
         *(f"{_TEMPLATES}/{name}" for name in templates),
     ]

@@ -12,7 +12,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -24,6 +24,7 @@ from chatbind_cli.checkpoints.checkpoint import Checkpoint
 from chatbind_cli.checkpoints.delta import Step
 from chatbind_cli.checkpoints.safetensors_file import SafetensorsWriter, bytes_of
 from chatbind_cli.console import Progress
+from chatbind_cli.device import one_thread
 
 STREAMS = ("base", "other", "result")
 
@@ -78,8 +79,9 @@ def stream_file(
     digests: dict[str, dict[str, Any]] = {stream: {} for stream in hashed}
     writer = SafetensorsWriter(path, {name: step.info for name, step in by_name.items()})
     pieces = _pieces([by_name[name] for name in writer.order], base)
-    # The threads end before the file is closed; each does one piece after another.
-    with _one_thread(), writer, ExitStack() as stack:
+    # Threads of torch would spin while they wait for the next sum, and take the cores from ours.
+    # These end before the file is closed; each does one piece after another.
+    with one_thread(), writer, ExitStack() as stack:
         threads = {
             work: stack.enter_context(ThreadPoolExecutor(1))
             for work in ("read base", "read other", "write", *hashed)
@@ -168,18 +170,3 @@ def merged(tables: Iterable[Hashes]) -> Hashes:
         for stream, table in hashes.items():
             every[stream].update(table)
     return every
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keeps torch from spreading each small sum over all cores.
-
-    Its threads spin while they wait for the next sum, and take the cores from those that read,
-    hash and write.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

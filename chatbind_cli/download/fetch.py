@@ -153,8 +153,7 @@ class Downloader:
     def _bring(self, request: Request) -> None:
         advance = self._progress.advance_bytes
         if request.hub is None:
-            expect = self._progress.expect_bytes if request.bytes is None else lambda n: None
-            fetch_url(self._client, request, expect=expect, advance=advance)
+            fetch_url(self._client, request, expect=self._progress.expect_bytes, advance=advance)
             return
         # Not where it belongs: the hub's library takes the old file away before it has the new.
         aside = request.place[0] / ".cache" / "chatbind"

@@ -33,7 +33,6 @@ from chatbind_cli.checkpoints.side_files import (
 from chatbind_cli.console import Progress
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.model.base import adapted_base
-from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
 from chatbind_cli.model.loading import read_published, refuse_bare
 from chatbind_cli.model.pretrained import (
     model_without_memory,
@@ -135,7 +134,7 @@ def _settings(source: Path) -> tuple[Any, Any]:
 def _wanted(config: Any, checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor that a model of this configuration has."""
     with one_line("its config.json makes no model", checkpoint.path):
-        model = model_without_memory(config, checkpoint, ChatBindForConditionalGeneration)
+        model = model_without_memory(config, checkpoint)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 

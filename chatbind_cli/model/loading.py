@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from chatbind_cli.checkpoints.delta import refuse_unapplied
 from chatbind_cli.checkpoints.extract_projector import find_projector
@@ -166,12 +166,10 @@ def _load_adapted(
     if is_chatbind(place):
         language_model = _load_whole(place, options)[0].language_model
     else:
-        language_model = open_model(place, config=open_config(place), **options)
+        language_model = open_model(place, **options)
         grow_embeddings(language_model, len(tokenizer), known=len(load_tokenizer(place)))
     config.text_config = language_model.config
-    model = ChatBindForConditionalGeneration(config, language_model)
-    model.projector.to(device=language_model.device, dtype=language_model.dtype)
-    load_into(model, read_projector(folder / PROJECTOR_NAME), str(folder))
+    model = _joined(config, language_model, read_projector(folder / PROJECTOR_NAME), folder)
     read_adapters(language_model, folder)
     return model, tokenizer
 
@@ -179,40 +177,29 @@ def _load_adapted(
 def _load_whole(
     folder: Path, options: dict[str, Any]
 ) -> tuple[ChatBindForConditionalGeneration, PreTrainedTokenizerBase]:
-    load = _load_published if is_published(folder) else _load_ours
-    return load(folder, options)
-
-
-def _load_ours(
-    folder: Path, options: dict[str, Any]
-) -> tuple[ChatBindForConditionalGeneration, PreTrainedTokenizerBase]:
+    if is_published(folder):
+        config, tokenizer, projector = read_published(folder)
+        text_config = cast(PreTrainedConfig, config.text_config)
+        language_model = open_model(folder, config=text_config, **options)
+        return _joined(config, language_model, projector, folder), tokenizer
     refuse_bare(folder)
     config = cast(ChatBindConfig, open_config(folder))
-    model = open_model(
-        folder,
-        ChatBindForConditionalGeneration,
-        config=config,
-        generation_config=config.generation(saved_end_ids(folder)),
-        **options,
-    )
+    generation = config.generation(saved_end_ids(folder))
+    model = open_model(folder, config=config, generation_config=generation, **options)
     return cast(ChatBindForConditionalGeneration, model), load_tokenizer(folder)
 
 
-def _load_published(
-    folder: Path, options: dict[str, Any]
-) -> tuple[ChatBindForConditionalGeneration, PreTrainedTokenizerBase]:
-    config, tokenizer, projector = read_published(folder)
-    base = open_model(
-        folder,
-        LlamaForCausalLM,
-        config=cast(LlamaConfig, config.text_config),
-        generation_config=config.generation(saved_end_ids(folder)),
-        **options,
-    )
-    model = ChatBindForConditionalGeneration(config, base)
-    model.projector.to(device=base.device, dtype=base.dtype)
+def _joined(
+    config: ChatBindConfig,
+    language_model: PreTrainedModel,
+    projector: ProjectorFile,
+    folder: Path,
+) -> ChatBindForConditionalGeneration:
+    """A loaded language model behind a folder's projector, in the same numbers."""
+    model = ChatBindForConditionalGeneration(config, language_model)
+    model.projector.to(device=language_model.device, dtype=language_model.dtype)
     load_into(model, projector, str(folder))
-    return model, tokenizer
+    return model
 
 
 def read_published(

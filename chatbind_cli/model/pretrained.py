@@ -101,13 +101,9 @@ def open_tokenizer(path: str | Path, kind: type[Any] = AutoTokenizer) -> PreTrai
 
 
 def open_model(
-    path: str | Path,
-    kind: type[Any] = AutoModelForCausalLM,
-    *,
-    config: PreTrainedConfig | None = None,
-    **options: Any,
+    path: str | Path, *, config: PreTrainedConfig | None = None, **options: Any
 ) -> PreTrainedModel:
-    """The model of a folder, with all of its weights, read by the class `kind`.
+    """The causal language model of a folder, ours among them, with all of its weights.
 
     `config` takes the place of the folder's config.json; `options` are those of `from_pretrained`
     (dtype, ...), None as if it were not given.
@@ -122,11 +118,11 @@ def open_model(
     given.setdefault("generation_config", GenerationConfig(eos_token_id=saved_end_ids(folder)))
     with one_line("cannot be opened", path), open_checkpoint(folder) as checkpoint:
         config = config or open_config(folder)
-        if kind is AutoModelForCausalLM and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise CheckpointError(f"a {config.model_type} model is no causal language model")
         given |= _attention(given.pop("attn_implementation", None), config)
         with staged_weights(checkpoint) as stage, quiet_transformers():
-            blank = model_without_memory(config, checkpoint, kind)
+            blank = model_without_memory(config, checkpoint)
             if "quantization_config" in given:
                 keep_whole(given["quantization_config"], blank)
             found: type[Any] = type(blank)

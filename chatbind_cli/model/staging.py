@@ -26,6 +26,7 @@ from transformers.models.auto.tokenization_auto import (
 
 from chatbind_cli.checkpoints.checkpoint import INDEX_NAMES, Checkpoint
 from chatbind_cli.checkpoints.json_file import MOST_BYTES, read_json
+from chatbind_cli.checkpoints.side_files import is_tokenizer_file
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.worker import temporary_folder
 
@@ -38,10 +39,6 @@ _LEADING_ELSEWHERE = frozenset(
 )
 # Others fetch kernels, or need packages that this program does not bring.
 _QUANTIZED_BY = ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit")
-_DATA_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".bpe", ".codes", ".spm")
-_TOKENIZER_JSON = re.compile(
-    r"tokenizer|.*vocab|merges|added_tokens|special_tokens|chat_template|tekken"
-)
 
 # Numbers of things that are made one by one, before any weight could bear them out.
 _COUNTS = re.compile(r"(^|_)(n|num)(_|$)|layer|block|depth|expert|stage|label")
@@ -87,17 +84,15 @@ def staged_weights(checkpoint: Checkpoint) -> Iterator[Path]:
 
 
 def _is_data(file: Path) -> bool:
-    """Whether a file is a tokenizer's, and not code, an adapter, or larger than any.
+    """Whether a file is a tokenizer's, and not larger than any.
 
     Raises:
         CheckpointError: it is one of a tokenizer's that nobody must read.
     """
-    if file.suffix not in _DATA_SUFFIXES or not file.is_file():
+    if not is_tokenizer_file(file.name) or not file.is_file():
         return False
     if file.suffix != ".json":
         return file.stat().st_size <= MOST_BYTES
-    if not _TOKENIZER_JSON.match(file.name):
-        return False
     fields = read_json(file)
     _refuse_ids(fields, file)
     _refuse_growth(fields.get("normalizer"), file)

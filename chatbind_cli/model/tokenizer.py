@@ -17,13 +17,11 @@ from tokenizers import Tokenizer
 from transformers import AddedToken, AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase
 
 from chatbind_cli.checkpoints.json_file import MOST_BYTES
+from chatbind_cli.checkpoints.projector_file import MEDIA_TOKENS
 from chatbind_cli.errors import CheckpointError
 from chatbind_cli.model.config import ChatBindConfig
 from chatbind_cli.model.pretrained import one_line, open_tokenizer
 
-IM_PATCH = "<im_patch>"
-IM_START = "<im_start>"
-IM_END = "<im_end>"
 _BREAKS = "its tokenizer breaks over a text"
 _LONGEST_PIECE = 512  # characters of SentencePiece's; every place to cut one is looked at
 
@@ -68,8 +66,8 @@ def prepare_tokenizer(
             tokenizer.add_special_tokens({"pad_token": AddedToken(pad_token, special=True)})
         else:
             tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    names = [IM_PATCH, IM_START, IM_END] if use_start_end else [IM_PATCH]
     known = tokenizer.get_vocab()
+    names = [f"<{name}>" for name in MEDIA_TOKENS[: 3 if use_start_end else 1]]
     tokenizer.add_tokens(
         [AddedToken(name, normalized=False, special=True) for name in names if name not in known],
         special_tokens=True,
@@ -79,13 +77,12 @@ def prepare_tokenizer(
 def media_token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """The ids of the media tokens (None where missing), by the names of their config fields."""
     vocabulary = tokenizer.get_vocab()
-    names = {"im_patch_id": IM_PATCH, "im_start_id": IM_START, "im_end_id": IM_END}
-    return {field: vocabulary.get(name) for field, name in names.items()}
+    return {f"{name}_id": vocabulary.get(f"<{name}>") for name in MEDIA_TOKENS}
 
 
 def media_rows(config: ChatBindConfig) -> dict[str, int]:
     """The rows of the word embeddings that stand for media tokens, under their short names."""
-    names = ["im_patch", "im_start", "im_end"] if config.use_start_end else ["im_patch"]
+    names = MEDIA_TOKENS[: 3 if config.use_start_end else 1]
     ids = {name: getattr(config, f"{name}_id") for name in names}
     return {name: index for name, index in ids.items() if index is not None}
 

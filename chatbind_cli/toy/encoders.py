@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from chatbind_cli.device import one_thread
 from chatbind_cli.encoders.encoder import Decoded, Encoder, Read, load_media
 from chatbind_cli.encoders.opening import open_encoder
 from chatbind_cli.toy.binding import Samples, ToyEncoder, bind, embed, train_image_tower
 from chatbind_cli.toy.digits import NAMES, Item
-from chatbind_cli.toy.fit import Size, one_thread, repeatable
+from chatbind_cli.toy.fit import Size, repeatable
 from chatbind_cli.toy.media import SUFFIXES, relative_path
 
 # Enough for the mean of each digit to be known within a few hundredths.

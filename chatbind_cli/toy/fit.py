@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from chatbind_cli.device import one_thread
+
 VERSION = 2
 """Raise this when the same seed gives another world."""
 
@@ -66,22 +68,10 @@ _REPORT_EVERY_STEPS = 50
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Has torch work on one thread; what it was before is restored.
-
-    Sums are split among threads, so that their rounding depends on how many there are.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
 def repeatable(seed: int) -> Iterator[torch.Generator]:
     """Has one thread, and fixes what fresh weights are drawn from; both are restored.
+
+    Sums are split among threads, so that their rounding depends on how many there are.
 
     Yields:
         A generator for everything else that is random.
