@@ -171,13 +171,20 @@ class Chat:
                     self._view.show(piece)
         except KeyboardInterrupt:
             self.exchanges.append(Exchange(said, "".join(pieces), whole=False))
+            self._end_line()
             raise
-        finally:
-            if self._view is not None:
-                self._view.end()
+        except Exception:
+            if pieces:
+                self._end_line()
+            raise
+        self._end_line()
         self.exchanges.append(Exchange(said, "".join(pieces)))
         assert stream.result is not None
         self._tell(question, stream.result, settings, started, first)
+
+    def _end_line(self) -> None:
+        if self._view is not None:
+            self._view.end()
 
     def _in_dialogue(self, question: Question) -> Question:
         """The question behind what was said before, as far as there is room for it.

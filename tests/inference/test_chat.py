@@ -356,7 +356,8 @@ def test_an_accident_ends_a_line_and_not_the_dialogue(
     world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answerer = Answerer.from_pretrained(world.model, device="cpu")
-    talk = dialogue(answerer, Kept())
+    out = Kept()
+    talk = dialogue(answerer, out)
     talk.run(["What?"])
     before = list(talk.chat.exchanges)
 
@@ -369,6 +370,7 @@ def test_an_accident_ends_a_line_and_not_the_dialogue(
     noted = capsys.readouterr().err.splitlines()
     assert [line for line in noted if "RuntimeError: out of memory" in line] == noted[::2]
     assert talk.chat.exchanges == before
+    assert len(out.answers) == 1  # of what failed before its first word no line is there to end
     talk.run(["And?"])
     assert len(talk.chat.exchanges) == 2
 
