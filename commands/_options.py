@@ -240,7 +240,7 @@ dispatch_options = gather(
 )
 """The options of `Dispatch`, handed to the function as one argument `plan`."""
 
-crew_options = gather(
+pool_options = gather(
     "plan",
     Dispatch,
     _num_processes(
@@ -277,7 +277,7 @@ def worker_pool(plan: Dispatch, extra: Sequence[str] = ()) -> WorkerPool | None:
     """Who does the work of the command that is being handled; None: that is said, or done.
 
     Args:
-        plan: what `crew_options` gave.
+        plan: what `pool_options` gave.
         extra: words that replace what this process has read from its standard input.
     """
     invocation = click.get_current_context().obj

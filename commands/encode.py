@@ -24,13 +24,13 @@ from ._options import (
     NEW_FOLDER,
     STREAM,
     attention_option,
-    crew_options,
     device_options,
     encoder_option,
     media_root_options,
     on_error_option,
     output_option,
     overwrite_option,
+    pool_options,
     shard_option,
     worker_pool,
 )
@@ -149,7 +149,7 @@ _output, _compute = in_group("Output"), in_group("Compute")
     "failed record; auto: processes on a GPU.",
 )
 @attention_option
-@crew_options
+@pool_options
 def command(
     files: tuple[str, ...],
     media: MediaOptions,

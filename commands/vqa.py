@@ -25,13 +25,13 @@ from ._inference import ModelChoice, model_or_other_options, sampling_options
 from ._options import (
     FOLDER,
     STREAM,
-    crew_options,
     device_options,
     media_root_options,
     on_error_option,
     one_reader,
     output_option,
     overwrite_option,
+    pool_options,
     shard_option,
     worker_pool,
 )
@@ -130,7 +130,7 @@ _BATCH = "openai-batch"
 @device_options
 @batch_size_option
 @_compute("--num-workers", type=click.IntRange(min=1), default=2, help="Threads that read media.")
-@crew_options
+@pool_options
 def command(
     choice: ModelChoice,
     answerer: AnswererSettings | None,

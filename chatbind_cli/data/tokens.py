@@ -17,12 +17,10 @@ from chatbind_cli.data.conversations import Conversation
 from chatbind_cli.errors import RecordError
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.model.config import ChatBindConfig
+from chatbind_cli.model.label_loss import IGNORE_INDEX
 from chatbind_cli.model.prompts import CONTROL, EOS, MEDIA, Piece, PromptStyle, get_style
 from chatbind_cli.model.tokenizer import TextCodec
 from chatbind_cli.model.turns import HUMAN, Turn, answer
-
-IGNORE_INDEX = -100
-"""The label of a token that is read but not learned (PyTorch's cross entropy skips it)."""
 
 
 @dataclass(slots=True)

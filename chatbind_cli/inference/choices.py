@@ -13,12 +13,13 @@ import torch
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from chatbind_cli.data.tokens import IGNORE_INDEX, TokenizedSample
+from chatbind_cli.data.tokens import TokenizedSample
 from chatbind_cli.errors import RecordError
 from chatbind_cli.inference.decoding import Generated, ScoredChoice
 from chatbind_cli.inference.questions import Question
 from chatbind_cli.inference.sampling import NOT_FINITE
 from chatbind_cli.model.chatbind import media_inputs
+from chatbind_cli.model.label_loss import IGNORE_INDEX
 
 _MOST_HELD = 1 << 14
 """Positions whose keys and values are held at once, the prompt's repeated for each choice."""

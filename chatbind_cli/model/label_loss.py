@@ -28,7 +28,9 @@ and loss itself, from those hidden states alone that it is handed. `plain`: neit
 it makes logits everywhere.
 """
 
-IGNORED: Final = -100  # a label of nothing, as in transformers
+IGNORE_INDEX: Final = -100
+"""The label of a token that is read but not learned (PyTorch's cross entropy skips it)."""
+
 _LOGITS: Final = 2**27  # at most at a time: 512 MiB in float32
 
 
@@ -186,7 +188,9 @@ def loss_way(language_model: PreTrainedModel, width: int) -> LossWay:
         "attention_mask": torch.ones(1, 6, dtype=torch.long, device=weight.device),
         "use_cache": False,
     }
-    labels = torch.tensor([[IGNORED, 3, 1, IGNORED, 2, IGNORED]], device=weight.device)
+    labels = torch.tensor(
+        [[IGNORE_INDEX, 3, 1, IGNORE_INDEX, 2, IGNORE_INDEX]], device=weight.device
+    )
     positions = torch.tensor([0, 1, 3], device=weight.device)
     made: list[torch.Tensor] = []
 
@@ -202,7 +206,7 @@ def loss_way(language_model: PreTrainedModel, width: int) -> LossWay:
         with _handing_on(base, large):
             wanted = language_model(labels=labels, **inputs).loss
             own = loss_at_labels(language_model, "own", positions, labels, None, **inputs).loss
-        shifted = functional.pad(labels, (0, 1), value=IGNORED)[0, 1:]
+        shifted = functional.pad(labels, (0, 1), value=IGNORE_INDEX)[0, 1:]
         linear = linear_loss(made[0][0], head, shifted, torch.tensor(len(positions)))
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
         return "plain"  # it has no such body, or does not take what others take

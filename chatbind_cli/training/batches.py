@@ -23,9 +23,9 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from chatbind_cli import worker
 from chatbind_cli.console import note
-from chatbind_cli.data.tokens import IGNORE_INDEX
 from chatbind_cli.model.chatbind import ChatBindForConditionalGeneration
 from chatbind_cli.model.config import encoder_of
+from chatbind_cli.model.label_loss import IGNORE_INDEX
 from chatbind_cli.model.packed_attention import read_by_sequence
 from chatbind_cli.stopping import leave_to_parent
 from chatbind_cli.training.arguments import on_gpu

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from chatbind_cli.data.tokens import IGNORE_INDEX
 from chatbind_cli.model.config import ChatBindConfig
+from chatbind_cli.model.label_loss import IGNORE_INDEX
 from chatbind_cli.model.tokenizer import media_rows
 from chatbind_cli.training.samples import Collator
 

@@ -15,12 +15,12 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from chatbind_cli.console import note
-from chatbind_cli.data.tokens import IGNORE_INDEX
 from chatbind_cli.model.chatbind import (
     ChatBindForConditionalGeneration,
     rotates_by_length,
     word_embeddings,
 )
+from chatbind_cli.model.label_loss import IGNORE_INDEX
 from chatbind_cli.training.checkpointing import recomputes
 
 Batch = dict[str, Any]

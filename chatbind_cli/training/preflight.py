@@ -16,7 +16,7 @@ from chatbind_cli.console import Progress, note
 from chatbind_cli.data.conversations import Conversations
 from chatbind_cli.data.decoders import Reading, decode
 from chatbind_cli.data.media_items import MediaItem
-from chatbind_cli.data.tokens import IGNORE_INDEX, PromptEncoder
+from chatbind_cli.data.tokens import PromptEncoder
 from chatbind_cli.encoders.encoder import Encoder
 from chatbind_cli.errors import ChatBindError, RecordError
 from chatbind_cli.files import free_bytes
@@ -25,6 +25,7 @@ from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
 from chatbind_cli.model.assemble import read_without_weights
 from chatbind_cli.model.base import adapted_base, find_base
+from chatbind_cli.model.label_loss import IGNORE_INDEX
 from chatbind_cli.training.embeddings import known_media
 from chatbind_cli.training.encoders import Before, open_named, refuse_twice
 from chatbind_cli.training.inputs import Inputs, refuse_rejected

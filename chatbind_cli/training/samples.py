@@ -16,7 +16,8 @@ from torch.utils.data import Dataset
 
 from chatbind_cli.data.conversations import Conversations
 from chatbind_cli.data.lookup import WideEmbeddings
-from chatbind_cli.data.tokens import IGNORE_INDEX, PromptEncoder, TokenizedSample
+from chatbind_cli.data.tokens import PromptEncoder, TokenizedSample
+from chatbind_cli.model.label_loss import IGNORE_INDEX
 from chatbind_cli.training.throughput import Work
 
 

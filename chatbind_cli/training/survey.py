@@ -11,8 +11,9 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from chatbind_cli.data.conversations import Conversation, Conversations
-from chatbind_cli.data.tokens import IGNORE_INDEX, PromptEncoder, TokenizedSample
+from chatbind_cli.data.tokens import PromptEncoder, TokenizedSample
 from chatbind_cli.jsonl import Record
+from chatbind_cli.model.label_loss import IGNORE_INDEX
 from chatbind_cli.training.batches import Share, StepSampler
 from chatbind_cli.training.packing import Packing, area
 

@@ -12,10 +12,11 @@ import pytest
 from transformers import LlamaConfig, PreTrainedTokenizerBase
 
 from chatbind_cli.data.conversations import Conversation, parse_conversation
-from chatbind_cli.data.tokens import IGNORE_INDEX, PromptEncoder, TokenizedSample
+from chatbind_cli.data.tokens import PromptEncoder, TokenizedSample
 from chatbind_cli.errors import RecordError
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.model.config import ChatBindConfig
+from chatbind_cli.model.label_loss import IGNORE_INDEX
 from chatbind_cli.model.prompts import get_style, styles
 from chatbind_cli.model.tokenizer import load_tokenizer, media_token_ids, prepare_tokenizer
 from chatbind_cli.model.turns import Turn, answer, question

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from chatbind_cli.data.tokens import IGNORE_INDEX
+from chatbind_cli.model.label_loss import IGNORE_INDEX
 from chatbind_cli.toy import language
 from chatbind_cli.toy.texts import conversations, passages
 

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AttentionInterface
 
-from chatbind_cli.data.tokens import IGNORE_INDEX, TokenizedSample
+from chatbind_cli.data.tokens import TokenizedSample
+from chatbind_cli.model.label_loss import IGNORE_INDEX
 from chatbind_cli.model.packed_attention import NAME
 from chatbind_cli.training.batches import (
     WINDOW,

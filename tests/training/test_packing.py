@@ -23,8 +23,8 @@ from transformers import (
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from chatbind_cli.data.tokens import IGNORE_INDEX
 from chatbind_cli.model.chatbind import ChatBindConfig, ChatBindForConditionalGeneration
+from chatbind_cli.model.label_loss import IGNORE_INDEX
 from chatbind_cli.model.packed_attention import NAME, packed_rows, read_by_sequence
 from chatbind_cli.training.batches import Steps
 from chatbind_cli.training.checkpointing import recompute

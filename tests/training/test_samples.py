@@ -11,9 +11,10 @@ import torch
 from chatbind_cli.data.conversations import Conversations
 from chatbind_cli.data.lookup import Embeddings, WideEmbeddings
 from chatbind_cli.data.store import EmbeddingStore
-from chatbind_cli.data.tokens import IGNORE_INDEX, TokenizedSample
+from chatbind_cli.data.tokens import TokenizedSample
 from chatbind_cli.media.medium import Medium
 from chatbind_cli.media.options import MediaOptions
+from chatbind_cli.model.label_loss import IGNORE_INDEX
 from chatbind_cli.training.samples import Collator, TrainingSamples
 
 
